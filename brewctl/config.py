@@ -1,0 +1,134 @@
+"""Settings: where the servers are, and every bound by name and unit.
+
+Each server setting is taken from the flag, else the environment, else the running sandbox, else the default.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import platformdirs
+
+from brewctl.errors import UsageError
+
+TOPIC = "usecase-09-01-order-created"
+_PORTS = range(1, 65536)
+# Kafka's limit is 249; 4 characters are left for the dead-letter topic's ".dlq".
+_TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,245}")
+# What docker-compose.yml starts.
+DEFAULT_DATABASE_URL = "postgresql://brew:brew@127.0.0.1:5432/brew"
+DEFAULT_BROKERS = ("127.0.0.1:9092", "127.0.0.1:9093", "127.0.0.1:9094")
+DEFAULT_ORDER_ADDRS = ("127.0.0.1:50081",)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Every bound of the running roles. Units are in the names."""
+
+    # gRPC: more calls than this in flight are answered RESOURCE_EXHAUSTED.
+    concurrent_calls: int = 256
+    # Threads that run handlers, each with a database connection of its own at most.
+    handler_threads: int = 16
+    # One request; what fits here fits Kafka's default record limit with room for the headers.
+    request_bytes: int = 64 * 1024
+    # How long a call waits for a database connection before UNAVAILABLE.
+    database_wait_s: float = 2.0
+    # One connection attempt, then one statement.
+    database_connect_s: int = 5
+    database_statement_s: int = 30
+    # A session that holds row locks and does nothing is ended by PostgreSQL, so a paused
+    # publisher can't keep its rows from the others. Must be longer than publish_s.
+    database_idle_transaction_s: int = 15
+    # Outbox rows a transaction, and how long it may wait for Kafka's acknowledgements.
+    publish_rows: int = 200
+    publish_s: float = 5.0
+    # Between two looks at an idle outbox, on average; commits of this process wake it at once.
+    publish_poll_s: float = 0.5
+    # Consumer: records a transaction.
+    consume_records: int = 500
+    # A member that is silent for a session loses its partitions.
+    session_s: float = 15.0
+    heartbeat_s: float = 1.0
+    # After the first signal: how long work in hand may take.
+    drain_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.session_s < 3 * self.heartbeat_s:
+            raise UsageError(
+                f"session timeout {self.session_s:g} s must be at least 3 heartbeats of {self.heartbeat_s:g} s"
+            )
+        if self.database_idle_transaction_s <= self.publish_s:
+            raise UsageError("database_idle_transaction_s must be longer than publish_s")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where everything is. `configured` names the server settings that a flag or the environment gave."""
+
+    database_url: str = field(default=DEFAULT_DATABASE_URL, repr=False)  # may hold a password
+    brokers: tuple[str, ...] = DEFAULT_BROKERS
+    topic: str = TOPIC
+    order_addrs: tuple[str, ...] = DEFAULT_ORDER_ADDRS
+    configured: frozenset[str] = frozenset()
+    limits: Limits = field(default_factory=Limits)
+
+    @property
+    def dead_letter_topic(self) -> str:
+        """The topic of records that no consumer can read."""
+        return f"{self.topic}.dlq"
+
+
+ENVIRONMENT = {
+    "database_url": "BREW_DATABASE_URL",
+    "brokers": "BREW_KAFKA_BROKERS",
+    "topic": "BREW_TOPIC",
+    "order_addrs": "BREW_ORDER_ADDRS",
+}
+
+
+def resolve(
+    flags: Mapping[str, str | None],
+    environ: Mapping[str, str],
+    sandbox: Mapping[str, str],
+    limits: Limits | None = None,
+) -> Settings:
+    """Merge the sources, first found wins: `flags`, `environ`, the running `sandbox`, the defaults.
+
+    An empty value counts as not given. Raises UsageError for a value that can't be used.
+    """
+    given = {name: flags.get(name) or environ.get(variable, "") for name, variable in ENVIRONMENT.items()}
+    chosen = {name: value or sandbox.get(name, "") for name, value in given.items()}
+    defaults = Settings()
+    return Settings(
+        database_url=chosen["database_url"] or defaults.database_url,
+        brokers=_addresses("brokers", chosen["brokers"]) or defaults.brokers,
+        topic=_topic(chosen["topic"]) or defaults.topic,
+        order_addrs=_addresses("order_addrs", chosen["order_addrs"]) or defaults.order_addrs,
+        configured=frozenset(name for name, value in given.items() if value),
+        limits=limits or Limits(),
+    )
+
+
+def home(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where the sandbox keeps its state and data: BREW_HOME, else the user's state directory."""
+    if named := environ.get("BREW_HOME"):
+        return Path(named).expanduser().absolute()
+    return Path(platformdirs.user_state_path("brewctl"))
+
+
+def _addresses(name: str, text: str) -> tuple[str, ...]:
+    addresses = tuple(part.strip() for part in text.split(",") if part.strip())
+    for address in addresses:
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdigit() or int(port) not in _PORTS:
+            raise UsageError(f"{ENVIRONMENT[name]}: {address!r} is not HOST:PORT", hint="for example 127.0.0.1:9092")
+    return addresses
+
+
+def _topic(text: str) -> str:
+    if text and (text in {".", ".."} or not _TOPIC_NAME.fullmatch(text)):
+        hint = "use up to 245 letters, digits, '.', '_', '-'"
+        raise UsageError(f"BREW_TOPIC: {text[:80]!r} is no topic name", hint=hint)
+    return text

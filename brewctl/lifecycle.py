@@ -1,0 +1,105 @@
+"""How a process runs several things and how it ends: first signal drains, second quits.
+
+After oklog/run: the first actor to return stops the rest, and the runner returns when all have.
+"""
+
+import contextlib
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from types import FrameType
+
+from brewctl.errors import DrainTimeoutError, ExitCode
+
+Actor = Callable[[], None]
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[threading.Event]:
+    """Yield an event that the first SIGINT or SIGTERM sets; the second leaves the process at once.
+
+    Old handlers are restored on the way out. Main thread only.
+    """
+    stop = threading.Event()
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        if stop.is_set():
+            os._exit(ExitCode.INTERRUPTED)
+        stop.set()
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_together(actors: Mapping[str, Actor], stop: threading.Event, *, drain_timeout_s: float) -> None:
+    """Run the actors in threads until `stop` is set or one returns, then wait for them all.
+
+    Each actor must return soon after `stop` is set. Raises the first actor's exception, or
+    DrainTimeoutError where one still runs `drain_timeout_s` seconds after the stop.
+    """
+    failures: list[BaseException] = []
+
+    def play(actor: Actor) -> None:
+        try:
+            actor()
+        except BaseException as error:  # noqa: BLE001 - handed to the caller below
+            failures.append(error)
+        finally:
+            stop.set()
+
+    threads = [threading.Thread(target=play, args=(actor,), name=name) for name, actor in actors.items()]
+    for thread in threads:
+        thread.start()
+    stop.wait()
+    deadline = time.monotonic() + drain_timeout_s
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    if failures:
+        raise failures[0]
+    if stuck := [thread.name for thread in threads if thread.is_alive()]:
+        message = f"{' and '.join(stuck)} did not stop within {drain_timeout_s:g} s"
+        raise DrainTimeoutError(message, hint="what was not committed will be delivered again")
+
+
+class Backoff:
+    """Growing, jittered pauses between tries of something that is retried for ever.
+
+    Unlike a retry decorator's it outlives a success: work that succeeds for hours and then fails starts short
+    again, while a server that accepts connections and refuses every request is not asked in a hot loop.
+    """
+
+    def __init__(self, stop: threading.Event, *, first_s: float = 0.1, longest_s: float = 5.0) -> None:
+        self._stop = stop
+        self._first_s = first_s
+        self._longest_s = longest_s
+        self._tries = 0
+
+    def pause(self) -> bool:
+        """Wait before the next try, less once a stop is asked for. True where this try is worth a log line.
+
+        Tries 1, 2, 4, 8 … are: an outage of ten minutes says so about ten times.
+        """
+        ceiling = min(self._longest_s, self._first_s * 2 ** min(self._tries, 16))
+        self._stop.wait(random.uniform(ceiling / 2, ceiling))  # noqa: S311 - jitter, no secret
+        self._tries += 1
+        return self._tries & (self._tries - 1) == 0
+
+    def reset(self) -> None:
+        """Note a success: the next pause is short again."""
+        self._tries = 0
+
+
+def wait_until(what: str, condition: Callable[[], bool], *, timeout_s: float, every_s: float = 0.1) -> None:
+    """Poll `condition` until it holds; TimeoutError names `what` was still missing after `timeout_s` seconds."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: still missing after {timeout_s:g} s")
+        time.sleep(every_s)

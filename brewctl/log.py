@@ -1,0 +1,72 @@
+"""Logs: one `key=value` (or JSON) line an event, on stderr, with the node on every line.
+
+Python's own logging carries the records, so that the libraries' warnings come out in the same shape.
+"""
+
+import logging
+import sys
+from enum import StrEnum
+
+import structlog
+
+
+class LogFormat(StrEnum):
+    """How log lines are written."""
+
+    LOGFMT = "logfmt"
+    JSON = "json"
+
+
+def configure(*, node: str = "", fmt: LogFormat = LogFormat.LOGFMT, verbose: bool = False) -> None:
+    """Send every log record of this process to stderr; `verbose` adds debug lines and the libraries' info."""
+
+    def add_node(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        if node:
+            event.setdefault("node", node)
+        return event
+
+    shared: list[structlog.typing.Processor] = [
+        structlog.stdlib.add_log_level,
+        add_node,
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="ts"),
+        structlog.processors.format_exc_info,
+    ]
+    renderer: structlog.typing.Processor = (
+        structlog.processors.JSONRenderer()
+        if fmt is LogFormat.JSON
+        else structlog.processors.LogfmtRenderer(key_order=["ts", "level", "node", "event"])
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=logging.INFO if verbose else logging.WARNING, force=True)
+    logging.getLogger("brewctl").setLevel(logging.DEBUG if verbose else logging.INFO)
+    if not verbose:
+        # The Kafka client warns about every retry of its own; what matters of it we say ourselves, once.
+        logging.getLogger("kafka").setLevel(logging.CRITICAL)
+        logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+
+
+def get(name: str) -> structlog.stdlib.BoundLogger:
+    """Return the logger of a module: `log.info("published", rows=100)`."""
+    logger: structlog.stdlib.BoundLogger = structlog.get_logger(name)
+    return logger
+
+
+def say(node: str, line: str) -> None:
+    """Print a line that people and tests read (see the contract): stdout, the node first, at once."""
+    print(f"[{node}] {line}", flush=True)
