@@ -1,0 +1,165 @@
+"""The write path: a valid request becomes an order and its event, in one commit. Nothing here talks to Kafka."""
+
+import re
+import secrets
+import unicodedata
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import cast
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from iso4217 import Currency
+
+from brewctl.delivery import events
+from brewctl.delivery.database import Connection
+from brewctl.proto.orders_pb2 import ORDER_STATUS_NEW, CreateRequest, Order, OrderCreated, OrderStatus
+from brewctl.sql import queries
+
+DEFAULT_TENANT = "brew"
+MAX_AMOUNT_CENTS = 10**12
+_SHOWN_CHARACTERS = 40
+_ISO_4217 = frozenset(currency.code for currency in Currency)
+_TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?")
+
+
+class InvalidOrderError(Exception):
+    """A request that breaks the contract's input rules. The message names every violation."""
+
+
+class KeyReusedError(Exception):
+    """An idempotency key that made another order before."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewOrder:
+    """A valid order that is not written yet."""
+
+    order: Order
+    tenant_id: str
+    trace_id: str
+    idempotency_key: str | None
+
+
+def accept(request: CreateRequest, *, tenant_id: str | None, traceparent: str | None) -> NewOrder:
+    """Validate a request and give it its id and time. Raises InvalidOrderError."""
+    violations = [
+        *_text_violations("customer_id", request.customer_id, shortest=1, longest=128),
+        *_text_violations("idempotency_key", request.idempotency_key, shortest=0, longest=255),
+    ]
+    if not 1 <= request.amount_cents <= MAX_AMOUNT_CENTS:
+        violations.append(f"amount_cents must be 1 to {MAX_AMOUNT_CENTS}, not {request.amount_cents}")
+    if request.currency not in _ISO_4217:
+        violations.append(f"currency must be an ISO 4217 code such as EUR, not {_shown(request.currency)}")
+    if tenant_id is not None and not _TENANT.fullmatch(tenant_id):
+        violations.append(f"x-tenant-id must match [A-Za-z0-9._-]{{1,64}}, not {_shown(tenant_id)}")
+    if violations:
+        raise InvalidOrderError("; ".join(violations))
+    created_at = Timestamp()
+    created_at.FromDatetime(datetime.now(UTC))
+    order = Order(
+        order_id=str(uuid.uuid4()),
+        customer_id=request.customer_id,
+        amount_cents=request.amount_cents,
+        currency=request.currency,
+        status=ORDER_STATUS_NEW,
+        created_at=created_at,
+    )
+    return NewOrder(order, tenant_id or DEFAULT_TENANT, trace_id(traceparent), request.idempotency_key or None)
+
+
+def create(connection: Connection, new: NewOrder, *, topic: str) -> Order:
+    """Write the order and its outbox row in one commit and return it, or the first order of its idempotency key.
+
+    Raises KeyReusedError where that first order has another body. After any other exception the
+    outcome may be unknown: the same key makes a retry safe.
+    """
+    order = new.order
+    event = OrderCreated(
+        order_id=order.order_id,
+        customer_id=order.customer_id,
+        amount_cents=order.amount_cents,
+        currency=order.currency,
+        status=order.status,
+        created_at=order.created_at,
+        trace_id=new.trace_id,
+        tenant_id=new.tenant_id,
+    )
+    parameters = {
+        "id": order.order_id,
+        "tenant_id": new.tenant_id,
+        "customer_id": order.customer_id,
+        "amount_cents": order.amount_cents,
+        "currency": order.currency,
+        "status": OrderStatus.Name(order.status),
+        "idempotency_key": new.idempotency_key,
+        "created_at": order.created_at.ToDatetime(tzinfo=UTC),
+        "aggregate_id": events.aggregate_id(order.order_id),
+        "topic": topic,
+        "payload": event.SerializeToString(),
+    }
+    if connection.execute(queries["create_order"], parameters).fetchone():
+        return order
+    # The key is taken, and its order is committed: the INSERT has waited for that.
+    first = _fetch(connection, "order_by_idempotency_key", parameters)
+    if first is None or _body(first) != _body(order):
+        raise KeyReusedError(f"idempotency_key {_shown(new.idempotency_key or '')} made another order")
+    return first
+
+
+def get(connection: Connection, order_id: str) -> Order | None:
+    """Read an order; None where there is none of that id."""
+    try:
+        uuid.UUID(order_id)
+    except ValueError:
+        return None
+    return _fetch(connection, "order_by_id", {"id": order_id})
+
+
+def trace_id(traceparent: str | None) -> str:
+    """Return the trace id of a W3C traceparent, a new one where it is absent or malformed.
+
+    https://www.w3.org/TR/trace-context/#traceparent-header
+    """
+    match = _TRACEPARENT.fullmatch(traceparent or "")
+    if match:
+        version, trace, parent, more = match.groups()
+        if version != "ff" and (version != "00" or not more) and set(trace) != {"0"} and set(parent) != {"0"}:
+            return trace
+    return secrets.token_hex(16)
+
+
+def _fetch(connection: Connection, query: str, parameters: dict[str, object]) -> Order | None:
+    row = connection.execute(queries[query], parameters).fetchone()
+    if row is None:
+        return None
+    order_id, customer_id, amount_cents, currency, status, created = row
+    created_at = Timestamp()
+    created_at.FromDatetime(created)
+    return Order(
+        order_id=str(order_id),
+        customer_id=customer_id,
+        amount_cents=amount_cents,
+        currency=currency,
+        status=cast("OrderStatus", OrderStatus.Value(status)),
+        created_at=created_at,
+    )
+
+
+def _body(order: Order) -> tuple[str, int, str]:
+    return order.customer_id, order.amount_cents, order.currency
+
+
+def _text_violations(name: str, text: str, *, shortest: int, longest: int) -> list[str]:
+    violations = []
+    if not shortest <= len(text) <= longest:
+        violations.append(f"{name} must have {shortest} to {longest} characters, not {len(text)}")
+    # PostgreSQL refuses NUL; the other control characters would break every line they are shown in.
+    if any(unicodedata.category(character) == "Cc" for character in text):
+        violations.append(f"{name} must not contain control characters")
+    return violations
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…")

@@ -1,0 +1,51 @@
+"""The topic, its dead-letter topic and the groups that read it: made, and made anew."""
+
+import time
+from collections.abc import Callable
+
+from brewctl.config import Settings
+from brewctl.delivery.broker import PARTITIONS, REPLICATION_FACTOR, Admin, open_admin
+from brewctl.errors import BrewError
+
+GROUPS = ("inventory", "notifications")
+_WAIT_S = 60.0
+
+
+def create(settings: Settings, *, recreate: bool = False) -> list[str]:
+    """Create both topics where they are missing, and wait until every broker leads and knows them.
+
+    `recreate` first deletes both with the groups' offsets; BrewError where a group has live members.
+    The replication factor is 3, or the number of brokers where that is smaller. Returns the names created.
+    """
+    names = [settings.topic, settings.dead_letter_topic]
+    with open_admin(settings) as admin:
+        brokers = admin.brokers()
+        if recreate:
+            for group in GROUPS:
+                admin.delete_group(group)
+            for name in names:
+                admin.delete_topic(name)
+            _wait("deletion of the old topics", lambda: not admin.topics() & set(names))
+        replicas = min(REPLICATION_FACTOR, len(brokers))
+        created = [
+            name
+            for name in names
+            if admin.create_topic(name, replicas=replicas, dead_letters=name == settings.dead_letter_topic)
+        ]
+    # Metadata reach each broker in its own time, and a client may ask any of them next.
+    for broker in settings.brokers if created else ():
+        with open_admin(settings, broker=broker) as admin:
+            _wait(f"new topics on broker {broker}", lambda admin=admin: all(_led(admin, name) for name in created))  # type: ignore[misc]
+    return created
+
+
+def _led(admin: Admin, topic: str) -> bool:
+    return admin.led_partitions(topic) == PARTITIONS
+
+
+def _wait(what: str, condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + _WAIT_S
+    while not condition():
+        if time.monotonic() > deadline:
+            raise BrewError(f"kafka: {what} not seen within {_WAIT_S:g} s", hint="try again")
+        time.sleep(0.1)

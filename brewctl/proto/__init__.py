@@ -1,0 +1,1 @@
+"""The wire contract: orders.proto, and what `make proto` generates from it."""

@@ -1,0 +1,22 @@
+"""The SQL of brewctl, in files: `schema` is applied as it stands, `queries` are looked up by name."""
+
+import re
+from importlib import resources
+from typing import LiteralString
+
+_HEADING = re.compile(r"(?:\n|^)-- ([a-z_]+) --\n(?:-- .*\n)*")
+
+
+def _read(name: str) -> LiteralString:
+    # These files are part of the program: as trustworthy as text in its source.
+    return resources.files(__name__).joinpath(name).read_text("utf-8")
+
+
+def parse(text: LiteralString) -> dict[str, LiteralString]:
+    """Split a file of named statements, as queries.sql describes itself, into name → statement."""
+    _, *parts = _HEADING.split(text)
+    return dict(zip(parts[::2], (part.strip() for part in parts[1::2]), strict=True))
+
+
+schema = _read("schema.sql")
+queries = parse(_read("queries.sql"))

@@ -1,0 +1,119 @@
+-- File format: a line with the query's name between dashes, what it is for, the
+-- statement. Parameters are named, %(limit)s; values never become SQL text.
+
+-- create_order --
+-- The order and its event in one statement, so in one commit. Returns the outbox
+-- id; no row where the idempotency key is taken. A new aggregate's row is locked
+-- by its own INSERT; a writer that adds an event to an existing one locks it first.
+WITH new_order AS (
+    INSERT INTO orders (id, tenant_id, customer_id, amount_cents, currency, status, idempotency_key, created_at)
+    VALUES (%(id)s, %(tenant_id)s, %(customer_id)s, %(amount_cents)s, %(currency)s, %(status)s,
+            %(idempotency_key)s, %(created_at)s)
+    ON CONFLICT (tenant_id, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
+    RETURNING id
+)
+INSERT INTO outbox (aggregate_id, topic, payload)
+SELECT %(aggregate_id)s, %(topic)s, %(payload)s FROM new_order
+RETURNING id
+
+-- order_by_idempotency_key --
+-- The order that a tenant's key made first.
+SELECT id, customer_id, amount_cents, currency, status, created_at
+  FROM orders
+ WHERE tenant_id = %(tenant_id)s AND idempotency_key = %(idempotency_key)s
+
+-- order_by_id --
+SELECT id, customer_id, amount_cents, currency, status, created_at
+  FROM orders
+ WHERE id = %(id)s
+
+-- fetch_unpublished --
+-- Up to `limit` rows that no other publisher holds, each the head of its aggregate:
+-- with any number of publishers, an aggregate's second row can't overtake its first.
+-- The head is an equality, not a NOT EXISTS: that plan can collapse on stale statistics.
+SELECT o.id, o.aggregate_id, o.topic, o.payload
+  FROM outbox o
+ WHERE o.published_at IS NULL
+   AND o.failed_at IS NULL
+   AND o.id = (SELECT p.id
+                 FROM outbox p
+                WHERE p.aggregate_id = o.aggregate_id AND p.published_at IS NULL
+                ORDER BY p.id
+                LIMIT 1)
+ ORDER BY o.id
+ LIMIT %(limit)s
+   FOR UPDATE OF o SKIP LOCKED
+
+-- mark_published --
+UPDATE outbox
+   SET published_at = clock_timestamp(), publisher_node = %(node)s
+ WHERE id = ANY(%(ids)s)
+
+-- set_aside --
+-- A row that Kafka will never take: it leaves the queue, visible and with its reason.
+UPDATE outbox
+   SET failed_at = clock_timestamp(), failure = %(failure)s
+ WHERE id = %(id)s
+
+-- inbox --
+-- The front half of every consumer's statement: takes the events that this consumer
+-- has not seen, in id order so that two takers can't deadlock. The back half, an effect,
+-- reads `fresh`; both commit together or not at all.
+WITH event AS (
+    SELECT * FROM unnest(%(outbox_ids)s::bigint[], %(order_ids)s::uuid[]) AS e (outbox_id, order_id)
+), taken AS (
+    INSERT INTO processed_events (consumer, outbox_id)
+    SELECT %(consumer)s, outbox_id FROM event ORDER BY outbox_id
+    ON CONFLICT (consumer, outbox_id) DO NOTHING
+    RETURNING outbox_id
+), fresh AS (
+    SELECT outbox_id, order_id FROM event JOIN taken USING (outbox_id)
+)
+
+-- reserve --
+-- Effect of inventory-service.
+INSERT INTO inventory_reservations (order_id, node_id)
+SELECT order_id, %(node)s FROM fresh ORDER BY order_id
+ON CONFLICT (order_id) DO NOTHING
+
+-- notify --
+-- Effect of notification-service.
+INSERT INTO notifications_log (order_id, node_id, channel)
+SELECT order_id, %(node)s, 'push' FROM fresh ORDER BY order_id
+ON CONFLICT (order_id) DO NOTHING
+
+-- counts --
+-- The four counters of the story, in one snapshot.
+SELECT (SELECT count(*) FROM orders) AS orders,
+       (SELECT count(*) FROM outbox WHERE published_at IS NULL) AS outbox_unpublished,
+       (SELECT count(*) FROM inventory_reservations) AS reservations,
+       (SELECT count(*) FROM notifications_log) AS notifications
+
+-- inventory_distribution --
+SELECT node_id, count(*) FROM inventory_reservations GROUP BY node_id ORDER BY node_id
+
+-- unfinished_orders --
+-- Orders whose story has not been told exactly once, at most `limit` of them.
+SELECT o.id, coalesce(x.events, 0) AS events, coalesce(x.published, 0) AS published,
+       (r.order_id IS NOT NULL) AS reserved, (n.order_id IS NOT NULL) AS notified
+  FROM orders o
+  LEFT JOIN (SELECT aggregate_id, count(*) AS events, count(published_at) AS published
+               FROM outbox GROUP BY aggregate_id) x ON x.aggregate_id = 'order-' || o.id
+  LEFT JOIN inventory_reservations r ON r.order_id = o.id
+  LEFT JOIN notifications_log n ON n.order_id = o.id
+ WHERE coalesce(x.events, 0) <> 1 OR x.published <> 1 OR r.order_id IS NULL OR n.order_id IS NULL
+ ORDER BY o.created_at
+ LIMIT %(limit)s
+
+-- missing_orders --
+-- Of these ids, the ones that are not in the orders table: acknowledged, then lost.
+SELECT id FROM unnest(%(ids)s::uuid[]) AS id EXCEPT SELECT id FROM orders
+
+-- reset --
+-- Empties every table. CONTINUE IDENTITY: see schema.sql.
+TRUNCATE orders, outbox, processed_events, inventory_reservations, notifications_log CONTINUE IDENTITY
+
+-- missing_tables --
+SELECT name
+  FROM unnest(ARRAY['orders', 'outbox', 'processed_events', 'inventory_reservations', 'notifications_log']) AS name
+ WHERE to_regclass(name) IS NULL
