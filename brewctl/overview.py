@@ -1,0 +1,65 @@
+"""Read-only questions about the whole flow: the counters, who reserved what, who owns which partitions."""
+
+from dataclasses import asdict, dataclass
+from uuid import UUID
+
+from brewctl.delivery.database import Connection
+from brewctl.sql import queries
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The four counters, of one moment."""
+
+    orders: int
+    outbox_unpublished: int
+    reservations: int
+    notifications: int
+
+    def __str__(self) -> str:
+        return "counts: " + " ".join(f"{name}={value}" for name, value in asdict(self).items())
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """An order whose story has not been told exactly once."""
+
+    order_id: UUID
+    events: int
+    published: int
+    reserved: bool
+    notified: bool
+
+    def __str__(self) -> str:
+        def yes(flag: bool) -> str:
+            return "yes" if flag else "no"
+
+        told = f"events={self.events} published={self.published}"
+        return f"order {self.order_id}: {told} reserved={yes(self.reserved)} notified={yes(self.notified)}"
+
+
+def counts(connection: Connection) -> Counts:
+    """Count orders, unpublished outbox rows, reservations and notifications in one snapshot."""
+    row = connection.execute(queries["counts"]).fetchone()
+    assert row is not None
+    return Counts(*row)
+
+
+def distribution(connection: Connection) -> dict[str, int]:
+    """Count reservations by the node that made them."""
+    return dict(connection.execute(queries["inventory_distribution"]).fetchall())
+
+
+def distribution_line(shares: dict[str, int]) -> str:
+    """Write the contract's line: `inventory distribution: {inventory-1: 87, inventory-2: 113}`."""
+    return f"inventory distribution: {{{', '.join(f'{node}: {share}' for node, share in shares.items())}}}"
+
+
+def unfinished(connection: Connection, *, limit: int = 10) -> list[Unfinished]:
+    """Find orders that are not published, reserved and notified exactly once, oldest first."""
+    return [Unfinished(*row) for row in connection.execute(queries["unfinished_orders"], {"limit": limit})]
+
+
+def missing(connection: Connection, acknowledged: list[str]) -> list[str]:
+    """Of the order ids that a client was given, find those that are not in the database: lost ones."""
+    return [str(order_id) for (order_id,) in connection.execute(queries["missing_orders"], {"ids": acknowledged})]

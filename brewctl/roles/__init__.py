@@ -1,0 +1,1 @@
+"""The roles of the story: one file and one `run` each. A role blocks until `stop` is set, then drains."""

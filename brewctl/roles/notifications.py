@@ -1,0 +1,21 @@
+"""notification-service: tells each customer once that the order was accepted.
+
+    Kafka ──group "notifications"──► this node's partitions
+                                       └──one commit: processed_events + notifications_log──► PostgreSQL
+
+A group of its own on the same topic: order-service and inventory-service don't know that it exists.
+"""
+
+import threading
+
+from brewctl.config import Settings
+from brewctl.delivery import inbox
+
+PROJECTION = inbox.Projection(
+    service="notification-service", consumer="notifications", effect="notify", done="notified"
+)
+
+
+def run(settings: Settings, stop: threading.Event, *, node: str) -> None:
+    """Consume until `stop` is set. Raises UnreachableError or BrewError where it can't start."""
+    inbox.consume(settings, PROJECTION, stop, node=node)
