@@ -1,0 +1,185 @@
+"""The sandbox as a whole: up, down, and how it is."""
+
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from brewctl.config import Settings
+from brewctl.delivery import database, topics
+from brewctl.errors import BrewError, UsageError
+from brewctl.sandbox import kafka, postgres, processes, state
+from brewctl.sandbox.state import Server, State
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user fixed; None is what the sandbox has, or for a new one a free port, 3 brokers, the bundled Java."""
+
+    brokers: int | None = None
+    postgres_port: int | None = None
+    kafka_port: int | None = None  # the first broker's; the others follow
+    java: str | None = None
+
+
+@dataclass(frozen=True)
+class Health:
+    """One server of the sandbox."""
+
+    name: str
+    pid: int | None  # None where it doesn't run
+    port: int
+    memory_bytes: int
+    answers: bool
+    log: str
+
+
+def up(home: Path, options: Options, progress: kafka.Progress) -> State:
+    """Start what doesn't run, wait until every server answers, apply the schema, create the topics.
+
+    Harmless where all of it runs. What this call started is ended again where it fails or is interrupted.
+    """
+    with state.locked(home):
+        known = state.load(home) or _new_state(options)
+        _check(known, options)
+        missing = [
+            name for name in _names(known) if name not in known.servers or not processes.find(known.servers[name])
+        ]
+        with _ended_on_failure(home, known, missing):
+            _start(home, known, missing, options, progress)
+            settings = Settings(database_url=known.database_url, brokers=tuple(known.brokers))
+            if missing:
+                progress.step("schema and topics")
+            with database.connect(settings) as connection:
+                database.initialize(connection)
+            topics.create(settings)
+    return known
+
+
+def down(home: Path, *, purge: bool = False) -> list[str]:
+    """End all servers, each within a bound; `purge` removes the data too. Returns the names of those that ran."""
+    with state.locked(home):
+        try:
+            known = state.load(home)
+        except BrewError:
+            if not purge:
+                raise
+            known = None
+        running = [server for server in known.servers.values() if processes.find(server)] if known else []
+        _end(running)
+        if known and not purge:
+            known.servers.clear()
+            state.save(home, known)
+        if purge:
+            for part in ("postgres", "kafka", "logs", "state.json"):
+                target = home / part
+                with suppress(FileNotFoundError):
+                    shutil.rmtree(target) if target.is_dir() else target.unlink()
+    return [server.name for server in running]
+
+
+def status(home: Path) -> list[Health]:
+    """Ask every server of the sandbox; empty where there is no sandbox."""
+    known = state.load(home)
+    if known is None:
+        return []
+    answering = kafka.answering(known) if known.servers else set()
+    rows = []
+    for name in _names(known):
+        server = known.servers.get(name)
+        process = processes.find(server) if server else None
+        answers = False
+        if process:
+            answers = postgres.answers(known.database_url) if name == "postgres" else name in answering
+        rows.append(
+            Health(
+                name=name,
+                pid=process.pid if process else None,
+                port=_port(known, name),
+                memory_bytes=processes.memory(process) if process else 0,
+                answers=answers,
+                log=server.log if server else "",
+            )
+        )
+    return rows
+
+
+def _new_state(options: Options) -> State:
+    count = options.brokers or 3
+    first = options.kafka_port
+    ports = [(first + number if first else processes.free_port(), processes.free_port()) for number in range(count)]
+    return State(
+        password=secrets.token_urlsafe(24),
+        cluster_id=kafka.new_id(),
+        postgres_port=options.postgres_port or processes.free_port(),
+        kafka_ports=ports,
+    )
+
+
+def _check(known: State, options: Options) -> None:
+    """A sandbox keeps its shape: brokers remember how many they are."""
+    hint = "run `brewctl down --purge` first, which removes its data"
+    if options.brokers and options.brokers != len(known.kafka_ports):
+        raise UsageError(f"this sandbox has {len(known.kafka_ports)} brokers, not {options.brokers}", hint=hint)
+    if options.kafka_port and options.kafka_port != known.kafka_ports[0][0]:
+        raise UsageError(
+            f"this sandbox's first broker has port {known.kafka_ports[0][0]}, not {options.kafka_port}", hint=hint
+        )
+    if options.postgres_port and options.postgres_port != known.postgres_port:
+        raise UsageError(
+            f"this sandbox's postgres has port {known.postgres_port}, not {options.postgres_port}", hint=hint
+        )
+
+
+def _names(known: State) -> list[str]:
+    return ["postgres", *(f"kafka-{number}" for number, _ in enumerate(known.kafka_ports, start=1))]
+
+
+def _port(known: State, name: str) -> int:
+    return known.postgres_port if name == "postgres" else known.kafka_ports[int(name.removeprefix("kafka-")) - 1][0]
+
+
+def _start(home: Path, known: State, missing: list[str], options: Options, progress: kafka.Progress) -> None:
+    brokers = [name for name in missing if name != "postgres"]
+    if brokers:
+        kit = kafka.prepare(options.java, progress)
+        progress.step(f"{', '.join(brokers)} start")
+        for name in brokers:
+            _record(home, known, kafka.start(home, known, name, kit))
+    if "postgres" in missing:
+        progress.step("postgres starts")
+        _record(home, known, postgres.start(home, known))
+    postgres.wait_ready(known.servers["postgres"], known)
+    kafka.wait_ready(known)
+
+
+def _record(home: Path, known: State, server: Server) -> None:
+    known.servers[server.name] = server
+    state.save(home, known)
+
+
+@contextmanager
+def _ended_on_failure(home: Path, known: State, missing: list[str]) -> Iterator[None]:
+    try:
+        state.save(home, known)
+        yield
+    except OSError as error:
+        _undo(home, known, missing)
+        raise BrewError(f"{error.filename or home}: {(error.strerror or str(error)).lower()}") from error
+    except BaseException:
+        _undo(home, known, missing)
+        raise
+
+
+def _undo(home: Path, known: State, missing: list[str]) -> None:
+    _end([known.servers.pop(name) for name in missing if name in known.servers])
+    with suppress(OSError):  # the disk may be full
+        state.save(home, known)
+
+
+def _end(servers: list[Server]) -> None:
+    # Clients of each other: brokers first, all at once, then the database.
+    kafka.stop([server for server in servers if server.name != "postgres"])
+    processes.end([server for server in servers if server.name == "postgres"], postgres.STOP)

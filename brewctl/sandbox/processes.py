@@ -1,0 +1,134 @@
+"""Child processes that outlive the command that started them. Ended by the pid that we started, never by name."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from brewctl.errors import BrewError
+from brewctl.sandbox.state import Server
+
+# A process's start time is read in ticks of 10 ms, against a clock that may be adjusted a little.
+_SAME_START_S = 1.0
+_LARGE_LOG_BYTES = 10 * 1024 * 1024
+
+
+def spawn(
+    name: str,
+    command: Sequence[str | Path],
+    *,
+    port: int,
+    log: Path,
+    cwd: Path,
+    console: Path | None = None,
+    env: Mapping[str, str] | None = None,
+) -> Server:
+    """Start a server in a session of its own, so that no Ctrl-C of ours reaches it.
+
+    What it prints is appended to `console`, for one that writes its `log` itself, else to `log`.
+    """
+    output = console or log
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if output.exists() and output.stat().st_size > _LARGE_LOG_BYTES:
+        output.replace(output.with_name(f"{output.name}.1"))
+    with output.open("ab") as file:
+        child = subprocess.Popen(  # noqa: S603 - commands of our own making
+            [str(part) for part in command],
+            cwd=cwd,
+            env=None if env is None else dict(env),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    child.returncode = 0  # it is meant to outlive this Popen: no warning when that is collected
+    return Server(name, child.pid, psutil.Process(child.pid).create_time(), port, str(log))
+
+
+def find(server: Server) -> psutil.Process | None:
+    """Return the running process; None where it ended, or where its pid belongs to another one now."""
+    try:
+        process = psutil.Process(server.pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            process.wait(0)
+            return None
+        return process if abs(process.create_time() - server.started) < _SAME_START_S else None
+    except psutil.Error:
+        return None
+
+
+def end(servers: Iterable[Server], steps: Sequence[tuple[signal.Signals, float]]) -> None:
+    """Send each step's signal to all that still run and wait for them, at most that many seconds."""
+    running = [process for server in servers if (process := find(server))]
+    for number, wait_s in steps:
+        for process in running:
+            try:
+                process.send_signal(number)
+            except psutil.NoSuchProcess:
+                continue
+        _, running = psutil.wait_procs(running, timeout=wait_s)
+        if not running:
+            return
+    pids = ", ".join(str(process.pid) for process in running)
+    raise BrewError(f"process {pids} does not end, not even killed", hint="look at it with `ps`")
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def require_free(name: str, port: int) -> None:
+    """Raise BrewError where somebody listens on the port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            message = f"port {port} for {name} can't be used ({os.strerror(error.errno or 0).lower()})"
+            raise BrewError(message, hint="end what listens there, or `brewctl down --purge` for new ports") from error
+
+
+def wait_ready(servers: Sequence[Server], answers: Callable[[], bool], *, timeout_s: float) -> None:
+    """Wait until the servers answer their clients' question; a BrewError has the end of a log where they don't."""
+    deadline = time.monotonic() + timeout_s
+    while not answers():
+        late = time.monotonic() > deadline
+        for server in servers:
+            ended = find(server) is None
+            if ended or late:
+                what = "ended at its start" if ended else f"does not answer on port {server.port} after {timeout_s:g} s"
+                raise BrewError(f"{server.name} {what}\n{tail(server)}\nthe whole log is {server.log}")
+        time.sleep(0.05)
+
+
+def tail(server: Server, lines: int = 20) -> str:
+    """Return the last lines of a server's log, and of what it printed, indented."""
+    log = Path(server.log)
+    last: list[str] = []
+    for path in (log, log.with_name("console.log")):
+        with suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
+            last += deque(file, lines)
+    return "".join(f"  {line.rstrip()}\n" for line in last[-lines:]).rstrip() or "  (nothing in its log)"
+
+
+def memory(process: psutil.Process) -> int:
+    """Resident bytes of a process and its children; shared pages are counted once where the system tells."""
+    total = 0
+    for member in (process, *process.children(recursive=True)):
+        try:
+            info = member.memory_full_info() if member.is_running() else None
+        except psutil.Error:
+            continue
+        total += getattr(info, "pss", 0) or getattr(info, "rss", 0)
+    return total

@@ -1,0 +1,110 @@
+"""What a sandbox remembers between commands: one JSON file in its home, written whole or not at all."""
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from brewctl.errors import BrewError
+
+_VERSION = 1
+_LOCK_WAIT_S = 180
+
+
+@dataclass(frozen=True)
+class Server:
+    """A process that we started. A pid is believed only together with its start time."""
+
+    name: str  # postgres, kafka-1, kafka-2, …
+    pid: int
+    started: float  # seconds since the epoch, as the operating system tells it
+    port: int
+    log: str
+
+
+@dataclass
+class State:
+    """A sandbox's choices, which survive `down`, and its running servers, which don't."""
+
+    password: str
+    cluster_id: str
+    postgres_port: int
+    # One (client port, controller port) a broker.
+    kafka_ports: list[tuple[int, int]]
+    servers: dict[str, Server] = field(default_factory=dict)
+
+    @property
+    def database_url(self) -> str:
+        """Where PostgreSQL is, password included."""
+        return f"postgresql://brew:{self.password}@127.0.0.1:{self.postgres_port}/brew"
+
+    @property
+    def brokers(self) -> list[str]:
+        """Bootstrap addresses."""
+        return [f"127.0.0.1:{port}" for port, _ in self.kafka_ports]
+
+
+def load(home: Path) -> State | None:
+    """Read a home's state; None where there is none. Raises BrewError where it is damaged."""
+    path = home / "state.json"
+    try:
+        raw = json.loads(path.read_text("utf-8"))
+        if raw.pop("version") != _VERSION:
+            raise BrewError(f"{path} is of another version of brewctl", hint="run `brewctl down --purge`")
+        raw["servers"] = {name: Server(**server) for name, server in raw["servers"].items()}
+        raw["kafka_ports"] = [(int(client), int(controller)) for client, controller in raw["kafka_ports"]]
+        return State(**raw)
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BrewError(f"{path} is damaged", hint="run `brewctl down --purge`") from error
+    except OSError as error:
+        raise BrewError(f"{path} can't be read ({error.strerror})") from error
+
+
+def save(home: Path, state: State) -> None:
+    """Write a home's state, readable by its owner alone: a temporary file, then a rename."""
+    temporary = home / f".state.{os.getpid()}"
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+        json.dump({"version": _VERSION, **asdict(state)}, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(home / "state.json")
+
+
+def endpoints(home: Path) -> dict[str, str]:
+    """Settings of the running sandbox (see config.resolve); empty where none is recorded as running."""
+    state = load(home)
+    if state is None or not state.servers:
+        return {}
+    return {"database_url": state.database_url, "brokers": ",".join(state.brokers)}
+
+
+@contextlib.contextmanager
+def locked(home: Path) -> Iterator[None]:
+    """Let one command at a time change a home, which is made if need be, closed to other users."""
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        home.chmod(0o700)
+        file = (home / "lock").open("w")
+    except OSError as error:
+        raise BrewError(
+            f"{home} can't be used ({error.strerror})", hint="set BREW_HOME to a folder of yours"
+        ) from error
+    with file:
+        deadline = time.monotonic() + _LOCK_WAIT_S
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise BrewError(
+                        f"another brewctl is still at work in {home}", hint="wait for it, or end it"
+                    ) from None
+            time.sleep(0.1)
+        yield
