@@ -1,0 +1,82 @@
+"""Options that several commands share, and how they become Settings."""
+
+import os
+import re
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import typer
+
+from brewctl import config
+from brewctl.errors import UsageError
+from brewctl.log import LogFormat
+
+_NODE = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_PLACES = "Servers"
+
+
+def _no_secret(value: str | None) -> str | None:
+    # Arguments are in the shell's history and in everybody's process list.
+    if value and (urlsplit(value).password or "password=" in value):
+        raise UsageError(
+            "--database-url must not hold a password", hint="set BREW_DATABASE_URL, or PGPASSFILE beside the flag"
+        )
+    return value
+
+
+def _node(value: str) -> str:
+    if value and not _NODE.fullmatch(value):
+        raise UsageError(f"--node {value[:80]!r} is no node name", hint="use 1 to 64 letters, digits, '.', '_', '-'")
+    return value
+
+
+DatabaseUrl = Annotated[
+    str | None,
+    typer.Option(
+        help="PostgreSQL, without a password. [env: BREW_DATABASE_URL]",
+        metavar="URL",
+        callback=_no_secret,
+        rich_help_panel=_PLACES,
+    ),
+]
+Brokers = Annotated[
+    str | None,
+    typer.Option(help="Kafka brokers. [env: BREW_KAFKA_BROKERS]", metavar="HOST:PORT,…", rich_help_panel=_PLACES),
+]
+Topic = Annotated[
+    str | None,
+    typer.Option(help=f"Topic. [env: BREW_TOPIC] [default: {config.TOPIC}]", rich_help_panel=_PLACES),
+]
+Node = Annotated[
+    str,
+    typer.Option(
+        help="Name of this replica, in every line and header.", callback=_node, show_default="the role and the pid"
+    ),
+]
+Format = Annotated[LogFormat, typer.Option("--log-format", help="How log lines are written, on stderr.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Don't ask before data are destroyed.")]
+
+
+def settings(
+    *,
+    database_url: str | None = None,
+    brokers: str | None = None,
+    topic: str | None = None,
+    order_addrs: str | None = None,
+    limits: config.Limits | None = None,
+) -> config.Settings:
+    """Resolve the settings of a command: its flags, the environment, the running sandbox, the defaults."""
+    from brewctl.sandbox import state
+
+    flags = {"database_url": database_url, "brokers": brokers, "topic": topic, "order_addrs": order_addrs}
+    return config.resolve(flags, os.environ, state.endpoints(config.home()), limits)
+
+
+def confirm_destruction(what: str, *, mine: bool, yes: bool) -> None:
+    """Ask before `what` is destroyed, unless it is the sandbox's (`mine`) or `yes`. Without a terminal, refuse."""
+    if mine or yes:
+        return
+    if not (os.isatty(0) and os.isatty(2)):
+        raise UsageError(f"this destroys {what}", hint="add --yes to do it without a question")
+    typer.confirm(f"This destroys {what}. Go on?", abort=True, err=True)

@@ -1,0 +1,101 @@
+"""`brewctl serve …` and `brewctl consume …`: one replica of a role, in the foreground."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from brewctl import config
+from brewctl.cli import options, output
+from brewctl.log import LogFormat
+
+Session = Annotated[
+    float,
+    typer.Option(
+        help="Seconds of silence after which Kafka gives this node's partitions to others.",
+        envvar="BREW_SESSION_TIMEOUT",
+        min=3,
+        max=300,
+    ),
+]
+
+
+def order(
+    node: options.Node = "",
+    port: Annotated[int, typer.Option(help="Port for gRPC; 0 takes a free one.", min=0, max=65535)] = 50081,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    log_format: options.Format = LogFormat.LOGFMT,
+    database_url: options.DatabaseUrl = None,
+    brokers: options.Brokers = None,
+    topic: options.Topic = None,
+) -> None:
+    """Run a replica of order-service: gRPC in front, the outbox publisher behind. Ctrl-C drains it."""
+    settings = options.settings(database_url=database_url, brokers=brokers, topic=topic)
+    # The C core writes its own lines for what we report in ours.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    from brewctl.roles import order as role
+
+    _play(
+        node or f"order-{os.getpid()}",
+        log_format,
+        lambda node, stop: role.run(settings, stop, node=node, host=host, port=port),
+    )
+
+
+def inventory(
+    node: options.Node = "",
+    session_timeout: Session = config.Limits.session_s,
+    log_format: options.Format = LogFormat.LOGFMT,
+    database_url: options.DatabaseUrl = None,
+    brokers: options.Brokers = None,
+    topic: options.Topic = None,
+) -> None:
+    """Run a replica of inventory-service, in the group `inventory`. Ctrl-C drains it."""
+    settings = options.settings(
+        database_url=database_url, brokers=brokers, topic=topic, limits=_limits(session_timeout)
+    )
+    from brewctl.roles import inventory as role
+
+    _play(node or f"inventory-{os.getpid()}", log_format, lambda node, stop: role.run(settings, stop, node=node))
+
+
+def notifications(
+    node: options.Node = "",
+    session_timeout: Session = config.Limits.session_s,
+    log_format: options.Format = LogFormat.LOGFMT,
+    database_url: options.DatabaseUrl = None,
+    brokers: options.Brokers = None,
+    topic: options.Topic = None,
+) -> None:
+    """Run a replica of notification-service, in the group `notifications`. Ctrl-C drains it."""
+    settings = options.settings(
+        database_url=database_url, brokers=brokers, topic=topic, limits=_limits(session_timeout)
+    )
+    from brewctl.roles import notifications as role
+
+    _play(node or f"notification-{os.getpid()}", log_format, lambda node, stop: role.run(settings, stop, node=node))
+
+
+def _limits(session_s: float) -> config.Limits:
+    return dataclasses.replace(config.Limits(), session_s=session_s)
+
+
+def _play(node: str, log_format: LogFormat, run: Callable[..., None]) -> None:
+    from brewctl import lifecycle, log
+
+    log.configure(node=node, fmt=log_format, verbose=output.verbose)
+    with lifecycle.stop_on_signals() as stop:
+        run(node, stop)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    serve = typer.Typer(help="Run a replica of a gRPC service.", no_args_is_help=True)
+    serve.command(epilog="Example: brewctl serve order --node order-1 --port 50081")(order)
+    app.add_typer(serve, name="serve")
+    consume = typer.Typer(help="Run a replica of a consumer.", no_args_is_help=True)
+    consume.command(epilog="Example: brewctl consume inventory --node inventory-1")(inventory)
+    consume.command(epilog="Example: brewctl consume notifications --node notification-1")(notifications)
+    app.add_typer(consume, name="consume")

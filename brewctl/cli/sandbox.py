@@ -1,0 +1,124 @@
+"""`brewctl up`, `down`, `status`, `env`: real servers on this machine."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from brewctl import config
+from brewctl.cli import options, output
+from brewctl.errors import ExitCode, UnreachableError
+
+if TYPE_CHECKING:
+    from brewctl.sandbox.state import State
+
+
+def up(
+    brokers: Annotated[
+        int | None, typer.Option(help="Kafka nodes: 3, or 1 for a small machine.", min=1, max=3, show_default="3")
+    ] = None,
+    postgres_port: Annotated[
+        int | None, typer.Option(help="PostgreSQL's port.", min=1, max=65535, show_default="a free one")
+    ] = None,
+    kafka_port: Annotated[
+        int | None,
+        typer.Option(help="The first broker's port; the others follow.", min=1, max=65533, show_default="free ones"),
+    ] = None,
+    java: Annotated[
+        str | None, typer.Option(help="A java ≥ 17 of your own.", envvar="BREW_JAVA", show_default="the bundled one")
+    ] = None,
+) -> None:
+    """Start real PostgreSQL and Kafka in the background, without Docker, and wait until they answer.
+
+    Data, logs and state live in BREW_HOME (default: the user's state directory). Harmless where they run.
+    """
+    home = config.home()
+    known = _up(home, brokers=brokers, postgres_port=postgres_port, kafka_port=kafka_port, java=java)
+    output.emit(f"postgres  127.0.0.1:{known.postgres_port}/brew")
+    output.emit(f"kafka     {','.join(known.brokers)}")
+    output.emit(f"home      {home}")
+    output.emit('next      brewctl demo, or eval "$(brewctl env)" for psql and kcat')
+
+
+def down(
+    purge: Annotated[bool, typer.Option("--purge", help="Remove the data too.")] = False,
+) -> None:
+    """Stop the sandbox. Its data stay, unless --purge."""
+    from brewctl.sandbox import cluster
+
+    home = config.home()
+    stopped = cluster.down(home, purge=purge)
+    output.emit(f"stopped {', '.join(stopped)}" if stopped else f"nothing was running in {home}")
+    if purge:
+        output.emit(f"removed the data in {home}")
+
+
+def status(as_json: options.AsJson = False) -> None:
+    """Show each server: pid, port, memory, whether it answers, its log. Exit 1 unless all answer."""
+    from brewctl.sandbox import cluster
+
+    home = config.home()
+    rows = cluster.status(home)
+    if as_json:
+        output.emit_json([asdict(row) for row in rows])
+    elif not rows:
+        output.emit(f"no sandbox in {home}: run `brewctl up`")
+    else:
+        output.emit(f"{'server':<10}{'pid':>8}{'port':>7}{'memory':>9}  {'answers':<9}log")
+        for row in rows:
+            memory = f"{row.memory_bytes / 2**20:.0f} MB" if row.pid else "-"
+            answers = ("yes" if row.answers else "no") if row.pid else "stopped"
+            output.emit(f"{row.name:<10}{row.pid or '-':>8}{row.port:>7}{memory:>9}  {answers:<9}{row.log}")
+    if not rows or not all(row.answers for row in rows):
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def env() -> None:
+    """Print export lines for other tools, the generated password included."""
+    import shlex
+
+    from brewctl.sandbox import state
+
+    home = config.home()
+    found = state.endpoints(home)
+    if not found:
+        raise UnreachableError(f"no sandbox runs in {home}", hint="run `brewctl up`")
+    for name, value in found.items():
+        output.emit(f"export {config.ENVIRONMENT[name]}={shlex.quote(value)}")
+
+
+@contextmanager
+def borrowed(home: Path, *, keep: bool) -> Iterator[None]:
+    """A running sandbox: what is started for this is stopped after it, unless `keep`."""
+    from brewctl.sandbox import cluster
+
+    ran_before = bool(row.pid for row in cluster.status(home))
+    _up(home)
+    try:
+        yield
+    finally:
+        if not ran_before and not keep:
+            print("the sandbox stops; `brewctl up` brings it back", file=sys.stderr, flush=True)
+            cluster.down(home)
+
+
+def _up(home: Path, **chosen: int | str | None) -> "State":
+    from rich.console import Console
+
+    from brewctl.cli.progress import Shown
+    from brewctl.sandbox import cluster
+
+    with Shown(Console(stderr=True)) as progress:
+        return cluster.up(home, cluster.Options(**chosen), progress)  # type: ignore[arg-type]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command(epilog="Example: brewctl up --kafka-port 9092 --postgres-port 5432")(up)
+    app.command(epilog="Example: brewctl down --purge")(down)
+    app.command(epilog="Example: brewctl status --json")(status)
+    app.command(epilog='Example: eval "$(brewctl env)" && psql "$BREW_DATABASE_URL"')(env)

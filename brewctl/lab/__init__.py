@@ -1,0 +1,1 @@
+"""What drives the roles from outside, as `brewctl` subprocesses: the demo."""

@@ -1,0 +1,132 @@
+"""Replicas of roles as real `brewctl` processes, to be watched, stopped and killed."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Self
+
+from brewctl.config import ENVIRONMENT, Settings
+from brewctl.errors import BrewError
+
+_ASSIGNED = re.compile(r"partitions assigned \[([\d, ]*)\]")
+
+
+class Node:
+    """One role's process. Its stdout lines are kept and handed to `on_line`; its stderr goes to `log`."""
+
+    def __init__(
+        self, name: str, arguments: Sequence[str], settings: Settings, *, log: Path, on_line: Callable[[str], None]
+    ) -> None:
+        self.name = name
+        self.lines: list[str] = []
+        self.log = log
+        self._arrived = threading.Condition()
+        with log.open("wb") as errors:
+            self.process = subprocess.Popen(  # noqa: S603 - ourselves
+                [sys.executable, "-m", "brewctl", *arguments, "--node", name],
+                env={**os.environ, **environment(settings)},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                start_new_session=True,  # a Ctrl-C is ours to hand on, in our order
+            )
+        self._reader = threading.Thread(target=self._read, args=(on_line,), name=f"{name}-stdout")
+        self._reader.start()
+
+    def _read(self, on_line: Callable[[str], None]) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            with self._arrived:
+                self.lines.append(line.rstrip("\n"))
+                self._arrived.notify_all()
+            on_line(line.rstrip("\n"))
+        with self._arrived:
+            self._arrived.notify_all()
+
+    @property
+    def assignment(self) -> list[int]:
+        """The partitions that it was assigned last."""
+        for line in reversed(self.lines):
+            if match := _ASSIGNED.search(line):
+                return [int(number) for number in match[1].split(",") if number.strip()]
+        return []
+
+    @property
+    def alive(self) -> bool:
+        """Say whether the process runs."""
+        return self.process.poll() is None
+
+    def wait_for(self, what: str, seen: Callable[["Node"], bool], *, timeout_s: float = 30.0) -> None:
+        """Wait until `seen` holds. Raises BrewError with the end of its log where it ends before that, or is late."""
+        deadline = time.monotonic() + timeout_s
+        with self._arrived:
+            while not seen(self):
+                if not self.alive:
+                    raise BrewError(f"{self.name} ended with {self.process.returncode}, before {what}\n{self._tail()}")
+                if time.monotonic() > deadline:
+                    raise BrewError(f"{self.name}: no {what} within {timeout_s:g} s\n{self._tail()}")
+                self._arrived.wait(0.1)
+
+    def kill(self) -> None:
+        """End it as a crash does: SIGKILL."""
+        self.process.kill()
+        self.process.wait()
+        self._reader.join()
+
+    def _tail(self) -> str:
+        lines = self.log.read_text("utf-8", errors="replace").splitlines()[-10:]
+        return "\n".join(f"  {line}" for line in lines) or f"  (nothing in {self.log})"
+
+
+class Nodes:
+    """A set of nodes that is never left behind. Use it as a context manager."""
+
+    def __init__(self, settings: Settings, *, logs: Path, on_line: Callable[[str], None]) -> None:
+        self._settings = settings
+        self._logs = logs
+        self._on_line = on_line
+        self.started: list[Node] = []
+
+    def __enter__(self) -> Self:
+        self._logs.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self, name: str, *arguments: str) -> Node:
+        """Start a node, for example `start("inventory-1", "consume", "inventory")`."""
+        node = Node(name, arguments, self._settings, log=self._logs / f"{name}.log", on_line=self._on_line)
+        self.started.append(node)
+        return node
+
+    def stop(self, *, within_s: float = 15.0) -> list[Node]:
+        """Drain all that run at the same time, and kill what is late. Returns those that did not drain cleanly."""
+        running = [node for node in self.started if node.alive]
+        for node in running:
+            node.process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + within_s
+        for node in running:
+            try:
+                node.process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                node.kill()
+        return [node for node in running if node.process.returncode != 0]
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """The variables that point a `brewctl` process at these servers. Secrets travel here, not in arguments."""
+    values = {
+        "database_url": settings.database_url,
+        "brokers": ",".join(settings.brokers),
+        "topic": settings.topic,
+        "order_addrs": ",".join(settings.order_addrs),
+    }
+    return {ENVIRONMENT[name]: value for name, value in values.items()}
