@@ -1,0 +1,159 @@
+"""Real servers for the tests, and a rig of one's own for each.
+
+BREW_DATABASE_URL and BREW_KAFKA_BROKERS name the servers; else a sandbox in a temporary home is brought up.
+Every test gets a database and a topic of its own: the user's data are never touched.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from brewctl import lifecycle, overview
+from brewctl.config import Limits, Settings
+from brewctl.delivery import database, topics
+from brewctl.delivery.broker import open_admin
+from brewctl.errors import BrewError
+from brewctl.lab.nodes import Node, Nodes, environment
+
+BREWCTL = str(Path(sys.executable).with_name("brewctl"))
+_SERVERS = ("BREW_DATABASE_URL", "BREW_KAFKA_BROKERS")
+_GIVEN = {name: os.environ[name] for name in _SERVERS if os.environ.get(name)}
+
+
+def run(*arguments: str, env: dict[str, str] | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    """Run the installed binary to its end; `env` is added to ours."""
+    return subprocess.run(
+        [BREWCTL, *arguments],
+        env={**os.environ, **(env or {})},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def clean_environment() -> Iterator[None]:
+    """Tests say themselves what they configure."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("BREW_DATABASE_URL", "BREW_KAFKA_BROKERS", "BREW_TOPIC", "BREW_ORDER_ADDRS", "BREW_HOME"):
+            patch.delenv(name, raising=False)
+        patch.setenv("COLUMNS", "80")
+        patch.setenv("NO_COLOR", "1")
+        yield
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The variables that name real servers; skips where there are none, unless BREW_REQUIRE_INTEGRATION=1."""
+    if len(_GIVEN) == len(_SERVERS):
+        yield _GIVEN
+        return
+    home = tmp_path_factory.mktemp("sandbox")
+    env = {"BREW_HOME": str(home)}
+    up = run("up", env=env, timeout=600)
+    try:
+        if up.returncode:
+            _unavailable(f"no servers: set {' and '.join(_SERVERS)}; the sandbox says: {up.stderr.strip()}")
+        lines = run("env", env=env).stdout.splitlines()
+        yield {match[1]: match[2].strip("'") for line in lines if (match := re.fullmatch(r"export (\w+)=(.*)", line))}
+    finally:
+        run("down", "--purge", env=env)
+
+
+def _unavailable(reason: str) -> None:
+    if os.environ.get("BREW_REQUIRE_INTEGRATION") == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@dataclass
+class Rig:
+    """A database and topics of one test's own, and the roles that run on them."""
+
+    settings: Settings
+    nodes: Nodes
+    connection: psycopg.Connection[tuple[object, ...]]
+    env: dict[str, str] = field(default_factory=dict)
+
+    def start(self, name: str, *arguments: str) -> Node:
+        """Start a node and wait until it is ready: a server listens, a consumer has joined its group."""
+        node = self.nodes.start(name, *arguments)
+        what = "listening on" if arguments[0] == "serve" else "partitions assigned"
+        node.wait_for(what, lambda node: any(what in line for line in node.lines))
+        return node
+
+    def serve(self, name: str = "order-1") -> tuple[Node, str]:
+        """Start an order node on a free port and return it with its address."""
+        node = self.start(name, "serve", "order", "--port", "0")
+        return node, node.lines[0].rpartition(" ")[2]
+
+    def brewctl(self, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        """Run a command on this rig's servers."""
+        return run(*arguments, env=self.env, timeout=timeout)
+
+    def counts(self) -> overview.Counts:
+        """Read the four counters."""
+        return overview.counts(self.connection)
+
+    def wait(self, what: str, condition: Callable[[], bool], *, timeout_s: float = 60) -> None:
+        """Wait for a condition; the error has the counters."""
+        try:
+            lifecycle.wait_until(what, condition, timeout_s=timeout_s)
+        except TimeoutError as error:
+            raise AssertionError(f"{error}; {self.counts()}") from None
+
+
+@pytest.fixture
+def rig(servers: dict[str, str], tmp_path: Path) -> Iterator[Rig]:
+    """A fresh database and topic, no members in the groups; whatever was started is ended."""
+    name = f"brew_test_{uuid.uuid4().hex[:12]}"
+    server_url = servers["BREW_DATABASE_URL"]
+    url = psycopg.conninfo.make_conninfo(server_url, dbname=name)
+    settings = Settings(
+        database_url=url,
+        brokers=tuple(servers["BREW_KAFKA_BROKERS"].split(",")),
+        topic=f"{name}-order-created",
+        limits=Limits(),
+    )
+    with psycopg.connect(server_url, autocommit=True) as maintenance:
+        try:
+            maintenance.execute(f'CREATE DATABASE "{name}"')
+        except psycopg.errors.InsufficientPrivilege:
+            _unavailable("the database user may not create databases")
+        try:
+            _wait_for_empty_groups(settings)
+            topics.create(settings)
+            with (
+                database.connect(settings) as connection,
+                Nodes(settings, logs=tmp_path / "logs", on_line=lambda _line: None) as nodes,
+            ):
+                database.initialize(connection)
+                yield Rig(settings, nodes, connection, environment(settings))
+        finally:
+            maintenance.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+            with open_admin(settings) as admin:
+                for topic in (settings.topic, settings.dead_letter_topic):
+                    admin.delete_topic(topic)
+
+
+def _wait_for_empty_groups(settings: Settings) -> None:
+    """Members that a test before this one killed are members until their session ends."""
+    with open_admin(settings) as admin:
+
+        def empty() -> bool:
+            try:
+                return not any(admin.members(group, settings.topic) for group in topics.GROUPS)
+            except BrewError:
+                return False
+
+        lifecycle.wait_until("consumer groups without members", empty, timeout_s=60)
