@@ -4,10 +4,11 @@ The only module that imports `kafka`, so that another client of the same shape c
 """
 
 import contextlib
+import selectors
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka import errors as kafka_errors
@@ -74,6 +75,25 @@ class RefusedError(Exception):
 
 class UnavailableError(Exception):
     """Kafka did not acknowledge this record in time; whether it has it is unknown."""
+
+
+class _Selector(selectors.DefaultSelector):
+    """Bears with a socket that the client has closed meanwhile: there is nothing to select on it any more.
+
+    Without this a race inside the client ends the role (kafka-python-ng issue 177).
+    """
+
+    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        try:
+            return super().register(fileobj, events, data)
+        except ValueError:
+            return selectors.SelectorKey(fileobj, -1, events, data)
+
+    def modify(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        try:
+            return super().modify(fileobj, events, data)
+        except ValueError:
+            return selectors.SelectorKey(fileobj, -1, events, data)
 
 
 class Admin:
@@ -145,6 +165,7 @@ def open_admin(settings: Settings, *, broker: str = "") -> Iterator[Admin]:
             client_id="brewctl",
             request_timeout_ms=15_000,
             api_version_auto_timeout_ms=_BOOTSTRAP_MS,
+            selector=_Selector,
         )
         try:
             yield Admin(client)
@@ -178,6 +199,7 @@ class Producer:
                 max_block_ms=2_000,
                 max_request_size=_DEAD_LETTER_BYTES,  # each topic's own limit is the broker's to apply
                 api_version_auto_timeout_ms=_BOOTSTRAP_MS,
+                selector=_Selector,
             )
 
     def send(self, records: Sequence[Record], *, timeout_s: float) -> list[RefusedError | UnavailableError | None]:
@@ -250,6 +272,7 @@ class Consumer:
                 max_poll_records=limits.consume_records,
                 partition_assignment_strategy=[RoundRobinPartitionAssignor],
                 api_version_auto_timeout_ms=_BOOTSTRAP_MS,
+                selector=_Selector,
             )
         self._consumer.subscribe([settings.topic], listener=_Listener(on_assigned))
 

@@ -1,0 +1,43 @@
+"""The demo, as a newcomer meets it: in a pipe, interrupted, and on servers that are somebody's."""
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import psutil
+
+from brewctl.lifecycle import wait_until
+from tests.conftest import BREWCTL, Rig
+
+
+def test_the_demo_ends_with_a_verdict(rig: Rig) -> None:
+    shown = rig.brewctl("demo", "--orders", "40", "--kill-at", "20", "--yes", timeout=180)
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    lines = shown.stdout.splitlines()
+    assert any(line.startswith("kill -9 ") and "inventory-1" in line for line in lines)
+    assert "counts: orders=40 outbox_unpublished=0 reservations=40 notifications=40" in lines
+    assert any(line.startswith("inventory distribution: {inventory-1: ") for line in lines)
+    assert lines[-1].startswith("verdict: nothing was lost, nothing happened twice")
+    assert "\x1b" not in shown.stdout
+
+
+def test_ctrl_c_leaves_no_process_behind(rig: Rig, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [BREWCTL, "demo", "--orders", "2000", "--yes"],
+        env={**os.environ, **rig.env, "BREW_HOME": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("counts: "):
+            break
+    nodes = psutil.Process(process.pid).children(recursive=True)
+    assert len(nodes) == 5
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    wait_until("the end of all nodes", lambda: not any(node.is_running() for node in nodes), timeout_s=10)

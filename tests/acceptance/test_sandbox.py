@@ -1,0 +1,198 @@
+"""The sandbox of a user: up, up again, killed servers, stale state, side by side, down."""
+
+import json
+import os
+import re
+import signal
+import socket
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import psycopg
+import pytest
+
+from brewctl.lifecycle import wait_until
+from tests.conftest import BREWCTL, run
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A sandbox with one broker, beside the one of the other tests."""
+    home = tmp_path_factory.mktemp("home")
+    up = run("up", "--brokers", "1", env={"BREW_HOME": str(home)}, timeout=600)
+    assert up.returncode == 0, up.stderr
+    yield home
+    down = run("down", "--purge", env={"BREW_HOME": str(home)})
+    assert down.returncode == 0, down.stderr
+    assert {entry.name for entry in home.iterdir()} <= {"lock"}
+
+
+def brewctl(home: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return run(*arguments, env={"BREW_HOME": str(home), **env})
+
+
+def status(home: Path) -> dict[str, dict[str, object]]:
+    rows = json.loads(brewctl(home, "status", "--json").stdout)
+    return {row["name"]: row for row in rows}
+
+
+def pid(home: Path, name: str) -> int:
+    return int(str(status(home)[name]["pid"]))
+
+
+def environment(home: Path) -> dict[str, str]:
+    lines = brewctl(home, "env").stdout.splitlines()
+    return {match[1]: match[2].strip("'") for line in lines if (match := re.fullmatch(r"export (\w+)=(.*)", line))}
+
+
+def test_every_server_answers_and_a_second_up_changes_nothing(home: Path) -> None:
+    before = status(home)
+    assert set(before) == {"postgres", "kafka-1"}
+    assert all(row["answers"] for row in before.values())
+    assert all(Path(str(row["log"])).exists() for row in before.values())
+    again = brewctl(home, "up")
+    assert again.returncode == 0, again.stderr
+    assert "next" in again.stdout
+    assert {name: row["pid"] for name, row in status(home).items()} == {
+        name: row["pid"] for name, row in before.items()
+    }
+
+
+def test_two_brokers_more_are_refused(home: Path) -> None:
+    refused = brewctl(home, "up", "--brokers", "3")
+    assert refused.returncode == 2
+    assert "brewctl down --purge" in refused.stderr
+
+
+def test_only_loopback_is_listened_on(home: Path) -> None:
+    for name in ("postgres", "kafka-1"):
+        process = psutil.Process(pid(home, name))
+        listening = [c.laddr.ip for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+        assert listening
+        assert all(address.removeprefix("::ffff:") == "127.0.0.1" for address in listening), listening
+    assert not [c for c in psutil.Process(pid(home, "postgres")).net_connections("unix") if c.laddr]
+
+
+def test_postgres_is_its_owners_alone(home: Path) -> None:
+    url = environment(home)["BREW_DATABASE_URL"]
+    with psycopg.connect(url) as connection:
+        assert connection.execute("SHOW server_version_num").fetchone() >= ("180000",)  # type: ignore[operator]
+    with pytest.raises(psycopg.OperationalError, match="password"):
+        psycopg.connect(psycopg.conninfo.make_conninfo(url, password="guessed"))
+    assert stat.S_IMODE(home.stat().st_mode) == 0o700
+    assert stat.S_IMODE((home / "state.json").stat().st_mode) == 0o600
+
+
+def test_the_password_is_shown_by_env_alone(home: Path) -> None:
+    password = json.loads((home / "state.json").read_text())["password"]
+    assert password in brewctl(home, "env").stdout
+    for command in (["status"], ["status", "--json"], ["up"], ["counts"]):
+        shown = brewctl(home, *command)
+        assert password not in shown.stdout + shown.stderr
+    for name in ("postgres", "kafka-1"):
+        assert not any(password in argument for argument in psutil.Process(pid(home, name)).cmdline())
+
+
+def test_killed_servers_are_seen_and_brought_back_with_their_data(home: Path) -> None:
+    with psycopg.connect(environment(home)["BREW_DATABASE_URL"], autocommit=True) as connection:
+        connection.execute("CREATE TABLE kept AS SELECT 1 AS one")
+    for name in ("postgres", "kafka-1"):
+        killed = pid(home, name)
+        os.kill(killed, signal.SIGKILL)
+        psutil.wait_procs([psutil.Process(killed)] if psutil.pid_exists(killed) else [], timeout=10)
+    down = brewctl(home, "status")
+    assert down.returncode == 1
+    assert "stopped" in down.stdout
+    unreachable = brewctl(home, "counts")
+    assert unreachable.returncode == 3
+    assert re.fullmatch(
+        r"brewctl: postgres 127\.0\.0\.1:\d+/brew refused the connection: .*`brewctl up`.*\n", unreachable.stderr
+    )
+    assert brewctl(home, "up").returncode == 0
+    assert all(row["answers"] for row in status(home).values())
+    with psycopg.connect(environment(home)["BREW_DATABASE_URL"]) as connection:
+        assert connection.execute("SELECT one FROM kept").fetchone() == (1,)
+
+
+def test_a_pid_of_somebody_else_is_left_alone(home: Path) -> None:
+    """After a reboot a stored pid may be anybody's: its start time tells."""
+    bystander = subprocess.Popen(["sleep", "600"])
+    try:
+        down = brewctl(home, "down")
+        assert "stopped kafka-1, postgres" in down.stdout
+        path = home / "state.json"
+        state = json.loads(path.read_text())
+        state["servers"] = {
+            "postgres": {
+                "name": "postgres",
+                "pid": bystander.pid,
+                "started": 1.0,
+                "port": 1,
+                "log": str(home / "no.log"),
+            }
+        }
+        path.write_text(json.dumps(state))
+        assert status(home)["postgres"]["pid"] is None
+        assert "nothing was running" in brewctl(home, "down").stdout
+        assert bystander.poll() is None
+        assert brewctl(home, "up").returncode == 0
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+def test_a_taken_port_is_named(home: Path) -> None:
+    port = int(str(status(home)["postgres"]["port"]))
+    assert brewctl(home, "down").returncode == 0
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", port))
+        other.listen()
+        taken = brewctl(home, "up")
+    assert taken.returncode == 1
+    assert f"port {port} for postgres" in taken.stderr
+    # What that `up` had started is gone.
+    assert all(row["pid"] is None for row in status(home).values())
+    assert brewctl(home, "up").returncode == 0
+
+
+def test_a_damaged_state_file_is_one_clear_line(tmp_path: Path) -> None:
+    tmp_path.joinpath("state.json").write_text("{")
+    for command in ("up", "status", "down", "env", "counts"):
+        damaged = brewctl(tmp_path, command)
+        assert damaged.returncode == 1
+        assert damaged.stderr.count("\n") == 1
+        assert "state.json is damaged: run `brewctl down --purge`" in damaged.stderr
+    assert brewctl(tmp_path, "down", "--purge").returncode == 0
+    assert not tmp_path.joinpath("state.json").exists()
+
+
+def test_a_home_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -> None:
+    tmp_path.joinpath("file").write_text("")
+    refused = brewctl(tmp_path / "file" / "home", "up")
+    assert refused.returncode == 1
+    assert refused.stderr.count("\n") == 1
+    assert "BREW_HOME" in refused.stderr
+
+
+def test_an_interrupted_up_leaves_nothing_behind(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [BREWCTL, "up", "--brokers", "1"],
+        env={**os.environ, "BREW_HOME": str(tmp_path)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    state = tmp_path / "state.json"
+    wait_until("a server started", lambda: state.exists() and '"pid"' in state.read_text(), timeout_s=60, every_s=0.02)
+    servers = json.loads(state.read_text())["servers"]
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert servers
+    assert not any(psutil.pid_exists(server["pid"]) for server in servers.values())
+    assert json.loads(state.read_text())["servers"] == {}

@@ -1,0 +1,124 @@
+"""The consumer: each record's effect once, however often it comes and whoever takes it."""
+
+import threading
+import uuid
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+from brewctl.delivery import database, events
+from brewctl.delivery.broker import Record
+from brewctl.delivery.database import Pool
+from brewctl.delivery.inbox import Inbox
+from brewctl.proto.orders_pb2 import OrderCreated
+from brewctl.roles import inventory, notifications
+from tests.conftest import Rig
+
+
+@pytest.fixture
+def pool(rig: Rig) -> Iterator[Pool]:
+    with database.open_pool(rig.settings, name="test", size=4) as pool:
+        yield pool
+
+
+def record(outbox_id: int, order_id: str | None = None) -> Record:
+    order = OrderCreated(order_id=order_id or str(uuid.uuid4()), tenant_id="brew", trace_id="0" * 32)
+    key = events.aggregate_id(order.order_id)
+    headers = events.headers_for(outbox_id, key, order, node="order-1")
+    return Record("topic", key.encode(), order.SerializeToString(), headers, 0, outbox_id)
+
+
+def rows(rig: Rig, table: str) -> int:
+    statements = {
+        "inventory_reservations": "SELECT count(*) FROM inventory_reservations",
+        "notifications_log": "SELECT count(*) FROM notifications_log",
+        "processed_events": "SELECT count(*) FROM processed_events",
+    }
+    (count,) = rig.connection.execute(statements[table]).fetchone() or (0,)
+    return int(str(count))
+
+
+def test_a_batch_has_its_effects_once(rig: Rig, pool: Pool) -> None:
+    inbox = Inbox(rig.settings, pool, inventory.PROJECTION, node="inventory-1")
+    batch = [record(number) for number in range(1, 11)]
+    inbox.handle(batch)
+    inbox.handle(batch)
+    assert (inbox.tally.processed, inbox.tally.effects, inbox.tally.skipped) == (20, 10, 10)
+    assert rows(rig, "inventory_reservations") == rows(rig, "processed_events") == 10
+
+
+def test_a_repeat_within_one_poll_is_a_duplicate(rig: Rig, pool: Pool) -> None:
+    inbox = Inbox(rig.settings, pool, inventory.PROJECTION, node="inventory-1")
+    twice = record(1)
+    inbox.handle([twice, record(2), twice])
+    assert (inbox.tally.effects, inbox.tally.skipped) == (2, 1)
+
+
+def test_consumers_know_nothing_of_each_other(rig: Rig, pool: Pool) -> None:
+    batch = [record(1), record(2)]
+    Inbox(rig.settings, pool, inventory.PROJECTION, node="inventory-1").handle(batch)
+    Inbox(rig.settings, pool, notifications.PROJECTION, node="notification-1").handle(batch)
+    assert rows(rig, "inventory_reservations") == rows(rig, "notifications_log") == 2
+    assert rows(rig, "processed_events") == 4
+
+
+def test_dedup_row_and_effect_commit_together_or_not_at_all(rig: Rig, pool: Pool) -> None:
+    """A crash between the two would lose the effect for ever: the redelivery would look like a duplicate."""
+    rig.connection.execute(
+        "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no stock table today'; END $$;"
+        "CREATE TRIGGER fail BEFORE INSERT ON inventory_reservations EXECUTE FUNCTION fail()"
+    )
+    inbox = Inbox(rig.settings, pool, inventory.PROJECTION, node="inventory-1")
+    with pytest.raises(psycopg.errors.RaiseException):
+        inbox.handle([record(1)])
+    assert rows(rig, "processed_events") == 0
+    rig.connection.execute("DROP TRIGGER fail ON inventory_reservations")
+    inbox.handle([record(1)])
+    assert rows(rig, "inventory_reservations") == 1
+
+
+def test_a_zombie_finds_its_rows_taken(rig: Rig) -> None:
+    """Two owners of one batch, stepped by hand: the second waits for the first's commit, then takes nothing."""
+    batch = [record(number) for number in range(1, 6)]
+    with (
+        database.open_pool(rig.settings, name="zombie", size=1) as hers,
+        database.open_pool(rig.settings, name="owner", size=1) as theirs,
+    ):
+        zombie = Inbox(rig.settings, hers, inventory.PROJECTION, node="zombie")
+        owner = Inbox(rig.settings, theirs, inventory.PROJECTION, node="owner")
+        with database.connect(rig.settings) as gate, gate.transaction():
+            # Holds both back at their effect, the zombie with its dedup rows taken and uncommitted.
+            gate.execute("LOCK TABLE inventory_reservations IN SHARE MODE")
+            first = threading.Thread(target=zombie.handle, args=(batch,))
+            first.start()
+            rig.wait("the zombie at the gate", lambda: waiting(rig, "zombie"))
+            second = threading.Thread(target=owner.handle, args=(list(reversed(batch)),))
+            second.start()
+            rig.wait("the owner waiting too", lambda: waiting(rig, "owner"))
+        first.join()
+        second.join()
+    assert zombie.tally.effects + owner.tally.effects == 5
+    assert zombie.tally.skipped + owner.tally.skipped == 5
+    assert rows(rig, "inventory_reservations") == rows(rig, "processed_events") == 5
+
+
+def waiting(rig: Rig, name: str) -> bool:
+    found = rig.connection.execute(
+        "SELECT 1 FROM pg_stat_activity WHERE datname = current_database()"
+        " AND application_name = %s AND wait_event_type = 'Lock'",
+        (name,),
+    )
+    return found.fetchone() is not None
+
+
+def test_a_lost_connection_is_retried_with_the_same_batch(rig: Rig, pool: Pool) -> None:
+    inbox = Inbox(rig.settings, pool, inventory.PROJECTION, node="inventory-1")
+    inbox.handle([record(1)])
+    rig.connection.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND application_name = 'test'"
+    )
+    # The pool checks a connection before it hands it out: no error reaches the batch.
+    inbox.handle([record(2)])
+    assert inbox.tally.effects == 2

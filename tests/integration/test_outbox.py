@@ -1,0 +1,242 @@
+"""The publisher: what is committed reaches Kafka, in order per aggregate, whoever dies when."""
+
+import dataclasses
+import threading
+import uuid
+from collections.abc import Iterator, Sequence
+
+import psycopg
+import pytest
+
+from brewctl.delivery import database, events, orders
+from brewctl.delivery.broker import Producer, Record, RefusedError, UnavailableError
+from brewctl.delivery.database import Pool
+from brewctl.delivery.outbox import Publisher
+from brewctl.lifecycle import wait_until
+from brewctl.proto.orders_pb2 import CreateRequest, OrderCreated
+from brewctl.sql import queries
+from tests.conftest import Rig
+from tests.integration.reading import read_topic
+
+
+@pytest.fixture
+def pool(rig: Rig) -> Iterator[Pool]:
+    with database.open_pool(rig.settings, name="test", size=4) as pool:
+        yield pool
+
+
+@pytest.fixture
+def producer(rig: Rig) -> Iterator[Producer]:
+    producer = Producer(rig.settings, node="test")
+    yield producer
+    producer.abandon()
+
+
+class ScriptedProducer:
+    """Answers as told, since a real broker can't be made to acknowledge just every second record."""
+
+    def __init__(self, *outcomes: RefusedError | UnavailableError | None) -> None:
+        self._outcomes = list(outcomes)
+
+    def send(self, records: Sequence[Record], *, timeout_s: float) -> list[RefusedError | UnavailableError | None]:
+        assert timeout_s > 0
+        return [self._outcomes.pop(0) for _ in records]
+
+
+def create_order(rig: Rig) -> str:
+    new = orders.accept(
+        CreateRequest(customer_id="c1", amount_cents=1, currency="EUR"), tenant_id=None, traceparent=None
+    )
+    return orders.create(rig.connection, new, topic=rig.settings.topic).order_id
+
+
+def add_event(rig: Rig, order_id: str, connection: psycopg.Connection[tuple[object, ...]] | None = None) -> int:
+    """Add one more event to an order's outbox, as a writer of other events would."""
+    row = (connection or rig.connection).execute(
+        "INSERT INTO outbox (aggregate_id, topic, payload) VALUES (%s, %s, %s) RETURNING id",
+        (events.aggregate_id(order_id), rig.settings.topic, OrderCreated(order_id=order_id).SerializeToString()),
+    )
+    (outbox_id,) = row.fetchone() or (0,)
+    assert isinstance(outbox_id, int)
+    return outbox_id
+
+
+def unpublished(rig: Rig) -> list[object]:
+    return [row[0] for row in rig.connection.execute("SELECT id FROM outbox WHERE published_at IS NULL ORDER BY id")]
+
+
+def test_every_committed_row_is_published_and_marked_with_its_node(rig: Rig, pool: Pool, producer: Producer) -> None:
+    ids = {create_order(rig) for _ in range(20)}
+    publisher = Publisher(rig.settings, pool, node="order-7")
+    assert publisher.publish_batch(producer) == 20
+    assert publisher.publish_batch(producer) == 0
+    assert unpublished(rig) == []
+    assert {OrderCreated.FromString(record.value or b"").order_id for record in read_topic(rig.settings)} == ids
+    nodes = rig.connection.execute("SELECT DISTINCT publisher_node FROM outbox").fetchall()
+    assert nodes == [("order-7",)]
+
+
+def test_only_acknowledged_rows_are_marked(rig: Rig, pool: Pool) -> None:
+    for _ in range(3):
+        create_order(rig)
+    first, second, third = unpublished(rig)
+    with pytest.raises(UnavailableError):
+        Publisher(rig.settings, pool, node="n").publish_batch(ScriptedProducer(None, UnavailableError("away"), None))  # type: ignore[arg-type]
+    assert unpublished(rig) == [second]
+    assert {first, third}.isdisjoint(unpublished(rig))
+
+
+def test_a_refused_row_is_set_aside_and_its_aggregate_waits_behind_it(rig: Rig, pool: Pool) -> None:
+    bad, good = create_order(rig), create_order(rig)
+    first, other = unpublished(rig)
+    later = add_event(rig, bad)
+    publisher = Publisher(rig.settings, pool, node="n")
+    assert publisher.publish_batch(ScriptedProducer(RefusedError("too large"), None)) == 2  # type: ignore[arg-type]
+    assert publisher.publish_batch(ScriptedProducer()) == 0, good  # type: ignore[arg-type]
+    assert unpublished(rig) == [first, later]
+    assert rig.connection.execute("SELECT failure FROM outbox WHERE id = %s", (first,)).fetchone() == ("too large",)
+    assert rig.connection.execute("SELECT failed_at FROM outbox WHERE id = %s", (other,)).fetchone() == (None,)
+
+
+def test_a_real_broker_refuses_only_the_guilty_row(rig: Rig, pool: Pool, producer: Producer) -> None:
+    create_order(rig)
+    large = OrderCreated(order_id=str(uuid.uuid4()), customer_id="x" * 1_500_000).SerializeToString()
+    rig.connection.execute(
+        "INSERT INTO outbox (aggregate_id, topic, payload) VALUES ('order-large', %s, %s)", (rig.settings.topic, large)
+    )
+    create_order(rig)
+    Publisher(rig.settings, pool, node="n").publish_batch(producer)
+    failed = rig.connection.execute("SELECT aggregate_id, failure FROM outbox WHERE failed_at IS NOT NULL").fetchall()
+    assert [aggregate for aggregate, _ in failed] == ["order-large"]
+    assert "MessageSizeTooLarge" in str(failed[0][1])
+    assert len(read_topic(rig.settings)) == 2
+
+
+def test_an_unreadable_row_is_set_aside(rig: Rig, pool: Pool, producer: Producer) -> None:
+    rig.connection.execute(
+        "INSERT INTO outbox (aggregate_id, topic, payload) VALUES ('order-x', %s, 'rubbish')", (rig.settings.topic,)
+    )
+    create_order(rig)
+    Publisher(rig.settings, pool, node="n").publish_batch(producer)
+    assert len(read_topic(rig.settings)) == 1
+    assert rig.connection.execute("SELECT count(*) FROM outbox WHERE failed_at IS NOT NULL").fetchone() == (1,)
+
+
+def test_a_crash_between_acknowledgement_and_commit_publishes_twice(rig: Rig, pool: Pool, producer: Producer) -> None:
+    create_order(rig)
+
+    class CrashingProducer:
+        def send(self, records: Sequence[Record], *, timeout_s: float) -> list[RefusedError | UnavailableError | None]:
+            outcomes = producer.send(records, timeout_s=timeout_s)
+            # The publisher's session dies after Kafka has the records and before they are marked.
+            rig.connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND state = 'idle in transaction'"
+            )
+            return outcomes
+
+    publisher = Publisher(rig.settings, pool, node="n")
+    with pytest.raises(psycopg.OperationalError):
+        publisher.publish_batch(CrashingProducer())  # type: ignore[arg-type]
+    assert len(unpublished(rig)) == 1
+    assert publisher.publish_batch(producer) == 1
+    assert unpublished(rig) == []
+    records = read_topic(rig.settings)
+    assert len(records) == 2
+    assert len({dict(record.headers)["outbox-id"] for record in records}) == 1
+
+
+def test_publishers_skip_each_others_rows_and_whatever_stands_behind_them(rig: Rig) -> None:
+    """Two publishers stepped by hand: SKIP LOCKED alone would hand the second row of a key to the other."""
+    one, two = create_order(rig), create_order(rig)
+    head, other = unpublished(rig)
+    second = add_event(rig, one)
+    fetch, limit = queries["fetch_unpublished"], {"limit": 1}
+    with database.connect(rig.settings) as a, database.connect(rig.settings) as b:
+        with a.transaction():
+            assert [row[0] for row in a.execute(fetch, limit)] == [head]
+            with b.transaction():
+                assert [row[0] for row in b.execute(fetch, {"limit": 10})] == [other], two
+            a.execute(queries["mark_published"], {"ids": [head], "node": "a"})
+        with b.transaction():
+            assert [row[0] for row in b.execute(fetch, {"limit": 10})] == [other, second]
+
+
+def test_a_row_that_commits_late_is_still_found(rig: Rig, pool: Pool, producer: Producer) -> None:
+    """Ids become visible out of order: a publisher that remembers the last id would lose this one."""
+    slow, quick = str(uuid.uuid4()), str(uuid.uuid4())
+    publisher = Publisher(rig.settings, pool, node="n")
+    with database.connect(rig.settings) as writer:
+        with writer.transaction():
+            late = add_event(rig, slow, writer)
+            assert add_event(rig, quick) > late
+            assert publisher.publish_batch(producer) == 1
+        assert publisher.publish_batch(producer) == 1
+    assert unpublished(rig) == []
+
+
+def test_order_per_key_holds_with_many_publishers(rig: Rig) -> None:
+    keys, per_key = [str(uuid.uuid4()) for _ in range(5)], 40
+    # One consistent writer; the rows of the keys alternate.
+    with rig.connection.transaction():
+        for _ in range(per_key):
+            for key in keys:
+                add_event(rig, key)
+    stop = threading.Event()
+    with database.open_pool(rig.settings, name="test", size=4) as pool:
+        publishers = [Publisher(rig.settings, pool, node=f"order-{number}") for number in range(4)]
+        threads = [threading.Thread(target=publisher.run, args=(stop,)) for publisher in publishers]
+        for thread in threads:
+            thread.start()
+        try:
+            rig.wait("an empty outbox", lambda: not unpublished(rig))
+        finally:
+            stop.set()
+            for publisher in publishers:
+                publisher.notify()
+            for thread in threads:
+                thread.join()
+    seen: dict[bytes | None, list[int]] = {}
+    for record in read_topic(rig.settings):
+        seen.setdefault(record.key, []).append(int(dict(record.headers)["outbox-id"]))
+    assert len(seen) == len(keys)
+    for outbox_ids in seen.values():
+        assert outbox_ids == sorted(outbox_ids)
+        assert len(outbox_ids) == per_key
+
+
+def test_a_commit_wakes_the_publisher_without_a_poll(rig: Rig) -> None:
+    settings = dataclasses.replace(rig.settings, limits=dataclasses.replace(rig.settings.limits, publish_poll_s=3600.0))
+    stop = threading.Event()
+    with database.open_pool(settings, name="test", size=2) as pool:
+        publisher = Publisher(settings, pool, node="n")
+        thread = threading.Thread(target=publisher.run, args=(stop,))
+        thread.start()
+        try:
+            create_order(rig)
+            publisher.notify()
+            # An hour's poll can't explain it.
+            wait_until("the row published", lambda: not unpublished(rig), timeout_s=30)
+            create_order(rig)
+            publisher.notify()
+            wait_until("the next row published", lambda: not unpublished(rig), timeout_s=30)
+        finally:
+            stop.set()
+            publisher.notify()
+            thread.join()
+
+
+def test_fetch_uses_the_partial_indexes(rig: Rig) -> None:
+    rig.connection.execute(
+        "INSERT INTO outbox (aggregate_id, topic, payload, published_at)"
+        " SELECT 'order-' || n, 't', '', clock_timestamp() FROM generate_series(1, 20000) n"
+    )
+    for _ in range(5):
+        create_order(rig)
+    rig.connection.execute("ANALYZE outbox")
+    plan = "\n".join(
+        str(line) for (line,) in rig.connection.execute("EXPLAIN " + queries["fetch_unpublished"], {"limit": 200})
+    )
+    assert "outbox_unpublished" in plan
+    assert "outbox_unpublished_by_aggregate" in plan
+    assert "Seq Scan" not in plan
