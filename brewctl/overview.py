@@ -50,6 +50,11 @@ def distribution(connection: Connection) -> dict[str, int]:
     return dict(connection.execute(queries["inventory_distribution"]).fetchall())
 
 
+def work_by_node(connection: Connection) -> dict[str, int]:
+    """Count what each node has published, reserved or notified."""
+    return dict(connection.execute(queries["work_by_node"]).fetchall())
+
+
 def distribution_line(shares: dict[str, int]) -> str:
     """Write the contract's line: `inventory distribution: {inventory-1: 87, inventory-2: 113}`."""
     return f"inventory distribution: {{{', '.join(f'{node}: {share}' for node, share in shares.items())}}}"

@@ -19,7 +19,7 @@ def demo(
         typer.Option(help="Kill inventory-1 after this many.", min=1, show_default="half of the orders"),
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the sandbox running afterwards.")] = False,
-    report: Annotated[Path | None, typer.Option(help="Write the last screen to FILE.svg.", metavar="FILE.svg")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write a picture of it to FILE.svg.", metavar="FILE.svg")] = None,
     yes: options.Yes = False,
     database_url: options.DatabaseUrl = None,
     brokers: options.Brokers = None,
@@ -35,6 +35,8 @@ def demo(
     kill_at = orders // 2 if kill_at is None else kill_at
     if kill_at >= orders:
         raise UsageError(f"--kill-at {kill_at} must be less than --orders {orders}")
+    if report and (report.suffix != ".svg" or not report.parent.is_dir()):
+        raise UsageError(f"--report {report} must be a .svg file in a folder that is there")
     settings = options.settings(database_url=database_url, brokers=brokers, topic=topic)
     own = settings.configured & {"database_url", "brokers"}
     if len(own) == 1:
@@ -62,7 +64,7 @@ def _play(settings: "Settings", orders: int, kill_at: int, report: Path | None, 
     from brewctl.lab import demo as play
     from brewctl.lab.views import LiveView, PlainView
 
-    console = Console(record=report is not None)
+    console = Console()
     logs = home / "logs"
     if console.is_terminal and not console.is_dumb_terminal:
         with Live(console=console, refresh_per_second=8) as live:
@@ -74,7 +76,7 @@ def _play(settings: "Settings", orders: int, kill_at: int, report: Path | None, 
         verdict = play.run(settings, view, orders=orders, kill_at=kill_at, logs=logs)
         view.finish(verdict)
     if report:
-        console.save_svg(str(report), title="brewctl demo")
+        view.save(verdict, report)
         print(f"wrote {report}", file=sys.stderr)
     if not verdict.ok:
         print(f"brewctl: the nodes' logs are in {logs}", file=sys.stderr)

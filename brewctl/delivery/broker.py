@@ -274,7 +274,9 @@ class Consumer:
                 api_version_auto_timeout_ms=_BOOTSTRAP_MS,
                 selector=_Selector,
             )
-        self._consumer.subscribe([settings.topic], listener=_Listener(on_assigned))
+            self._consumer.subscribe([settings.topic], listener=_Listener(on_assigned))
+            # Known before it joins: else its first assignment is empty, and a second rebalance follows.
+            self._consumer.partitions_for_topic(settings.topic)
 
     def poll(self, *, timeout_s: float) -> list[Record]:
         """Read the next records, per partition in order.

@@ -32,7 +32,7 @@ class Scene:
 
     orders: int
     counts: overview.Counts = field(default_factory=lambda: overview.Counts(0, 0, 0, 0))
-    shares: dict[str, int] = field(default_factory=dict)
+    work: dict[str, int] = field(default_factory=dict)
     owners: list[Member] = field(default_factory=list)
     # node → "runs", "killed", "stopped"
     nodes: dict[str, str] = field(default_factory=dict)
@@ -177,7 +177,7 @@ class _Stage:
         scene = self._scene
         before = scene.counts
         scene.counts = overview.counts(self._connection)
-        scene.shares = overview.distribution(self._connection)
+        scene.work = overview.work_by_node(self._connection)
         scene.owners = [
             member for group in topics.GROUPS for member in self._admin.members(group, self._settings.topic)
         ]

@@ -92,6 +92,14 @@ SELECT (SELECT count(*) FROM orders) AS orders,
 -- inventory_distribution --
 SELECT node_id, count(*) FROM inventory_reservations GROUP BY node_id ORDER BY node_id
 
+-- work_by_node --
+-- What each node has done so far: events published, orders reserved or notified.
+SELECT publisher_node AS node, count(*) FROM outbox WHERE published_at IS NOT NULL GROUP BY node
+UNION ALL
+SELECT node_id, count(*) FROM inventory_reservations GROUP BY node_id
+UNION ALL
+SELECT node_id, count(*) FROM notifications_log GROUP BY node_id
+
 -- unfinished_orders --
 -- Orders whose story has not been told exactly once, at most `limit` of them.
 SELECT o.id, coalesce(x.events, 0) AS events, coalesce(x.published, 0) AS published,
