@@ -96,7 +96,7 @@ def borrowed(home: Path, *, keep: bool) -> Iterator[None]:
     """A running sandbox: what is started for this is stopped after it, unless `keep`."""
     from brewctl.sandbox import cluster
 
-    ran_before = bool(row.pid for row in cluster.status(home))
+    ran_before = cluster.running(home)
     _up(home)
     try:
         yield

@@ -80,6 +80,12 @@ def down(home: Path, *, purge: bool = False) -> list[str]:
     return [server.name for server in running]
 
 
+def running(home: Path) -> bool:
+    """Say whether any server of the sandbox runs."""
+    known = state.load(home)
+    return known is not None and any(processes.find(server) for server in known.servers.values())
+
+
 def status(home: Path) -> list[Health]:
     """Ask every server of the sandbox; empty where there is no sandbox."""
     known = state.load(home)

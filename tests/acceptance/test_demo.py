@@ -1,5 +1,6 @@
 """The demo, as a newcomer meets it: in a pipe, interrupted, and on servers that are somebody's."""
 
+import json
 import os
 import signal
 import subprocess
@@ -8,7 +9,7 @@ from pathlib import Path
 import psutil
 
 from brewctl.lifecycle import wait_until
-from tests.conftest import BREWCTL, Rig
+from tests.conftest import BREWCTL, Rig, run
 
 
 def test_the_demo_ends_with_a_verdict(rig: Rig) -> None:
@@ -20,6 +21,18 @@ def test_the_demo_ends_with_a_verdict(rig: Rig) -> None:
     assert any(line.startswith("inventory distribution: {inventory-1: ") for line in lines)
     assert lines[-1].startswith("verdict: nothing was lost, nothing happened twice")
     assert "\x1b" not in shown.stdout
+
+
+def test_a_bare_machine_gets_a_sandbox_for_the_demo_and_no_longer(tmp_path: Path) -> None:
+    env = {"BREW_HOME": str(tmp_path), "BREW_DATABASE_URL": "", "BREW_KAFKA_BROKERS": ""}
+    shown = run("demo", "--orders", "10", env=env, timeout=300)
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    assert "verdict: nothing was lost" in shown.stdout
+    assert "the sandbox stops" in shown.stderr
+    rows = json.loads(run("status", "--json", env=env).stdout)
+    assert len(rows) == 4
+    assert [row["pid"] for row in rows] == [None] * 4
+    assert run("down", "--purge", env=env).returncode == 0
 
 
 def test_ctrl_c_leaves_no_process_behind(rig: Rig, tmp_path: Path) -> None:

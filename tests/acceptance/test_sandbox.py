@@ -7,7 +7,6 @@ import signal
 import socket
 import stat
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -15,37 +14,8 @@ import psycopg
 import pytest
 
 from brewctl.lifecycle import wait_until
-from tests.conftest import BREWCTL, run
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A sandbox with one broker, beside the one of the other tests."""
-    home = tmp_path_factory.mktemp("home")
-    up = run("up", "--brokers", "1", env={"BREW_HOME": str(home)}, timeout=600)
-    assert up.returncode == 0, up.stderr
-    yield home
-    down = run("down", "--purge", env={"BREW_HOME": str(home)})
-    assert down.returncode == 0, down.stderr
-    assert {entry.name for entry in home.iterdir()} <= {"lock"}
-
-
-def brewctl(home: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return run(*arguments, env={"BREW_HOME": str(home), **env})
-
-
-def status(home: Path) -> dict[str, dict[str, object]]:
-    rows = json.loads(brewctl(home, "status", "--json").stdout)
-    return {row["name"]: row for row in rows}
-
-
-def pid(home: Path, name: str) -> int:
-    return int(str(status(home)[name]["pid"]))
-
-
-def environment(home: Path) -> dict[str, str]:
-    lines = brewctl(home, "env").stdout.splitlines()
-    return {match[1]: match[2].strip("'") for line in lines if (match := re.fullmatch(r"export (\w+)=(.*)", line))}
+from tests.acceptance.conftest import brewctl, environment, pid, status
+from tests.conftest import BREWCTL
 
 
 def test_every_server_answers_and_a_second_up_changes_nothing(home: Path) -> None:

@@ -1,0 +1,45 @@
+"""A sandbox with one broker, for tests that break servers: beside the one that the other tests rely on."""
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import run
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The home of a running sandbox. A test that stops a server brings it back."""
+    home = tmp_path_factory.mktemp("home")
+    up = run("up", "--brokers", "1", env={"BREW_HOME": str(home)}, timeout=600)
+    assert up.returncode == 0, up.stderr
+    yield home
+    down = run("down", "--purge", env={"BREW_HOME": str(home)})
+    assert down.returncode == 0, down.stderr
+    assert {entry.name for entry in home.iterdir()} <= {"lock"}
+
+
+def brewctl(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in that home."""
+    return run(*arguments, env={"BREW_HOME": str(home)})
+
+
+def status(home: Path) -> dict[str, dict[str, object]]:
+    """Read `status --json`, by server."""
+    rows = json.loads(brewctl(home, "status", "--json").stdout)
+    return {row["name"]: row for row in rows}
+
+
+def pid(home: Path, name: str) -> int:
+    """Read the pid of a server."""
+    return int(str(status(home)[name]["pid"]))
+
+
+def environment(home: Path) -> dict[str, str]:
+    """Read what `env` exports."""
+    lines = brewctl(home, "env").stdout.splitlines()
+    return {match[1]: match[2].strip("'") for line in lines if (match := re.fullmatch(r"export (\w+)=(.*)", line))}

@@ -1,0 +1,116 @@
+"""A server goes away under running roles: orders are accepted as long as PostgreSQL is there, and all catch up."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import psycopg
+import pytest
+
+from brewctl import overview
+from brewctl.config import Settings, resolve
+from brewctl.delivery import database, topics
+from brewctl.lab.nodes import Node, Nodes
+from brewctl.lifecycle import wait_until
+from tests.acceptance.conftest import brewctl, environment, pid
+
+
+@pytest.fixture
+def settings(home: Path) -> Settings:
+    return resolve({}, environment(home), {})
+
+
+@pytest.fixture
+def nodes(settings: Settings, tmp_path: Path) -> Iterator[Nodes]:
+    with database.connect(settings) as connection:
+        database.initialize(connection, reset=True)
+    topics.create(settings, recreate=True)
+    with Nodes(settings, logs=tmp_path, on_line=lambda _line: None) as nodes:
+        yield nodes
+
+
+def serve(nodes: Nodes) -> tuple[Node, str]:
+    node = nodes.start(f"order-{len(nodes.started)}", "serve", "order", "--port", "0")
+    node.wait_for("listening", lambda node: any("listening" in line for line in node.lines))
+    return node, node.lines[0].rpartition(" ")[2]
+
+
+def kill(home: Path, name: str) -> None:
+    process = psutil.Process(pid(home, name))
+    os.kill(process.pid, signal.SIGKILL)
+    psutil.wait_procs([process], timeout=10)
+
+
+def counts(settings: Settings) -> overview.Counts:
+    with database.connect(settings) as connection:
+        return overview.counts(connection)
+
+
+def test_orders_are_accepted_without_kafka_and_published_when_it_is_back(
+    home: Path, settings: Settings, nodes: Nodes
+) -> None:
+    _, address = serve(nodes)
+    kill(home, "kafka-1")
+    try:
+        assert brewctl(home, "create-order", "--customer", "c1", "--count", "30", "--addr", address).returncode == 0
+        # A replica that is started meanwhile serves too.
+        late, late_address = serve(nodes)
+        assert brewctl(home, "create-order", "--customer", "c1", "--count", "5", "--addr", late_address).returncode == 0
+        late.wait_for("its warning", lambda node: "kafka_unreachable" in node.log.read_text())
+        assert counts(settings) == overview.Counts(35, 35, 0, 0)
+        with psycopg.connect(settings.database_url, autocommit=True) as connection:
+            # Publishing was tried, and no transaction stays open over the outage.
+            wait_until("no open transaction", lambda: idle_transactions(connection) == 0, timeout_s=20)
+    finally:
+        assert brewctl(home, "up").returncode == 0
+    wait_until("an empty outbox", lambda: counts(settings).outbox_unpublished == 0, timeout_s=60)
+    nodes.start("inventory-1", "consume", "inventory")
+    wait_until("all reserved", lambda: counts(settings).reservations == 35, timeout_s=60)
+
+
+def idle_transactions(connection: psycopg.Connection[tuple[object, ...]]) -> int:
+    row = connection.execute(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction'"
+    ).fetchone()
+    assert row is not None
+    return int(str(row[0]))
+
+
+def test_running_roles_outlive_a_crash_of_postgres(home: Path, settings: Settings, nodes: Nodes) -> None:
+    node, address = serve(nodes)
+    consumer = nodes.start("inventory-1", "consume", "inventory")
+    consumer.wait_for("partitions", lambda node: node.assignment == [0, 1, 2, 3, 4, 5])
+    assert brewctl(home, "create-order", "--customer", "c1", "--count", "5", "--addr", address).returncode == 0
+    kill(home, "postgres")
+    try:
+        refused = brewctl(home, "create-order", "--customer", "c1", "--addr", address)
+        assert refused.returncode in {1, 3}
+        assert "retry" in refused.stderr
+        again = brewctl(home, "create-order", "--customer", "c1", "--addr", address)
+        assert again.returncode == 3
+        assert "UNAVAILABLE" in again.stderr
+    finally:
+        assert brewctl(home, "up").returncode == 0
+    wait_until(
+        "an accepted order",
+        lambda: brewctl(home, "create-order", "--customer", "c1", "--addr", address).returncode == 0,
+        timeout_s=60,
+    )
+    wait_until("six reservations", lambda: counts(settings).reservations == counts(settings).orders >= 6, timeout_s=60)
+    assert node.alive
+    assert consumer.alive
+
+
+def test_a_consumer_without_kafka_says_so(home: Path) -> None:
+    kill(home, "kafka-1")
+    try:
+        refused = brewctl(home, "consume", "inventory", "--node", "inventory-1")
+        assert refused.returncode == 3
+        assert refused.stderr.startswith("brewctl: kafka 127.0.0.1:")
+        assert "`brewctl up`" in refused.stderr
+        assert refused.stderr.count("\n") == 1
+        assert brewctl(home, "topic", "create").returncode == 3
+    finally:
+        assert brewctl(home, "up").returncode == 0
