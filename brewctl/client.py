@@ -42,7 +42,12 @@ class OrderClient:
         """
         turn = self._calls % len(self._stubs)
         self._calls += 1
-        request = orders_pb2.CreateRequest(customer_id=customer_id, amount_cents=amount_cents, currency=currency)
+        try:
+            request = orders_pb2.CreateRequest(customer_id=customer_id, amount_cents=amount_cents, currency=currency)
+        except UnicodeEncodeError:
+            raise UsageError("customer and currency must be valid UTF-8") from None
+        except ValueError:
+            raise UsageError(f"amount_cents must be 1 to 10^12, not {amount_cents}") from None
         try:
             response = self._stubs[turn].Create(request, timeout=self._timeout_s)
         except grpc.RpcError as error:

@@ -5,13 +5,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from brewctl import config
 from brewctl.cli import options, output
-from brewctl.errors import ExitCode, UnreachableError
+from brewctl.errors import BrewError, ExitCode, UnreachableError
 
 if TYPE_CHECKING:
     from brewctl.sandbox.state import State
@@ -48,8 +49,7 @@ def down(
     purge: Annotated[bool, typer.Option("--purge", help="Remove the data too.")] = False,
 ) -> None:
     """Stop the sandbox. Its data stay, unless --purge."""
-    from brewctl.sandbox import cluster
-
+    cluster = _cluster()
     home = config.home()
     stopped = cluster.down(home, purge=purge)
     output.emit(f"stopped {', '.join(stopped)}" if stopped else f"nothing was running in {home}")
@@ -59,8 +59,7 @@ def down(
 
 def status(as_json: options.AsJson = False) -> None:
     """Show each server: pid, port, memory, whether it answers, its log. Exit 1 unless all answer."""
-    from brewctl.sandbox import cluster
-
+    cluster = _cluster()
     home = config.home()
     rows = cluster.status(home)
     if as_json:
@@ -94,8 +93,7 @@ def env() -> None:
 @contextmanager
 def borrowed(home: Path, *, keep: bool) -> Iterator[None]:
     """A running sandbox: what is started for this is stopped after it, unless `keep`."""
-    from brewctl.sandbox import cluster
-
+    cluster = _cluster()
     ran_before = cluster.running(home)
     _up(home)
     try:
@@ -106,14 +104,24 @@ def borrowed(home: Path, *, keep: bool) -> Iterator[None]:
             cluster.down(home)
 
 
+def _cluster() -> ModuleType:
+    try:
+        from brewctl.sandbox import cluster
+    except ModuleNotFoundError as error:
+        hint = "pip install 'brewctl[sandbox]', or use servers of your own"
+        raise BrewError(f"the sandbox's parts are not installed ({error.name} is missing)", hint=hint) from None
+    return cluster
+
+
 def _up(home: Path, **chosen: int | str | None) -> "State":
     from rich.console import Console
 
     from brewctl.cli.progress import Shown
-    from brewctl.sandbox import cluster
 
+    cluster = _cluster()
     with Shown(Console(stderr=True)) as progress:
-        return cluster.up(home, cluster.Options(**chosen), progress)  # type: ignore[arg-type]
+        known: State = cluster.up(home, cluster.Options(**chosen), progress)
+    return known
 
 
 def register(app: typer.Typer) -> None:

@@ -101,7 +101,9 @@ def _initialize(folder: Path, data: Path, password: str) -> None:
         secret.unlink()
     if made.returncode:
         shutil.rmtree(data, ignore_errors=True)
-        raise BrewError(f"initdb failed in {data}: {made.stderr.strip() or made.stdout.strip()}")
+        lines = (made.stderr or made.stdout).splitlines()
+        reason = next((line for line in lines if "FATAL" in line or "error:" in line), " ".join(lines[-1:]))
+        raise BrewError(f"initdb failed in {data}: {reason}")
 
 
 def _binaries() -> Path:
