@@ -1,0 +1,31 @@
+"""Kafka, as the rest of brewctl sees it: administration, a producer, a consumer, its errors in the user's words.
+
+The only place that imports `kafka`, so that another client of the same shape can take its place.
+"""
+
+from brewctl.delivery.broker.admin import (
+    PARTITIONS,
+    REPLICATION_FACTOR,
+    Admin,
+    Member,
+    open_admin,
+    require_topic,
+)
+from brewctl.delivery.broker.client import Record, UnavailableError, explained
+from brewctl.delivery.broker.consumer import Consumer
+from brewctl.delivery.broker.producer import Producer, RefusedError
+
+__all__ = [
+    "PARTITIONS",
+    "REPLICATION_FACTOR",
+    "Admin",
+    "Consumer",
+    "Member",
+    "Producer",
+    "Record",
+    "RefusedError",
+    "UnavailableError",
+    "explained",
+    "open_admin",
+    "require_topic",
+]

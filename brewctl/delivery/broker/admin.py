@@ -1,0 +1,120 @@
+"""Administration: topics, groups, brokers."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from kafka import KafkaAdminClient, errors
+from kafka.admin import NewTopic
+
+from brewctl.config import Settings
+from brewctl.delivery.broker.client import DEAD_LETTER_BYTES, connection, explained
+from brewctl.errors import BrewError
+
+PARTITIONS = 6
+REPLICATION_FACTOR = 3
+MIN_IN_SYNC_REPLICAS = 2
+_PATIENCE_S = 30.0
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A member of a consumer group and the partitions of our topic that it owns."""
+
+    client_id: str
+    partitions: tuple[int, ...]
+
+
+class Admin:
+    """Questions to the cluster and changes to its topics and groups."""
+
+    def __init__(self, client: KafkaAdminClient) -> None:
+        self._client = client
+
+    def brokers(self) -> list[int]:
+        """Ids of the brokers that the cluster says are alive."""
+        return sorted(broker["node_id"] for broker in self._client.describe_cluster()["brokers"])
+
+    def topics(self) -> set[str]:
+        """Names of all topics. Never creates one."""
+        return set(self._client.list_topics())
+
+    def create_topic(self, topic: str, *, replicas: int, dead_letters: bool = False) -> bool:
+        """Create a topic of 6 partitions; False where it was there already."""
+        wanted = {"min.insync.replicas": str(min(MIN_IN_SYNC_REPLICAS, replicas))}
+        if dead_letters:
+            wanted["max.message.bytes"] = str(DEAD_LETTER_BYTES)
+        try:
+            self._client.create_topics([NewTopic(topic, PARTITIONS, replicas, topic_configs=wanted)])
+        except errors.TopicAlreadyExistsError:
+            return False
+        return True
+
+    def delete_topic(self, topic: str) -> None:
+        """Ask for a topic's deletion, which Kafka carries out later. Absent is fine."""
+        with contextlib.suppress(errors.UnknownTopicOrPartitionError):
+            self._client.delete_topics([topic])
+
+    def delete_group(self, group: str) -> None:
+        """Delete a group with its offsets. Absent is fine; BrewError where members are alive."""
+
+        def delete() -> bool:
+            for _, error in self._client.delete_consumer_groups([group]):
+                if error is errors.NonEmptyGroupError:
+                    raise BrewError(f"consumer group {group} has live members", hint="stop its consumers first")
+                if error not in (errors.NoError, errors.GroupIdNotFoundError):
+                    raise error
+            return True
+
+        _patiently(delete)
+
+    def members(self, group: str, topic: str) -> list[Member]:
+        """Members of a group, by name, with what each owns of the topic. Empty where there is no such group."""
+        described = _patiently(lambda: self._client.describe_consumer_groups([group]))
+        members = []
+        for member in described[0].members:
+            assignment = member.member_assignment
+            owned = dict(assignment.assignment) if assignment else {}
+            members.append(Member(member.client_id, tuple(sorted(owned.get(topic, ())))))
+        return sorted(members, key=lambda member: member.client_id)
+
+    def led_partitions(self, topic: str) -> int:
+        """How many partitions of the topic have a leader, as the answering broker knows it."""
+        for described in self._client.describe_topics([topic]):
+            return sum(1 for partition in described["partitions"] if partition["leader"] >= 0)
+        return 0
+
+
+@contextlib.contextmanager
+def open_admin(settings: Settings, *, broker: str = "") -> Iterator[Admin]:
+    """Administration, through any broker or just the one at `broker`. Raises UnreachableError, BrewError."""
+    asked = replace(settings, brokers=(broker,)) if broker else settings
+    with explained(asked):
+        client = KafkaAdminClient(request_timeout_ms=15_000, **connection(asked, name="brewctl"))
+        try:
+            yield Admin(client)
+        finally:
+            client.close()
+
+
+def require_topic(settings: Settings) -> None:
+    """Raise BrewError where the topic or its dead-letter topic is missing, UnreachableError where Kafka is."""
+    with open_admin(settings) as admin:
+        missing = sorted({settings.topic, settings.dead_letter_topic} - admin.topics())
+    if missing:
+        raise BrewError(f"topic {' and '.join(missing)} missing in kafka", hint="run `brewctl topic create`")
+
+
+def _patiently(call: Callable[[], _T]) -> _T:
+    """Ask again while the cluster says "not yet", as a fresh one does of its group coordinators."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            return call()
+        except errors.KafkaError as error:
+            if not error.retriable or time.monotonic() > deadline:
+                raise
+        time.sleep(0.2)

@@ -1,0 +1,93 @@
+"""What the three clients share: how they connect, the record, and Kafka's errors in the user's words."""
+
+import contextlib
+import selectors
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from kafka import errors
+
+from brewctl.config import Settings
+from brewctl.delivery.events import Headers
+from brewctl.errors import BrewError, UnreachableError
+
+# A dead letter is the largest record of the topic (1 MiB by default) and the reasons for its death.
+DEAD_LETTER_BYTES = 2 * 1024 * 1024
+_BOOTSTRAP_MS = 5_000
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A record to send, or one that was read (then with its partition and offset)."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+    partition: int = -1
+    offset: int = -1
+
+
+class UnavailableError(Exception):
+    """Kafka did not answer in time. Of a record: whether Kafka has it is unknown."""
+
+
+class Selector(selectors.DefaultSelector):
+    """Bears with a socket that the client has closed meanwhile: there is nothing to select on it any more.
+
+    Without this a race inside the client ends the role (kafka-python-ng issue 177).
+    """
+
+    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        """Watch a socket, unless it is closed."""
+        try:
+            return super().register(fileobj, events, data)
+        except ValueError:
+            return selectors.SelectorKey(fileobj, -1, events, data)
+
+    def modify(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        """Watch a socket for something else, unless it is closed."""
+        try:
+            return super().modify(fileobj, events, data)
+        except ValueError:
+            return selectors.SelectorKey(fileobj, -1, events, data)
+
+
+def connection(settings: Settings, *, name: str) -> dict[str, Any]:
+    """Return the options that every client is made with."""
+    return {
+        "bootstrap_servers": list(settings.brokers),
+        "client_id": name,
+        "api_version_auto_timeout_ms": _BOOTSTRAP_MS,
+        "selector": Selector,
+    }
+
+
+@contextlib.contextmanager
+def explained(settings: Settings) -> Iterator[None]:
+    """Turn the Kafka client's errors into the user's."""
+    where = ",".join(settings.brokers)
+    try:
+        yield
+    except (
+        errors.NoBrokersAvailable,
+        errors.NodeNotReadyError,
+        errors.KafkaConnectionError,
+        errors.KafkaTimeoutError,
+        errors.RequestTimedOutError,
+        errors.UnrecognizedBrokerVersion,
+    ) as error:
+        hint = "run `brewctl up`, or set BREW_KAFKA_BROKERS"
+        raise UnreachableError(f"kafka {where} does not answer", hint=hint) from error
+    except errors.InvalidReplicationFactorError as error:
+        raise BrewError(f"kafka {where} has too few brokers for that replication factor") from error
+    except errors.KafkaError as error:
+        raise BrewError(f"kafka {where}: {words(error)}") from error
+
+
+def words(error: Exception | None) -> str:
+    """Write an error of the client in one line."""
+    text = " ".join(str(error).split())
+    name = type(error).__name__ if isinstance(error, Exception) else getattr(error, "__name__", "")
+    return (text if name in text else f"{name} {text}".strip())[:300]

@@ -1,0 +1,105 @@
+"""Reading, as a member of a consumer group."""
+
+from collections.abc import Callable, Sequence
+
+from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition, errors
+from kafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
+from kafka.structs import OffsetAndMetadata
+
+from brewctl.config import Settings
+from brewctl.delivery.broker.client import Record, UnavailableError, connection, explained, words
+from brewctl.delivery.events import Headers
+from brewctl.errors import BrewError
+
+# What no retry mends once a consumer runs: another protocol in the group, or no right to it.
+_FATAL = (
+    errors.InconsistentGroupProtocolError,
+    errors.InvalidGroupIdError,
+    errors.InvalidSessionTimeoutError,
+    errors.GroupAuthorizationFailedError,
+    errors.TopicAuthorizationFailedError,
+    errors.AuthenticationFailedError,
+    errors.UnsupportedCodecError,
+)
+
+
+class Consumer:
+    """One member of a group, from the earliest offset, offsets committed by hand.
+
+    Rebalances happen inside `poll` alone: finish a batch and commit it before the next poll.
+    """
+
+    def __init__(self, settings: Settings, *, group: str, node: str, on_assigned: Callable[[list[int]], None]) -> None:
+        limits = settings.limits
+        self._group = group
+        with explained(settings):
+            self._consumer = KafkaConsumer(
+                group_id=group,
+                enable_auto_commit=False,
+                auto_offset_reset="earliest",
+                session_timeout_ms=int(limits.session_s * 1000),
+                heartbeat_interval_ms=int(limits.heartbeat_s * 1000),
+                max_poll_records=limits.consume_records,
+                partition_assignment_strategy=[RoundRobinPartitionAssignor],
+                **connection(settings, name=node),
+            )
+            self._consumer.subscribe([settings.topic], listener=_Listener(on_assigned))
+            # Known before it joins: else its first assignment is empty, and a second rebalance follows.
+            self._consumer.partitions_for_topic(settings.topic)
+
+    def poll(self, *, timeout_s: float) -> list[Record]:
+        """Read the next records, per partition in order.
+
+        Raises UnavailableError for what passes by itself, BrewError for what doesn't.
+        """
+        try:
+            batches = self._consumer.poll(timeout_ms=int(timeout_s * 1000))
+        except _FATAL as error:
+            if isinstance(error, errors.InconsistentGroupProtocolError):
+                raise BrewError(
+                    f"consumer group {self._group} is held by a client with another balancing protocol",
+                    hint="stop that client, or let it use the round-robin assignor",
+                ) from error
+            raise BrewError(f"kafka refused consumer group {self._group}: {words(error)}") from error
+        except errors.KafkaError as error:
+            raise UnavailableError(words(error)) from error
+        return [
+            Record(read.topic, read.key, read.value, _headers(read.headers), read.partition, read.offset)
+            for batch in batches.values()
+            for read in batch
+        ]
+
+    def commit(self, records: Sequence[Record]) -> str:
+        """Commit the offsets after these records; the reason where Kafka would not.
+
+        A refusal is a redelivery, not an error: the partitions have moved on.
+        """
+        last = {(record.topic, record.partition): record.offset for record in records}
+        offsets = {TopicPartition(*place): OffsetAndMetadata(offset + 1, "") for place, offset in last.items()}
+        try:
+            self._consumer.commit(offsets)
+        except errors.KafkaError as error:
+            return words(error)
+        return ""
+
+    def close(self) -> None:
+        """Leave the group, so that its partitions move at once."""
+        self._consumer.close(autocommit=False)
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Only reports: the client swallows exceptions that are raised here."""
+
+    def __init__(self, on_assigned: Callable[[list[int]], None]) -> None:
+        self._on_assigned = on_assigned
+
+    def on_partitions_revoked(self, revoked: object) -> None:
+        pass
+
+    def on_partitions_assigned(self, assigned: Sequence[TopicPartition]) -> None:
+        self._on_assigned(sorted(place.partition for place in assigned))
+
+
+def _headers(raw: Sequence[tuple[str, bytes | None]]) -> Headers:
+    # A null header value can be read but not sent on: it becomes an empty one.
+    return [(name, value or b"") for name, value in raw]

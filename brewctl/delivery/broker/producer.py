@@ -1,0 +1,95 @@
+"""Sending: each record's own acknowledgement, or the reason why there is none."""
+
+import time
+from collections.abc import Sequence
+
+from kafka import KafkaProducer, errors
+
+from brewctl.config import Settings
+from brewctl.delivery.broker.client import (
+    DEAD_LETTER_BYTES,
+    Record,
+    UnavailableError,
+    connection,
+    explained,
+    words,
+)
+
+# What a broker will never accept, however often it is asked.
+_REFUSED = (
+    errors.MessageSizeTooLargeError,
+    errors.RecordListTooLargeError,
+    errors.InvalidTopicError,
+    errors.InvalidTimestampError,
+    errors.PolicyViolationError,
+)
+
+
+class RefusedError(Exception):
+    """Kafka will never take this record. The message is its reason."""
+
+
+class Producer:
+    """Sends records with acks from all in-sync replicas, one request in flight, in order per partition.
+
+    Delivery: at least once. Raises UnreachableError where no broker answers now.
+    """
+
+    def __init__(self, settings: Settings, *, node: str) -> None:
+        with explained(settings):
+            self._producer = KafkaProducer(
+                acks="all",
+                retries=1_000_000,  # our own deadline ends them
+                max_in_flight_requests_per_connection=1,
+                request_timeout_ms=30_000,
+                max_block_ms=2_000,
+                max_request_size=DEAD_LETTER_BYTES,  # each topic's own limit is the broker's to apply
+                **connection(settings, name=node),
+            )
+
+    def send(self, records: Sequence[Record], *, timeout_s: float) -> list[RefusedError | UnavailableError | None]:
+        """Send, then await each record's own acknowledgement; None for each that has it.
+
+        At most about `timeout_s` + 2 s. After an UnavailableError the records may still be on their
+        way: `abandon` this producer, so that none can arrive after a later try.
+        """
+        deadline = time.monotonic() + timeout_s
+        outcomes = self._send(records, deadline)
+        # A refusal names a whole batch: ask again for each alone, so that only the guilty is refused.
+        if len(records) > 1:
+            for position, outcome in enumerate(outcomes):
+                if isinstance(outcome, RefusedError):
+                    (outcomes[position],) = self._send([records[position]], deadline)
+        return outcomes
+
+    def _send(self, records: Sequence[Record], deadline: float) -> list[RefusedError | UnavailableError | None]:
+        futures = []
+        failure: Exception | None = None
+        for record in records:
+            try:
+                # The client refuses a record with neither key nor value.
+                value = b"" if record.key is None and record.value is None else record.value
+                sent = self._producer.send(record.topic, value, record.key, headers=record.headers)
+            except errors.KafkaError as error:  # no metadata, or no room in the buffer
+                failure = error
+                break
+            futures.append(sent)
+        outcomes: list[RefusedError | UnavailableError | None] = []
+        for future in futures:
+            try:
+                future.get(timeout=max(0.0, deadline - time.monotonic()))
+                outcomes.append(None)
+            except _REFUSED as error:
+                outcomes.append(RefusedError(words(error)))
+            except errors.KafkaError as error:
+                outcomes.append(UnavailableError(words(error)))
+        outcomes += [UnavailableError(words(failure)) for _ in records[len(futures) :] if failure]
+        return outcomes
+
+    def close(self) -> None:
+        """Close after a `send` that was answered: there is nothing left to lose."""
+        self._producer.close(timeout=1)
+
+    def abandon(self) -> None:
+        """Close now and drop whatever is still unsent."""
+        self._producer.close(timeout=0)
