@@ -19,9 +19,9 @@ Actor = Callable[[], None]
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[threading.Event]:
-    """Yield an event that the first SIGINT or SIGTERM sets; the second leaves the process at once.
+    """Yield an event that the first SIGINT, SIGTERM or SIGHUP sets; the second leaves the process at once.
 
-    Old handlers are restored on the way out. Main thread only.
+    A SIGHUP that is ignored (`nohup`) stays so. Old handlers are restored on the way out. Main thread only.
     """
     stop = threading.Event()
 
@@ -30,7 +30,10 @@ def stop_on_signals() -> Iterator[threading.Event]:
             os._exit(ExitCode.INTERRUPTED)
         stop.set()
 
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, on_signal) for number in numbers}
     try:
         yield stop
     finally:

@@ -1,7 +1,9 @@
 """The command line: the tree of commands, and how each one ends."""
 
 import os
+import signal
 import sys
+import traceback
 from typing import Annotated
 
 import typer
@@ -44,41 +46,42 @@ for module in (demo, sandbox, setup, roles, orders, counts):
 
 def main() -> None:
     """Run a command; every failure becomes one line on stderr and an exit code."""
+    # A terminal that closes, or `timeout`, must leave as little behind as Ctrl-C does.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
     try:
         code = app(standalone_mode=False, prog_name="brewctl")
         if code == ExitCode.INTERRUPTED:
-            code = _report("interrupted", "", code)
-    except typer.TyperException as error:
-        code = _report_misuse(error)
-    except DrainTimeoutError as error:
-        _report(error.message, error.hint, error.exit_code)
-        sys.stdout.flush()
-        os._exit(error.exit_code)  # its threads would keep the process
-    except BrewError as error:
-        if output.verbose:
-            raise
-        code = _report(error.message, error.hint, error.exit_code)
-    except typer.Abort:
-        code = _report("not done", "", ExitCode.FAILED)
-    except KeyboardInterrupt:
-        code = _report("interrupted", "", ExitCode.INTERRUPTED)
-    except Exception as error:
-        if output.verbose:
-            raise
-        hint = "run it again as `brewctl -v …` and report what it says"
-        code = _report(f"unexpected {type(error).__name__}: {error}", hint, ExitCode.FAILED)
+            raise KeyboardInterrupt
+    except (Exception, KeyboardInterrupt) as error:
+        code = _report(error)
+        if output.verbose and code not in {ExitCode.USAGE, ExitCode.INTERRUPTED}:
+            traceback.print_exception(error)
+        if isinstance(error, DrainTimeoutError):
+            sys.stdout.flush()
+            os._exit(code)  # its threads would keep the process
     sys.exit(code)
 
 
-def _report_misuse(error: typer.TyperException) -> ExitCode:
-    asked = context.command_path if (context := getattr(error, "ctx", None)) else "brewctl"
-    message = error.format_message()
-    if not message:  # `brewctl serve` alone has printed its help
-        return ExitCode.USAGE
-    return _report(message.rstrip(".!?"), f"see `{asked} --help`", ExitCode.USAGE)
-
-
-def _report(message: str, hint: str, code: ExitCode) -> ExitCode:
-    line = message[:1].lower() + message[1:]
+def _report(error: BaseException) -> int:
+    code: int = ExitCode.FAILED
+    hint = ""
+    match error:
+        case typer.TyperException():
+            asked = context.command_path if (context := getattr(error, "ctx", None)) else "brewctl"
+            message, hint, code = error.format_message().rstrip(".!?"), f"see `{asked} --help`", ExitCode.USAGE
+            if not message:  # `brewctl serve` alone has printed its help
+                return code
+        case BrewError():
+            message, hint, code = error.message, error.hint, error.exit_code
+        case KeyboardInterrupt():
+            message, code = "interrupted", ExitCode.INTERRUPTED
+        case typer.Abort():
+            message = "not done"
+        case _:
+            message = f"unexpected {type(error).__name__}: {error}"
+            hint = "run it again as `brewctl -v …` and report what it says"
+    line = f"{message[:1].lower()}{message[1:]}"
     print(f"brewctl: {line}: {hint}" if hint else f"brewctl: {line}", file=sys.stderr, flush=True)
     return code

@@ -54,7 +54,7 @@ class Publisher:
                 continue
             try:
                 self._publish_until(stop, producer, backoff)
-                self._publish_rest(producer, within_s=limits.drain_s / 2)
+                self._publish_rest(producer, within_s=limits.drain_s / 4)
                 producer.close()
             except (UnavailableError, psycopg.Error) as error:
                 # Nothing of this producer may arrive after a later try of the same rows.

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 from brewctl.config import Settings
-from brewctl.delivery.broker import PARTITIONS, REPLICATION_FACTOR, Admin, open_admin
+from brewctl.delivery.broker import REPLICATION_FACTOR, Admin, open_admin
 from brewctl.errors import BrewError
 
 GROUPS = ("inventory", "notifications")
@@ -12,7 +12,7 @@ _WAIT_S = 60.0
 
 
 def create(settings: Settings, *, recreate: bool = False) -> list[str]:
-    """Create both topics where they are missing, and wait until every broker leads and knows them.
+    """Create both topics where they are missing, and wait until every partition has a leader.
 
     `recreate` first deletes both with the groups' offsets; BrewError where a group has live members.
     The replication factor is 3, or the number of brokers where that is smaller. Returns the names created.
@@ -32,15 +32,16 @@ def create(settings: Settings, *, recreate: bool = False) -> list[str]:
             for name in names
             if admin.create_topic(name, replicas=replicas, dead_letters=name == settings.dead_letter_topic)
         ]
+        _wait_for_leaders(admin, names)
     # Metadata reach each broker in its own time, and a client may ask any of them next.
     for broker in settings.brokers if created else ():
         with open_admin(settings, broker=broker) as admin:
-            _wait(f"new topics on broker {broker}", lambda admin=admin: all(_led(admin, name) for name in created))  # type: ignore[misc]
+            _wait_for_leaders(admin, names)
     return created
 
 
-def _led(admin: Admin, topic: str) -> bool:
-    return admin.led_partitions(topic) == PARTITIONS
+def _wait_for_leaders(admin: Admin, names: list[str]) -> None:
+    _wait("a leader for every partition", lambda: all(admin.is_led(name) for name in names))
 
 
 def _wait(what: str, condition: Callable[[], bool]) -> None:

@@ -86,7 +86,8 @@ class OrderService(orders_pb2_grpc.OrderServiceServicer):
             new = orders.accept(request, tenant_id=metadata.get("x-tenant-id"), traceparent=metadata.get("traceparent"))
             with self._pool.connection() as connection:
                 # The handler outlives its caller's deadline: don't commit what nobody waits for.
-                if not context.is_active():
+                remaining_s = context.time_remaining()
+                if not context.is_active() or (remaining_s is not None and remaining_s <= 0):
                     context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed before the commit")
                 order = orders.create(connection, new, topic=self._settings.topic)
         except (orders.InvalidOrderError, orders.KeyReusedError, psycopg.Error) as error:

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import psutil
+import pytest
 
 from brewctl.lifecycle import wait_until
 from tests.conftest import BREWCTL, Rig, run
@@ -35,7 +36,8 @@ def test_a_bare_machine_gets_a_sandbox_for_the_demo_and_no_longer(tmp_path: Path
     assert run("down", "--purge", env=env).returncode == 0
 
 
-def test_ctrl_c_leaves_no_process_behind(rig: Rig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_demo_leaves_no_process_behind(rig: Rig, tmp_path: Path, number: signal.Signals) -> None:
     process = subprocess.Popen(
         [BREWCTL, "demo", "--orders", "2000", "--yes"],
         env={**os.environ, **rig.env, "BREW_HOME": str(tmp_path)},
@@ -49,7 +51,7 @@ def test_ctrl_c_leaves_no_process_behind(rig: Rig, tmp_path: Path) -> None:
             break
     nodes = psutil.Process(process.pid).children(recursive=True)
     assert len(nodes) == 5
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in errors

@@ -81,11 +81,11 @@ class Admin:
             members.append(Member(member.client_id, tuple(sorted(owned.get(topic, ())))))
         return sorted(members, key=lambda member: member.client_id)
 
-    def led_partitions(self, topic: str) -> int:
-        """How many partitions of the topic have a leader, as the answering broker knows it."""
-        for described in self._client.describe_topics([topic]):
-            return sum(1 for partition in described["partitions"] if partition["leader"] >= 0)
-        return 0
+    def is_led(self, topic: str) -> bool:
+        """Whether every partition of the topic has a leader, as the answering broker knows it."""
+        (described,) = self._client.describe_topics([topic])
+        leaders = [partition["leader"] for partition in described["partitions"]]
+        return bool(leaders) and all(leader >= 0 for leader in leaders)
 
 
 @contextlib.contextmanager
