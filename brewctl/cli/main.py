@@ -54,7 +54,7 @@ def main() -> None:
         code = app(standalone_mode=False, prog_name="brewctl")
         if code == ExitCode.INTERRUPTED:
             raise KeyboardInterrupt
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - reported, whatever it is
         code = _report(error)
         if output.verbose and code not in {ExitCode.USAGE, ExitCode.INTERRUPTED}:
             traceback.print_exception(error)
