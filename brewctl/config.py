@@ -15,6 +15,8 @@ from brewctl.errors import UsageError
 
 TOPIC = "usecase-09-01-order-created"
 _PORTS = range(1, 65536)
+_PORT = re.compile(r"[0-9]{1,5}")
+_HOST = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
 # Kafka's limit is 249; 4 characters are left for the dead-letter topic's ".dlq".
 _TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,245}")
 # What docker-compose.yml starts.
@@ -98,7 +100,7 @@ def resolve(
 
     An empty value counts as not given. Raises UsageError for a value that can't be used.
     """
-    given = {name: flags.get(name) or environ.get(variable, "") for name, variable in ENVIRONMENT.items()}
+    given = {name: (flags.get(name) or environ.get(variable, "")).strip(" ,") for name, variable in ENVIRONMENT.items()}
     chosen = {name: value or sandbox.get(name, "") for name, value in given.items()}
     defaults = Settings()
     return Settings(
@@ -114,7 +116,10 @@ def resolve(
 def home(environ: Mapping[str, str] = os.environ) -> Path:
     """Where the sandbox keeps its state and data: BREW_HOME, else the user's state directory."""
     if named := environ.get("BREW_HOME"):
-        return Path(named).expanduser().absolute()
+        try:
+            return Path(named).expanduser().absolute()
+        except RuntimeError:
+            raise UsageError(f"BREW_HOME: no home folder for {named!r}") from None
     return Path(platformdirs.user_state_path("brewctl"))
 
 
@@ -122,7 +127,7 @@ def _addresses(name: str, text: str) -> tuple[str, ...]:
     addresses = tuple(part.strip() for part in text.split(",") if part.strip())
     for address in addresses:
         host, _, port = address.rpartition(":")
-        if not host or not port.isdigit() or int(port) not in _PORTS:
+        if not _HOST.fullmatch(host) or not _PORT.fullmatch(port) or int(port) not in _PORTS:
             raise UsageError(f"{ENVIRONMENT[name]}: {address!r} is not HOST:PORT", hint="for example 127.0.0.1:9092")
     return addresses
 

@@ -16,6 +16,8 @@ from brewctl.errors import DrainTimeoutError, ExitCode
 
 Actor = Callable[[], None]
 
+_SLICE_S = 0.2
+
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[threading.Event]:
@@ -44,7 +46,7 @@ def stop_on_signals() -> Iterator[threading.Event]:
 def run_together(actors: Mapping[str, Actor], stop: threading.Event, *, drain_timeout_s: float) -> None:
     """Run the actors in threads until `stop` is set or one returns, then wait for them all.
 
-    Each actor must return soon after `stop` is set. Raises the first actor's exception, or
+    Each actor must return soon after `stop` is set. Raises the first actor's exception;
     DrainTimeoutError where one still runs `drain_timeout_s` seconds after the stop.
     """
     failures: list[BaseException] = []
@@ -60,15 +62,22 @@ def run_together(actors: Mapping[str, Actor], stop: threading.Event, *, drain_ti
     threads = [threading.Thread(target=play, args=(actor,), name=name) for name, actor in actors.items()]
     for thread in threads:
         thread.start()
-    stop.wait()
+    # In slices: a signal that arrives just before the wait is seen only when the wait returns.
+    while not stop.wait(_SLICE_S):
+        pass
     deadline = time.monotonic() + drain_timeout_s
-    for thread in threads:
-        thread.join(max(0.0, deadline - time.monotonic()))
-    if failures:
-        raise failures[0]
+    while any(thread.is_alive() for thread in threads) and time.monotonic() < deadline:
+        for thread in threads:
+            thread.join(min(_SLICE_S, max(0.0, deadline - time.monotonic())))
     if stuck := [thread.name for thread in threads if thread.is_alive()]:
         message = f"{' and '.join(stuck)} did not stop within {drain_timeout_s:g} s"
-        raise DrainTimeoutError(message, hint="what was not committed will be delivered again")
+        if failures:
+            message = f"{failures[0]}; {message}"
+        raise DrainTimeoutError(message, hint="what was not committed will be delivered again") from next(
+            iter(failures), None
+        )
+    if failures:
+        raise failures[0]
 
 
 class Backoff:

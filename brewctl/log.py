@@ -34,7 +34,7 @@ def configure(*, node: str = "", fmt: LogFormat = LogFormat.LOGFMT, verbose: boo
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
         if fmt is LogFormat.JSON
-        else structlog.processors.LogfmtRenderer(key_order=["ts", "level", "node", "event"])
+        else structlog.processors.LogfmtRenderer(key_order=["ts", "level", "node", "event"], drop_missing=True)
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(

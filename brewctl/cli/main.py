@@ -82,6 +82,6 @@ def _report(error: BaseException) -> int:
         case _:
             message = f"unexpected {type(error).__name__}: {error}"
             hint = "run it again as `brewctl -v …` and report what it says"
-    line = f"{message[:1].lower()}{message[1:]}"
+    line = message if message[1:2].isupper() else f"{message[:1].lower()}{message[1:]}"
     print(f"brewctl: {line}: {hint}" if hint else f"brewctl: {line}", file=sys.stderr, flush=True)
     return code

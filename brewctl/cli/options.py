@@ -3,7 +3,6 @@
 import os
 import re
 from typing import Annotated
-from urllib.parse import urlsplit
 
 import typer
 
@@ -17,11 +16,21 @@ _PLACES = "Servers"
 
 def _no_secret(value: str | None) -> str | None:
     # Arguments are in the shell's history and in everybody's process list.
-    if value and (urlsplit(value).password or "password=" in value):
+    if value and _holds_password(value):
         raise UsageError(
             "--database-url must not hold a password", hint="set BREW_DATABASE_URL, or PGPASSFILE beside the flag"
         )
     return value
+
+
+def _holds_password(url: str) -> bool:
+    from psycopg import ProgrammingError
+    from psycopg.conninfo import conninfo_to_dict
+
+    try:
+        return bool(conninfo_to_dict(url).get("password"))
+    except ProgrammingError:
+        raise UsageError("--database-url is no PostgreSQL URL", hint="use postgresql://USER@HOST:PORT/NAME") from None
 
 
 def _node(value: str) -> str:

@@ -17,6 +17,8 @@ Connection = psycopg.Connection[TupleRow]
 Pool = ConnectionPool[Connection]
 
 # What a lost, refused or overloaded server raises; everything else is the statement's own fault.
+_EXAMPLE = "use postgresql://USER@HOST:PORT/NAME"
+_PORTS = 65536
 UNAVAILABLE = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout)
 
 
@@ -24,10 +26,14 @@ def place(url: str) -> str:
     """Say where a database is without its secrets: host:port/name."""
     try:
         parts = conninfo_to_dict(url)
-    except psycopg.ProgrammingError:
+        ports = [int(port) for port in str(parts.get("port", "5432")).split(",") if port]
+    except (psycopg.ProgrammingError, ValueError):
         # libpq's own message quotes the text, password and all.
-        raise UsageError("BREW_DATABASE_URL is no PostgreSQL URL", hint="postgresql://USER@HOST:PORT/NAME") from None
-    return f"{parts.get('host', 'localhost')}:{parts.get('port', 5432)}/{parts.get('dbname', parts.get('user', ''))}"
+        raise UsageError("BREW_DATABASE_URL is no PostgreSQL URL", hint=_EXAMPLE) from None
+    if not all(0 < port < _PORTS for port in ports):
+        raise UsageError(f"BREW_DATABASE_URL has no such port: {ports[0]}", hint=_EXAMPLE)
+    host = parts.get("host") or parts.get("hostaddr") or "localhost"
+    return f"{host}:{parts.get('port', 5432)}/{parts.get('dbname', parts.get('user', ''))}"
 
 
 @contextlib.contextmanager
@@ -89,6 +95,8 @@ def explained(settings: Settings) -> Iterator[None]:
             f"postgres {place(settings.database_url)}: the tables are in use", hint="stop the roles that use them"
         ) from error
     except UNAVAILABLE as error:
+        if "invalid" in str(error) and "value" in str(error):  # an option of the URL, such as sslmode
+            raise UsageError(f"BREW_DATABASE_URL: {str(error).splitlines()[0]}", hint=_EXAMPLE) from error
         hint = "run `brewctl up`, or set BREW_DATABASE_URL"
         raise UnreachableError(f"postgres {place(settings.database_url)} {_reason(error)}", hint=hint) from error
     except psycopg.Error as error:

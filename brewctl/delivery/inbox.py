@@ -9,7 +9,7 @@ Records that can't be read are acknowledged by the dead-letter topic before thei
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import psycopg
 from psycopg_pool import PoolTimeout
@@ -17,7 +17,7 @@ from psycopg_pool import PoolTimeout
 from brewctl import log
 from brewctl.config import Settings
 from brewctl.delivery import broker, database, events
-from brewctl.delivery.broker import Consumer, Producer, Record, UnavailableError
+from brewctl.delivery.broker import Consumer, Producer, Record, RefusedError, UnavailableError
 from brewctl.delivery.database import Pool
 from brewctl.errors import BrewError, UnreachableError
 from brewctl.lifecycle import Backoff, run_together
@@ -50,6 +50,7 @@ class Tally:
 
 @dataclass
 class _Batch:
+    size: int
     readable: dict[int, events.Event] = field(default_factory=dict)
     dead: list[tuple[Record, str]] = field(default_factory=list)
     duplicates: int = 0
@@ -87,36 +88,45 @@ class Inbox:
 
         Raises BrewError for what no retry mends; outages of either server are retried for ever.
         """
-        consumer = Consumer(
-            self._settings, group=self._projection.consumer, node=self._node, on_assigned=self._report_assignment
-        )
         backoff = Backoff(stop)
         try:
             while not stop.is_set():
                 try:
-                    records = consumer.poll(timeout_s=_POLL_S)
-                except UnavailableError as error:
+                    self._consume_until(stop, backoff)
+                except (UnavailableError, UnreachableError) as error:
                     if backoff.pause():
-                        logger.warning("poll_failed", reason=str(error))
-                    continue
-                if records and self._settle(records, stop):
+                        logger.warning("kafka_unavailable", reason=str(error), hint="joins again")
+        finally:
+            if self._dead_letters:
+                self._dead_letters.close()
+
+    def _consume_until(self, stop: threading.Event, backoff: Backoff) -> None:
+        """Be a member of the group until `stop`, or until a poll fails.
+
+        A failed poll may have moved past records that it did not return: only a new member, which
+        starts at the committed offsets, is sure to see them.
+        """
+        group = self._projection.consumer
+        consumer = Consumer(self._settings, group=group, node=self._node, on_assigned=self._report_assignment)
+        try:
+            while not stop.is_set():
+                records = consumer.poll(timeout_s=_POLL_S)
+                if records and self._settle(_sort(records), stop):
                     if reason := consumer.commit(records):
                         logger.warning("commit_refused", reason=reason, hint="redelivered and skipped as duplicates")
                     backoff.reset()
         finally:
             consumer.close()
-            if self._dead_letters:
-                self._dead_letters.close()
 
     def _report_assignment(self, partitions: list[int]) -> None:
         log.say(self._node, f"partitions assigned {partitions}")
 
-    def _settle(self, records: Sequence[Record], stop: threading.Event) -> bool:
-        """Bring the records to where they belong, for good; False only where a stop came before that."""
+    def _settle(self, batch: _Batch, stop: threading.Event) -> bool:
+        """Bring the batch to where it belongs, for good; False only where a stop came before that."""
         backoff = Backoff(stop)
         while True:
             try:
-                self.handle(records)
+                self._apply(batch)
             except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as error:
                 retry, reason = "postgres_unavailable", str(error).strip()
             except (UnavailableError, UnreachableError) as error:
@@ -129,22 +139,25 @@ class Inbox:
                 return False
 
     def handle(self, records: Sequence[Record]) -> None:
-        """Dead letters first, then one transaction with the dedup rows and effects of the whole batch."""
+        """Bring records to where they belong, in one try. Raises what psycopg raises, UnavailableError, BrewError."""
+        self._apply(_sort(records))
+
+    def _apply(self, batch: _Batch) -> None:
+        """Dead letters first, once; then one transaction with the dedup rows and effects of the whole batch."""
         started = time.monotonic()
-        batch = _sort(records)
         if batch.dead:
             self._bury(batch.dead)
-        effects = taken = 0
+            self.tally.dead += len(batch.dead)
+            batch.dead.clear()
+        effects = 0
         if batch.readable:
             with self._pool.connection() as connection, connection.transaction(), connection.cursor() as cursor:
                 cursor.execute(queries["inbox"] + "\n" + queries[self._projection.effect], self._parameters(batch))
-                effects = taken = cursor.rowcount
-        self.tally.processed += len(records)
+                effects = cursor.rowcount
+        self.tally.processed += batch.size
         self.tally.effects += effects
-        self.tally.skipped += len(batch.readable) - taken + batch.duplicates
-        self.tally.dead += len(batch.dead)
-        took_ms = round((time.monotonic() - started) * 1000)
-        logger.info("consumed", records=len(records), effects=effects, dead=len(batch.dead), took_ms=took_ms)
+        self.tally.skipped += len(batch.readable) - effects + batch.duplicates
+        logger.info("consumed", records=batch.size, effects=effects, took_ms=round((time.monotonic() - started) * 1000))
 
     def _parameters(self, batch: _Batch) -> dict[str, object]:
         return {
@@ -155,18 +168,28 @@ class Inbox:
         }
 
     def _bury(self, dead: Sequence[tuple[Record, str]]) -> None:
-        if self._dead_letters is None:
-            self._dead_letters = Producer(self._settings, node=self._node)
         letters = [self._letter(record, reason) for record, reason in dead]
-        for outcome in self._dead_letters.send(letters, timeout_s=self._settings.limits.publish_s):
-            if outcome is not None:
-                self._dead_letters.abandon()
-                self._dead_letters = None
-                if isinstance(outcome, broker.RefusedError):
-                    raise BrewError(f"kafka refused a dead letter: {outcome}", hint="its offset stays uncommitted")
-                raise outcome
+        outcomes = self._send_letters(letters)
+        for letter, outcome in zip(letters, outcomes, strict=True):
+            if isinstance(outcome, RefusedError):
+                # Too large even compressed: its reason and its place are kept, the record itself is in the topic.
+                omitted = [*letter.headers, ("dlq-omitted", f"value of {len(letter.value or b'')} bytes".encode())]
+                (again,) = self._send_letters([replace(letter, value=None, headers=omitted)])
+                if again is not None:
+                    raise BrewError(f"kafka refused a dead letter: {again}", hint="its offset stays uncommitted")
         for record, reason in dead:
             logger.error("dead_letter", partition=record.partition, offset=record.offset, reason=reason)
+
+    def _send_letters(self, letters: Sequence[Record]) -> list[RefusedError | UnavailableError | None]:
+        if self._dead_letters is None:
+            self._dead_letters = Producer(self._settings, node=self._node, compressed=True)
+        outcomes = self._dead_letters.send(letters, timeout_s=self._settings.limits.publish_s)
+        for outcome in outcomes:
+            if isinstance(outcome, UnavailableError):
+                self._dead_letters.abandon()
+                self._dead_letters = None
+                raise outcome
+        return outcomes
 
     def _letter(self, record: Record, reason: str) -> Record:
         notes = {
@@ -182,7 +205,7 @@ class Inbox:
 
 def _sort(records: Sequence[Record]) -> _Batch:
     """Tell readable events from dead letters and from other types; a repeat within the batch is a duplicate."""
-    batch = _Batch()
+    batch = _Batch(len(records))
     for record in records:
         try:
             event = events.read_record(record.value, record.headers)

@@ -110,9 +110,7 @@ def create(connection: Connection, new: NewOrder, *, topic: str) -> Order:
 
 def get(connection: Connection, order_id: str) -> Order | None:
     """Read an order; None where there is none of that id."""
-    try:
-        uuid.UUID(order_id)
-    except ValueError:
+    if not events.is_uuid(order_id):
         return None
     return _fetch(connection, "order_by_id", {"id": order_id})
 

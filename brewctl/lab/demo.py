@@ -65,8 +65,8 @@ class Verdict:
 def run(settings: Settings, view: View, *, orders: int, kill_at: int, logs: Path) -> Verdict:
     """Play it on servers that are up; destroys what is in the tables and topics. Leaves no process behind."""
     scene = Scene(orders)
-    view.tell("empty tables, new topics, no groups: every run starts from nothing")
     with database.connect(settings) as connection:
+        view.tell("empty tables, new topics, no groups: every run starts from nothing")
         database.initialize(connection, reset=True)
         topics.create(settings, recreate=True)
         with open_admin(settings) as admin, Nodes(settings, logs=logs, on_line=view.tell) as nodes:

@@ -13,6 +13,9 @@ from brewctl.errors import BrewError, UsageError
 from brewctl.sandbox import kafka, postgres, processes, state
 from brewctl.sandbox.state import Server, State
 
+# The folders of a home.
+_PARTS = ("postgres", "kafka", "logs")
+
 
 @dataclass(frozen=True)
 class Options:
@@ -42,6 +45,8 @@ def up(home: Path, options: Options, progress: kafka.Progress) -> State:
     Harmless where all of it runs. What this call started is ended again where it fails or is interrupted.
     """
     with state.locked(home):
+        for part in _PARTS:
+            (home / part).mkdir(mode=0o700, exist_ok=True)
         known = state.load(home) or _new_state(options)
         _check(known, options)
         missing = [
@@ -59,7 +64,12 @@ def up(home: Path, options: Options, progress: kafka.Progress) -> State:
 
 
 def down(home: Path, *, purge: bool = False) -> list[str]:
-    """End all servers, each within a bound; `purge` removes the data too. Returns the names of those that ran."""
+    """End all servers, each within a bound; `purge` removes the data too. Returns the names of those that ran.
+
+    Touches nothing where there is no sandbox.
+    """
+    if not state.exists(home):
+        return []
     with state.locked(home):
         try:
             known = state.load(home)
@@ -73,7 +83,7 @@ def down(home: Path, *, purge: bool = False) -> list[str]:
             known.servers.clear()
             state.save(home, known)
         if purge:
-            for part in ("postgres", "kafka", "logs", "state.json"):
+            for part in (*_PARTS, "state.json"):
                 target = home / part
                 with suppress(FileNotFoundError):
                     shutil.rmtree(target) if target.is_dir() else target.unlink()

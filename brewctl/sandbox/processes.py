@@ -77,7 +77,7 @@ def end(servers: Iterable[Server], steps: Sequence[tuple[signal.Signals, float]]
         if not running:
             return
     pids = ", ".join(str(process.pid) for process in running)
-    raise BrewError(f"process {pids} does not end, not even killed", hint="look at it with `ps`")
+    raise BrewError(f"process {pids} does not end", hint="look at it with `ps`")
 
 
 def free_port() -> int:

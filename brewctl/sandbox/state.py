@@ -48,6 +48,11 @@ class State:
         return [f"127.0.0.1:{port}" for port, _ in self.kafka_ports]
 
 
+def exists(home: Path) -> bool:
+    """Say whether a sandbox was ever made there."""
+    return (home / "state.json").exists()
+
+
 def load(home: Path) -> State | None:
     """Read a home's state; None where there is none. Raises BrewError where it is damaged."""
     path = home / "state.json"
@@ -69,11 +74,14 @@ def load(home: Path) -> State | None:
 def save(home: Path, state: State) -> None:
     """Write a home's state, readable by its owner alone: a temporary file, then a rename."""
     temporary = home / f".state.{os.getpid()}"
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
-        json.dump({"version": _VERSION, **asdict(state)}, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(home / "state.json")
+    try:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+            json.dump({"version": _VERSION, **asdict(state)}, file, indent=2)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(home / "state.json")
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def endpoints(home: Path) -> dict[str, str]:
@@ -88,8 +96,8 @@ def endpoints(home: Path) -> dict[str, str]:
 def locked(home: Path) -> Iterator[None]:
     """Let one command at a time change a home, which is made if need be, closed to other users."""
     try:
-        home.mkdir(parents=True, exist_ok=True)
-        home.chmod(0o700)
+        home.parent.mkdir(parents=True, exist_ok=True)
+        home.mkdir(mode=0o700, exist_ok=True)
         file = (home / "lock").open("w")
     except OSError as error:
         raise BrewError(

@@ -1,9 +1,11 @@
 """Reading, as a member of a consumer group."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition, errors
 from kafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
+from kafka.record.default_records import DefaultRecordBatch
 from kafka.structs import OffsetAndMetadata
 
 from brewctl.config import Settings
@@ -50,7 +52,8 @@ class Consumer:
     def poll(self, *, timeout_s: float) -> list[Record]:
         """Read the next records, per partition in order.
 
-        Raises UnavailableError for what passes by itself, BrewError for what doesn't.
+        Raises BrewError for what no retry mends, else UnavailableError: then records may have been
+        passed over, and this member must not be used, or commit, any more.
         """
         try:
             batches = self._consumer.poll(timeout_ms=int(timeout_s * 1000))
@@ -61,7 +64,7 @@ class Consumer:
                     hint="stop that client, or let it use the round-robin assignor",
                 ) from error
             raise BrewError(f"kafka refused consumer group {self._group}: {words(error)}") from error
-        except errors.KafkaError as error:
+        except Exception as error:  # the client has races of its own, which a new member leaves behind
             raise UnavailableError(words(error)) from error
         return [
             Record(read.topic, read.key, read.value, _headers(read.headers), read.partition, read.offset)
@@ -98,6 +101,37 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def on_partitions_assigned(self, assigned: Sequence[TopicPartition]) -> None:
         self._on_assigned(sorted(place.partition for place in assigned))
+
+
+class _Lenient(bytes):
+    """Bytes whose slices decode whatever they hold."""
+
+    def __getitem__(self, index: Any) -> Any:
+        part = super().__getitem__(index)
+        return _Lenient(part) if isinstance(index, slice) else part
+
+    def decode(self, encoding: str = "utf-8", errors: str = "backslashreplace") -> str:
+        return super().decode(encoding, errors)
+
+
+_read_record = DefaultRecordBatch._read_msg  # noqa: SLF001
+
+
+def _read_any_record(batch: DefaultRecordBatch) -> object:
+    """Read a record though the name of a header is not UTF-8: it is a dead letter, and no reason to stop."""
+    try:
+        return _read_record(batch)
+    except UnicodeDecodeError:
+        strict = batch._buffer  # noqa: SLF001
+        batch._buffer = _Lenient(strict)  # noqa: SLF001
+        try:
+            return _read_record(batch)
+        finally:
+            batch._buffer = strict  # noqa: SLF001
+
+
+# The client has no setting for it, and would not get past such a record.
+DefaultRecordBatch._read_msg = _read_any_record  # noqa: SLF001
 
 
 def _headers(raw: Sequence[tuple[str, bytes | None]]) -> Headers:

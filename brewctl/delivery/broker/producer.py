@@ -15,6 +15,7 @@ from brewctl.delivery.broker.client import (
     words,
 )
 
+_UNCOMPRESSED_BYTES = 32 * 1024 * 1024
 # What a broker will never accept, however often it is asked.
 _REFUSED = (
     errors.MessageSizeTooLargeError,
@@ -32,10 +33,11 @@ class RefusedError(Exception):
 class Producer:
     """Sends records with acks from all in-sync replicas, one request in flight, in order per partition.
 
-    Delivery: at least once. Raises UnreachableError where no broker answers now.
+    `compressed` also takes large records that compression makes fit. Delivery: at least once.
+    Raises UnreachableError where no broker answers now.
     """
 
-    def __init__(self, settings: Settings, *, node: str) -> None:
+    def __init__(self, settings: Settings, *, node: str, compressed: bool = False) -> None:
         with explained(settings):
             self._producer = KafkaProducer(
                 acks="all",
@@ -43,7 +45,9 @@ class Producer:
                 max_in_flight_requests_per_connection=1,
                 request_timeout_ms=30_000,
                 max_block_ms=2_000,
-                max_request_size=DEAD_LETTER_BYTES,  # each topic's own limit is the broker's to apply
+                # Before compression; the topic's own limit, after it, is the broker's to apply.
+                max_request_size=_UNCOMPRESSED_BYTES if compressed else DEAD_LETTER_BYTES,
+                compression_type="gzip" if compressed else None,
                 **connection(settings, name=node),
             )
 

@@ -1,0 +1,177 @@
+"""Where settings come from, which of them can't be used, and what is never shown."""
+
+from pathlib import Path
+
+import pytest
+
+from brewctl import config
+from brewctl.config import DEFAULT_BROKERS, DEFAULT_DATABASE_URL, DEFAULT_ORDER_ADDRS, TOPIC, Limits, Settings
+from brewctl.errors import UsageError
+
+# setting, two texts for it, what each becomes, the default
+SETTINGS = [
+    ("database_url", ("postgresql://a/x", "postgresql://b/x"), ("postgresql://a/x", "postgresql://b/x")),
+    ("brokers", ("a:1,b:2", "c:3"), (("a:1", "b:2"), ("c:3",))),
+    ("topic", ("topic-a", "topic-b"), ("topic-a", "topic-b")),
+    ("order_addrs", ("a:1", "b:2, c:3"), (("a:1",), ("b:2", "c:3"))),
+]
+DEFAULTS = {
+    "database_url": DEFAULT_DATABASE_URL,
+    "brokers": DEFAULT_BROKERS,
+    "topic": TOPIC,
+    "order_addrs": DEFAULT_ORDER_ADDRS,
+}
+each_setting = pytest.mark.parametrize(("name", "texts", "values"), SETTINGS)
+each_name = pytest.mark.parametrize("name", [name for name, _, _ in SETTINGS])
+
+Pair = tuple[str, str]
+
+
+def value(settings: Settings, name: str) -> object:
+    return getattr(settings, name)
+
+
+@each_setting
+def test_a_flag_wins_over_the_environment(name: str, texts: Pair, values: tuple[object, object]) -> None:
+    settings = config.resolve({name: texts[0]}, {config.ENVIRONMENT[name]: texts[1]}, {name: texts[1]})
+    assert value(settings, name) == values[0]
+
+
+@each_setting
+def test_the_environment_wins_over_the_sandbox(name: str, texts: Pair, values: tuple[object, object]) -> None:
+    settings = config.resolve({name: None}, {config.ENVIRONMENT[name]: texts[0]}, {name: texts[1]})
+    assert value(settings, name) == values[0]
+
+
+@each_setting
+def test_the_sandbox_wins_over_the_default(name: str, texts: Pair, values: tuple[object, object]) -> None:
+    assert value(config.resolve({}, {}, {name: texts[0]}), name) == values[0]
+
+
+@each_name
+def test_the_default(name: str) -> None:
+    assert value(config.resolve({}, {}, {}), name) == DEFAULTS[name]
+
+
+@each_setting
+def test_an_empty_flag_is_not_given(name: str, texts: Pair, values: tuple[object, object]) -> None:
+    settings = config.resolve({name: ""}, {config.ENVIRONMENT[name]: texts[0]}, {})
+    assert value(settings, name) == values[0]
+
+
+@each_setting
+def test_an_empty_variable_is_not_given(name: str, texts: Pair, values: tuple[object, object]) -> None:
+    settings = config.resolve({}, {config.ENVIRONMENT[name]: ""}, {name: texts[0]})
+    assert value(settings, name) == values[0]
+    assert settings.configured == frozenset()
+
+
+@each_setting
+def test_configured_names_what_a_flag_or_the_environment_gave(
+    name: str, texts: Pair, values: tuple[object, object]
+) -> None:
+    assert values[0] != values[1]
+    assert config.resolve({name: texts[0]}, {}, {}).configured == {name}
+    assert config.resolve({}, {config.ENVIRONMENT[name]: texts[0]}, {}).configured == {name}
+    assert config.resolve({}, {}, {name: texts[0]}).configured == frozenset()
+
+
+def test_one_setting_is_resolved_without_the_others() -> None:
+    """A flag for Kafka leaves the sandbox's PostgreSQL where it is."""
+    sandbox = {"database_url": "postgresql://sandbox/x", "brokers": "sandbox:1"}
+    settings = config.resolve({"brokers": "mine:1"}, {}, sandbox)
+    assert settings.database_url == "postgresql://sandbox/x"
+    assert settings.brokers == ("mine:1",)
+    assert settings.configured == {"brokers"}
+
+
+def test_other_variables_are_none_of_ours() -> None:
+    assert config.resolve({}, {"DATABASE_URL": "postgresql://other/x", "BREW_KAFKA": "other:1"}, {}) == Settings()
+
+
+@pytest.mark.parametrize("text", [" a:1 , b:2 ", "a:1,,b:2", ",a:1,b:2,"])
+def test_spaces_and_empty_parts_are_no_addresses(text: str) -> None:
+    assert config.resolve({"brokers": text}, {}, {}).brokers == ("a:1", "b:2")
+
+
+@pytest.mark.parametrize("address", ["localhost:9092", "[::1]:9092", "kafka-1.example.org:1", "10.0.0.1:65535"])
+def test_addresses(address: str) -> None:
+    assert config.resolve({"brokers": address}, {}, {}).brokers == (address,)
+
+
+@pytest.mark.parametrize("address", ["foo", "foo:", ":9092", "foo:0", "foo:65536", "foo:-1", "foo:9o92", "foo:1.5"])
+@pytest.mark.parametrize("name", ["brokers", "order_addrs"])
+def test_malformed_addresses(name: str, address: str) -> None:
+    variable = config.ENVIRONMENT[name]
+    with pytest.raises(UsageError, match=f"^{variable}: '{address}' is not HOST:PORT") as refused:
+        config.resolve({}, {variable: f"good:1,{address}"}, {})
+    assert refused.value.hint
+
+
+@pytest.mark.parametrize("topic", ["t", "A.b_c-9", "t" * 245, "..."])
+def test_topics(topic: str) -> None:
+    settings = config.resolve({"topic": topic}, {}, {})
+    assert settings.topic == topic
+    assert settings.dead_letter_topic == f"{topic}.dlq"
+    assert len(settings.dead_letter_topic) <= 249  # Kafka's limit
+
+
+@pytest.mark.parametrize("topic", [".", "..", "a b", "a/b", "töpic", "t\n", "t" * 246, "t" * 10_000])
+def test_malformed_topics(topic: str) -> None:
+    with pytest.raises(UsageError, match="is no topic name") as refused:
+        config.resolve({"topic": topic}, {}, {})
+    assert len(str(refused.value)) < 300
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("shown", [repr, str, "{}".format])
+def test_the_password_is_not_shown(shown: "type[str]") -> None:
+    settings = config.resolve({"database_url": "postgresql://u:hunter2@h/d"}, {}, {})
+    assert "hunter2" not in shown(settings)
+    assert settings.database_url == "postgresql://u:hunter2@h/d"
+
+
+def test_limits_are_passed_on() -> None:
+    limits = Limits(session_s=42.0)
+    assert config.resolve({}, {}, {}, limits).limits is limits
+    assert config.resolve({}, {}, {}).limits == Limits()
+
+
+@pytest.mark.parametrize(("session_s", "heartbeat_s"), [(3.0, 1.0), (15.0, 5.0)])
+def test_a_session_of_three_heartbeats(session_s: float, heartbeat_s: float) -> None:
+    assert Limits(session_s=session_s, heartbeat_s=heartbeat_s).session_s == session_s
+
+
+@pytest.mark.parametrize(("session_s", "heartbeat_s"), [(2.9, 1.0), (15.0, 5.1), (1.0, 1.0)])
+def test_a_session_that_is_too_short_for_its_heartbeats(session_s: float, heartbeat_s: float) -> None:
+    with pytest.raises(UsageError, match=f"^session timeout {session_s:g} s must be at least 3 heartbeats of"):
+        Limits(session_s=session_s, heartbeat_s=heartbeat_s)
+
+
+@pytest.mark.parametrize("publish_s", [15.0, 20.0])
+def test_an_idle_transaction_outlives_a_publish(publish_s: float) -> None:
+    """Else PostgreSQL would end a publisher that waits for Kafka as it may."""
+    with pytest.raises(UsageError, match="database_idle_transaction_s must be longer than publish_s"):
+        Limits(database_idle_transaction_s=15, publish_s=publish_s)
+
+
+def test_home_is_named_by_brew_home(tmp_path: Path) -> None:
+    assert config.home({"BREW_HOME": str(tmp_path)}) == tmp_path
+
+
+def test_home_is_absolute_and_knows_the_tilde(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "user"))
+    assert config.home({"BREW_HOME": "here"}) == tmp_path / "here"
+    assert config.home({"BREW_HOME": "~/brew"}) == tmp_path / "user" / "brew"
+
+
+@pytest.mark.parametrize("environ", [{}, {"BREW_HOME": ""}])
+def test_home_by_default_is_in_the_users_state(
+    environ: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    home = config.home(environ)
+    assert home.name == "brewctl"
+    assert home.is_relative_to(tmp_path)

@@ -1,0 +1,303 @@
+"""How processes run several things, how they end, and how they wait."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from brewctl.errors import BrewError, DrainTimeoutError
+from brewctl.lifecycle import Backoff, run_together, stop_on_signals, wait_until
+
+each_signal = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+
+
+@pytest.fixture
+def stop() -> Iterator[threading.Event]:
+    """A stop that comes in the end: where nobody sets it, the test fails and doesn't hang."""
+    stop = threading.Event()
+    guard = threading.Timer(20, stop.set)
+    guard.start()
+    yield stop
+    in_time = not guard.finished.is_set()
+    guard.cancel()
+    guard.join()
+    assert in_time
+
+
+def ended(names: set[str]) -> bool:
+    return not names & {thread.name for thread in threading.enumerate()}
+
+
+def test_the_first_to_return_stops_the_rest(stop: threading.Event) -> None:
+    done: list[str] = []
+
+    def waits(name: str) -> Callable[[], None]:
+        def actor() -> None:
+            stop.wait()
+            done.append(name)
+
+        return actor
+
+    run_together(
+        {"test-first": lambda: done.append("first"), "test-a": waits("a"), "test-b": waits("b")},
+        stop,
+        drain_timeout_s=30,
+    )
+    assert stop.is_set()
+    assert done[0] == "first"
+    assert sorted(done[1:]) == ["a", "b"]
+    assert ended({"test-first", "test-a", "test-b"})
+
+
+def test_a_stop_from_outside_ends_all(stop: threading.Event) -> None:
+    running = threading.Barrier(3)
+
+    def actor() -> None:
+        running.wait()
+        stop.wait()
+
+    def outside() -> None:
+        running.wait()
+        stop.set()
+
+    caller = threading.Thread(target=outside)
+    caller.start()
+    run_together({"test-a": actor, "test-b": actor}, stop, drain_timeout_s=30)
+    caller.join()
+    assert ended({"test-a", "test-b"})
+
+
+def test_the_first_exception_is_raised_when_all_have_ended(stop: threading.Event) -> None:
+    def fails_later() -> None:
+        stop.wait()
+        raise ValueError("second")
+
+    def fails() -> None:
+        raise KeyError("first")
+
+    with pytest.raises(KeyError, match="first"):
+        run_together({"test-later": fails_later, "test-fails": fails}, stop, drain_timeout_s=30)
+    assert stop.is_set()
+    assert ended({"test-later", "test-fails"})
+
+
+def test_an_exit_in_an_actor_reaches_the_caller(stop: threading.Event) -> None:
+    def leaves() -> None:
+        sys.exit(7)
+
+    with pytest.raises(SystemExit, match="7"):
+        run_together({"test-leaves": leaves}, stop, drain_timeout_s=30)
+
+
+def test_the_actor_that_does_not_stop_is_named(stop: threading.Event) -> None:
+    release = threading.Event()
+    actors = {"test-quick": lambda: None, "test-stuck": release.wait, "test-obeys": stop.wait}
+    try:
+        with pytest.raises(DrainTimeoutError) as late:
+            run_together(actors, stop, drain_timeout_s=0.5)  # type: ignore[arg-type]
+    finally:
+        release.set()
+    assert late.value.message == "test-stuck did not stop within 0.5 s"
+    wait_until("the end of the stuck actor", lambda: ended({"test-stuck"}), timeout_s=10, every_s=0.01)
+
+
+def test_all_that_do_not_stop_are_named(stop: threading.Event) -> None:
+    release = threading.Event()
+    actors = {"test-quick": lambda: None, "test-one": release.wait, "test-two": release.wait}
+    try:
+        with pytest.raises(DrainTimeoutError, match=r"^test-one and test-two did not stop"):
+            run_together(actors, stop, drain_timeout_s=0.05)  # type: ignore[arg-type]
+    finally:
+        release.set()
+    wait_until("their end", lambda: ended({"test-one", "test-two"}), timeout_s=10, every_s=0.01)
+
+
+# Two phases of a role: `working` until the first signal, `draining` after it, for ever if told so.
+# A signal that comes just before the main thread falls asleep is seen when it wakes, and nothing
+# tells that it sleeps: so each phase gives it a moment before it is announced.
+ROLE = """
+import signal, sys, threading
+from brewctl.lifecycle import run_together, stop_on_signals
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
+
+def announce(phase):
+    threading.Event().wait(0.2)
+    print(phase, flush=True)
+
+with stop_on_signals() as stop:
+    def role():
+        announce("working")
+        stop.wait()
+        announce("draining")
+        if "stuck" in sys.argv:
+            threading.Event().wait()
+    run_together({"role": role}, stop, drain_timeout_s=600)
+print("drained", flush=True)
+"""
+
+
+@contextmanager
+def role(*arguments: str) -> Iterator["subprocess.Popen[str]"]:
+    """A process that is at work."""
+    command = [sys.executable, "-c", ROLE, *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            wait_for_line(process, "working")
+            yield process
+        finally:
+            process.kill()
+
+
+def wait_for_line(process: "subprocess.Popen[str]", line: str) -> None:
+    assert process.stdout is not None
+    assert process.stdout.readline() == f"{line}\n"
+
+
+@each_signal
+def test_the_first_signal_drains(number: signal.Signals) -> None:
+    with role() as process:
+        os.kill(process.pid, number)
+        output, errors = process.communicate(timeout=30)
+    assert (process.returncode, output, errors) == (0, "draining\ndrained\n", "")
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGTERM), (signal.SIGHUP, signal.SIGTERM)],
+)
+def test_the_second_signal_quits_at_once(first: signal.Signals, second: signal.Signals) -> None:
+    with role("stuck") as process:
+        os.kill(process.pid, first)
+        wait_for_line(process, "draining")
+        os.kill(process.pid, second)
+        output, errors = process.communicate(timeout=30)
+    assert (process.returncode, output, errors) == (130, "", "")
+
+
+@each_signal
+def test_a_signal_sets_the_event_and_old_handlers_come_back(number: signal.Signals) -> None:
+    heard: list[int] = []
+    original = signal.signal(number, lambda received, _frame: heard.append(received))
+    try:
+        mine = signal.getsignal(number)
+        with stop_on_signals() as stop:
+            assert signal.getsignal(number) is not mine
+            assert not stop.is_set()
+            os.kill(os.getpid(), number)
+            assert stop.wait(10)
+        assert heard == []
+        assert signal.getsignal(number) is mine
+        os.kill(os.getpid(), number)
+        wait_until("the signal", lambda: heard == [number], timeout_s=10, every_s=0.01)
+    finally:
+        signal.signal(number, original)
+
+
+def test_a_hangup_that_is_ignored_stays_so() -> None:
+    """As under nohup."""
+    original = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_on_signals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            assert not stop.is_set()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, original)
+
+
+@each_signal
+def test_old_handlers_come_back_after_an_exception_too(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(ValueError, match="broken"), stop_on_signals():
+        raise ValueError("broken")
+    assert signal.getsignal(number) is before
+
+
+class Recorder(threading.Event):
+    """A stop that nobody waits for: it keeps how long each wait would have been."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[float] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        assert timeout is not None
+        self.waits.append(timeout)
+        return self.is_set()
+
+
+def test_pauses_grow_up_to_their_longest() -> None:
+    stop = Recorder()
+    backoff = Backoff(stop, first_s=0.1, longest_s=2.0)
+    for _ in range(100):
+        backoff.pause()
+    for tries, waited in enumerate(stop.waits):
+        ceiling = min(2.0, 0.1 * 2**tries)
+        assert ceiling / 2 <= waited <= ceiling
+
+
+def test_pauses_differ() -> None:
+    """Replicas that failed together don't come back together."""
+    stop = Recorder()
+    backoff = Backoff(stop, first_s=1.0, longest_s=1.0)
+    for _ in range(20):
+        backoff.pause()
+    assert len(set(stop.waits)) > 1
+
+
+def test_after_a_success_the_next_pause_is_short_and_said() -> None:
+    stop = Recorder()
+    backoff = Backoff(stop, first_s=0.1, longest_s=100.0)
+    for _ in range(9):
+        backoff.pause()
+    assert stop.waits[-1] > 1
+    backoff.reset()
+    assert backoff.pause()
+    assert stop.waits[-1] <= 0.1
+
+
+def test_tries_that_are_powers_of_two_are_said() -> None:
+    backoff = Backoff(Recorder())
+    assert [tries for tries in range(1, 70) if backoff.pause()] == [1, 2, 4, 8, 16, 32, 64]
+
+
+def test_a_pause_ends_with_a_stop() -> None:
+    stop = threading.Event()
+    stop.set()
+    assert Backoff(stop, first_s=3600, longest_s=3600).pause()
+
+
+def test_wait_until_asks_until_it_holds() -> None:
+    answers = iter([False, False, True])
+    wait_until("the third answer", lambda: next(answers), timeout_s=30, every_s=0)
+    assert next(answers, "none left") == "none left"
+
+
+def test_wait_until_names_what_is_missing() -> None:
+    with pytest.raises(TimeoutError, match=r"^the moon: still missing after 0.01 s$"):
+        wait_until("the moon", lambda: False, timeout_s=0.01, every_s=0.001)
+
+
+def test_wait_until_does_not_hide_an_error() -> None:
+    with pytest.raises(ZeroDivisionError):
+        wait_until("nothing", lambda: bool(1 // 0), timeout_s=30)
+
+
+def test_a_failure_beside_a_stuck_actor_names_both() -> None:
+    release = threading.Event()
+
+    def fail() -> None:
+        raise BrewError("broken")
+
+    try:
+        with pytest.raises(DrainTimeoutError, match=r"^broken; test-stuck did not stop within 0.05 s"):
+            run_together({"test-stuck": release.wait, "fail": fail}, threading.Event(), drain_timeout_s=0.05)  # type: ignore[dict-item]
+    finally:
+        release.set()

@@ -1,0 +1,123 @@
+"""Log lines, as another program reads them: a process of its own logs, its stderr is read."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from datetime import datetime, timedelta
+
+import pytest
+
+PROLOGUE = """
+import logging, sys
+from brewctl import log
+node, fmt, verbose = sys.argv[1:]
+log.configure(node=node, fmt=log.LogFormat(fmt), verbose=verbose == "verbose")
+logger = log.get("brewctl.test")
+library = logging.getLogger("library")
+"""
+
+
+def logged(program: str, *, node: str = "order-1", fmt: str = "logfmt", verbose: bool = False) -> list[str]:
+    """Run a program that logs with `logger` and `library` and return its lines on stderr."""
+    ran = subprocess.run(
+        [sys.executable, "-c", PROLOGUE + program, node, fmt, "verbose" if verbose else ""],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert ran.stdout == ""
+    return ran.stderr.splitlines()
+
+
+def parsed(program: str) -> list[dict[str, object]]:
+    lines = [json.loads(line) for line in logged(program, fmt="json")]
+    for line in lines:
+        assert datetime.fromisoformat(line.pop("ts")).utcoffset() == timedelta(0)
+    return lines
+
+
+def test_logfmt() -> None:
+    (line,) = logged('logger.info("published", rows=3, reason="two words")')
+    assert re.fullmatch(
+        r'ts=\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z level=info node=order-1 event=published rows=3 reason="two words"',
+        line,
+    )
+
+
+def test_json() -> None:
+    (line,) = parsed('logger.info("published", rows=3, reason="two words")')
+    assert line == {"level": "info", "node": "order-1", "event": "published", "rows": 3, "reason": "two words"}
+
+
+def test_a_librarys_record_has_the_same_shape() -> None:
+    (line,) = logged('library.warning("lost %s of %d", "two", 3)')
+    assert re.fullmatch(r'ts=\S+Z level=warning node=order-1 event="lost two of 3"', line)
+    (found,) = parsed('library.warning("lost %s of %d", "two", 3)')
+    assert found == {"level": "warning", "node": "order-1", "event": "lost two of 3"}
+
+
+@pytest.mark.parametrize("name", ["logger", "library"])
+@pytest.mark.parametrize("fmt", ["logfmt", "json"])
+def test_an_exception_is_one_line(name: str, fmt: str) -> None:
+    program = f'try:\n    1 / 0\nexcept ZeroDivisionError:\n    {name}.exception("broke")\n'
+    (line,) = logged(program, fmt=fmt)
+    assert "ZeroDivisionError: division by zero" in line
+    if fmt == "json":
+        found = json.loads(line)
+        assert (found["level"], found["event"]) == ("error", "broke")
+        assert found["exception"].startswith("Traceback (most recent call last):\n")
+
+
+@pytest.mark.parametrize("fmt", ["logfmt", "json"])
+def test_a_value_with_line_breaks_is_one_line(fmt: str) -> None:
+    (line,) = logged(r'logger.warning("poll_failed", reason="first\nsecond \"quoted\"")', fmt=fmt)
+    assert r"first\nsecond \"quoted\"" in line
+
+
+def test_without_a_node() -> None:
+    (line,) = logged('logger.info("started")', node="", fmt="json")
+    assert json.loads(line).keys() == {"ts", "level", "event"}
+
+
+TALK = """
+for name in ("brewctl.x", "library", "kafka.conn", "psycopg.pool"):
+    for level in ("debug", "info", "warning", "error"):
+        getattr(logging.getLogger(name), level)(f"{name}:{level}")
+"""
+
+
+@pytest.mark.parametrize(
+    ("verbose", "heard"),
+    [
+        (False, "x:info x:warning x:error library:warning library:error psycopg.pool:error"),
+        (
+            True,
+            (
+                "x:debug x:info x:warning x:error library:info library:warning library:error"
+                " kafka.conn:info kafka.conn:warning kafka.conn:error"
+                " psycopg.pool:info psycopg.pool:warning psycopg.pool:error"
+            ),
+        ),
+    ],
+)
+def test_who_is_heard(verbose: bool, heard: str) -> None:
+    lines = logged(TALK, verbose=verbose)
+    assert [line.rpartition("event=")[2].removeprefix("brewctl.") for line in lines] == heard.split()
+
+
+def test_configured_twice_each_record_is_still_one_line() -> None:
+    again = 'log.configure(node="order-2", fmt=log.LogFormat.JSON)\nlibrary.warning("once")'
+    (line,) = logged(again)
+    assert json.loads(line)["node"] == "order-2"
+
+
+def test_say_is_a_line_on_stdout_at_once() -> None:
+    program = "import os\nfrom brewctl import log\nlog.say('order-1', 'listening')\nos._exit(0)"
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    said = subprocess.run(
+        [sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert (said.stdout, said.stderr) == ("[order-1] listening\n", "")

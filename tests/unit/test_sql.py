@@ -1,0 +1,99 @@
+"""The SQL files: every query has a name, a user and safe text; nothing restarts an identity."""
+
+import ast
+import re
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+import brewctl
+from brewctl.sql import parse, queries, schema
+
+TEXT = resources.files("brewctl.sql").joinpath("queries.sql").read_text("utf-8")
+SOURCES = sorted(Path(brewctl.__file__).parent.rglob("*.py"))
+each_query = pytest.mark.parametrize("name", sorted(queries))
+
+
+def used_names() -> Iterator[str]:
+    """Names that the source looks up: `queries["name"]`, `_fetch(connection, "name", …)`, `effect="name"`."""
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            match node:
+                case ast.Subscript(value=ast.Name(id="queries"), slice=ast.Constant(value=str(name))):
+                    yield name
+                case ast.Call(func=ast.Name(id="_fetch"), args=[_, ast.Constant(value=str(name)), *_]):
+                    yield name
+                case ast.keyword(arg="effect", value=ast.Constant(value=str(name))):
+                    yield name
+
+
+def tables_of_the_schema() -> set[str]:
+    return set(re.findall(r"CREATE TABLE IF NOT EXISTS (\w+)", schema))
+
+
+def test_every_heading_became_a_query() -> None:
+    headings = re.findall(r"^-- (\S+) --$", TEXT, re.MULTILINE)
+    assert headings
+    assert len(headings) == len(set(headings)), "a name is there twice"
+    assert set(headings) == set(queries)
+
+
+def test_every_query_is_used_and_every_used_one_exists() -> None:
+    assert set(used_names()) == set(queries)
+
+
+@each_query
+def test_a_query_is_one_statement(name: str) -> None:
+    statement = queries[name]
+    assert statement.split()[0] in {"SELECT", "INSERT", "UPDATE", "TRUNCATE", "WITH"}
+    assert ";" not in statement
+    assert "--" not in statement
+    assert statement.count("(") == statement.count(")")
+    assert statement.count("'") % 2 == 0
+
+
+@each_query
+def test_values_never_become_sql_text(name: str) -> None:
+    statement = queries[name]
+    assert not re.search(r"[{}]", statement)
+    assert "%" not in re.sub(r"%\([a-z_]+\)s", "", statement)
+
+
+@pytest.mark.parametrize("statement", [schema, *queries.values()])
+def test_identities_are_never_restarted(statement: str) -> None:
+    assert not re.search(r"RESTART\s+(IDENTITY|WITH)|\bRESTART\b(?=\s*\d)|setval", statement, re.IGNORECASE)
+    assert not re.search(r"TRUNCATE(?!.*CONTINUE IDENTITY)", statement, re.IGNORECASE | re.DOTALL)
+
+
+@pytest.mark.parametrize("statement", [schema, *queries.values()])
+def test_commits_are_not_serialised(statement: str) -> None:
+    assert not re.search(r"\b(LISTEN|NOTIFY|pg_notify)\b", statement)
+
+
+def test_the_schema_only_creates_what_is_missing() -> None:
+    code = re.sub(r"--.*", "", schema)
+    statements = [" ".join(part.split()) for part in code.split(";") if part.strip()]
+    assert all(re.match(r"CREATE (TABLE|INDEX|UNIQUE INDEX) IF NOT EXISTS ", statement) for statement in statements), (
+        statements
+    )
+    assert not re.search(r"\b(DROP|DELETE|TRUNCATE|ALTER)\b", code, re.IGNORECASE)
+
+
+def test_all_tables_are_looked_for_and_reset() -> None:
+    tables = tables_of_the_schema()
+    assert {"orders", "outbox", "processed_events", "inventory_reservations", "notifications_log"} <= tables
+    assert set(re.findall(r"'(\w+)'", queries["missing_tables"])) == tables
+    assert set(re.findall(r"\w+", queries["reset"])) - {"TRUNCATE", "CONTINUE", "IDENTITY"} == tables
+
+
+@pytest.mark.parametrize("name", ["create_order", "fetch_unpublished", "inbox"])
+def test_what_a_query_is_for_is_no_part_of_it(name: str) -> None:
+    assert re.search(rf"^-- {name} --\n-- \w", TEXT, re.MULTILINE)
+    assert queries[name].startswith(("SELECT", "WITH"))
+
+
+def test_the_format_of_the_file() -> None:
+    text = "-- A file.\n\n-- one --\n-- What it is for,\n-- in two lines.\nSELECT 1\n\n-- two --\nSELECT\n  2\n"
+    assert parse(text) == {"one": "SELECT 1", "two": "SELECT\n  2"}
