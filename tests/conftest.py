@@ -1,9 +1,11 @@
 """Real servers for the tests, and a rig of one's own for each.
 
 BREW_DATABASE_URL and BREW_KAFKA_BROKERS name the servers; else a sandbox in a temporary home is brought up.
-Every test gets a database and a topic of its own: the user's data are never touched.
+Every test gets a database and a topic of its own. The groups have the contract's names: on servers of yours, stop the
+roles first; their offsets may be reset, which costs a redelivery and no effect.
 """
 
+import contextlib
 import os
 import re
 import subprocess
@@ -17,7 +19,7 @@ import psycopg
 import pytest
 
 from brewctl import lifecycle, overview
-from brewctl.config import Limits, Settings
+from brewctl.config import Settings
 from brewctl.delivery import database, topics
 from brewctl.delivery.broker import open_admin
 from brewctl.errors import BrewError
@@ -113,17 +115,15 @@ class Rig:
             raise AssertionError(f"{error}; {self.counts()}") from None
 
 
-@pytest.fixture
-def rig(servers: dict[str, str], tmp_path: Path) -> Iterator[Rig]:
+@contextlib.contextmanager
+def open_rig(servers: dict[str, str], logs: Path) -> Iterator[Rig]:
     """A fresh database and topic, no members in the groups; whatever was started is ended."""
     name = f"brew_test_{uuid.uuid4().hex[:12]}"
     server_url = servers["BREW_DATABASE_URL"]
-    url = psycopg.conninfo.make_conninfo(server_url, dbname=name)
     settings = Settings(
-        database_url=url,
+        database_url=psycopg.conninfo.make_conninfo(server_url, dbname=name),
         brokers=tuple(servers["BREW_KAFKA_BROKERS"].split(",")),
         topic=f"{name}-order-created",
-        limits=Limits(),
     )
     with psycopg.connect(server_url, autocommit=True) as maintenance:
         try:
@@ -135,7 +135,7 @@ def rig(servers: dict[str, str], tmp_path: Path) -> Iterator[Rig]:
             topics.create(settings)
             with (
                 database.connect(settings) as connection,
-                Nodes(settings, logs=tmp_path / "logs", on_line=lambda _line: None) as nodes,
+                Nodes(settings, logs=logs, on_line=lambda _line: None) as nodes,
             ):
                 database.initialize(connection)
                 yield Rig(settings, nodes, connection, environment(settings))
@@ -144,6 +144,13 @@ def rig(servers: dict[str, str], tmp_path: Path) -> Iterator[Rig]:
             with open_admin(settings) as admin:
                 for topic in (settings.topic, settings.dead_letter_topic):
                     admin.delete_topic(topic)
+
+
+@pytest.fixture
+def rig(servers: dict[str, str], tmp_path: Path) -> Iterator[Rig]:
+    """A rig of one test's own."""
+    with open_rig(servers, tmp_path / "logs") as rig:
+        yield rig
 
 
 def _wait_for_empty_groups(settings: Settings) -> None:

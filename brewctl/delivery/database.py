@@ -16,9 +16,9 @@ from brewctl.sql import queries, schema
 Connection = psycopg.Connection[TupleRow]
 Pool = ConnectionPool[Connection]
 
-# What a lost, refused or overloaded server raises; everything else is the statement's own fault.
 _EXAMPLE = "use postgresql://USER@HOST:PORT/NAME"
 _PORTS = 65536
+# What a lost, refused or overloaded server raises; everything else is the statement's own fault.
 UNAVAILABLE = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout)
 
 

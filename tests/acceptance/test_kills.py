@@ -3,6 +3,7 @@
 import random
 
 from brewctl import overview
+from brewctl.delivery import database
 from tests.acceptance.test_story import send
 from tests.conftest import Rig
 
@@ -33,6 +34,30 @@ def test_a_busy_consumer_killed_again_and_again_loses_no_reservation(rig: Rig) -
     rig.wait(f"{total} notifications", lambda: rig.counts().notifications == total)
     assert overview.missing(rig.connection, ids) == []
     assert overview.unfinished(rig.connection) == []
+
+
+def test_offsets_are_never_ahead_of_the_database(rig: Rig) -> None:
+    """Killed between poll and commit, with nothing left to chance: the database holds the batch back."""
+    _, address = rig.serve()
+    victim = rig.start("inventory-1", "consume", "inventory", *_SESSION)
+    victim.wait_for("partitions", lambda node: node.assignment == [0, 1, 2, 3, 4, 5])
+    with database.connect(rig.settings) as gate, gate.transaction():
+        gate.execute("LOCK TABLE inventory_reservations IN SHARE MODE")
+        ids = send(rig, 30, [address])
+        rig.wait("the batch at the gate", lambda: at_the_gate(rig))
+        rig.wait("all published", lambda: rig.counts().outbox_unpublished == 0)
+        victim.kill()
+    rig.start("inventory-2", "consume", "inventory", *_SESSION)
+    rig.wait("30 reservations", lambda: rig.counts().reservations == 30)
+    assert overview.missing(rig.connection, ids) == []
+
+
+def at_the_gate(rig: Rig) -> bool:
+    found = rig.connection.execute(
+        "SELECT 1 FROM pg_stat_activity WHERE datname = current_database()"
+        " AND application_name = 'inventory-1' AND wait_event_type = 'Lock'"
+    )
+    return found.fetchone() is not None
 
 
 def test_a_killed_order_node_loses_no_acknowledged_order(rig: Rig) -> None:

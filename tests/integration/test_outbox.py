@@ -206,7 +206,7 @@ def test_order_per_key_holds_with_many_publishers(rig: Rig) -> None:
 
 
 def test_a_commit_wakes_the_publisher_without_a_poll(rig: Rig) -> None:
-    settings = dataclasses.replace(rig.settings, limits=dataclasses.replace(rig.settings.limits, publish_poll_s=3600.0))
+    settings = dataclasses.replace(rig.settings, limits=dataclasses.replace(rig.settings.limits, publish_poll_s=60.0))
     stop = threading.Event()
     with database.open_pool(settings, name="test", size=2) as pool:
         publisher = Publisher(settings, pool, node="n")
@@ -215,11 +215,11 @@ def test_a_commit_wakes_the_publisher_without_a_poll(rig: Rig) -> None:
         try:
             create_order(rig)
             publisher.notify()
-            # An hour's poll can't explain it.
-            wait_until("the row published", lambda: not unpublished(rig), timeout_s=30)
+            # The next poll, 30 s away at least, can't explain it.
+            wait_until("the row published", lambda: not unpublished(rig), timeout_s=20)
             create_order(rig)
             publisher.notify()
-            wait_until("the next row published", lambda: not unpublished(rig), timeout_s=30)
+            wait_until("the next row published", lambda: not unpublished(rig), timeout_s=20)
         finally:
             stop.set()
             publisher.notify()
@@ -240,3 +240,11 @@ def test_fetch_uses_the_partial_indexes(rig: Rig) -> None:
     assert "outbox_unpublished" in plan
     assert "outbox_unpublished_by_aggregate" in plan
     assert "Seq Scan" not in plan
+
+
+def test_the_producer_waits_for_all_in_sync_replicas_and_keeps_order(producer: Producer) -> None:
+    """What the client defaults to, acks=1 and no retries, loses acknowledged records with a broker."""
+    config = producer._producer.config
+    assert config["acks"] == -1
+    assert config["max_in_flight_requests_per_connection"] == 1
+    assert config["retries"] > 1000
