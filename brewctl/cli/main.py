@@ -46,9 +46,10 @@ for module in (demo, sandbox, setup, roles, orders, counts):
 
 def main() -> None:
     """Run a command; every failure becomes one line on stderr and an exit code."""
-    # A terminal that closes, or `timeout`, must leave as little behind as Ctrl-C does.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:
+    # A terminal that closes, or `timeout`, must leave as little behind as Ctrl-C does. A shell's background
+    # job starts with SIGINT ignored: who sends it one means it. `nohup` is left as it is.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler)
     try:
         code = app(standalone_mode=False, prog_name="brewctl")
