@@ -49,11 +49,14 @@ def down(
     purge: Annotated[bool, typer.Option("--purge", help="Remove the data too.")] = False,
 ) -> None:
     """Stop the sandbox. Its data stay, unless --purge."""
+    from brewctl.sandbox import state
+
     cluster = _cluster()
     home = config.home()
+    there = state.exists(home)
     stopped = cluster.down(home, purge=purge)
     output.emit(f"stopped {', '.join(stopped)}" if stopped else f"nothing was running in {home}")
-    if purge:
+    if purge and there:
         output.emit(f"removed the data in {home}")
 
 

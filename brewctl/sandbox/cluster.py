@@ -45,8 +45,6 @@ def up(home: Path, options: Options, progress: kafka.Progress) -> State:
     Harmless where all of it runs. What this call started is ended again where it fails or is interrupted.
     """
     with state.locked(home):
-        for part in _PARTS:
-            (home / part).mkdir(mode=0o700, exist_ok=True)
         known = state.load(home) or _new_state(options)
         _check(known, options)
         missing = [
@@ -179,6 +177,8 @@ def _record(home: Path, known: State, server: Server) -> None:
 @contextmanager
 def _ended_on_failure(home: Path, known: State, missing: list[str]) -> Iterator[None]:
     try:
+        for part in _PARTS:
+            (home / part).mkdir(mode=0o700, exist_ok=True)
         state.save(home, known)
         yield
     except OSError as error:

@@ -1,5 +1,6 @@
 """The publisher: what is committed reaches Kafka, in order per aggregate, whoever dies when."""
 
+import contextlib
 import dataclasses
 import threading
 import uuid
@@ -248,3 +249,18 @@ def test_the_producer_waits_for_all_in_sync_replicas_and_keeps_order(producer: P
     assert config["acks"] == -1
     assert config["max_in_flight_requests_per_connection"] == 1
     assert config["retries"] > 1000
+
+
+def test_a_publisher_that_stands_still_gives_its_rows_up(rig: Rig, pool: Pool, producer: Producer) -> None:
+    """Paused between fetch and commit, it would keep its rows from the others for ever."""
+    limits = dataclasses.replace(rig.settings.limits, database_idle_transaction_s=6)
+    create_order(rig)
+    arguments = database._arguments(dataclasses.replace(rig.settings, limits=limits), "order-1")
+    with contextlib.closing(psycopg.connect(**arguments)) as paused:
+        paused.execute("BEGIN")
+        assert len(paused.execute(queries["fetch_unpublished"], {"limit": 10}).fetchall()) == 1
+        publisher = Publisher(rig.settings, pool, node="order-2")
+        assert publisher.publish_batch(producer) == 0
+        rig.wait("its row", lambda: publisher.publish_batch(producer) == 1, timeout_s=30)
+        with pytest.raises(psycopg.OperationalError):
+            paused.execute("COMMIT")
