@@ -64,6 +64,7 @@ class Kit:
     """What every node needs, prepared once a machine."""
 
     java: Sequence[str]  # the command, up to the main class
+    environment: Mapping[str, str]
     checkpoint: Path  # what `kafka-storage format` writes beside meta.properties
 
 
@@ -74,19 +75,19 @@ def prepare(java: str | None, progress: Progress) -> Kit:
     """
     cache = Path(platformdirs.user_cache_path("brewctl")) / f"kafka-{jars.KAFKA_VERSION}"
     with state.locked(cache):
-        classpath = ":".join(str(jar) for jar in jars.fetch(cache / "jars", progress.advance))
+        environment = _environment(jars.fetch(cache / "jars", progress.advance))
         if java is not None:
-            command = [_found(java), *_JVM, "-cp", classpath]
-            return Kit(command, _checkpoint(cache, command))
+            command = [_found(java), *_JVM]
+            return Kit(command, environment, _checkpoint(cache, command, environment))
         binary, version = _bundled()
-        command = [binary, *_JVM, *_JVM_25, "-cp", classpath]
-        checkpoint = _checkpoint(cache, command)
+        command = [binary, *_JVM, *_JVM_25]
+        checkpoint = _checkpoint(cache, command, environment)
         aot = cache / f"java-{version}.aot"
         if not aot.exists():
             progress.step("preparing Kafka's quick start (once)")
-            _train(command, checkpoint, aot)
+            _train(Kit(command, environment, checkpoint), aot)
         # Where the cache doesn't fit, Java says so in the console log and starts without it.
-        return Kit([binary, f"-XX:AOTCache={aot}", *command[1:]], checkpoint)
+        return Kit([binary, f"-XX:AOTCache={aot}", *command[1:]], environment, checkpoint)
 
 
 def start(home: Path, known: State, name: str, kit: Kit) -> Server:
@@ -105,7 +106,7 @@ def start(home: Path, known: State, name: str, kit: Kit) -> Server:
         log=folder / "logs" / "server.log",
         console=folder / "logs" / "console.log",
         cwd=folder,
-        env=_environment(),
+        env=kit.environment,
     )
 
 
@@ -183,9 +184,9 @@ def _found(java: str) -> str:
     return binary
 
 
-def _environment() -> Mapping[str, str]:
-    # Each of glibc's arenas keeps freed memory: two are enough here.
-    return {**os.environ, "MALLOC_ARENA_MAX": "2"}
+def _environment(classpath: Sequence[Path]) -> Mapping[str, str]:
+    # The class path is no argument: `ps` stays readable. Each of glibc's arenas keeps freed memory: two are enough.
+    return {**os.environ, "CLASSPATH": ":".join(str(jar) for jar in classpath), "MALLOC_ARENA_MAX": "2"}
 
 
 def _command(folder: Path, java: Sequence[str]) -> list[str]:
@@ -193,7 +194,7 @@ def _command(folder: Path, java: Sequence[str]) -> list[str]:
     return [java[0], *logging, *java[1:], "kafka.Kafka", str(folder / "server.properties")]
 
 
-def _checkpoint(cache: Path, java: Sequence[str]) -> Path:
+def _checkpoint(cache: Path, java: Sequence[str], environment: Mapping[str, str]) -> Path:
     """Format one throw-away node with Kafka's own tool and keep the part that has no node in it."""
     checkpoint = cache / "bootstrap.checkpoint"
     if not checkpoint.exists():
@@ -201,7 +202,9 @@ def _checkpoint(cache: Path, java: Sequence[str]) -> Path:
             folder = Path(name)
             _write_properties(folder, _properties(folder, 1, [(processes.free_port(), processes.free_port())]))
             tool = ["kafka.tools.StorageTool", "format", "-t", new_id(), "-c", str(folder / "server.properties")]
-            made = subprocess.run([*java, *tool], capture_output=True, text=True, timeout=60, check=False)  # noqa: S603
+            made = subprocess.run(  # noqa: S603 - commands of our own making
+                [*java, *tool], env=environment, capture_output=True, text=True, timeout=60, check=False
+            )
             if made.returncode:
                 reason = (made.stderr or made.stdout).strip().splitlines()[-1:]
                 raise BrewError(f"kafka can't format its storage: {' '.join(reason)}", hint="is java 17 or later?")
@@ -209,17 +212,17 @@ def _checkpoint(cache: Path, java: Sequence[str]) -> Path:
     return checkpoint
 
 
-def _train(java: Sequence[str], checkpoint: Path, aot: Path) -> None:
+def _train(kit: Kit, aot: Path) -> None:
     """Let a throw-away node run until it answers, and keep what Java learned of it."""
     with tempfile.TemporaryDirectory(dir=aot.parent) as name:
         folder = Path(name)
         ports = [(processes.free_port(), processes.free_port())]
-        _format(folder, new_id(), 1, checkpoint)
+        _format(folder, new_id(), 1, kit.checkpoint)
         _write_properties(folder, _properties(folder, 1, ports))
-        command = _command(folder, [java[0], f"-XX:AOTCacheOutput={folder / 'trained'}", *java[1:]])
+        command = _command(folder, [kit.java[0], f"-XX:AOTCacheOutput={folder / 'trained'}", *kit.java[1:]])
         console = folder / "console.log"
         server = processes.spawn(
-            "kafka-training", command, port=ports[0][0], log=console, console=console, cwd=folder, env=_environment()
+            "kafka-training", command, port=ports[0][0], log=console, console=console, cwd=folder, env=kit.environment
         )
         known = State("", "", 0, ports)
         try:
