@@ -125,7 +125,9 @@ def _unprivileged() -> list[str]:
         raise BrewError("postgres refuses to run as root and `setpriv` is missing", hint="run as an ordinary user")
     owner = _unprivileged_user()
     who = [f"--reuid={owner.pw_uid}", f"--regid={owner.pw_gid}", "--clear-groups"]
-    return [setpriv, *who, "--inh-caps=+dac_override", "--ambient-caps=+dac_override", "--"]
+    # Without the securebit, access(2), by which initdb looks for its neighbours, ignores the capability.
+    rights = ["--inh-caps=+dac_override", "--ambient-caps=+dac_override", "--securebits=+no_setuid_fixup"]
+    return [setpriv, *who, *rights, "--"]
 
 
 def _unprivileged_user() -> pwd.struct_passwd:

@@ -2,11 +2,13 @@
 
 import json
 import os
+import pwd
 import re
 import signal
 import socket
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -14,6 +16,7 @@ import psycopg
 import pytest
 
 from brewctl.lifecycle import wait_until
+from brewctl.sandbox import postgres
 from tests.acceptance.conftest import brewctl, environment, pid, status
 from tests.conftest import BREWCTL
 
@@ -166,3 +169,25 @@ def test_an_interrupted_up_leaves_nothing_behind(tmp_path: Path) -> None:
     assert servers
     assert not any(psutil.pid_exists(server["pid"]) for server in servers.values())
     assert json.loads(state.read_text())["servers"] == {}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has to become somebody else for PostgreSQL")
+def test_as_root_postgres_finds_its_files_in_a_folder_of_roots_alone(tmp_path: Path) -> None:
+    """A clone below /root: the binaries, too, are where `nobody` may not walk. Nothing is opened for it."""
+    binary = tmp_path / "initdb"
+    binary.write_text("")
+    binary.chmod(0o755)
+    tmp_path.chmod(0o700)
+    seen = subprocess.run(
+        [
+            *postgres._unprivileged(),
+            sys.executable,
+            "-c",
+            f"import os; print(os.getuid(), os.access({str(binary)!r}, os.X_OK))",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert seen.stdout == f"{pwd.getpwnam('nobody').pw_uid} True\n"
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o700
