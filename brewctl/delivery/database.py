@@ -18,8 +18,14 @@ Pool = ConnectionPool[Connection]
 
 _EXAMPLE = "use postgresql://USER@HOST:PORT/NAME"
 _PORTS = 65536
-# What a lost, refused or overloaded server raises; everything else is the statement's own fault.
-UNAVAILABLE = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout)
+# What a lost, refused or overloaded server raises, or one that gave up on a paused process; everything else is
+# the statement's own fault.
+UNAVAILABLE = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    psycopg.errors.IdleInTransactionSessionTimeout,
+    PoolTimeout,
+)
 
 
 def place(url: str) -> str:

@@ -11,9 +11,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-import psycopg
-from psycopg_pool import PoolTimeout
-
 from brewctl import log
 from brewctl.config import Settings
 from brewctl.delivery import broker, database, events
@@ -127,7 +124,7 @@ class Inbox:
         while True:
             try:
                 self._apply(batch)
-            except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as error:
+            except database.UNAVAILABLE as error:
                 retry, reason = "postgres_unavailable", str(error).strip()
             except (UnavailableError, UnreachableError) as error:
                 retry, reason = "dead_letter_unacknowledged", str(error)

@@ -21,7 +21,7 @@ from brewctl.config import Settings
 from brewctl.delivery import events
 from brewctl.delivery.broker import Producer, Record, RefusedError, UnavailableError
 from brewctl.delivery.database import Pool
-from brewctl.errors import UnreachableError
+from brewctl.errors import BrewError
 from brewctl.lifecycle import Backoff
 from brewctl.sql import queries
 
@@ -48,7 +48,7 @@ class Publisher:
         while not stop.is_set():
             try:
                 producer = Producer(self._settings, node=self._node)
-            except UnreachableError as error:
+            except BrewError as error:
                 if backoff.pause():
                     logger.warning("kafka_unreachable", reason=error.message, hint="orders are accepted and wait")
                 continue

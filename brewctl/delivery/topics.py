@@ -1,11 +1,11 @@
 """The topic, its dead-letter topic and the groups that read it: made, and made anew."""
 
-import time
 from collections.abc import Callable
 
 from brewctl.config import Settings
 from brewctl.delivery.broker import REPLICATION_FACTOR, Admin, open_admin
 from brewctl.errors import BrewError
+from brewctl.lifecycle import wait_until
 
 GROUPS = ("inventory", "notifications")
 _WAIT_S = 60.0
@@ -45,8 +45,7 @@ def _wait_for_leaders(admin: Admin, names: list[str]) -> None:
 
 
 def _wait(what: str, condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + _WAIT_S
-    while not condition():
-        if time.monotonic() > deadline:
-            raise BrewError(f"kafka: {what} not seen within {_WAIT_S:g} s", hint="try again")
-        time.sleep(0.1)
+    try:
+        wait_until(what, condition, timeout_s=_WAIT_S)
+    except TimeoutError as error:
+        raise BrewError(f"kafka: {error}", hint="try again") from None

@@ -122,3 +122,11 @@ def test_a_lost_connection_is_retried_with_the_same_batch(rig: Rig, pool: Pool) 
     # The pool checks a connection before it hands it out: no error reaches the batch.
     inbox.handle([record(2)])
     assert inbox.tally.effects == 2
+
+
+def test_a_consumer_that_stood_still_in_its_transaction_goes_on(rig: Rig) -> None:
+    """PostgreSQL ends a paused process's session; the process, awake again, must take that for an outage."""
+    with psycopg.connect(rig.settings.database_url) as paused:
+        paused.execute("SET idle_in_transaction_session_timeout = '100ms'")
+        with pytest.raises(database.UNAVAILABLE):
+            rig.wait("the end of its session", lambda: paused.execute("SELECT pg_sleep(0)") is None, timeout_s=20)

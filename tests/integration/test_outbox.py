@@ -262,5 +262,17 @@ def test_a_publisher_that_stands_still_gives_its_rows_up(rig: Rig, pool: Pool, p
         publisher = Publisher(rig.settings, pool, node="order-2")
         assert publisher.publish_batch(producer) == 0
         rig.wait("its row", lambda: publisher.publish_batch(producer) == 1, timeout_s=30)
-        with pytest.raises(psycopg.OperationalError):
+        with pytest.raises(psycopg.errors.IdleInTransactionSessionTimeout):
             paused.execute("COMMIT")
+
+
+def test_a_topic_that_is_missing_holds_back_no_other(rig: Rig, pool: Pool, producer: Producer) -> None:
+    stray = OrderCreated(order_id=str(uuid.uuid4())).SerializeToString()
+    rig.connection.execute(
+        "INSERT INTO outbox (aggregate_id, topic, payload) VALUES ('order-stray', 'no-such-topic', %s)", (stray,)
+    )
+    (waiting,) = unpublished(rig)
+    create_order(rig)
+    with pytest.raises(UnavailableError):
+        Publisher(rig.settings, pool, node="n").publish_batch(producer)
+    assert unpublished(rig) == [waiting]

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from kafka import KafkaProducer, errors
 
@@ -67,28 +68,21 @@ class Producer:
         return outcomes
 
     def _send(self, records: Sequence[Record], deadline: float) -> list[RefusedError | UnavailableError | None]:
-        futures = []
-        failure: Exception | None = None
+        sent: list[Any] = []
+        failures: dict[str, errors.KafkaError] = {}
         for record in records:
+            # A topic that can't be sent to must not hold back the others.
+            if record.topic in failures:
+                sent.append(failures[record.topic])
+                continue
+            # The client refuses a record with neither key nor value.
+            value = b"" if record.key is None and record.value is None else record.value
             try:
-                # The client refuses a record with neither key nor value.
-                value = b"" if record.key is None and record.value is None else record.value
-                sent = self._producer.send(record.topic, value, record.key, headers=record.headers)
+                sent.append(self._producer.send(record.topic, value, record.key, headers=record.headers))
             except errors.KafkaError as error:  # no metadata, or no room in the buffer
-                failure = error
-                break
-            futures.append(sent)
-        outcomes: list[RefusedError | UnavailableError | None] = []
-        for future in futures:
-            try:
-                future.get(timeout=max(0.0, deadline - time.monotonic()))
-                outcomes.append(None)
-            except _REFUSED as error:
-                outcomes.append(RefusedError(words(error)))
-            except errors.KafkaError as error:
-                outcomes.append(UnavailableError(words(error)))
-        outcomes += [UnavailableError(words(failure)) for _ in records[len(futures) :] if failure]
-        return outcomes
+                failures[record.topic] = error
+                sent.append(error)
+        return [_outcome(future, deadline) for future in sent]
 
     def close(self) -> None:
         """Close after a `send` that was answered: there is nothing left to lose."""
@@ -97,3 +91,15 @@ class Producer:
     def abandon(self) -> None:
         """Close now and drop whatever is still unsent."""
         self._producer.close(timeout=0)
+
+
+def _outcome(sent: Any, deadline: float) -> RefusedError | UnavailableError | None:
+    try:
+        if isinstance(sent, errors.KafkaError):
+            raise sent
+        sent.get(timeout=max(0.0, deadline - time.monotonic()))
+    except _REFUSED as error:
+        return RefusedError(words(error))
+    except errors.KafkaError as error:
+        return UnavailableError(words(error))
+    return None
