@@ -1,4 +1,4 @@
-"""Read-only questions about the whole flow: the counters, who reserved what, who owns which partitions."""
+"""Read-only questions to PostgreSQL about the whole flow: the counters, who did what, what is unfinished or lost."""
 
 from dataclasses import asdict, dataclass
 from uuid import UUID
