@@ -27,32 +27,48 @@ DEFAULT_ORDER_ADDRS = ("127.0.0.1:50081",)
 
 @dataclass(frozen=True)
 class Limits:
-    """Every bound of the running roles. Units are in the names."""
+    """Every bound of the running roles, and every wait for a server. Units are in the names."""
 
-    # gRPC: more calls than this in flight are answered RESOURCE_EXHAUSTED.
+    # gRPC: more calls than this in flight are answered RESOURCE_EXHAUSTED, with the time to wait before a retry.
     concurrent_calls: int = 256
+    retry_after_s: float = 0.5
     # Threads that run handlers, each with a database connection of its own at most.
     handler_threads: int = 16
     # One request; what fits here fits Kafka's default record limit with room for the headers.
     request_bytes: int = 64 * 1024
+    # One Create inside the database; less where its caller's deadline is nearer.
+    create_s: float = 5.0
     # How long a call waits for a database connection before UNAVAILABLE.
     database_wait_s: float = 2.0
-    # One connection attempt, then one statement.
+    # One connection attempt, then one statement, as the server counts; then as the client does, which also
+    # notices a server that says nothing any more. Each longer than the one before.
     database_connect_s: int = 5
     database_statement_s: int = 30
+    database_answer_s: float = 35.0
+    # How often an order-service looks whether the database is there, and how long it waits for the answer.
+    database_look_s: float = 1.0
     # A session that holds row locks and does nothing is ended by PostgreSQL, so a paused
     # publisher can't keep its rows from the others. Must be longer than publish_s.
     database_idle_transaction_s: int = 15
-    # Outbox rows a transaction, and how long it may wait for Kafka's acknowledgements.
+    # Outbox rows a transaction, their payloads (one row always fits), and how long it may wait for
+    # Kafka's acknowledgements.
     publish_rows: int = 200
+    publish_bytes: int = 4 * 1024 * 1024
     publish_s: float = 5.0
     # Between two looks at an idle outbox, on average; commits of this process wake it at once.
     publish_poll_s: float = 0.5
-    # Consumer: records a transaction.
+    # Consumer: records a transaction, and bytes that one partition may bring into memory at a time.
     consume_records: int = 500
-    # A member that is silent for a session loses its partitions.
+    consume_partition_bytes: int = 1024 * 1024
+    # A member that is silent for a session loses its partitions, and so does one that has not polled for so long.
     session_s: float = 15.0
     heartbeat_s: float = 1.0
+    poll_interval_s: float = 300.0
+    # Kafka: the first answer of any broker, metadata of a topic, a request of a role, one of a command.
+    kafka_connect_s: float = 5.0
+    kafka_metadata_s: float = 2.0
+    kafka_request_s: float = 30.0
+    kafka_admin_s: float = 15.0
     # After the first signal: how long work in hand may take.
     drain_s: float = 10.0
 
@@ -63,6 +79,8 @@ class Limits:
             )
         if self.database_idle_transaction_s <= self.publish_s:
             raise UsageError("database_idle_transaction_s must be longer than publish_s")
+        if not self.database_connect_s < self.database_statement_s < self.database_answer_s:
+            raise UsageError("database_connect_s, database_statement_s, database_answer_s must grow in this order")
 
 
 @dataclass(frozen=True)

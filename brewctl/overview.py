@@ -9,15 +9,20 @@ from brewctl.sql import queries
 
 @dataclass(frozen=True)
 class Counts:
-    """The four counters, of one moment."""
+    """The four counters, of one moment; and how many of the unpublished rows are set aside."""
 
     orders: int
     outbox_unpublished: int
     reservations: int
     notifications: int
+    outbox_failed: int = 0
+
+    def story(self) -> dict[str, int]:
+        """Return the four counters of the story, by name."""
+        return {name: value for name, value in asdict(self).items() if name != "outbox_failed"}
 
     def __str__(self) -> str:
-        return "counts: " + " ".join(f"{name}={value}" for name, value in asdict(self).items())
+        return "counts: " + " ".join(f"{name}={value}" for name, value in self.story().items())
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def _table(now: "Counts", shares: dict[str, int]) -> "Table":
     table = Table(box=box.SIMPLE, show_header=False)
     table.add_column(style="bold")
     table.add_column(justify="right")
-    for name, value in asdict(now).items():
+    for name, value in now.story().items():
         table.add_row(name.replace("_", " "), str(value))
     for node, share in shares.items():
         table.add_row(f"  reserved by {node}", str(share), style="dim")

@@ -71,9 +71,14 @@ def open_pool(settings: Settings, *, name: str, size: int) -> Iterator[Pool]:
         yield pool
 
 
+def missing_tables(connection: Connection) -> list[str]:
+    """Name the tables, and the columns of later versions, that are not there."""
+    return [str(name) for (name,) in connection.execute(queries["missing_tables"])]
+
+
 def check_schema(connection: Connection) -> None:
     """Raise BrewError where a table is missing."""
-    if missing := [str(name) for (name,) in connection.execute(queries["missing_tables"])]:
+    if missing := missing_tables(connection):
         plural = "s are" if len(missing) > 1 else " is"
         raise BrewError(f"table{plural} missing in postgres ({', '.join(missing)})", hint="run `brewctl db init`")
 

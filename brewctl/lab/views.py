@@ -3,7 +3,6 @@
 import os
 import time
 from collections import deque
-from dataclasses import asdict
 from pathlib import Path
 
 from rich import box
@@ -123,7 +122,7 @@ def _counters(scene: Scene) -> Panel:
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(justify="right", no_wrap=True)
     grid.add_column(ratio=1)
-    for name, value in asdict(scene.counts).items():
+    for name, value in scene.counts.story().items():
         done = value == (0 if name == "outbox_unpublished" else scene.orders)
         bar = ProgressBar(total=scene.orders, completed=value, complete_style="cyan", finished_style="green")
         grid.add_row(name.replace("_", " "), Text(str(value), style="green" if done else "cyan"), bar)

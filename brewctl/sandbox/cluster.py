@@ -56,7 +56,9 @@ def up(home: Path, options: Options, progress: kafka.Progress) -> State:
             if missing:
                 progress.step("schema and topics")
             with database.connect(settings) as connection:
-                database.initialize(connection)
+                # Only where need be: it locks tables that roles may be using.
+                if database.missing_tables(connection):
+                    database.initialize(connection)
             topics.create(settings)
     return known
 

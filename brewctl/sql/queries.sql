@@ -52,7 +52,7 @@ UPDATE outbox
 -- set_aside --
 -- A row that Kafka will never take: it leaves the queue, visible and with its reason.
 UPDATE outbox
-   SET failed_at = clock_timestamp(), failure = %(failure)s
+   SET failed_at = clock_timestamp(), failure = %(failure)s, attempts = attempts + 1
  WHERE id = %(id)s
 
 -- inbox --
@@ -83,11 +83,12 @@ SELECT order_id, %(node)s, 'push' FROM fresh ORDER BY order_id
 ON CONFLICT (order_id) DO NOTHING
 
 -- counts --
--- The four counters of the story, in one snapshot.
+-- The four counters of the story, and what was set aside, in one snapshot.
 SELECT (SELECT count(*) FROM orders) AS orders,
        (SELECT count(*) FROM outbox WHERE published_at IS NULL) AS outbox_unpublished,
        (SELECT count(*) FROM inventory_reservations) AS reservations,
-       (SELECT count(*) FROM notifications_log) AS notifications
+       (SELECT count(*) FROM notifications_log) AS notifications,
+       (SELECT count(*) FROM outbox WHERE published_at IS NULL AND failed_at IS NOT NULL) AS outbox_failed
 
 -- inventory_distribution --
 SELECT node_id, count(*) FROM inventory_reservations GROUP BY node_id ORDER BY node_id
@@ -119,9 +120,17 @@ SELECT id FROM unnest(%(ids)s::uuid[]) AS id EXCEPT SELECT id FROM orders
 
 -- reset --
 -- Empties every table. CONTINUE IDENTITY: see schema.sql.
-TRUNCATE orders, outbox, processed_events, inventory_reservations, notifications_log CONTINUE IDENTITY
+TRUNCATE orders, outbox, processed_events, inventory_reservations, notifications_log, dead_letters_settled
+CONTINUE IDENTITY
 
 -- missing_tables --
+-- What an older or an empty database lacks; a column stands for the version that added it.
 SELECT name
-  FROM unnest(ARRAY['orders', 'outbox', 'processed_events', 'inventory_reservations', 'notifications_log']) AS name
+  FROM unnest(ARRAY['orders', 'outbox', 'processed_events', 'inventory_reservations', 'notifications_log',
+                    'dead_letters_settled']) AS name
  WHERE to_regclass(name) IS NULL
+UNION ALL
+SELECT 'outbox.attempts'
+ WHERE to_regclass('outbox') IS NOT NULL
+   AND NOT EXISTS (SELECT FROM pg_attribute
+                    WHERE attrelid = to_regclass('outbox') AND attname = 'attempts' AND NOT attisdropped)

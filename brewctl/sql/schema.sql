@@ -25,8 +25,11 @@ CREATE TABLE IF NOT EXISTS outbox (
     publisher_node text,
     -- Set where Kafka will never take the row; later rows of its aggregate wait behind it.
     failed_at      timestamptz,
-    failure        text
+    failure        text,
+    -- How often Kafka refused it.
+    attempts       integer NOT NULL DEFAULT 0
 );
+ALTER TABLE outbox ADD COLUMN IF NOT EXISTS attempts integer NOT NULL DEFAULT 0;
 -- fetch_unpublished scans in id order …
 CREATE INDEX IF NOT EXISTS outbox_unpublished
     ON outbox (id) WHERE published_at IS NULL;
@@ -52,4 +55,19 @@ CREATE TABLE IF NOT EXISTS notifications_log (
     node_id    text NOT NULL,
     channel    text NOT NULL,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+-- Dead letters that were redriven or dropped. The time tells a letter from one that had its
+-- place in a topic of the same name before.
+CREATE TABLE IF NOT EXISTS dead_letters_settled (
+    topic       text NOT NULL,
+    "partition" integer NOT NULL,
+    "offset"    bigint NOT NULL,
+    written_at  timestamptz NOT NULL,
+    outcome     text NOT NULL CHECK (outcome IN ('redriven', 'dropped')),
+    -- Where a redriven one is now, in the topic that it had died in.
+    new_partition integer,
+    new_offset    bigint,
+    settled_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (topic, "partition", "offset", written_at)
 );

@@ -14,6 +14,7 @@ from brewctl.delivery.broker.admin import (
 from brewctl.delivery.broker.client import Record, UnavailableError, explained
 from brewctl.delivery.broker.consumer import Consumer
 from brewctl.delivery.broker.producer import Producer, RefusedError
+from brewctl.delivery.broker.reader import Reader, open_reader
 
 __all__ = [
     "PARTITIONS",
@@ -22,10 +23,12 @@ __all__ = [
     "Consumer",
     "Member",
     "Producer",
+    "Reader",
     "Record",
     "RefusedError",
     "UnavailableError",
     "explained",
     "open_admin",
+    "open_reader",
     "require_topic",
 ]

@@ -47,6 +47,7 @@ class Admin:
         wanted = {"min.insync.replicas": str(min(MIN_IN_SYNC_REPLICAS, replicas))}
         if dead_letters:
             wanted["max.message.bytes"] = str(DEAD_LETTER_BYTES)
+            wanted["retention.ms"] = "-1"  # nobody's to forget
         try:
             self._client.create_topics([NewTopic(topic, PARTITIONS, replicas, topic_configs=wanted)])
         except errors.TopicAlreadyExistsError:
@@ -81,6 +82,11 @@ class Admin:
             members.append(Member(member.client_id, tuple(sorted(owned.get(topic, ())))))
         return sorted(members, key=lambda member: member.client_id)
 
+    def committed(self, group: str, topic: str) -> dict[int, int]:
+        """Return the group's committed offset of each partition that has one."""
+        offsets = _patiently(lambda: self._client.list_consumer_group_offsets(group))
+        return {place.partition: kept.offset for place, kept in offsets.items() if place.topic == topic}
+
     def is_led(self, topic: str) -> bool:
         """Whether every partition of the topic has a leader, as the answering broker knows it."""
         (described,) = self._client.describe_topics([topic])
@@ -93,7 +99,9 @@ def open_admin(settings: Settings, *, broker: str = "") -> Iterator[Admin]:
     """Administration, through any broker or just the one at `broker`. Raises UnreachableError, BrewError."""
     asked = replace(settings, brokers=(broker,)) if broker else settings
     with explained(asked):
-        client = KafkaAdminClient(request_timeout_ms=15_000, **connection(asked, name="brewctl"))
+        client = KafkaAdminClient(
+            request_timeout_ms=int(settings.limits.kafka_admin_s * 1000), **connection(asked, name="brewctl")
+        )
         try:
             yield Admin(client)
         finally:

@@ -14,7 +14,6 @@ from brewctl.errors import BrewError, UnreachableError
 
 # A dead letter is the largest record of the topic (1 MiB by default) and the reasons for its death.
 DEAD_LETTER_BYTES = 2 * 1024 * 1024
-_BOOTSTRAP_MS = 5_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +26,7 @@ class Record:
     headers: Headers
     partition: int = -1
     offset: int = -1
+    timestamp_ms: int = -1  # since the epoch, by the producer's clock
 
 
 class UnavailableError(Exception):
@@ -59,7 +59,7 @@ def connection(settings: Settings, *, name: str) -> dict[str, Any]:
     return {
         "bootstrap_servers": list(settings.brokers),
         "client_id": name,
-        "api_version_auto_timeout_ms": _BOOTSTRAP_MS,
+        "api_version_auto_timeout_ms": int(settings.limits.kafka_connect_s * 1000),
         "selector": Selector,
     }
 

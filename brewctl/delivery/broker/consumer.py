@@ -10,7 +10,6 @@ from kafka.structs import OffsetAndMetadata
 
 from brewctl.config import Settings
 from brewctl.delivery.broker.client import Record, UnavailableError, connection, explained, words
-from brewctl.delivery.events import Headers
 from brewctl.errors import BrewError
 
 # What no retry mends once a consumer runs: another protocol in the group, or no right to it.
@@ -42,6 +41,8 @@ class Consumer:
                 session_timeout_ms=int(limits.session_s * 1000),
                 heartbeat_interval_ms=int(limits.heartbeat_s * 1000),
                 max_poll_records=limits.consume_records,
+                max_poll_interval_ms=int(limits.poll_interval_s * 1000),
+                max_partition_fetch_bytes=limits.consume_partition_bytes,
                 partition_assignment_strategy=[RoundRobinPartitionAssignor],
                 **connection(settings, name=node),
             )
@@ -66,11 +67,7 @@ class Consumer:
             raise BrewError(f"kafka refused consumer group {self._group}: {words(error)}") from error
         except Exception as error:  # the client has races of its own, which a new member leaves behind
             raise UnavailableError(words(error)) from error
-        return [
-            Record(read.topic, read.key, read.value, _headers(read.headers), read.partition, read.offset)
-            for batch in batches.values()
-            for read in batch
-        ]
+        return [as_record(read) for batch in batches.values() for read in batch]
 
     def commit(self, records: Sequence[Record]) -> str:
         """Commit the offsets after these records; the reason where Kafka would not.
@@ -134,6 +131,8 @@ def _read_any_record(batch: DefaultRecordBatch) -> object:
 DefaultRecordBatch._read_msg = _read_any_record  # noqa: SLF001
 
 
-def _headers(raw: Sequence[tuple[str, bytes | None]]) -> Headers:
+def as_record(read: Any) -> Record:
+    """Make our record of the client's."""
     # A null header value can be read but not sent on: it becomes an empty one.
-    return [(name, value or b"") for name, value in raw]
+    headers = [(name, value or b"") for name, value in read.headers]
+    return Record(read.topic, read.key, read.value, headers, read.partition, read.offset, read.timestamp)

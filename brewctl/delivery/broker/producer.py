@@ -44,8 +44,8 @@ class Producer:
                 acks="all",
                 retries=1_000_000,  # our own deadline ends them
                 max_in_flight_requests_per_connection=1,
-                request_timeout_ms=30_000,
-                max_block_ms=2_000,
+                request_timeout_ms=int(settings.limits.kafka_request_s * 1000),
+                max_block_ms=int(settings.limits.kafka_metadata_s * 1000),
                 # Before compression; the topic's own limit, after it, is the broker's to apply.
                 max_request_size=_UNCOMPRESSED_BYTES if compressed else DEAD_LETTER_BYTES,
                 compression_type="gzip" if compressed else None,
@@ -55,8 +55,8 @@ class Producer:
     def send(self, records: Sequence[Record], *, timeout_s: float) -> list[RefusedError | UnavailableError | None]:
         """Send, then await each record's own acknowledgement; None for each that has it.
 
-        At most about `timeout_s` + 2 s. After an UnavailableError the records may still be on their
-        way: `abandon` this producer, so that none can arrive after a later try.
+        At most about `timeout_s` + kafka_metadata_s seconds. After an UnavailableError the records may still
+        be on their way: `abandon` this producer, so that none can arrive after a later try.
         """
         deadline = time.monotonic() + timeout_s
         outcomes = self._send(records, deadline)

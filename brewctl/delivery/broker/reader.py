@@ -1,0 +1,88 @@
+"""Reading whole topics, as a member of no group: nothing is committed, no partition is taken from anyone."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+
+from kafka import KafkaConsumer, TopicPartition
+
+from brewctl.config import Settings
+from brewctl.delivery.broker.client import Record, connection, explained
+from brewctl.delivery.broker.consumer import as_record
+from brewctl.errors import BrewError, UnreachableError
+
+_POLL_MS = 500
+
+
+class Reader:
+    """Reads topics from their beginning. Memory: one fetch of each partition, however long the topic is."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._consumer = KafkaConsumer(
+            enable_auto_commit=False,
+            max_poll_records=settings.limits.consume_records,
+            max_partition_fetch_bytes=settings.limits.consume_partition_bytes,
+            request_timeout_ms=int(settings.limits.kafka_admin_s * 1000),
+            **connection(settings, name="brewctl"),
+        )
+
+    def bounds(self, topic: str) -> dict[int, tuple[int, int]]:
+        """Return, for each partition, the first offset there is and the one that the next record will have.
+
+        Raises BrewError where there is no such topic.
+        """
+        partitions = self._consumer.partitions_for_topic(topic)
+        if not partitions:
+            raise BrewError(f"topic {topic} missing in kafka", hint="run `brewctl topic create`")
+        places = [TopicPartition(topic, partition) for partition in sorted(partitions)]
+        starts = self._consumer.beginning_offsets(places)
+        ends = self._consumer.end_offsets(places)
+        return {place.partition: (starts[place], ends[place]) for place in places}
+
+    def read(self, topic: str, ranges: Mapping[int, tuple[int, int]]) -> Iterator[list[Record]]:
+        """Yield the records with offsets in each partition's `ranges` (end excluded), in order per partition.
+
+        Raises UnreachableError where nothing more comes for kafka_request_s seconds.
+        """
+        ends = {TopicPartition(topic, partition): end for partition, (start, end) in ranges.items() if start < end}
+        self._consumer.assign(list(ends))
+        for place in ends:
+            self._consumer.seek(place, ranges[place.partition][0])
+        limit_s = self._settings.limits.kafka_request_s
+        heard = time.monotonic()
+        while ends:
+            batches = self._consumer.poll(timeout_ms=_POLL_MS)
+            records = [
+                as_record(read)
+                for place, batch in batches.items()
+                for read in batch
+                if read.offset < ends.get(place, 0)
+            ]
+            if records:
+                heard = time.monotonic()
+                yield records
+                heard = max(heard, time.monotonic())
+            elif time.monotonic() - heard > limit_s:
+                where = ", ".join(f"{place.partition}@{self._consumer.position(place)}" for place in ends)
+                raise UnreachableError(f"kafka {topic} gave nothing more for {limit_s:g} s at {where}")
+            # Positions also pass what is no record, such as the marks of transactions.
+            if done := [place for place, end in ends.items() if self._consumer.position(place) >= end]:
+                for place in done:
+                    del ends[place]
+                self._consumer.assign(list(ends))
+
+    def close(self) -> None:
+        """Let the connections go."""
+        self._consumer.close(autocommit=False)
+
+
+@contextlib.contextmanager
+def open_reader(settings: Settings) -> Iterator[Reader]:
+    """Open a reader. Raises UnreachableError, BrewError."""
+    with explained(settings):
+        reader = Reader(settings)
+        try:
+            yield reader
+        finally:
+            reader.close()

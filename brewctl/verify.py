@@ -1,0 +1,1 @@
+"""Whether the flow kept its promises, from the sources."""
