@@ -69,6 +69,8 @@ class Limits:
     kafka_metadata_s: float = 2.0
     kafka_request_s: float = 30.0
     kafka_admin_s: float = 15.0
+    # How long a command goes on asking a cluster that answers "not yet".
+    kafka_patience_s: float = 30.0
     # After the first signal: how long work in hand may take.
     drain_s: float = 10.0
 

@@ -1,7 +1,156 @@
-"""`brewctl chaos`."""
+"""`brewctl chaos`: what production does to the system, done to the sandbox, with a verdict."""
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from brewctl.cli import options, output
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from brewctl.lab.chaos import Plan, Result
+    from brewctl.lab.history import Act
+    from brewctl.lab.scenarios import Scenario
+
+# Column of the table → field of a Result.
+_COLUMNS = {
+    "acked": "acknowledged",
+    "failed": "failed",
+    "unknown": "unknown",
+    "lost": "lost",
+    "repeats": "repeats",
+    "missing": "missing",
+    "doubled": "doubled",
+}
+
+
+def chaos(
+    scenario: Annotated[
+        list[str] | None,
+        typer.Option(help="Which; may be given again. See --list.", metavar="NAME", show_default="all"),
+    ] = None,
+    orders: Annotated[
+        int, typer.Option(help="Orders in each scenario, at least: the load lasts as long as the faults.", min=1)
+    ] = 400,
+    rate: Annotated[float, typer.Option(help="Orders a second.", min=1, max=2000)] = 40.0,
+    seed: Annotated[
+        int | None, typer.Option(help="The same seed makes the same plan.", min=0, show_default="a random one")
+    ] = None,
+    session_timeout: Annotated[float, typer.Option(help="The consumers' session, in seconds.", min=3, max=300)] = 6.0,
+    report: Annotated[
+        Path | None, typer.Option(help="Write charts and figures to one FILE.html.", metavar="FILE.html")
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Describe the scenarios and do nothing.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the sandbox running afterwards.")] = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Break nodes, servers and the network under load; then verify that nothing was lost.
+
+    On the sandbox alone, whose tables and topics it empties. Exit 1 where a scenario fails.
+    """
+    import random
+
+    from brewctl import config
+    from brewctl.errors import BrewError, UsageError
+    from brewctl.lab import scenarios
+
+    if list_:
+        _list(scenarios.SCENARIOS, as_json=as_json)
+        return
+    chosen = _chosen(scenario or [], scenarios.SCENARIOS)
+    if report and (report.suffix != ".html" or not report.parent.is_dir()):
+        raise UsageError(f"--report {report} must be a .html file in a folder that is there")
+    if options.settings().configured & {"database_url", "brokers"}:
+        hint = "unset BREW_DATABASE_URL and BREW_KAFKA_BROKERS"
+        raise UsageError("chaos breaks servers: it runs on the sandbox alone", hint=hint)
+    seed = random.SystemRandom().randrange(10**6) if seed is None else seed
+    from brewctl.cli.sandbox import borrowed
+    from brewctl.lab.chaos import Plan
+
+    home = config.home()
+    plan = Plan(orders=orders, rate=rate, seed=seed, session_s=session_timeout)
+    with borrowed(home, keep=keep):
+        _note(f"seed {seed}, {rate:g} orders a second, sessions of {session_timeout:g} s")
+        played = list(_play(chosen, plan, home, as_json=as_json))
+    results = [result for result, _ in played]
+    if not as_json:
+        _table(results)
+    if report:
+        from brewctl.lab import report as reports
+
+        command = " ".join(["brewctl chaos", *(f"--scenario {each.name}" for each in chosen), f"--seed {seed}"])
+        facts = [("command", command), ("load", f"{rate:g} orders a second"), ("session", f"{session_timeout:g} s")]
+        acts = [act for _, act in played]
+        reports.write(report, title="brewctl chaos", subtitle=f"{len(acts)} scenarios", acts=acts, facts=facts)
+        _note(f"wrote {report}")
+    if failed := [result.scenario for result in results if not result.ok]:
+        again = f"again: brewctl chaos --seed {seed} --scenario {failed[0]}"
+        raise BrewError(f"{', '.join(failed)} failed", hint=f"the nodes' logs are in {home}/logs/chaos; {again}")
+
+
+def _play(chosen: "Sequence[Scenario]", plan: "Plan", home: Path, *, as_json: bool) -> "Iterator[tuple[Result, Act]]":
+    from brewctl.lab import chaos as play
+
+    for scenario in chosen:
+        _note(f"{scenario.name}: {scenario.title}")
+        result, act = play.run(
+            options.settings(),
+            scenario,
+            plan,
+            play.Servers(home),
+            logs=home / "logs" / "chaos" / scenario.name,
+            tell=lambda at_s, text: _note(f"  {at_s:6.1f} s  {text}"),
+        )
+        _note(f"  {_verdict(result)}")
+        if as_json:
+            output.emit_json(asdict(result))
+        yield result, act
+
+
+def _list(known: "Sequence[Scenario]", *, as_json: bool) -> None:
+    for scenario in known:
+        if as_json:
+            output.emit_json({"name": scenario.name, "title": scenario.title})
+        else:
+            output.emit(f"{scenario.name:<20} {scenario.title}")
+
+
+def _chosen(names: "Sequence[str]", known: "Sequence[Scenario]") -> "list[Scenario]":
+    from brewctl.errors import UsageError
+
+    by_name = {scenario.name: scenario for scenario in known}
+    for name in names:
+        if name not in by_name:
+            raise UsageError(f"no scenario {name[:80]!r}", hint="see `brewctl chaos --list`")
+    return [by_name[name] for name in names] or list(known)
+
+
+def _verdict(result: "Result") -> str:
+    if result.skipped:
+        return f"skipped: {result.skipped}"
+    catch_up = "never caught up" if result.catch_up_s is None else f"caught up {result.catch_up_s:.1f} s after the end"
+    told = f"{result.acknowledged} acknowledged, {result.failed} failed, {result.unknown} unknown"
+    times = f"stood still {result.standstill_s:.1f} s, {catch_up}"
+    lines = [f"{'ok' if result.ok else 'FAILED'}: {told}; {times}", *result.findings]
+    return "\n    ".join(lines)
+
+
+def _table(results: "Sequence[Result]") -> None:
+    output.emit(f"{'scenario':<20}" + "".join(f"{name:>8}" for name in _COLUMNS) + "  verdict")
+    for result in results:
+        row = "".join(f"{getattr(result, field):>8}" for field in _COLUMNS.values())
+        verdict = "skipped" if result.skipped else "ok" if result.ok else "FAILED"
+        output.emit(f"{result.scenario:<20}{row}  {verdict}")
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
 
 def register(app: typer.Typer) -> None:
-    """Add the commands of this module."""
+    """Add the command of this module."""
+    app.command(epilog="Example: brewctl chaos --scenario kill-consumer --report chaos.html")(chaos)

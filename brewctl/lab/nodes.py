@@ -27,7 +27,7 @@ class Node:
         self.lines: list[str] = []
         self.log = log
         self._arrived = threading.Condition()
-        with log.open("wb") as errors:
+        with log.open("ab") as errors:
             self.process = subprocess.Popen(  # noqa: S603 - ourselves
                 [sys.executable, "-m", "brewctl", *arguments, "--node", name],
                 env={**os.environ, **environment(settings)},
@@ -103,7 +103,10 @@ class Nodes:
 
     def start(self, name: str, *arguments: str) -> Node:
         """Start a node, for example `start("inventory-1", "consume", "inventory")`."""
-        node = Node(name, arguments, self._settings, log=self._logs / f"{name}.log", on_line=self._on_line)
+        log = self._logs / f"{name}.log"
+        if all(node.name != name for node in self.started):
+            log.unlink(missing_ok=True)  # an earlier run's
+        node = Node(name, arguments, self._settings, log=log, on_line=self._on_line)
         self.started.append(node)
         return node
 

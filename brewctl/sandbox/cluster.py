@@ -50,6 +50,8 @@ def up(home: Path, options: Options, progress: kafka.Progress) -> State:
         missing = [
             name for name in _names(known) if name not in known.servers or not processes.find(known.servers[name])
         ]
+        if not known.kafka_detours:
+            known.kafka_detours = [(processes.free_port(), processes.free_port()) for _ in known.kafka_ports]
         with _ended_on_failure(home, known, missing):
             _start(home, known, missing, options, progress)
             settings = Settings(database_url=known.database_url, brokers=tuple(known.brokers))

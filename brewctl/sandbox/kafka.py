@@ -98,7 +98,7 @@ def start(home: Path, known: State, name: str, kit: Kit) -> Server:
     processes.require_free(f"{name}'s controller", controller_port)
     folder = home / "kafka" / str(node_id)
     _format(folder, known.cluster_id, node_id, kit.checkpoint)
-    _write_properties(folder, _properties(folder, node_id, known.kafka_ports))
+    _write_properties(folder, _properties(folder, node_id, known.kafka_ports, known.kafka_detours))
     return processes.spawn(
         name,
         _command(folder, kit.java),
@@ -253,19 +253,26 @@ def _write_properties(folder: Path, properties: Mapping[str, object]) -> None:
     (folder / "log4j2.xml").write_text(resources.files(__package__).joinpath("log4j2.xml").read_text("utf-8"))
 
 
-def _properties(folder: Path, node_id: int, ports: Sequence[tuple[int, int]]) -> dict[str, object]:
+def _properties(
+    folder: Path, node_id: int, ports: Sequence[tuple[int, int]], detours: Sequence[tuple[int, int]] = ()
+) -> dict[str, object]:
     client_port, controller_port = ports[node_id - 1]
+    listeners = advertised = f"PLAINTEXT://127.0.0.1:{client_port}"
+    if detours:
+        detour_port, advertised_port = detours[node_id - 1]
+        listeners += f",DETOUR://127.0.0.1:{detour_port}"
+        advertised += f",DETOUR://127.0.0.1:{advertised_port}"
     replicas = len(ports)
     in_sync = min(2, replicas)
     return {
         "process.roles": "broker,controller",
         "node.id": node_id,
         "controller.quorum.voters": ",".join(f"{number}@127.0.0.1:{port}" for number, (_, port) in enumerate(ports, 1)),
-        "listeners": f"PLAINTEXT://127.0.0.1:{client_port},CONTROLLER://127.0.0.1:{controller_port}",
-        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{client_port}",
+        "listeners": f"{listeners},CONTROLLER://127.0.0.1:{controller_port}",
+        "advertised.listeners": advertised,
         "controller.listener.names": "CONTROLLER",
         "inter.broker.listener.name": "PLAINTEXT",
-        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,DETOUR:PLAINTEXT,CONTROLLER:PLAINTEXT",
         "log.dirs": folder / "data",
         "auto.create.topics.enable": "false",
         "default.replication.factor": replicas,

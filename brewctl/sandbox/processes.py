@@ -1,6 +1,7 @@
 """Child processes that outlive the command that started them. Ended by the pid that we started, never by name."""
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -18,6 +19,8 @@ from brewctl.sandbox.state import Server
 # A process's start time is read in ticks of 10 ms, against a clock that may be adjusted a little.
 _SAME_START_S = 1.0
 _LARGE_LOG_BYTES = 10 * 1024 * 1024
+_PORTS = (15_000, 32_000)
+_PORT_TRIES = 200
 
 
 def spawn(
@@ -81,11 +84,16 @@ def end(servers: Iterable[Server], steps: Sequence[tuple[signal.Signals, float]]
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a port that nobody uses now, below those that systems give to outgoing connections.
+
+    Such a one could be taken, while its server is down, by any client of anything.
+    """
+    for _ in range(_PORT_TRIES):
+        port = random.randrange(*_PORTS)  # noqa: S311 - no secret
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise BrewError("no free port found", hint="choose one with --postgres-port and --kafka-port")
 
 
 def require_free(name: str, port: int) -> None:

@@ -35,6 +35,9 @@ class State:
     postgres_port: int
     # One (client port, controller port) a broker.
     kafka_ports: list[tuple[int, int]]
+    # One (port, advertised port) a broker, of a second listener: who comes in there is sent on to the
+    # advertised port of every broker, where a faulty network may stand. Empty in an older sandbox.
+    kafka_detours: list[tuple[int, int]] = field(default_factory=list)
     servers: dict[str, Server] = field(default_factory=dict)
 
     @property
@@ -61,7 +64,8 @@ def load(home: Path) -> State | None:
         if raw.pop("version") != _VERSION:
             raise BrewError(f"{path} is of another version of brewctl", hint="run `brewctl down --purge`")
         raw["servers"] = {name: Server(**server) for name, server in raw["servers"].items()}
-        raw["kafka_ports"] = [(int(client), int(controller)) for client, controller in raw["kafka_ports"]]
+        for name in ("kafka_ports", "kafka_detours"):
+            raw[name] = [(int(one), int(other)) for one, other in raw.get(name, [])]
         return State(**raw)
     except FileNotFoundError:
         return None

@@ -118,6 +118,24 @@ SELECT o.id, coalesce(x.events, 0) AS events, coalesce(x.published, 0) AS publis
 -- Of these ids, the ones that are not in the orders table: acknowledged, then lost.
 SELECT id FROM unnest(%(ids)s::uuid[]) AS id EXCEPT SELECT id FROM orders
 
+-- contradicted_calls --
+-- Of the orders that clients were told of, those that are not there, or are another one by their key.
+SELECT call.id
+  FROM unnest(%(keys)s::text[], %(ids)s::uuid[]) AS call (key, id)
+  LEFT JOIN orders o ON o.tenant_id = %(tenant_id)s AND o.idempotency_key = call.key
+ WHERE o.id IS DISTINCT FROM call.id
+
+-- orders_of_keys --
+-- How many of these keys made an order, though their clients never heard of it.
+SELECT count(*) FROM orders WHERE tenant_id = %(tenant_id)s AND idempotency_key = ANY(%(keys)s)
+
+-- slowest_order --
+-- Seconds from the acceptance of an order to the last of its effects, at most.
+SELECT extract(epoch FROM max(greatest(r.created_at, n.created_at) - o.created_at))::float8
+  FROM orders o
+  JOIN inventory_reservations r ON r.order_id = o.id
+  JOIN notifications_log n ON n.order_id = o.id
+
 -- reset --
 -- Empties every table. CONTINUE IDENTITY: see schema.sql.
 TRUNCATE orders, outbox, processed_events, inventory_reservations, notifications_log, dead_letters_settled

@@ -16,7 +16,6 @@ from brewctl.errors import BrewError
 PARTITIONS = 6
 REPLICATION_FACTOR = 3
 MIN_IN_SYNC_REPLICAS = 2
-_PATIENCE_S = 30.0
 _T = TypeVar("_T")
 
 
@@ -31,8 +30,9 @@ class Member:
 class Admin:
     """Questions to the cluster and changes to its topics and groups."""
 
-    def __init__(self, client: KafkaAdminClient) -> None:
+    def __init__(self, client: KafkaAdminClient, *, patience_s: float) -> None:
         self._client = client
+        self._patience_s = patience_s
 
     def brokers(self) -> list[int]:
         """Ids of the brokers that the cluster says are alive."""
@@ -70,11 +70,11 @@ class Admin:
                     raise error
             return True
 
-        _patiently(delete)
+        self._patiently(delete)
 
     def members(self, group: str, topic: str) -> list[Member]:
         """Members of a group, by name, with what each owns of the topic. Empty where there is no such group."""
-        described = _patiently(lambda: self._client.describe_consumer_groups([group]))
+        described = self._patiently(lambda: self._client.describe_consumer_groups([group]))
         members = []
         for member in described[0].members:
             assignment = member.member_assignment
@@ -84,7 +84,7 @@ class Admin:
 
     def committed(self, group: str, topic: str) -> dict[int, int]:
         """Return the group's committed offset of each partition that has one."""
-        offsets = _patiently(lambda: self._client.list_consumer_group_offsets(group))
+        offsets = self._patiently(lambda: self._client.list_consumer_group_offsets(group))
         return {place.partition: kept.offset for place, kept in offsets.items() if place.topic == topic}
 
     def is_led(self, topic: str) -> bool:
@@ -92,6 +92,17 @@ class Admin:
         (described,) = self._client.describe_topics([topic])
         leaders = [partition["leader"] for partition in described["partitions"]]
         return bool(leaders) and all(leader >= 0 for leader in leaders)
+
+    def _patiently(self, call: Callable[[], _T]) -> _T:
+        """Ask again while the cluster says "not yet", as a fresh one does of its group coordinators."""
+        deadline = time.monotonic() + self._patience_s
+        while True:
+            try:
+                return call()
+            except errors.KafkaError as error:
+                if not error.retriable or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.2)
 
 
 @contextlib.contextmanager
@@ -103,7 +114,7 @@ def open_admin(settings: Settings, *, broker: str = "") -> Iterator[Admin]:
             request_timeout_ms=int(settings.limits.kafka_admin_s * 1000), **connection(asked, name="brewctl")
         )
         try:
-            yield Admin(client)
+            yield Admin(client, patience_s=settings.limits.kafka_patience_s)
         finally:
             client.close()
 
@@ -114,15 +125,3 @@ def require_topic(settings: Settings) -> None:
         missing = sorted({settings.topic, settings.dead_letter_topic} - admin.topics())
     if missing:
         raise BrewError(f"topic {' and '.join(missing)} missing in kafka", hint="run `brewctl topic create`")
-
-
-def _patiently(call: Callable[[], _T]) -> _T:
-    """Ask again while the cluster says "not yet", as a fresh one does of its group coordinators."""
-    deadline = time.monotonic() + _PATIENCE_S
-    while True:
-        try:
-            return call()
-        except errors.KafkaError as error:
-            if not error.retriable or time.monotonic() > deadline:
-                raise
-        time.sleep(0.2)

@@ -1,0 +1,267 @@
+"""Chaos: a steady load, faults by a plan, and then the truth, from the client's history and the sources.
+
+cast starts ─► load ─► faults begin and end by the plan ─► all healed ─► load ends ─► effects catch up ─► verify
+"""
+
+import heapq
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+
+from brewctl.config import Settings
+from brewctl.delivery import database, orders, topics
+from brewctl.errors import BrewError
+from brewctl.lab import history, scenarios
+from brewctl.lab.history import Act, Event
+from brewctl.lab.load import Load, Outcome
+from brewctl.lab.scenarios import Scenario, Step
+from brewctl.lab.stage import Servers, SkippedError, Stage
+from brewctl.lab.watch import Watch
+from brewctl.lifecycle import wait_until
+from brewctl.sql import queries
+from brewctl.verify import Verification, verify
+
+_STEADY_S = 60.0  # until the first orders are through
+_CALM_S = 3.0  # of load after the last fault
+_CATCH_UP_S = 180.0
+_SETTLE_S = 2.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every scenario of one run has in common."""
+
+    orders: int  # at least; the load lasts as long as the faults
+    rate: float  # orders a second
+    seed: int
+    session_s: float
+
+
+@dataclass
+class Result:
+    """What a scenario came to. Of a skipped one just the reason."""
+
+    scenario: str
+    skipped: str = ""
+    plan: list[str] = field(default_factory=list)
+    acknowledged: int = 0
+    failed: int = 0
+    unknown: int = 0  # to the client; `written` of them are in the database
+    written: int = 0
+    lost: int = 0  # acknowledged, and not there or not as acknowledged
+    repeats: int = 0  # records of the topic beyond the first of each event
+    missing: int = 0  # effects
+    doubled: int = 0  # effects
+    standstill_s: float = 0.0
+    catch_up_s: float | None = None
+    slowest_s: float = 0.0
+    findings: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was found."""
+        return not self.findings
+
+
+Tell = Callable[[float, str], None]
+
+
+def run(
+    settings: Settings, scenario: Scenario, plan: Plan, servers: Servers, *, logs: Path, tell: Tell
+) -> tuple[Result, Act]:
+    """Play one scenario on the sandbox, whose tables and topics it empties first. Leaves servers healed and no process.
+
+    Raises BrewError where it can't be played at all, for example because a role does not start.
+    """
+    chance = scenarios.chance(plan.seed, scenario.name)
+    steps = scenario.plan(chance, plan.session_s)
+    result = Result(scenario.name, plan=[str(step) for step in steps])
+    watch = Watch(settings)
+    act = Act(scenario.name, scenario.title)
+    with database.connect(settings) as connection:
+        database.initialize(connection, reset=True)
+    topics.create(settings, recreate=True)
+    stage = Stage(
+        settings,
+        servers,
+        logs=logs,
+        network=scenario.network,
+        session_s=plan.session_s,
+        chance=chance,
+        on_line=lambda line: act.events.append(Event(watch.now_s, line)),
+    )
+    with stage:
+        try:
+            _Play(settings, stage, plan, result, act, watch, tell).run(steps)
+        except SkippedError as skipped:
+            result.skipped = act.skipped = str(skipped)
+        except BrewError as error:
+            result.findings.append(str(error))
+        finally:
+            servers.restore()
+    act.ok = result.ok
+    act.findings = result.findings
+    act.figures = _figures(result)
+    return result, act
+
+
+def _effects(verification: Verification) -> tuple[int, int]:
+    """Count missing and surplus effects."""
+    by_name = {check.name: check.violations for check in verification.checks}
+    return by_name["effects-missing"], by_name["effects-surplus"]
+
+
+def _figures(result: Result) -> list[tuple[str, str]]:
+    catch_up = "-" if result.catch_up_s is None else f"{result.catch_up_s:.1f} s"
+    return [
+        ("acknowledged", str(result.acknowledged)),
+        ("failed", str(result.failed)),
+        ("unknown", f"{result.unknown} ({result.written} written)" if result.unknown else "0"),
+        ("lost", str(result.lost)),
+        ("repeats in the topic", str(result.repeats)),
+        ("effects missing", str(result.missing)),
+        ("effects doubled", str(result.doubled)),
+        ("without progress", f"{result.standstill_s:.1f} s"),
+        ("to catch up", catch_up),
+        ("slowest order", f"{result.slowest_s:.1f} s"),
+    ]
+
+
+class _Play:
+    def __init__(
+        self, settings: Settings, stage: Stage, plan: Plan, result: Result, act: Act, watch: Watch, tell: Tell
+    ) -> None:
+        self._settings = settings
+        self._stage = stage
+        self._plan = plan
+        self._result = result
+        self._act = act
+        self._tell = tell
+        self._watch = watch
+
+    def run(self, steps: Sequence[Step]) -> None:
+        """Play the steps under load, heal, wait, and judge."""
+        self._stage.start_all()
+        load = Load(self._stage.addresses, rate=self._plan.rate)
+        stop = threading.Event()
+        with self._watch.running(), ThreadPoolExecutor(1, thread_name_prefix="load") as executor:
+            sending = executor.submit(load.run, stop)
+            try:
+                self._await("the first orders", self._flows, _STEADY_S)
+                self._disturb(steps)
+                healed_s = self._watch.now_s
+                self._stage.halt.wait(_CALM_S)
+                self._await(
+                    f"{self._plan.orders} orders sent",
+                    lambda: len(load.history) >= self._plan.orders or sending.done(),
+                    self._plan.orders / self._plan.rate + _CATCH_UP_S,
+                )
+            finally:
+                stop.set()
+            sending.result()
+            self._say("no more orders")
+            self._catch_up()
+            fell = self._stage.stop()
+        self._measure(load, healed_s)
+        self._judge(fell)
+
+    def _disturb(self, steps: Sequence[Step]) -> None:
+        """Begin and end each fault when the plan says so; whatever is interrupted is ended too."""
+        order = count()
+        agenda = [(step.at_s, next(order), step, True) for step in steps]
+        heapq.heapify(agenda)
+        active: dict[int, tuple[Step, float]] = {}
+        began_s = self._watch.now_s
+        try:
+            while agenda:
+                at_s, number, step, begins = heapq.heappop(agenda)
+                self._stage.halt.wait(max(0.0, began_s + at_s - self._watch.now_s))
+                if begins:
+                    active[number] = (step, self._watch.now_s)
+                    self._say(step.fault.label)
+                    step.fault.begin(self._stage)
+                    if step.for_s:
+                        # From now on: what takes long to begin, lasts as long.
+                        heapq.heappush(agenda, (self._watch.now_s - began_s + step.for_s, number, step, False))
+                        continue
+                self._end(*active.pop(number))
+        finally:
+            for step, since_s in active.values():
+                self._end(step, since_s)
+
+    def _end(self, step: Step, since_s: float) -> None:
+        step.fault.end(self._stage)
+        if step.for_s:
+            self._say(f"over: {step.fault.label}")
+        end_s = self._watch.now_s if step.for_s else since_s
+        self._act.faults.append(history.Fault(since_s, end_s, step.fault.label, step.fault.nodes))
+
+    def _flows(self) -> bool:
+        return min(self._watch.newest.reservations, self._watch.newest.notifications) >= self._plan.rate
+
+    def _catch_up(self) -> None:
+        last_s = self._watch.now_s
+
+        def through() -> bool:
+            nonlocal last_s
+            now = self._watch.newest
+            if now.orders == now.reservations == now.notifications and not now.outbox_unpublished:
+                return True
+            if self._watch.now_s - last_s > _SETTLE_S:
+                last_s = self._watch.now_s
+                for settle in self._stage.while_waiting:
+                    settle()
+            return False
+
+        try:
+            self._await("every effect", through, _CATCH_UP_S)
+        except BrewError as error:
+            self._result.findings.append(str(error))
+
+    def _measure(self, load: Load, healed_s: float) -> None:
+        result, act = self._result, self._act
+        act.samples, act.ownerships = self._watch.samples, self._watch.ownerships
+        result.acknowledged = load.count(Outcome.ACKNOWLEDGED)
+        result.failed = load.count(Outcome.FAILED)
+        result.unknown = load.count(Outcome.UNKNOWN)
+        result.standstill_s = self._watch.longest_standstill_s()
+        result.catch_up_s = self._watch.catch_up_s(healed_s, backlog=max(2.0, self._plan.rate))
+        with database.connect(self._settings) as connection:
+            told = [call for call in load.history if call.outcome is Outcome.ACKNOWLEDGED]
+            unheard = [call.key for call in load.history if call.outcome is Outcome.UNKNOWN]
+            parameters = {
+                "tenant_id": orders.DEFAULT_TENANT,
+                "keys": [call.key for call in told],
+                "ids": [call.order_id for call in told],
+            }
+            lost = connection.execute(queries["contradicted_calls"], parameters).fetchall()
+            result.lost = len(lost)
+            result.findings += [f"order {order_id} was acknowledged and is not there" for (order_id,) in lost[:5]]
+            parameters["keys"] = unheard
+            (result.written,) = connection.execute(queries["orders_of_keys"], parameters).fetchone() or (0,)
+            (slowest_s,) = connection.execute(queries["slowest_order"]).fetchone() or (None,)
+            result.slowest_s = slowest_s or 0.0
+
+    def _judge(self, fell: Sequence[str]) -> None:
+        result = self._result
+        verification = verify(self._settings)
+        result.repeats = verification.facts.repeats
+        result.missing, result.doubled = _effects(verification)
+        for check in verification.checks:
+            result.findings += [f"{check.claim}: {offender}" for offender in check.offenders]
+        if result.acknowledged == 0:
+            result.findings.append("no order was acknowledged: nothing was tested")
+        result.findings += fell
+
+    def _say(self, text: str) -> None:
+        self._act.events.append(Event(self._watch.now_s, text))
+        self._tell(self._watch.now_s, text)
+
+    def _await(self, what: str, condition: Callable[[], bool], timeout_s: float) -> None:
+        try:
+            wait_until(what, condition, timeout_s=timeout_s)
+        except TimeoutError as error:
+            raise BrewError(f"{self._result.scenario}: {error} ({self._watch.newest})") from None

@@ -1,0 +1,84 @@
+"""What a run of the lab records while it plays, to be judged and shown afterwards.
+
+Every time is in seconds since the act began.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One look at the four counters."""
+
+    at_s: float
+    orders: int
+    outbox_unpublished: int
+    reservations: int
+    notifications: int
+
+
+@dataclass(frozen=True)
+class Ownership:
+    """Who owned each partition of a group from `at_s` on, as Kafka says. "" is nobody, as is a partition left out."""
+
+    at_s: float
+    group: str
+    owners: Mapping[int, str]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What was broken on purpose. One that ends when it starts is an instant."""
+
+    start_s: float
+    end_s: float  # math.inf: never mended
+    label: str
+    # Who could not work meanwhile: what Kafka still lets them own stands still.
+    nodes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Event:
+    """A line of the log."""
+
+    at_s: float
+    text: str
+
+
+@dataclass
+class Act:
+    """One scenario of chaos, or the demo."""
+
+    name: str
+    title: str
+    ok: bool = False
+    samples: list[Sample] = field(default_factory=list)
+    ownerships: list[Ownership] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    # What was measured, by name, as it is to be read: ("acknowledged", "1200"), ("without progress", "7.9 s").
+    figures: list[tuple[str, str]] = field(default_factory=list)
+    # What failed, and the first offenders.
+    findings: list[str] = field(default_factory=list)
+    # Why it did not run.
+    skipped: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """Say in a word how it ended: ok, failed or skipped."""
+        if self.skipped:
+            return "skipped"
+        return "ok" if self.ok else "failed"
+
+    @property
+    def duration_s(self) -> float:
+        """The time of the last thing that is recorded; 0 where nothing is."""
+        times = [
+            *(sample.at_s for sample in self.samples),
+            *(ownership.at_s for ownership in self.ownerships),
+            *(end_s for fault in self.faults for end_s in (fault.start_s, fault.end_s)),
+            *(event.at_s for event in self.events),
+        ]
+        return max((at_s for at_s in times if math.isfinite(at_s)), default=0.0)

@@ -1,0 +1,107 @@
+"""The four counters: three that grow together on one scale, the unpublished outbox rows on a scale of their own."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from brewctl.lab.history import Sample
+from brewctl.lab.report.geometry import Point, Scale, thin, tick_step, ticks
+from brewctl.lab.report.markup import Markup, join, leaf, number, tag
+from brewctl.lab.report.panels import Entry, Frame, Panel, legend, stack
+
+_MOST_POINTS = 600
+_READINGS = 120
+_THOUSANDS_FROM = 10_000
+
+
+@dataclass(frozen=True)
+class _Counter:
+    """One of the four; `name` is that of the sample's field and of the style."""
+
+    name: str
+    label: str
+    filled: bool = False
+
+    def points(self, samples: Sequence[Sample]) -> list[Point]:
+        return [(sample.at_s, float(getattr(sample, self.name))) for sample in samples]
+
+
+# In order of drawing: each leaves gaps or edges through which those below it are seen.
+_STORY = (
+    _Counter("orders", "orders", filled=True),
+    _Counter("reservations", "reservations"),
+    _Counter("notifications", "notifications"),
+)
+_OUTBOX = _Counter("outbox_unpublished", "unpublished outbox rows", filled=True)
+
+
+def curves(samples: Sequence[Sample], frame: Frame) -> Panel:
+    """Draw the counters over time; what one look saw is told to a pointer that rests on its moment."""
+    if not samples:
+        said = tag("text", "the counters were not looked at", class_="quiet", x=frame.left, y=14)
+        return Panel(28, said)
+    last, most = samples[-1], max(sample.outbox_unpublished for sample in samples)
+    panels = [
+        legend([_entry(counter, f"{getattr(last, counter.name):,}") for counter in _STORY], frame),
+        _plot(_STORY, samples, frame, height=210),
+        legend([_entry(_OUTBOX, f"at most {most:,}")], frame),
+        _plot((_OUTBOX,), samples, frame, height=64),
+    ]
+    height = sum(panel.height for panel in panels)
+    return Panel(height, join([stack(panels), *_readings(samples, frame, height)]))
+
+
+def _entry(counter: _Counter, value: str) -> Entry:
+    return Entry(leaf("path", class_=f"line {counter.name}", d="M0 0H20"), counter.label, value)
+
+
+def _plot(counters: Sequence[_Counter], samples: Sequence[Sample], frame: Frame, *, height: float) -> Panel:
+    highest = max(getattr(sample, counter.name) for sample in samples for counter in counters)
+    step = tick_step(max(highest, 1), at_most=int(height // 30))
+    marks = ticks(max(highest, 1) + step * 0.999, step)  # to the tick that no counter passes
+    scale = Scale((0.0, marks[-1]), (height, 6.0))
+    lines = [
+        _line(counter, [(frame.time(at_s), scale(value)) for at_s, value in points], bottom=height)
+        for counter in counters
+        for points in [thin(counter.points(samples), _MOST_POINTS)]
+    ]
+    return Panel(height + 12, join([*_levels(marks, scale, frame), *lines]))
+
+
+def _levels(marks: Sequence[float], scale: Scale, frame: Frame) -> Iterator[Markup]:
+    for mark in marks:
+        y = scale(mark)
+        yield leaf(
+            "path", class_="grid" if mark else "base", d=f"M{number(frame.left)} {number(y)}H{number(frame.right)}"
+        )
+        yield tag("text", _short(mark), class_="tick", x=frame.left - 7, y=y + 4, text_anchor="end")
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value < _THOUSANDS_FROM else f"{value / 1000:,.12g}k"
+
+
+def _line(counter: _Counter, points: Sequence[Point], *, bottom: float) -> Markup:
+    path = "L".join(f"{number(x)} {number(y)}" for x, y in points)
+    area = f"M{number(points[0][0])} {number(bottom)}L{path}L{number(points[-1][0])} {number(bottom)}Z"
+    # A line of one point has no length: a round cap makes it a dot.
+    line = f"M{path}h0" if len(points) == 1 else f"M{path}"
+    return join(
+        [
+            leaf("path", class_=f"area {counter.name}", d=area) if counter.filled else Markup(),
+            leaf("path", class_=f"line {counter.name}", d=line),
+        ]
+    )
+
+
+def _readings(samples: Sequence[Sample], frame: Frame, height: float) -> Iterator[Markup]:
+    """Cover the plots with invisible columns, each of which tells what was seen in it last."""
+    columns = int(min(_READINGS, max(len(samples), 1)))
+    seen = {
+        min(int((frame.time(sample.at_s) - frame.left) / frame.time.length * columns), columns - 1): sample
+        for sample in samples
+    }
+    width = frame.time.length / columns
+    for column, sample in seen.items():
+        told = ", ".join(f"{counter.label} {getattr(sample, counter.name):,}" for counter in (*_STORY, _OUTBOX))
+        title = tag("title", f"{sample.at_s:.1f} s: {told}")
+        yield tag("rect", title, class_="reading", x=frame.left + column * width, y=0.0, width=width, height=height)

@@ -1,0 +1,178 @@
+"""What chaos plays: each scenario is a plan of faults, made from a seed and nothing else."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from brewctl.lab import faults
+from brewctl.lab.faults import Fault
+from brewctl.lab.stage import CAST, INVENTORY_NODES, NOTIFICATION_NODES, ORDER_NODES
+
+
+@dataclass(frozen=True)
+class Step:
+    """A fault that begins `at_s` seconds after the first one may, and lasts `for_s` seconds."""
+
+    at_s: float
+    for_s: float
+    fault: Fault
+
+    def __str__(self) -> str:
+        return f"{self.at_s:5.1f} s  {self.fault.label}" + (f", for {self.for_s:g} s" if self.for_s else "")
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A plan, and what it is for. `network`: roles and clients go through the lab's proxies."""
+
+    name: str
+    title: str
+    plan: Callable[[random.Random, float], Sequence[Step]]  # of the seed and the session timeout in seconds
+    network: bool = False
+
+
+def chance(seed: int, name: str) -> random.Random:
+    """Return the one source of randomness of a scenario: equal seeds, equal plans."""
+    return random.Random(f"{seed}/{name}")  # noqa: S311 - repeatable on purpose
+
+
+def _once(fault: Callable[[], Fault], for_s: float) -> Callable[[random.Random, float], Sequence[Step]]:
+    return lambda _chance, _session_s: [Step(0, for_s, fault())]
+
+
+def _kill_orders(chance: random.Random, _session_s: float) -> Sequence[Step]:
+    return [Step(3.0 * turn + chance.random(), 1.0, faults.kill_node(ORDER_NODES[turn % 2])) for turn in range(4)]
+
+
+def _kill_consumer(chance: random.Random, session_s: float) -> Sequence[Step]:
+    return [Step(0, session_s + 4, faults.kill_node(chance.choice(INVENTORY_NODES)))]
+
+
+def _kill_roles(chance: random.Random, _session_s: float) -> Sequence[Step]:
+    steps, at_s = [], 0.0
+    for role in (INVENTORY_NODES, NOTIFICATION_NODES, ORDER_NODES):
+        for name in role:
+            steps.append(Step(at_s, 1.0, faults.kill_node(name)))
+            at_s += chance.uniform(2.0, 4.0)
+    return steps
+
+
+def _zombie(chance: random.Random, session_s: float) -> Sequence[Step]:
+    return [Step(0, session_s + 3, faults.pause_node(chance.choice(INVENTORY_NODES)))]
+
+
+def _rolling_restart(chance: random.Random, _session_s: float) -> Sequence[Step]:
+    nodes = [*CAST, *CAST]
+    return [Step(2.5 * turn + chance.random(), 0.2, faults.terminate_node(name)) for turn, name in enumerate(nodes)]
+
+
+def _terminate_backends(chance: random.Random, _session_s: float) -> Sequence[Step]:
+    return [Step(0.3 * turn, 0, faults.terminate_backends(chance.choice(CAST))) for turn in range(40)]
+
+
+def _slow(_chance: random.Random, _session_s: float) -> Sequence[Step]:
+    return [
+        Step(0, 8, faults.slow(0.02, "postgres")),
+        Step(8, 8, faults.slow(0.1, "kafka")),
+        Step(16, 8, faults.slow(0.05, "clients")),
+    ]
+
+
+def _black_hole(_chance: random.Random, session_s: float) -> Sequence[Step]:
+    return [
+        Step(0, 6, faults.swallow("postgres")),
+        Step(14, session_s + 4, faults.swallow("kafka")),
+        Step(session_s + 26, 4, faults.swallow("clients")),
+    ]
+
+
+def _reset(chance: random.Random, _session_s: float) -> Sequence[Step]:
+    targets = ("postgres", "kafka", "clients")
+    return [Step(0.7 * turn, 0, faults.reset(chance.choice(targets))) for turn in range(20)]
+
+
+def _narrow(_chance: random.Random, _session_s: float) -> Sequence[Step]:
+    return [
+        Step(0, 8, faults.narrow(24 * 1024, "postgres")),
+        Step(8, 8, faults.narrow(16 * 1024, "kafka")),
+        Step(16, 8, faults.narrow(4 * 1024, "clients")),
+    ]
+
+
+def _cut(_chance: random.Random, _session_s: float) -> Sequence[Step]:
+    return [
+        Step(0, 8, faults.cut_responses("clients")),
+        Step(10, 6, faults.cut_responses("postgres")),
+        Step(18, 6, faults.cut_responses("kafka")),
+    ]
+
+
+def _poison(_chance: random.Random, _session_s: float) -> Sequence[Step]:
+    return [Step(0, 0, faults.poison()), Step(2, 6, faults.reject_effects()), Step(5, 0, faults.poison())]
+
+
+def _mixed(chance: random.Random, session_s: float) -> Sequence[Step]:
+    """Fifteen faults of every kind; some overlap, as they do where one causes the other."""
+    menu: list[Callable[[], tuple[float, Fault]]] = [
+        lambda: (1.0, faults.kill_node(chance.choice(CAST))),
+        lambda: (0.2, faults.terminate_node(chance.choice(CAST))),
+        lambda: (session_s + 2, faults.pause_node(chance.choice(INVENTORY_NODES))),
+        lambda: (3.0, faults.kill_brokers(f"kafka-{chance.randint(1, 3)}")),
+        lambda: (1.5, faults.crash_postgres()),
+        lambda: (0.0, faults.terminate_backends(chance.choice(CAST))),
+        lambda: (2.0, faults.slow(0.03, chance.choice(("postgres", "kafka", "clients")))),
+        lambda: (3.0, faults.swallow(chance.choice(("postgres", "kafka", "clients")))),
+        lambda: (0.0, faults.reset(chance.choice(("postgres", "kafka", "clients")))),
+        lambda: (3.0, faults.cut_responses(chance.choice(("postgres", "kafka", "clients")))),
+        lambda: (0.0, faults.poison()),
+    ]
+    # Every kind once, in an order of the seed's, then a few again.
+    kinds = [*chance.sample(menu, len(menu)), *chance.choices(menu, k=4)]
+    steps, at_s = [], 0.0
+    for kind in kinds:
+        for_s, fault = kind()
+        steps.append(Step(round(at_s, 1), for_s, fault))
+        at_s += chance.uniform(0.5, 5.0)
+    return steps
+
+
+SCENARIOS = (
+    Scenario("kill-order", "kill -9 of order replicas, four times in turn", _kill_orders),
+    Scenario(
+        "kill-publisher",
+        "kill -9 between Kafka's acknowledgement and the commit: the batch comes twice",
+        lambda _c, _s: [
+            Step(0, 1, faults.kill_between_acknowledgement_and_commit("order-1")),
+            Step(5, 1, faults.kill_between_acknowledgement_and_commit("order-2")),
+        ],
+    ),
+    Scenario("kill-consumer", "kill -9 of an inventory replica, gone beyond its session", _kill_consumer),
+    Scenario("kill-roles", "kill -9 of all replicas of a role, one after the other, role by role", _kill_roles),
+    Scenario("zombie", "SIGSTOP of a consumer beyond its session, then SIGCONT", _zombie),
+    Scenario("rolling-restart", "SIGTERM of every replica, again and again", _rolling_restart),
+    Scenario("kill-broker", "kill -9 of one broker", _once(lambda: faults.kill_brokers("kafka-1"), 8)),
+    Scenario(
+        "kill-two-brokers",
+        "kill -9 of two brokers: below min.insync.replicas, orders wait in the outbox",
+        _once(lambda: faults.kill_brokers("kafka-2", "kafka-3"), 10),
+    ),
+    Scenario(
+        "kill-all-brokers",
+        "kill -9 of all brokers",
+        _once(lambda: faults.kill_brokers("kafka-1", "kafka-2", "kafka-3"), 10),
+    ),
+    Scenario("crash-postgres", "immediate stop of PostgreSQL, and a restart", _once(faults.crash_postgres, 4)),
+    Scenario("terminate-backends", "a stream of pg_terminate_backend", _terminate_backends),
+    Scenario("exhaust-connections", "PostgreSQL has too many clients", _once(faults.exhaust_connections, 6)),
+    Scenario("slow-network", "latency before PostgreSQL, Kafka and clients", _slow, network=True),
+    Scenario("black-hole", "a network that takes everything and answers nothing", _black_hole, network=True),
+    Scenario("reset-connections", "RST on every connection, again and again", _reset, network=True),
+    Scenario("narrow-network", "little bandwidth", _narrow, network=True),
+    Scenario("cut-responses", "answers cut in the middle: clients and roles retry what was done", _cut, network=True),
+    Scenario("poison-records", "records that nobody can read, effects that PostgreSQL refuses, redrive", _poison),
+    Scenario("full-disk-postgres", "PostgreSQL's disk is full (needs root)", _once(faults.fill_postgres_disk, 6)),
+    Scenario(
+        "full-disk-broker", "a broker's disk is full (needs root)", _once(lambda: faults.fill_broker_disk("kafka-3"), 6)
+    ),
+    Scenario("mixed", "all of it at random, from the seed", _mixed, network=True),
+)

@@ -1,0 +1,226 @@
+"""What a fault works on: the roles' processes, the sandbox's servers, and the network between them."""
+
+import contextlib
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Self
+
+import psutil
+import psycopg
+
+from brewctl.config import Settings
+from brewctl.errors import BrewError
+from brewctl.lab.nodes import Node, Nodes, environment
+from brewctl.lab.proxy import Proxy
+from brewctl.sandbox import cluster, processes, state
+
+# The cast of every scenario: the story's five nodes.
+ORDER_NODES = ("order-1", "order-2")
+INVENTORY_NODES = ("inventory-1", "inventory-2")
+NOTIFICATION_NODES = ("notification-1",)
+CAST = (*ORDER_NODES, *INVENTORY_NODES, *NOTIFICATION_NODES)
+_END_S = 20.0
+
+
+class SkippedError(Exception):
+    """A scenario that can't run here. The message is the reason."""
+
+
+class _Silent:
+    def step(self, text: str) -> None:
+        pass
+
+    def advance(self, done: int, total: int, what: str) -> None:
+        pass
+
+
+class Servers:
+    """The sandbox's servers, to break and to bring back."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+
+    def state(self) -> state.State:
+        """Read what the sandbox is made of. Raises BrewError where there is none."""
+        known = state.load(self.home)
+        if known is None:
+            raise BrewError(f"no sandbox in {self.home}", hint="run `brewctl up`")
+        return known
+
+    @property
+    def brokers(self) -> list[str]:
+        """The names of the brokers."""
+        return [f"kafka-{number}" for number, _ in enumerate(self.state().kafka_ports, start=1)]
+
+    def end(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
+        """End a server by a signal and wait until it is gone. One that doesn't run is left alone."""
+        server = self.state().servers.get(name)
+        process = processes.find(server) if server else None
+        if process:
+            process.send_signal(number)
+            psutil.wait_procs([process], timeout=_END_S)
+
+    def runs(self, name: str) -> bool:
+        """Say whether a server's process is there."""
+        server = self.state().servers.get(name)
+        return server is not None and processes.find(server) is not None
+
+    def restore(self) -> None:
+        """Start what doesn't run and wait until all of it answers."""
+        cluster.up(self.home, cluster.Options(), _Silent())
+
+
+class Stage:
+    """One scenario's cast and servers. Use it as a context manager: nothing it started is left behind."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        servers: Servers,
+        *,
+        logs: Path,
+        network: bool,
+        session_s: float,
+        chance: random.Random,
+        on_line: Callable[[str], None],
+    ) -> None:
+        self.settings = settings
+        self.servers = servers
+        self.chance = chance
+        self.halt = threading.Event()
+        # Called every second or so while effects are waited for.
+        self.while_waiting: list[Callable[[], None]] = []
+        self._logs = logs
+        self._network = network
+        self._session_s = session_s
+        self._on_line = on_line
+        self._ports = {name: processes.free_port() for name in ORDER_NODES}
+        self._cast: dict[str, Node] = {}
+        self._ended_by_us: list[Node] = []
+        self._closing = contextlib.ExitStack()
+        self.proxies: dict[str, Proxy] = {}
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as stack:
+            if self._network:
+                self.proxies = {proxy.name: stack.enter_context(proxy) for proxy in self._lay_network()}
+            self._nodes = stack.enter_context(Nodes(self._routed(), logs=self._logs, on_line=self._on_line))
+            self._closing = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.halt.set()
+        for node in self._cast.values():
+            if node.alive:
+                node.process.send_signal(signal.SIGCONT)
+        self._closing.close()
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where clients send their orders."""
+        if self._network:
+            return [self.proxies[name].address for name in ORDER_NODES]
+        return [f"127.0.0.1:{self._ports[name]}" for name in ORDER_NODES]
+
+    def node(self, name: str) -> Node:
+        """Return the newest process of a node."""
+        return self._cast[name]
+
+    def start(self, name: str) -> Node:
+        """Start a node, unless it runs. Doesn't wait until it is ready."""
+        if name in self._cast and self._cast[name].alive:
+            return self._cast[name]
+        role = name.rpartition("-")[0]
+        if role == "order":
+            arguments = ["serve", "order", "--port", str(self._ports[name])]
+        else:
+            consumer = "inventory" if role == "inventory" else "notifications"
+            arguments = ["consume", consumer, "--session-timeout", f"{self._session_s:g}"]
+        self._cast[name] = self._nodes.start(name, *arguments)
+        return self._cast[name]
+
+    def start_all(self) -> None:
+        """Start the whole cast and wait until servers listen and consumers own their partitions."""
+        for name in CAST:
+            self.start(name)
+        for name in CAST:
+            what = "listening on" if name in ORDER_NODES else "partitions assigned ["
+            self.node(name).wait_for(what, lambda node, what=what: any(what in line for line in node.lines))  # type: ignore[misc]
+
+    def kill(self, name: str) -> None:
+        """Kill a node, paused or not."""
+        self._ended_by_us.append(self.node(name))
+        self.node(name).kill()
+
+    def terminate(self, name: str) -> None:
+        """Let a node drain. Raises BrewError where it does not end cleanly."""
+        node = self.node(name)
+        if not node.alive:
+            return
+        self._ended_by_us.append(node)
+        node.process.send_signal(signal.SIGTERM)
+        try:
+            code = node.process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            node.kill()
+            code = node.process.returncode
+        if code:
+            raise BrewError(f"{name} ended with {code} after SIGTERM", hint=f"see {node.log}")
+
+    def signal(self, name: str, number: signal.Signals) -> None:
+        """Send a node a signal, if it runs."""
+        if self.node(name).alive:
+            self.node(name).process.send_signal(number)
+
+    def stop(self) -> list[str]:
+        """Drain the whole cast; say of each that ended by itself before, or not cleanly now."""
+        fell = [node for node in self._nodes.started if not node.alive and node not in self._ended_by_us]
+        return [
+            *(f"{node.name} ended by itself with {node.process.returncode}: see {node.log}" for node in fell),
+            *(f"{node.name} did not drain after SIGTERM" for node in self._nodes.stop(within_s=_END_S)),
+        ]
+
+    def brewctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a command on the servers, past the faulty network."""
+        return subprocess.run(  # noqa: S603 - ourselves
+            [sys.executable, "-m", "brewctl", *arguments],
+            env={**environment(self.settings), "BREW_HOME": str(self.servers.home)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    @contextlib.contextmanager
+    def postgres(self) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
+        """Open a connection past the faulty network, for what only an administrator does."""
+        with psycopg.connect(
+            self.settings.database_url, autocommit=True, application_name="chaos", connect_timeout=5
+        ) as connection:
+            yield connection
+
+    def _lay_network(self) -> Iterator[Proxy]:
+        known = self.servers.state()
+        yield Proxy("postgres", ("127.0.0.1", known.postgres_port))
+        for name, (upstream, port) in zip(self.servers.brokers, known.kafka_detours, strict=True):
+            yield Proxy(name, ("127.0.0.1", upstream), port=port)
+        for name in ORDER_NODES:
+            yield Proxy(name, ("127.0.0.1", self._ports[name]))
+
+    def _routed(self) -> Settings:
+        """Where the roles find the servers."""
+        if not self._network:
+            return self.settings
+        postgres = self.proxies["postgres"]
+        return replace(
+            self.settings,
+            database_url=psycopg.conninfo.make_conninfo(self.settings.database_url, port=postgres.port),
+            brokers=tuple(self.proxies[name].address for name in self.servers.brokers),
+        )

@@ -1,0 +1,95 @@
+"""Looking on while the flow is disturbed: the counters and who owns what, as PostgreSQL and Kafka have them."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import psycopg
+
+from brewctl import overview
+from brewctl.config import Settings
+from brewctl.delivery import database, topics
+from brewctl.delivery.broker import open_admin
+from brewctl.errors import BrewError
+from brewctl.lab.history import Ownership, Sample
+
+_LOOK_EVERY_S = 0.2
+_ASK_EVERY_S = 0.7
+
+
+class Watch:
+    """Two threads that look until told to stop; where a server is away there is nothing to be seen, and no sample."""
+
+    def __init__(self, settings: Settings) -> None:
+        # An answer that takes long is of no use here.
+        limits = replace(settings.limits, kafka_admin_s=3.0, kafka_patience_s=1.0, kafka_connect_s=2.0)
+        self._settings = replace(settings, limits=limits)
+        self._stop = threading.Event()
+        self._began = time.monotonic()
+        self.samples: list[Sample] = []
+        self.ownerships: list[Ownership] = []
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator["Watch"]:
+        """Look while the block runs."""
+        self._began = time.monotonic()
+        threads = [threading.Thread(target=target, name=target.__name__) for target in (self._count, self._ask)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield self
+        finally:
+            self._stop.set()
+            for thread in threads:
+                thread.join()
+
+    @property
+    def now_s(self) -> float:
+        """Seconds since the look began."""
+        return time.monotonic() - self._began
+
+    @property
+    def newest(self) -> Sample:
+        """The last sample, zeros where there is none."""
+        return self.samples[-1] if self.samples else Sample(0.0, 0, 0, 0, 0)
+
+    def _count(self) -> None:
+        while not self._stop.wait(_LOOK_EVERY_S):
+            with contextlib.suppress(BrewError, psycopg.Error), database.connect(self._settings) as connection:
+                while True:
+                    counts = overview.counts(connection)
+                    self.samples.append(Sample(self.now_s, **counts.story()))
+                    if self._stop.wait(_LOOK_EVERY_S):
+                        return
+
+    def _ask(self) -> None:
+        while not self._stop.wait(_ASK_EVERY_S):
+            with contextlib.suppress(BrewError), open_admin(self._settings) as admin:
+                while not self._stop.wait(_ASK_EVERY_S):
+                    for group in topics.GROUPS:
+                        owners = {
+                            partition: member.client_id
+                            for member in admin.members(group, self._settings.topic)
+                            for partition in member.partitions
+                        }
+                        self.ownerships.append(Ownership(self.now_s, group, owners))
+
+    def longest_standstill_s(self) -> float:
+        """Return the longest time in which no effect happened although something waited for one."""
+        longest, since, before = 0.0, 0.0, Sample(0.0, 0, 0, 0, 0)
+        for sample in self.samples:
+            done = sample.reservations + sample.notifications
+            if done > before.reservations + before.notifications or done == 2 * sample.orders:
+                longest, since = max(longest, sample.at_s - since), sample.at_s
+            before = sample
+        return max(longest, before.at_s - since)
+
+    def catch_up_s(self, since_s: float, *, backlog: float) -> float | None:
+        """Return the seconds from `since_s` until less than `backlog` orders waited for anything; None if never."""
+        for sample in self.samples:
+            waiting = max(sample.orders - min(sample.reservations, sample.notifications), sample.outbox_unpublished)
+            if sample.at_s >= since_s and waiting <= backlog:
+                return sample.at_s - since_s
+        return None

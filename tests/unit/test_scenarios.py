@@ -1,0 +1,53 @@
+"""The plans of chaos: made from a seed and nothing else, and whole."""
+
+import pytest
+
+from brewctl.lab.scenarios import SCENARIOS, Scenario, chance
+
+# What the project says that it survives, by the scenario that does it.
+PROMISED = {
+    "kill-order", "kill-publisher", "kill-consumer", "kill-roles", "zombie", "rolling-restart",
+    "kill-broker", "kill-two-brokers", "kill-all-brokers",
+    "crash-postgres", "terminate-backends", "exhaust-connections",
+    "slow-network", "black-hole", "reset-connections", "narrow-network", "cut-responses",
+    "poison-records", "full-disk-postgres", "full-disk-broker", "mixed",
+}  # fmt: skip
+
+
+def plan(scenario: Scenario, seed: int, session_s: float = 6.0) -> list[str]:
+    return [str(step) for step in scenario.plan(chance(seed, scenario.name), session_s)]
+
+
+def test_every_promise_has_its_scenario() -> None:
+    assert {scenario.name for scenario in SCENARIOS} == PROMISED
+    assert len(SCENARIOS) == len(PROMISED)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
+def test_the_same_seed_makes_the_same_plan(scenario: Scenario) -> None:
+    assert plan(scenario, 7) == plan(scenario, 7)
+    assert plan(scenario, 7), "nothing would happen"
+
+
+def test_another_seed_makes_another_plan() -> None:
+    (mixed,) = (scenario for scenario in SCENARIOS if scenario.name == "mixed")
+    assert len({tuple(plan(mixed, seed)) for seed in range(20)}) == 20
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_mixture_has_faults_of_every_kind(seed: int) -> None:
+    (mixed,) = (scenario for scenario in SCENARIOS if scenario.name == "mixed")
+    text = "\n".join(plan(mixed, seed))
+    for kind in (
+        "kill -9 ", "SIGTERM ", "SIGSTOP ", "kill -9 kafka-", "postgres stops", "pg_terminate_backend",
+        "latency ", "black hole", "reset", "answers cut", "poison",
+    ):  # fmt: skip
+        assert kind in text
+
+
+@pytest.mark.parametrize("name", ["kill-consumer", "zombie"])
+@pytest.mark.parametrize("session_s", [3.0, 6.0, 15.0])
+def test_a_consumer_is_gone_for_longer_than_its_session(name: str, session_s: float) -> None:
+    (scenario,) = (scenario for scenario in SCENARIOS if scenario.name == name)
+    (step,) = scenario.plan(chance(1, name), session_s)
+    assert step.for_s > session_s
