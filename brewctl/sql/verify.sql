@@ -38,7 +38,7 @@ CREATE TEMP TABLE seen (
 -- told; `value` is null where it was left out.
 CREATE TEMP TABLE letter (
     "partition" integer NOT NULL, "offset" bigint NOT NULL, written_ms bigint NOT NULL, consumer text NOT NULL,
-    source_partition integer NOT NULL, source_offset bigint NOT NULL, order_id uuid, outbox_id bigint,
+    source_partition bigint NOT NULL, source_offset bigint NOT NULL, order_id uuid, outbox_id bigint,
     frame bigint NOT NULL, value bigint, outcome text NOT NULL DEFAULT 'open', new_partition integer, new_offset bigint)
 
 -- fill_event --

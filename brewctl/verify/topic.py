@@ -16,7 +16,7 @@ from brewctl.proto.orders_pb2 import OrderCreated, OrderStatus
 from brewctl.sql import verify_queries
 from brewctl.verify.result import Check
 
-_SHOWN_CHARACTERS = 60
+_SHOWN_CHARACTERS = 120
 _FIELDS = ("order_id", "tenant_id", "customer_id", "amount_cents", "currency", "status", "created_at")
 _Fields = tuple[str, str, str, int, str, str, int]
 
