@@ -1,7 +1,132 @@
-"""`brewctl verify`."""
+"""`brewctl verify`: the whole chain, from the sources."""
+
+import sys
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from brewctl.cli import options, output
+from brewctl.errors import ExitCode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+    from rich.table import Table
+
+    from brewctl.verify import Facts, Verification
+
+_WIDTH = 80
+
+
+def verify(
+    wait: Annotated[
+        float,
+        typer.Option(help="First wait until nothing is on its way, so long at most.", metavar="SECONDS", min=0),
+    ] = 0,
+    as_json: options.AsJson = False,
+    database_url: options.DatabaseUrl = None,
+    brokers: options.Brokers = None,
+    topic: options.Topic = None,
+) -> None:
+    """Check every order's whole way in PostgreSQL and Kafka; exit 1 where a promise is broken.
+
+    Reads all of the topic, and changes nothing.
+    """
+    settings = options.settings(database_url=database_url, brokers=brokers, topic=topic)
+    from dataclasses import asdict
+
+    from brewctl import verify as chain
+
+    if wait and (moving := chain.settle(settings, timeout_s=wait)):
+        print(f"still on its way after {wait:g} s: {moving}", file=sys.stderr)
+    with _progress() as progress:
+        found = chain.verify(settings, progress=progress)
+    if as_json:
+        output.emit_json({"ok": found.ok, "verdict": found.verdict, **asdict(found)})
+    else:
+        _show(found)
+    if not found.ok:
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def _progress() -> "AbstractContextManager[Callable[[int, int], None] | None]":
+    from contextlib import contextmanager
+
+    @contextmanager
+    def shown() -> "Iterator[Callable[[int, int], None] | None]":
+        if not sys.stderr.isatty():
+            yield None
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("records", total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+
+    return shown()
+
+
+def _show(found: "Verification") -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.width = min(console.width, _WIDTH) if console.is_terminal else _WIDTH
+    with console.capture() as drawn:
+        console.print(_table(found))
+    output.emit("\n".join(line.rstrip() for line in drawn.get().splitlines()))
+    for name, text in _facts(found.facts):
+        output.emit(f"  {name:<9}{text}")
+    for check in found.checks:
+        if check.violations:
+            output.emit(f"\n{check.name}: {check.violations} of {check.examined}")
+            for offender in check.offenders:
+                output.emit(f"  {offender}")
+            if (more := check.violations - len(check.offenders)) > 0:
+                output.emit(f"  and {more} more")
+    output.emit(f"\n{found.verdict}")
+
+
+def _table(found: "Verification") -> "Table":
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("check", no_wrap=True)
+    table.add_column("what must hold")
+    table.add_column("examined", justify="right")
+    table.add_column("broken", justify="right")
+    for check in found.checks:
+        style = "bold red" if check.violations else None
+        table.add_row(check.name, check.claim, str(check.examined), str(check.violations), style=style)
+    return table
+
+
+def _facts(facts: "Facts") -> "Iterator[tuple[str, str]]":
+    yield "orders", str(facts.orders)
+    yield "outbox", f"{facts.outbox_rows} rows: {facts.published} published, {facts.set_aside} set aside"
+    if facts.other_topics:
+        yield "", f"{facts.other_topics} of them for other topics, which were not read"
+    yield "topic", f"{facts.records} records: {facts.events} events, {facts.repeats} repeats of them"
+    yield "", f"{facts.other_types} of other types, {facts.unreadable} unreadable"
+    if facts.repeats:
+        yield (
+            "repeats",
+            f"{facts.repeats_same_node} sent again by the same node: its acknowledgement or commit was lost",
+        )
+        yield "", f"{facts.repeats_other_node} by another node: the first died, or stood still, before its commit"
+        yield "", f"{facts.repeats_redriven} redriven from the dead letters"
+    if facts.removed:
+        yield "removed", f"{facts.removed} offsets from the topic's beginning, by its retention"
+        yield "", f"{facts.removed_events} published rows are known to have been there: a group processed them"
+    for group, fates in facts.dead_letters.items():
+        yield "letters", f"{group}: {', '.join(f'{count} {fate}' for fate, count in fates.items())}"
+    if facts.dead_letters_repeated:
+        yield "", f"{facts.dead_letters_repeated} of them repeats"
+    yield "lag", ", ".join(f"{group} {sum(partitions.values())}" for group, partitions in facts.lag.items())
+
 
 def register(app: typer.Typer) -> None:
-    """Add the commands of this module."""
+    """Add the command of this module."""
+    app.command(epilog="Example: brewctl verify --wait 30")(verify)

@@ -1,4 +1,4 @@
-"""The SQL of brewctl, in files: `schema` is applied as it stands, `queries` are looked up by name."""
+"""The SQL of brewctl, in files: `schema` is applied as it stands, the queries are looked up by name."""
 
 import re
 from importlib import resources
@@ -20,3 +20,4 @@ def parse(text: LiteralString) -> dict[str, LiteralString]:
 
 schema = _read("schema.sql")
 queries = parse(_read("queries.sql"))
+verify_queries = parse(_read("verify.sql"))

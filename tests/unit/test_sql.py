@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 
 import brewctl
-from brewctl.sql import parse, queries, schema
+from brewctl.sql import parse, queries, schema, verify_queries
 
-TEXT = resources.files("brewctl.sql").joinpath("queries.sql").read_text("utf-8")
+TEXT, VERIFY_TEXT = (
+    resources.files("brewctl.sql").joinpath(name).read_text("utf-8") for name in ("queries.sql", "verify.sql")
+)
 SOURCES = sorted(Path(brewctl.__file__).parent.rglob("*.py"))
-each_query = pytest.mark.parametrize("name", sorted(queries))
+EVERY = queries | verify_queries
+each_query = pytest.mark.parametrize("name", sorted(EVERY))
 
 
 def used_names() -> Iterator[str]:
@@ -34,10 +37,11 @@ def tables_of_the_schema() -> set[str]:
 
 
 def test_every_heading_became_a_query() -> None:
-    headings = re.findall(r"^-- (\S+) --$", TEXT, re.MULTILINE)
-    assert headings
-    assert len(headings) == len(set(headings)), "a name is there twice"
-    assert set(headings) == set(queries)
+    for text, found in ((TEXT, queries), (VERIFY_TEXT, verify_queries)):
+        headings = re.findall(r"^-- (\S+) --$", text, re.MULTILINE)
+        assert headings
+        assert len(headings) == len(set(headings)), "a name is there twice"
+        assert set(headings) == set(found)
 
 
 def test_every_query_is_used_and_every_used_one_exists() -> None:
@@ -46,8 +50,8 @@ def test_every_query_is_used_and_every_used_one_exists() -> None:
 
 @each_query
 def test_a_query_is_one_statement(name: str) -> None:
-    statement = queries[name]
-    assert statement.split()[0] in {"SELECT", "INSERT", "UPDATE", "TRUNCATE", "WITH"}
+    statement = EVERY[name]
+    assert statement.split()[0] in {"SELECT", "INSERT", "UPDATE", "TRUNCATE", "WITH", "CREATE", "COPY", "ANALYZE"}
     assert ";" not in statement
     assert "--" not in statement
     assert statement.count("(") == statement.count(")")
@@ -56,20 +60,32 @@ def test_a_query_is_one_statement(name: str) -> None:
 
 @each_query
 def test_values_never_become_sql_text(name: str) -> None:
-    statement = queries[name]
+    statement = EVERY[name]
     assert not re.search(r"[{}]", statement)
     assert "%" not in re.sub(r"%\([a-z_]+\)s", "", statement)
 
 
-@pytest.mark.parametrize("statement", [schema, *queries.values()])
+@pytest.mark.parametrize("statement", [schema, *EVERY.values()])
 def test_identities_are_never_restarted(statement: str) -> None:
     assert not re.search(r"RESTART\s+(IDENTITY|WITH)|\bRESTART\b(?=\s*\d)|setval", statement, re.IGNORECASE)
     assert not re.search(r"TRUNCATE(?!.*CONTINUE IDENTITY)", statement, re.IGNORECASE | re.DOTALL)
 
 
-@pytest.mark.parametrize("statement", [schema, *queries.values()])
+@pytest.mark.parametrize("statement", [schema, *EVERY.values()])
 def test_commits_are_not_serialised(statement: str) -> None:
     assert not re.search(r"\b(LISTEN|NOTIFY|pg_notify)\b", statement)
+
+
+@pytest.mark.parametrize("statement", verify_queries.values())
+def test_a_verification_writes_only_to_its_own_tables(statement: str) -> None:
+    own = set(re.findall(r"CREATE TEMP (?:TABLE|VIEW) (\w+)", VERIFY_TEXT))
+    written = re.match(r"(?:INSERT INTO|UPDATE|DELETE FROM|COPY|CREATE TABLE) (\w+)", statement)
+    assert written is None or written[1] in own
+
+
+def test_every_query_of_a_verification_is_used() -> None:
+    source = "".join(path.read_text("utf-8") for path in SOURCES if path.parent.name == "verify")
+    assert [name for name in verify_queries if f'"{name}"' not in source] == []
 
 
 def test_the_schema_only_creates_what_is_missing() -> None:

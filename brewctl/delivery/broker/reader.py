@@ -4,7 +4,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping
 
-from kafka import KafkaConsumer, TopicPartition
+from kafka import KafkaConsumer, TopicPartition, errors
 
 from brewctl.config import Settings
 from brewctl.delivery.broker.client import Record, connection, explained
@@ -21,6 +21,7 @@ class Reader:
         self._settings = settings
         self._consumer = KafkaConsumer(
             enable_auto_commit=False,
+            auto_offset_reset="none",  # else records that vanish meanwhile are passed over, all up to the end
             max_poll_records=settings.limits.consume_records,
             max_partition_fetch_bytes=settings.limits.consume_partition_bytes,
             request_timeout_ms=int(settings.limits.kafka_admin_s * 1000),
@@ -43,7 +44,8 @@ class Reader:
     def read(self, topic: str, ranges: Mapping[int, tuple[int, int]]) -> Iterator[list[Record]]:
         """Yield the records with offsets in each partition's `ranges` (end excluded), in order per partition.
 
-        Raises UnreachableError where nothing more comes for kafka_request_s seconds.
+        Raises UnreachableError where nothing more comes for kafka_request_s seconds, BrewError where records
+        that were there are gone.
         """
         ends = {TopicPartition(topic, partition): end for partition, (start, end) in ranges.items() if start < end}
         self._consumer.assign(list(ends))
@@ -52,7 +54,10 @@ class Reader:
         limit_s = self._settings.limits.kafka_request_s
         heard = time.monotonic()
         while ends:
-            batches = self._consumer.poll(timeout_ms=_POLL_MS)
+            try:
+                batches = self._consumer.poll(timeout_ms=_POLL_MS)
+            except errors.OffsetOutOfRangeError as error:
+                raise BrewError(f"records of {topic} were removed while they were read", hint="try again") from error
             records = [
                 as_record(read)
                 for place, batch in batches.items()

@@ -1,1 +1,0 @@
-"""Whether the flow kept its promises, from the sources."""

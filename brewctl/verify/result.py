@@ -1,0 +1,94 @@
+"""What a verification found: checks, facts, a verdict."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+SHOWN = 5  # offenders that a check names
+
+
+@dataclass
+class Check:
+    """A claim, how many things it was asked of, how many break it, and the first that do, one line each."""
+
+    name: str
+    claim: str
+    examined: int = 0
+    violations: int = 0
+    offenders: list[str] = field(default_factory=list)
+
+    def fail(self, offender: str) -> None:
+        """Count a violation, and name it where it is one of the first."""
+        self.add(1, [offender])
+
+    def add(self, violations: int, offenders: Iterable[str]) -> None:
+        """Count violations, and name the first."""
+        self.violations += violations
+        self.offenders += [_line(text) for text in offenders][: SHOWN - len(self.offenders)]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What was counted. Repeats are copies of an event beyond its first, each with one explanation."""
+
+    orders: int
+    outbox_rows: int
+    other_topics: int  # of the rows: for another topic, which is not read
+    published: int
+    published_here: int  # of those: for this topic
+    set_aside: int
+    records: int
+    events: int  # distinct ones
+    repeats: int
+    repeats_redriven: int  # put there again from the dead letters
+    repeats_same_node: int  # its acknowledgement, or its commit, was lost
+    repeats_other_node: int  # the first node died, or stood still, before its commit
+    other_types: int
+    unreadable: int
+    removed: int  # offsets before the topic's first records: deleted by retention
+    removed_events: int  # published rows among those, which a group has processed
+    dead_letters: dict[str, dict[str, int]]  # group → open, redriven, dropped
+    dead_letters_repeated: int
+    lag: dict[str, dict[int, int]]  # group → partition → records that it has not committed
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The checks, in the order of the chain, and the facts."""
+
+    checks: list[Check]
+    facts: Facts
+
+    @property
+    def ok(self) -> bool:
+        """Whether every claim holds."""
+        return not any(check.violations for check in self.checks)
+
+    def check(self, name: str) -> Check:
+        """Find a check by its name."""
+        return next(check for check in self.checks if check.name == name)
+
+    @property
+    def verdict(self) -> str:
+        """The last line."""
+        facts = self.facts
+        if not self.ok:
+            failed = ", ".join(f"{check.name} {check.violations}" for check in self.checks if check.violations)
+            return f"verdict: FAILED: {failed}"
+        if not facts.orders:
+            return "verdict: nothing to verify: there is no order yet"
+        remarks = [f"{facts.orders} orders", *_remarks(facts)]
+        return f"verdict: every order was published, reserved and notified exactly once ({', '.join(remarks)})"
+
+
+def _remarks(facts: Facts) -> Iterator[str]:
+    if facts.repeats:
+        yield f"{facts.repeats} repeats in the topic"
+    if unsettled := sum(fates.get("open", 0) for fates in facts.dead_letters.values()):
+        yield f"{unsettled} open dead letters"
+    if facts.removed_events:
+        yield f"{facts.removed_events} events no longer in the topic"
+
+
+def _line(text: str) -> str:
+    """Foreign text must not move a terminal's cursor."""
+    return "".join(character if character.isprintable() else "?" for character in text)

@@ -1,0 +1,42 @@
+"""Waiting until nothing is on its way."""
+
+from brewctl.config import Settings
+from brewctl.delivery import database
+from brewctl.delivery.broker import open_admin, open_reader
+from brewctl.delivery.topics import GROUPS
+from brewctl.lifecycle import wait_until
+from brewctl.sql import verify_queries
+
+_EVERY_S = 0.5
+
+
+def settle(settings: Settings, *, timeout_s: float) -> str:
+    """Wait until every row that can be is published, and the groups have committed the topic's end.
+
+    At most about `timeout_s` seconds; returns what was still on its way then, "" where nothing was.
+    Raises UnreachableError, and BrewError where a table or a topic is missing.
+    """
+    moving: list[str] = []
+    with (
+        open_admin(settings) as admin,
+        open_reader(settings) as reader,
+        database.connect(settings) as connection,
+    ):
+        database.check_schema(connection)
+
+        def settled() -> bool:
+            (rows,) = connection.execute(verify_queries["on_the_way"]).fetchone() or (0,)
+            bounds = reader.bounds(settings.topic)
+            lag = {}
+            for group in GROUPS:
+                offsets = admin.committed(group, settings.topic)
+                lag[group] = sum(max(0, end - max(start, offsets.get(at, 0))) for at, (start, end) in bounds.items())
+            moving[:] = [f"{rows} rows to publish"] * bool(rows)
+            moving.extend(f"{group} lags by {records}" for group, records in lag.items() if records)
+            return not moving
+
+        try:
+            wait_until("a quiet chain", settled, timeout_s=timeout_s, every_s=_EVERY_S)
+        except TimeoutError:
+            return ", ".join(moving)
+    return ""

@@ -1,0 +1,204 @@
+"""A chain that is filled by hand, without roles: each link can be made wrong on purpose."""
+
+import contextlib
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kafka import KafkaConsumer, TopicPartition
+from kafka.protocol.api import Request, Response
+from kafka.protocol.types import Array, Int16, Int32, Int64, Schema, String
+from kafka.structs import OffsetAndMetadata
+
+from brewctl.delivery import database, events, orders
+from brewctl.delivery.broker import Reader, open_reader
+from brewctl.delivery.database import Pool
+from brewctl.delivery.inbox import Inbox, Projection
+from brewctl.proto.orders_pb2 import CreateRequest, OrderCreated
+from brewctl.roles import inventory, notifications
+from brewctl.sql import queries
+from tests.conftest import Rig, open_rig
+from tests.integration.kafka_tools import RawHeaders, _ready_leader, raw_client, replaced, send_raw
+
+PROJECTIONS = (inventory.PROJECTION, notifications.PROJECTION)
+
+
+class Row(NamedTuple):
+    """An order's outbox row, and the record that it becomes."""
+
+    order_id: str
+    outbox_id: int
+    value: bytes
+    headers: list[tuple[str, bytes]]
+
+    @property
+    def key(self) -> bytes:
+        return events.aggregate_id(self.order_id).encode()
+
+
+@dataclass
+class Chain:
+    """Orders, records, effects and offsets of one rig, each made when it is asked for."""
+
+    rig: Rig
+    client: Any
+    pool: Pool
+    reader: Reader
+    ends: dict[str, dict[int, int]] = field(default_factory=dict)
+
+    def order(self, *, topic: str = "") -> Row:
+        """Commit an order with its outbox row."""
+        request = CreateRequest(customer_id="alice", amount_cents=450, currency="EUR")
+        new = orders.accept(request, tenant_id="tea", traceparent=None)
+        with self.pool.connection() as connection:
+            orders.create(connection, new, topic=topic or self.rig.settings.topic)
+        return self.row(new.order.order_id)
+
+    def row(self, order_id: str) -> Row:
+        (found,) = self.execute(
+            "SELECT id, payload FROM outbox WHERE aggregate_id = %s", events.aggregate_id(order_id)
+        ).fetchall()
+        outbox_id, payload = found
+        assert isinstance(outbox_id, int)
+        assert isinstance(payload, bytes)
+        headers = events.headers_for(
+            outbox_id, events.aggregate_id(order_id), OrderCreated.FromString(payload), node="order-1"
+        )
+        return Row(order_id, outbox_id, payload, headers)
+
+    def execute(self, statement: str, *parameters: object) -> Any:
+        return self.rig.connection.execute(statement, parameters)
+
+    def twin(self, row: Row) -> Row:
+        """Commit a second outbox row of the same order."""
+        ((twin,),) = self.execute(
+            "INSERT INTO outbox (aggregate_id, topic, payload)"
+            " SELECT aggregate_id, topic, payload FROM outbox WHERE id = %s RETURNING id",
+            row.outbox_id,
+        ).fetchall()
+        headers = [(name, str(twin).encode() if name == "outbox-id" else value) for name, value in row.headers]
+        return row._replace(outbox_id=twin, headers=headers)
+
+    def mark(self, *rows: Row) -> None:
+        self.rig.connection.execute(
+            queries["mark_published"], {"ids": [row.outbox_id for row in rows], "node": "order-1"}
+        )
+
+    def send(self, row: Row, *, partition: int = 0, node: str = "order-1", **wrong: Any) -> int:
+        """Publish a row, with a wrong `key`, `value` or `headers`, and return the record's offset."""
+        self.mark(row)
+        headers = wrong.get("headers", replaced(row.headers, publisher_node=node.encode()))
+        return self.raw(wrong.get("key", row.key), wrong.get("value", row.value), headers, partition=partition)
+
+    def raw(
+        self, key: bytes | None, value: bytes | None, headers: RawHeaders, *, partition: int = 0, letter: bool = False
+    ) -> int:
+        topic = self.rig.settings.dead_letter_topic if letter else self.rig.settings.topic
+        return send_raw(self.client, (topic, partition), key, value, headers)
+
+    def bury(self, row: Row, offset: int, *, group: str = "inventory", **wrong: Any) -> int:
+        """Write a dead letter of a record in partition 0, with a wrong `value` or `topic`; its offset."""
+        notes = {
+            "dlq-reason": "says the test",
+            "dlq-group": group,
+            "dlq-topic": wrong.get("topic", self.rig.settings.topic),
+            "dlq-partition": "0",
+            "dlq-offset": str(offset),
+        }
+        headers = [*row.headers, *((name, value.encode()) for name, value in notes.items())]
+        return self.raw(row.key, wrong.get("value", row.value), headers, letter=True)
+
+    def settle(self, letter: int, outcome: str, *, place: tuple[int, int] | None = None) -> None:
+        """Note what became of a dead letter in partition 0."""
+        ((found,),) = self.reader.read(self.rig.settings.dead_letter_topic, {0: (letter, letter + 1)})
+        self.execute(
+            "INSERT INTO dead_letters_settled VALUES (%s, 0, %s, to_timestamp(%s / 1000.0), %s, %s, %s)",
+            self.rig.settings.dead_letter_topic,
+            letter,
+            found.timestamp_ms,
+            outcome,
+            *(place or (None, None)),
+        )
+
+    def consume(self, projections: Sequence[Projection] = PROJECTIONS) -> None:
+        """Handle what is new in the topic as the roles do, and commit its end."""
+        bounds = self.reader.bounds(self.rig.settings.topic)
+        for projection in projections:
+            ends = self.ends.setdefault(projection.consumer, {})
+            ranges = {partition: (ends.get(partition, 0), end) for partition, (_, end) in bounds.items()}
+            inbox = Inbox(self.rig.settings, self.pool, projection, node=projection.consumer)
+            for records in self.reader.read(self.rig.settings.topic, ranges):
+                inbox.handle(records)
+            if inbox._dead_letters:
+                inbox._dead_letters.close()
+            self.commit(projection.consumer, {partition: end for partition, (_, end) in bounds.items() if end})
+
+    def commit(self, group: str, offsets: Mapping[int, int]) -> None:
+        """Commit offsets as a group without members may."""
+        self.ends.setdefault(group, {}).update(offsets)
+        places = {
+            TopicPartition(self.rig.settings.topic, partition): OffsetAndMetadata(offset, "")
+            for partition, offset in offsets.items()
+        }
+        brokers = list(self.rig.settings.brokers)
+        with contextlib.closing(
+            KafkaConsumer(bootstrap_servers=brokers, group_id=group, enable_auto_commit=False)
+        ) as committer:
+            committer.assign(list(places))
+            committer.commit(places)
+
+    def delete_records(self, before: int) -> None:
+        """Do to partition 0 what retention does."""
+        place = TopicPartition(self.rig.settings.topic, 0)
+        leader = _ready_leader(self.client, place)
+        future = self.client.send(leader, _DeleteRecords([(place.topic, [(place.partition, before)])], 10_000))
+        self.client.poll(future=future, timeout_ms=30_000)
+        ((_, ((_, low, error),)),) = future.value.topics
+        assert (low, error) == (before, 0)
+
+
+@contextlib.contextmanager
+def open_chain(servers: dict[str, str], logs: Path) -> Iterator[Chain]:
+    with (
+        open_rig(servers, logs) as rig,
+        raw_client(rig.settings) as client,
+        database.open_pool(rig.settings, name="test", size=2) as pool,
+        open_reader(rig.settings) as reader,
+    ):
+        client.add_topic(rig.settings.dead_letter_topic)
+        yield Chain(rig, client, pool, reader)
+
+
+def other_event() -> tuple[bytes, bytes, list[tuple[str, bytes]]]:
+    """An event of another type: key, value, headers."""
+    return uuid.uuid4().bytes, b"whatever", [("event-type", b"order.cancelled")]
+
+
+class _DeletedRecords(Response):  # type: ignore[misc]
+    API_KEY = 21
+    API_VERSION = 1
+    SCHEMA = Schema(
+        ("throttle_time_ms", Int32),
+        (
+            "topics",
+            Array(
+                ("name", String("utf-8")),
+                ("partitions", Array(("partition", Int32), ("low_watermark", Int64), ("error_code", Int16))),
+            ),
+        ),
+    )
+
+
+class _DeleteRecords(Request):  # type: ignore[misc]
+    API_KEY = 21
+    API_VERSION = 1
+    RESPONSE_TYPE = _DeletedRecords
+    SCHEMA = Schema(
+        (
+            "topics",
+            Array(("name", String("utf-8")), ("partitions", Array(("partition", Int32), ("offset", Int64)))),
+        ),
+        ("timeout_ms", Int32),
+    )
