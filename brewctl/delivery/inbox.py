@@ -16,7 +16,7 @@ import psycopg
 
 from brewctl import log
 from brewctl.config import Settings
-from brewctl.delivery import broker, database, events
+from brewctl.delivery import broker, database, dead_letters, events
 from brewctl.delivery.broker import Consumer, Place, Producer, Record, RefusedError, UnavailableError
 from brewctl.delivery.database import Pool
 from brewctl.errors import BrewError, UnreachableError
@@ -218,13 +218,13 @@ class Inbox:
         if self._dead_letters is None:
             self._dead_letters = Producer(self._settings, node=self._node, compressed=True)
         timeout_s = self._settings.limits.publish_s
-        letters = [self._letter(record, reason) for record, reason in batch.dead]
+        group, topic = self._projection.consumer, self._settings.dead_letter_topic
+        letters = [dead_letters.letter_for(record, reason, group=group, topic=topic) for record, reason in batch.dead]
         outcomes = self._dead_letters.send(letters, timeout_s=timeout_s)
         for position, letter in enumerate(letters):
             if isinstance(outcomes[position], RefusedError):
                 # Too large even compressed: its reason and its place are kept, the record itself is in the topic.
-                omitted = [*letter.headers, ("dlq-omitted", f"value of {len(letter.value or b'')} bytes".encode())]
-                bare = replace(letter, value=None, headers=omitted)
+                bare = dead_letters.without_value(letter)
                 (outcomes[position],) = self._dead_letters.send([bare], timeout_s=timeout_s)
         pairs = list(zip(batch.dead, outcomes, strict=True))
         buried = [dead for dead, outcome in pairs if isinstance(outcome, Place)]
@@ -241,17 +241,6 @@ class Inbox:
                 raise outcome
             if isinstance(outcome, RefusedError):
                 raise BrewError(f"kafka refused a dead letter: {outcome}", hint="its offset stays uncommitted")
-
-    def _letter(self, record: Record, reason: str) -> Record:
-        notes = {
-            "dlq-reason": reason,
-            "dlq-group": self._projection.consumer,
-            "dlq-topic": record.topic,
-            "dlq-partition": str(record.partition),
-            "dlq-offset": str(record.offset),
-        }
-        headers = record.headers + [(name, value.encode()) for name, value in notes.items()]
-        return Record(self._settings.dead_letter_topic, record.key, record.value, headers)
 
 
 def _sort(records: Sequence[Record]) -> _Batch:

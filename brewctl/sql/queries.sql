@@ -115,6 +115,24 @@ INSERT INTO notifications_log (order_id, node_id, channel)
 SELECT order_id, %(node)s, 'push' FROM fresh ORDER BY order_id
 ON CONFLICT (order_id) DO NOTHING
 
+-- settled_letters --
+-- What became of these dead letters; no row where one is open.
+SELECT s."partition", s."offset", s.outcome, s.new_partition, s.new_offset
+  FROM unnest(%(partitions)s::integer[], %(offsets)s::bigint[], %(written)s::timestamptz[])
+       AS letter ("partition", "offset", written_at)
+  JOIN dead_letters_settled s USING ("partition", "offset", written_at)
+ WHERE s.topic = %(topic)s
+
+-- lock_settlements --
+-- Held to the end of the transaction: one settles dead letters of a topic at a time.
+SELECT pg_advisory_xact_lock(hashtextextended(%(topic)s, 0))
+
+-- settle_letters --
+INSERT INTO dead_letters_settled (topic, "partition", "offset", written_at, outcome, new_partition, new_offset)
+SELECT %(topic)s, l.p, l.o, l.written_at, %(outcome)s, l.new_p, l.new_o
+  FROM unnest(%(partitions)s::integer[], %(offsets)s::bigint[], %(written)s::timestamptz[],
+              %(new_partitions)s::integer[], %(new_offsets)s::bigint[]) AS l (p, o, written_at, new_p, new_o)
+
 -- counts --
 -- The four counters of the story, and what was set aside, in one snapshot.
 SELECT (SELECT count(*) FROM orders) AS orders,
