@@ -17,6 +17,8 @@ from brewctl.errors import DrainTimeoutError, ExitCode
 Actor = Callable[[], None]
 
 _SLICE_S = 0.2
+# Longer than any single try takes.
+_FORGOTTEN_S = 60.0
 
 
 @contextlib.contextmanager
@@ -85,6 +87,7 @@ class Backoff:
 
     Unlike a retry decorator's it outlives a success: work that succeeds for hours and then fails starts short
     again, while a server that accepts connections and refuses every request is not asked in a hot loop.
+    A failure a minute after the last one is a new one, whether a success was noted between them or not.
     """
 
     def __init__(self, stop: threading.Event, *, first_s: float = 0.1, longest_s: float = 5.0) -> None:
@@ -92,16 +95,27 @@ class Backoff:
         self._first_s = first_s
         self._longest_s = longest_s
         self._tries = 0
+        self._ended = time.monotonic()
 
     def pause(self) -> bool:
         """Wait before the next try, less once a stop is asked for. True where this try is worth a log line.
 
         Tries 1, 2, 4, 8 … are: an outage of ten minutes says so about ten times.
         """
+        pause_s, worth_a_line = self.next()
+        self._stop.wait(pause_s)
+        return worth_a_line
+
+    def next(self) -> tuple[float, bool]:
+        """Note a failed try: how many seconds to wait before the next, and whether this one is worth a log line."""
+        now = time.monotonic()
+        if now > self._ended + _FORGOTTEN_S:
+            self._tries = 0
         ceiling = min(self._longest_s, self._first_s * 2 ** min(self._tries, 16))
-        self._stop.wait(random.uniform(ceiling / 2, ceiling))  # noqa: S311 - jitter, no secret
+        pause_s = random.uniform(ceiling / 2, ceiling)  # noqa: S311 - jitter, no secret
         self._tries += 1
-        return self._tries & (self._tries - 1) == 0
+        self._ended = now + pause_s
+        return pause_s, self._tries & (self._tries - 1) == 0
 
     def reset(self) -> None:
         """Note a success: the next pause is short again."""

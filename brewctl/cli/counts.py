@@ -39,6 +39,8 @@ def counts(
                     output.emit_json({**asdict(now), "inventory_distribution": shares})
                 else:
                     output.emit(str(now))
+                    if now.outbox_failed:
+                        output.emit(f"outbox_failed={now.outbox_failed}: see `brewctl outbox list --failed`")
                 if not watch:
                     return
                 time.sleep(_EVERY_S)
@@ -64,6 +66,8 @@ def _table(now: "Counts", shares: dict[str, int]) -> "Table":
     table.add_column(justify="right")
     for name, value in now.story().items():
         table.add_row(name.replace("_", " "), str(value))
+    if now.outbox_failed:
+        table.add_row("  set aside: see `brewctl outbox list --failed`", str(now.outbox_failed), style="red")
     for node, share in shares.items():
         table.add_row(f"  reserved by {node}", str(share), style="dim")
     return table

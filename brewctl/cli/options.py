@@ -82,6 +82,13 @@ def settings(
     return config.resolve(flags, os.environ, state.endpoints(config.home()), limits)
 
 
+def is_sandbox(configured: frozenset[str], *names: str) -> bool:
+    """Say whether servers are the sandbox's own: it runs, and no flag or variable named another."""
+    from brewctl.sandbox import state
+
+    return not configured & set(names) and bool(state.endpoints(config.home()))
+
+
 def confirm_destruction(what: str, *, mine: bool, yes: bool) -> None:
     """Ask before `what` is destroyed, unless it is the sandbox's (`mine`) or `yes`. Without a terminal, refuse."""
     if mine or yes:

@@ -22,3 +22,24 @@ def emit(text: str) -> None:
 def emit_json(value: object) -> None:
     """Print a result as one line of JSON."""
     emit(json.dumps(value))
+
+
+def note(text: str) -> None:
+    """Print a note beside the results, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def text(raw: bytes) -> str:
+    """Write bytes of unknown origin as text; what is no UTF-8 is escaped."""
+    return raw.decode("utf-8", "backslashreplace")
+
+
+def plain(text: str) -> str:
+    """Make text of unknown origin fit to be shown: nothing in it moves the cursor or breaks the line."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
+def fitted(text: str, width: int) -> str:
+    """Make text of unknown origin fit into so many columns of a line."""
+    shown = plain(text)
+    return shown if len(shown) <= width else f"{shown[: width - 1]}…"

@@ -24,7 +24,9 @@ def init(
 
     place = database.place(settings.database_url)
     if reset:
-        options.confirm_destruction(f"every order in {place}", mine=_mine(settings.configured, "database_url"), yes=yes)
+        options.confirm_destruction(
+            f"every order in {place}", mine=options.is_sandbox(settings.configured, "database_url"), yes=yes
+        )
     with database.connect(settings) as connection:
         database.initialize(connection, reset=reset)
     output.emit(f"tables are {'empty' if reset else 'ready'} in {place}")
@@ -44,18 +46,10 @@ def create(
 
     if recreate:
         what = f"topic {settings.topic} with its groups on {','.join(settings.brokers)}"
-        options.confirm_destruction(what, mine=_mine(settings.configured, "brokers"), yes=yes)
+        options.confirm_destruction(what, mine=options.is_sandbox(settings.configured, "brokers"), yes=yes)
     created = topics.create(settings, recreate=recreate)
     for name in (settings.topic, settings.dead_letter_topic):
         output.emit(f"topic {name} {'created' if name in created else 'was there already'}")
-
-
-def _mine(configured: frozenset[str], name: str) -> bool:
-    """Say whether a server is the sandbox's own: it runs, and no flag or variable named another."""
-    from brewctl import config
-    from brewctl.sandbox import state
-
-    return name not in configured and bool(state.endpoints(config.home()))
 
 
 def register(app: typer.Typer) -> None:

@@ -11,21 +11,25 @@ transactions, never inside one.
 import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import psycopg
-from psycopg.rows import TupleRow
+from psycopg.rows import TupleRow, class_row
 
 from brewctl import log
 from brewctl.config import Settings
 from brewctl.delivery import events
-from brewctl.delivery.broker import Producer, Record, RefusedError, UnavailableError
-from brewctl.delivery.database import Pool
+from brewctl.delivery.broker import Outcome, Place, Producer, Record, RefusedError, UnavailableError, UnsentError
+from brewctl.delivery.database import Connection, Pool
 from brewctl.errors import BrewError
 from brewctl.lifecycle import Backoff
 from brewctl.sql import queries
 
 logger = log.get(__name__)
+
+# A topic that is not there is looked for at most so often: each look holds a batch up.
+_LONGEST_ABSENCE_S = 30.0
 
 
 class Publisher:
@@ -36,6 +40,7 @@ class Publisher:
         self._pool = pool
         self._node = node
         self._wake = threading.Event()
+        self._absent: dict[str, tuple[Backoff, float]] = {}  # topics, and until when their rows are left alone
 
     def notify(self) -> None:
         """Say that a row was just committed (or that a stop was asked for): look now, not at the next poll."""
@@ -67,9 +72,10 @@ class Publisher:
         while not stop.is_set():
             self._wake.clear()
             # Found rows: look again at once, the next event of a key may have become its head.
-            if self.publish_batch(producer) == 0:
+            if self.publish_batch(producer):
+                backoff.reset()
+            else:  # which is no success: another publisher may hold the rows, and fail
                 self._wake.wait(poll_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, no secret
-            backoff.reset()
 
     def _publish_rest(self, producer: Producer, *, within_s: float) -> None:
         deadline = time.monotonic() + within_s
@@ -79,30 +85,46 @@ class Publisher:
     def publish_batch(self, producer: Producer) -> int:
         """Publish one transaction's worth of rows and return how many were found.
 
-        A row is marked only after its own acknowledgement from all in-sync replicas. Raises
-        UnavailableError where some were not acknowledged in time: those stay unpublished.
+        A row is marked only after its own acknowledgement from all in-sync replicas. Rows of a topic that is
+        not there are left alone for a while. Raises UnavailableError where others were not acknowledged in
+        time: those stay unpublished.
         """
         limits = self._settings.limits
         started = time.monotonic()
+        absent = [topic for topic, (_, until) in self._absent.items() if until > started]
+        bounds = {"limit": limits.publish_rows, "bytes": limits.publish_bytes, "without_topics": absent}
         with self._pool.connection() as connection, connection.transaction():
-            rows = connection.execute(queries["fetch_unpublished"], {"limit": limits.publish_rows}).fetchall()
+            rows = connection.execute(queries["fetch_unpublished"], bounds).fetchall()
             records, refused = self._records(rows)
             outcomes = producer.send(list(records.values()), timeout_s=limits.publish_s) if records else []
             sent = dict(zip(records, outcomes, strict=True))
-            published = [row_id for row_id, outcome in sent.items() if outcome is None]
+            published = [row_id for row_id, outcome in sent.items() if isinstance(outcome, Place)]
             refused |= {row_id: str(outcome) for row_id, outcome in sent.items() if isinstance(outcome, RefusedError)}
             if published:
                 connection.execute(queries["mark_published"], {"ids": published, "node": self._node})
             for row_id, failure in refused.items():
                 connection.execute(queries["set_aside"], {"id": row_id, "failure": failure})
         for row_id, failure in refused.items():
-            logger.error("set_aside", outbox_id=row_id, reason=failure)
+            logger.error("set_aside", outbox_id=row_id, reason=failure, hint="see `brewctl outbox list --failed`")
         if published:
             logger.info("published", rows=len(published), took_ms=round((time.monotonic() - started) * 1000))
+        self._note_topics({records[row_id].topic: outcome for row_id, outcome in sent.items()})
         for outcome in outcomes:
-            if isinstance(outcome, UnavailableError):
+            if isinstance(outcome, UnavailableError) and not isinstance(outcome, UnsentError):
                 raise outcome
         return len(rows)
+
+    def _note_topics(self, outcomes: Mapping[str, Outcome]) -> None:
+        """Leave the topics alone that are not there, each for longer than the last time."""
+        for topic, outcome in outcomes.items():
+            if isinstance(outcome, UnsentError):
+                backoff, _ = self._absent.get(topic) or (Backoff(self._wake, longest_s=_LONGEST_ABSENCE_S), 0.0)
+                pause_s, worth_a_line = backoff.next()
+                self._absent[topic] = (backoff, time.monotonic() + pause_s)
+                if worth_a_line:
+                    logger.warning("topic_absent", topic=topic, reason=str(outcome), hint="its rows wait")
+            else:
+                self._absent.pop(topic, None)
 
     def _records(self, rows: Sequence[TupleRow]) -> tuple[dict[int, Record], dict[int, str]]:
         """Split rows into the records they become and the reasons why others never can, by outbox id."""
@@ -117,3 +139,40 @@ class Publisher:
             headers = events.headers_for(row_id, aggregate_id, order, node=self._node)
             records[row_id] = Record(topic, aggregate_id.encode(), payload, headers)
         return records, refused
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingRow:
+    """An unpublished outbox row. `head` is the row of its aggregate that goes next: itself, or one before it."""
+
+    id: int
+    aggregate_id: str
+    topic: str
+    bytes: int
+    age_s: float
+    attempts: int  # how often Kafka refused it
+    set_aside: bool
+    failure: str | None  # why it was set aside, last time
+    head: int
+
+    @property
+    def state(self) -> str:
+        """Say what it waits for."""
+        if self.set_aside:
+            return "set aside"
+        return "ready" if self.head == self.id else f"behind row {self.head}"
+
+
+def waiting(connection: Connection, *, failed: bool = False, limit: int = 100) -> list[WaitingRow]:
+    """Read unpublished rows, oldest first; `failed`: just the ones set aside."""
+    with connection.cursor(row_factory=class_row(WaitingRow)) as cursor:
+        return cursor.execute(queries["waiting_rows"], {"failed": failed, "limit": limit}).fetchall()
+
+
+def retry(connection: Connection, ids: Sequence[int] | None = None) -> list[int]:
+    """Put rows that were set aside back into the queue, all of them without `ids`; return those that were there.
+
+    Publishers take them at their next look. What Kafka refuses again is set aside again.
+    """
+    rows = connection.execute(queries["retry_rows"], {"ids": None if ids is None else list(ids)})
+    return sorted(row_id for (row_id,) in rows)

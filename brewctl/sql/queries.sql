@@ -28,21 +28,32 @@ SELECT id, customer_id, amount_cents, currency, status, created_at
  WHERE id = %(id)s
 
 -- fetch_unpublished --
--- Up to `limit` rows that no other publisher holds, each the head of its aggregate:
--- with any number of publishers, an aggregate's second row can't overtake its first.
--- The head is an equality, not a NOT EXISTS: that plan can collapse on stale statistics.
-SELECT o.id, o.aggregate_id, o.topic, o.payload
-  FROM outbox o
- WHERE o.published_at IS NULL
-   AND o.failed_at IS NULL
-   AND o.id = (SELECT p.id
-                 FROM outbox p
-                WHERE p.aggregate_id = o.aggregate_id AND p.published_at IS NULL
-                ORDER BY p.id
-                LIMIT 1)
- ORDER BY o.id
- LIMIT %(limit)s
-   FOR UPDATE OF o SKIP LOCKED
+-- Up to `limit` rows, of `bytes` in all or just one, that no other publisher holds, each the
+-- head of its aggregate: with any number of publishers, an aggregate's second row can't overtake
+-- its first. The head is an equality, not a NOT EXISTS: that plan can collapse on stale statistics.
+-- A head that is locked but over `bytes` is free again at the end of the transaction.
+WITH head AS MATERIALIZED (
+    SELECT o.id, o.aggregate_id, o.topic, o.payload
+      FROM outbox o
+     WHERE o.published_at IS NULL
+       AND o.failed_at IS NULL
+       AND o.topic <> ALL(%(without_topics)s::text[])
+       AND o.id = (SELECT p.id
+                     FROM outbox p
+                    WHERE p.aggregate_id = o.aggregate_id AND p.published_at IS NULL
+                    ORDER BY p.id
+                    LIMIT 1)
+     ORDER BY o.id
+     LIMIT %(limit)s
+       FOR UPDATE OF o SKIP LOCKED
+), sized AS (
+    SELECT *, row_number() OVER (ORDER BY id) AS place, sum(octet_length(payload)) OVER (ORDER BY id) AS bytes
+      FROM head
+)
+SELECT id, aggregate_id, topic, payload
+  FROM sized
+ WHERE place = 1 OR bytes <= %(bytes)s
+ ORDER BY id
 
 -- mark_published --
 UPDATE outbox
@@ -54,6 +65,28 @@ UPDATE outbox
 UPDATE outbox
    SET failed_at = clock_timestamp(), failure = %(failure)s, attempts = attempts + 1
  WHERE id = %(id)s
+
+-- waiting_rows --
+-- Unpublished rows, or just the ones set aside, oldest first; `head` is the aggregate's row that goes next.
+SELECT o.id, o.aggregate_id, o.topic, octet_length(o.payload) AS bytes,
+       extract(epoch FROM clock_timestamp() - o.created_at)::float8 AS age_s,
+       o.attempts, o.failed_at IS NOT NULL AS set_aside, o.failure,
+       (SELECT p.id
+          FROM outbox p
+         WHERE p.aggregate_id = o.aggregate_id AND p.published_at IS NULL
+         ORDER BY p.id
+         LIMIT 1) AS head
+  FROM outbox o
+ WHERE o.published_at IS NULL AND (o.failed_at IS NOT NULL OR NOT %(failed)s)
+ ORDER BY o.id
+ LIMIT %(limit)s
+
+-- retry_rows --
+-- Puts rows that were set aside back into the queue, all of them where `ids` is null. Attempts stay.
+UPDATE outbox
+   SET failed_at = NULL
+ WHERE published_at IS NULL AND failed_at IS NOT NULL AND (%(ids)s::bigint[] IS NULL OR id = ANY(%(ids)s))
+RETURNING id
 
 -- inbox --
 -- The front half of every consumer's statement: takes the events that this consumer
@@ -81,6 +114,24 @@ ON CONFLICT (order_id) DO NOTHING
 INSERT INTO notifications_log (order_id, node_id, channel)
 SELECT order_id, %(node)s, 'push' FROM fresh ORDER BY order_id
 ON CONFLICT (order_id) DO NOTHING
+
+-- settled_letters --
+-- What became of these dead letters; no row where one is open.
+SELECT s."partition", s."offset", s.outcome, s.new_partition, s.new_offset
+  FROM unnest(%(partitions)s::integer[], %(offsets)s::bigint[], %(written)s::timestamptz[])
+       AS letter ("partition", "offset", written_at)
+  JOIN dead_letters_settled s USING ("partition", "offset", written_at)
+ WHERE s.topic = %(topic)s
+
+-- lock_settlements --
+-- Held to the end of the transaction: one settles dead letters of a topic at a time.
+SELECT pg_advisory_xact_lock(hashtextextended(%(topic)s, 0))
+
+-- settle_letters --
+INSERT INTO dead_letters_settled (topic, "partition", "offset", written_at, outcome, new_partition, new_offset)
+SELECT %(topic)s, l.p, l.o, l.written_at, %(outcome)s, l.new_p, l.new_o
+  FROM unnest(%(partitions)s::integer[], %(offsets)s::bigint[], %(written)s::timestamptz[],
+              %(new_partitions)s::integer[], %(new_offsets)s::bigint[]) AS l (p, o, written_at, new_p, new_o)
 
 -- counts --
 -- The four counters of the story, and what was set aside, in one snapshot.

@@ -6,14 +6,16 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from brewctl.delivery import database, events
 from brewctl.delivery.broker import Record
 from brewctl.delivery.database import Pool
-from brewctl.delivery.inbox import Inbox
+from brewctl.delivery.inbox import Inbox, _sort
 from brewctl.proto.orders_pb2 import OrderCreated
 from brewctl.roles import inventory, notifications
 from tests.conftest import Rig
+from tests.integration.reading import read_topic
 
 
 @pytest.fixture
@@ -63,19 +65,76 @@ def test_consumers_know_nothing_of_each_other(rig: Rig, pool: Pool) -> None:
     assert rows(rig, "processed_events") == 4
 
 
+def reject(rig: Rig, condition: str, raised: str) -> None:
+    """Let PostgreSQL reject the reservations that a condition on `new` holds for."""
+    rig.connection.execute(
+        sql.SQL(
+            "CREATE FUNCTION reject() RETURNS trigger LANGUAGE plpgsql"
+            " AS $$ BEGIN IF {} THEN {}; END IF; RETURN new; END $$;"
+            "CREATE TRIGGER reject BEFORE INSERT ON inventory_reservations FOR EACH ROW EXECUTE FUNCTION reject()"
+        ).format(sql.SQL(condition), sql.SQL(raised))
+    )
+
+
 def test_dedup_row_and_effect_commit_together_or_not_at_all(rig: Rig, pool: Pool) -> None:
     """A crash between the two would lose the effect for ever: the redelivery would look like a duplicate."""
-    rig.connection.execute(
-        "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no stock table today'; END $$;"
-        "CREATE TRIGGER fail BEFORE INSERT ON inventory_reservations EXECUTE FUNCTION fail()"
-    )
+    reject(rig, "true", "RAISE 'no right to it' USING ERRCODE = 'insufficient_privilege'")
     inbox = Inbox(rig.settings, pool, inventory.PROJECTION, node="inventory-1")
-    with pytest.raises(psycopg.errors.RaiseException):
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):  # no row's fault: the role ends
         inbox.handle([record(1)])
     assert rows(rig, "processed_events") == 0
-    rig.connection.execute("DROP TRIGGER fail ON inventory_reservations")
+    assert read_topic(rig.settings, dead_letters=True) == []
+    rig.connection.execute("DROP TRIGGER reject ON inventory_reservations")
     inbox.handle([record(1)])
     assert rows(rig, "inventory_reservations") == 1
+
+
+def test_what_postgres_rejects_for_itself_alone_is_a_dead_letter_and_the_rest_goes_through(
+    rig: Rig, pool: Pool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    codes = ["raise_exception", "BREW1", "check_violation", "numeric_value_out_of_range", "program_limit_exceeded"]
+    rejected = [record(number, str(uuid.UUID(int=number))) for number in range(1, len(codes) + 1)]
+    verdicts = [
+        f"ELSIF new.order_id = '{uuid.UUID(int=number)}' THEN RAISE 'no stock' USING ERRCODE = '{code}'"
+        for number, code in enumerate(codes, 1)
+    ]
+    reject(rig, "false", f"NULL; {'; '.join(verdicts)}")
+    inbox = Inbox(rig.settings, pool, inventory.PROJECTION, node="inventory-1")
+    batch = [record(number) for number in range(100, 130)]
+    batch[2:2], batch[20:20] = rejected[:2], rejected[2:]
+    inbox.handle([*batch, batch[0]])
+    tally = inbox.tally
+    assert (tally.effects, tally.dead, tally.skipped, tally.processed) == (30, 5, 1, 36)
+    letters = read_topic(rig.settings, dead_letters=True)
+    assert sorted(str(letter.key) for letter in letters) == sorted(str(each.key) for each in rejected)
+    assert {letter.value for letter in letters} == {each.value for each in rejected}
+    reasons = {dict(letter.headers)["dlq-reason"] for letter in letters}
+    assert reasons == {b"postgres rejected its effect: no stock"}
+    assert capfd.readouterr().out.count("dead_letter") == 1, "one line a batch"
+    # No dedup row: once its cause is gone, a redelivery has its effect.
+    assert rows(rig, "processed_events") == 30
+    rig.connection.execute("DROP TRIGGER reject ON inventory_reservations")
+    inbox.handle(rejected)
+    assert rows(rig, "inventory_reservations") == 35
+
+
+def test_a_retry_goes_on_where_the_try_before_it_failed(rig: Rig, pool: Pool) -> None:
+    """Half of a split batch is committed when the database goes away: it is no duplicate of itself."""
+    bad = str(uuid.uuid4())
+    # The first half passes; the second has a bad row, which ends the session on its second look.
+    reject(
+        rig,
+        f"new.order_id = '{bad}'",
+        "IF (SELECT count(*) FROM inventory_reservations) = 0 THEN RAISE 'no stock'; END IF;"
+        " IF nextval('looks') = 1 THEN PERFORM pg_terminate_backend(pg_backend_pid()); END IF; RAISE 'no stock'",
+    )
+    rig.connection.execute("CREATE SEQUENCE looks")
+    inbox = Inbox(rig.settings, pool, inventory.PROJECTION, node="inventory-1")
+    batch = _sort([*(record(number) for number in range(1, 8)), record(8, bad)])
+    assert inbox._settle(batch, threading.Event(), lambda: True)
+    assert rig.connection.execute("SELECT last_value FROM looks").fetchone() != (1,)
+    assert (inbox.tally.effects, inbox.tally.dead, inbox.tally.skipped, inbox.tally.processed) == (7, 1, 0, 8)
+    assert len(read_topic(rig.settings, dead_letters=True)) == 1
 
 
 def test_a_zombie_finds_its_rows_taken(rig: Rig) -> None:

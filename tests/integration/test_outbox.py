@@ -3,20 +3,23 @@
 import contextlib
 import dataclasses
 import threading
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 
 import psycopg
 import pytest
+from kafka.admin import NewTopic
 
 from brewctl.delivery import database, events, orders
-from brewctl.delivery.broker import Producer, Record, RefusedError, UnavailableError
+from brewctl.delivery.broker import Outcome, Place, Producer, Record, RefusedError, UnavailableError, open_admin
 from brewctl.delivery.database import Pool
 from brewctl.delivery.outbox import Publisher
 from brewctl.lifecycle import wait_until
 from brewctl.proto.orders_pb2 import CreateRequest, OrderCreated
 from brewctl.sql import queries
 from tests.conftest import Rig
+from tests.integration.kafka_tools import kafka_admin
 from tests.integration.reading import read_topic
 
 
@@ -33,13 +36,18 @@ def producer(rig: Rig) -> Iterator[Producer]:
     producer.abandon()
 
 
+TAKEN = Place(0, 0)
+# No bound on the bytes, and no topic left out.
+UNBOUNDED: dict[str, object] = {"bytes": 2**40, "without_topics": []}
+
+
 class ScriptedProducer:
     """Answers as told, since a real broker can't be made to acknowledge just every second record."""
 
-    def __init__(self, *outcomes: RefusedError | UnavailableError | None) -> None:
+    def __init__(self, *outcomes: Outcome) -> None:
         self._outcomes = list(outcomes)
 
-    def send(self, records: Sequence[Record], *, timeout_s: float) -> list[RefusedError | UnavailableError | None]:
+    def send(self, records: Sequence[Record], *, timeout_s: float) -> list[Outcome]:
         assert timeout_s > 0
         return [self._outcomes.pop(0) for _ in records]
 
@@ -82,7 +90,7 @@ def test_only_acknowledged_rows_are_marked(rig: Rig, pool: Pool) -> None:
         create_order(rig)
     first, second, third = unpublished(rig)
     with pytest.raises(UnavailableError):
-        Publisher(rig.settings, pool, node="n").publish_batch(ScriptedProducer(None, UnavailableError("away"), None))  # type: ignore[arg-type]
+        Publisher(rig.settings, pool, node="n").publish_batch(ScriptedProducer(TAKEN, UnavailableError("away"), TAKEN))  # type: ignore[arg-type]
     assert unpublished(rig) == [second]
     assert {first, third}.isdisjoint(unpublished(rig))
 
@@ -92,7 +100,7 @@ def test_a_refused_row_is_set_aside_and_its_aggregate_waits_behind_it(rig: Rig, 
     first, other = unpublished(rig)
     later = add_event(rig, bad)
     publisher = Publisher(rig.settings, pool, node="n")
-    assert publisher.publish_batch(ScriptedProducer(RefusedError("too large"), None)) == 2  # type: ignore[arg-type]
+    assert publisher.publish_batch(ScriptedProducer(RefusedError("too large"), TAKEN)) == 2  # type: ignore[arg-type]
     assert publisher.publish_batch(ScriptedProducer()) == 0, good  # type: ignore[arg-type]
     assert unpublished(rig) == [first, later]
     assert rig.connection.execute("SELECT failure FROM outbox WHERE id = %s", (first,)).fetchone() == ("too large",)
@@ -127,7 +135,7 @@ def test_a_crash_between_acknowledgement_and_commit_publishes_twice(rig: Rig, po
     create_order(rig)
 
     class CrashingProducer:
-        def send(self, records: Sequence[Record], *, timeout_s: float) -> list[RefusedError | UnavailableError | None]:
+        def send(self, records: Sequence[Record], *, timeout_s: float) -> list[Outcome]:
             outcomes = producer.send(records, timeout_s=timeout_s)
             # The publisher's session dies after Kafka has the records and before they are marked.
             rig.connection.execute(
@@ -152,15 +160,15 @@ def test_publishers_skip_each_others_rows_and_whatever_stands_behind_them(rig: R
     one, two = create_order(rig), create_order(rig)
     head, other = unpublished(rig)
     second = add_event(rig, one)
-    fetch, limit = queries["fetch_unpublished"], {"limit": 1}
+    fetch, limit = queries["fetch_unpublished"], UNBOUNDED | {"limit": 1}
     with database.connect(rig.settings) as a, database.connect(rig.settings) as b:
         with a.transaction():
             assert [row[0] for row in a.execute(fetch, limit)] == [head]
             with b.transaction():
-                assert [row[0] for row in b.execute(fetch, {"limit": 10})] == [other], two
+                assert [row[0] for row in b.execute(fetch, UNBOUNDED | {"limit": 10})] == [other], two
             a.execute(queries["mark_published"], {"ids": [head], "node": "a"})
         with b.transaction():
-            assert [row[0] for row in b.execute(fetch, {"limit": 10})] == [other, second]
+            assert [row[0] for row in b.execute(fetch, UNBOUNDED | {"limit": 10})] == [other, second]
 
 
 def test_a_row_that_commits_late_is_still_found(rig: Rig, pool: Pool, producer: Producer) -> None:
@@ -236,7 +244,8 @@ def test_fetch_uses_the_partial_indexes(rig: Rig) -> None:
         create_order(rig)
     rig.connection.execute("ANALYZE outbox")
     plan = "\n".join(
-        str(line) for (line,) in rig.connection.execute("EXPLAIN " + queries["fetch_unpublished"], {"limit": 200})
+        str(line)
+        for (line,) in rig.connection.execute("EXPLAIN " + queries["fetch_unpublished"], UNBOUNDED | {"limit": 200})
     )
     assert "outbox_unpublished" in plan
     assert "outbox_unpublished_by_aggregate" in plan
@@ -258,7 +267,7 @@ def test_a_publisher_that_stands_still_gives_its_rows_up(rig: Rig, pool: Pool, p
     arguments = database._arguments(dataclasses.replace(rig.settings, limits=limits), "order-1")
     with contextlib.closing(psycopg.connect(**arguments)) as paused:
         paused.execute("BEGIN")
-        assert len(paused.execute(queries["fetch_unpublished"], {"limit": 10}).fetchall()) == 1
+        assert len(paused.execute(queries["fetch_unpublished"], UNBOUNDED | {"limit": 10}).fetchall()) == 1
         publisher = Publisher(rig.settings, pool, node="order-2")
         assert publisher.publish_batch(producer) == 0
         rig.wait("its row", lambda: publisher.publish_batch(producer) == 1, timeout_s=30)
@@ -266,13 +275,83 @@ def test_a_publisher_that_stands_still_gives_its_rows_up(rig: Rig, pool: Pool, p
             paused.execute("COMMIT")
 
 
-def test_a_topic_that_is_missing_holds_back_no_other(rig: Rig, pool: Pool, producer: Producer) -> None:
+def test_a_topic_that_is_missing_slows_no_other(rig: Rig, pool: Pool, producer: Producer) -> None:
+    absent = f"{rig.settings.topic}-absent"
     stray = OrderCreated(order_id=str(uuid.uuid4())).SerializeToString()
     rig.connection.execute(
-        "INSERT INTO outbox (aggregate_id, topic, payload) VALUES ('order-stray', 'no-such-topic', %s)", (stray,)
+        "INSERT INTO outbox (aggregate_id, topic, payload) VALUES ('order-stray', %s, %s)", (absent, stray)
     )
     (waiting,) = unpublished(rig)
     create_order(rig)
-    with pytest.raises(UnavailableError):
-        Publisher(rig.settings, pool, node="n").publish_batch(producer)
+    publisher = Publisher(rig.settings, pool, node="n")
+    assert publisher.publish_batch(producer) == 2
     assert unpublished(rig) == [waiting]
+    # Its rows are not even fetched for a while: nothing waits for its metadata again.
+    backoff, _ = publisher._absent[absent]
+    publisher._absent[absent] = (backoff, time.monotonic() + 3600)
+    create_order(rig)
+    assert publisher.publish_batch(producer) == 1
+    assert unpublished(rig) == [waiting]
+    with open_admin(rig.settings) as admin:
+        admin.create_topic(absent, replicas=1)
+        try:
+            publisher._absent[absent] = (backoff, time.monotonic())
+            rig.wait("the stray row", lambda: publisher.publish_batch(producer) == 0 and not unpublished(rig))
+            assert not publisher._absent
+        finally:
+            admin.delete_topic(absent)
+
+
+def test_a_batch_is_bounded_by_bytes_and_what_is_left_stays_in_order(rig: Rig) -> None:
+    sizes = [400, 400, 400, 3000, 100, 100]
+    for number, size in enumerate(sizes):
+        rig.connection.execute(
+            "INSERT INTO outbox (aggregate_id, topic, payload) VALUES (%s, 't', %s)", (f"order-{number}", bytes(size))
+        )
+    ids = unpublished(rig)
+    bounds = UNBOUNDED | {"limit": 10, "bytes": 1000}
+    with database.connect(rig.settings) as a, database.connect(rig.settings) as b:
+        taken: list[list[object]] = []
+        while unpublished(rig):
+            with a.transaction():
+                batch = [row[0] for row in a.execute(queries["fetch_unpublished"], bounds)]
+                # Heads that are locked and not taken are no one else's either, until the commit.
+                with b.transaction():
+                    assert b.execute(queries["fetch_unpublished"], bounds).fetchall() == []
+                a.execute(queries["mark_published"], {"ids": batch, "node": "a"})
+            taken.append(batch)
+    assert taken == [ids[0:2], ids[2:3], ids[3:4], ids[4:6]], "one row always fits, whatever its size"
+
+
+def test_the_publisher_heeds_its_bytes(rig: Rig, pool: Pool, producer: Producer) -> None:
+    settings = dataclasses.replace(rig.settings, limits=dataclasses.replace(rig.settings.limits, publish_bytes=1))
+    create_order(rig)
+    create_order(rig)
+    publisher = Publisher(settings, pool, node="n")
+    assert [publisher.publish_batch(producer) for _ in range(3)] == [1, 1, 0]
+    # What Kafka never takes is no different, such as a topic's name that can't be: the client would look for ever.
+    payload = OrderCreated(order_id=str(uuid.uuid4())).SerializeToString()
+    for name in ("no topic!", "..", ""):
+        rig.connection.execute(
+            "INSERT INTO outbox (aggregate_id, topic, payload) VALUES (%s, %s, %s)", (name, name, payload)
+        )
+    assert [publisher.publish_batch(producer) for _ in range(4)] == [1, 1, 1, 0]
+    failed = rig.connection.execute("SELECT topic FROM outbox WHERE failed_at IS NOT NULL ORDER BY topic").fetchall()
+    assert failed == [("",), ("..",), ("no topic!",)]
+    assert len(unpublished(rig)) == 3
+
+
+def test_an_invalid_record_is_refused(rig: Rig, producer: Producer) -> None:
+    """A compacted topic takes nothing without a key; the client knows no name for that."""
+    with kafka_admin(rig.settings) as admin:
+        topic = f"{rig.settings.topic}-compacted"
+        admin.create_topics([NewTopic(topic, 1, 1, topic_configs={"cleanup.policy": "compact"})])
+        try:
+            keyless, keyed = Record(topic, None, b"v", []), Record(topic, b"k", b"v", [])
+            rig.wait("the topic", lambda: isinstance(producer.send([keyed], timeout_s=5)[0], Place))
+            refused, taken = producer.send([keyless, keyed], timeout_s=5)
+        finally:
+            admin.delete_topics([topic])
+    assert isinstance(refused, RefusedError)
+    assert "InvalidRecord" in str(refused)
+    assert isinstance(taken, Place)

@@ -13,7 +13,7 @@ from brewctl.delivery.broker.admin import (
 )
 from brewctl.delivery.broker.client import Record, UnavailableError, explained
 from brewctl.delivery.broker.consumer import Consumer
-from brewctl.delivery.broker.producer import Producer, RefusedError
+from brewctl.delivery.broker.producer import Outcome, Place, Producer, RefusedError, UnsentError
 from brewctl.delivery.broker.reader import Reader, open_reader
 
 __all__ = [
@@ -22,11 +22,14 @@ __all__ = [
     "Admin",
     "Consumer",
     "Member",
+    "Outcome",
+    "Place",
     "Producer",
     "Reader",
     "Record",
     "RefusedError",
     "UnavailableError",
+    "UnsentError",
     "explained",
     "open_admin",
     "open_reader",

@@ -1,6 +1,7 @@
 """Reading, as a member of a consumer group."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition, errors
@@ -33,6 +34,7 @@ class Consumer:
     def __init__(self, settings: Settings, *, group: str, node: str, on_assigned: Callable[[list[int]], None]) -> None:
         limits = settings.limits
         self._group = group
+        self._listener = _Listener(on_assigned)
         with explained(settings):
             self._consumer = KafkaConsumer(
                 group_id=group,
@@ -46,7 +48,7 @@ class Consumer:
                 partition_assignment_strategy=[RoundRobinPartitionAssignor],
                 **connection(settings, name=node),
             )
-            self._consumer.subscribe([settings.topic], listener=_Listener(on_assigned))
+            self._consumer.subscribe([settings.topic], listener=self._listener)
             # Known before it joins: else its first assignment is empty, and a second rebalance follows.
             self._consumer.partitions_for_topic(settings.topic)
 
@@ -56,8 +58,32 @@ class Consumer:
         Raises BrewError for what no retry mends, else UnavailableError: then records may have been
         passed over, and this member must not be used, or commit, any more.
         """
-        try:
+        with self._explained():
             batches = self._consumer.poll(timeout_ms=int(timeout_s * 1000))
+        return [as_record(read) for batch in batches.values() for read in batch]
+
+    def keep_alive(self) -> bool:
+        """Poll without reading, so that this member keeps its partitions while it waits with a batch in hand.
+
+        False where they were assigned anew meanwhile: the batch comes again, to whoever has them now, and must be
+        given up. Call it more often than every poll_interval_s seconds. Raises what `poll` raises.
+        """
+        rebalances = self._listener.rebalances
+        with self._explained():
+            self._consumer.pause(*self._consumer.assignment())
+            read = self._consumer.poll(timeout_ms=0)
+            for place in self._consumer.assignment():
+                # What a rebalance has just brought is not paused, and may have been read. Of what is paused the
+                # client drops the records it holds, then goes on behind their whole batch, unless it is told where.
+                offset = read[place][0].offset if place in read else self._consumer.position(place)
+                self._consumer.seek(place, offset)
+            self._consumer.resume(*self._consumer.assignment())
+        return self._listener.rebalances == rebalances
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
         except _FATAL as error:
             if isinstance(error, errors.InconsistentGroupProtocolError):
                 raise BrewError(
@@ -67,7 +93,6 @@ class Consumer:
             raise BrewError(f"kafka refused consumer group {self._group}: {words(error)}") from error
         except Exception as error:  # the client has races of its own, which a new member leaves behind
             raise UnavailableError(words(error)) from error
-        return [as_record(read) for batch in batches.values() for read in batch]
 
     def commit(self, records: Sequence[Record]) -> str:
         """Commit the offsets after these records; the reason where Kafka would not.
@@ -88,15 +113,17 @@ class Consumer:
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
-    """Only reports: the client swallows exceptions that are raised here."""
+    """Only counts and reports: the client swallows exceptions that are raised here."""
 
     def __init__(self, on_assigned: Callable[[list[int]], None]) -> None:
         self._on_assigned = on_assigned
+        self.rebalances = 0
 
     def on_partitions_revoked(self, revoked: object) -> None:
         pass
 
     def on_partitions_assigned(self, assigned: Sequence[TopicPartition]) -> None:
+        self.rebalances += 1
         self._on_assigned(sorted(place.partition for place in assigned))
 
 

@@ -1,8 +1,9 @@
 """Sending: each record's own acknowledgement, or the reason why there is none."""
 
+import re
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from kafka import KafkaProducer, errors
 
@@ -17,18 +18,46 @@ from brewctl.delivery.broker.client import (
 )
 
 _UNCOMPRESSED_BYTES = 32 * 1024 * 1024
+_TOPIC_NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,249}")
+
+
+class InvalidRecordError(errors.BrokerResponseError):  # type: ignore[misc]
+    """Error 87, which the client does not know: it would say UnknownError, which may be transient."""
+
+    errno = 87
+    message = "INVALID_RECORD"
+    description = "The record failed the broker's validation, such as one without a key in a compacted topic."
+
+
+errors.kafka_errors.setdefault(InvalidRecordError.errno, InvalidRecordError)
 # What a broker will never accept, however often it is asked.
 _REFUSED = (
     errors.MessageSizeTooLargeError,
     errors.RecordListTooLargeError,
     errors.InvalidTopicError,
     errors.InvalidTimestampError,
+    errors.UnsupportedForMessageFormatError,
     errors.PolicyViolationError,
+    errors.kafka_errors[InvalidRecordError.errno],
 )
 
 
 class RefusedError(Exception):
     """Kafka will never take this record. The message is its reason."""
+
+
+class UnsentError(UnavailableError):
+    """Kafka does not have the topic now: the record is not on its way, and others may be sent meanwhile."""
+
+
+class Place(NamedTuple):
+    """Where an acknowledged record is, in its topic."""
+
+    partition: int
+    offset: int
+
+
+Outcome = Place | RefusedError | UnavailableError
 
 
 class Producer:
@@ -52,11 +81,11 @@ class Producer:
                 **connection(settings, name=node),
             )
 
-    def send(self, records: Sequence[Record], *, timeout_s: float) -> list[RefusedError | UnavailableError | None]:
-        """Send, then await each record's own acknowledgement; None for each that has it.
+    def send(self, records: Sequence[Record], *, timeout_s: float) -> list[Outcome]:
+        """Send, then await each record's own acknowledgement; its place for each that has it.
 
-        At most about `timeout_s` + kafka_metadata_s seconds. After an UnavailableError the records may still
-        be on their way: `abandon` this producer, so that none can arrive after a later try.
+        At most about `timeout_s` + kafka_metadata_s seconds. After an UnavailableError that is no UnsentError
+        records may still be on their way: `abandon` this producer, so that none can arrive after a later try.
         """
         deadline = time.monotonic() + timeout_s
         outcomes = self._send(records, deadline)
@@ -67,10 +96,14 @@ class Producer:
                     (outcomes[position],) = self._send([records[position]], deadline)
         return outcomes
 
-    def _send(self, records: Sequence[Record], deadline: float) -> list[RefusedError | UnavailableError | None]:
+    def _send(self, records: Sequence[Record], deadline: float) -> list[Outcome]:
         sent: list[Any] = []
-        failures: dict[str, errors.KafkaError] = {}
+        failures: dict[str, Outcome] = {}
         for record in records:
+            if not _TOPIC_NAME.fullmatch(record.topic):  # the client would look for it for ever
+                failures[record.topic] = RefusedError(f"no topic can be called {record.topic[:80]!r}")
+            elif time.monotonic() > deadline:
+                failures.setdefault(record.topic, UnavailableError("the time was up before it was sent"))
             # A topic that can't be sent to must not hold back the others.
             if record.topic in failures:
                 sent.append(failures[record.topic])
@@ -80,8 +113,8 @@ class Producer:
             try:
                 sent.append(self._producer.send(record.topic, value, record.key, headers=record.headers))
             except errors.KafkaError as error:  # no metadata, or no room in the buffer
-                failures[record.topic] = error
-                sent.append(error)
+                failures[record.topic] = UnsentError(f"topic {record.topic}: {words(error)}")
+                sent.append(failures[record.topic])
         return [_outcome(future, deadline) for future in sent]
 
     def close(self) -> None:
@@ -93,13 +126,13 @@ class Producer:
         self._producer.close(timeout=0)
 
 
-def _outcome(sent: Any, deadline: float) -> RefusedError | UnavailableError | None:
+def _outcome(sent: Any, deadline: float) -> Outcome:
+    if isinstance(sent, Outcome):
+        return sent
     try:
-        if isinstance(sent, errors.KafkaError):
-            raise sent
-        sent.get(timeout=max(0.0, deadline - time.monotonic()))
+        metadata = sent.get(timeout=max(0.0, deadline - time.monotonic()))
     except _REFUSED as error:
         return RefusedError(words(error))
     except errors.KafkaError as error:
         return UnavailableError(words(error))
-    return None
+    return Place(metadata.partition, metadata.offset)

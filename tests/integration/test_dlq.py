@@ -1,0 +1,235 @@
+"""Dead letters, settled: each redriven once, whoever asks and however often; nothing is lost on the way."""
+
+import contextlib
+import dataclasses
+import json
+import threading
+from collections.abc import Iterator, Sequence
+
+import psycopg
+import pytest
+
+from brewctl.delivery import database
+from brewctl.delivery.broker import Outcome, Place, Producer, Record
+from brewctl.delivery.database import Pool
+from brewctl.delivery.dead_letters import DeadLetters, Filter, open_dead_letters
+from brewctl.delivery.inbox import Inbox, Projection
+from brewctl.errors import BrewError
+from brewctl.roles import inventory, notifications
+from tests.conftest import Rig
+from tests.integration.kafka_tools import good_record, replaced
+from tests.integration.reading import read_topic
+
+
+@pytest.fixture
+def pool(rig: Rig) -> Iterator[Pool]:
+    with database.open_pool(rig.settings, name="test", size=2) as pool:
+        yield pool
+
+
+@contextlib.contextmanager
+def opened(rig: Rig) -> Iterator[DeadLetters]:
+    with database.connect(rig.settings) as connection, open_dead_letters(rig.settings, connection) as letters:
+        yield letters
+
+
+def send(rig: Rig, *records: Record) -> list[Place]:
+    producer = Producer(rig.settings, node="another-team")
+    try:
+        outcomes = producer.send(records, timeout_s=20)
+        places = [outcome for outcome in outcomes if isinstance(outcome, Place)]
+        assert len(places) == len(records), outcomes
+        return places
+    finally:
+        producer.close()
+
+
+def bury(rig: Rig, pool: Pool, *projections: Projection, count: int = 1) -> list[Record]:
+    """Put readable records into the topic and have PostgreSQL reject each; then mend the cause."""
+    before = {(record.partition, record.offset) for record in read_topic(rig.settings)}
+    goods = [good_record() for _ in range(count)]
+    send(rig, *(Record(rig.settings.topic, good.key, good.value, good.headers) for good in goods))
+    records = [record for record in read_topic(rig.settings) if (record.partition, record.offset) not in before]
+    rig.connection.execute("ALTER TABLE inventory_reservations ADD CONSTRAINT closed CHECK (false) NOT VALID")
+    rig.connection.execute("ALTER TABLE notifications_log ADD CONSTRAINT closed CHECK (false) NOT VALID")
+    for projection in projections or (inventory.PROJECTION,):
+        Inbox(rig.settings, pool, projection, node="n").handle(records)
+    rig.connection.execute("ALTER TABLE inventory_reservations DROP CONSTRAINT closed")
+    rig.connection.execute("ALTER TABLE notifications_log DROP CONSTRAINT closed")
+    return records
+
+
+def copies(rig: Rig, originals: Sequence[Record]) -> list[Record]:
+    """What is in the topic beside the originals."""
+    places = {(record.partition, record.offset) for record in originals}
+    return [record for record in read_topic(rig.settings) if (record.partition, record.offset) not in places]
+
+
+def whole(record: Record) -> tuple[object, ...]:
+    return record.topic, record.partition, record.key, record.value, record.headers
+
+
+def test_a_redriven_record_is_the_original_and_has_its_effect_once(rig: Rig, pool: Pool) -> None:
+    originals = bury(rig, pool, count=3)
+    for _ in range(2):  # again is harmless
+        with opened(rig) as letters:
+            letters.redrive(letters.find(Filter()))
+    again = copies(rig, originals)
+    assert sorted(map(whole, again)) == sorted(map(whole, originals))
+    inbox = Inbox(rig.settings, pool, inventory.PROJECTION, node="n")
+    inbox.handle([*again, *again])
+    assert (inbox.tally.effects, inbox.tally.skipped, inbox.tally.dead) == (3, 3, 0)
+    with opened(rig) as letters:
+        assert list(letters.find(Filter())) == []
+        settled = list(letters.find(Filter(), settled=True))
+        # Each knows where its record is now.
+        assert {letter.new_place for letter in settled} == {Place(each.partition, each.offset) for each in again}
+        assert {letter.outcome for letter in settled} == {"redriven"}
+        assert len(letters.redrive(settled).before) == 3
+    assert len(copies(rig, originals)) == 3
+
+
+def test_letters_of_one_record_share_a_copy_and_letters_of_two_do_not(rig: Rig, pool: Pool) -> None:
+    originals = bury(rig, pool, inventory.PROJECTION, notifications.PROJECTION)
+    # A topic that was made anew has another record at the same place.
+    (letter,) = [
+        each for each in read_topic(rig.settings, dead_letters=True) if dict(each.headers)["dlq-group"] == b"inventory"
+    ]
+    send(rig, dataclasses.replace(letter, value=b"another record"))
+    # Somebody else's records in the dead-letter topic don't say where they died.
+    send(rig, Record(rig.settings.dead_letter_topic, None, b"foreign", [("dlq-topic", b"t"), ("dlq-offset", b"\xff")]))
+    with opened(rig) as letters:
+        settled = letters.redrive(letters.find(Filter()))
+    assert (len(settled.done), [why for _, why in settled.refused]) == (3, ["it does not say where it died"])
+    assert sorted(str(record.value) for record in copies(rig, originals)) == sorted(
+        map(str, [originals[0].value, b"another record"])
+    )
+
+
+def test_two_redrives_at_once_send_a_record_once(rig: Rig, pool: Pool) -> None:
+    originals = bury(rig, pool, count=5)
+    results = []
+
+    def redrive() -> None:
+        with opened(rig) as letters:
+            letters._producer = GatedProducer(rig)  # type: ignore[assignment]
+            chosen = list(letters.find(Filter()))
+            barrier.wait(30)
+            results.append(letters.redrive(chosen))
+
+    barrier = threading.Barrier(2)
+    both = [threading.Thread(target=redrive) for _ in range(2)]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    assert sorted((len(settled.done), len(settled.before)) for settled in results) == [(0, 5), (5, 0)]
+    assert len(copies(rig, originals)) == 5
+
+
+class GatedProducer:
+    """Sends once somebody else waits to settle the same letters."""
+
+    def __init__(self, rig: Rig) -> None:
+        self._rig = rig
+
+    def send(self, records: Sequence[Record], *, timeout_s: float) -> list[Outcome]:
+        assert timeout_s > 0
+        waiting = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        self._rig.wait("the other one", lambda: self._rig.connection.execute(waiting).fetchone() is not None)
+        return list(send(self._rig, *records))
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_crash_between_acknowledgement_and_commit_leaves_the_letter_open(rig: Rig, pool: Pool) -> None:
+    originals = bury(rig, pool)
+
+    class CrashingProducer(GatedProducer):
+        def send(self, records: Sequence[Record], *, timeout_s: float) -> list[Outcome]:
+            places = send(rig, *records)
+            assert timeout_s > 0
+            rig.connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND state = 'idle in transaction'"
+            )
+            return list(places)
+
+    with pytest.raises(BrewError), opened(rig) as letters:
+        letters._producer = CrashingProducer(rig)  # type: ignore[assignment]
+        letters.redrive(letters.find(Filter()))
+    with opened(rig) as letters:
+        assert len(letters.redrive(letters.find(Filter())).done) == 1
+    again = copies(rig, originals)
+    assert len(again) == 2, "sent twice"
+    inbox = Inbox(rig.settings, pool, inventory.PROJECTION, node="n")
+    inbox.handle(again)
+    assert (inbox.tally.effects, inbox.tally.skipped) == (1, 1), "and has its effect once"
+
+
+def test_what_kafka_does_not_take_stays_open(rig: Rig) -> None:
+    notes = [("dlq-partition", b"0"), ("dlq-offset", b"0"), ("dlq-reason", b"r"), ("dlq-group", b"inventory")]
+    topic = rig.settings.dead_letter_topic
+    send(rig, Record(topic, b"k", b"v", [("dlq-topic", f"{rig.settings.topic}-gone".encode()), *notes]))
+    send(rig, Record(topic, b"k", b"v", [("dlq-topic", b"no topic!"), *notes]))
+    with opened(rig) as letters:
+        with pytest.raises(BrewError, match="does not have the topic"):
+            letters.redrive(letters.find(Filter()))
+        assert len(list(letters.find(Filter()))) == 2
+
+
+def test_the_commands(rig: Rig, pool: Pool) -> None:
+    """One story on the command line, from the list to an empty list."""
+    originals = bury(rig, pool, inventory.PROJECTION, notifications.PROJECTION, count=2)
+    good = good_record()
+    rubbish = Record(rig.settings.topic, good.key, b"\x00\x1b[31mrubbish", replaced(good.headers, outbox_id=b"x" * 60))  # type: ignore[arg-type]
+    (place,) = send(rig, rubbish)
+    rubbish = dataclasses.replace(rubbish, partition=place.partition, offset=place.offset)
+    Inbox(rig.settings, pool, inventory.PROJECTION, node="n").handle([rubbish])
+
+    listed = rig.brewctl("dlq", "list")
+    assert listed.returncode == 0, listed.stderr
+    header, *lines = listed.stdout.splitlines()
+    assert header.split() == ["id", "written", "group", "reason"]
+    assert len(lines) == 5
+    assert max(map(len, lines)) <= 80
+    found = [json.loads(line) for line in rig.brewctl("dlq", "list", "--json").stdout.splitlines()]
+    assert [letter["written_at"] for letter in found] == sorted(letter["written_at"] for letter in found)
+    assert {letter["state"] for letter in found} == {"open"}
+    (unreadable,) = [letter for letter in found if letter["reason"].startswith("outbox-id")]
+    assert (unreadable["partition"], unreadable["offset"]) == tuple(place)
+    order_id = str(originals[0].key, "ascii").removeprefix("order-")
+    by_order = rig.brewctl("dlq", "list", "--order", order_id, "--group", "inventory", "--json")
+    (readable,) = [json.loads(line) for line in by_order.stdout.splitlines()]
+
+    shown = rig.brewctl("dlq", "show", unreadable["id"])
+    assert "00 1b 5b 33 31 6d" in shown.stdout
+    assert f"{rig.settings.topic} {place.partition}@{place.offset}" in shown.stdout
+    assert f"brewctl dlq redrive {unreadable['id']}" in shown.stderr
+    assert order_id in rig.brewctl("dlq", "show", readable["id"]).stdout
+    assert json.loads(rig.brewctl("dlq", "show", readable["id"], "--json").stdout)["order"]["order_id"] == order_id
+
+    for command in ("redrive", "drop"):
+        nothing = rig.brewctl("dlq", command)
+        assert (nothing.returncode, nothing.stdout) == (2, "")
+        assert "needs ids, a filter or --all" in nothing.stderr
+    unknown = rig.brewctl("dlq", "redrive", unreadable["id"], "5:999")
+    assert (unknown.returncode, unknown.stderr.count("\n")) == (1, 1)
+    assert "no dead letter 5:999" in unknown.stderr
+    assert len(rig.brewctl("dlq", "redrive", "--all", "--dry-run").stdout.splitlines()) == 6
+    refused = rig.brewctl("dlq", "drop", unreadable["id"])
+    assert refused.returncode == 2
+    assert "--yes" in refused.stderr
+    assert copies(rig, [*originals, rubbish]) == []
+
+    assert rig.brewctl("dlq", "drop", unreadable["id"], "--yes").stdout == "dropped=1 already=0 refused=0\n"
+    after = rig.brewctl("dlq", "redrive", unreadable["id"])
+    assert (after.returncode, after.stdout) == (0, "redriven=0 already=1 refused=0\n")
+    assert f"{unreadable['id']} dropped before" in after.stderr
+    by_reason = rig.brewctl("dlq", "redrive", "--reason", "REJECTED its effect")
+    assert by_reason.stdout == "redriven=4 already=0 refused=0\n"
+    assert len(copies(rig, [*originals, rubbish])) == 2
+    empty = rig.brewctl("dlq", "list")
+    assert (empty.returncode, empty.stdout) == (0, "")
+    assert "[redriven] postgres rejected" in rig.brewctl("dlq", "list", "--all").stdout
