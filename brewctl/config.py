@@ -75,7 +75,9 @@ class Limits:
     kafka_metadata_s: float = 2.0
     kafka_request_s: float = 30.0
     kafka_admin_s: float = 15.0
-    # After the first signal: how long work in hand may take.
+    # After the first signal: how long an order-service listens on, to refuse with a reason; how long work in hand
+    # may take.
+    linger_s: float = 0.1
     drain_s: float = 10.0
 
     def __post_init__(self) -> None:

@@ -47,9 +47,11 @@ class Server:
         self._calls = _Calls(limits.handler_threads, thread_name_prefix="handler")
         aside = ThreadPoolExecutor(limits.aside_threads, thread_name_prefix="aside")
         streams = ThreadPoolExecutor(limits.aside_threads, thread_name_prefix="reflection")
+        self._linger_s = limits.linger_s
+        self._left = threading.Event()
         self._server = grpc.server(
             self._calls,
-            interceptors=[_Admission(settings, self._calls, watch, stop, aside)],
+            interceptors=[_Admission(settings, self._calls, watch, aside, stop=stop, left=self._left)],
             maximum_concurrent_rpcs=limits.transport_calls,
             options=[
                 # On by default: a second server on the port would start, and steal half of the calls.
@@ -86,15 +88,14 @@ class Server:
         self._health.set(service.NAME, status.SERVING if there else status.NOT_SERVING)
 
     def drain(self, within_s: float) -> None:
-        """Wait, at most `within_s` seconds, for the calls in hand, then leave the port.
-
-        New ones are refused in a word meanwhile: those that come when the port is left end without one.
-        """
-        until = time.monotonic() + within_s
+        """Refuse new calls and wait, at most `within_s` seconds, for the ones in hand."""
         self._health.enter_graceful_shutdown()
-        self._calls.wait_until_idle(within_s)
-        left_s = max(0.0, until - time.monotonic())
-        self._server.stop(left_s).wait(left_s)
+        # gRPC cancels, without a word, the calls that come while it says goodbye. So those of the last moment are
+        # kept, and refused after it: who is told to retry must not come back in between.
+        time.sleep(self._linger_s)
+        stopped = self._server.stop(within_s)
+        self._left.set()
+        stopped.wait(within_s)
 
 
 class _Calls(ThreadPoolExecutor):
@@ -102,31 +103,33 @@ class _Calls(ThreadPoolExecutor):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
         self.in_hand = 0
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         future = super().submit(fn, *args, **kwargs)
-        with self._changed:
+        with self._lock:
             self.in_hand += 1
         future.add_done_callback(self._done)
         return future
 
     def _done(self, _future: Future[Any]) -> None:
-        with self._changed:
+        with self._lock:
             self.in_hand -= 1
-            self._changed.notify_all()
-
-    def wait_until_idle(self, timeout_s: float) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: not self.in_hand, timeout_s)
 
 
 class _Admission(grpc.ServerInterceptor):  # type: ignore[misc] # grpc has no types
     """Turns a call away before it is queued. Runs in the one thread that also queues: its count can't be outrun."""
 
     def __init__(
-        self, settings: Settings, calls: _Calls, watch: Watch, stop: threading.Event, aside: ThreadPoolExecutor
+        self,
+        settings: Settings,
+        calls: _Calls,
+        watch: Watch,
+        aside: ThreadPoolExecutor,
+        *,
+        stop: threading.Event,
+        left: threading.Event,
     ) -> None:
         limits = settings.limits
         self._bound = limits.concurrent_calls
@@ -136,6 +139,8 @@ class _Admission(grpc.ServerInterceptor):  # type: ignore[misc] # grpc has no ty
 
         def refusal(code: grpc.StatusCode, details: str) -> grpc.RpcMethodHandler:
             def refuse(_requests: object, context: grpc.ServicerContext) -> None:
+                if stop.is_set():
+                    left.wait(limits.drain_s)
                 service.ask_to_retry(context, code, details, after_s=limits.retry_after_s)
 
             # As a stream of requests: nobody waits for a message that is not needed.
