@@ -66,6 +66,8 @@ class OrderClient:
         on_retry: Callable[[str], None] | None = None,
     ) -> None:
         """Connect at the first order. `tenant` is sent as x-tenant-id; empty: the service's default."""
+        if not (tenant.isascii() and tenant.isprintable()):
+            raise UsageError(f"tenant {tenant[:80]!r} can't be sent", hint="use letters, digits, '.', '_', '-'")
         self._addresses = addresses
         self._tenant = tenant
         self._timeout_s = timeout_s
@@ -127,8 +129,6 @@ class OrderClient:
             if not failure.not_there:
                 self._met.set()
             return failure
-        except ValueError:
-            raise UsageError(f"tenant {self._tenant[:80]!r} can't be sent") from None
         self._met.set()
         return str(response.order_id)
 

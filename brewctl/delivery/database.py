@@ -84,11 +84,8 @@ class BoundedConnection(Connection):
         except StopIteration as done:
             answer: RV = done.value
             return answer
-        error = NoAnswerError("the server does not answer")
         self.close()
-        with contextlib.suppress(psycopg.Error, StopIteration):
-            gen.throw(error)  # what it cleans up fails on the closed connection, here and not when it is collected
-        raise error
+        raise NoAnswerError("the server does not answer")
 
 
 Pool = ConnectionPool[BoundedConnection]
