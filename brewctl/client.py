@@ -1,6 +1,12 @@
-"""A client of order-service: Create calls in turn over several addresses."""
+"""A client of order-service: each order under an idempotency key, tried until it is answered or time is up."""
 
-from collections.abc import Sequence
+import itertools
+import random
+import shlex
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -9,22 +15,68 @@ import grpc
 from brewctl.errors import BrewError, UnreachableError, UsageError
 from brewctl.proto import orders_pb2, orders_pb2_grpc
 
-_HOPELESS = {
-    grpc.StatusCode.INVALID_ARGUMENT: UsageError,
-    grpc.StatusCode.UNAVAILABLE: UnreachableError,
-    grpc.StatusCode.DEADLINE_EXCEEDED: UnreachableError,
-}
+# What another try may change; every other answer would be the same again.
+_RETRIED = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.INTERNAL,
+        # The answer is lost: the transport, or the attempt's own deadline, ended the call.
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+    }
+)
+_CHANNEL = [
+    # A replica that is back is found within a second.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    # In spite of its name: what one connection attempt may take.
+    ("grpc.min_reconnect_backoff_ms", 2000),
+]
+# Between two rounds of the addresses: doubled from the one to the other.
+_FIRST_PAUSE_S = 0.1
+_LONGEST_PAUSE_S = 1.0
+# Where nothing listens, and never did, the address is wrong: nobody wants to wait long to hear that.
+_REFUSED_S = 2.0
+
+
+class UnknownOutcomeError(UnreachableError):
+    """An order that may have been committed, unheard. Its `idempotency_key` settles it."""
+
+    def __init__(self, message: str, *, hint: str, idempotency_key: str) -> None:
+        super().__init__(message, hint=hint)
+        self.idempotency_key = idempotency_key
 
 
 class OrderClient:
-    """Calls `Create` round robin. Use it as a context manager."""
+    """Calls `Create` round robin, from any number of threads. Use it as a context manager.
 
-    def __init__(self, addresses: Sequence[str], *, timeout_s: float = 10.0) -> None:
+    An order is tried at one address after the other for `timeout_s` seconds in all, `attempt_s` at most each, and is
+    made once, however many of the tries arrive. `on_retry` is told why, before each try but the first.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        *,
+        tenant: str = "",
+        timeout_s: float = 10.0,
+        attempt_s: float = 5.0,
+        on_retry: Callable[[str], None] | None = None,
+    ) -> None:
+        """Connect at the first order. `tenant` is sent as x-tenant-id; empty: the service's default."""
+        if not (tenant.isascii() and tenant.isprintable()):
+            raise UsageError(f"tenant {tenant[:80]!r} can't be sent", hint="use letters, digits, '.', '_', '-'")
         self._addresses = addresses
+        self._tenant = tenant
         self._timeout_s = timeout_s
-        self._channels = [grpc.insecure_channel(address) for address in addresses]
+        self._attempt_s = attempt_s
+        self._on_retry = on_retry
+        self._channels = [grpc.insecure_channel(address, options=_CHANNEL) for address in addresses]
         self._stubs = [orders_pb2_grpc.OrderServiceStub(channel) for channel in self._channels]
-        self._calls = 0
+        self._turns = itertools.count()
+        self._met = threading.Event()  # somebody has listened at an address
 
     def __enter__(self) -> Self:
         return self
@@ -35,32 +87,118 @@ class OrderClient:
         for channel in self._channels:
             channel.close()
 
-    def create(self, customer_id: str, *, amount_cents: int, currency: str) -> str:
-        """Create an order at the next address and return its id.
+    def create(self, customer_id: str, *, amount_cents: int, currency: str, idempotency_key: str = "") -> str:
+        """Create an order, or find the one that its key (default: a new one) made before, and return its id.
 
-        Raises UsageError for bad input, UnreachableError where the service, or its database, is away.
+        Raises UsageError for bad input, BrewError for another answer that stands, such as a key that made another
+        order; UnreachableError where time is up and surely nothing was written, UnknownOutcomeError where not surely.
         """
-        turn = self._calls % len(self._stubs)
-        self._calls += 1
         try:
-            request = orders_pb2.CreateRequest(customer_id=customer_id, amount_cents=amount_cents, currency=currency)
+            request = orders_pb2.CreateRequest(
+                customer_id=customer_id,
+                amount_cents=amount_cents,
+                currency=currency,
+                idempotency_key=idempotency_key or uuid.uuid4().hex,
+            )
         except UnicodeEncodeError:
-            raise UsageError("customer and currency must be valid UTF-8") from None
+            raise UsageError("customer, currency and idempotency key must be valid UTF-8") from None
         except ValueError:
             raise UsageError(f"amount_cents must be 1 to 10^12, not {amount_cents}") from None
+        started, first, doubtful = time.monotonic(), next(self._turns), False
+        for tries in itertools.count(1):
+            left_s = started + self._timeout_s - time.monotonic()
+            outcome = self._try((first + tries - 1) % len(self._addresses), request, min(self._attempt_s, left_s))
+            if isinstance(outcome, str):
+                return outcome
+            doubtful = doubtful or outcome.doubtful
+            pause_s = outcome.pause_s(rounds=tries // len(self._addresses), within=tries % len(self._addresses) > 0)
+            bound_s = self._timeout_s if self._met.is_set() else min(self._timeout_s, _REFUSED_S)
+            if not outcome.worth_a_retry or time.monotonic() + pause_s >= started + bound_s:
+                raise self._unknown(outcome, request) if doubtful and outcome.worth_a_retry else outcome.error()
+            if self._on_retry:
+                self._on_retry(outcome.text)
+            time.sleep(pause_s)
+        raise AssertionError  # count() has no end
+
+    def _try(self, at: int, request: orders_pb2.CreateRequest, timeout_s: float) -> "str | _Failure":
+        metadata = (("x-tenant-id", self._tenant),) if self._tenant else ()
         try:
-            response = self._stubs[turn].Create(request, timeout=self._timeout_s)
+            response = self._stubs[at].Create(request, timeout=timeout_s, metadata=metadata)
         except grpc.RpcError as error:
-            raise self._explained(error, self._addresses[turn]) from error
+            failure = _Failure(error, self._addresses[at])
+            if not failure.not_there:
+                self._met.set()
+            return failure
+        self._met.set()
         return str(response.order_id)
 
-    @staticmethod
-    def _explained(error: grpc.RpcError, address: str) -> BrewError:
-        code, details = error.code(), " ".join(str(error.details()).split())
-        kind = _HOPELESS.get(code, BrewError)
-        if kind is UsageError:
-            return UsageError(details)
-        if "failed to connect" in details.lower() or "connection refused" in details.lower():
-            hint = f"run `brewctl serve order --port {address.rpartition(':')[2]}`, or set BREW_ORDER_ADDRS"
-            return UnreachableError(f"order-service {address} refused the connection", hint=hint)
-        return kind(f"order-service {address} answered {code.name}: {details}")
+    def _unknown(self, failure: "_Failure", request: orders_pb2.CreateRequest) -> UnknownOutcomeError:
+        asked = {
+            "--customer": request.customer_id,
+            "--amount-cents": str(request.amount_cents),
+            "--currency": request.currency,
+            "--tenant": self._tenant,
+            "--idempotency-key": request.idempotency_key,
+        }
+        command = shlex.join(["brewctl", "create-order", *(word for pair in asked.items() if pair[1] for word in pair)])
+        return UnknownOutcomeError(
+            f"the order with the idempotency key {request.idempotency_key} may exist, or not: {failure.text}",
+            hint=f"ask again with `{command}`",
+            idempotency_key=request.idempotency_key,
+        )
+
+
+class _Failure:
+    """How a try failed, and what follows from it."""
+
+    def __init__(self, error: grpc.RpcError, address: str) -> None:
+        self._address = address
+        self._code = error.code()
+        self._details = " ".join(str(error.details()).split())
+        metadata = {key: str(value) for key, value in error.trailing_metadata() or ()}
+        # gRPC's own words for when to retry, in milliseconds; what is no such number means never.
+        self._pushback = metadata.get("grpc-retry-pushback-ms")
+        self.not_there = self._code is grpc.StatusCode.UNAVAILABLE and self._details.startswith(
+            ("failed to connect", "errors resolving")
+        )
+
+    @property
+    def text(self) -> str:
+        """Say it in the user's words."""
+        if self._code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return f"order-service {self._address} did not answer in time"
+        if not self.not_there:
+            return f"order-service {self._address} answered {self._code.name}: {self._details}"
+        if "refused" in self._details:
+            return f"order-service {self._address} refused the connection"
+        unknown = "resolving" in self._details
+        return f"order-service {self._address} {'is an unknown host' if unknown else 'can not be connected to'}"
+
+    @property
+    def worth_a_retry(self) -> bool:
+        """Whether another try may end otherwise."""
+        return self._code in _RETRIED and (self._pushback is None or self._pushback.isdecimal())
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether the order may have been committed all the same."""
+        if self._code is grpc.StatusCode.UNAVAILABLE:
+            # Said by the service it means: not written. Said by the transport: the connection is gone, at any point.
+            return not self.not_there and self._pushback is None
+        return self._code in _RETRIED and self._code is not grpc.StatusCode.RESOURCE_EXHAUSTED
+
+    def pause_s(self, *, rounds: int, within: bool) -> float:
+        """How long to wait: as the service says, if it does; else not before every address had its turn, then more."""
+        pushback_s = int(self._pushback) / 1000 if self._pushback and self.worth_a_retry else 0.0
+        backoff_s = 0.0 if within else min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(rounds - 1, 16))
+        return max(pushback_s, backoff_s) * random.uniform(1, 1.5)  # noqa: S311 - jitter, no secret
+
+    def error(self) -> BrewError:
+        """Return what the caller is told where nothing was written."""
+        if self._code is grpc.StatusCode.INVALID_ARGUMENT:
+            return UsageError(self._details)
+        if not self.worth_a_retry:
+            return BrewError(self.text)
+        port = self._address.rpartition(":")[2]
+        hint = f"run `brewctl serve order --port {port}`, or set BREW_ORDER_ADDRS" if self.not_there else ""
+        return UnreachableError(self.text, hint=hint)

@@ -32,11 +32,17 @@ class Limits:
     # gRPC: more calls than this in flight are answered RESOURCE_EXHAUSTED, with the time to wait before a retry.
     concurrent_calls: int = 256
     retry_after_s: float = 0.5
-    # Threads that run handlers, each with a database connection of its own at most.
+    # Threads that run handlers, each with a database connection of its own at most; threads for refusals and
+    # health checks, and as many for reflection.
     handler_threads: int = 16
+    aside_threads: int = 2
+    # Calls of every kind, refusals on their way out too: more are refused by the transport, without a word.
+    transport_calls: int = 4096
+    # How long a connected client may be silent before it is asked for a sign of life, and then to give it.
+    client_silence_s: float = 10.0
     # One request; what fits here fits Kafka's default record limit with room for the headers.
     request_bytes: int = 64 * 1024
-    # One Create inside the database; less where its caller's deadline is nearer.
+    # One Create, or Get, inside the database; a Create less where its caller's deadline is nearer.
     create_s: float = 5.0
     # How long a call waits for a database connection before UNAVAILABLE.
     database_wait_s: float = 2.0
@@ -71,7 +77,9 @@ class Limits:
     kafka_admin_s: float = 15.0
     # How long a command goes on asking a cluster that answers "not yet".
     kafka_patience_s: float = 30.0
-    # After the first signal: how long work in hand may take.
+    # After the first signal: how long an order-service listens on, to refuse with a reason; how long work in hand
+    # may take.
+    linger_s: float = 0.1
     drain_s: float = 10.0
 
     def __post_init__(self) -> None:

@@ -84,7 +84,7 @@ class Rig:
 
     settings: Settings
     nodes: Nodes
-    connection: psycopg.Connection[tuple[object, ...]]
+    connection: database.BoundedConnection
     env: dict[str, str] = field(default_factory=dict)
 
     def start(self, name: str, *arguments: str) -> Node:

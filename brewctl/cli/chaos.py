@@ -94,6 +94,7 @@ def chaos(
 
 def _play(chosen: "Sequence[Scenario]", plan: "Plan", home: Path, *, as_json: bool) -> "Iterator[tuple[Result, Act]]":
     from brewctl.lab import chaos as play
+    from brewctl.lab.stage import Servers
 
     for scenario in chosen:
         _note(f"{scenario.name}: {scenario.title}")
@@ -101,7 +102,7 @@ def _play(chosen: "Sequence[Scenario]", plan: "Plan", home: Path, *, as_json: bo
             options.settings(),
             scenario,
             plan,
-            play.Servers(home),
+            Servers(home),
             logs=home / "logs" / "chaos" / scenario.name,
             tell=lambda at_s, text: _note(f"  {at_s:6.1f} s  {text}"),
         )

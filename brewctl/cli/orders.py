@@ -1,5 +1,7 @@
 """`brewctl create-order`: orders, from the command line."""
 
+import sys
+import uuid
 from typing import Annotated
 
 import typer
@@ -12,6 +14,16 @@ def create_order(
     amount_cents: Annotated[int, typer.Option(help="Price, 1 to 10^12.")] = 450,
     currency: Annotated[str, typer.Option(help="ISO 4217 code.")] = "EUR",
     count: Annotated[int, typer.Option(help="How many orders.", min=1)] = 1,
+    idempotency_key: Annotated[
+        str,
+        typer.Option(
+            help="Returns the order that it made before, if it did. Several orders have KEY-1, KEY-2, …",
+            metavar="KEY",
+            show_default="a new one for each order",
+        ),
+    ] = "",
+    tenant: Annotated[str, typer.Option(help="Whose order, and whose key, it is.", show_default="brew")] = "",
+    timeout: Annotated[float, typer.Option(help="Seconds for each order, with its retries.", min=0.1, max=3600)] = 10.0,
     addr: Annotated[
         list[str] | None,
         typer.Option(
@@ -21,17 +33,31 @@ def create_order(
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Create orders and print their ids, each once it is committed."""
+    """Create orders and print their ids, each once it is committed. An answer that is lost is asked for again."""
     settings = options.settings(order_addrs=",".join(addr or []))
     from brewctl.client import OrderClient
 
-    with OrderClient(settings.order_addrs) as client:
-        for _ in range(count):
-            order_id = client.create(customer, amount_cents=amount_cents, currency=currency)
+    with OrderClient(settings.order_addrs, tenant=tenant, timeout_s=timeout, on_retry=_Once()) as client:
+        for number in range(1, count + 1):
+            key = f"{idempotency_key}-{number}" if idempotency_key and count > 1 else idempotency_key
+            key = key or uuid.uuid4().hex
+            order_id = client.create(customer, amount_cents=amount_cents, currency=currency, idempotency_key=key)
             if as_json:
-                output.emit_json({"order_id": order_id, "status": "ORDER_STATUS_NEW"})
+                output.emit_json({"order_id": order_id, "status": "ORDER_STATUS_NEW", "idempotency_key": key})
             else:
                 output.emit(order_id)
+
+
+class _Once:
+    """Says in a terminal that it takes longer, and why: once, however many retries there are."""
+
+    def __init__(self) -> None:
+        self._said = not sys.stderr.isatty()
+
+    def __call__(self, why: str) -> None:
+        if not self._said:
+            self._said = True
+            print(f"{why}; trying again …", file=sys.stderr)
 
 
 def register(app: typer.Typer) -> None:

@@ -1,31 +1,94 @@
 """PostgreSQL: connections, the pool, the schema, and its errors in the user's words."""
 
 import contextlib
+import math
+import select
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import psycopg
+from psycopg.abc import RV, PQGen
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from brewctl.config import Settings
+from brewctl.config import Limits, Settings
 from brewctl.errors import BrewError, UnreachableError, UsageError
 from brewctl.sql import queries, schema
 
 Connection = psycopg.Connection[TupleRow]
-Pool = ConnectionPool[Connection]
 
 _EXAMPLE = "use postgresql://USER@HOST:PORT/NAME"
 _PORTS = 65536
-# What a lost, refused or overloaded server raises, or one that gave up on a paused process; everything else is
-# the statement's own fault.
+# What a lost, refused or overloaded server raises, one that gave up on a paused process, or one that another has
+# taken the lead from; everything else is the statement's own fault.
 UNAVAILABLE = (
     psycopg.OperationalError,
     psycopg.InterfaceError,
     psycopg.errors.IdleInTransactionSessionTimeout,
+    psycopg.errors.ReadOnlySqlTransaction,
     PoolTimeout,
 )
+
+
+class NoAnswerError(psycopg.OperationalError):
+    """A server that took a question and says nothing any more. The connection is closed: what it did is unknown."""
+
+
+class BoundedConnection(Connection):
+    """A connection that waits for each answer a bounded time, whatever becomes of the server: NoAnswerError.
+
+    statement_timeout is counted by the server, and TCP's timeouts end once its kernel has the question: neither
+    helps against a stopped server or a proxy that swallows bytes.
+    """
+
+    limits = Limits()
+    # What the session's statements are bounded by, as the server counts.
+    statement_s: float = limits.database_statement_s
+    _until: float | None = None
+
+    @contextlib.contextmanager
+    def answering_within(self, seconds: float) -> Iterator[None]:
+        """Wait for all the answers inside for `seconds` together, instead of database_answer_s for each."""
+        self._until = time.monotonic() + seconds
+        try:
+            yield
+        finally:
+            self._until = None
+
+    @contextlib.contextmanager
+    def transaction_within(self, seconds: float) -> Iterator[None]:
+        """A transaction whose statements the server ends after `seconds`, in whole ones, each.
+
+        Its answers, the commit's too, are waited for as long as that and database_look_s more, together.
+        """
+        with self.answering_within(seconds + self.limits.database_look_s), self.transaction():
+            if (whole := math.ceil(seconds)) < self.statement_s:
+                self.execute(queries["bound_statements"], {"timeout": f"{whole}s"})
+            yield
+
+    def wait(self, gen: PQGen[RV], *args: Any, **kwargs: Any) -> RV:
+        """Wait for an answer, as psycopg does, until the bound."""
+        until = self._until or time.monotonic() + self.limits.database_answer_s
+        return super().wait(self._steps(gen, until), *args, **kwargs)
+
+    def _steps(self, gen: PQGen[RV], until: float) -> PQGen[RV]:
+        # psycopg resumes this when the socket is ready, and ten times a second.
+        try:
+            wanted = next(gen)
+            while True:
+                wanted = gen.send((yield wanted))
+                if time.monotonic() > until:
+                    break
+        except StopIteration as done:
+            answer: RV = done.value
+            return answer
+        self.close()
+        raise NoAnswerError("the server does not answer")
+
+
+Pool = ConnectionPool[BoundedConnection]
 
 
 def place(url: str) -> str:
@@ -43,32 +106,56 @@ def place(url: str) -> str:
 
 
 @contextlib.contextmanager
-def connect(settings: Settings) -> Iterator[Connection]:
-    """One autocommit connection, for a command. Raises UnreachableError, BrewError."""
-    with explained(settings), psycopg.connect(**_arguments(settings, "brewctl")) as connection:
+def connect(settings: Settings, *, name: str = "brewctl") -> Iterator[BoundedConnection]:
+    """One autocommit connection. Raises UnreachableError, BrewError, in what is done with it too."""
+    with explained(settings), BoundedConnection.connect(**_arguments(settings, name)) as connection:
+        connection.limits = settings.limits
         yield connection
 
 
 @contextlib.contextmanager
-def open_pool(settings: Settings, *, name: str, size: int) -> Iterator[Pool]:
+def open_pool(settings: Settings, *, name: str, size: int, statement_s: float | None = None) -> Iterator[Pool]:
     """A pool of at most `size` autocommit connections, each checked before it is handed out.
 
-    The first connection is made now: raises UnreachableError where that fails, BrewError where the schema is missing.
+    The server ends each statement after `statement_s` seconds (default: database_statement_s). The first connection
+    is made now: raises UnreachableError where that fails, BrewError where the schema is missing.
     """
-    with connect(settings) as connection:
+    limits = settings.limits
+    statement_s = statement_s or limits.database_statement_s
+    with connect(settings, name=name) as connection:
         check_schema(connection)
+
+    def configure(connection: BoundedConnection) -> None:
+        connection.limits, connection.statement_s = limits, statement_s
+
     pool: Pool = ConnectionPool(
-        kwargs=_arguments(settings, name),
+        connection_class=BoundedConnection,
+        kwargs=_arguments(settings, name, statement_s=statement_s),
         min_size=1,
         max_size=size,
-        timeout=settings.limits.database_wait_s,
-        reconnect_timeout=settings.limits.database_wait_s,
-        check=ConnectionPool.check_connection,
+        timeout=limits.database_wait_s,
+        reconnect_timeout=limits.database_wait_s,
+        configure=configure,
+        check=_check,
         name=name,
         open=True,
     )
     with pool:
         yield pool
+
+
+def _check(connection: BoundedConnection) -> None:
+    # A server that ended the connection has written so; that of one which only vanished, TCP's keepalive finds out.
+    if has_news(connection, within_s=0):
+        with connection.answering_within(connection.limits.database_look_s):
+            connection.execute("")
+
+
+def has_news(connection: Connection, *, within_s: float) -> bool:
+    """Say whether the server has written something that nobody asked for, such as a goodbye, within `within_s`."""
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    return bool(poll.poll(within_s * 1000))
 
 
 def missing_tables(connection: Connection) -> list[str]:
@@ -115,7 +202,7 @@ def explained(settings: Settings) -> Iterator[None]:
         raise BrewError(f"postgres {place(settings.database_url)}: {reason}") from error
 
 
-def _arguments(settings: Settings, name: str) -> dict[str, Any]:
+def _arguments(settings: Settings, name: str, *, statement_s: float | None = None) -> dict[str, Any]:
     place(settings.database_url)  # a malformed URL is a usage error
     limits = settings.limits
     given = conninfo_to_dict(settings.database_url)
@@ -128,7 +215,7 @@ def _arguments(settings: Settings, name: str) -> dict[str, Any]:
         "connect_timeout": limits.database_connect_s,
         "application_name": name,
         **given,
-        "options": f"-c statement_timeout={limits.database_statement_s}s"
+        "options": f"-c statement_timeout={int((statement_s or limits.database_statement_s) * 1000)}ms"
         f" -c idle_in_transaction_session_timeout={limits.database_idle_transaction_s}s {given.get('options', '')}",
         "autocommit": True,
     }

@@ -4,15 +4,17 @@ import re
 import secrets
 import unicodedata
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import cast
 
+import psycopg
 from google.protobuf.timestamp_pb2 import Timestamp
 from iso4217 import Currency
 
 from brewctl.delivery import events
-from brewctl.delivery.database import Connection
+from brewctl.delivery.database import BoundedConnection
 from brewctl.proto.orders_pb2 import ORDER_STATUS_NEW, CreateRequest, Order, OrderCreated, OrderStatus
 from brewctl.sql import queries
 
@@ -30,6 +32,14 @@ class InvalidOrderError(Exception):
 
 class KeyReusedError(Exception):
     """An idempotency key that made another order before."""
+
+
+class TooLateError(Exception):
+    """Nobody waits for the order any more. Nothing was written."""
+
+
+class CommitFailedError(Exception):
+    """The commit was sent and is not known to have happened. The same idempotency key makes a retry safe."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +79,14 @@ def accept(request: CreateRequest, *, tenant_id: str | None, traceparent: str | 
     return NewOrder(order, tenant_id or DEFAULT_TENANT, trace_id(traceparent), request.idempotency_key or None)
 
 
-def create(connection: Connection, new: NewOrder, *, topic: str) -> Order:
+def create(
+    connection: BoundedConnection, new: NewOrder, *, topic: str, left_s: Callable[[], float] | None = None
+) -> Order:
     """Write the order and its outbox row in one commit and return it, or the first order of its idempotency key.
 
-    Raises KeyReusedError where that first order has another body. After any other exception the
-    outcome may be unknown: the same key makes a retry safe.
+    `left_s` says how many seconds somebody still waits for it (default: create_s): at 0 no commit is sent. Raises
+    KeyReusedError where the first order has another body, TooLateError, CommitFailedError; after a psycopg.Error
+    nothing was written.
     """
     order = new.order
     event = OrderCreated(
@@ -99,20 +112,41 @@ def create(connection: Connection, new: NewOrder, *, topic: str) -> Order:
         "topic": topic,
         "payload": event.SerializeToString(),
     }
-    if connection.execute(queries["create_order"], parameters).fetchone():
-        return order
-    # The key is taken, and its order is committed: the INSERT has waited for that.
+    left_s = left_s or (lambda: connection.limits.create_s)
+    if (bound_s := left_s()) <= 0:
+        raise TooLateError
+    committing = False
+    try:
+        with connection.transaction_within(bound_s):
+            if not connection.execute(queries["create_order"], parameters).fetchone():
+                return _first(connection, new, parameters)
+            # It may have waited, for a lock or for this process to be woken.
+            if left_s() <= 0:
+                raise TooLateError
+            committing = True
+    except (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected):
+        raise  # rolled back, in the commit too
+    except psycopg.Error as error:
+        if committing:
+            raise CommitFailedError(" ".join(str(error).split())) from error
+        raise
+    return order
+
+
+def _first(connection: BoundedConnection, new: NewOrder, parameters: dict[str, object]) -> Order:
+    """Return the order that took the key. It is committed: the INSERT has waited for that."""
     first = _fetch(connection, "order_by_idempotency_key", parameters)
-    if first is None or _body(first) != _body(order):
+    if first is None or _body(first) != _body(new.order):
         raise KeyReusedError(f"idempotency_key {_shown(new.idempotency_key or '')} made another order")
     return first
 
 
-def get(connection: Connection, order_id: str) -> Order | None:
+def get(connection: BoundedConnection, order_id: str) -> Order | None:
     """Read an order; None where there is none of that id."""
     if not events.is_uuid(order_id):
         return None
-    return _fetch(connection, "order_by_id", {"id": order_id})
+    with connection.answering_within(connection.statement_s + connection.limits.database_look_s):
+        return _fetch(connection, "order_by_id", {"id": order_id})
 
 
 def trace_id(traceparent: str | None) -> str:
@@ -128,7 +162,7 @@ def trace_id(traceparent: str | None) -> str:
     return secrets.token_hex(16)
 
 
-def _fetch(connection: Connection, query: str, parameters: dict[str, object]) -> Order | None:
+def _fetch(connection: BoundedConnection, query: str, parameters: dict[str, object]) -> Order | None:
     row = connection.execute(queries[query], parameters).fetchone()
     if row is None:
         return None

@@ -111,7 +111,8 @@ def run(
 def _effects(verification: Verification) -> tuple[int, int]:
     """Count missing and surplus effects."""
     by_name = {check.name: check.violations for check in verification.checks}
-    return by_name["effects-missing"], by_name["effects-surplus"]
+    missing, doubled = (sum(by_name[f"{group}-{name}"] for group in topics.GROUPS) for name in ("missing", "doubled"))
+    return missing, doubled
 
 
 def _figures(result: Result) -> list[tuple[str, str]]:

@@ -1,6 +1,10 @@
 -- File format: a line with the query's name between dashes, what it is for, the
 -- statement. Parameters are named, %(limit)s; values never become SQL text.
 
+-- bound_statements --
+-- Ends each later statement of the transaction after `timeout`: nobody waits longer for it.
+SELECT set_config('statement_timeout', %(timeout)s, true)
+
 -- create_order --
 -- The order and its event in one statement, so in one commit. Returns the outbox
 -- id; no row where the idempotency key is taken. A new aggregate's row is locked

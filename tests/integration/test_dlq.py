@@ -5,6 +5,7 @@ import dataclasses
 import json
 import threading
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import psycopg
 import pytest
@@ -108,7 +109,7 @@ def test_letters_of_one_record_share_a_copy_and_letters_of_two_do_not(rig: Rig, 
 
 def test_two_redrives_at_once_send_a_record_once(rig: Rig, pool: Pool) -> None:
     originals = bury(rig, pool, count=5)
-    results = []
+    results: list[Any] = []
 
     def redrive() -> None:
         with opened(rig) as letters:
@@ -156,9 +157,10 @@ def test_a_crash_between_acknowledgement_and_commit_leaves_the_letter_open(rig: 
             )
             return list(places)
 
-    with pytest.raises(BrewError), opened(rig) as letters:
+    with opened(rig) as letters:
         letters._producer = CrashingProducer(rig)  # type: ignore[assignment]
-        letters.redrive(letters.find(Filter()))
+        with pytest.raises((BrewError, psycopg.OperationalError)):
+            letters.redrive(letters.find(Filter()))
     with opened(rig) as letters:
         assert len(letters.redrive(letters.find(Filter())).done) == 1
     again = copies(rig, originals)
@@ -199,7 +201,7 @@ def test_the_commands(rig: Rig, pool: Pool) -> None:
     assert {letter["state"] for letter in found} == {"open"}
     (unreadable,) = [letter for letter in found if letter["reason"].startswith("outbox-id")]
     assert (unreadable["partition"], unreadable["offset"]) == tuple(place)
-    order_id = str(originals[0].key, "ascii").removeprefix("order-")
+    order_id = (originals[0].key or b"").decode().removeprefix("order-")
     by_order = rig.brewctl("dlq", "list", "--order", order_id, "--group", "inventory", "--json")
     (readable,) = [json.loads(line) for line in by_order.stdout.splitlines()]
 

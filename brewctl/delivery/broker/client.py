@@ -14,6 +14,7 @@ from brewctl.errors import BrewError, UnreachableError
 
 # A dead letter is the largest record of the topic (1 MiB by default) and the reasons for its death.
 DEAD_LETTER_BYTES = 2 * 1024 * 1024
+_HEADERS_SINCE = (0, 11)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,15 @@ def connection(settings: Settings, *, name: str) -> dict[str, Any]:
         "api_version_auto_timeout_ms": int(settings.limits.kafka_connect_s * 1000),
         "selector": Selector,
     }
+
+
+def require_headers(client: Any) -> None:
+    """Refuse a client that guessed its broker's version wrong: asked through a faulty network, it may take one
+    that answers late for one from before headers, and would go on in that protocol for ever.
+    """
+    if client.config["api_version"] < _HEADERS_SINCE:
+        client.close()
+        raise errors.UnrecognizedBrokerVersion
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from kafka.record.default_records import DefaultRecordBatch
 from kafka.structs import OffsetAndMetadata
 
 from brewctl.config import Settings
-from brewctl.delivery.broker.client import Record, UnavailableError, connection, explained, words
+from brewctl.delivery.broker.client import Record, UnavailableError, connection, explained, require_headers, words
 from brewctl.errors import BrewError
 
 # What no retry mends once a consumer runs: another protocol in the group, or no right to it.
@@ -48,6 +48,7 @@ class Consumer:
                 partition_assignment_strategy=[RoundRobinPartitionAssignor],
                 **connection(settings, name=node),
             )
+            require_headers(self._consumer)
             self._consumer.subscribe([settings.topic], listener=self._listener)
             # Known before it joins: else its first assignment is empty, and a second rebalance follows.
             self._consumer.partitions_for_topic(settings.topic)

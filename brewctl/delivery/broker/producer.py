@@ -14,6 +14,7 @@ from brewctl.delivery.broker.client import (
     UnavailableError,
     connection,
     explained,
+    require_headers,
     words,
 )
 
@@ -80,6 +81,7 @@ class Producer:
                 compression_type="gzip" if compressed else None,
                 **connection(settings, name=node),
             )
+            require_headers(self._producer)
 
     def send(self, records: Sequence[Record], *, timeout_s: float) -> list[Outcome]:
         """Send, then await each record's own acknowledgement; its place for each that has it.

@@ -1,0 +1,67 @@
+"""order-service: takes orders over gRPC, and publishes their events in the background.
+
+    client ──Create──► admission ──► gRPC handlers ──one commit: orders + outbox──► PostgreSQL
+              ▲            │               │                                         ▲   ▲
+              └─ refused ──┘               └── notify ──► publisher ──fetch, mark────┘   │
+                           └── away? ──── watch ──looks──────────│───────────────────────┘
+                                                                 └──records──► Kafka
+
+The handler never talks to Kafka: a Kafka outage leaves Create as fast as before. Nor does a call wait for a database
+that is away. On a stop new calls are refused and the ones in hand finished, then the publisher sends what they left.
+"""
+
+import threading
+
+from brewctl import log
+from brewctl.config import Settings
+from brewctl.delivery import database
+from brewctl.delivery.broker import require_topic
+from brewctl.delivery.outbox import Publisher
+from brewctl.delivery.watch import Watch
+from brewctl.errors import UnreachableError
+from brewctl.lifecycle import run_together
+from brewctl.roles.order.server import Server
+from brewctl.roles.order.service import OrderService
+
+logger = log.get(__name__)
+
+
+def run(settings: Settings, stop: threading.Event, *, node: str, host: str, port: int) -> None:
+    """Serve until `stop` is set; `port` 0 takes a free one.
+
+    Raises UnreachableError without PostgreSQL, BrewError for a taken port, a missing table or topic.
+    """
+    limits = settings.limits
+    with (
+        database.open_pool(settings, name=node, size=limits.handler_threads, statement_s=limits.create_s) as pool,
+        database.open_pool(settings, name=node, size=1) as publishing,
+    ):
+        _look_at_kafka(settings)
+        publisher = Publisher(settings, publishing, node=node)
+        watch = Watch(settings, (pool, publishing), name=node)
+        service = OrderService(settings, pool, watch, notify=publisher.notify)
+        server = Server(settings, service, watch, stop, host=host, port=port)
+        watch.on_change = server.tell_health
+        log.say(node, f"order-service listening on {server.address}")
+        drained = threading.Event()
+
+        def serve() -> None:
+            stop.wait()
+            server.drain(limits.drain_s / 2)
+            drained.set()
+            publisher.notify()
+
+        run_together(
+            {"server": serve, "publisher": lambda: publisher.run(drained), "watch": lambda: watch.run(drained)},
+            stop,
+            drain_timeout_s=limits.drain_s,
+        )
+        log.say(node, "order-service stopped.")
+
+
+def _look_at_kafka(settings: Settings) -> None:
+    try:
+        require_topic(settings)
+    except UnreachableError as error:
+        # Orders are accepted without Kafka: a replica may be started, or restarted, while it is away.
+        logger.warning("kafka_unreachable", reason=error.message, hint=error.hint)

@@ -1,0 +1,181 @@
+"""The gRPC server: one port, what is let in, and who answers what.
+
+call ──► admission ──► calls: a bounded queue, handler_threads threads ──► OrderService
+             ├───────► aside: refusals, health           answered while every handler is blocked
+             └───────► reflection: streams that may stay open
+"""
+
+import functools
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, ParamSpec, TypeVar
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+
+from brewctl.config import Settings
+from brewctl.delivery.watch import Watch
+from brewctl.errors import BrewError
+from brewctl.proto import orders_pb2_grpc
+from brewctl.roles.order import service
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# Above the request bound, so that a large request is answered INVALID_ARGUMENT with the reason.
+_TRANSPORT_BYTES = 5 * 1024 * 1024
+
+
+class Server:
+    """Serves from its construction on."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        orders: service.OrderService,
+        watch: Watch,
+        stop: threading.Event,
+        *,
+        host: str,
+        port: int,
+    ) -> None:
+        """Listen; `port` 0 takes a free one. Raises BrewError where it can't be had."""
+        limits = settings.limits
+        self._calls = _Calls(limits.handler_threads, thread_name_prefix="handler")
+        aside = ThreadPoolExecutor(limits.aside_threads, thread_name_prefix="aside")
+        streams = ThreadPoolExecutor(limits.aside_threads, thread_name_prefix="reflection")
+        self._linger_s = limits.linger_s
+        self._left = threading.Event()
+        self._server = grpc.server(
+            self._calls,
+            interceptors=[_Admission(settings, self._calls, watch, aside, stop=stop, left=self._left)],
+            maximum_concurrent_rpcs=limits.transport_calls,
+            options=[
+                # On by default: a second server on the port would start, and steal half of the calls.
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_receive_message_length", _TRANSPORT_BYTES),
+                # A client that is paused while it sends would keep a handler for ever.
+                ("grpc.keepalive_time_ms", int(limits.client_silence_s * 1000)),
+                ("grpc.keepalive_timeout_ms", int(limits.client_silence_s * 1000)),
+            ],
+        )
+        orders_pb2_grpc.add_OrderServiceServicer_to_server(orders, self._server)
+        self._health = health.HealthServicer(experimental_thread_pool=aside)
+        self._health.Check = _in_pool(aside, self._health.Check)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflected = reflection.ReflectionServicer((service.NAME, health.SERVICE_NAME, reflection.SERVICE_NAME))
+        reflected.ServerReflectionInfo = _in_pool(streams, reflected.ServerReflectionInfo)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflected, self._server)
+        try:
+            bound = self._server.add_insecure_port(f"{host}:{port}")
+        except RuntimeError:
+            bound = 0
+        if not bound:
+            raise BrewError(
+                f"port {port} on {host} can't be listened on", hint="is it taken? choose another with --port"
+            )
+        self._server.start()
+        self._health.set("", health_pb2.HealthCheckResponse.SERVING)
+        self.tell_health(there=True)
+        self.address = f"{host}:{bound}"
+
+    def tell_health(self, there: bool) -> None:
+        """Answer health checks of the service, not of the process: restarting that would not bring a database back."""
+        status = health_pb2.HealthCheckResponse
+        self._health.set(service.NAME, status.SERVING if there else status.NOT_SERVING)
+
+    def drain(self, within_s: float) -> None:
+        """Refuse new calls and wait, at most `within_s` seconds, for the ones in hand."""
+        self._health.enter_graceful_shutdown()
+        # gRPC cancels, without a word, the calls that come while it says goodbye. So those of the last moment are
+        # kept, and refused after it: who is told to retry must not come back in between.
+        time.sleep(self._linger_s)
+        stopped = self._server.stop(within_s)
+        self._left.set()
+        stopped.wait(within_s)
+
+
+class _Calls(ThreadPoolExecutor):
+    """Knows how many calls it has: queued and running, also those whose client has gone."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._lock = threading.Lock()
+        self.in_hand = 0
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        future = super().submit(fn, *args, **kwargs)
+        with self._lock:
+            self.in_hand += 1
+        future.add_done_callback(self._done)
+        return future
+
+    def _done(self, _future: Future[Any]) -> None:
+        with self._lock:
+            self.in_hand -= 1
+
+
+class _Admission(grpc.ServerInterceptor):  # type: ignore[misc] # grpc has no types
+    """Turns a call away before it is queued. Runs in the one thread that also queues: its count can't be outrun."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        calls: _Calls,
+        watch: Watch,
+        aside: ThreadPoolExecutor,
+        *,
+        stop: threading.Event,
+        left: threading.Event,
+    ) -> None:
+        limits = settings.limits
+        self._bound = limits.concurrent_calls
+        self._calls = calls
+        self._watch = watch
+        self._stop = stop
+
+        def refusal(code: grpc.StatusCode, details: str) -> grpc.RpcMethodHandler:
+            def refuse(_requests: object, context: grpc.ServicerContext) -> None:
+                if stop.is_set():
+                    left.wait(limits.drain_s)
+                service.ask_to_retry(context, code, details, after_s=limits.retry_after_s)
+
+            # As a stream of requests: nobody waits for a message that is not needed.
+            return grpc.stream_unary_rpc_method_handler(_in_pool(aside, refuse))
+
+        self._stopping = refusal(grpc.StatusCode.UNAVAILABLE, "this replica is stopping: retry")
+        self._away = refusal(grpc.StatusCode.UNAVAILABLE, service.AWAY)
+        self._full = refusal(
+            grpc.StatusCode.RESOURCE_EXHAUSTED, f"more than {self._bound} calls are in flight: retry later"
+        )
+
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler | None],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler | None:
+        """Choose who answers a call."""
+        handler = continuation(handler_call_details)
+        if handler is None or not handler_call_details.method.startswith(f"/{service.NAME}/"):
+            return handler
+        if self._stop.is_set():
+            return self._stopping
+        if self._watch.away:
+            return self._away
+        if self._calls.in_hand >= self._bound:
+            return self._full
+        return handler
+
+
+def _in_pool(pool: ThreadPoolExecutor, method: Callable[P, T]) -> Callable[P, T]:
+    """Let `pool` run a handler, by the attribute that grpcio looks for."""
+
+    @functools.wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        return method(*args, **kwargs)
+
+    call.experimental_thread_pool = pool  # type: ignore[attr-defined]
+    return call

@@ -1,0 +1,232 @@
+"""The client's patience: against gRPC servers on this machine that answer as a script tells them."""
+
+import contextlib
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import pytest
+
+from brewctl.client import OrderClient, UnknownOutcomeError
+from brewctl.errors import BrewError, ExitCode, UnreachableError, UsageError
+from brewctl.proto import orders_pb2, orders_pb2_grpc
+
+NOWHERE = "127.0.0.1:1"
+Code = grpc.StatusCode
+
+
+class Scripted(orders_pb2_grpc.OrderServiceServicer):
+    """Answers with one code after the other, the last one for ever; OK makes one order a key."""
+
+    def __init__(self, *codes: grpc.StatusCode, metadata: tuple[tuple[str, str], ...] = ()) -> None:
+        self.codes = list(codes)
+        self.metadata = metadata
+        self.keys: list[str] = []
+        self.tenants: list[str] = []
+        self.orders: dict[str, str] = {}
+        self.address = ""
+        self.gone = threading.Event()
+        self.stop: Callable[[], object] = lambda: None
+        self._lock = threading.Lock()
+
+    def Create(self, request: Any, context: Any) -> orders_pb2.CreateResponse:  # noqa: N802 - gRPC's name
+        with self._lock:
+            self.keys.append(request.idempotency_key)
+            self.tenants.append(dict(context.invocation_metadata()).get("x-tenant-id", ""))
+            code = self.codes.pop(0) if len(self.codes) > 1 else self.codes[0]
+        if code is Code.DEADLINE_EXCEEDED:
+            self.gone.wait(20)
+        if code is not Code.OK:
+            context.set_trailing_metadata(self.metadata)
+            context.abort(code, "as it is written")
+        order_id = self.orders.setdefault(request.idempotency_key, str(uuid.uuid4()))
+        return orders_pb2.CreateResponse(order_id=order_id)
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Scripted]]:
+    with contextlib.ExitStack() as stack:
+
+        def serve(*codes: grpc.StatusCode, metadata: tuple[tuple[str, str], ...] = (), port: int = 0) -> Scripted:
+            scripted = Scripted(*codes, metadata=metadata)
+            server = grpc.server(ThreadPoolExecutor(8))
+            orders_pb2_grpc.add_OrderServiceServicer_to_server(scripted, server)  # type: ignore[no-untyped-call]
+            scripted.address = f"127.0.0.1:{server.add_insecure_port(f'127.0.0.1:{port}')}"
+            server.start()
+            scripted.stop = lambda: server.stop(0).wait(10)
+            stack.callback(scripted.stop)
+            stack.callback(scripted.gone.set)
+            return scripted
+
+        yield serve
+
+
+def create(client: OrderClient, **given: str) -> str:
+    return client.create("c1", amount_cents=450, currency="EUR", **given)
+
+
+RETRIED = [Code.UNAVAILABLE, Code.INTERNAL, Code.RESOURCE_EXHAUSTED, Code.CANCELLED, Code.UNKNOWN]
+
+
+@pytest.mark.parametrize("code", RETRIED)
+def test_what_may_end_otherwise_is_retried_with_the_same_key(
+    serve: Callable[..., Scripted], code: grpc.StatusCode
+) -> None:
+    service = serve(code, code, Code.OK)
+    why: list[str] = []
+    with OrderClient([service.address], on_retry=why.append) as client:
+        assert create(client) in service.orders.values()
+    assert len(service.keys) == 3
+    assert len(set(service.keys)) == 1
+    assert len(why) == 2
+    assert code.name in why[0]
+
+
+def test_an_answer_that_does_not_come_is_asked_for_elsewhere(serve: Callable[..., Scripted]) -> None:
+    silent, other = serve(Code.DEADLINE_EXCEEDED), serve(Code.OK)
+    with OrderClient([silent.address, other.address], attempt_s=0.3) as client:
+        assert create(client) in other.orders.values()
+    assert silent.keys == other.keys
+
+
+def test_the_next_address_takes_over_from_one_where_nobody_is(serve: Callable[..., Scripted]) -> None:
+    service = serve(Code.OK)
+    with OrderClient([NOWHERE, service.address]) as client:
+        assert len({create(client) for _ in range(4)}) == 4
+
+
+def test_addresses_take_turns(serve: Callable[..., Scripted]) -> None:
+    services = [serve(Code.OK) for _ in range(2)]
+    with OrderClient([service.address for service in services]) as client:
+        for _ in range(6):
+            create(client)
+    assert [len(service.keys) for service in services] == [3, 3]
+
+
+def test_each_order_has_a_key_of_its_own_from_any_thread(serve: Callable[..., Scripted]) -> None:
+    service = serve(Code.OK)
+    with OrderClient([service.address]) as client, ThreadPoolExecutor(8) as pool:
+        ids = list(pool.map(lambda _: create(client), range(100)))
+    assert len(set(ids)) == len(set(service.keys)) == 100
+    assert all(service.keys)
+
+
+def test_a_key_and_a_tenant_are_sent_as_given(serve: Callable[..., Scripted]) -> None:
+    service = serve(Code.OK)
+    with OrderClient([service.address], tenant="shop-2") as client:
+        assert create(client, idempotency_key="k1") == create(client, idempotency_key="k1")
+    assert service.keys == ["k1", "k1"]
+    assert service.tenants == ["shop-2", "shop-2"]
+
+
+@pytest.mark.parametrize("tenant", ["ten\nant", "ten\x00ant", "tenänt"])
+def test_a_tenant_that_can_not_be_sent_is_misuse(tenant: str) -> None:
+    with pytest.raises(UsageError, match="tenant"):
+        OrderClient([NOWHERE], tenant=tenant)
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code"),
+    [
+        (Code.INVALID_ARGUMENT, ExitCode.USAGE),
+        (Code.ALREADY_EXISTS, ExitCode.FAILED),
+        (Code.UNIMPLEMENTED, ExitCode.FAILED),
+        (Code.PERMISSION_DENIED, ExitCode.FAILED),
+        (Code.FAILED_PRECONDITION, ExitCode.FAILED),
+    ],
+)
+def test_an_answer_that_stands_is_not_asked_for_again(
+    serve: Callable[..., Scripted], code: grpc.StatusCode, exit_code: ExitCode
+) -> None:
+    service = serve(code)
+    with OrderClient([service.address]) as client, pytest.raises(BrewError, match="as it is written") as refused:
+        create(client)
+    assert refused.value.exit_code == exit_code
+    assert len(service.keys) == 1
+
+
+def test_a_server_that_says_never_is_not_asked_again(serve: Callable[..., Scripted]) -> None:
+    service = serve(Code.INTERNAL, metadata=(("grpc-retry-pushback-ms", "-1"),))
+    with OrderClient([service.address]) as client, pytest.raises(BrewError) as refused:
+        create(client)
+    assert refused.value.exit_code == ExitCode.FAILED
+    assert len(service.keys) == 1
+
+
+def test_a_server_that_says_when_is_not_asked_before(serve: Callable[..., Scripted]) -> None:
+    service = serve(Code.UNAVAILABLE, Code.OK, metadata=(("grpc-retry-pushback-ms", "30000"),))
+    with OrderClient([service.address], timeout_s=5) as client, pytest.raises(UnreachableError):
+        create(client)
+    assert len(service.keys) == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "metadata", "known"),
+    [
+        (Code.RESOURCE_EXHAUSTED, (), True),
+        (Code.UNAVAILABLE, (("grpc-retry-pushback-ms", "50"),), True),  # the service's own word: not written
+        (Code.UNAVAILABLE, (), False),  # the transport's
+        (Code.INTERNAL, (("grpc-retry-pushback-ms", "50"),), False),
+        (Code.DEADLINE_EXCEEDED, (), False),
+        (Code.CANCELLED, (), False),
+    ],
+)
+def test_when_time_is_up_it_says_whether_the_order_may_exist(
+    serve: Callable[..., Scripted], code: grpc.StatusCode, metadata: tuple[tuple[str, str], ...], known: bool
+) -> None:
+    service = serve(code, metadata=metadata)
+    with (
+        OrderClient([service.address], tenant="shop", timeout_s=0.4, attempt_s=0.2) as client,
+        pytest.raises(UnreachableError) as failed,
+    ):
+        client.create("it's me", amount_cents=7, currency="EUR", idempotency_key="k 1")
+    assert failed.value.exit_code == ExitCode.UNREACHABLE
+    assert isinstance(failed.value, UnknownOutcomeError) is not known
+    if isinstance(failed.value, UnknownOutcomeError):
+        assert failed.value.idempotency_key == "k 1"
+        assert "k 1" in failed.value.message
+        command = (
+            "brewctl create-order --customer 'it'\"'\"'s me' --amount-cents 7 --currency EUR --tenant shop"
+            " --idempotency-key 'k 1'"
+        )
+        assert f"`{command}`" in failed.value.hint
+
+
+def test_one_doubtful_try_leaves_the_outcome_unknown(serve: Callable[..., Scripted]) -> None:
+    service = serve(Code.INTERNAL, Code.RESOURCE_EXHAUSTED)
+    with OrderClient([service.address], timeout_s=0.5) as client, pytest.raises(UnknownOutcomeError):
+        create(client)
+    assert len(service.keys) > 1
+
+
+def test_where_nobody_ever_was_it_does_not_try_for_long() -> None:
+    with OrderClient([NOWHERE, "nowhere.invalid:1"], timeout_s=3600) as client, pytest.raises(UnreachableError) as gone:
+        create(client)
+    assert not isinstance(gone.value, UnknownOutcomeError)
+    assert "BREW_ORDER_ADDRS" in gone.value.hint
+
+
+def test_where_somebody_was_it_waits_for_the_return(serve: Callable[..., Scripted]) -> None:
+    """A replica that restarts is away for longer than a wrong address is believed in."""
+    before = serve(Code.OK)
+    retries = threading.Semaphore(0)
+    with (
+        OrderClient([before.address], timeout_s=60, on_retry=lambda _: retries.release()) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        create(client)
+        before.stop()
+        order = pool.submit(create, client)
+        for _ in range(6):  # 2.5 s, with the pauses between them
+            assert retries.acquire(timeout=20)
+        after = serve(Code.OK, port=int(before.address.rpartition(":")[2]))
+        assert order.result(30) in after.orders.values()
+
+
+@pytest.mark.parametrize("given", [{"customer_id": "\ud800"}, {"currency": "\ud800"}, {"amount_cents": 2**63}])
+def test_what_no_request_can_hold_is_misuse(given: dict[str, Any]) -> None:
+    with OrderClient([NOWHERE]) as client, pytest.raises(UsageError):
+        client.create(**{"customer_id": "c1", "amount_cents": 1, "currency": "EUR", **given})
