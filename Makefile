@@ -36,6 +36,10 @@ demo: .venv/.demo ## Play the whole story: five nodes, 200 orders, a kill -9, a 
 test: lint ## Run every check: lint, then unit, integration and acceptance tests
 	@.venv/bin/pytest
 
+.PHONY: chaos
+chaos: .venv/.demo ## Play every fault on the sandbox, under load, and verify; some need root
+	@$(BREWCTL) chaos --report chaos.html
+
 .PHONY: test-unit
 test-unit: .venv/.dev ## Run the tests that need no server
 	@.venv/bin/pytest tests/unit

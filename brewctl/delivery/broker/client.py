@@ -66,8 +66,9 @@ def connection(settings: Settings, *, name: str) -> dict[str, Any]:
 
 
 def require_headers(client: Any) -> None:
-    """Refuse a client that guessed its broker's version wrong: asked through a faulty network, it may take one
-    that answers late for one from before headers, and would go on in that protocol for ever.
+    """Refuse a client that guessed its broker's version wrong, and would speak that protocol for ever.
+
+    Asked through a faulty network, it may take a broker that answers late for one from before headers.
     """
     if client.config["api_version"] < _HEADERS_SINCE:
         client.close()
