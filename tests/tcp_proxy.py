@@ -15,9 +15,7 @@ class Proxy:
         self.port = int(self._listener.getsockname()[1])
         # The server's answers are read and thrown away.
         self.swallowing = threading.Event()
-        # The next answer of the server ends its connection instead.
-        self.hanging_up = threading.Event()
-        self._sockets = [self._listener]
+        self._sockets: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
 
@@ -37,22 +35,27 @@ class Proxy:
     def _pump(self, source: socket.socket, sink: socket.socket, answers: bool) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
-                if answers and self.hanging_up.is_set():
-                    self.hanging_up.clear()
-                    break
                 if not (answers and self.swallowing.is_set()):
                     sink.sendall(data)
-        for each in (source, sink):
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
+        _end(source, sink)
+
+    def hang_up(self) -> None:
+        """End every connection; new ones are taken."""
+        _end(*self._sockets)
 
     def close(self) -> None:
-        for each in self._sockets:
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-            each.close()
+        """End, and leave no thread behind."""
+        _end(self._listener, *self._sockets)
         for thread in self._threads:
             thread.join(10)
+        for each in (self._listener, *self._sockets):
+            each.close()
+
+
+def _end(*sockets: socket.socket) -> None:
+    for each in sockets:
+        with contextlib.suppress(OSError):
+            each.shutdown(socket.SHUT_RDWR)
 
 
 @contextlib.contextmanager

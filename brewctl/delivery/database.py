@@ -59,13 +59,15 @@ class BoundedConnection(Connection):
 
     @contextlib.contextmanager
     def transaction_within(self, seconds: float) -> Iterator[None]:
-        """A transaction whose statements the server ends after `seconds`, in whole ones, each.
+        """A transaction whose statements the server ends after `seconds`, rounded up to whole ones, each.
 
         Its answers, the commit's too, are waited for as long as that and database_look_s more, together.
         """
-        with self.answering_within(seconds + self.limits.database_look_s), self.transaction():
-            if (whole := math.ceil(seconds)) < self.statement_s:
-                self.execute(queries["bound_statements"], {"timeout": f"{whole}s"})
+        bound_s = math.ceil(seconds)
+        with self.answering_within(bound_s + self.limits.database_look_s), self.transaction():
+            # A statement of its own: spared where the session's bound will do.
+            if bound_s < self.statement_s:
+                self.execute(queries["bound_statements"], {"timeout": f"{bound_s}s"})
             yield
 
     def wait(self, gen: PQGen[RV], *args: Any, **kwargs: Any) -> RV:

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -85,22 +86,51 @@ def test_running_roles_outlive_a_crash_of_postgres(home: Path, settings: Setting
     assert brewctl(home, "create-order", "--customer", "c1", "--count", "5", "--addr", address).returncode == 0
     kill(home, "postgres")
     try:
-        refused = brewctl(home, "create-order", "--customer", "c1", "--addr", address)
-        assert refused.returncode in {1, 3}
-        assert "retry" in refused.stderr
-        again = brewctl(home, "create-order", "--customer", "c1", "--addr", address)
-        assert again.returncode == 3
-        assert "UNAVAILABLE" in again.stderr
+        away = brewctl(home, "create-order", "--customer", "c1", "--addr", address, "--timeout", "1")
+        assert away.returncode == 3
+        assert "UNAVAILABLE: the database is away: retry" in away.stderr
+        # One that is asked meanwhile waits for the return.
+        with ThreadPoolExecutor(1) as pool:
+            order = ("create-order", "--customer", "c1", "--addr", address, "--timeout", "120")
+            patient = pool.submit(brewctl, home, *order)
+            assert brewctl(home, "up").returncode == 0
+            assert patient.result(120).returncode == 0
     finally:
         assert brewctl(home, "up").returncode == 0
-    wait_until(
-        "an accepted order",
-        lambda: brewctl(home, "create-order", "--customer", "c1", "--addr", address).returncode == 0,
-        timeout_s=60,
-    )
     wait_until("six reservations", lambda: counts(settings).reservations == counts(settings).orders >= 6, timeout_s=60)
     assert node.alive
     assert consumer.alive
+    assert_said_once(node)
+
+
+def assert_said_once(node: Node) -> None:
+    """However long it was, an outage is a line when it begins and one when it ends."""
+    log = node.log.read_text()
+    assert (log.count("event=database_away"), log.count("event=database_back")) == (1, 1), log
+
+
+def test_a_postgres_that_stands_still_is_away_until_it_goes_on(home: Path, settings: Settings, nodes: Nodes) -> None:
+    node, address = serve(nodes)
+    consumer = nodes.start("inventory-1", "consume", "inventory")
+    consumer.wait_for("partitions", lambda node: node.assignment == [0, 1, 2, 3, 4, 5])
+    order = ("create-order", "--customer", "c1", "--addr", address)
+    assert brewctl(home, *order).returncode == 0
+    postmaster = psutil.Process(pid(home, "postgres"))
+    processes = [postmaster, *postmaster.children(recursive=True)]
+    for process in processes:
+        process.suspend()
+    try:
+        node.wait_for("its warning", lambda node: "event=database_away" in node.log.read_text())
+        refused = brewctl(home, *order, "--timeout", "1")
+        assert refused.returncode == 3
+        assert "UNAVAILABLE: the database is away: retry" in refused.stderr
+    finally:
+        for process in processes:
+            process.resume()
+    assert brewctl(home, *order, "--timeout", "60").returncode == 0
+    wait_until("both reservations", lambda: counts(settings).reservations == 2, timeout_s=60)
+    assert counts(settings).orders == 2
+    assert_said_once(node)
 
 
 def test_a_consumer_without_kafka_says_so(home: Path) -> None:

@@ -135,3 +135,20 @@ def wait_for_blocked(rig: Rig, handlers: int) -> None:
         timeout_s=20,
         every_s=0.02,
     )
+
+
+RAISE = "RAISE EXCEPTION 'the disk is full'"
+
+
+@contextlib.contextmanager
+def failing(rig: Rig, action: str, *, at_commit: bool) -> Iterator[None]:
+    """Whatever is written to the outbox fails so: at once, or when it is committed."""
+    rig.connection.execute(
+        f"CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {action}; RETURN NULL; END $$"
+    )
+    kind, deferred = ("CONSTRAINT TRIGGER", "DEFERRABLE INITIALLY DEFERRED") if at_commit else ("TRIGGER", "")
+    rig.connection.execute(f"CREATE {kind} fail AFTER INSERT ON outbox {deferred} FOR EACH ROW EXECUTE FUNCTION fail()")
+    try:
+        yield
+    finally:
+        rig.connection.execute("DROP FUNCTION fail CASCADE")

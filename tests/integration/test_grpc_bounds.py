@@ -15,10 +15,12 @@ from tests.conftest import Rig
 from tests.integration.grpc_tools import (
     CONCURRENT_CALLS,
     HANDLER_THREADS,
+    RAISE,
     RETRY_AFTER_S,
     Service,
     answer,
     dialled,
+    failing,
     locked_orders,
     order,
     rows,
@@ -222,22 +224,7 @@ def test_lost_connections_alone_are_no_outage(service: Service) -> None:
 
 # A database that fails
 
-RAISE = "RAISE EXCEPTION 'the disk is full'"
 END = "PERFORM pg_terminate_backend(pg_backend_pid())"
-
-
-@contextlib.contextmanager
-def failing(rig: Rig, action: str, *, at_commit: bool) -> Iterator[None]:
-    """Whatever is written to the outbox fails so: at once, or when it is committed."""
-    rig.connection.execute(
-        f"CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {action}; RETURN NULL; END $$"
-    )
-    kind, deferred = ("CONSTRAINT TRIGGER", "DEFERRABLE INITIALLY DEFERRED") if at_commit else ("TRIGGER", "")
-    rig.connection.execute(f"CREATE {kind} fail AFTER INSERT ON outbox {deferred} FOR EACH ROW EXECUTE FUNCTION fail()")
-    try:
-        yield
-    finally:
-        rig.connection.execute("DROP FUNCTION fail CASCADE")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,11 @@
 """One key, one order: whoever asks, however often, wherever."""
 
+import contextlib
+import json
+import os
+import pty
+import shlex
+import subprocess
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -8,8 +14,12 @@ from typing import Any
 import grpc
 import pytest
 
+from brewctl.client import OrderClient
+from brewctl.lifecycle import wait_until
 from brewctl.proto import orders_pb2
-from tests.integration.grpc_tools import Answer, Service, dialled, rows, rows_of, somebody
+from tests.conftest import BREWCTL
+from tests.integration.grpc_tools import RAISE, Answer, Service, dialled, failing, rows, rows_of, somebody
+from tests.tcp_proxy import proxied
 
 
 def test_the_same_key_and_body_return_the_first_order(service: Service) -> None:
@@ -75,3 +85,100 @@ def test_two_replicas_racing_on_one_key_make_one_order(service: Service) -> None
             for amount, got in answers:
                 expected = grpc.StatusCode.OK if amount == won else grpc.StatusCode.ALREADY_EXISTS
                 assert got.code is expected, got
+
+
+# The client's side
+
+
+def test_an_answer_that_is_lost_after_the_commit_is_asked_for_again(service: Service) -> None:
+    customer, port = somebody(), int(service.address.rpartition(":")[2])
+    with (
+        proxied("127.0.0.1", port) as proxy,
+        OrderClient([f"127.0.0.1:{proxy.port}"], timeout_s=30) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        client.create("somebody else", amount_cents=1, currency="EUR")  # to be connected
+        proxy.swallowing.set()
+        order = pool.submit(client.create, customer, amount_cents=1, currency="EUR")
+        wait_until("a committed order", lambda: rows_of(service.rig, customer) == (1, 1), timeout_s=20)
+        proxy.swallowing.clear()
+        proxy.hang_up()
+        read = service.get(order.result(30)).response.order
+    assert read.customer_id == customer
+    assert rows_of(service.rig, customer) == (1, 1)
+
+
+def create_order(service: Service, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return service.rig.brewctl("create-order", "--addr", service.address, *arguments)
+
+
+def keys_of(service: Service, customer: str) -> list[tuple[object, ...]]:
+    """Tenant, key and id of a customer's orders."""
+    return service.rig.connection.execute(
+        "SELECT tenant_id, idempotency_key, id::text FROM orders WHERE customer_id = %s ORDER BY created_at",
+        (customer,),
+    ).fetchall()
+
+
+def test_create_order_makes_a_key_for_each_order(service: Service) -> None:
+    customer = somebody()
+    done = create_order(service, "--customer", customer, "--count", "3", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    shown = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len({order["idempotency_key"] for order in shown}) == 3
+    assert keys_of(service, customer) == [("brew", order["idempotency_key"], order["order_id"]) for order in shown]
+
+
+def test_create_order_with_a_key_finds_the_orders_that_it_made(service: Service) -> None:
+    customer, key = somebody(), str(uuid.uuid4())
+    several = ("--customer", customer, "--idempotency-key", key, "--tenant", "tea", "--count", "3")
+    first, again = create_order(service, *several), create_order(service, *several)
+    assert (first.returncode, again.returncode, again.stdout) == (0, 0, first.stdout)
+    assert keys_of(service, customer) == [
+        ("tea", f"{key}-{number}", order_id) for number, order_id in enumerate(first.stdout.split(), 1)
+    ]
+    other = create_order(service, "--customer", "other", "--idempotency-key", f"{key}-2", "--tenant", "tea")
+    assert (other.returncode, other.stdout) == (1, "")
+    assert other.stderr.startswith("brewctl: order-service ")
+    assert "ALREADY_EXISTS" in other.stderr
+    assert other.stderr.count("\n") == 1
+    assert create_order(service, "--customer", customer, "--idempotency-key", key).stdout.strip() not in first.stdout
+
+
+def test_create_order_goes_on_after_a_failed_commit_and_says_so_once(service: Service) -> None:
+    customer = somebody()
+    controller, terminal = pty.openpty()
+    try:
+        with failing(service.rig, RAISE, at_commit=True):
+            asking = subprocess.Popen(
+                [BREWCTL, "create-order", "--addr", service.address, "--customer", customer, "--timeout", "60"],
+                env={**os.environ, **service.rig.env},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=terminal,
+                text=True,
+            )
+            os.close(terminal)
+            told = os.read(controller, 10_000).decode()
+        order_id, _ = asking.communicate(timeout=60)
+        with contextlib.suppress(OSError):  # nobody has the terminal any more
+            told += os.read(controller, 10_000).decode()
+    finally:
+        os.close(controller)
+    assert asking.returncode == 0
+    assert [row[2] for row in keys_of(service, customer)] == [order_id.strip()]
+    assert "INTERNAL: the commit failed" in told
+    assert told.count("trying again") == told.count("\n") == 1
+
+
+def test_create_order_that_never_hears_names_the_key_and_what_to_run(service: Service) -> None:
+    customer, key = somebody(), str(uuid.uuid4())
+    with failing(service.rig, RAISE, at_commit=True):
+        failed = create_order(service, "--customer", customer, "--idempotency-key", key, "--timeout", "0.5")
+    assert (failed.returncode, failed.stdout) == (3, "")
+    (line,) = failed.stderr.splitlines()
+    command = line.partition("`")[2].partition("`")[0]
+    assert command.endswith(f"--idempotency-key {key}")
+    asked = create_order(service, *shlex.split(command)[2:])
+    assert asked.returncode == 0
+    assert keys_of(service, customer) == [("brew", key, asked.stdout.strip())]

@@ -133,6 +133,8 @@ def test_completion(brewctl: Brewctl) -> None:
         (("create-order", "--customer", "c1", "--amount-cents", "x"), "--amount-cents"),
         (("create-order", "--customer", "c1", "--amount-cents", str(2**63)), "10^12"),
         (("create-order", "--customer", "c1", "--addr", "nowhere"), "'nowhere' is not HOST:PORT"),
+        (("create-order", "--customer", "c1", "--timeout", "0"), "--timeout"),
+        (("create-order", "--customer", "c1", "--tenant", "a\nb"), "tenant"),
         (("serve", "order", "--node", "a b"), "--node 'a b'"),
         (("consume", "inventory", "--node", "inventory-1\n"), "--node"),
         (("serve", "order", "--port", "65536"), "--port"),

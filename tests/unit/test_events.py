@@ -4,6 +4,9 @@ import random
 import uuid
 
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+from hypothesis import given
+from hypothesis import strategies as st
 
 from brewctl.delivery import events
 from brewctl.delivery.events import Headers, UnreadableError
@@ -188,3 +191,45 @@ def test_parse_order_takes_any_order_with_a_uuid() -> None:
 def test_parse_order_refuses_what_is_no_order(payload: bytes) -> None:
     with pytest.raises(UnreadableError, match=r"^payload "):
         events.parse_order(payload)
+
+
+# Every record there is
+
+TEXT = st.text(st.characters(codec="utf-8"))
+ORDERS = st.builds(
+    OrderCreated,
+    order_id=st.uuids().map(str),
+    customer_id=TEXT,
+    amount_cents=st.integers(-(2**63), 2**63 - 1),
+    currency=TEXT,
+    status=st.sampled_from([0, ORDER_STATUS_NEW, 7]),
+    created_at=st.builds(Timestamp, seconds=st.integers(0, 253402300799), nanos=st.integers(0, 999_999_999)),
+    trace_id=TEXT,
+    tenant_id=TEXT,
+)
+
+
+@given(outbox_id=st.integers(1, 2**63 - 1), order=ORDERS, node=TEXT)
+def test_every_order_that_is_written_is_read_back(outbox_id: int, order: OrderCreated, node: str) -> None:
+    key = events.aggregate_id(order.order_id)
+    written = events.headers_for(outbox_id, key, order, node=node)
+    assert events.read_record(order.SerializeToString(), written) == events.Event(outbox_id, order)
+
+
+RAW_HEADERS = st.lists(
+    st.tuples(
+        st.sampled_from([name for name, _ in HEADERS]) | st.text(),
+        st.sampled_from([value for _, value in HEADERS]) | st.binary(),
+    )
+)
+
+
+@given(value=st.none() | st.just(PAYLOAD) | st.binary(), raw=RAW_HEADERS, good=st.booleans())
+def test_whatever_comes_is_read_or_refused_with_a_reason(value: bytes | None, raw: Headers, good: bool) -> None:
+    event, reason = None, "another type"
+    try:
+        event = events.read_record(value, [*HEADERS, *raw] if good else raw)
+    except UnreadableError as refused:
+        reason = str(refused)
+    assert 0 < len(reason) < 1000
+    assert event is None or (event.outbox_id >= 1 and events.is_uuid(event.order.order_id))

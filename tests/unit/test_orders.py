@@ -1,10 +1,14 @@
 """What order-service accepts: the contract's input rules, and where a trace id comes from."""
 
 import re
+import unicodedata
 import uuid
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from iso4217 import Currency
 
 from brewctl.delivery import orders
 from brewctl.delivery.orders import InvalidOrderError, NewOrder
@@ -186,3 +190,79 @@ def test_a_malformed_traceparent_starts_a_new_trace(traceparent: str | None) -> 
     assert len(made) == 10
     assert TRACE not in made
     assert all(re.fullmatch("[0-9a-f]{32}", trace) and set(trace) != {"0"} for trace in made)
+
+
+# Every input there is
+
+ANY_TEXT = st.text(st.characters(codec="utf-8"), max_size=140)
+CONTROLS = frozenset(chr(code) for code in [*range(0x20), *range(0x7F, 0xA0)])
+
+
+def test_control_characters_are_what_unicode_says() -> None:
+    assert {chr(code) for code in range(0x110000) if unicodedata.category(chr(code)) == "Cc"} == CONTROLS
+
+
+@given(
+    customer_id=ANY_TEXT,
+    amount_cents=st.integers(-(2**63), 2**63 - 1) | st.integers(-2, 2) | st.integers(10**12 - 2, 10**12 + 2),
+    currency=st.sampled_from([currency.code for currency in Currency]) | st.text("AEIOURSDéé\x00 1", max_size=4),
+    idempotency_key=ANY_TEXT,
+    tenant_id=st.none() | st.text("aZ0._- /é\n", max_size=70) | ANY_TEXT,
+)
+@example(customer_id="c" * 128, amount_cents=10**12, currency="EUR", idempotency_key="k" * 255, tenant_id="t" * 64)
+@example(customer_id="c" * 129, amount_cents=1, currency="EUR", idempotency_key="k" * 256, tenant_id="t" * 65)
+def test_exactly_what_the_contract_allows_is_accepted(
+    customer_id: str, amount_cents: int, currency: str, idempotency_key: str, tenant_id: str | None
+) -> None:
+    wrong = {
+        "customer_id": not 1 <= len(customer_id) <= 128 or not CONTROLS.isdisjoint(customer_id),
+        "idempotency_key": len(idempotency_key) > 255 or not CONTROLS.isdisjoint(idempotency_key),
+        "amount_cents": not 1 <= amount_cents <= 10**12,
+        "currency": currency not in {currency.code for currency in Currency},
+        "x-tenant-id": tenant_id is not None
+        and (not 1 <= len(tenant_id) <= 64 or not set(tenant_id) <= set(TENANT_CHARACTERS)),
+    }
+    try:
+        new = accept(
+            customer_id=customer_id,
+            amount_cents=amount_cents,
+            currency=currency,
+            idempotency_key=idempotency_key,
+            tenant_id=tenant_id,
+        )
+    except InvalidOrderError as refused:
+        reasons = str(refused)
+    else:
+        reasons = ""
+        order = new.order
+        assert (order.customer_id, order.amount_cents, order.currency) == (customer_id, amount_cents, currency)
+        assert (new.idempotency_key or "", new.tenant_id) == (idempotency_key, tenant_id or "brew")
+    named = {violation.partition(" must ")[0] for violation in reasons.split("; ")} & wrong.keys()
+    assert named == {name for name, is_wrong in wrong.items() if is_wrong}
+    assert reasons.isprintable()
+
+
+TENANT_CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-"
+HEX = "0123456789abcdef"
+
+
+@given(
+    version=st.text(HEX, min_size=2, max_size=2),
+    trace=st.text(HEX, min_size=32, max_size=32),
+    parent=st.text(HEX, min_size=16, max_size=16),
+    flags=st.text(HEX, min_size=2, max_size=2),
+    more=st.just("") | st.text(st.characters(codec="ascii", exclude_characters="\n"), max_size=20).map("-{}".format),
+)
+@example(version="00", trace="0" * 32, parent=PARENT, flags="01", more="")
+@example(version="00", trace=TRACE, parent="0" * 16, flags="01", more="")
+@example(version="ff", trace=TRACE, parent=PARENT, flags="01", more="")
+def test_exactly_the_traces_that_w3c_allows_go_on(version: str, trace: str, parent: str, flags: str, more: str) -> None:
+    goes_on = version != "ff" and set(trace) != {"0"} and set(parent) != {"0"} and (version != "00" or not more)
+    assert (orders.trace_id(f"{version}-{trace}-{parent}-{flags}{more}") == trace) is goes_on
+
+
+@given(st.text())
+def test_whatever_comes_as_a_traceparent_there_is_a_trace(traceparent: str) -> None:
+    made = orders.trace_id(traceparent)
+    assert re.fullmatch("[0-9a-f]{32}", made)
+    assert set(made) != {"0"}
