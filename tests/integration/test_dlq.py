@@ -3,20 +3,22 @@
 import contextlib
 import dataclasses
 import json
+import random
 import threading
 from collections.abc import Iterator, Sequence
 
 import pytest
+from kafka.admin import ConfigResource, ConfigResourceType
 
 from brewctl.delivery import database
-from brewctl.delivery.broker import Outcome, Place, Producer, Record
+from brewctl.delivery.broker import Outcome, Place, Producer, Record, RefusedError
 from brewctl.delivery.database import Pool
 from brewctl.delivery.dead_letters import DeadLetters, Filter, Settled, open_dead_letters
 from brewctl.delivery.inbox import Inbox, Projection
 from brewctl.errors import BrewError
 from brewctl.roles import inventory, notifications
 from tests.conftest import Rig, open_rig
-from tests.integration.kafka_tools import good_record, replaced
+from tests.integration.kafka_tools import good_record, kafka_admin, replaced
 from tests.integration.reading import read_topic
 
 
@@ -200,6 +202,42 @@ def test_what_kafka_does_not_take_stays_open(rig: Rig) -> None:
         with pytest.raises(BrewError, match="does not have the topic"):
             letters.redrive(letters.find(Filter()))
         assert len(list(letters.find(Filter()))) == 2
+
+
+def test_of_a_letter_too_large_for_its_topic_reason_and_place_are_kept(rig: Rig, pool: Pool) -> None:
+    good = good_record()
+    large = Record(rig.settings.topic, good.key, random.Random(9).randbytes(100_000), good.headers)
+    (place,) = send(rig, large)
+    with letters_of_at_most(rig, 50_000):
+        inbox = Inbox(rig.settings, pool, inventory.PROJECTION, node="n")
+        inbox.handle([placed(large, place)])
+        assert (inbox.tally.dead, inbox.tally.processed) == (1, 1)
+    with opened(rig) as letters:
+        (letter,) = letters.find(Filter())
+        assert (letter.key, letter.value, letter.headers) == (good.key, None, good.headers)
+        assert letter.died_at == (rig.settings.topic, *place)
+        assert letter.omitted == "value of 100000 bytes"
+        ((_, why),) = letters.redrive([letter]).refused
+        assert f"{rig.settings.topic} {place.partition}@{place.offset}" in why
+        assert list(letters.find(Filter())) == [letter], "it stays open"
+
+
+@contextlib.contextmanager
+def letters_of_at_most(rig: Rig, size: int) -> Iterator[None]:
+    """Let the dead-letter topic take less than the topic does."""
+    topic = rig.settings.dead_letter_topic
+    with kafka_admin(rig.settings) as admin:
+        admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, {"max.message.bytes": str(size)})])
+        producer = Producer(rig.settings, node="probe")
+        probe = Record(topic, None, bytes(size), [])
+        try:
+            rig.wait("the limit", lambda: isinstance(producer.send([probe], timeout_s=5)[0], RefusedError))
+            with opened(rig) as letters:  # the probes that were taken
+                letters.drop(list(letters.find(Filter())))
+            yield
+        finally:
+            producer.close()
+            admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, {"max.message.bytes": "2097152"})])
 
 
 def test_the_commands(rig: Rig, pool: Pool) -> None:
