@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import threading
 import time
 import uuid
@@ -11,8 +12,17 @@ import psycopg
 import pytest
 from kafka.admin import NewTopic
 
-from brewctl.delivery import database, events, orders
-from brewctl.delivery.broker import Outcome, Place, Producer, Record, RefusedError, UnavailableError, open_admin
+from brewctl.delivery import database, events, orders, outbox
+from brewctl.delivery.broker import (
+    Outcome,
+    Place,
+    Producer,
+    Record,
+    RefusedError,
+    UnavailableError,
+    UnsentError,
+    open_admin,
+)
 from brewctl.delivery.database import Pool
 from brewctl.delivery.outbox import Publisher
 from brewctl.lifecycle import wait_until
@@ -355,3 +365,42 @@ def test_an_invalid_record_is_refused(rig: Rig, producer: Producer) -> None:
     assert isinstance(refused, RefusedError)
     assert "InvalidRecord" in str(refused)
     assert isinstance(taken, Place)
+
+
+def test_what_was_set_aside_is_shown_and_retried(rig: Rig, pool: Pool) -> None:
+    """On the command line, from the refusal to an empty outbox."""
+    bad, good = create_order(rig), create_order(rig)
+    first, other = unpublished(rig)
+    later = add_event(rig, bad)
+    assert rig.brewctl("counts").stdout.count("\n") == 1
+    publisher = Publisher(rig.settings, pool, node="n")
+    refusal = RefusedError("too large \x1b[31m" + "x" * 100)
+    publisher.publish_batch(ScriptedProducer(refusal, UnsentError("topic t: gone")))  # type: ignore[arg-type]
+
+    shown = rig.brewctl("outbox", "list")
+    assert max(map(len, shown.stdout.splitlines())) <= 80
+    states = [line.split()[-3:] for line in shown.stdout.splitlines()[1:] if "order-" in line]
+    assert [words[-2:] for words in states] == [["set", "aside"], [f"order-{good}", "ready"], ["row", str(first)]]
+    assert "\x1b" not in shown.stdout
+    assert "brewctl outbox retry" in shown.stderr
+    failed = [json.loads(line) for line in rig.brewctl("outbox", "list", "--failed", "--json").stdout.splitlines()]
+    assert [(row["id"], row["state"], row["attempts"], row["failure"]) for row in failed] == [
+        (first, "set aside", 1, str(refusal))
+    ]
+    line, more = rig.brewctl("counts").stdout.splitlines()
+    assert line == "counts: orders=2 outbox_unpublished=3 reservations=0 notifications=0"
+    assert more == "outbox_failed=1: see `brewctl outbox list --failed`"
+
+    retried = rig.brewctl("outbox", "retry", str(first), str(other))
+    assert (retried.returncode, retried.stdout) == (1, f"back in the queue: {first}\n")
+    assert f"not set aside: {other}" in retried.stderr
+    again = rig.brewctl("outbox", "retry", "--all")
+    assert (again.returncode, again.stdout) == (0, "nothing to retry\n")
+    assert rig.brewctl("outbox", "retry").returncode == 2
+    publisher._absent.clear()
+    publisher.publish_batch(ScriptedProducer(refusal, TAKEN))  # type: ignore[arg-type]
+    assert rig.connection.execute("SELECT attempts FROM outbox WHERE id = %s", (first,)).fetchone() == (2,)
+    assert outbox.retry(rig.connection) == [first]
+    publisher.publish_batch(ScriptedProducer(TAKEN))  # type: ignore[arg-type]
+    publisher.publish_batch(ScriptedProducer(TAKEN))  # type: ignore[arg-type]
+    assert unpublished(rig) == [], f"row {later} was waiting behind"

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -266,6 +267,16 @@ def test_after_a_success_the_next_pause_is_short_and_said() -> None:
 def test_tries_that_are_powers_of_two_are_said() -> None:
     backoff = Backoff(Recorder())
     assert [tries for tries in range(1, 70) if backoff.pause()] == [1, 2, 4, 8, 16, 32, 64]
+
+
+def test_a_failure_long_after_the_last_one_is_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing may have noted a success between two outages: the second is not silent."""
+    backoff = Backoff(Recorder())
+    for _ in range(5):
+        backoff.pause()
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 70)
+    assert backoff.pause()
 
 
 def test_a_pause_ends_with_a_stop() -> None:
