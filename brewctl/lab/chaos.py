@@ -154,6 +154,7 @@ class _Play:
                 self._await("the first orders", self._flows, _STEADY_S)
                 self._disturb(steps)
                 healed_s = self._watch.now_s
+                self._stage.wait_ready()
                 self._stage.halt.wait(_CALM_S)
                 self._await(
                     f"{self._plan.orders} orders sent",

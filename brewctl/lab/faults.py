@@ -240,7 +240,7 @@ def poison() -> Fault:
             outcomes = producer.send([_poisoned(stage, kind) for kind in _POISONS for _ in range(3)], timeout_s=10)
         finally:
             producer.close()
-        if failed := [outcome for outcome in outcomes if outcome is not None]:
+        if failed := [outcome for outcome in outcomes if isinstance(outcome, Exception)]:
             raise BrewError(f"kafka did not take a poison record: {failed[0]}")
 
     return Fault("poison records", begin)

@@ -26,6 +26,7 @@ INVENTORY_NODES = ("inventory-1", "inventory-2")
 NOTIFICATION_NODES = ("notification-1",)
 CAST = (*ORDER_NODES, *INVENTORY_NODES, *NOTIFICATION_NODES)
 _END_S = 20.0
+_READY_S = 60.0
 
 
 class SkippedError(Exception):
@@ -146,12 +147,16 @@ class Stage:
         return self._cast[name]
 
     def start_all(self) -> None:
-        """Start the whole cast and wait until servers listen and consumers own their partitions."""
+        """Start the whole cast and wait until it is ready."""
         for name in CAST:
             self.start(name)
+        self.wait_ready()
+
+    def wait_ready(self) -> None:
+        """Wait until servers listen and consumers have joined. Raises BrewError where one ends before that."""
         for name in CAST:
-            what = "listening on" if name in ORDER_NODES else "partitions assigned ["
-            self.node(name).wait_for(what, lambda node, what=what: any(what in line for line in node.lines))  # type: ignore[misc]
+            line = "listening on" if name in ORDER_NODES else "partitions assigned ["
+            self.node(name).wait_for(line, _has(line), timeout_s=_READY_S)
 
     def kill(self, name: str) -> None:
         """Kill a node, paused or not."""
@@ -224,3 +229,7 @@ class Stage:
             database_url=psycopg.conninfo.make_conninfo(self.settings.database_url, port=postgres.port),
             brokers=tuple(self.proxies[name].address for name in self.servers.brokers),
         )
+
+
+def _has(text: str) -> Callable[[Node], bool]:
+    return lambda node: any(text in line for line in node.lines)
