@@ -1,6 +1,8 @@
 """`brewctl verify`: the whole chain, from the sources."""
 
+import contextlib
 import sys
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -9,9 +11,6 @@ from brewctl.cli import options, output
 from brewctl.errors import ExitCode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from contextlib import AbstractContextManager
-
     from rich.table import Table
 
     from brewctl.verify import Facts, Verification
@@ -50,23 +49,19 @@ def verify(
         raise typer.Exit(ExitCode.FAILED)
 
 
-def _progress() -> "AbstractContextManager[Callable[[int, int], None] | None]":
-    from contextlib import contextmanager
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[int, int], None] | None]:
+    """A bar in a terminal, nothing in a pipe."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    @contextmanager
-    def shown() -> "Iterator[Callable[[int, int], None] | None]":
-        if not sys.stderr.isatty():
-            yield None
-            return
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("records", total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
-
-    return shown()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("records", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _show(found: "Verification") -> None:
@@ -103,7 +98,7 @@ def _table(found: "Verification") -> "Table":
     return table
 
 
-def _facts(facts: "Facts") -> "Iterator[tuple[str, str]]":
+def _facts(facts: "Facts") -> Iterator[tuple[str, str]]:
     yield "orders", str(facts.orders)
     yield "outbox", f"{facts.outbox_rows} rows: {facts.published} published, {facts.set_aside} set aside"
     if facts.other_topics:

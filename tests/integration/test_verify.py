@@ -5,16 +5,16 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import NamedTuple
 
 import pytest
 
 from brewctl.delivery.broker import Reader
-from brewctl.roles import inventory
+from brewctl.errors import BrewError
 from brewctl.verify import Verification, verify
 from tests.conftest import Rig, run
 from tests.integration.chain_tools import Chain, open_chain, other_event
-from tests.integration.kafka_tools import good_record, replaced
+from tests.integration.faults import Faults, spoil
+from tests.integration.kafka_tools import good_record
 
 
 @pytest.fixture
@@ -110,6 +110,8 @@ def test_a_topic_without_its_beginning_proves_what_it_can(chain: Chain) -> None:
     chain.send(kept)
     chain.consume()
     chain.delete_records(1)
+    with pytest.raises(BrewError, match="were removed while"):
+        list(chain.reader.read(chain.rig.settings.topic, {0: (0, 1)}))
     found = verify(chain.rig.settings)
     assert broken(found).keys() == {"unpublished", "inventory-missing", "notifications-missing"}  # `unread` waits
     assert (found.facts.removed, found.facts.removed_events) == (1, 1)
@@ -124,192 +126,14 @@ def test_a_topic_without_its_beginning_proves_what_it_can(chain: Chain) -> None:
 # What may not
 
 
-class Fault(NamedTuple):
-    """What a check must say, as often as it is there."""
-
-    check: str
-    says: str
-
-
-Faults = dict[str, Fault]
-
-
 @pytest.fixture(scope="module")
 def spoilt(
     servers: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Chain, Verification, Faults]]:
     """One chain with every fault, each of an order of its own, and what verify says of it."""
     with open_chain(servers, tmp_path_factory.mktemp("logs")) as chain:
-        faults: Faults = {}
-        for spoil in (spoil_records, spoil_letters, spoil_tables, spoil_offsets, spoil_keys):
-            faults |= spoil(chain)
+        faults = spoil(chain)
         yield chain, verify(chain.rig.settings), faults
-
-
-def spoil_records(chain: Chain) -> Iterator[tuple[str, Fault]]:
-    """Make faults of records; each with the check that must name it, and how."""
-    stranger = good_record()
-    at = chain.raw(stranger.key, stranger.value, stranger.headers)
-    yield "a stranger", Fault("strangers", rf"outbox \d+ at 0@{at} is not in the outbox")
-    yield "its effect", Fault("inventory-orphans", rf"reservation of {stranger.order_id}, which is no order")
-    yield "its other effect", Fault("notifications-orphans", rf"notification of {stranger.order_id}")
-    yield "its dedup row", Fault("inventory-dedup", r"outbox \d+ was processed, and is not in the outbox")
-    yield "its other dedup row", Fault("notifications-dedup", r"outbox \d+ was processed, and is not in the outbox")
-
-    row = chain.order(topic="elsewhere")
-    chain.send(row)
-    yield "a row for another topic", Fault("strangers", rf"outbox {row.outbox_id} at 0@\d+ is for topic elsewhere")
-
-    row = chain.order()
-    chain.send(row, key=b"order-\x1b[31m")
-    yield "a wrong key", Fault("wrong-key", rf"outbox {row.outbox_id} at .* key is order-\?\[31m, not order-")
-
-    row = chain.order()
-    for name, headers, says in (
-        ("another order of headers", row.headers[::-1], "its headers are content-type, event-type"),
-        ("one header too many", [*row.headers, ("more", b"")], "its headers are .*content-type, more"),
-        ("a wrong tenant", replaced(row.headers, tenant_id=b"coffee"), "tenant-id is coffee, not tea"),
-        ("a wrong trace", replaced(row.headers, trace_id=b"1"), "trace-id is 1, not "),
-        ("no node", replaced(row.headers, publisher_node=b""), "publisher-node is empty"),
-    ):
-        chain.send(row, headers=headers)
-        yield name, Fault("wrong-headers", f"outbox {row.outbox_id} at .*: {says}")
-
-    row = chain.order()
-    unknown_field = b"\xfa\x01\x00"
-    chain.send(row, value=row.value + unknown_field)
-    yield "another payload", Fault("wrong-payload", rf"outbox {row.outbox_id} at .*: its \d+ bytes are not the row's")
-
-    row = chain.order()
-    chain.execute("UPDATE orders SET amount_cents = 1, currency = 'USD' WHERE id = %s", row.order_id)
-    chain.send(row)
-    yield "another order", Fault("unlike-order", rf"outbox {row.outbox_id} at .*: amount_cents, currency not as in")
-
-    row = chain.order()
-    chain.send(row)
-    chain.send(row, partition=1)
-    yield "a key in two partitions", Fault("split-keys", f"outbox {row.outbox_id} is in partitions 0, 1")
-
-    row = chain.order()
-    twin = chain.twin(row)
-    chain.send(twin)
-    chain.send(row)
-    chain.send(twin)
-    yield "two events", Fault("event-per-order", f"{row.order_id} has outbox rows {row.outbox_id}, {twin.outbox_id}")
-    yield "in the wrong order", Fault("out-of-order", f"outbox {row.outbox_id} came .* after outbox {twin.outbox_id}")
-
-    row = chain.order()
-    chain.mark(row)
-    yield "a lost row", Fault("lost", f"outbox {row.outbox_id} of order-{row.order_id}, published by order-1")
-    yield "no reservation of it", Fault("inventory-missing", f"{row.order_id} .* {row.outbox_id} is not in the topic")
-    yield "no notification", Fault("notifications-missing", f"{row.order_id} .* {row.outbox_id} is not in the topic")
-
-
-def spoil_letters(chain: Chain) -> Iterator[tuple[str, Fault]]:
-    """Make faults of dead letters."""
-    row = chain.order()
-    at = chain.send(row)
-    letter = chain.bury(row, 100_000)
-    yield "a letter of nothing", Fault("dead-letters", f"0@{letter} names 0@100000, where no record is")
-    letter = chain.bury(row, at, value=b"another")
-    yield "a letter of another record", Fault("dead-letters", f"0@{letter} is not the record at 0@{at}")
-    letter = chain.bury(row, at, topic="elsewhere")
-    yield "a letter of another topic", Fault("dead-letters", f"0@{letter} names no record of the topic")
-    letter = chain.bury(row, at)
-    chain.settle(letter, "redriven", place=(0, 100_000))
-    yield "a letter redriven to nowhere", Fault("dead-letters", f"0@{letter} was redriven to 0@100000, where no record")
-    letter = chain.bury(row, at)
-    chain.settle(letter, "redriven", place=(0, 0))
-    yield (
-        "a copy of something else",
-        Fault("dead-letters", f"0@{letter} is not the record at 0@0, where it was"),
-    )
-
-
-def spoil_tables(chain: Chain) -> Iterator[tuple[str, Fault]]:
-    """Make faults in the tables, behind both groups."""
-    orderless, undone, alone = (chain.order() for _ in range(3))
-    at = [chain.send(row, partition=2) for row in (orderless, undone, alone)][-1]
-    chain.consume()
-
-    ((bare,),) = chain.execute(
-        "INSERT INTO orders (id, tenant_id, customer_id, amount_cents, currency, status)"
-        " VALUES (gen_random_uuid(), 'tea', 'bob', 1, 'EUR', 'ORDER_STATUS_NEW') RETURNING id::text"
-    ).fetchall()
-    yield "no event", Fault("event-per-order", f"order {bare} has no outbox row")
-    yield "so no reservation", Fault("inventory-missing", f"order {bare} has no reservation: it has no event")
-    yield "and no notification", Fault("notifications-missing", f"order {bare} has no notification: it has no event")
-
-    chain.execute("DELETE FROM orders WHERE id = %s", orderless.order_id)
-    yield "no order", Fault("order-per-event", f"outbox {orderless.outbox_id} is of order-{orderless.order_id}, which")
-    yield "a reservation of it", Fault("inventory-orphans", f"reservation of {orderless.order_id}")
-    yield "a notification of it", Fault("notifications-orphans", f"notification of {orderless.order_id}")
-
-    chain.execute("DELETE FROM inventory_reservations WHERE order_id = %s", undone.order_id)
-    yield "a lost effect", Fault("inventory-missing", f"{undone.order_id} .*: outbox {undone.outbox_id} counts as proc")
-    yield (
-        "a dedup row alone",
-        Fault("inventory-dedup", f"{undone.outbox_id} was processed, and order {undone.order_id}"),
-    )
-
-    chain.execute("DELETE FROM processed_events WHERE consumer = 'inventory' AND outbox_id = %s", alone.outbox_id)
-    yield (
-        "an effect alone",
-        Fault("inventory-dedup", f"{alone.order_id} has a .*{alone.outbox_id} was never"),
-    )
-    yield "its offset", Fault("inventory-offsets", f"2@{at} is committed, and outbox {alone.outbox_id} is not in")
-
-    row = chain.order()
-    chain.execute("UPDATE outbox SET failed_at = now(), failure = E'too\\nlarge' WHERE id = %s", row.outbox_id)
-    behind = chain.twin(row)
-    says = rf"outbox {row.outbox_id} .* is set aside \(too\?large\): brewctl outbox retry {row.outbox_id}$"
-    yield "a row set aside", Fault("unpublished", says)
-    yield (
-        "a row behind it",
-        Fault("unpublished", f"{behind.outbox_id} .* behind {row.outbox_id}.* {row.outbox_id}$"),
-    )
-    yield "two events again", Fault("event-per-order", f"order {row.order_id} has outbox rows")
-    yield "not reserved yet", Fault("inventory-missing", f"{row.order_id} .* {row.outbox_id} is not published")
-    yield "not notified yet", Fault("notifications-missing", f"{row.order_id} .* {row.outbox_id} is not published")
-
-
-def spoil_offsets(chain: Chain) -> Iterator[tuple[str, Fault]]:
-    """Let `notifications` pass records over, one of which is dead to `inventory`."""
-    dead, passed = chain.order(), chain.order()
-    dead_at = chain.send(dead, partition=4, headers=replaced(dead.headers, content_type=b"text/plain"))
-    at = chain.send(passed, partition=5)
-    chain.consume([inventory.PROJECTION])
-    chain.commit("notifications", {4: dead_at + 1, 5: at + 8})
-    yield "an unreadable record", Fault("lost", f"outbox {dead.outbox_id} ")
-    yield "a dead one", Fault("inventory-missing", rf"{dead.order_id} .* dead letter: brewctl dlq redrive \d+:\d+$")
-    yield "no letter of it", Fault("notifications-offsets", f"4@{dead_at} is committed, and unreadable without a dead")
-    yield (
-        "so never notified",
-        Fault("notifications-missing", f"{dead.order_id} .*{dead.outbox_id} is not in the"),
-    )
-    yield (
-        "an offset beyond the end",
-        Fault("notifications-offsets", f"5 is .* to {at + 8}, and ends at {at + 1}$"),
-    )
-    yield (
-        "a record behind it",
-        Fault("notifications-offsets", f"5@{at} is .* and outbox {passed.outbox_id} is not"),
-    )
-    yield "passed over", Fault("notifications-missing", f"{passed.order_id} .* at 5@{at} was passed over")
-
-
-def spoil_keys(chain: Chain) -> Iterator[tuple[str, Fault]]:
-    """Double an effect, which only a table without its key lets happen. No consumer runs on it."""
-    ((order_id,),) = chain.execute(
-        "SELECT order_id::text FROM inventory_reservations JOIN notifications_log USING (order_id)"
-        " JOIN orders ON id = order_id ORDER BY order_id LIMIT 1"
-    ).fetchall()
-    chain.execute("ALTER TABLE inventory_reservations DROP CONSTRAINT inventory_reservations_pkey")
-    chain.execute("INSERT INTO inventory_reservations VALUES (%s, 'zombie')", order_id)
-    yield "a second reservation", Fault("inventory-doubled", f"order {order_id} has 2 reservations")
-    chain.execute("ALTER TABLE notifications_log DROP CONSTRAINT notifications_log_pkey")
-    chain.execute("INSERT INTO notifications_log VALUES (%s, 'zombie', 'push')", order_id)
-    yield "a second notification", Fault("notifications-doubled", f"order {order_id} has 2 notifications")
 
 
 def test_every_fault_is_named(spoilt: tuple[Chain, Verification, Faults]) -> None:
@@ -351,21 +175,14 @@ def test_a_server_that_is_away(spoilt: tuple[Chain, Verification, Faults], name:
     assert "127.0.0.1:1" in line
 
 
-def test_from_nothing_to_more_than_is_shown(chain: Chain) -> None:
-    shown = chain.rig.brewctl("verify", "--wait", "30")
-    assert (shown.returncode, shown.stderr) == (0, "")
-    assert shown.stdout.endswith("\nverdict: nothing to verify: there is no order yet\n")
-    rows = [chain.order() for _ in range(8)]
-    check = verify(chain.rig.settings).check("unpublished")
-    assert (check.examined, check.violations) == (8, 8)
-    assert [text.split()[1] for text in check.offenders] == [str(row.outbox_id) for row in rows[:5]]
-    assert "  and 3 more\n" in chain.rig.brewctl("verify").stdout
-
-
 # With the roles
 
 
 def test_it_waits_until_the_roles_are_done(rig: Rig) -> None:
+    shown = rig.brewctl("verify")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout.endswith("\nverdict: nothing to verify: there is no order yet\n")
+
     _, address = rig.serve()
     rig.start("inventory-1", "consume", "inventory")
     rig.brewctl("create-order", "--customer", "c1", "--count", "20", "--addr", address)
@@ -374,7 +191,9 @@ def test_it_waits_until_the_roles_are_done(rig: Rig) -> None:
     assert "still on its way after 0.5 s: " in shown.stderr
     assert "notifications lags by 20\n" in shown.stderr
     assert "\nnotifications-missing: 20 of 20\n" in shown.stdout
-    assert re.search(r"the group has not come to outbox \d+ at \d@\d+ yet\n", shown.stdout)
+    told = re.findall(r"the group has not come to outbox (\d+) at \d@\d+ yet\n", shown.stdout)
+    assert told == ["1", "2", "3", "4", "5"]
+    assert "\n  and 15 more\n" in shown.stdout
 
     rig.start("notification-1", "consume", "notifications")
     shown = rig.brewctl("verify", "--wait", "30")
