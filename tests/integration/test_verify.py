@@ -101,6 +101,7 @@ def test_it_is_sound_while_everything_moves(chain: Chain, monkeypatch: pytest.Mo
     found = verify(chain.rig.settings)
     assert broken(found) == {}
     assert (found.facts.orders, found.facts.events) == (1, 2)
+    assert found.check("unlike-order").examined == 2
 
 
 def test_a_topic_without_its_beginning_proves_what_it_can(chain: Chain) -> None:

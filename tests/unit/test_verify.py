@@ -1,0 +1,50 @@
+"""What a verification says: few offenders, no foreign control characters, a verdict in one line."""
+
+import dataclasses
+
+import pytest
+
+from brewctl.verify import Check, Facts, Verification
+
+FACTS = Facts(**{field.name: 0 for field in dataclasses.fields(Facts) if field.type is int}, dead_letters={}, lag={})
+
+REMARKS = "2 orders, 3 repeats in the topic, 4 open dead letters, 1 events no longer in the topic"
+
+
+def test_a_check_names_the_first_and_counts_all() -> None:
+    check = Check("lost", "every published row is in the topic")
+    for number in range(8):
+        check.fail(f"outbox {number}")
+    check.add(100, ["one more"])
+    assert check.violations == 108
+    assert check.offenders == [f"outbox {number}" for number in range(5)]
+
+
+def test_foreign_text_moves_no_cursor() -> None:
+    check = Check("wrong-key", "")
+    check.fail("key is \x1b[2J\r\n\u202e☕")
+    assert check.offenders == ["key is ?[2J???☕"]
+
+
+@pytest.mark.parametrize(
+    ("facts", "checks", "verdict"),
+    [
+        ({}, [], "nothing to verify: there is no order yet"),
+        ({"orders": 2}, [], "every order was published, reserved and notified exactly once (2 orders)"),
+        (
+            {"orders": 2, "repeats": 3, "removed_events": 1, "dead_letters": {"inventory": {"open": 4, "dropped": 1}}},
+            [],
+            "every order was published, reserved and notified exactly once (" + REMARKS + ")",
+        ),
+        ({"orders": 2}, [Check("lost", "", 2, 1), Check("strangers", "", 2, 0)], "FAILED: lost 1"),
+        (
+            {},
+            [Check("inventory-orphans", "", 9, 9), Check("strangers", "", 1, 1)],
+            "FAILED: inventory-orphans 9, strangers 1",
+        ),
+    ],
+)
+def test_the_verdict(facts: dict[str, int], checks: list[Check], verdict: str) -> None:
+    found = Verification(checks, dataclasses.replace(FACTS, **facts))  # type: ignore[arg-type]
+    assert found.verdict == f"verdict: {verdict}"
+    assert found.ok is ("FAILED" not in verdict)
