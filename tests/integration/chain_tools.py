@@ -14,6 +14,7 @@ from kafka.structs import OffsetAndMetadata
 
 from brewctl.delivery import database, events, orders
 from brewctl.delivery.broker import Reader, open_reader
+from brewctl.delivery.broker.client import connection
 from brewctl.delivery.database import Pool
 from brewctl.delivery.inbox import Inbox, Projection
 from brewctl.proto.orders_pb2 import CreateRequest, OrderCreated
@@ -142,9 +143,8 @@ class Chain:
             TopicPartition(self.rig.settings.topic, partition): OffsetAndMetadata(offset, "")
             for partition, offset in offsets.items()
         }
-        brokers = list(self.rig.settings.brokers)
         with contextlib.closing(
-            KafkaConsumer(bootstrap_servers=brokers, group_id=group, enable_auto_commit=False)
+            KafkaConsumer(**connection(self.rig.settings, name="test"), group_id=group, enable_auto_commit=False)
         ) as committer:
             committer.assign(list(places))
             committer.commit(places)

@@ -23,6 +23,7 @@ from psycopg import sql
 from brewctl.config import Settings
 from brewctl.delivery import events
 from brewctl.delivery.broker import PARTITIONS
+from brewctl.delivery.broker.client import connection
 from brewctl.lab.nodes import Node
 from brewctl.lifecycle import wait_until
 from brewctl.proto.orders_pb2 import ORDER_STATUS_NEW, OrderCreated
@@ -84,7 +85,7 @@ def replaced(headers: Sequence[tuple[str, bytes]], **new: bytes | None) -> list[
 
 @contextlib.contextmanager
 def raw_client(settings: Settings) -> Iterator[Any]:
-    client = KafkaClient(bootstrap_servers=list(settings.brokers), client_id="raw")
+    client = KafkaClient(**connection(settings, name="raw"))
     try:
         client.add_topic(settings.topic)
         yield client
@@ -134,14 +135,14 @@ def _ready_leader(client: Any, place: TopicPartition) -> int:
 
 def end_offsets(settings: Settings, topic: str) -> dict[int, int]:
     """Ends of the partitions that hold a record."""
-    with contextlib.closing(KafkaConsumer(bootstrap_servers=list(settings.brokers), group_id=None)) as reader:
+    with contextlib.closing(KafkaConsumer(**connection(settings, name="test"), group_id=None)) as reader:
         ends = reader.end_offsets([TopicPartition(topic, partition) for partition in range(PARTITIONS)])
     return {place.partition: end for place, end in ends.items() if end}
 
 
 @contextlib.contextmanager
 def kafka_admin(settings: Settings) -> Iterator[Any]:
-    with contextlib.closing(KafkaAdminClient(bootstrap_servers=list(settings.brokers))) as admin:
+    with contextlib.closing(KafkaAdminClient(**connection(settings, name="test"))) as admin:
         yield admin
 
 

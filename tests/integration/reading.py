@@ -4,12 +4,13 @@ from kafka import KafkaConsumer, TopicPartition
 
 from brewctl.config import Settings
 from brewctl.delivery.broker import Record
+from brewctl.delivery.broker.client import connection
 
 
 def read_topic(settings: Settings, *, dead_letters: bool = False) -> list[Record]:
     """Read everything that is in a topic now, per partition in order."""
     topic = settings.dead_letter_topic if dead_letters else settings.topic
-    consumer = KafkaConsumer(bootstrap_servers=list(settings.brokers), consumer_timeout_ms=20_000)
+    consumer = KafkaConsumer(**connection(settings, name="test"), consumer_timeout_ms=20_000)
     try:
         places = [TopicPartition(topic, partition) for partition in consumer.partitions_for_topic(topic)]
         consumer.assign(places)

@@ -11,6 +11,7 @@ import pytest
 from kafka import KafkaProducer
 
 from brewctl.delivery.broker import PARTITIONS, Record
+from brewctl.delivery.broker.client import connection
 from brewctl.lab.nodes import Node
 from brewctl.proto.orders_pb2 import OrderCreated
 from tests.conftest import Rig, open_rig
@@ -232,7 +233,7 @@ class TestOneConsumer:
         with (
             refused_connections(bench.rig, servers, node.name),
             # Both in one batch, so in one poll: the letter is sent, the reservation has to wait.
-            contextlib.closing(KafkaProducer(bootstrap_servers=list(settings.brokers), linger_ms=1_000)) as producer,
+            contextlib.closing(KafkaProducer(**connection(settings, name="test"), linger_ms=1_000)) as producer,
         ):
             sent = [
                 producer.send(settings.topic, one.value, one.key, headers=one.headers, partition=PARTITION)

@@ -10,6 +10,7 @@ from kafka import KafkaProducer
 from brewctl.config import Settings
 from brewctl.delivery import database
 from brewctl.delivery.broker import PARTITIONS, Consumer, Record
+from brewctl.delivery.broker.client import connection
 from brewctl.delivery.inbox import Inbox
 from brewctl.roles import inventory
 from tests.conftest import Rig
@@ -31,7 +32,7 @@ def settings(rig: Rig) -> Settings:
 @pytest.fixture
 def goods(rig: Rig) -> None:
     """Records that are one batch on the wire: a client that drops the rest of it must come back to it."""
-    producer = KafkaProducer(bootstrap_servers=list(rig.settings.brokers), linger_ms=1000, batch_size=2**20)
+    producer = KafkaProducer(**connection(rig.settings, name="test"), linger_ms=1000, batch_size=2**20)
     for good in (good_record() for _ in range(RECORDS)):
         producer.send(rig.settings.topic, good.value, good.key, headers=good.headers, partition=PARTITION)
     producer.close()

@@ -14,6 +14,7 @@ from kafka.coordinator.assignors.range import RangePartitionAssignor
 from kafka.structs import OffsetAndMetadata
 
 from brewctl.delivery.broker import PARTITIONS, open_admin
+from brewctl.delivery.broker.client import connection
 from brewctl.proto import orders_pb2, orders_pb2_grpc
 from tests.conftest import Rig
 from tests.integration.kafka_tools import (
@@ -148,7 +149,7 @@ def test_records_compressed_by_other_producers_are_reserved_once(rig: Rig) -> No
     sent = {codec: [good_record(customer_id="c" * 100) for _ in range(20)] for codec in codecs}
     for codec, goods in sent.items():
         producer = KafkaProducer(
-            bootstrap_servers=list(rig.settings.brokers), compression_type=codec, acks="all", linger_ms=200
+            **connection(rig.settings, name="test"), compression_type=codec, acks="all", linger_ms=200
         )
         with contextlib.closing(producer):
             futures = [
@@ -184,7 +185,7 @@ def test_a_redelivered_record_has_its_effect_once_and_counts_as_skipped(rig: Rig
 
     # A crash before the offsets were committed: all come again.
     with contextlib.closing(
-        KafkaConsumer(bootstrap_servers=list(rig.settings.brokers), group_id=GROUP, enable_auto_commit=False)
+        KafkaConsumer(**connection(rig.settings, name="test"), group_id=GROUP, enable_auto_commit=False)
     ) as group:
         group.assign([TopicPartition(rig.settings.topic, partition) for partition in ends])
         group.commit({TopicPartition(rig.settings.topic, partition): OffsetAndMetadata(0, "") for partition in ends})
@@ -215,9 +216,8 @@ def test_two_nodes_split_the_partitions_and_a_stopped_one_leaves_its_own_at_once
 
 def test_a_group_held_by_another_balancing_protocol_ends_the_consumer_with_one_line(rig: Rig) -> None:
     stranger = KafkaConsumer(
-        bootstrap_servers=list(rig.settings.brokers),
+        **connection(rig.settings, name=f"stranger-{uuid.uuid4().hex[:6]}"),
         group_id=GROUP,
-        client_id=f"stranger-{uuid.uuid4().hex[:6]}",
         enable_auto_commit=False,
         partition_assignment_strategy=[RangePartitionAssignor],
     )
