@@ -2,6 +2,7 @@
 
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from brewctl.sandbox.state import Server, State
 
 # The folders of a home.
 _PARTS = ("postgres", "kafka", "logs")
+_LAST_CHILDREN_S = 5.0  # an ended server's own children go a moment later
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,23 @@ def down(home: Path, *, purge: bool = False) -> list[str]:
             known.servers.clear()
             state.save(home, known)
         if purge:
+            _require_unused(home)
             for part in (*_PARTS, "state.json"):
                 target = home / part
                 with suppress(FileNotFoundError):
                     shutil.rmtree(target) if target.is_dir() else target.unlink()
     return [server.name for server in running]
+
+
+def _require_unused(home: Path) -> None:
+    """Raise BrewError where a server works on the data: one that a damaged state does not know."""
+    folders = [home / "postgres", home / "kafka"]
+    deadline = time.monotonic() + _LAST_CHILDREN_S
+    while strangers := [process for folder in folders for process in processes.working_in(folder)]:
+        if time.monotonic() > deadline:
+            pids = " ".join(str(process.pid) for process in strangers)
+            raise BrewError(f"{home} is still used by process {pids}", hint=f"kill {pids}, then try again")
+        time.sleep(0.05)
 
 
 def running(home: Path) -> bool:

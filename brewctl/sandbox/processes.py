@@ -16,7 +16,7 @@ import psutil
 from brewctl.errors import BrewError
 from brewctl.sandbox.state import Server
 
-# A process's start time is read in ticks of 10 ms, against a clock that may be adjusted a little.
+# Where a process's start is told by the clock alone, which may be adjusted a little.
 _SAME_START_S = 1.0
 _LARGE_LOG_BYTES = 10 * 1024 * 1024
 _PORTS = (15_000, 32_000)
@@ -52,7 +52,7 @@ def spawn(
             start_new_session=True,
         )
     child.returncode = 0  # it is meant to outlive this Popen: no warning when that is collected
-    return Server(name, child.pid, psutil.Process(child.pid).create_time(), port, str(log))
+    return Server(name, child.pid, psutil.Process(child.pid).create_time(), port, str(log), _birth(child.pid))
 
 
 def find(server: Server) -> psutil.Process | None:
@@ -62,9 +62,34 @@ def find(server: Server) -> psutil.Process | None:
         if process.status() == psutil.STATUS_ZOMBIE:
             process.wait(0)
             return None
+        if server.birth:
+            return process if _birth(server.pid) == server.birth else None
         return process if abs(process.create_time() - server.started) < _SAME_START_S else None
     except psutil.Error:
         return None
+
+
+def working_in(folder: Path) -> list[psutil.Process]:
+    """Return the processes whose working directory is the folder or below it, whoever started them."""
+    place, found = folder.resolve(), []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if Path(process.cwd()).is_relative_to(place):
+                found.append(process)
+    return found
+
+
+def _birth(pid: int) -> str:
+    """Tell a process from all others that ever had its pid: this boot's id, and its start in ticks since then.
+
+    Linux only (proc_pid_stat(5), field 22), else ""; a start time moves when the clock is set, as after a suspend.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+        ticks = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19]
+    except OSError:
+        return ""
+    return f"{boot} {int(ticks)}"
 
 
 def end(servers: Iterable[Server], steps: Sequence[tuple[signal.Signals, float]]) -> None:

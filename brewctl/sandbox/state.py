@@ -21,9 +21,10 @@ class Server:
 
     name: str  # postgres, kafka-1, kafka-2, …
     pid: int
-    started: float  # seconds since the epoch, as the operating system tells it
+    started: float  # seconds since the epoch, by a clock that may be set anew while the process runs
     port: int
     log: str
+    birth: str = ""  # its start in a form that no clock changes, where the system tells one
 
 
 @dataclass

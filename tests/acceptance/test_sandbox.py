@@ -117,6 +117,23 @@ def test_a_pid_of_somebody_else_is_left_alone(home: Path) -> None:
         bystander.wait()
 
 
+def test_data_that_a_server_uses_are_not_removed(home: Path) -> None:
+    """A state that does not know a running server, as a damaged one, is no leave to delete below it."""
+    pids = {name: row["pid"] for name, row in status(home).items()}
+    path = home / "state.json"
+    known = path.read_text()
+    try:
+        path.write_text("{")
+        purge = brewctl(home, "down", "--purge")
+    finally:
+        path.write_text(known)
+    assert purge.returncode == 1
+    assert f"{home} is still used by process" in purge.stderr
+    assert all(str(pid) in purge.stderr for pid in pids.values())
+    assert {name: row["pid"] for name, row in status(home).items()} == pids
+    assert brewctl(home, "counts").returncode == 0
+
+
 def test_a_taken_port_is_named(home: Path) -> None:
     port = int(str(status(home)["postgres"]["port"]))
     assert brewctl(home, "down").returncode == 0

@@ -94,10 +94,32 @@ def test_a_log_goes_on_until_it_is_large(spawn: Spawn, tmp_path: Path, monkeypat
 @pytest.mark.parametrize("seconds", [-60.0, 60.0])
 def test_a_pid_that_belongs_to_another_is_left_alone(spawn: Spawn, seconds: float) -> None:
     server = spawn("sleep", "600")
-    mistaken = dataclasses.replace(server, started=server.started + seconds)
+    # Where the system tells no more than the clock's time.
+    mistaken = dataclasses.replace(server, started=server.started + seconds, birth="")
     assert processes.find(mistaken) is None
     processes.end([mistaken], KILL)
     assert processes.find(server) is not None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no other system tells a start that no clock moves")
+def test_a_clock_set_anew_hides_no_process_and_shows_no_other(spawn: Spawn) -> None:
+    server, later = spawn("sleep", "600"), spawn("sleep", "600")
+    stepped = dataclasses.replace(server, started=server.started - 3600)
+    assert processes.find(stepped) is not None
+    boot, _, ticks = server.birth.partition(" ")
+    for other in (later.birth, f"{boot} {int(ticks) - 1}", f"{boot[::-1]} {ticks}"):
+        if other != server.birth:
+            assert processes.find(dataclasses.replace(server, birth=other)) is None
+
+
+def test_who_works_in_a_folder_is_found(spawn: Spawn, tmp_path: Path) -> None:
+    inside, beside = tmp_path / "data" / "deep", tmp_path / "database"
+    inside.mkdir(parents=True)
+    beside.mkdir()
+    worker = spawn("sleep", "600", cwd=inside)
+    spawn("sleep", "600", cwd=beside)
+    assert [process.pid for process in processes.working_in(tmp_path / "data")] == [worker.pid]
+    assert processes.working_in(tmp_path / "absent") == []
 
 
 def test_a_process_that_is_gone_is_not_found(spawn: Spawn) -> None:
