@@ -75,6 +75,8 @@ class Limits:
     kafka_metadata_s: float = 2.0
     kafka_request_s: float = 30.0
     kafka_admin_s: float = 15.0
+    # After a stop: how long a consumer waits for Kafka to take its last commit and its leave.
+    kafka_leave_s: float = 3.0
     # How long a command goes on asking a cluster that answers "not yet".
     kafka_patience_s: float = 30.0
     # After the first signal: how long an order-service listens on, to refuse with a reason; how long work in hand

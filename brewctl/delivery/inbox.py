@@ -109,7 +109,7 @@ class Inbox:
                 try:
                     self._consume_until(stop, backoff)
                 except (UnavailableError, UnreachableError) as error:
-                    if backoff.pause():
+                    if backoff.pause() and not stop.is_set():
                         logger.warning("kafka_unavailable", reason=str(error), hint="joins again")
         finally:
             if self._dead_letters:
@@ -122,7 +122,7 @@ class Inbox:
         starts at the committed offsets, is sure to see them.
         """
         group = self._projection.consumer
-        consumer = Consumer(self._settings, group=group, node=self._node, on_assigned=self._report_assignment)
+        consumer = Consumer(self._settings, stop, group=group, node=self._node, on_assigned=self._report_assignment)
         try:
             while not stop.is_set():
                 records = consumer.poll(timeout_s=_POLL_S)

@@ -133,6 +133,19 @@ def test_a_postgres_that_stands_still_is_away_until_it_goes_on(home: Path, setti
     assert_said_once(node)
 
 
+def test_roles_drain_though_kafka_is_away(home: Path, nodes: Nodes) -> None:
+    server, _ = serve(nodes)
+    consumer = nodes.start("inventory-1", "consume", "inventory")
+    consumer.wait_for("partitions", lambda node: node.assignment == [0, 1, 2, 3, 4, 5])
+    kill(home, "kafka-1")
+    try:
+        assert nodes.stop() == []
+        assert "inventory-service stopped. processed=0" in consumer.lines[-1]
+        assert "order-service stopped" in server.lines[-1]
+    finally:
+        assert brewctl(home, "up").returncode == 0
+
+
 def test_a_consumer_without_kafka_says_so(home: Path) -> None:
     kill(home, "kafka-1")
     try:

@@ -1,8 +1,10 @@
 """A consumer that waits for its database stays a member of its group, with its partitions and its place in them."""
 
+import contextlib
 import dataclasses
 import threading
 import time
+from typing import Any
 
 import pytest
 from kafka import KafkaProducer
@@ -79,7 +81,7 @@ def test_an_outage_of_the_database_moves_no_partition_and_loses_no_record(
 @pytest.mark.usefixtures("goods")
 def test_a_rebalance_while_a_batch_waits_is_told_and_loses_no_record(rig: Rig, settings: Settings) -> None:
     joined: list[list[int]] = []
-    one = Consumer(settings, group="inventory", node="one", on_assigned=joined.append)
+    one = Consumer(settings, threading.Event(), group="inventory", node="one", on_assigned=joined.append)
     try:
         first = read_some(one)
         assert len(first) == settings.limits.consume_records
@@ -101,6 +103,30 @@ def test_a_rebalance_while_a_batch_waits_is_told_and_loses_no_record(rig: Rig, s
         one.close()
 
 
+def test_losing_its_broker_never_lets_a_member_wait_for_itself(settings: Settings) -> None:
+    """The client's threads take its two locks in opposite orders: they have to be one."""
+    member = Consumer(settings, threading.Event(), group="inventory", node="one", on_assigned=lambda _partitions: None)
+    locks = [member._consumer._client._lock, member._consumer._coordinator._lock]
+    meeting = threading.Barrier(2)
+    got: list[bool] = []
+
+    def take(first: Any, second: Any) -> None:
+        with first:
+            with contextlib.suppress(threading.BrokenBarrierError):
+                meeting.wait(1)
+            got.append(second.acquire(timeout=2))
+            if got[-1]:
+                second.release()
+
+    threads = [threading.Thread(target=take, args=order) for order in (locks, reversed(locks))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    member.close()
+    assert got == [True, True]
+
+
 def read_some(consumer: Consumer) -> list[Record]:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
@@ -111,7 +137,7 @@ def read_some(consumer: Consumer) -> list[Record]:
 
 def join_and_leave(settings: Settings) -> None:
     joined: list[list[int]] = []
-    two = Consumer(settings, group="inventory", node="two", on_assigned=joined.append)
+    two = Consumer(settings, threading.Event(), group="inventory", node="two", on_assigned=joined.append)
     deadline = time.monotonic() + 30
     while not joined and time.monotonic() < deadline:
         two.poll(timeout_s=0.2)

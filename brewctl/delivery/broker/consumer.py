@@ -1,10 +1,13 @@
 """Reading, as a member of a consumer group."""
 
 import contextlib
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition, errors
+from kafka.client_async import KafkaClient
 from kafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from kafka.record.default_records import DefaultRecordBatch
 from kafka.structs import OffsetAndMetadata
@@ -23,15 +26,25 @@ _FATAL = (
     errors.AuthenticationFailedError,
     errors.UnsupportedCodecError,
 )
+_SLICE_MS = 100
 
 
 class Consumer:
     """One member of a group, from the earliest offset, offsets committed by hand.
 
-    Rebalances happen inside `poll` alone: finish a batch and commit it before the next poll.
+    Rebalances happen inside `poll` alone: finish a batch and commit it before the next poll. Once `stop` is set,
+    no call takes longer than what is left of kafka_leave_s seconds.
     """
 
-    def __init__(self, settings: Settings, *, group: str, node: str, on_assigned: Callable[[list[int]], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        stop: threading.Event,
+        *,
+        group: str,
+        node: str,
+        on_assigned: Callable[[list[int]], None],
+    ) -> None:
         limits = settings.limits
         self._group = group
         self._listener = _Listener(on_assigned)
@@ -46,9 +59,13 @@ class Consumer:
                 max_poll_interval_ms=int(limits.poll_interval_s * 1000),
                 max_partition_fetch_bytes=limits.consume_partition_bytes,
                 partition_assignment_strategy=[RoundRobinPartitionAssignor],
+                kafka_client=lambda **options: _Client(stop, limits.kafka_leave_s, **options),
                 **connection(settings, name=node),
             )
             require_headers(self._consumer)
+            # One lock instead of two, which this thread and the one that sends heartbeats take in opposite orders:
+            # where a broker goes away, both may wait for each other for ever.
+            self._consumer._coordinator._lock = threading.Condition(self._consumer._client._lock)  # noqa: SLF001
             self._consumer.subscribe([settings.topic], listener=self._listener)
             # Known before it joins: else its first assignment is empty, and a second rebalance follows.
             self._consumer.partitions_for_topic(settings.topic)
@@ -104,13 +121,50 @@ class Consumer:
         offsets = {TopicPartition(*place): OffsetAndMetadata(offset + 1, "") for place, offset in last.items()}
         try:
             self._consumer.commit(offsets)
-        except errors.KafkaError as error:
+        except (errors.KafkaError, UnavailableError) as error:
             return words(error)
         return ""
 
     def close(self) -> None:
         """Leave the group, so that its partitions move at once."""
-        self._consumer.close(autocommit=False)
+        try:
+            self._consumer.close(autocommit=False)
+        except UnavailableError:
+            self._consumer._client.close()  # noqa: SLF001 - what is left of it
+
+
+class _Client(KafkaClient):  # type: ignore[misc]
+    """Ends the waits of the thread that made it, some seconds after a stop.
+
+    Where a broker is away, the library joins, commits and leaves in loops that have no end. Each comes by here.
+    """
+
+    def __init__(self, stop: threading.Event, leave_s: float, **options: Any) -> None:
+        self._stop = stop
+        self._leave_s = leave_s
+        self._give_up_at: float | None = None
+        self._owner = threading.current_thread()
+        super().__init__(**options)
+
+    def poll(self, timeout_ms: float | None = None, future: Any = None) -> list[object]:
+        """Exchange requests and responses, as the library's does. Raises UnavailableError where the time is up."""
+        if threading.current_thread() is not self._owner:
+            return list(super().poll(timeout_ms, future))
+        if future is None:
+            self._check()
+            return list(super().poll(_SLICE_MS if timeout_ms is None else min(timeout_ms, _SLICE_MS)))
+        responses = list(super().poll(0))
+        while not future.is_done:
+            self._check()
+            responses += super().poll(_SLICE_MS)
+        return responses
+
+    def _check(self) -> None:
+        if not self._stop.is_set():
+            return
+        self._give_up_at = self._give_up_at or time.monotonic() + self._leave_s
+        if time.monotonic() > self._give_up_at:
+            raise UnavailableError("no answer before the stop")
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
