@@ -22,7 +22,6 @@ from brewctl import lifecycle, overview
 from brewctl.config import Settings
 from brewctl.delivery import database, topics
 from brewctl.delivery.broker import open_admin
-from brewctl.errors import BrewError
 from brewctl.lab.nodes import Node, Nodes, environment
 
 BREWCTL = str(Path(sys.executable).with_name("brewctl"))
@@ -131,7 +130,7 @@ def open_rig(servers: dict[str, str], logs: Path) -> Iterator[Rig]:
         except psycopg.errors.InsufficientPrivilege:
             _unavailable("the database user may not create databases")
         try:
-            _wait_for_empty_groups(settings)
+            topics.await_empty_groups(settings, timeout_s=60)
             topics.create(settings)
             with (
                 database.connect(settings) as connection,
@@ -151,16 +150,3 @@ def rig(servers: dict[str, str], tmp_path: Path) -> Iterator[Rig]:
     """A rig of one test's own."""
     with open_rig(servers, tmp_path / "logs") as rig:
         yield rig
-
-
-def _wait_for_empty_groups(settings: Settings) -> None:
-    """Members that a test before this one killed are members until their session ends."""
-    with open_admin(settings) as admin:
-
-        def empty() -> bool:
-            try:
-                return not any(admin.members(group, settings.topic) for group in topics.GROUPS)
-            except BrewError:
-                return False
-
-        lifecycle.wait_until("consumer groups without members", empty, timeout_s=60)

@@ -1,6 +1,5 @@
 """`brewctl chaos`: what production does to the system, done to the sandbox, with a verdict."""
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,22 +9,24 @@ import typer
 from brewctl.cli import options, output
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from brewctl.lab.chaos import Plan, Result
     from brewctl.lab.history import Act
     from brewctl.lab.scenarios import Scenario
 
-# Column of the table → field of a Result.
-_COLUMNS = {
-    "acked": "acknowledged",
-    "failed": "failed",
-    "unknown": "unknown",
-    "lost": "lost",
-    "repeats": "repeats",
-    "missing": "missing",
-    "doubled": "doubled",
-}
+# Columns of the table: what they are about, heading, width, field of a Result. 80 columns in all.
+_COLUMNS = (
+    ("orders", "acked", 6, "acknowledged"),
+    ("orders", "failed", 7, "failed"),
+    ("orders", "unkn", 5, "unknown"),
+    ("orders", "lost", 5, "lost"),
+    ("topic", "again", 6, "repeats"),
+    ("effects", "none", 6, "missing"),
+    ("effects", "twice", 6, "doubled"),
+    ("seconds", "still", 6, "standstill_s"),
+    ("seconds", "after", 6, "catch_up_s"),
+)
 
 
 def chaos(
@@ -73,43 +74,51 @@ def chaos(
 
     home = config.home()
     plan = Plan(orders=orders, rate=rate, seed=seed, session_s=session_timeout)
-    with borrowed(home, keep=keep):
-        _note(f"seed {seed}, {rate:g} orders a second, sessions of {session_timeout:g} s")
-        played = list(_play(chosen, plan, home, as_json=as_json))
-    results = [result for result, _ in played]
-    if not as_json:
-        _table(results)
-    if report:
-        from brewctl.lab import report as reports
-
-        command = " ".join(["brewctl chaos", *(f"--scenario {each.name}" for each in chosen), f"--seed {seed}"])
-        facts = [("command", command), ("load", f"{rate:g} orders a second"), ("session", f"{session_timeout:g} s")]
-        acts = [act for _, act in played]
-        reports.write(report, title="brewctl chaos", subtitle=f"{len(acts)} scenarios", acts=acts, facts=facts)
-        _note(f"wrote {report}")
-    if failed := [result.scenario for result in results if not result.ok]:
+    played: list[tuple[Result, Act]] = []
+    try:
+        with borrowed(home, keep=keep):
+            output.note(f"seed {seed}, {rate:g} orders a second, sessions of {session_timeout:g} s")
+            for each in chosen:
+                played.append(_play(each, plan, home))
+                if as_json:
+                    output.emit_json(asdict(played[-1][0]))
+    finally:
+        # What was played is told, whatever ended it.
+        if played and not as_json:
+            _table([result for result, _ in played])
+        if played and report:
+            _write(report, [act for _, act in played], chosen, plan)
+    if failed := [result.scenario for result, _ in played if not result.ok]:
         again = f"again: brewctl chaos --seed {seed} --scenario {failed[0]}"
         raise BrewError(f"{', '.join(failed)} failed", hint=f"the nodes' logs are in {home}/logs/chaos; {again}")
 
 
-def _play(chosen: "Sequence[Scenario]", plan: "Plan", home: Path, *, as_json: bool) -> "Iterator[tuple[Result, Act]]":
+def _play(scenario: "Scenario", plan: "Plan", home: Path) -> "tuple[Result, Act]":
     from brewctl.lab import chaos as play
     from brewctl.lab.stage import Servers
 
-    for scenario in chosen:
-        _note(f"{scenario.name}: {scenario.title}")
-        result, act = play.run(
-            options.settings(),
-            scenario,
-            plan,
-            Servers(home),
-            logs=home / "logs" / "chaos" / scenario.name,
-            tell=lambda at_s, text: _note(f"  {at_s:6.1f} s  {text}"),
-        )
-        _note(f"  {_verdict(result)}")
-        if as_json:
-            output.emit_json(asdict(result))
-        yield result, act
+    output.note(f"{scenario.name}: {scenario.title}")
+    result, act = play.run(
+        options.settings(),
+        scenario,
+        plan,
+        Servers(home),
+        logs=home / "logs" / "chaos" / scenario.name,
+        tell=lambda at_s, text: output.note(f"  {at_s:6.1f} s  {text}"),
+    )
+    output.note(f"  {_verdict(result)}")
+    return result, act
+
+
+def _write(report: Path, acts: "Sequence[Act]", chosen: "Sequence[Scenario]", plan: "Plan") -> None:
+    from brewctl.lab import report as reports
+    from brewctl.lab import scenarios
+
+    names = "" if len(chosen) == len(scenarios.SCENARIOS) else "".join(f" --scenario {each.name}" for each in chosen)
+    same = f"--seed {plan.seed} --orders {plan.orders} --rate {plan.rate:g} --session-timeout {plan.session_s:g}"
+    facts = [("command", f"brewctl chaos{names} {same}")]
+    reports.write(report, title="brewctl chaos", subtitle=f"{len(acts)} scenarios", acts=acts, facts=facts)
+    output.note(f"wrote {report}")
 
 
 def _list(known: "Sequence[Scenario]", *, as_json: bool) -> None:
@@ -141,15 +150,22 @@ def _verdict(result: "Result") -> str:
 
 
 def _table(results: "Sequence[Result]") -> None:
-    output.emit(f"{'scenario':<20}" + "".join(f"{name:>8}" for name in _COLUMNS) + "  verdict")
+    widths: dict[str, int] = {}
+    for about, _, width, _ in _COLUMNS:
+        widths[about] = widths.get(about, 0) + width
+    output.emit(f"{'':<20}" + "".join(f"{about:>{width}}" for about, width in widths.items()))
+    output.emit(f"{'scenario':<20}" + "".join(f"{name:>{width}}" for _, name, width, _ in _COLUMNS) + "  verdict")
     for result in results:
-        row = "".join(f"{getattr(result, field):>8}" for field in _COLUMNS.values())
+        row = "".join(f"{_cell(result, field):>{width}}" for _, _, width, field in _COLUMNS)
         verdict = "skipped" if result.skipped else "ok" if result.ok else "FAILED"
         output.emit(f"{result.scenario:<20}{row}  {verdict}")
 
 
-def _note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+def _cell(result: "Result", field: str) -> str:
+    value = getattr(result, field)
+    if result.skipped or value is None:
+        return "-"
+    return f"{value:.1f}" if field.endswith("_s") else str(value)
 
 
 def register(app: typer.Typer) -> None:

@@ -40,6 +40,25 @@ def create(settings: Settings, *, recreate: bool = False) -> list[str]:
     return created
 
 
+def await_empty_groups(settings: Settings, *, timeout_s: float) -> None:
+    """Wait until no group has members: one that was killed is a member until its session ends.
+
+    Raises BrewError where one has after so many seconds.
+    """
+
+    def empty() -> bool:
+        try:
+            return not any(admin.members(group, settings.topic) for group in GROUPS)
+        except BrewError:
+            return False  # not known yet
+
+    with open_admin(settings) as admin:
+        try:
+            wait_until("consumer groups without members", empty, timeout_s=timeout_s)
+        except TimeoutError as error:
+            raise BrewError(f"kafka: {error}", hint="stop the consumers first") from None
+
+
 def _wait_for_leaders(admin: Admin, names: list[str]) -> None:
     _wait("a leader for every partition", lambda: all(admin.is_led(name) for name in names))
 

@@ -24,6 +24,7 @@ from brewctl.lifecycle import wait_until
 from brewctl.sql import queries
 from brewctl.verify import Verification, verify
 
+_LEAVE_S = 15.0  # beyond their session: until members that were killed are forgotten
 _STEADY_S = 60.0  # until the first orders are through
 _CALM_S = 3.0  # of load after the last fault
 _CATCH_UP_S = 180.0
@@ -81,9 +82,10 @@ def run(
     result = Result(scenario.name, plan=[str(step) for step in steps])
     watch = Watch(settings)
     act = Act(scenario.name, scenario.title)
+    topics.await_empty_groups(settings, timeout_s=plan.session_s + _LEAVE_S)
+    topics.create(settings, recreate=True)
     with database.connect(settings) as connection:
         database.initialize(connection, reset=True)
-    topics.create(settings, recreate=True)
     stage = Stage(
         settings,
         servers,
