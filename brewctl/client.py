@@ -140,7 +140,9 @@ class OrderClient:
             "--tenant": self._tenant,
             "--idempotency-key": request.idempotency_key,
         }
-        command = shlex.join(["brewctl", "create-order", *(word for pair in asked.items() if pair[1] for word in pair)])
+        words = [word for pair in asked.items() if pair[1] for word in pair]
+        words += [word for address in self._addresses for word in ("--addr", address)]
+        command = shlex.join(["brewctl", "create-order", *words])
         return UnknownOutcomeError(
             f"the order with the idempotency key {request.idempotency_key} may exist, or not: {failure.text}",
             hint=f"ask again with `{command}`",

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 
 import platformdirs
@@ -23,6 +24,13 @@ _TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,245}")
 DEFAULT_DATABASE_URL = "postgresql://brew:brew@127.0.0.1:5432/brew"
 DEFAULT_BROKERS = ("127.0.0.1:9092", "127.0.0.1:9093", "127.0.0.1:9094")
 DEFAULT_ORDER_ADDRS = ("127.0.0.1:50081",)
+
+
+class LogFormat(StrEnum):
+    """How log lines are written."""
+
+    LOGFMT = "logfmt"
+    JSON = "json"
 
 
 @dataclass(frozen=True)

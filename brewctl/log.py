@@ -5,19 +5,11 @@ Python's own logging carries the records, so that the libraries' warnings come o
 
 import logging
 import sys
-from enum import StrEnum
 
 import structlog
 
 
-class LogFormat(StrEnum):
-    """How log lines are written."""
-
-    LOGFMT = "logfmt"
-    JSON = "json"
-
-
-def configure(*, node: str = "", fmt: LogFormat = LogFormat.LOGFMT, verbose: bool = False) -> None:
+def configure(*, node: str = "", as_json: bool = False, verbose: bool = False) -> None:
     """Send every log record of this process to stderr; `verbose` adds debug lines and the libraries' info."""
 
     def add_node(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
@@ -33,7 +25,7 @@ def configure(*, node: str = "", fmt: LogFormat = LogFormat.LOGFMT, verbose: boo
     ]
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
-        if fmt is LogFormat.JSON
+        if as_json
         else structlog.processors.LogfmtRenderer(key_order=["ts", "level", "node", "event"], drop_missing=True)
     )
     handler = logging.StreamHandler(sys.stderr)

@@ -8,7 +8,6 @@ import typer
 
 from brewctl import config
 from brewctl.errors import UsageError
-from brewctl.log import LogFormat
 
 _NODE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _PLACES = "Servers"
@@ -62,7 +61,7 @@ Node = Annotated[
         help="Name of this replica, in every line and header.", callback=_node, show_default="the role and the pid"
     ),
 ]
-Format = Annotated[LogFormat, typer.Option("--log-format", help="How log lines are written, on stderr.")]
+Format = Annotated[config.LogFormat, typer.Option("--log-format", help="How log lines are written, on stderr.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Don't ask before data are destroyed.")]
 

@@ -9,7 +9,6 @@ import typer
 
 from brewctl import config
 from brewctl.cli import options, output
-from brewctl.log import LogFormat
 
 Session = Annotated[
     float,
@@ -26,7 +25,7 @@ def order(
     node: options.Node = "",
     port: Annotated[int, typer.Option(help="Port for gRPC; 0 takes a free one.", min=0, max=65535)] = 50081,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    log_format: options.Format = LogFormat.LOGFMT,
+    log_format: options.Format = config.LogFormat.LOGFMT,
     database_url: options.DatabaseUrl = None,
     brokers: options.Brokers = None,
     topic: options.Topic = None,
@@ -47,7 +46,7 @@ def order(
 def inventory(
     node: options.Node = "",
     session_timeout: Session = config.Limits.session_s,
-    log_format: options.Format = LogFormat.LOGFMT,
+    log_format: options.Format = config.LogFormat.LOGFMT,
     database_url: options.DatabaseUrl = None,
     brokers: options.Brokers = None,
     topic: options.Topic = None,
@@ -64,7 +63,7 @@ def inventory(
 def notifications(
     node: options.Node = "",
     session_timeout: Session = config.Limits.session_s,
-    log_format: options.Format = LogFormat.LOGFMT,
+    log_format: options.Format = config.LogFormat.LOGFMT,
     database_url: options.DatabaseUrl = None,
     brokers: options.Brokers = None,
     topic: options.Topic = None,
@@ -82,10 +81,10 @@ def _limits(session_s: float) -> config.Limits:
     return dataclasses.replace(config.Limits(), session_s=session_s)
 
 
-def _play(node: str, log_format: LogFormat, run: Callable[..., None]) -> None:
+def _play(node: str, log_format: config.LogFormat, run: Callable[..., None]) -> None:
     from brewctl import lifecycle, log
 
-    log.configure(node=node, fmt=log_format, verbose=output.verbose)
+    log.configure(node=node, as_json=log_format is config.LogFormat.JSON, verbose=output.verbose)
     with lifecycle.stop_on_signals() as stop:
         run(node, stop)
 

@@ -145,14 +145,15 @@ def exhaust_connections() -> Fault:
     def hog(stage: Stage) -> None:
         with contextlib.ExitStack() as held, stage.postgres() as control:
             while not over.is_set() and not stage.halt.is_set():
-                control.execute(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                    " WHERE application_name ~ '^(order|inventory|notification)-'"
-                )
-                with contextlib.suppress(psycopg.OperationalError):
-                    while True:
-                        held.enter_context(stage.postgres())
-                over.wait(0.1)
+                try:
+                    held.enter_context(stage.postgres())
+                except psycopg.OperationalError:
+                    # Full. What the roles still have is ended, and whoever is quicker has it next.
+                    control.execute(
+                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                        " WHERE application_name ~ '^(order|inventory|notification)-'"
+                    )
+                    over.wait(0.01)
 
     def begin(stage: Stage) -> None:
         over.clear()

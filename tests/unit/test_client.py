@@ -190,7 +190,7 @@ def test_when_time_is_up_it_says_whether_the_order_may_exist(
         assert "k 1" in failed.value.message
         command = (
             "brewctl create-order --customer 'it'\"'\"'s me' --amount-cents 7 --currency EUR --tenant shop"
-            " --idempotency-key 'k 1'"
+            f" --idempotency-key 'k 1' --addr {service.address}"
         )
         assert f"`{command}`" in failed.value.hint
 

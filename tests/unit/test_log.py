@@ -13,7 +13,7 @@ PROLOGUE = """
 import logging, sys
 from brewctl import log
 node, fmt, verbose = sys.argv[1:]
-log.configure(node=node, fmt=log.LogFormat(fmt), verbose=verbose == "verbose")
+log.configure(node=node, as_json=fmt == "json", verbose=verbose == "verbose")
 logger = log.get("brewctl.test")
 library = logging.getLogger("library")
 """
@@ -109,7 +109,7 @@ def test_who_is_heard(verbose: bool, heard: str) -> None:
 
 
 def test_configured_twice_each_record_is_still_one_line() -> None:
-    again = 'log.configure(node="order-2", fmt=log.LogFormat.JSON)\nlibrary.warning("once")'
+    again = 'log.configure(node="order-2", as_json=True)\nlibrary.warning("once")'
     (line,) = logged(again)
     assert json.loads(line)["node"] == "order-2"
 

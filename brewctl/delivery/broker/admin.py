@@ -10,7 +10,7 @@ from kafka import KafkaAdminClient, errors
 from kafka.admin import NewTopic
 
 from brewctl.config import Settings
-from brewctl.delivery.broker.client import DEAD_LETTER_BYTES, connection, explained
+from brewctl.delivery.broker.client import DEAD_LETTER_BYTES, connection, explained, require_headers
 from brewctl.errors import BrewError
 
 PARTITIONS = 6
@@ -113,6 +113,7 @@ def open_admin(settings: Settings, *, broker: str = "") -> Iterator[Admin]:
         client = KafkaAdminClient(
             request_timeout_ms=int(settings.limits.kafka_admin_s * 1000), **connection(asked, name="brewctl")
         )
+        require_headers(client)
         try:
             yield Admin(client, patience_s=settings.limits.kafka_patience_s)
         finally:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from kafka import KafkaConsumer, TopicPartition, errors
 
 from brewctl.config import Settings
-from brewctl.delivery.broker.client import Record, connection, explained
+from brewctl.delivery.broker.client import Record, connection, explained, require_headers
 from brewctl.delivery.broker.consumer import as_record
 from brewctl.errors import BrewError, UnreachableError
 
@@ -27,6 +27,7 @@ class Reader:
             request_timeout_ms=int(settings.limits.kafka_admin_s * 1000),
             **connection(settings, name="brewctl"),
         )
+        require_headers(self._consumer)
 
     def bounds(self, topic: str) -> dict[int, tuple[int, int]]:
         """Return, for each partition, the first offset there is and the one that the next record will have.
