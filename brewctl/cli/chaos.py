@@ -18,14 +18,15 @@ if TYPE_CHECKING:
 # Columns of the table: what they are about, heading, width, field of a Result. 80 columns in all.
 _COLUMNS = (
     ("orders", "acked", 6, "acknowledged"),
-    ("orders", "failed", 7, "failed"),
+    ("orders", "fail", 5, "failed"),
     ("orders", "unkn", 5, "unknown"),
     ("orders", "lost", 5, "lost"),
-    ("topic", "again", 6, "repeats"),
-    ("effects", "none", 6, "missing"),
+    ("topic", "twice", 6, "repeats"),
+    ("effects", "miss", 5, "missing"),
     ("effects", "twice", 6, "doubled"),
     ("seconds", "still", 6, "standstill_s"),
     ("seconds", "after", 6, "catch_up_s"),
+    ("seconds", "slow", 5, "slowest_s"),
 )
 
 
@@ -144,7 +145,7 @@ def _verdict(result: "Result") -> str:
         return f"skipped: {result.skipped}"
     catch_up = "never caught up" if result.catch_up_s is None else f"caught up {result.catch_up_s:.1f} s after the end"
     told = f"{result.acknowledged} acknowledged, {result.failed} failed, {result.unknown} unknown"
-    times = f"stood still {result.standstill_s:.1f} s, {catch_up}"
+    times = f"stood still {result.standstill_s:.1f} s, {catch_up}, slowest {result.slowest_s:.1f} s"
     lines = [f"{'ok' if result.ok else 'FAILED'}: {told}; {times}", *result.findings]
     return "\n    ".join(lines)
 
@@ -153,12 +154,12 @@ def _table(results: "Sequence[Result]") -> None:
     widths: dict[str, int] = {}
     for about, _, width, _ in _COLUMNS:
         widths[about] = widths.get(about, 0) + width
-    output.emit(f"{'':<20}" + "".join(f"{about:>{width}}" for about, width in widths.items()))
-    output.emit(f"{'scenario':<20}" + "".join(f"{name:>{width}}" for _, name, width, _ in _COLUMNS) + "  verdict")
+    output.emit(f"{'':<19}" + "".join(f"{about:>{width}}" for about, width in widths.items()))
+    output.emit(f"{'scenario':<19}" + "".join(f"{name:>{width}}" for _, name, width, _ in _COLUMNS))
     for result in results:
         row = "".join(f"{_cell(result, field):>{width}}" for _, _, width, field in _COLUMNS)
-        verdict = "skipped" if result.skipped else "ok" if result.ok else "FAILED"
-        output.emit(f"{result.scenario:<20}{row}  {verdict}")
+        verdict = "skip" if result.skipped else "ok" if result.ok else "FAILED"
+        output.emit(f"{result.scenario:<19}{row} {verdict}")
 
 
 def _cell(result: "Result", field: str) -> str:

@@ -58,7 +58,8 @@ class Result:
     doubled: int = 0  # effects
     standstill_s: float = 0.0
     catch_up_s: float | None = None
-    slowest_s: float = 0.0
+    slowest_s: float = 0.0  # from the acceptance of an order to the last of its effects
+    slowest_answer_s: float = 0.0  # from the time when an order should have been sent, with all retries
     findings: list[str] = field(default_factory=list)
 
     @property
@@ -130,6 +131,7 @@ def _figures(result: Result) -> list[tuple[str, str]]:
         ("without progress", f"{result.standstill_s:.1f} s"),
         ("to catch up", catch_up),
         ("slowest order", f"{result.slowest_s:.1f} s"),
+        ("slowest answer", f"{result.slowest_answer_s:.1f} s"),
     ]
 
 
@@ -166,10 +168,11 @@ class _Play:
             finally:
                 stop.set()
             sending.result()
+            load_end_s = self._watch.now_s
             self._say("no more orders")
             self._catch_up()
             fell = self._stage.stop()
-        self._measure(load, healed_s)
+        self._measure(load, healed_s, load_end_s)
         self._judge(fell)
 
     def _disturb(self, steps: Sequence[Step]) -> None:
@@ -225,13 +228,14 @@ class _Play:
         except BrewError as error:
             self._result.findings.append(str(error))
 
-    def _measure(self, load: Load, healed_s: float) -> None:
+    def _measure(self, load: Load, healed_s: float, load_end_s: float) -> None:
         result, act = self._result, self._act
         act.samples, act.ownerships = self._watch.samples, self._watch.ownerships
         result.acknowledged = load.count(Outcome.ACKNOWLEDGED)
         result.failed = load.count(Outcome.FAILED)
         result.unknown = load.count(Outcome.UNKNOWN)
-        result.standstill_s = self._watch.longest_standstill_s()
+        result.standstill_s = self._watch.longest_standstill_s(load_end_s)
+        result.slowest_answer_s = load.slowest_s
         result.catch_up_s = self._watch.catch_up_s(healed_s, backlog=max(2.0, self._plan.rate))
         with database.connect(self._settings) as connection:
             told = [call for call in load.history if call.outcome is Outcome.ACKNOWLEDGED]

@@ -65,6 +65,11 @@ class Load:
         """Count the calls that ended so."""
         return sum(call.outcome is outcome for call in self.history)
 
+    @property
+    def slowest_s(self) -> float:
+        """Seconds from when a call should have been sent to its answer, at most."""
+        return max((call.answered_s - call.intended_s for call in self.history), default=0.0)
+
     def _work(self, client: OrderClient, began: float, stop: threading.Event) -> None:
         while not stop.is_set():
             with self._turn:

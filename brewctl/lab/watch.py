@@ -3,7 +3,7 @@
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import psycopg
@@ -76,15 +76,11 @@ class Watch:
                         }
                         self.ownerships.append(Ownership(self.now_s, group, owners))
 
-    def longest_standstill_s(self) -> float:
-        """Return the longest time in which no effect happened although something waited for one."""
-        longest, since, before = 0.0, 0.0, Sample(0.0, 0, 0, 0, 0)
-        for sample in self.samples:
-            done = sample.reservations + sample.notifications
-            if done > before.reservations + before.notifications or done == 2 * sample.orders:
-                longest, since = max(longest, sample.at_s - since), sample.at_s
-            before = sample
-        return max(longest, before.at_s - since)
+    def longest_standstill_s(self, load_end_s: float) -> float:
+        """Return the longest time in which a role did nothing, though orders came or waited for it."""
+        return max(
+            _standstill_s(self.samples, load_end_s, counter) for counter in ("orders", "reservations", "notifications")
+        )
 
     def catch_up_s(self, since_s: float, *, backlog: float) -> float | None:
         """Return the seconds from `since_s` until less than `backlog` orders waited for anything; None if never."""
@@ -93,3 +89,13 @@ class Watch:
             if sample.at_s >= since_s and waiting <= backlog:
                 return sample.at_s - since_s
         return None
+
+
+def _standstill_s(samples: Sequence[Sample], load_end_s: float, counter: str) -> float:
+    longest, since, before = 0.0, 0.0, 0
+    for sample in samples:
+        now = getattr(sample, counter)
+        if now > before or (sample.at_s > load_end_s and now == sample.orders):
+            longest, since = max(longest, sample.at_s - since), sample.at_s
+        before = now
+    return max(longest, samples[-1].at_s - since) if samples else 0.0

@@ -84,10 +84,10 @@ def test_an_order_that_vanishes_is_named(arena: Path) -> None:
             for line in process.stderr:
                 if "kill -9" in line and " s  " in line:
                     break
-            find = "SELECT o.id FROM orders o JOIN notifications n ON n.order_id = o.id ORDER BY o.created_at LIMIT 1"
+            find = "SELECT order_id FROM notifications_log ORDER BY created_at LIMIT 1"
             row = connection.execute(find).fetchone()
             assert row is not None
-            for table in ("notifications", "inventory_reservations"):
+            for table in ("notifications_log", "inventory_reservations"):
                 connection.execute(f"DELETE FROM {table} WHERE order_id = %s", row)
             connection.execute("DELETE FROM outbox WHERE aggregate_id = %s", (f"order-{row[0]}",))
             connection.execute("DELETE FROM orders WHERE id = %s", row)

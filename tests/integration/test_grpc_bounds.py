@@ -239,6 +239,7 @@ END = "PERFORM pg_terminate_backend(pg_backend_pid())"
         ("RAISE SQLSTATE '40P01'", False, grpc.StatusCode.UNAVAILABLE),
         ("RAISE SQLSTATE '25006'", False, grpc.StatusCode.UNAVAILABLE),
         ("RAISE SQLSTATE '53300'", False, grpc.StatusCode.UNAVAILABLE),
+        ("RAISE SQLSTATE '53100'", False, grpc.StatusCode.UNAVAILABLE),  # the disk is full
     ],
 )
 def test_a_failure_leaves_neither_order_nor_event_and_asks_for_a_retry(

@@ -27,6 +27,7 @@ _BUSY = (
     psycopg.errors.DeadlockDetected,
     psycopg.errors.LockNotAvailable,
 )
+_FULL = "the database's disk is full: retry"
 _PUSHBACK = "grpc-retry-pushback-ms"
 _WARN_EVERY_S = 1.0
 
@@ -103,7 +104,7 @@ class OrderService(orders_pb2_grpc.OrderServiceServicer):
 
     def _refuse(self, context: grpc.ServicerContext, error: Exception) -> None:
         """Answer with the status that tells the caller what to do next. UNAVAILABLE: surely nothing was written."""
-        code, details = grpc.StatusCode.UNAVAILABLE, AWAY
+        code, details = grpc.StatusCode.UNAVAILABLE, _FULL if isinstance(error, psycopg.errors.DiskFull) else AWAY
         match error:
             case orders.InvalidOrderError():
                 context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))

@@ -1,0 +1,48 @@
+"""What the lab makes of its samples: how long nothing went on, and how long it took to catch up."""
+
+import pytest
+
+from brewctl.config import Settings
+from brewctl.lab.history import Sample
+from brewctl.lab.watch import Watch
+
+LOAD_END_S = 5.0
+
+
+def watched(*orders_reservations_notifications: tuple[int, int, int]) -> Watch:
+    """A watch that has looked once a second."""
+    watch = Watch(Settings())
+    for second, (orders, reserved, notified) in enumerate(orders_reservations_notifications, start=1):
+        watch.samples.append(Sample(float(second), orders, orders - min(reserved, notified), reserved, notified))
+    return watch
+
+
+@pytest.mark.parametrize(
+    ("samples", "standstill_s"),
+    [
+        # All goes on, then all is done.
+        ([(1, 1, 1), (2, 2, 2), (3, 3, 3), (4, 4, 4), (5, 5, 5), (5, 5, 5), (5, 5, 5), (5, 5, 5)], 1.0),
+        # Nothing waits, but no order is accepted though the load goes on.
+        ([(1, 1, 1), (1, 1, 1), (1, 1, 1), (4, 4, 4), (5, 5, 5), (5, 5, 5)], 3.0),
+        # One of the consumers does nothing.
+        ([(1, 1, 1), (2, 2, 1), (3, 3, 1), (4, 4, 1), (5, 5, 5), (5, 5, 5)], 4.0),
+        ([(1, 1, 1), (2, 1, 2), (3, 1, 3), (4, 1, 4), (5, 1, 5), (5, 5, 5)], 5.0),
+        # Never caught up.
+        ([(1, 1, 1), (2, 1, 2), (3, 1, 3), (4, 1, 4), (5, 1, 5), (5, 1, 5), (5, 1, 5)], 6.0),
+        ([], 0.0),
+    ],
+)
+def test_a_standstill_is_of_any_role(samples: list[tuple[int, int, int]], standstill_s: float) -> None:
+    assert watched(*samples).longest_standstill_s(LOAD_END_S) == standstill_s
+
+
+def test_a_gap_without_samples_is_a_standstill() -> None:
+    watch = watched((1, 1, 1), (2, 2, 2))
+    watch.samples.append(Sample(9.0, 3, 0, 3, 3))
+    assert watch.longest_standstill_s(LOAD_END_S) == 7.0
+
+
+def test_catching_up_begins_when_all_is_healed() -> None:
+    watch = watched((9, 9, 9), (9, 1, 9), (9, 2, 9), (9, 8, 9))
+    assert watch.catch_up_s(2.0, backlog=1) == 2.0
+    assert watch.catch_up_s(2.0, backlog=0) is None
