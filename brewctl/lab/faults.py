@@ -139,7 +139,7 @@ def terminate_backends(name: str) -> Fault:
 
 def exhaust_connections() -> Fault:
     """Take every connection that PostgreSQL has, end the roles' own, and keep taking what comes free."""
-    over = threading.Event()
+    over, full = threading.Event(), threading.Event()
     threads: list[threading.Thread] = []
 
     def hog(stage: Stage) -> None:
@@ -148,17 +148,20 @@ def exhaust_connections() -> Fault:
                 try:
                     held.enter_context(stage.postgres())
                 except psycopg.OperationalError:
-                    # Full. What the roles still have is ended, and whoever is quicker has it next.
+                    # What the roles still have is ended, and whoever is quicker has it next.
                     control.execute(
                         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                         " WHERE application_name ~ '^(order|inventory|notification)-'"
                     )
+                    full.set()
                     over.wait(0.01)
 
     def begin(stage: Stage) -> None:
         over.clear()
+        full.clear()
         threads.append(threading.Thread(target=hog, args=(stage,), name="hog"))
         threads[-1].start()
+        _wait("the last connection", full.is_set)
 
     def end(_stage: Stage) -> None:
         over.set()
