@@ -4,12 +4,15 @@ cast starts ─► load ─► faults begin and end by the plan ─► all heale
 """
 
 import heapq
+import subprocess
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+
+import psycopg
 
 from brewctl.config import Settings
 from brewctl.delivery import database, orders, topics
@@ -154,6 +157,7 @@ class _Play:
         stop = threading.Event()
         with self._watch.running(), ThreadPoolExecutor(1, thread_name_prefix="load") as executor:
             sending = executor.submit(load.run, stop)
+            healed_s = 0.0
             try:
                 self._await("the first orders", self._flows, _STEADY_S)
                 self._disturb(steps)
@@ -165,6 +169,9 @@ class _Play:
                     lambda: len(load.history) >= self._plan.orders or sending.done(),
                     self._plan.orders / self._plan.rate + _CATCH_UP_S,
                 )
+            except BrewError as error:
+                # Judged all the same: what else is wrong tells why.
+                self._result.findings.append(str(error))
             finally:
                 stop.set()
             sending.result()
@@ -184,12 +191,13 @@ class _Play:
         began_s = self._watch.now_s
         try:
             while agenda:
+                self._stage.revive()
                 at_s, number, step, begins = heapq.heappop(agenda)
                 self._stage.halt.wait(max(0.0, began_s + at_s - self._watch.now_s))
                 if begins:
                     active[number] = (step, self._watch.now_s)
                     self._say(step.fault.label)
-                    step.fault.begin(self._stage)
+                    self._begin(step)
                     if step.for_s:
                         # From now on: what takes long to begin, lasts as long.
                         heapq.heappush(agenda, (self._watch.now_s - began_s + step.for_s, number, step, False))
@@ -198,6 +206,12 @@ class _Play:
         finally:
             for step, since_s in active.values():
                 self._end(step, since_s)
+
+    def _begin(self, step: Step) -> None:
+        try:
+            step.fault.begin(self._stage)
+        except (psycopg.Error, OSError, subprocess.SubprocessError) as error:
+            raise BrewError(f"{step.fault.label} can't be done: {' '.join(str(error).split())}") from error
 
     def _end(self, step: Step, since_s: float) -> None:
         step.fault.end(self._stage)

@@ -129,7 +129,8 @@ def terminate_backends(name: str) -> Fault:
     """End every session that a replica has with PostgreSQL."""
 
     def begin(stage: Stage) -> None:
-        with stage.postgres() as connection:
+        # A server that another fault has stopped has no session to end.
+        with contextlib.suppress(psycopg.OperationalError), stage.postgres() as connection:
             connection.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s", (name,)
             )
@@ -241,7 +242,7 @@ def poison() -> Fault:
     def begin(stage: Stage) -> None:
         producer = Producer(stage.settings, node="chaos")
         try:
-            outcomes = producer.send([_poisoned(stage, kind) for kind in _POISONS for _ in range(3)], timeout_s=10)
+            outcomes = producer.send([_poisoned(stage, kind) for kind in _POISONS for _ in range(3)], timeout_s=30)
         finally:
             producer.close()
         if failed := [outcome for outcome in outcomes if isinstance(outcome, Exception)]:

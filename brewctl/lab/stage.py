@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import psutil
 import psycopg
 
 from brewctl.config import Settings
-from brewctl.errors import BrewError
+from brewctl.errors import BrewError, ExitCode
 from brewctl.lab.nodes import Node, Nodes, environment
 from brewctl.lab.proxy import Proxy
 from brewctl.sandbox import cluster, processes, state
@@ -25,6 +26,8 @@ ORDER_NODES = ("order-1", "order-2")
 INVENTORY_NODES = ("inventory-1", "inventory-2")
 NOTIFICATION_NODES = ("notification-1",)
 CAST = (*ORDER_NODES, *INVENTORY_NODES, *NOTIFICATION_NODES)
+# What each says once it works.
+_READY = {name: "listening on" if name in ORDER_NODES else "partitions assigned [" for name in CAST}
 _END_S = 20.0
 _READY_S = 60.0
 
@@ -154,9 +157,27 @@ class Stage:
 
     def wait_ready(self) -> None:
         """Wait until servers listen and consumers have joined. Raises BrewError where one ends before that."""
+        deadline = time.monotonic() + _READY_S
         for name in CAST:
-            line = "listening on" if name in ORDER_NODES else "partitions assigned ["
-            self.node(name).wait_for(line, _has(line), timeout_s=_READY_S)
+            while True:
+                try:
+                    self.node(name).wait_for(_READY[name], _is_ready, timeout_s=deadline - time.monotonic())
+                    break
+                except BrewError:
+                    if not self._gave_up(self.node(name)):
+                        raise
+                self.revive()
+
+    def revive(self) -> None:
+        """Do as a supervisor does: what ended at its start, because a server was away, is started again."""
+        for name, node in list(self._cast.items()):
+            if self._gave_up(node) and node not in self._ended_by_us:
+                self._ended_by_us.append(node)
+                self.start(name)
+
+    @staticmethod
+    def _gave_up(node: Node) -> bool:
+        return node.process.poll() == ExitCode.UNREACHABLE and not _is_ready(node)
 
     def kill(self, name: str) -> None:
         """Kill a node, paused or not."""
@@ -231,5 +252,5 @@ class Stage:
         )
 
 
-def _has(text: str) -> Callable[[Node], bool]:
-    return lambda node: any(text in line for line in node.lines)
+def _is_ready(node: Node) -> bool:
+    return any(_READY[node.name] in line for line in node.lines)
