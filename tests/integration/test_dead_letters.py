@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from kafka import KafkaProducer
 
-from brewctl.delivery.broker import PARTITIONS, Record
+from brewctl.delivery.broker import PARTITIONS, Record, open_admin
 from brewctl.delivery.broker.client import connection
 from brewctl.lab.nodes import Node
 from brewctl.proto.orders_pb2 import OrderCreated
@@ -244,6 +244,23 @@ class TestOneConsumer:
         bench.wait_until_passed(last)
         assert bench.reservations(good) == 1
         assert len(bench.letters(offset)) == 1
+
+
+def test_no_offset_passes_a_dead_letter_that_kafka_has_not_acknowledged(bench: Bench) -> None:
+    """Its topic is gone for a while: the record waits where it is, and so does what comes after it."""
+    bench.wait_until_passed(bench.send(None, b"rubbish", []))
+    node, topic = bench.start(), bench.rig.settings.dead_letter_topic
+    with open_admin(bench.rig.settings) as admin:
+        admin.delete_topic(topic)
+        bench.rig.wait("the end of the dead-letter topic", lambda: topic not in admin.topics())
+        offset = bench.send(None, b"rubbish", [])
+        node.wait_for("its tries", lambda node: node.log.read_text().count("dead_letter_unacknowledged") > 1)
+        good = bench.send_good()
+        assert bench.committed()[PARTITION] == offset
+        admin.create_topic(topic, replicas=1, dead_letters=True)
+    bench.wait_until_passed(offset + 1)
+    assert len(bench.letters(offset)) == 1
+    assert bench.reservations(good) == 1
 
 
 def test_an_order_id_that_only_python_takes_for_a_uuid_is_set_aside(bench: Bench) -> None:

@@ -50,6 +50,16 @@ def test_a_batch_has_its_effects_once(rig: Rig, pool: Pool) -> None:
     assert rows(rig, "inventory_reservations") == rows(rig, "processed_events") == 10
 
 
+def test_the_inbox_remembers_what_its_effect_does_not(rig: Rig, pool: Pool) -> None:
+    """An effect need not have a key of its own: processed_events alone says what was done."""
+    inbox = Inbox(rig.settings, pool, inventory.PROJECTION, node="inventory-1")
+    batch = [record(1), record(2)]
+    inbox.handle(batch)
+    rig.connection.execute("DELETE FROM inventory_reservations")
+    inbox.handle(batch)
+    assert rows(rig, "inventory_reservations") == 0
+
+
 def test_a_repeat_within_one_poll_is_a_duplicate(rig: Rig, pool: Pool) -> None:
     inbox = Inbox(rig.settings, pool, inventory.PROJECTION, node="inventory-1")
     twice = record(1)
@@ -175,7 +185,7 @@ def test_a_lost_connection_is_retried_with_the_same_batch(rig: Rig, pool: Pool) 
     inbox = Inbox(rig.settings, pool, inventory.PROJECTION, node="inventory-1")
     inbox.handle([record(1)])
     rig.connection.execute(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
         " WHERE datname = current_database() AND application_name = 'test'"
     )
     # The pool checks a connection before it hands it out: no error reaches the batch.
