@@ -9,6 +9,7 @@
 Lines differ in dashes, owners in written names: nothing is told by colour alone.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -110,13 +111,18 @@ def _labels(faults: Sequence[_Placed]) -> Panel:
 
 def _band(placed: _Placed, bottom: float) -> Markup:
     fault, width = placed.fault, placed.end - placed.start
-    lasts = f"{fault.start_s:.1f} s" if fault.end_s == fault.start_s else f"{fault.start_s:.1f} to {fault.end_s:.1f} s"
     return tag(
         "g",
-        tag("title", f"{fault.label}: {lasts}"),
+        tag("title", f"{fault.label}: {_told(fault)}"),
         leaf("rect", class_="band", x=placed.start, y=placed.top, width=width, height=bottom - placed.top),
         leaf("rect", class_="bar", x=placed.start, y=placed.top, width=width, height=3.0),
     )
+
+
+def _told(fault: Fault) -> str:
+    if fault.end_s == fault.start_s:
+        return f"{fault.start_s:.1f} s"
+    return f"{fault.start_s:.1f} s to " + ("the end" if math.isinf(fault.end_s) else f"{fault.end_s:.1f} s")
 
 
 def _axis(frame: Frame, top: float, bottom: float, every: float) -> Iterator[Markup]:

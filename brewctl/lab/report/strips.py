@@ -74,8 +74,9 @@ class _Strip:
             yield Entry(_swatch(self._colours[node]), node)
         if "" in owners:
             yield Entry(_swatch("nobody", self._fill("nobody")), "nobody")
-        if any(True for stretch in stretches for _ in self._downs(stretch)):
-            yield Entry(_swatch("down", self._fill("down")), "owner can't work")
+        if down := next((stretch.node for stretch in stretches for _ in self._downs(stretch)), ""):
+            swatch = join([_swatch(self._colours[down]), _swatch("down", self._fill("down"))])
+            yield Entry(swatch, "owner can't work")
 
     def _row(self, partition: int) -> Markup:
         y = (_ROW + _LABEL) / 2 - 2
