@@ -140,20 +140,20 @@ SCENARIOS = (
     Scenario("kill-order", "kill -9 of order replicas, four times in turn", _kill_orders),
     Scenario(
         "kill-publisher",
-        "kill -9 between Kafka's acknowledgement and the commit: the batch comes twice",
+        "kill -9 between Kafka's acknowledgement and the commit",
         lambda _c, _s: [
             Step(0, 1, faults.kill_between_acknowledgement_and_commit("order-1")),
             Step(5, 1, faults.kill_between_acknowledgement_and_commit("order-2")),
         ],
     ),
     Scenario("kill-consumer", "kill -9 of an inventory replica, gone beyond its session", _kill_consumer),
-    Scenario("kill-roles", "kill -9 of all replicas of a role, one after the other, role by role", _kill_roles),
+    Scenario("kill-roles", "kill -9 of every replica, one after the other", _kill_roles),
     Scenario("zombie", "SIGSTOP of a consumer beyond its session, then SIGCONT", _zombie),
     Scenario("rolling-restart", "SIGTERM of every replica, again and again", _rolling_restart),
     Scenario("kill-broker", "kill -9 of one broker", _once(lambda: faults.kill_brokers("kafka-1"), 8)),
     Scenario(
         "kill-two-brokers",
-        "kill -9 of two brokers: below min.insync.replicas, orders wait in the outbox",
+        "kill -9 of two of three brokers: orders wait in the outbox",
         _once(lambda: faults.kill_brokers("kafka-2", "kafka-3"), 10),
     ),
     Scenario(
@@ -168,8 +168,8 @@ SCENARIOS = (
     Scenario("black-hole", "a network that takes everything and answers nothing", _black_hole, network=True),
     Scenario("reset-connections", "RST on every connection, again and again", _reset, network=True),
     Scenario("narrow-network", "little bandwidth", _narrow, network=True),
-    Scenario("cut-responses", "answers cut in the middle: clients and roles retry what was done", _cut, network=True),
-    Scenario("poison-records", "records that nobody can read, effects that PostgreSQL refuses, redrive", _poison),
+    Scenario("cut-responses", "answers cut in the middle: what was done is asked for again", _cut, network=True),
+    Scenario("poison-records", "records nobody can read, effects refused, then redriven", _poison),
     Scenario("full-disk-postgres", "PostgreSQL's disk is full (needs root)", _once(faults.fill_postgres_disk, 6)),
     Scenario(
         "full-disk-broker", "a broker's disk is full (needs root)", _once(lambda: faults.fill_broker_disk("kafka-3"), 6)

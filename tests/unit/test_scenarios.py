@@ -1,8 +1,12 @@
 """The plans of chaos: made from a seed and nothing else, and whole."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from brewctl.lab.scenarios import SCENARIOS, Scenario, chance
+from tests.conftest import run
 
 # What the project says that it survives, by the scenario that does it.
 PROMISED = {
@@ -21,6 +25,32 @@ def plan(scenario: Scenario, seed: int, session_s: float = 6.0) -> list[str]:
 def test_every_promise_has_its_scenario() -> None:
     assert {scenario.name for scenario in SCENARIOS} == PROMISED
     assert len(SCENARIOS) == len(PROMISED)
+
+
+def test_the_list_fits_into_80_columns() -> None:
+    done = run("chaos", "--list")
+    assert done.returncode == 0
+    assert [line.split()[0] for line in done.stdout.splitlines()] == [scenario.name for scenario in SCENARIOS]
+    assert max(len(line) for line in done.stdout.splitlines()) <= 80
+    rows = [json.loads(line) for line in run("chaos", "--list", "--json").stdout.splitlines()]
+    assert {row["name"] for row in rows} == PROMISED
+    assert all(row["title"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--scenario", "kill-everything"), "no scenario 'kill-everything': see `brewctl chaos --list`"),
+        (("--report", "chaos.pdf"), "--report chaos.pdf must be a .html file"),
+        (("--report", "/nowhere/chaos.html"), "--report /nowhere/chaos.html must be"),
+    ],
+)
+def test_misuse_is_told_before_anything_starts(tmp_path: Path, arguments: tuple[str, ...], told: str) -> None:
+    done = run("chaos", *arguments, env={"BREW_HOME": str(tmp_path)})
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"brewctl: {told}")
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
