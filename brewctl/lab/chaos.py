@@ -224,12 +224,16 @@ class _Play:
         return min(self._watch.newest.reservations, self._watch.newest.notifications) >= self._plan.rate
 
     def _catch_up(self) -> None:
-        last_s = self._watch.now_s
+        last_s = began_s = self._watch.now_s
 
         def through() -> bool:
             nonlocal last_s
             now = self._watch.newest
-            if now.orders == now.reservations == now.notifications and not now.outbox_unpublished:
+            if (
+                now.at_s > began_s
+                and now.orders == now.reservations == now.notifications
+                and not now.outbox_unpublished
+            ):
                 return True
             if self._watch.now_s - last_s > _SETTLE_S:
                 last_s = self._watch.now_s

@@ -59,8 +59,8 @@ class Watch:
         while not self._stop.wait(_LOOK_EVERY_S):
             with contextlib.suppress(BrewError, psycopg.Error), database.connect(self._settings) as connection:
                 while True:
-                    counts = overview.counts(connection)
-                    self.samples.append(Sample(self.now_s, **counts.story()))
+                    at_s = self.now_s  # before it is asked: an order from then on may be missing
+                    self.samples.append(Sample(at_s, **overview.counts(connection).story()))
                     if self._stop.wait(_LOOK_EVERY_S):
                         return
 

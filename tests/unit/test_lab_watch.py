@@ -1,9 +1,14 @@
 """What the lab makes of its samples: how long nothing went on, and how long it took to catch up."""
 
+from types import SimpleNamespace
+from typing import cast
+
 import pytest
 
 from brewctl.config import Settings
-from brewctl.lab.history import Sample
+from brewctl.lab import chaos
+from brewctl.lab.history import Act, Sample
+from brewctl.lab.stage import Stage
 from brewctl.lab.watch import Watch
 
 LOAD_END_S = 5.0
@@ -40,6 +45,22 @@ def test_a_gap_without_samples_is_a_standstill() -> None:
     watch = watched((1, 1, 1), (2, 2, 2))
     watch.samples.append(Sample(9.0, 3, 0, 3, 3))
     assert watch.longest_standstill_s(LOAD_END_S) == 7.0
+
+
+@pytest.mark.parametrize(("at_s", "done"), [(9.9, False), (10.1, True)])
+def test_what_was_seen_before_the_last_order_ends_no_wait(
+    monkeypatch: pytest.MonkeyPatch, at_s: float, done: bool
+) -> None:
+    monkeypatch.setattr(chaos, "_CATCH_UP_S", 0.2)
+    watch = Watch(Settings())
+    watch.samples.append(Sample(at_s, 5, 0, 5, 5))
+    result = chaos.Result("any")
+    stage = cast("Stage", SimpleNamespace(while_waiting=[]))
+    plan = chaos.Plan(orders=5, rate=1.0, seed=1, session_s=6.0)
+    play = chaos._Play(Settings(), stage, plan, result, Act("any", "any"), watch, lambda _at_s, _text: None)
+    monkeypatch.setattr(Watch, "now_s", property(lambda _watch: 10.0))
+    play._catch_up()
+    assert (result.findings == []) is done
 
 
 def test_catching_up_begins_when_all_is_healed() -> None:
