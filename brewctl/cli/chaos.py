@@ -82,7 +82,8 @@ def chaos(
             for each in chosen:
                 played.append(_play(each, plan, home))
                 if as_json:
-                    output.emit_json(asdict(played[-1][0]))
+                    result = played[-1][0]
+                    output.emit_json({"ok": result.ok, **asdict(result)})
     finally:
         # What was played is told, whatever ended it.
         if played and not as_json:
