@@ -101,6 +101,9 @@ class Limits:
             raise UsageError("database_idle_transaction_s must be longer than publish_s")
         if not self.database_connect_s < self.database_statement_s < self.database_answer_s:
             raise UsageError("database_connect_s, database_statement_s, database_answer_s must grow in this order")
+        # One try; a consumer polls between two of them, and keeps its partitions.
+        if self.poll_interval_s <= self.database_wait_s + self.database_answer_s + 2 * self.publish_s:
+            raise UsageError("poll_interval_s must be longer than one try of a batch: database and dead letters")
 
 
 @dataclass(frozen=True)

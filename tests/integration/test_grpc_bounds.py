@@ -1,6 +1,8 @@
 """Deadlines, overload, a database that fails or goes: each wait ends; nothing is committed that nobody waits for."""
 
 import contextlib
+import socket
+import struct
 import uuid
 from collections.abc import Iterator
 
@@ -17,6 +19,7 @@ from tests.integration.grpc_tools import (
     HANDLER_THREADS,
     RAISE,
     RETRY_AFTER_S,
+    SERVICE,
     Service,
     answer,
     dialled,
@@ -174,6 +177,46 @@ def test_too_many_in_flight_are_turned_away_and_the_rest_are_served(service: Ser
 
 def refused(futures: list[grpc.Future]) -> int:
     return sum(call.done() for call in futures)
+
+
+def test_clients_that_fall_silent_within_a_call_give_the_handlers_back(service: Service) -> None:
+    with contextlib.ExitStack() as calls:
+        # After its headers, or after announcing a message: that makes gRPC send a ping of its own.
+        beginnings = [b"", struct.pack(">BI", 0, 100)] * (HANDLER_THREADS // 2)
+        clients = [calls.enter_context(half_a_call(service.address, begun)) for begun in beginnings]
+        assert service.create(timeout=1).code is grpc.StatusCode.DEADLINE_EXCEEDED  # no handler is left
+        assert service.create(timeout=30).code is grpc.StatusCode.OK
+        for client in clients:
+            client.settimeout(30)
+            while client.recv(4096):
+                pass  # until the server hangs up
+
+
+def half_a_call(address: str, begun: bytes) -> socket.socket:
+    """Begin a Create as a client does that is then paused, and answers no ping: HTTP/2 by hand."""
+
+    def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+        return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
+
+    headers = {
+        ":method": "POST",
+        ":scheme": "http",
+        ":path": f"/{SERVICE}/Create",
+        ":authority": address,
+        "te": "trailers",
+        "content-type": "application/grpc",
+    }
+    block = b"".join(
+        b"\0" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
+        for name, value in headers.items()
+    )
+    host, _, port = address.rpartition(":")
+    client = socket.create_connection((host, int(port)))
+    client.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b""))  # settings
+    assert client.recv(4096)  # the server's
+    data = frame(0, 0, 1, begun) if begun else b""
+    client.sendall(frame(4, 1, 0, b"") + frame(1, 4, 1, block) + data)  # their receipt; the call
+    return client
 
 
 # A database that goes

@@ -155,6 +155,13 @@ def test_an_idle_transaction_outlives_a_publish(publish_s: float) -> None:
         Limits(database_idle_transaction_s=15, publish_s=publish_s)
 
 
+def test_a_member_may_be_silent_for_one_try_of_a_batch() -> None:
+    """Else a consumer that waits for a silent database would lose its partitions between two polls."""
+    with pytest.raises(UsageError, match="poll_interval_s must be longer than one try"):
+        Limits(poll_interval_s=47.0)
+    assert Limits(poll_interval_s=47.1).poll_interval_s == 47.1
+
+
 def test_home_is_named_by_brew_home(tmp_path: Path) -> None:
     assert config.home({"BREW_HOME": str(tmp_path)}) == tmp_path
 

@@ -59,7 +59,9 @@ class Server:
                 ("grpc.max_receive_message_length", _TRANSPORT_BYTES),
                 # A client that is paused while it sends would keep a handler for ever.
                 ("grpc.keepalive_time_ms", int(limits.client_silence_s * 1000)),
-                ("grpc.keepalive_timeout_ms", int(limits.client_silence_s * 1000)),
+                # Bounds every ping, also the ones that gRPC measures bandwidth with: while one of those is
+                # unanswered, no other is sent, and keepalive's own timeout does not count.
+                ("grpc.http2.ping_timeout_ms", int(limits.client_silence_s * 1000)),
             ],
         )
         orders_pb2_grpc.add_OrderServiceServicer_to_server(orders, self._server)
