@@ -24,9 +24,17 @@ RECORDS = 40
 
 @pytest.fixture
 def settings(rig: Rig) -> Settings:
-    """A member may be silent for 6 s, and takes a few of a batch's records at a time."""
+    """A member may be silent for 6 s, longer than one try, and takes a few of a batch's records at a time."""
     limits = dataclasses.replace(
-        rig.settings.limits, session_s=6.0, poll_interval_s=6.0, database_wait_s=0.2, consume_records=7
+        rig.settings.limits,
+        session_s=6.0,
+        poll_interval_s=6.0,
+        database_wait_s=0.2,
+        database_connect_s=1,
+        database_statement_s=2,
+        database_answer_s=2.5,
+        publish_s=1.5,
+        consume_records=7,
     )
     return dataclasses.replace(rig.settings, limits=limits)
 

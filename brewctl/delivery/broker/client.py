@@ -54,6 +54,13 @@ class Selector(selectors.DefaultSelector):
         except ValueError:
             return selectors.SelectorKey(fileobj, -1, events, data)
 
+    def unregister(self, fileobj: Any) -> selectors.SelectorKey:
+        """Watch a socket no longer, unless it is closed and forgotten already."""
+        try:
+            return super().unregister(fileobj)
+        except ValueError:
+            return selectors.SelectorKey(fileobj, -1, 0, None)
+
 
 def connection(settings: Settings, *, name: str) -> dict[str, Any]:
     """Return the options that every client is made with."""
