@@ -62,6 +62,10 @@ def clean_environment() -> Iterator[None]:
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The variables that name real servers; skips where there are none, unless BREW_REQUIRE_INTEGRATION=1."""
     if len(_GIVEN) == len(_SERVERS):
+        try:
+            psycopg.connect(_GIVEN["BREW_DATABASE_URL"], connect_timeout=5).close()
+        except psycopg.OperationalError as error:
+            pytest.exit(f"BREW_DATABASE_URL is set: {str(error).splitlines()[0]}; unset it, or start the server", 1)
         yield _GIVEN
         return
     home = tmp_path_factory.mktemp("sandbox")
