@@ -52,6 +52,10 @@ class Limits:
     request_bytes: int = 64 * 1024
     # One Create, or Get, inside the database; a Create less where its caller's deadline is nearer.
     create_s: float = 5.0
+    # Orders that are committed together: their statement, and its wait for a lock. Longer than that, each of them
+    # waits alone.
+    create_batch_s: float = 1.0
+    create_lock_s: float = 0.1
     # How long a call waits for a database connection before UNAVAILABLE.
     database_wait_s: float = 2.0
     # One connection attempt, then one statement, as the server counts; then as the client does, which also
@@ -64,15 +68,16 @@ class Limits:
     # A session that holds row locks and does nothing is ended by PostgreSQL, so a paused
     # publisher can't keep its rows from the others. Must be longer than publish_s.
     database_idle_transaction_s: int = 15
-    # Outbox rows a transaction, their payloads (one row always fits), and how long it may wait for
-    # Kafka's acknowledgements.
-    publish_rows: int = 200
-    publish_bytes: int = 4 * 1024 * 1024
+    # Outbox rows a transaction, at first and at most, and their payloads (one row always fits): with their
+    # headers they fit into one batch of Kafka's. How long it may wait for acknowledgements.
+    publish_rows_first: int = 100
+    publish_rows: int = 1000
+    publish_bytes: int = 512 * 1024
     publish_s: float = 5.0
     # Between two looks at an idle outbox, on average; commits of this process wake it at once.
     publish_poll_s: float = 0.5
     # Consumer: records a transaction, and bytes that one partition may bring into memory at a time.
-    consume_records: int = 500
+    consume_records: int = 2000
     consume_partition_bytes: int = 1024 * 1024
     # A member that is silent for a session loses its partitions, and so does one that has not polled for so long.
     session_s: float = 15.0

@@ -85,6 +85,7 @@ def _play(node: str, log_format: config.LogFormat, run: Callable[..., None]) -> 
     from brewctl import lifecycle, log
 
     log.configure(node=node, as_json=log_format is config.LogFormat.JSON, verbose=output.verbose)
+    lifecycle.collect_garbage_rarely()
     with lifecycle.stop_on_signals() as stop:
         run(node, stop)
 

@@ -116,11 +116,14 @@ def connect(settings: Settings, *, name: str = "brewctl") -> Iterator[BoundedCon
 
 
 @contextlib.contextmanager
-def open_pool(settings: Settings, *, name: str, size: int, statement_s: float | None = None) -> Iterator[Pool]:
+def open_pool(
+    settings: Settings, *, name: str, size: int, statement_s: float | None = None, lock_s: float = 0
+) -> Iterator[Pool]:
     """A pool of at most `size` autocommit connections, each checked before it is handed out.
 
-    The server ends each statement after `statement_s` seconds (default: database_statement_s). The first connection
-    is made now: raises UnreachableError where that fails, BrewError where the schema is missing.
+    The server ends each statement after `statement_s` seconds (default: database_statement_s), and its wait for a
+    lock after `lock_s` (0: no sooner). The first connection is made now: raises UnreachableError where that fails,
+    BrewError where the schema is missing.
     """
     limits = settings.limits
     statement_s = statement_s or limits.database_statement_s
@@ -132,7 +135,7 @@ def open_pool(settings: Settings, *, name: str, size: int, statement_s: float | 
 
     pool: Pool = ConnectionPool(
         connection_class=BoundedConnection,
-        kwargs=_arguments(settings, name, statement_s=statement_s),
+        kwargs=_arguments(settings, name, statement_s=statement_s, lock_s=lock_s),
         min_size=1,
         max_size=size,
         timeout=limits.database_wait_s,
@@ -204,7 +207,7 @@ def explained(settings: Settings) -> Iterator[None]:
         raise BrewError(f"postgres {place(settings.database_url)}: {reason}") from error
 
 
-def _arguments(settings: Settings, name: str, *, statement_s: float | None = None) -> dict[str, Any]:
+def _arguments(settings: Settings, name: str, *, statement_s: float | None = None, lock_s: float = 0) -> dict[str, Any]:
     place(settings.database_url)  # a malformed URL is a usage error
     limits = settings.limits
     given = conninfo_to_dict(settings.database_url)
@@ -218,6 +221,7 @@ def _arguments(settings: Settings, name: str, *, statement_s: float | None = Non
         "application_name": name,
         **given,
         "options": f"-c statement_timeout={int((statement_s or limits.database_statement_s) * 1000)}ms"
+        f" -c lock_timeout={int(lock_s * 1000)}ms"
         f" -c idle_in_transaction_session_timeout={limits.database_idle_transaction_s}s {given.get('options', '')}",
         "autocommit": True,
     }

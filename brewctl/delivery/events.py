@@ -11,6 +11,7 @@ Headers = list[tuple[str, bytes]]
 
 EVENT_TYPE = "order.created"
 CONTENT_TYPE = "application/x-protobuf"
+_EVENT_TYPE, _CONTENT_TYPE = EVENT_TYPE.encode(), CONTENT_TYPE.encode()
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _OUTBOX_ID = re.compile(r"[1-9][0-9]{0,18}")
 _MAX_OUTBOX_ID = 2**63 - 1  # PostgreSQL's bigint
@@ -70,11 +71,12 @@ def read_record(value: bytes | None, headers: Headers) -> Event | None:
     Raises UnreadableError with the reason where it can never be handled.
     """
     by_name = dict(headers)
-    event_type = _text(by_name, "event-type")
-    if event_type != EVENT_TYPE:
+    # Compared as bytes: what is right needs no decoding, and what is wrong is looked at more closely.
+    if by_name.get("event-type") != _EVENT_TYPE:
+        _text(by_name, "event-type")
         return None
-    if (content_type := _text(by_name, "content-type")) != CONTENT_TYPE:
-        raise UnreadableError(f"content-type is {content_type[:80]!r}, not {CONTENT_TYPE}")
+    if by_name.get("content-type") != _CONTENT_TYPE:
+        raise UnreadableError(f"content-type is {_text(by_name, 'content-type')[:80]!r}, not {CONTENT_TYPE}")
     outbox_id = _text(by_name, "outbox-id")
     if not _OUTBOX_ID.fullmatch(outbox_id) or int(outbox_id) > _MAX_OUTBOX_ID:
         raise UnreadableError(f"outbox-id is {outbox_id[:80]!r}, not a positive 64-bit number")

@@ -1,31 +1,29 @@
 """The idempotent consumer: each record's effect once, however often the record comes.
 
-    poll ─► one transaction: dedup rows + effects ─► COMMIT ─► commit offsets ─► next poll
-                     │ crash here: neither               │ crash here: redelivered, found in processed_events
+    records ─► one statement, one commit: dedup rows + effects
+        └────► records that can't be read, and those whose effect PostgreSQL rejects for themselves alone,
+               are acknowledged by the dead-letter topic
 
-Records that can't be read, and those whose effect PostgreSQL rejects for themselves alone, are acknowledged by
-the dead-letter topic before their offset moves.
+`consumption` reads the records, and commits their offsets afterwards.
 """
 
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 import psycopg
 
 from brewctl import log
 from brewctl.config import Settings
-from brewctl.delivery import broker, database, dead_letters, events
-from brewctl.delivery.broker import Consumer, Place, Producer, Record, RefusedError, UnavailableError
+from brewctl.delivery import dead_letters, events
+from brewctl.delivery.broker import Place, Producer, Record, RefusedError, UnavailableError
 from brewctl.delivery.database import Pool
-from brewctl.errors import BrewError, UnreachableError
-from brewctl.lifecycle import Backoff, run_together
+from brewctl.errors import BrewError
 from brewctl.sql import queries
 
 logger = log.get(__name__)
 
-_POLL_S = 0.2  # also the longest that a stop waits for an idle poll
 # Families of SQLSTATE beside data and integrity: cardinality (two rows where one may be), a view's check option,
 # a program limit (a key too long for its index), and what a trigger raises.
 _ROWS_FAULT = frozenset({"21", "44", "54", "P0"})
@@ -62,7 +60,7 @@ class Tally:
 
 
 @dataclass
-class _Batch:
+class Batch:
     """What is still to be done with the records of one poll. A retry goes on where the try before it failed."""
 
     readable: dict[int, tuple[Record, events.Event]] = field(default_factory=dict)
@@ -70,25 +68,27 @@ class _Batch:
     duplicates: int = 0
     others: int = 0
 
-
-def consume(settings: Settings, projection: Projection, stop: threading.Event, *, node: str) -> None:
-    """Run a projection until `stop` is set, then print its counters.
-
-    Raises UnreachableError where a server is away at the start, BrewError where a table or a topic is missing.
-    """
-    broker.require_topic(settings)
-    with database.open_pool(settings, name=node, size=1) as pool, database.explained(settings):
-        inbox = Inbox(settings, pool, projection, node=node)
-        try:
-            run_together({"consumer": lambda: inbox.run(stop)}, stop, drain_timeout_s=settings.limits.drain_s)
-        finally:
-            tally = inbox.tally
-            counters = f"processed={tally.processed} {projection.done}={tally.effects} skipped={tally.skipped}"
-            log.say(node, f"{projection.service} stopped. {counters}")
+    @classmethod
+    def of(cls, records: Sequence[Record]) -> Self:
+        """Tell readable events from dead letters and from other types; a repeat within the batch is a duplicate."""
+        batch = cls()
+        for record in records:
+            try:
+                event = events.read_record(record.value, record.headers)
+            except events.UnreadableError as error:
+                batch.dead.append((record, str(error)))
+                continue
+            if event is None:
+                batch.others += 1
+            elif event.outbox_id in batch.readable:
+                batch.duplicates += 1
+            else:
+                batch.readable[event.outbox_id] = (record, event)
+        return batch
 
 
 class Inbox:
-    """Runs a projection as one member of its group."""
+    """Brings records to where they belong, for one consumer. Not for two threads at a time."""
 
     def __init__(self, settings: Settings, pool: Pool, projection: Projection, *, node: str) -> None:
         self._settings = settings
@@ -98,73 +98,20 @@ class Inbox:
         self._dead_letters: Producer | None = None
         self.tally = Tally()
 
-    def run(self, stop: threading.Event) -> None:
-        """Consume until `stop` is set; the batch in hand is finished and committed first.
-
-        Raises BrewError for what no retry mends; outages of either server are retried for ever.
-        """
-        backoff = Backoff(stop)
-        try:
-            while not stop.is_set():
-                try:
-                    self._consume_until(stop, backoff)
-                except (UnavailableError, UnreachableError) as error:
-                    if backoff.pause() and not stop.is_set():
-                        logger.warning("kafka_unavailable", reason=str(error), hint="joins again")
-        finally:
-            if self._dead_letters:
-                self._dead_letters.close()
-
-    def _consume_until(self, stop: threading.Event, backoff: Backoff) -> None:
-        """Be a member of the group until `stop`, or until a poll fails.
-
-        A failed poll may have moved past records that it did not return: only a new member, which
-        starts at the committed offsets, is sure to see them.
-        """
-        group = self._projection.consumer
-        consumer = Consumer(self._settings, stop, group=group, node=self._node, on_assigned=self._report_assignment)
-        try:
-            while not stop.is_set():
-                records = consumer.poll(timeout_s=_POLL_S)
-                if records and self._settle(_sort(records), stop, consumer.keep_alive):
-                    if reason := consumer.commit(records):
-                        logger.warning("commit_refused", reason=reason, hint="redelivered and skipped as duplicates")
-                    backoff.reset()
-        finally:
-            consumer.close()
-
-    def _report_assignment(self, partitions: list[int]) -> None:
-        log.say(self._node, f"partitions assigned {partitions}")
-
-    def _settle(self, batch: _Batch, stop: threading.Event, keep_alive: Callable[[], bool]) -> bool:
-        """Bring the batch to where it belongs, for good; False where a stop or a rebalance came before that.
-
-        An outage leaves the group as it is: the member goes on polling between the tries.
-        """
-        backoff = Backoff(stop)
-        while True:
-            try:
-                self._apply(batch)
-            except database.UNAVAILABLE as error:
-                retry, reason = "postgres_unavailable", str(error).strip()
-            except (UnavailableError, UnreachableError) as error:
-                retry, reason = "dead_letter_unacknowledged", str(error)
-            else:
-                return True
-            if backoff.pause():
-                logger.warning(retry, reason=reason, hint="the batch is kept and retried")
-            if stop.is_set():
-                return False
-            if not keep_alive():
-                logger.warning("batch_given_up", reason="partitions were assigned anew", hint="it is delivered again")
-                return False
-
     def handle(self, records: Sequence[Record]) -> None:
-        """Bring records to where they belong, in one try. Raises what psycopg raises, UnavailableError, BrewError."""
-        self._apply(_sort(records))
+        """Bring records to where they belong, in one try. Raises what `apply` raises."""
+        self.apply(Batch.of(records))
 
-    def _apply(self, batch: _Batch) -> None:
-        """Effects first, then dead letters: what PostgreSQL rejects is one of them."""
+    def close(self) -> None:
+        """Let the connection to the dead-letter topic go."""
+        if self._dead_letters:
+            self._dead_letters.close()
+
+    def apply(self, batch: Batch) -> None:
+        """Effects first, then dead letters: what PostgreSQL rejects is one of them.
+
+        Raises what psycopg raises, UnavailableError, BrewError: tried again, it goes on where it stopped.
+        """
         started, before = time.monotonic(), replace(self.tally)
         self._write(batch)
         if batch.dead:
@@ -178,7 +125,7 @@ class Inbox:
             took_ms=round((time.monotonic() - started) * 1000),
         )
 
-    def _write(self, batch: _Batch) -> None:
+    def _write(self, batch: Batch) -> None:
         """Commit dedup rows and effects: all in one transaction, or halves of it until the rejected are alone."""
         parts = [list(batch.readable)]
         while parts:
@@ -210,10 +157,10 @@ class Inbox:
             "outbox_ids": [event.outbox_id for event in fresh],
             "order_ids": [event.order.order_id for event in fresh],
         }
-        with self._pool.connection() as connection, connection.transaction():
+        with self._pool.connection() as connection:  # one statement is one transaction
             return connection.execute(queries["inbox"] + "\n" + queries[self._projection.effect], parameters).rowcount
 
-    def _bury(self, batch: _Batch) -> None:
+    def _bury(self, batch: Batch) -> None:
         """Have dead letters acknowledged; those that are not stay in the batch. Raises UnavailableError for them."""
         if self._dead_letters is None:
             self._dead_letters = Producer(self._settings, node=self._node, compressed=True)
@@ -241,24 +188,6 @@ class Inbox:
                 raise outcome
             if isinstance(outcome, RefusedError):
                 raise BrewError(f"kafka refused a dead letter: {outcome}", hint="its offset stays uncommitted")
-
-
-def _sort(records: Sequence[Record]) -> _Batch:
-    """Tell readable events from dead letters and from other types; a repeat within the batch is a duplicate."""
-    batch = _Batch()
-    for record in records:
-        try:
-            event = events.read_record(record.value, record.headers)
-        except events.UnreadableError as error:
-            batch.dead.append((record, str(error)))
-            continue
-        if event is None:
-            batch.others += 1
-        elif event.outbox_id in batch.readable:
-            batch.duplicates += 1
-        else:
-            batch.readable[event.outbox_id] = (record, event)
-    return batch
 
 
 def _blames_a_row(error: psycopg.Error) -> bool:

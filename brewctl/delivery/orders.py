@@ -3,11 +3,11 @@
 import re
 import secrets
 import unicodedata
-import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import cast
+from uuid import UUID, uuid4
 
 import psycopg
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -22,6 +22,7 @@ DEFAULT_TENANT = "brew"
 MAX_AMOUNT_CENTS = 10**12
 _SHOWN_CHARACTERS = 40
 _ISO_4217 = frozenset(currency.code for currency in Currency)
+_NEW = OrderStatus.Name(ORDER_STATUS_NEW)
 _TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?")
 
@@ -46,10 +47,26 @@ class CommitFailedError(Exception):
 class NewOrder:
     """A valid order that is not written yet."""
 
+    id: UUID
+    created_at: datetime
     order: Order
     tenant_id: str
     trace_id: str
     idempotency_key: str | None
+
+    def event(self) -> bytes:
+        """Return the payload of its outbox row."""
+        order = self.order
+        return OrderCreated(
+            order_id=order.order_id,
+            customer_id=order.customer_id,
+            amount_cents=order.amount_cents,
+            currency=order.currency,
+            status=order.status,
+            created_at=order.created_at,
+            trace_id=self.trace_id,
+            tenant_id=self.tenant_id,
+        ).SerializeToString()
 
 
 def accept(request: CreateRequest, *, tenant_id: str | None, traceparent: str | None) -> NewOrder:
@@ -66,60 +83,57 @@ def accept(request: CreateRequest, *, tenant_id: str | None, traceparent: str | 
         violations.append(f"x-tenant-id must match [A-Za-z0-9._-]{{1,64}}, not {_shown(tenant_id)}")
     if violations:
         raise InvalidOrderError("; ".join(violations))
+    order_id, now = uuid4(), datetime.now(UTC)
     created_at = Timestamp()
-    created_at.FromDatetime(datetime.now(UTC))
+    created_at.FromDatetime(now)
     order = Order(
-        order_id=str(uuid.uuid4()),
+        order_id=str(order_id),
         customer_id=request.customer_id,
         amount_cents=request.amount_cents,
         currency=request.currency,
         status=ORDER_STATUS_NEW,
         created_at=created_at,
     )
-    return NewOrder(order, tenant_id or DEFAULT_TENANT, trace_id(traceparent), request.idempotency_key or None)
+    key = request.idempotency_key or None
+    return NewOrder(order_id, now, order, tenant_id or DEFAULT_TENANT, trace_id(traceparent), key)
+
+
+def write(connection: BoundedConnection, new: Sequence[NewOrder], *, topic: str) -> set[UUID]:
+    """Send one statement that writes orders and their outbox rows; return the ids of those that it wrote.
+
+    Not written is an order whose idempotency key is taken, also by another one of `new`, or whose id is.
+    """
+    columns = {
+        "ids": [each.id for each in new],
+        "tenant_ids": [each.tenant_id for each in new],
+        "customer_ids": [each.order.customer_id for each in new],
+        "amounts": [each.order.amount_cents for each in new],
+        "currencies": [each.order.currency for each in new],
+        "idempotency_keys": [each.idempotency_key for each in new],
+        "created_at": [each.created_at for each in new],
+        "payloads": [each.event() for each in new],
+    }
+    parameters = {**columns, "status": _NEW, "topic": topic}
+    return {order_id for (order_id,) in connection.execute(queries["create_orders"], parameters, binary=True)}
 
 
 def create(
     connection: BoundedConnection, new: NewOrder, *, topic: str, left_s: Callable[[], float] | None = None
 ) -> Order:
-    """Write the order and its outbox row in one commit and return it, or the first order of its idempotency key.
+    """Write one order and its outbox row in a commit of their own; return it, or the first order of its key.
 
     `left_s` says how many seconds somebody still waits for it (default: create_s): at 0 no commit is sent. Raises
     KeyReusedError where the first order has another body, TooLateError, CommitFailedError; after a psycopg.Error
     nothing was written.
     """
-    order = new.order
-    event = OrderCreated(
-        order_id=order.order_id,
-        customer_id=order.customer_id,
-        amount_cents=order.amount_cents,
-        currency=order.currency,
-        status=order.status,
-        created_at=order.created_at,
-        trace_id=new.trace_id,
-        tenant_id=new.tenant_id,
-    )
-    parameters = {
-        "id": order.order_id,
-        "tenant_id": new.tenant_id,
-        "customer_id": order.customer_id,
-        "amount_cents": order.amount_cents,
-        "currency": order.currency,
-        "status": OrderStatus.Name(order.status),
-        "idempotency_key": new.idempotency_key,
-        "created_at": order.created_at.ToDatetime(tzinfo=UTC),
-        "aggregate_id": events.aggregate_id(order.order_id),
-        "topic": topic,
-        "payload": event.SerializeToString(),
-    }
     left_s = left_s or (lambda: connection.limits.create_s)
     if (bound_s := left_s()) <= 0:
         raise TooLateError
     committing = False
     try:
         with connection.transaction_within(bound_s):
-            if not connection.execute(queries["create_order"], parameters).fetchone():
-                return _first(connection, new, parameters)
+            if not write(connection, [new], topic=topic):
+                return _first(connection, new)
             # It may have waited, for a lock or for this process to be woken.
             if left_s() <= 0:
                 raise TooLateError
@@ -130,12 +144,13 @@ def create(
         if committing:
             raise CommitFailedError(" ".join(str(error).split())) from error
         raise
-    return order
+    return new.order
 
 
-def _first(connection: BoundedConnection, new: NewOrder, parameters: dict[str, object]) -> Order:
-    """Return the order that took the key. It is committed: the INSERT has waited for that."""
-    first = _fetch(connection, "order_by_idempotency_key", parameters)
+def _first(connection: BoundedConnection, new: NewOrder) -> Order:
+    """Return the order that took the key, or the id: it is committed, the INSERT has waited for that."""
+    parameters = {"id": new.id, "tenant_id": new.tenant_id, "idempotency_key": new.idempotency_key}
+    first = _fetch(connection, "order_by_id_or_key", parameters)
     if first is None or _body(first) != _body(new.order):
         raise KeyReusedError(f"idempotency_key {_shown(new.idempotency_key or '')} made another order")
     return first

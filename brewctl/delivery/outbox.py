@@ -20,7 +20,16 @@ from psycopg.rows import TupleRow, class_row
 from brewctl import log
 from brewctl.config import Settings
 from brewctl.delivery import events
-from brewctl.delivery.broker import Outcome, Place, Producer, Record, RefusedError, UnavailableError, UnsentError
+from brewctl.delivery.broker import (
+    HeldError,
+    Outcome,
+    Place,
+    Producer,
+    Record,
+    RefusedError,
+    UnavailableError,
+    UnsentError,
+)
 from brewctl.delivery.database import Connection, Pool
 from brewctl.errors import BrewError
 from brewctl.lifecycle import Backoff
@@ -40,6 +49,7 @@ class Publisher:
         self._pool = pool
         self._node = node
         self._wake = threading.Event()
+        self._rows = settings.limits.publish_rows_first  # of the next transaction
         self._absent: dict[str, tuple[Backoff, float]] = {}  # topics, and until when their rows are left alone
 
     def notify(self) -> None:
@@ -92,7 +102,7 @@ class Publisher:
         limits = self._settings.limits
         started = time.monotonic()
         absent = [topic for topic, (_, until) in self._absent.items() if until > started]
-        bounds = {"limit": limits.publish_rows, "bytes": limits.publish_bytes, "without_topics": absent}
+        bounds = {"limit": self._rows, "bytes": limits.publish_bytes, "without_topics": absent}
         with self._pool.connection() as connection, connection.transaction():
             rows = connection.execute(queries["fetch_unpublished"], bounds).fetchall()
             records, refused = self._records(rows)
@@ -104,19 +114,31 @@ class Publisher:
                 connection.execute(queries["mark_published"], {"ids": published, "node": self._node})
             for row_id, failure in refused.items():
                 connection.execute(queries["set_aside"], {"id": row_id, "failure": failure})
+        took_s = time.monotonic() - started
+        self._adapt(len(rows), took_s)
         for row_id, failure in refused.items():
             logger.error("set_aside", outbox_id=row_id, reason=failure, hint="see `brewctl outbox list --failed`")
         if published:
-            logger.info("published", rows=len(published), took_ms=round((time.monotonic() - started) * 1000))
+            logger.info("published", rows=len(published), took_ms=round(took_s * 1000))
         self._note_topics({records[row_id].topic: outcome for row_id, outcome in sent.items()})
         for outcome in outcomes:
-            if isinstance(outcome, UnavailableError) and not isinstance(outcome, UnsentError):
+            if isinstance(outcome, UnavailableError) and not isinstance(outcome, UnsentError | HeldError):
                 raise outcome
         return len(rows)
+
+    def _adapt(self, found: int, took_s: float) -> None:
+        """Take more rows at a time while there are more, fewer where a transaction becomes long."""
+        limits = self._settings.limits
+        if took_s > limits.publish_s / 5:
+            self._rows = max(limits.publish_rows_first, self._rows // 2)
+        elif found >= self._rows:
+            self._rows = min(limits.publish_rows, self._rows * 2)
 
     def _note_topics(self, outcomes: Mapping[str, Outcome]) -> None:
         """Leave the topics alone that are not there, each for longer than the last time."""
         for topic, outcome in outcomes.items():
+            if isinstance(outcome, HeldError):
+                continue
             if isinstance(outcome, UnsentError):
                 backoff, _ = self._absent.get(topic) or (Backoff(self._wake, longest_s=_LONGEST_ABSENCE_S), 0.0)
                 pause_s, worth_a_line = backoff.next()
@@ -130,11 +152,15 @@ class Publisher:
         """Split rows into the records they become and the reasons why others never can, by outbox id."""
         records: dict[int, Record] = {}
         refused: dict[int, str] = {}
+        stopped = set()  # aggregates: what stands behind a refused row waits
         for row_id, aggregate_id, topic, payload in rows:
+            if aggregate_id in stopped:
+                continue
             try:
                 order = events.parse_order(payload)
             except events.UnreadableError as error:
                 refused[row_id] = str(error)
+                stopped.add(aggregate_id)
                 continue
             headers = events.headers_for(row_id, aggregate_id, order, node=self._node)
             records[row_id] = Record(topic, aggregate_id.encode(), payload, headers)

@@ -7,11 +7,12 @@ Kafka ──group "inventory"──► this node's partitions
 import threading
 
 from brewctl.config import Settings
-from brewctl.delivery import inbox
+from brewctl.delivery.consumption import consume
+from brewctl.delivery.inbox import Projection
 
-PROJECTION = inbox.Projection(service="inventory-service", consumer="inventory", effect="reserve", done="reserved")
+PROJECTION = Projection(service="inventory-service", consumer="inventory", effect="reserve", done="reserved")
 
 
 def run(settings: Settings, stop: threading.Event, *, node: str) -> None:
     """Consume until `stop` is set. Raises UnreachableError or BrewError where it can't start."""
-    inbox.consume(settings, PROJECTION, stop, node=node)
+    consume(settings, PROJECTION, stop, node=node)

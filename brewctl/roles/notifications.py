@@ -9,13 +9,12 @@ A group of its own on the same topic: order-service and inventory-service don't 
 import threading
 
 from brewctl.config import Settings
-from brewctl.delivery import inbox
+from brewctl.delivery.consumption import consume
+from brewctl.delivery.inbox import Projection
 
-PROJECTION = inbox.Projection(
-    service="notification-service", consumer="notifications", effect="notify", done="notified"
-)
+PROJECTION = Projection(service="notification-service", consumer="notifications", effect="notify", done="notified")
 
 
 def run(settings: Settings, stop: threading.Event, *, node: str) -> None:
     """Consume until `stop` is set. Raises UnreachableError or BrewError where it can't start."""
-    inbox.consume(settings, PROJECTION, stop, node=node)
+    consume(settings, PROJECTION, stop, node=node)

@@ -5,26 +5,35 @@
 -- Ends each later statement of the transaction after `timeout`: nobody waits longer for it.
 SELECT set_config('statement_timeout', %(timeout)s, true)
 
--- create_order --
--- The order and its event in one statement, so in one commit. Returns the outbox
--- id; no row where the idempotency key is taken. A new aggregate's row is locked
--- by its own INSERT; a writer that adds an event to an existing one locks it first.
+-- create_orders --
+-- Orders and their events in one statement, so in one commit. Returns the ids that were written: not
+-- those whose idempotency key is taken, by an earlier order or by another one of the statement. In the
+-- order of their keys, so that two writers can't deadlock. A new aggregate's row is locked by its own
+-- INSERT; a writer that adds an event to an existing one locks it first.
 WITH new_order AS (
+    SELECT *
+      FROM unnest(%(ids)b::uuid[], %(tenant_ids)b::text[], %(customer_ids)b::text[], %(amounts)b::bigint[],
+                  %(currencies)b::text[], %(idempotency_keys)b::text[], %(created_at)b::timestamptz[],
+                  %(payloads)b::bytea[])
+        AS o (id, tenant_id, customer_id, amount_cents, currency, idempotency_key, created_at, payload)
+), written AS (
     INSERT INTO orders (id, tenant_id, customer_id, amount_cents, currency, status, idempotency_key, created_at)
-    VALUES (%(id)s, %(tenant_id)s, %(customer_id)s, %(amount_cents)s, %(currency)s, %(status)s,
-            %(idempotency_key)s, %(created_at)s)
-    ON CONFLICT (tenant_id, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
+    SELECT id, tenant_id, customer_id, amount_cents, currency, %(status)s, idempotency_key, created_at
+      FROM new_order
+     ORDER BY tenant_id, idempotency_key
+    ON CONFLICT DO NOTHING
     RETURNING id
+), event AS (
+    INSERT INTO outbox (aggregate_id, topic, payload)
+    SELECT 'order-' || id, %(topic)s, payload FROM new_order JOIN written USING (id)
 )
-INSERT INTO outbox (aggregate_id, topic, payload)
-SELECT %(aggregate_id)s, %(topic)s, %(payload)s FROM new_order
-RETURNING id
+SELECT id FROM written
 
--- order_by_idempotency_key --
--- The order that a tenant's key made first.
+-- order_by_id_or_key --
+-- The order that a tenant's key made first, or an earlier try to write the same one.
 SELECT id, customer_id, amount_cents, currency, status, created_at
   FROM orders
- WHERE tenant_id = %(tenant_id)s AND idempotency_key = %(idempotency_key)s
+ WHERE id = %(id)s OR (tenant_id = %(tenant_id)s AND idempotency_key = %(idempotency_key)s)
 
 -- order_by_id --
 SELECT id, customer_id, amount_cents, currency, status, created_at
@@ -32,10 +41,11 @@ SELECT id, customer_id, amount_cents, currency, status, created_at
  WHERE id = %(id)s
 
 -- fetch_unpublished --
--- Up to `limit` rows, of `bytes` in all or just one, that no other publisher holds, each the
--- head of its aggregate: with any number of publishers, an aggregate's second row can't overtake
--- its first. The head is an equality, not a NOT EXISTS: that plan can collapse on stale statistics.
--- A head that is locked but over `bytes` is free again at the end of the transaction.
+-- Up to `limit` rows, of `bytes` in all or just one, in the order of their ids: the heads of aggregates
+-- that no other publisher holds, and where that leaves room, the rows that come right behind each. Who
+-- has locked the head has the run: with any number of publishers no row can overtake one of its
+-- aggregate. The head is an equality, not a NOT EXISTS: that plan can collapse on stale statistics.
+-- What is locked but over a bound is free again at the end of the transaction.
 WITH head AS MATERIALIZED (
     SELECT o.id, o.aggregate_id, o.topic, o.payload
       FROM outbox o
@@ -50,13 +60,25 @@ WITH head AS MATERIALIZED (
      ORDER BY o.id
      LIMIT %(limit)s
        FOR UPDATE OF o SKIP LOCKED
+), behind AS (
+    SELECT r.id, r.aggregate_id, r.topic, r.payload
+      FROM head
+     CROSS JOIN LATERAL (
+           SELECT p.*, bool_or(p.failed_at IS NOT NULL OR p.topic = ANY(%(without_topics)s::text[]))
+                           OVER (ORDER BY p.id) AS stopped
+             FROM outbox p
+            WHERE p.aggregate_id = head.aggregate_id AND p.published_at IS NULL AND p.id > head.id
+            ORDER BY p.id
+            LIMIT %(limit)s
+           ) r
+     WHERE NOT r.stopped AND (SELECT count(*) FROM head) < %(limit)s
 ), sized AS (
     SELECT *, row_number() OVER (ORDER BY id) AS place, sum(octet_length(payload)) OVER (ORDER BY id) AS bytes
-      FROM head
+      FROM (SELECT * FROM head UNION ALL SELECT * FROM behind) AS both_of_them
 )
 SELECT id, aggregate_id, topic, payload
   FROM sized
- WHERE place = 1 OR bytes <= %(bytes)s
+ WHERE place = 1 OR (place <= %(limit)s AND bytes <= %(bytes)s)
  ORDER BY id
 
 -- mark_published --
@@ -97,7 +119,7 @@ RETURNING id
 -- has not seen, in id order so that two takers can't deadlock. The back half, an effect,
 -- reads `fresh`; both commit together or not at all.
 WITH event AS (
-    SELECT * FROM unnest(%(outbox_ids)s::bigint[], %(order_ids)s::uuid[]) AS e (outbox_id, order_id)
+    SELECT * FROM unnest(%(outbox_ids)b::bigint[], %(order_ids)b::text[]::uuid[]) AS e (outbox_id, order_id)
 ), taken AS (
     INSERT INTO processed_events (consumer, outbox_id)
     SELECT %(consumer)s, outbox_id FROM event ORDER BY outbox_id
@@ -197,7 +219,7 @@ TRUNCATE orders, outbox, processed_events, inventory_reservations, notifications
 CONTINUE IDENTITY
 
 -- missing_tables --
--- What an older or an empty database lacks; a column stands for the version that added it.
+-- What an older or an empty database lacks; a column, or an index, stands for the version that added it.
 SELECT name
   FROM unnest(ARRAY['orders', 'outbox', 'processed_events', 'inventory_reservations', 'notifications_log',
                     'dead_letters_settled']) AS name
@@ -207,3 +229,6 @@ SELECT 'outbox.attempts'
  WHERE to_regclass('outbox') IS NOT NULL
    AND NOT EXISTS (SELECT FROM pg_attribute
                     WHERE attrelid = to_regclass('outbox') AND attname = 'attempts' AND NOT attisdropped)
+UNION ALL
+SELECT 'outbox_ready'
+ WHERE to_regclass('outbox') IS NOT NULL AND to_regclass('outbox_ready') IS NULL

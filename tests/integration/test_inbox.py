@@ -11,7 +11,7 @@ from psycopg import sql
 from brewctl.delivery import database, events
 from brewctl.delivery.broker import Record
 from brewctl.delivery.database import Pool
-from brewctl.delivery.inbox import Inbox, _sort
+from brewctl.delivery.inbox import Batch, Inbox
 from brewctl.proto.orders_pb2 import OrderCreated
 from brewctl.roles import inventory, notifications
 from tests.conftest import Rig
@@ -140,8 +140,10 @@ def test_a_retry_goes_on_where_the_try_before_it_failed(rig: Rig, pool: Pool) ->
     )
     rig.connection.execute("CREATE SEQUENCE looks")
     inbox = Inbox(rig.settings, pool, inventory.PROJECTION, node="inventory-1")
-    batch = _sort([*(record(number) for number in range(1, 8)), record(8, bad)])
-    assert inbox._settle(batch, threading.Event(), lambda: True)
+    batch = Batch.of([*(record(number) for number in range(1, 8)), record(8, bad)])
+    with pytest.raises(database.UNAVAILABLE):
+        inbox.apply(batch)
+    inbox.apply(batch)
     assert rig.connection.execute("SELECT last_value > 1 FROM looks").fetchone() == (True,), "there was a retry"
     assert (inbox.tally.effects, inbox.tally.dead, inbox.tally.skipped, inbox.tally.processed) == (7, 1, 0, 8)
     assert len(read_topic(rig.settings, dead_letters=True)) == 1

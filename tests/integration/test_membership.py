@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from brewctl.config import Settings
 from brewctl.delivery import database
 from brewctl.delivery.broker import PARTITIONS, Consumer, Record
 from brewctl.delivery.broker.client import connection
-from brewctl.delivery.inbox import Inbox
+from brewctl.delivery.consumption import Consumption
+from brewctl.delivery.inbox import Batch, Inbox
 from brewctl.roles import inventory
 from tests.conftest import Rig
 from tests.integration.kafka_tools import good_record, refused_connections
@@ -58,14 +60,15 @@ def test_an_outage_of_the_database_moves_no_partition_and_loses_no_record(
     stop, began = threading.Event(), threading.Event()
     with database.open_pool(settings, name="inventory-1", size=1) as pool:
         inbox = Inbox(settings, pool, inventory.PROJECTION, node="inventory-1")
-        settle = inbox._settle
+        apply = inbox.apply
 
-        def settle_and_say(*arguments: object) -> bool:
+        def apply_and_say(batch: Batch) -> None:
             began.set()
-            return settle(*arguments)  # type: ignore[arg-type]
+            apply(batch)
 
-        inbox._settle = settle_and_say  # type: ignore[method-assign,assignment]
-        member = threading.Thread(target=inbox.run, args=(stop,))
+        inbox.apply = apply_and_say  # type: ignore[method-assign]
+        consumption = Consumption(settings, inbox, group="inventory", node="inventory-1")
+        member = threading.Thread(target=consumption.run, args=(stop,))
         with refused_connections(rig, servers, "inventory-1"):
             member.start()
             try:
@@ -89,21 +92,27 @@ def test_an_outage_of_the_database_moves_no_partition_and_loses_no_record(
 @pytest.mark.usefixtures("goods")
 def test_a_rebalance_while_a_batch_waits_is_told_and_loses_no_record(rig: Rig, settings: Settings) -> None:
     joined: list[list[int]] = []
-    one = Consumer(settings, threading.Event(), group="inventory", node="one", on_assigned=joined.append)
+    one = a_member(settings, "one", joined.append)
     try:
         first = read_some(one)
         assert len(first) == settings.limits.consume_records
-        assert one.keep_alive()
+        before = one.assignments
+        one.keep_alive()
+        assert one.assignments == before
         second = read_some(one)
         assert [record.offset for record in second] == list(range(7, 14)), "the rest of what was dropped comes again"
         other = threading.Thread(target=join_and_leave, args=(settings,))
         other.start()
-        kept = []
         while other.is_alive():
-            kept.append(one.keep_alive())
+            one.keep_alive()
         other.join()
-        assert not all(kept), "the batch must be given up"
-        rig.wait("all partitions again", lambda: one.keep_alive() and joined[-1] == list(range(PARTITIONS)))
+        assert one.assignments > before, "the batch must be given up"
+
+        def all_again() -> bool:
+            one.keep_alive()
+            return joined[-1] == list(range(PARTITIONS))
+
+        rig.wait("all partitions again", all_again)
         # Nothing was committed: all of it comes again, from the first.
         again = [record.offset for _ in range(6) for record in read_some(one)]
         assert again == list(range(RECORDS))
@@ -111,9 +120,37 @@ def test_a_rebalance_while_a_batch_waits_is_told_and_loses_no_record(rig: Rig, s
         one.close()
 
 
+@pytest.mark.usefixtures("goods")
+def test_what_is_in_the_database_when_partitions_leave_is_finished_first(rig: Rig, settings: Settings) -> None:
+    """Its offsets are committed in time: the new owner begins behind it, and nothing comes twice."""
+    rig.connection.execute(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.1); RETURN new; END $$;"
+        "CREATE TRIGGER slow BEFORE INSERT ON inventory_reservations FOR EACH ROW EXECUTE FUNCTION slow()"
+    )
+    stop = threading.Event()
+    joined: list[list[int]] = []
+    with database.open_pool(settings, name="inventory-1", size=1) as pool:
+        inbox = Inbox(settings, pool, inventory.PROJECTION, node="inventory-1")
+        consumption = Consumption(settings, inbox, group="inventory", node="inventory-1")
+        member = threading.Thread(target=consumption.run, args=(stop,))
+        member.start()
+        try:
+            # Seven records take 0.7 s: whenever the other one joins, some are being written.
+            rig.wait("the first batch", lambda: rig.counts().reservations > 0)
+            other = a_member(settings, "two", joined.append)
+            while not joined:
+                other.poll(timeout_s=0)
+            other.close()
+            rig.wait("all reserved", lambda: rig.counts().reservations == RECORDS)
+        finally:
+            stop.set()
+            member.join()
+    assert (inbox.tally.effects, inbox.tally.skipped) == (RECORDS, 0)
+
+
 def test_losing_its_broker_never_lets_a_member_wait_for_itself(settings: Settings) -> None:
     """The client's threads take its two locks in opposite orders: they have to be one."""
-    member = Consumer(settings, threading.Event(), group="inventory", node="one", on_assigned=lambda _partitions: None)
+    member = a_member(settings, "one", lambda _partitions: None)
     locks = [member._consumer._client._lock, member._consumer._coordinator._lock]
     meeting = threading.Barrier(2)
     got: list[bool] = []
@@ -135,6 +172,12 @@ def test_losing_its_broker_never_lets_a_member_wait_for_itself(settings: Setting
     assert got == [True, True]
 
 
+def a_member(settings: Settings, name: str, on_assigned: Callable[[list[int]], None]) -> Consumer:
+    return Consumer(
+        settings, threading.Event(), group="inventory", node=name, on_assigned=on_assigned, on_revoked=lambda: None
+    )
+
+
 def read_some(consumer: Consumer) -> list[Record]:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
@@ -145,7 +188,7 @@ def read_some(consumer: Consumer) -> list[Record]:
 
 def join_and_leave(settings: Settings) -> None:
     joined: list[list[int]] = []
-    two = Consumer(settings, threading.Event(), group="inventory", node="two", on_assigned=joined.append)
+    two = a_member(settings, "two", joined.append)
     deadline = time.monotonic() + 30
     while not joined and time.monotonic() < deadline:
         two.poll(timeout_s=0.2)

@@ -14,6 +14,7 @@ from kafka.admin import NewTopic
 
 from brewctl.delivery import database, events, orders, outbox
 from brewctl.delivery.broker import (
+    HeldError,
     Outcome,
     Place,
     Producer,
@@ -110,7 +111,8 @@ def test_a_refused_row_is_set_aside_and_its_aggregate_waits_behind_it(rig: Rig, 
     first, other = unpublished(rig)
     later = add_event(rig, bad)
     publisher = Publisher(rig.settings, pool, node="n")
-    assert publisher.publish_batch(ScriptedProducer(RefusedError("too large"), TAKEN)) == 2  # type: ignore[arg-type]
+    outcomes = RefusedError("too large"), TAKEN, HeldError("behind it")
+    assert publisher.publish_batch(ScriptedProducer(*outcomes)) == 3  # type: ignore[arg-type]
     assert publisher.publish_batch(ScriptedProducer()) == 0, good  # type: ignore[arg-type]
     assert unpublished(rig) == [first, later]
     assert rig.connection.execute("SELECT failure FROM outbox WHERE id = %s", (first,)).fetchone() == ("too large",)
@@ -124,7 +126,9 @@ def test_a_real_broker_refuses_only_the_guilty_row(rig: Rig, pool: Pool, produce
         "INSERT INTO outbox (aggregate_id, topic, payload) VALUES ('order-large', %s, %s)", (rig.settings.topic, large)
     )
     create_order(rig)
-    Publisher(rig.settings, pool, node="n").publish_batch(producer)
+    limits = dataclasses.replace(rig.settings.limits, publish_bytes=2**22)  # all of them together
+    publisher = Publisher(dataclasses.replace(rig.settings, limits=limits), pool, node="n")
+    assert publisher.publish_batch(producer) == 3
     failed = rig.connection.execute("SELECT aggregate_id, failure FROM outbox WHERE failed_at IS NOT NULL").fetchall()
     assert [aggregate for aggregate, _ in failed] == ["order-large"]
     assert "MessageSizeTooLarge" in str(failed[0][1])
@@ -179,6 +183,60 @@ def test_publishers_skip_each_others_rows_and_whatever_stands_behind_them(rig: R
             a.execute(queries["mark_published"], {"ids": [head], "node": "a"})
         with b.transaction():
             assert [row[0] for row in b.execute(fetch, UNBOUNDED | {"limit": 10})] == [other, second]
+
+
+def test_behind_its_locked_head_an_aggregate_drains_in_runs(rig: Rig, pool: Pool, producer: Producer) -> None:
+    hot, other = str(uuid.uuid4()), str(uuid.uuid4())
+    ids = [add_event(rig, hot) for _ in range(70)]
+    add_event(rig, other)
+    publisher = Publisher(rig.settings, pool, node="n")
+    assert publisher.publish_batch(producer) == 71
+    assert unpublished(rig) == []
+    assert published_ids(rig, hot) == ids
+
+
+def test_a_run_stops_in_front_of_what_is_set_aside(rig: Rig, pool: Pool, producer: Producer) -> None:
+    order = str(uuid.uuid4())
+    ids = [add_event(rig, order) for _ in range(5)]
+    rig.connection.execute("UPDATE outbox SET failed_at = now() WHERE id = %s", (ids[2],))
+    publisher = Publisher(rig.settings, pool, node="n")
+    assert [publisher.publish_batch(producer) for _ in range(2)] == [2, 0]
+    assert unpublished(rig) == ids[2:]
+
+
+def test_what_a_broker_refuses_in_a_run_holds_back_what_comes_after_it(
+    rig: Rig, pool: Pool, producer: Producer
+) -> None:
+    """The broker names the whole batch: no part of it may have been sent on its own before."""
+    order, topic = str(uuid.uuid4()), f"{rig.settings.topic}-narrow"
+    sizes = [100] * 9 + [5000] + [100] * 30
+    ids = []
+    for size in sizes:
+        payload = OrderCreated(order_id=order, customer_id="x" * size).SerializeToString()
+        row = rig.connection.execute(
+            "INSERT INTO outbox (aggregate_id, topic, payload) VALUES (%s, %s, %s) RETURNING id",
+            (events.aggregate_id(order), topic, payload),
+        )
+        ids += [row_id for (row_id,) in row.fetchall()]
+    with kafka_admin(rig.settings) as admin:
+        admin.create_topics([NewTopic(topic, 1, 1, topic_configs={"max.message.bytes": "3000"})])
+        try:
+            publisher = Publisher(rig.settings, pool, node="n")
+            rig.wait("the run", lambda: publisher.publish_batch(producer) == len(sizes))
+            assert publisher.publish_batch(producer) == 0
+            assert unpublished(rig) == ids[9:]
+            assert published_ids(rig, order, topic) == ids[:9]
+        finally:
+            admin.delete_topics([topic])
+    failed = rig.connection.execute("SELECT id FROM outbox WHERE failed_at IS NOT NULL").fetchall()
+    assert failed == [(ids[9],)]
+
+
+def published_ids(rig: Rig, order_id: str, topic: str = "") -> list[int]:
+    """The outbox ids of an order's records, in the order that they have in the topic."""
+    settings = dataclasses.replace(rig.settings, topic=topic or rig.settings.topic)
+    key = events.aggregate_id(order_id).encode()
+    return [int(dict(record.headers)["outbox-id"]) for record in read_topic(settings) if record.key == key]
 
 
 def test_a_row_that_commits_late_is_still_found(rig: Rig, pool: Pool, producer: Producer) -> None:
@@ -257,9 +315,26 @@ def test_fetch_uses_the_partial_indexes(rig: Rig) -> None:
         str(line)
         for (line,) in rig.connection.execute("EXPLAIN " + queries["fetch_unpublished"], UNBOUNDED | {"limit": 200})
     )
-    assert "outbox_unpublished" in plan
+    assert "outbox_ready" in plan
     assert "outbox_unpublished_by_aggregate" in plan
     assert "Seq Scan" not in plan
+
+
+def test_however_stale_the_statistics_a_fetch_reads_no_more_than_it_takes(rig: Rig) -> None:
+    """The planner believes that nothing waits. Sorting the rows, or looking heads up by id, would read them all."""
+    rig.connection.execute("ANALYZE outbox")
+    rig.connection.execute("ALTER TABLE outbox SET (autovacuum_enabled = off)")
+    rig.connection.execute(
+        "INSERT INTO outbox (aggregate_id, topic, payload)"
+        " SELECT 'order-' || n, 't', '' FROM generate_series(1, 50000) n"
+    )
+    (analyzed,) = rig.connection.execute(
+        "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + queries["fetch_unpublished"], UNBOUNDED | {"limit": 100}
+    ).fetchone() or ([],)
+    plan = analyzed[0]["Plan"]  # type: ignore[index]
+    assert plan["Actual Rows"] == 100
+    # Three or four pages a look-up, and the rows themselves.
+    assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 100 * 10, json.dumps(plan, indent=1)
 
 
 def test_the_producer_waits_for_all_in_sync_replicas_and_keeps_order(producer: Producer) -> None:
@@ -375,7 +450,8 @@ def test_what_was_set_aside_is_shown_and_retried(rig: Rig, pool: Pool) -> None:
     assert rig.brewctl("counts").stdout.count("\n") == 1
     publisher = Publisher(rig.settings, pool, node="n")
     refusal = RefusedError("too large \x1b[31m" + "x" * 100)
-    publisher.publish_batch(ScriptedProducer(refusal, UnsentError("topic t: gone")))  # type: ignore[arg-type]
+    outcomes = refusal, UnsentError("topic t: gone"), HeldError("behind it")
+    publisher.publish_batch(ScriptedProducer(*outcomes))  # type: ignore[arg-type]
 
     shown = rig.brewctl("outbox", "list")
     assert max(map(len, shown.stdout.splitlines())) <= 80
@@ -398,9 +474,8 @@ def test_what_was_set_aside_is_shown_and_retried(rig: Rig, pool: Pool) -> None:
     assert (again.returncode, again.stdout) == (0, "nothing to retry\n")
     assert rig.brewctl("outbox", "retry").returncode == 2
     publisher._absent.clear()
-    publisher.publish_batch(ScriptedProducer(refusal, TAKEN))  # type: ignore[arg-type]
+    publisher.publish_batch(ScriptedProducer(refusal, TAKEN, HeldError("behind it")))  # type: ignore[arg-type]
     assert rig.connection.execute("SELECT attempts FROM outbox WHERE id = %s", (first,)).fetchone() == (2,)
     assert outbox.retry(rig.connection) == [first]
-    publisher.publish_batch(ScriptedProducer(TAKEN))  # type: ignore[arg-type]
-    publisher.publish_batch(ScriptedProducer(TAKEN))  # type: ignore[arg-type]
+    publisher.publish_batch(ScriptedProducer(TAKEN, TAKEN))  # type: ignore[arg-type]
     assert unpublished(rig) == [], f"row {later} was waiting behind"

@@ -13,7 +13,7 @@ from brewctl.delivery.broker.admin import (
 )
 from brewctl.delivery.broker.client import Record, UnavailableError, explained
 from brewctl.delivery.broker.consumer import Consumer
-from brewctl.delivery.broker.producer import Outcome, Place, Producer, RefusedError, UnsentError
+from brewctl.delivery.broker.producer import HeldError, Outcome, Place, Producer, RefusedError, UnsentError
 from brewctl.delivery.broker.reader import Reader, open_reader
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "REPLICATION_FACTOR",
     "Admin",
     "Consumer",
+    "HeldError",
     "Member",
     "Outcome",
     "Place",

@@ -32,8 +32,8 @@ _SLICE_MS = 100
 class Consumer:
     """One member of a group, from the earliest offset, offsets committed by hand.
 
-    Rebalances happen inside `poll` alone: finish a batch and commit it before the next poll. Once `stop` is set,
-    no call takes longer than what is left of kafka_leave_s seconds.
+    Rebalances happen inside `poll` and `keep_alive` alone: finish a batch and commit it before the next poll, or in
+    `on_revoked`. Once `stop` is set, no call takes longer than what is left of kafka_leave_s seconds.
     """
 
     def __init__(
@@ -44,10 +44,12 @@ class Consumer:
         group: str,
         node: str,
         on_assigned: Callable[[list[int]], None],
+        on_revoked: Callable[[], None],
     ) -> None:
+        """Join at the first poll. `on_revoked` is called within a poll, before partitions leave; it must not raise."""
         limits = settings.limits
         self._group = group
-        self._listener = _Listener(on_assigned)
+        self._listener = _Listener(on_assigned, on_revoked)
         with explained(settings):
             self._consumer = KafkaConsumer(
                 group_id=group,
@@ -80,13 +82,16 @@ class Consumer:
             batches = self._consumer.poll(timeout_ms=int(timeout_s * 1000))
         return [as_record(read) for batch in batches.values() for read in batch]
 
-    def keep_alive(self) -> bool:
+    @property
+    def assignments(self) -> int:
+        """How often partitions were assigned: records that were read before the last time come again."""
+        return self._listener.assignments
+
+    def keep_alive(self) -> None:
         """Poll without reading, so that this member keeps its partitions while it waits with a batch in hand.
 
-        False where they were assigned anew meanwhile: the batch comes again, to whoever has them now, and must be
-        given up. Call it more often than every poll_interval_s seconds. Raises what `poll` raises.
+        Call it more often than every poll_interval_s seconds. Raises what `poll` raises.
         """
-        rebalances = self._listener.rebalances
         with self._explained():
             self._consumer.pause(*self._consumer.assignment())
             read = self._consumer.poll(timeout_ms=0)
@@ -96,7 +101,6 @@ class Consumer:
                 offset = read[place][0].offset if place in read else self._consumer.position(place)
                 self._consumer.seek(place, offset)
             self._consumer.resume(*self._consumer.assignment())
-        return self._listener.rebalances == rebalances
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -168,17 +172,18 @@ class _Client(KafkaClient):  # type: ignore[misc]
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
-    """Only counts and reports: the client swallows exceptions that are raised here."""
+    """Counts and hands on: the client swallows exceptions that are raised here."""
 
-    def __init__(self, on_assigned: Callable[[list[int]], None]) -> None:
+    def __init__(self, on_assigned: Callable[[list[int]], None], on_revoked: Callable[[], None]) -> None:
         self._on_assigned = on_assigned
-        self.rebalances = 0
+        self._on_revoked = on_revoked
+        self.assignments = 0
 
-    def on_partitions_revoked(self, revoked: object) -> None:
-        pass
+    def on_partitions_revoked(self, revoked: object) -> None:  # noqa: ARG002 - the client's signature
+        self._on_revoked()
 
     def on_partitions_assigned(self, assigned: Sequence[TopicPartition]) -> None:
-        self.rebalances += 1
+        self.assignments += 1
         self._on_assigned(sorted(place.partition for place in assigned))
 
 
@@ -215,6 +220,10 @@ DefaultRecordBatch._read_msg = _read_any_record  # noqa: SLF001
 
 def as_record(read: Any) -> Record:
     """Make our record of the client's."""
+    headers = read.headers
     # A null header value can be read but not sent on: it becomes an empty one.
-    headers = [(name, value or b"") for name, value in read.headers]
+    for _, value in headers:
+        if value is None:
+            headers = [(name, value or b"") for name, value in headers]
+            break
     return Record(read.topic, read.key, read.value, headers, read.partition, read.offset, read.timestamp)

@@ -18,6 +18,10 @@ from brewctl.delivery.broker.client import (
     words,
 )
 
+# Kafka's default limit for a batch is 1 MiB.
+BATCH_BYTES = 1_000_000
+_NEVER_MS = 3_600_000
+_HELD = "an earlier record with its key was not taken"
 _UNCOMPRESSED_BYTES = 32 * 1024 * 1024
 _TOPIC_NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,249}")
 
@@ -51,6 +55,10 @@ class UnsentError(UnavailableError):
     """Kafka does not have the topic now: the record is not on its way, and others may be sent meanwhile."""
 
 
+class HeldError(UnavailableError):
+    """An earlier record with this one's key was not taken: this one was not sent, for it must not overtake it."""
+
+
 class Place(NamedTuple):
     """Where an acknowledged record is, in its topic."""
 
@@ -64,8 +72,9 @@ Outcome = Place | RefusedError | UnavailableError
 class Producer:
     """Sends records with acks from all in-sync replicas, one request in flight, in order per partition.
 
-    `compressed` also takes large records that compression makes fit. Delivery: at least once.
-    Raises UnreachableError where no broker answers now.
+    What one `send` has for a partition leaves in one batch, as far as it fits into BATCH_BYTES, and Kafka takes a
+    batch whole or not at all. `compressed` also takes large records that compression makes fit. Delivery: at least
+    once. Raises UnreachableError where no broker answers now.
     """
 
     def __init__(self, settings: Settings, *, node: str, compressed: bool = False) -> None:
@@ -74,6 +83,8 @@ class Producer:
                 acks="all",
                 retries=1_000_000,  # our own deadline ends them
                 max_in_flight_requests_per_connection=1,
+                batch_size=BATCH_BYTES,
+                linger_ms=_NEVER_MS,  # `send` says when
                 request_timeout_ms=int(settings.limits.kafka_request_s * 1000),
                 max_block_ms=int(settings.limits.kafka_metadata_s * 1000),
                 # Before compression; the topic's own limit, after it, is the broker's to apply.
@@ -86,21 +97,28 @@ class Producer:
     def send(self, records: Sequence[Record], *, timeout_s: float) -> list[Outcome]:
         """Send, then await each record's own acknowledgement; its place for each that has it.
 
-        At most about `timeout_s` + kafka_metadata_s seconds. After an UnavailableError that is no UnsentError
-        records may still be on their way: `abandon` this producer, so that none can arrive after a later try.
+        Once a record is not taken, no later one with its key is. At most about `timeout_s` + kafka_metadata_s
+        seconds. After an UnavailableError that is neither UnsentError nor HeldError records may still be on their
+        way: `abandon` this producer, so that none can arrive after a later try.
         """
         deadline = time.monotonic() + timeout_s
         outcomes = self._send(records, deadline)
+        if len(records) == 1:
+            return outcomes
         # A refusal names a whole batch: ask again for each alone, so that only the guilty is refused.
-        if len(records) > 1:
-            for position, outcome in enumerate(outcomes):
-                if isinstance(outcome, RefusedError):
-                    (outcomes[position],) = self._send([records[position]], deadline)
+        stopped = set()
+        for position, (record, outcome) in enumerate(zip(records, outcomes, strict=True)):
+            if isinstance(outcome, RefusedError):
+                place = (record.topic, record.key)
+                outcomes[position] = HeldError(_HELD) if place in stopped else self._send([record], deadline)[0]
+                if record.key is not None and not isinstance(outcomes[position], Place):
+                    stopped.add(place)
         return outcomes
 
     def _send(self, records: Sequence[Record], deadline: float) -> list[Outcome]:
         sent: list[Any] = []
         failures: dict[str, Outcome] = {}
+        stopped: set[tuple[str, bytes]] = set()
         for record in records:
             if not _TOPIC_NAME.fullmatch(record.topic):  # the client would look for it for ever
                 failures[record.topic] = RefusedError(f"no topic can be called {record.topic[:80]!r}")
@@ -110,14 +128,28 @@ class Producer:
             if record.topic in failures:
                 sent.append(failures[record.topic])
                 continue
+            if record.key is not None and (record.topic, record.key) in stopped:
+                sent.append(HeldError(_HELD))
+                continue
             # The client refuses a record with neither key nor value.
             value = b"" if record.key is None and record.value is None else record.value
             try:
-                sent.append(self._producer.send(record.topic, value, record.key, headers=record.headers))
+                future = self._producer.send(record.topic, value, record.key, headers=record.headers)
             except errors.KafkaError as error:  # no metadata, or no room in the buffer
                 failures[record.topic] = UnsentError(f"topic {record.topic}: {words(error)}")
                 sent.append(failures[record.topic])
-        return [_outcome(future, deadline) for future in sent]
+                continue
+            sent.append(future)
+            if future.is_done and record.key is not None:  # too large even for the client
+                stopped.add((record.topic, record.key))
+        # The client's public flush hides failures, and waits for each partition anew.
+        flushing = self._producer._accumulator  # noqa: SLF001
+        flushing.begin_flush()
+        try:
+            self._producer._sender.wakeup()  # noqa: SLF001
+            return [_outcome(future, deadline) for future in sent]
+        finally:
+            flushing._flushes_in_progress.decrement()  # noqa: SLF001
 
     def close(self) -> None:
         """Close after a `send` that was answered: there is nothing left to lose."""

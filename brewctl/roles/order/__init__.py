@@ -1,10 +1,10 @@
 """order-service: takes orders over gRPC, and publishes their events in the background.
 
-    client ──Create──► admission ──► gRPC handlers ──one commit: orders + outbox──► PostgreSQL
-              ▲            │               │                                         ▲   ▲
-              └─ refused ──┘               └── notify ──► publisher ──fetch, mark────┘   │
-                           └── away? ──── watch ──looks──────────│───────────────────────┘
-                                                                 └──records──► Kafka
+    client ──Create──► admission ──► gRPC handlers ──► writer ──one commit: orders + outbox──► PostgreSQL
+              ▲            │                              │                                     ▲   ▲
+              └─ refused ──┘                              └── notify ──► publisher ─fetch, mark─┘   │
+                           └── away? ──── watch ──looks─────────────────────│───────────────────────┘
+                                                                            └──records──► Kafka
 
 The handler never talks to Kafka: a Kafka outage leaves Create as fast as before. Nor does a call wait for a database
 that is away. On a stop new calls are refused and the ones in hand finished, then the publisher sends what they left.
@@ -16,11 +16,12 @@ from brewctl import log
 from brewctl.config import Settings
 from brewctl.delivery import database
 from brewctl.delivery.broker import require_topic
+from brewctl.delivery.group_commit import GroupCommit
 from brewctl.delivery.outbox import Publisher
 from brewctl.delivery.watch import Watch
 from brewctl.errors import UnreachableError
 from brewctl.lifecycle import run_together
-from brewctl.roles.order.server import Server
+from brewctl.roles.order.server import Calls, Server
 from brewctl.roles.order.service import OrderService
 
 logger = log.get(__name__)
@@ -34,13 +35,18 @@ def run(settings: Settings, stop: threading.Event, *, node: str, host: str, port
     limits = settings.limits
     with (
         database.open_pool(settings, name=node, size=limits.handler_threads, statement_s=limits.create_s) as pool,
+        database.open_pool(
+            settings, name=node, size=1, statement_s=limits.create_batch_s, lock_s=limits.create_lock_s
+        ) as writing,
         database.open_pool(settings, name=node, size=1) as publishing,
     ):
         _look_at_kafka(settings)
         publisher = Publisher(settings, publishing, node=node)
-        watch = Watch(settings, (pool, publishing), name=node)
-        service = OrderService(settings, pool, watch, notify=publisher.notify)
-        server = Server(settings, service, watch, stop, host=host, port=port)
+        writer = GroupCommit(settings, writing, pool, notify=publisher.notify)
+        watch = Watch(settings, (pool, writing, publishing), name=node)
+        calls = Calls(limits.handler_threads, thread_name_prefix="handler")
+        service = OrderService(settings, pool, watch, writer, calls)
+        server = Server(settings, service, calls, writer, watch, stop, host=host, port=port)
         watch.on_change = server.tell_health
         log.say(node, f"order-service listening on {server.address}")
         drained = threading.Event()
@@ -52,7 +58,12 @@ def run(settings: Settings, stop: threading.Event, *, node: str, host: str, port
             publisher.notify()
 
         run_together(
-            {"server": serve, "publisher": lambda: publisher.run(drained), "watch": lambda: watch.run(drained)},
+            {
+                "server": serve,
+                "writer": lambda: writer.run(drained),
+                "publisher": lambda: publisher.run(drained),
+                "watch": lambda: watch.run(drained),
+            },
             stop,
             drain_timeout_s=limits.drain_s,
         )

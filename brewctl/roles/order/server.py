@@ -1,6 +1,6 @@
 """The gRPC server: one port, what is let in, and who answers what.
 
-call ──► admission ──► calls: a bounded queue, handler_threads threads ──► OrderService
+call ──► admission ──► calls: a bounded queue, handler_threads threads ──► OrderService ──► writer
              ├───────► aside: refusals, health           answered while every handler is blocked
              └───────► reflection: streams that may stay open
 """
@@ -17,10 +17,12 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from brewctl.config import Settings
+from brewctl.delivery.group_commit import GroupCommit
 from brewctl.delivery.watch import Watch
 from brewctl.errors import BrewError
-from brewctl.proto import orders_pb2_grpc
+from brewctl.proto import orders_pb2
 from brewctl.roles.order import service
+from brewctl.roles.order.call import Call
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -36,6 +38,8 @@ class Server:
         self,
         settings: Settings,
         orders: service.OrderService,
+        calls: "Calls",
+        writer: GroupCommit,
         watch: Watch,
         stop: threading.Event,
         *,
@@ -44,14 +48,13 @@ class Server:
     ) -> None:
         """Listen; `port` 0 takes a free one. Raises BrewError where it can't be had."""
         limits = settings.limits
-        self._calls = _Calls(limits.handler_threads, thread_name_prefix="handler")
         aside = ThreadPoolExecutor(limits.aside_threads, thread_name_prefix="aside")
         streams = ThreadPoolExecutor(limits.aside_threads, thread_name_prefix="reflection")
         self._linger_s = limits.linger_s
         self._left = threading.Event()
         self._server = grpc.server(
-            self._calls,
-            interceptors=[_Admission(settings, self._calls, watch, aside, stop=stop, left=self._left)],
+            calls,
+            interceptors=[_Admission(settings, calls, writer, watch, aside, stop=stop, left=self._left)],
             maximum_concurrent_rpcs=limits.transport_calls,
             options=[
                 # On by default: a second server on the port would start, and steal half of the calls.
@@ -64,7 +67,9 @@ class Server:
                 ("grpc.http2.ping_timeout_ms", int(limits.client_silence_s * 1000)),
             ],
         )
-        orders_pb2_grpc.add_OrderServiceServicer_to_server(orders, self._server)
+        handlers = _handlers(orders)
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.NAME, handlers),))
+        self._server.add_registered_method_handlers(service.NAME, handlers)
         self._health = health.HealthServicer(experimental_thread_pool=aside)
         self._health.Check = _in_pool(aside, self._health.Check)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -100,8 +105,8 @@ class Server:
         stopped.wait(within_s)
 
 
-class _Calls(ThreadPoolExecutor):
-    """Knows how many calls it has: queued and running, also those whose client has gone."""
+class Calls(ThreadPoolExecutor):
+    """Runs handlers, and knows how many it has: queued and running, also those whose client has gone."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -109,6 +114,7 @@ class _Calls(ThreadPoolExecutor):
         self.in_hand = 0
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Run a call, and count it until it is done."""
         future = super().submit(fn, *args, **kwargs)
         with self._lock:
             self.in_hand += 1
@@ -126,7 +132,8 @@ class _Admission(grpc.ServerInterceptor):  # type: ignore[misc] # grpc has no ty
     def __init__(
         self,
         settings: Settings,
-        calls: _Calls,
+        calls: Calls,
+        writer: GroupCommit,
         watch: Watch,
         aside: ThreadPoolExecutor,
         *,
@@ -136,14 +143,17 @@ class _Admission(grpc.ServerInterceptor):  # type: ignore[misc] # grpc has no ty
         limits = settings.limits
         self._bound = limits.concurrent_calls
         self._calls = calls
+        self._writer = writer
         self._watch = watch
         self._stop = stop
 
         def refusal(code: grpc.StatusCode, details: str) -> grpc.RpcMethodHandler:
+            status = service.retry_later(code, details, after_s=limits.retry_after_s)
+
             def refuse(_requests: object, context: grpc.ServicerContext) -> None:
                 if stop.is_set():
                     left.wait(limits.drain_s)
-                service.ask_to_retry(context, code, details, after_s=limits.retry_after_s)
+                service.abort(context, status)
 
             # As a stream of requests: nobody waits for a message that is not needed.
             return grpc.stream_unary_rpc_method_handler(_in_pool(aside, refuse))
@@ -167,9 +177,26 @@ class _Admission(grpc.ServerInterceptor):  # type: ignore[misc] # grpc has no ty
             return self._stopping
         if self._watch.away:
             return self._away
-        if self._calls.in_hand >= self._bound:
+        if self._calls.in_hand + self._writer.waiting >= self._bound:
             return self._full
         return handler
+
+
+def _handlers(orders: service.OrderService) -> dict[str, grpc.RpcMethodHandler]:
+    def create(
+        request: orders_pb2.CreateRequest, context: grpc.ServicerContext, send: Callable[[object], None]
+    ) -> None:
+        orders.create(request, Call(context, send))
+
+    create.experimental_non_blocking = True  # type: ignore[attr-defined] # as grpcio's own health service does
+    return {
+        "Create": grpc.unary_stream_rpc_method_handler(
+            create, orders_pb2.CreateRequest.FromString, orders_pb2.CreateResponse.SerializeToString
+        ),
+        "Get": grpc.unary_unary_rpc_method_handler(
+            orders.get, orders_pb2.GetRequest.FromString, orders_pb2.GetResponse.SerializeToString
+        ),
+    }
 
 
 def _in_pool(pool: ThreadPoolExecutor, method: Callable[P, T]) -> Callable[P, T]:

@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import NoReturn
 
 import grpc
 import psycopg
@@ -13,8 +15,11 @@ from brewctl import log
 from brewctl.config import Settings
 from brewctl.delivery import database, orders
 from brewctl.delivery.database import Pool
+from brewctl.delivery.group_commit import GroupCommit, Submission
 from brewctl.delivery.watch import Watch
-from brewctl.proto import orders_pb2, orders_pb2_grpc
+from brewctl.proto import orders_pb2
+from brewctl.proto.orders_pb2 import Order
+from brewctl.roles.order.call import Call, Status
 
 logger = log.get(__name__)
 
@@ -32,93 +37,109 @@ _PUSHBACK = "grpc-retry-pushback-ms"
 _WARN_EVERY_S = 1.0
 
 
-def ask_to_retry(context: grpc.ServicerContext, code: grpc.StatusCode, details: str, *, after_s: float) -> None:
-    """End the call and say after how many seconds to try again: as google.rpc.RetryInfo, and as gRPC's own pushback."""
+def retry_later(code: grpc.StatusCode, details: str, *, after_s: float) -> Status:
+    """Say after how many seconds to try again: as google.rpc.RetryInfo, and as gRPC's own pushback."""
     detail = any_pb2.Any()
     delay = duration_pb2.Duration(nanos=round(after_s % 1 * 1e9), seconds=int(after_s))
     detail.Pack(error_details_pb2.RetryInfo(retry_delay=delay))
     status = rpc_status.to_status(status_pb2.Status(code=code.value[0], message=details, details=[detail]))
-    context.set_trailing_metadata((*status.trailing_metadata, (_PUSHBACK, str(round(after_s * 1000)))))
-    context.abort(code, details)
+    return Status(code, details, (*status.trailing_metadata, (_PUSHBACK, str(round(after_s * 1000)))))
 
 
-class OrderService(orders_pb2_grpc.OrderServiceServicer):
-    """The handlers. They run in threads; each takes a connection of the pool."""
+def abort(context: grpc.ServicerContext, status: Status) -> NoReturn:
+    """End the call from within its handler."""
+    context.set_trailing_metadata(status.metadata)
+    context.abort(status.code, status.details)
+    raise AssertionError  # abort never returns
 
-    def __init__(self, settings: Settings, pool: Pool, watch: Watch, *, notify: Callable[[], None]) -> None:
-        """`notify` is called after each commit."""
-        self._settings = settings
+
+class OrderService:
+    """The handlers. They run in threads: orders go through the writer, reads have connections of the pool."""
+
+    def __init__(self, settings: Settings, pool: Pool, watch: Watch, writer: GroupCommit, calls: Executor) -> None:
+        """`calls` runs what blocks after a handler has returned."""
         self._limits = settings.limits
         self._pool = pool
         self._watch = watch
-        self._notify = notify
+        self._writer = writer
+        self._calls = calls
         self._warned_at = 0.0
 
-    def Create(self, request: orders_pb2.CreateRequest, context: grpc.ServicerContext) -> orders_pb2.CreateResponse:
-        """Acknowledge an order once it is committed, with its event, in PostgreSQL."""
+    def create(self, request: orders_pb2.CreateRequest, call: Call) -> None:
+        """Acknowledge an order once it is committed, with its event, in PostgreSQL. Returns before that."""
         try:
             limit = self._limits.request_bytes
             if (size := request.ByteSize()) > limit:
                 raise orders.InvalidOrderError(f"request has {size} bytes; the limit is {limit}")
-            metadata = {key: value for key, value in reversed(context.invocation_metadata()) if isinstance(value, str)}
+            metadata = call.metadata()
             new = orders.accept(request, tenant_id=metadata.get("x-tenant-id"), traceparent=metadata.get("traceparent"))
-            self._turn_away_early(context)
-            with self._pool.connection(min(self._limits.database_wait_s, _left_s(context))) as connection:
-                until = time.monotonic() + self._limits.create_s
-                # The handler outlives its caller's deadline: nothing is committed that nobody waits for.
-                order = orders.create(
-                    connection,
-                    new,
-                    topic=self._settings.topic,
-                    left_s=lambda: min(until - time.monotonic(), _left_s(context)),
-                )
+        except orders.InvalidOrderError as error:
+            call.end(Status(grpc.StatusCode.INVALID_ARGUMENT, str(error)))
+            return
+        if early := self._early(call):
+            call.end(early)
+            return
+        until = time.monotonic() + self._limits.create_s
+
+        # Whoever writes it outlives its caller's deadline: nothing is committed that nobody waits for.
+        def left_s() -> float:
+            return min(until - time.monotonic(), call.left_s())
+
+        def on_unwritten(doubtful: bool) -> None:
+            self._calls.submit(self._create_alone, new, call, left_s, doubtful)
+
+        self._writer.submit(Submission(new, left_s, lambda: call.answer(_acknowledgement(new.order)), on_unwritten))
+
+    def _create_alone(self, new: orders.NewOrder, call: Call, left_s: Callable[[], float], doubtful: bool) -> None:
+        try:
+            order = self._writer.create_alone(new, left_s=left_s, doubtful=doubtful)
         except (
-            orders.InvalidOrderError,
             orders.KeyReusedError,
             orders.TooLateError,
             orders.CommitFailedError,
             psycopg.Error,
         ) as error:
-            self._refuse(context, error)
-        self._notify()
-        return orders_pb2.CreateResponse(order_id=order.order_id, status=order.status)
+            call.end(self._status_for(error, call.left_s()))
+        else:
+            call.answer(_acknowledgement(order))
 
-    def Get(self, request: orders_pb2.GetRequest, context: grpc.ServicerContext) -> orders_pb2.GetResponse:
+    def get(self, request: orders_pb2.GetRequest, context: grpc.ServicerContext) -> orders_pb2.GetResponse:
         """Read one order."""
-        self._turn_away_early(context)
+        call = Call(context)
+        if early := self._early(call):
+            abort(context, early)
         try:
-            with self._pool.connection(min(self._limits.database_wait_s, _left_s(context))) as connection:
+            with self._pool.connection(min(self._limits.database_wait_s, call.left_s())) as connection:
                 order = orders.get(connection, request.order_id)
         except psycopg.Error as error:
-            self._refuse(context, error)
+            abort(context, self._status_for(error, call.left_s()))
         if order is None:
-            context.abort(grpc.StatusCode.NOT_FOUND, f"no order {request.order_id[:80]!r}")
+            abort(context, Status(grpc.StatusCode.NOT_FOUND, f"no order {request.order_id[:80]!r}"))
         return orders_pb2.GetResponse(order=order)
 
-    def _turn_away_early(self, context: grpc.ServicerContext) -> None:
-        # The call may have been queued since it was admitted.
-        if _left_s(context) <= 0:
-            self._refuse(context, orders.TooLateError())
+    def _early(self, call: Call) -> Status | None:
+        """Say how a call ends that need not be begun: it may have been queued since it was admitted."""
+        if call.left_s() <= 0:
+            return self._status_for(orders.TooLateError(), 0.0)
         if self._watch.away:
-            ask_to_retry(context, grpc.StatusCode.UNAVAILABLE, AWAY, after_s=self._limits.retry_after_s)
+            return retry_later(grpc.StatusCode.UNAVAILABLE, AWAY, after_s=self._limits.retry_after_s)
+        return None
 
-    def _refuse(self, context: grpc.ServicerContext, error: Exception) -> None:
-        """Answer with the status that tells the caller what to do next. UNAVAILABLE: surely nothing was written."""
+    def _status_for(self, error: Exception, left_s: float) -> Status:
+        """Tell the caller what to do next. UNAVAILABLE: surely nothing was written."""
         code, details = grpc.StatusCode.UNAVAILABLE, _FULL if isinstance(error, psycopg.errors.DiskFull) else AWAY
         match error:
-            case orders.InvalidOrderError():
-                context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
             case orders.KeyReusedError():
-                context.abort(grpc.StatusCode.ALREADY_EXISTS, str(error))
+                return Status(grpc.StatusCode.ALREADY_EXISTS, str(error))
             case psycopg.errors.UndefinedTable():
                 logger.error("create_failed", reason=str(error).splitlines()[0], hint="run `brewctl db init`")
-                context.set_trailing_metadata(((_PUSHBACK, "-1"),))  # gRPC's word for: don't
-                context.abort(grpc.StatusCode.INTERNAL, "a table is missing: run `brewctl db init`")
+                never = ((_PUSHBACK, "-1"),)  # gRPC's word for: don't
+                return Status(grpc.StatusCode.INTERNAL, "a table is missing: run `brewctl db init`", never)
             case orders.CommitFailedError():
                 logger.error("commit_failed", reason=str(error))
                 code, details = grpc.StatusCode.INTERNAL, "the commit failed: retry with the same idempotency key"
-            case _ if _left_s(context) <= 0:
-                context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed before the commit")
+            case _ if left_s <= 0:
+                return Status(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed before the commit")
             case orders.TooLateError():
                 details = f"the database did not finish within {self._limits.create_s:g} s: retry"
             case error if isinstance(error, _BUSY):
@@ -128,7 +149,7 @@ class OrderService(orders_pb2_grpc.OrderServiceServicer):
                 code, details = grpc.StatusCode.INTERNAL, "the commit failed: retry with the same idempotency key"
         if code is grpc.StatusCode.UNAVAILABLE:
             self._warn(details, error)
-        ask_to_retry(context, code, details, after_s=self._limits.retry_after_s)
+        return retry_later(code, details, after_s=self._limits.retry_after_s)
 
     def _warn(self, details: str, error: Exception) -> None:
         """Say why, at most once a second, where the watch has not said it."""
@@ -138,6 +159,5 @@ class OrderService(orders_pb2_grpc.OrderServiceServicer):
             logger.warning("turned_away", answer=details, reason=" ".join(str(error).split()))
 
 
-def _left_s(context: grpc.ServicerContext) -> float:
-    """How long the caller waits, in seconds: 0 once it has gone."""
-    return float(context.time_remaining()) if context.is_active() else 0.0
+def _acknowledgement(order: Order) -> bytes:
+    return orders_pb2.CreateResponse(order_id=order.order_id, status=order.status).SerializeToString()

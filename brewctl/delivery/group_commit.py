@@ -1,0 +1,116 @@
+"""Group commit: orders that wait at the same time are written by one statement, in one commit.
+
+    submit ──► queue ──► writer: all that wait ──one statement, one commit──► PostgreSQL
+                           ├── on_written
+                           └── on_unwritten: the statement failed, or the idempotency key is taken
+
+The writer waits for nothing but the database: while one batch is committed the next one gathers, so a lone order
+is not delayed, and batches grow with the load. What a batch did not write is to be tried again with `create_alone`,
+in a transaction of its own: so a bad row fails alone, with its own error, and delays no neighbour.
+"""
+
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import psycopg
+
+from brewctl.config import Settings
+from brewctl.delivery import orders
+from brewctl.delivery.database import Pool
+from brewctl.delivery.orders import CommitFailedError, NewOrder, TooLateError
+from brewctl.proto.orders_pb2 import Order
+
+_LOOK_S = 0.2  # how often an idle writer looks whether it is to stop
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """An order to be written, and who is told. Each is told once, by one of the two, in the writer's thread."""
+
+    new: NewOrder
+    # How many seconds somebody still waits for it: at 0 it is not written any more.
+    left_s: Callable[[], float]
+    # It is committed, with its event.
+    on_written: Callable[[], None]
+    # It is not known to be. True: it may be all the same.
+    on_unwritten: Callable[[bool], None]
+
+
+class GroupCommit:
+    """Takes orders from any number of threads, and writes them in one of its own, which is to call `run`."""
+
+    def __init__(self, settings: Settings, writing: Pool, alone: Pool, *, notify: Callable[[], None]) -> None:
+        """Write batches with a connection of `writing`, single orders with one of `alone`.
+
+        `notify` is called after each commit.
+        """
+        self._settings = settings
+        self._limits = settings.limits
+        self._writing = writing
+        self._alone = alone
+        self._notify = notify
+        self._queue: queue.SimpleQueue[Submission] = queue.SimpleQueue()
+        self._batch: list[Submission] = []
+
+    @property
+    def waiting(self) -> int:
+        """How many submissions nobody has been told of."""
+        return self._queue.qsize() + len(self._batch)
+
+    def submit(self, submission: Submission) -> None:
+        """Hand an order to the writer. Returns at once; bounding how many wait is the caller's business."""
+        self._queue.put(submission)
+
+    def create_alone(self, new: NewOrder, *, left_s: Callable[[], float], doubtful: bool) -> Order:
+        """Write an order that its batch did not write, or find the first one of its idempotency key.
+
+        `doubtful`: its batch may have written it. Raises what `orders.create` raises; after a psycopg.Error or a
+        TooLateError nothing was written.
+        """
+        try:
+            with self._alone.connection(min(self._limits.database_wait_s, max(0.0, left_s()))) as connection:
+                order = orders.create(connection, new, topic=self._settings.topic, left_s=left_s)
+        except (TooLateError, psycopg.Error) as error:
+            if doubtful:
+                raise CommitFailedError(" ".join(str(error).split()) or "no answer in time") from error
+            raise
+        self._notify()
+        return order
+
+    def run(self, stop: threading.Event) -> None:
+        """Write what is submitted until `stop` is set, which must not be before the last order was told of."""
+        while not stop.is_set():
+            try:
+                batch = [self._queue.get(timeout=_LOOK_S)]
+            except queue.Empty:
+                continue
+            while not self._queue.empty():
+                batch.append(self._queue.get())
+            self._batch = batch
+            self._write(batch)
+            self._batch = []
+
+    def _write(self, batch: list[Submission]) -> None:
+        limits, sent = self._limits, False
+        timely = [each for each in batch if each.left_s() > 0]
+        try:
+            with (
+                self._writing.connection(limits.database_wait_s / 4) as connection,
+                connection.answering_within(limits.create_batch_s + limits.database_look_s),
+            ):
+                sent = True
+                written = orders.write(connection, [each.new for each in timely], topic=self._settings.topic)
+        except psycopg.Error as error:
+            # Without a word of the server's own, it may have committed.
+            doubtful = sent and not error.sqlstate
+            for each in batch:
+                each.on_unwritten(doubtful)
+            return
+        self._notify()
+        for each in batch:
+            if each.new.id in written:
+                each.on_written()
+            else:
+                each.on_unwritten(False)

@@ -1,0 +1,50 @@
+"""One call of a client: what it brought along, how long it waits, and its end, which any thread may send."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import grpc
+from grpc import _server
+
+
+class Status(NamedTuple):
+    """How a call ends that is not answered with a message. `metadata` follows it."""
+
+    code: grpc.StatusCode
+    details: str
+    metadata: tuple[tuple[str, str | bytes], ...] = ()
+
+
+class Call:
+    """A call whose handler may return before it is answered: no thread waits for a commit.
+
+    For grpcio that is a stream of responses with one in it. Its own way to send one waits until that has left,
+    which would stop a writer that answers many; what ends a unary call sends message and status together and
+    waits for nothing.
+    """
+
+    __slots__ = ("_context", "_send")
+
+    def __init__(self, context: Any, send: Callable[[object], None] | None = None) -> None:
+        self._context = context
+        self._send = send
+
+    def metadata(self) -> dict[str, str]:
+        """Return the caller's metadata that are text; of a name that comes twice, the first."""
+        return {key: value for key, value in reversed(self._context.invocation_metadata()) if isinstance(value, str)}
+
+    def left_s(self) -> float:
+        """How long the caller waits, in seconds: 0 once it has gone."""
+        return float(self._context.time_remaining()) if self._context.is_active() else 0.0
+
+    def answer(self, message: bytes) -> None:
+        """End the call with a serialized message."""
+        _server._status(self._context._rpc_event, self._context._state, message)  # noqa: SLF001
+
+    def end(self, status: Status) -> None:
+        """End the call without a message."""
+        assert self._send is not None
+        self._context.set_code(status.code)
+        self._context.set_details(status.details)
+        self._context.set_trailing_metadata(status.metadata)
+        self._send(None)
