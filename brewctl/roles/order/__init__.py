@@ -26,8 +26,10 @@ from brewctl.roles.order.service import OrderService
 logger = log.get(__name__)
 
 
-def run(settings: Settings, stop: threading.Event, *, node: str, host: str, port: int) -> None:
-    """Serve until `stop` is set; `port` 0 takes a free one.
+def run(
+    settings: Settings, stop: threading.Event, *, node: str, host: str, port: int, share_port: bool = False
+) -> None:
+    """Serve until `stop` is set; `port` 0 takes a free one, `share_port` lets others of the same user listen on it too.
 
     Raises UnreachableError without PostgreSQL, BrewError for a taken port, a missing table or topic.
     """
@@ -40,7 +42,7 @@ def run(settings: Settings, stop: threading.Event, *, node: str, host: str, port
         publisher = Publisher(settings, publishing, node=node)
         watch = Watch(settings, (pool, publishing), name=node)
         service = OrderService(settings, pool, watch, notify=publisher.notify)
-        server = Server(settings, service, watch, stop, host=host, port=port)
+        server = Server(settings, service, watch, stop, host=host, port=port, share_port=share_port)
         watch.on_change = server.tell_health
         log.say(node, f"order-service listening on {server.address}")
         drained = threading.Event()

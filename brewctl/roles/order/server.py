@@ -18,7 +18,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from brewctl.config import Settings
 from brewctl.delivery.watch import Watch
-from brewctl.errors import BrewError
+from brewctl.errors import PortError
 from brewctl.proto import orders_pb2_grpc
 from brewctl.roles.order import service
 
@@ -41,8 +41,9 @@ class Server:
         *,
         host: str,
         port: int,
+        share_port: bool,
     ) -> None:
-        """Listen; `port` 0 takes a free one. Raises BrewError where it can't be had."""
+        """Listen; `port` 0 takes a free one. Raises PortError where it can't be had."""
         limits = settings.limits
         self._calls = _Calls(limits.handler_threads, thread_name_prefix="handler")
         aside = ThreadPoolExecutor(limits.aside_threads, thread_name_prefix="aside")
@@ -55,7 +56,7 @@ class Server:
             maximum_concurrent_rpcs=limits.transport_calls,
             options=[
                 # On by default: a second server on the port would start, and steal half of the calls.
-                ("grpc.so_reuseport", 0),
+                ("grpc.so_reuseport", int(share_port)),
                 ("grpc.max_receive_message_length", _TRANSPORT_BYTES),
                 # A client that is paused while it sends would keep a handler for ever.
                 ("grpc.keepalive_time_ms", int(limits.client_silence_s * 1000)),
@@ -76,9 +77,7 @@ class Server:
         except RuntimeError:
             bound = 0
         if not bound:
-            raise BrewError(
-                f"port {port} on {host} can't be listened on", hint="is it taken? choose another with --port"
-            )
+            raise PortError(host, port)
         self._server.start()
         self._health.set("", health_pb2.HealthCheckResponse.SERVING)
         self.tell_health(there=True)
