@@ -159,6 +159,17 @@ def resolve(
     )
 
 
+def environment(settings: Settings) -> dict[str, str]:
+    """The variables that point a `brewctl` process at these servers. Secrets travel here, not in arguments."""
+    values = {
+        "database_url": settings.database_url,
+        "brokers": ",".join(settings.brokers),
+        "topic": settings.topic,
+        "order_addrs": ",".join(settings.order_addrs),
+    }
+    return {ENVIRONMENT[name]: value for name, value in values.items()}
+
+
 def home(environ: Mapping[str, str] = os.environ) -> Path:
     """Where the sandbox keeps its state and data: BREW_HOME, else the user's state directory."""
     if named := environ.get("BREW_HOME"):

@@ -39,5 +39,12 @@ class UnreachableError(BrewError):
     exit_code = ExitCode.UNREACHABLE
 
 
+class PortError(BrewError):
+    """A port that can't be listened on."""
+
+    def __init__(self, host: str, port: int) -> None:
+        super().__init__(f"port {port} on {host} can't be listened on", hint="is it taken? choose another with --port")
+
+
 class DrainTimeoutError(BrewError):
     """Work that would not end after a stop was asked for. Its threads still run: the process must be left."""

@@ -24,16 +24,19 @@ _GARBAGE = 100_000
 
 
 @contextlib.contextmanager
-def stop_on_signals() -> Iterator[threading.Event]:
-    """Yield an event that the first SIGINT, SIGTERM or SIGHUP sets; the second leaves the process at once.
+def stop_on_signals(last: Callable[[], None] = lambda: None) -> Iterator[threading.Event]:
+    """Yield an event that the first SIGINT, SIGTERM or SIGHUP sets; the second calls `last` and leaves at once.
 
     A SIGHUP that is ignored (`nohup`) stays so. Old handlers are restored on the way out. Main thread only.
     """
     stop = threading.Event()
+    heard = threading.Event()  # a stop may come from elsewhere: a signal after that is the first still
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
-        if stop.is_set():
+        if heard.is_set():
+            last()
             os._exit(ExitCode.INTERRUPTED)
+        heard.set()
         stop.set()
 
     numbers = [signal.SIGINT, signal.SIGTERM]
@@ -45,6 +48,18 @@ def stop_on_signals() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def stop_at_end_of_input(stop: threading.Event) -> None:
+    """Set `stop` once stdin ends: the process that holds its other end wants it so, or is gone."""
+
+    def read() -> None:
+        with contextlib.suppress(OSError):
+            while os.read(0, 1):
+                pass
+        stop.set()
+
+    threading.Thread(target=read, name="stdin", daemon=True).start()
 
 
 def collect_garbage_rarely() -> None:

@@ -4,6 +4,7 @@ Python's own logging carries the records, so that the libraries' warnings come o
 """
 
 import logging
+import os
 import sys
 
 import structlog
@@ -61,4 +62,9 @@ def get(name: str) -> structlog.stdlib.BoundLogger:
 
 def say(node: str, line: str) -> None:
     """Print a line that people and tests read (see the contract): stdout, the node first, at once."""
-    print(f"[{node}] {line}", flush=True)
+    try:
+        # One write: threads that print at the same time don't mix their lines.
+        print(f"[{node}] {line}\n", end="", flush=True)
+    except BrokenPipeError:
+        # A role outlives its reader. Nothing may be flushed into the pipe at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -19,10 +19,10 @@ import psycopg
 import pytest
 
 from brewctl import lifecycle, overview
-from brewctl.config import Settings
+from brewctl.config import Settings, environment
 from brewctl.delivery import database, topics
 from brewctl.delivery.broker import open_admin
-from brewctl.lab.nodes import Node, Nodes, environment
+from brewctl.lab.nodes import Node, Nodes
 
 BREWCTL = str(Path(sys.executable).with_name("brewctl"))
 _SERVERS = ("BREW_DATABASE_URL", "BREW_KAFKA_BROKERS")

@@ -9,7 +9,8 @@ import typer
 from brewctl import config
 from brewctl.errors import UsageError
 
-_NODE = re.compile(r"[A-Za-z0-9._-]{1,64}")
+NODE_CHARACTERS = 64
+_NODE = re.compile(rf"[A-Za-z0-9._-]{{1,{NODE_CHARACTERS}}}")
 _PLACES = "Servers"
 
 
@@ -34,7 +35,9 @@ def _holds_password(url: str) -> bool:
 
 def _node(value: str) -> str:
     if value and not _NODE.fullmatch(value):
-        raise UsageError(f"--node {value[:80]!r} is no node name", hint="use 1 to 64 letters, digits, '.', '_', '-'")
+        raise UsageError(
+            f"--node {value[:80]!r} is no node name", hint=f"use 1 to {NODE_CHARACTERS} letters, digits, '.', '_', '-'"
+        )
     return value
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import threading
 from collections.abc import Callable
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from brewctl import config
 from brewctl.cli import options, output
+from brewctl.errors import UsageError
 
 Session = Annotated[
     float,
@@ -25,22 +27,32 @@ def order(
     node: options.Node = "",
     port: Annotated[int, typer.Option(help="Port for gRPC; 0 takes a free one.", min=0, max=65535)] = 50081,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    workers: Annotated[
+        int, typer.Option(help="Processes that share the port, for machines with more cores.", min=1, max=64)
+    ] = 1,
     log_format: options.Format = config.LogFormat.LOGFMT,
     database_url: options.DatabaseUrl = None,
     brokers: options.Brokers = None,
     topic: options.Topic = None,
+    worker: Annotated[bool, typer.Option("--worker", hidden=True)] = False,
 ) -> None:
     """Run a replica of order-service: gRPC in front, the outbox publisher behind. Ctrl-C drains it."""
     settings = options.settings(database_url=database_url, brokers=brokers, topic=topic)
+    node = node or f"order-{os.getpid()}"
+    if workers > 1:
+        _supervise(settings, node, log_format, host=host, port=port, count=workers)
+        return
     # The C core writes its own lines for what we report in ours.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    from brewctl import lifecycle
     from brewctl.roles import order as role
 
-    _play(
-        node or f"order-{os.getpid()}",
-        log_format,
-        lambda node, stop: role.run(settings, stop, node=node, host=host, port=port),
-    )
+    def run(node: str, stop: threading.Event) -> None:
+        if worker:
+            lifecycle.stop_at_end_of_input(stop)
+        role.run(settings, stop, node=node, host=host, port=port, share_port=worker)
+
+    _play(node, log_format, run)
 
 
 def inventory(
@@ -77,16 +89,32 @@ def notifications(
     _play(node or f"notification-{os.getpid()}", log_format, lambda node, stop: role.run(settings, stop, node=node))
 
 
+def _supervise(
+    settings: config.Settings, node: str, log_format: config.LogFormat, *, host: str, port: int, count: int
+) -> None:
+    from brewctl.roles.workers import Workers
+
+    if len(f"{node}.{count}") > options.NODE_CHARACTERS:
+        hint = f"{options.NODE_CHARACTERS - len(f'.{count}')} characters leave room for the workers' numbers"
+        raise UsageError(f"--node {node!r} is too long", hint=hint)
+    workers = Workers(
+        settings, node=node, count=count, host=host, port=port, log_format=log_format, verbose=output.verbose
+    )
+    _play(node, log_format, lambda _node, stop: workers.run(stop), last=workers.kill)
+
+
 def _limits(session_s: float) -> config.Limits:
     return dataclasses.replace(config.Limits(), session_s=session_s)
 
 
-def _play(node: str, log_format: config.LogFormat, run: Callable[..., None]) -> None:
+def _play(
+    node: str, log_format: config.LogFormat, run: Callable[..., None], *, last: Callable[[], None] = lambda: None
+) -> None:
     from brewctl import lifecycle, log
 
     log.configure(node=node, as_json=log_format is config.LogFormat.JSON, verbose=output.verbose)
     lifecycle.collect_garbage_rarely()
-    with lifecycle.stop_on_signals() as stop:
+    with lifecycle.stop_on_signals(last) as stop:
         run(node, stop)
 
 

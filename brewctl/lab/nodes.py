@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
-from brewctl.config import ENVIRONMENT, Settings
+from brewctl.config import Settings, environment
 from brewctl.errors import BrewError
 
 _ASSIGNED = re.compile(r"partitions assigned \[([\d, ]*)\]")
@@ -122,14 +122,3 @@ class Nodes:
             except subprocess.TimeoutExpired:
                 node.kill()
         return [node for node in running if node.process.returncode != 0]
-
-
-def environment(settings: Settings) -> dict[str, str]:
-    """The variables that point a `brewctl` process at these servers. Secrets travel here, not in arguments."""
-    values = {
-        "database_url": settings.database_url,
-        "brokers": ",".join(settings.brokers),
-        "topic": settings.topic,
-        "order_addrs": ",".join(settings.order_addrs),
-    }
-    return {ENVIRONMENT[name]: value for name, value in values.items()}

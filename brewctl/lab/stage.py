@@ -15,9 +15,9 @@ from typing import Self
 import psutil
 import psycopg
 
-from brewctl.config import Settings
+from brewctl.config import Settings, environment
 from brewctl.errors import BrewError, ExitCode
-from brewctl.lab.nodes import Node, Nodes, environment
+from brewctl.lab.nodes import Node, Nodes
 from brewctl.lab.proxy import Proxy
 from brewctl.sandbox import cluster, processes, state
 

@@ -331,7 +331,7 @@ def test_however_stale_the_statistics_a_fetch_reads_no_more_than_it_takes(rig: R
     (analyzed,) = rig.connection.execute(
         "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + queries["fetch_unpublished"], UNBOUNDED | {"limit": 100}
     ).fetchone() or ([],)
-    plan = analyzed[0]["Plan"]  # type: ignore[index]
+    plan = analyzed[0]["Plan"]
     assert plan["Actual Rows"] == 100
     # Three or four pages a look-up, and the rows themselves.
     assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 100 * 10, json.dumps(plan, indent=1)

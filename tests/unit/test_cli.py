@@ -138,6 +138,9 @@ def test_completion(brewctl: Brewctl) -> None:
         (("serve", "order", "--node", "a b"), "--node 'a b'"),
         (("consume", "inventory", "--node", "inventory-1\n"), "--node"),
         (("serve", "order", "--port", "65536"), "--port"),
+        (("serve", "order", "--workers", "0"), "--workers"),
+        (("serve", "order", "--workers", "65"), "--workers"),
+        (("serve", "order", "--workers", "10", "--node", "n" * 62), "61 characters"),
         (("consume", "inventory", "--session-timeout", "2"), "--session-timeout"),
         (("topic", "create", "--topic", "a b"), "'a b' is no topic name"),
         (("counts", "--database-url", "nonsense"), "postgresql://USER@HOST:PORT/NAME"),
@@ -253,7 +256,16 @@ def test_the_schema_is_printed_offline(brewctl: Brewctl) -> None:
     assert shown.stdout.strip() == schema.strip()
 
 
-@pytest.mark.parametrize("command", [("counts",), ("counts", "--json"), ("db", "init"), ("serve", "order")])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("counts",),
+        ("counts", "--json"),
+        ("db", "init"),
+        ("serve", "order"),
+        ("serve", "order", "--workers", "3", "--port", "0"),
+    ],
+)
 def test_without_postgres(brewctl: Brewctl, command: tuple[str, ...]) -> None:
     line = complaint(brewctl(*command, **BOTH), 3)
     assert line.startswith("brewctl: postgres 127.0.0.1:1/shop refused the connection: ")

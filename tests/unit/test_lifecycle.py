@@ -123,15 +123,21 @@ def test_all_that_do_not_stop_are_named(stop: threading.Event) -> None:
 # tells that it sleeps: so each phase gives it a moment before it is announced.
 ROLE = """
 import signal, sys, threading
-from brewctl.lifecycle import run_together, stop_on_signals
+from brewctl.lifecycle import run_together, stop_at_end_of_input, stop_on_signals
 
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
+
+def last():
+    if "last" in sys.argv:
+        print("left", flush=True)
 
 def announce(phase):
     threading.Event().wait(0.2)
     print(phase, flush=True)
 
-with stop_on_signals() as stop:
+with stop_on_signals(last) as stop:
+    if "input" in sys.argv:
+        stop_at_end_of_input(stop)
     def role():
         announce("working")
         stop.wait()
@@ -147,7 +153,9 @@ print("drained", flush=True)
 def role(*arguments: str) -> Iterator["subprocess.Popen[str]"]:
     """A process that is at work."""
     command = [sys.executable, "-c", ROLE, *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         try:
             wait_for_line(process, "working")
             yield process
@@ -179,6 +187,41 @@ def test_the_second_signal_quits_at_once(first: signal.Signals, second: signal.S
         os.kill(process.pid, second)
         output, errors = process.communicate(timeout=30)
     assert (process.returncode, output, errors) == (130, "", "")
+
+
+def test_the_second_signal_leaves_after_a_last_act() -> None:
+    with role("stuck", "last") as process:
+        os.kill(process.pid, signal.SIGTERM)
+        wait_for_line(process, "draining")
+        os.kill(process.pid, signal.SIGTERM)
+        output, errors = process.communicate(timeout=30)
+    assert (process.returncode, output, errors) == (130, "left\n", "")
+
+
+def test_a_signal_after_a_stop_from_elsewhere_is_the_first() -> None:
+    """A service manager signals all of a service's processes, and one of those tells the others too."""
+    program = """
+import signal
+from brewctl.lifecycle import stop_on_signals
+with stop_on_signals() as stop:
+    stop.set()
+    signal.raise_signal(signal.SIGTERM)
+    print("draining", flush=True)
+    signal.raise_signal(signal.SIGTERM)
+    print("draining still", flush=True)
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (130, "draining\n", "")
+
+
+def test_the_end_of_the_input_drains() -> None:
+    with role("input") as process:
+        assert process.stdin is not None
+        process.stdin.write("nothing that matters\n")
+        process.stdin.flush()
+        assert process.poll() is None
+        output, errors = process.communicate(timeout=30)
+    assert (process.returncode, output, errors) == (0, "draining\ndrained\n", "")
 
 
 @each_signal

@@ -121,3 +121,17 @@ def test_say_is_a_line_on_stdout_at_once() -> None:
         [sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=60, check=True
     )
     assert (said.stdout, said.stderr) == ("[order-1] listening\n", "")
+
+
+def test_a_role_outlives_its_reader() -> None:
+    """`brewctl serve order | head -1`, or a worker whose supervisor was killed."""
+    program = "from brewctl import log; log.say('order-1', 'one'); log.say('order-1', 'two')"
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        ran = subprocess.run(
+            [sys.executable, "-c", program], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+        )
+    finally:
+        os.close(writer)
+    assert (ran.returncode, ran.stderr) == (0, "")

@@ -21,14 +21,16 @@ from brewctl.delivery.outbox import Publisher
 from brewctl.delivery.watch import Watch
 from brewctl.errors import UnreachableError
 from brewctl.lifecycle import run_together
-from brewctl.roles.order.server import Calls, Server
+from brewctl.roles.order.server import Server
 from brewctl.roles.order.service import OrderService
 
 logger = log.get(__name__)
 
 
-def run(settings: Settings, stop: threading.Event, *, node: str, host: str, port: int) -> None:
-    """Serve until `stop` is set; `port` 0 takes a free one.
+def run(
+    settings: Settings, stop: threading.Event, *, node: str, host: str, port: int, share_port: bool = False
+) -> None:
+    """Serve until `stop` is set; `port` 0 takes a free one, `share_port` lets others of the same user listen on it too.
 
     Raises UnreachableError without PostgreSQL, BrewError for a taken port, a missing table or topic.
     """
@@ -44,9 +46,8 @@ def run(settings: Settings, stop: threading.Event, *, node: str, host: str, port
         publisher = Publisher(settings, publishing, node=node)
         writer = GroupCommit(settings, writing, pool, notify=publisher.notify)
         watch = Watch(settings, (pool, writing, publishing), name=node)
-        calls = Calls(limits.handler_threads, thread_name_prefix="handler")
-        service = OrderService(settings, pool, watch, writer, calls)
-        server = Server(settings, service, calls, writer, watch, stop, host=host, port=port)
+        service = OrderService(settings, pool, watch, writer)
+        server = Server(settings, service, watch, stop, host=host, port=port, share_port=share_port)
         watch.on_change = server.tell_health
         log.say(node, f"order-service listening on {server.address}")
         drained = threading.Event()

@@ -1,10 +1,15 @@
 """One call of a client: what it brought along, how long it waits, and its end, which any thread may send."""
 
+import threading
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import grpc
 from grpc import _server
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Status(NamedTuple):
@@ -48,3 +53,24 @@ class Call:
         self._context.set_details(status.details)
         self._context.set_trailing_metadata(status.metadata)
         self._send(None)
+
+
+class Calls(ThreadPoolExecutor):
+    """Runs handlers, and knows how many it has: queued and running, also those whose client has gone."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._lock = threading.Lock()
+        self.in_hand = 0
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Run a call, and count it until it is done."""
+        future = super().submit(fn, *args, **kwargs)
+        with self._lock:
+            self.in_hand += 1
+        future.add_done_callback(self._done)
+        return future
+
+    def _done(self, _future: Future[Any]) -> None:
+        with self._lock:
+            self.in_hand -= 1

@@ -9,17 +9,16 @@ import functools
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, ParamSpec, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from brewctl.config import Settings
-from brewctl.delivery.group_commit import GroupCommit
 from brewctl.delivery.watch import Watch
-from brewctl.errors import BrewError
+from brewctl.errors import PortError
 from brewctl.proto import orders_pb2
 from brewctl.roles.order import service
 from brewctl.roles.order.call import Call
@@ -38,27 +37,26 @@ class Server:
         self,
         settings: Settings,
         orders: service.OrderService,
-        calls: "Calls",
-        writer: GroupCommit,
         watch: Watch,
         stop: threading.Event,
         *,
         host: str,
         port: int,
+        share_port: bool,
     ) -> None:
-        """Listen; `port` 0 takes a free one. Raises BrewError where it can't be had."""
+        """Listen; `port` 0 takes a free one. Raises PortError where it can't be had."""
         limits = settings.limits
         aside = ThreadPoolExecutor(limits.aside_threads, thread_name_prefix="aside")
         streams = ThreadPoolExecutor(limits.aside_threads, thread_name_prefix="reflection")
         self._linger_s = limits.linger_s
         self._left = threading.Event()
         self._server = grpc.server(
-            calls,
-            interceptors=[_Admission(settings, calls, writer, watch, aside, stop=stop, left=self._left)],
+            orders.calls,
+            interceptors=[_Admission(settings, orders, watch, aside, stop=stop, left=self._left)],
             maximum_concurrent_rpcs=limits.transport_calls,
             options=[
                 # On by default: a second server on the port would start, and steal half of the calls.
-                ("grpc.so_reuseport", 0),
+                ("grpc.so_reuseport", int(share_port)),
                 ("grpc.max_receive_message_length", _TRANSPORT_BYTES),
                 # A client that is paused while it sends would keep a handler for ever.
                 ("grpc.keepalive_time_ms", int(limits.client_silence_s * 1000)),
@@ -81,9 +79,7 @@ class Server:
         except RuntimeError:
             bound = 0
         if not bound:
-            raise BrewError(
-                f"port {port} on {host} can't be listened on", hint="is it taken? choose another with --port"
-            )
+            raise PortError(host, port)
         self._server.start()
         self._health.set("", health_pb2.HealthCheckResponse.SERVING)
         self.tell_health(there=True)
@@ -105,35 +101,13 @@ class Server:
         stopped.wait(within_s)
 
 
-class Calls(ThreadPoolExecutor):
-    """Runs handlers, and knows how many it has: queued and running, also those whose client has gone."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._lock = threading.Lock()
-        self.in_hand = 0
-
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Run a call, and count it until it is done."""
-        future = super().submit(fn, *args, **kwargs)
-        with self._lock:
-            self.in_hand += 1
-        future.add_done_callback(self._done)
-        return future
-
-    def _done(self, _future: Future[Any]) -> None:
-        with self._lock:
-            self.in_hand -= 1
-
-
 class _Admission(grpc.ServerInterceptor):  # type: ignore[misc] # grpc has no types
     """Turns a call away before it is queued. Runs in the one thread that also queues: its count can't be outrun."""
 
     def __init__(
         self,
         settings: Settings,
-        calls: Calls,
-        writer: GroupCommit,
+        orders: service.OrderService,
         watch: Watch,
         aside: ThreadPoolExecutor,
         *,
@@ -142,8 +116,7 @@ class _Admission(grpc.ServerInterceptor):  # type: ignore[misc] # grpc has no ty
     ) -> None:
         limits = settings.limits
         self._bound = limits.concurrent_calls
-        self._calls = calls
-        self._writer = writer
+        self._orders = orders
         self._watch = watch
         self._stop = stop
 
@@ -177,7 +150,7 @@ class _Admission(grpc.ServerInterceptor):  # type: ignore[misc] # grpc has no ty
             return self._stopping
         if self._watch.away:
             return self._away
-        if self._calls.in_hand + self._writer.waiting >= self._bound:
+        if self._orders.in_hand >= self._bound:
             return self._full
         return handler
 

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor
 from typing import NoReturn
 
 import grpc
@@ -19,7 +18,7 @@ from brewctl.delivery.group_commit import GroupCommit, Submission
 from brewctl.delivery.watch import Watch
 from brewctl.proto import orders_pb2
 from brewctl.proto.orders_pb2 import Order
-from brewctl.roles.order.call import Call, Status
+from brewctl.roles.order.call import Call, Calls, Status
 
 logger = log.get(__name__)
 
@@ -56,14 +55,18 @@ def abort(context: grpc.ServicerContext, status: Status) -> NoReturn:
 class OrderService:
     """The handlers. They run in threads: orders go through the writer, reads have connections of the pool."""
 
-    def __init__(self, settings: Settings, pool: Pool, watch: Watch, writer: GroupCommit, calls: Executor) -> None:
-        """`calls` runs what blocks after a handler has returned."""
+    def __init__(self, settings: Settings, pool: Pool, watch: Watch, writer: GroupCommit) -> None:
+        self.calls = Calls(settings.limits.handler_threads, thread_name_prefix="handler")
         self._limits = settings.limits
         self._pool = pool
         self._watch = watch
         self._writer = writer
-        self._calls = calls
         self._warned_at = 0.0
+
+    @property
+    def in_hand(self) -> int:
+        """How many calls are not answered yet."""
+        return self.calls.in_hand + self._writer.waiting
 
     def create(self, request: orders_pb2.CreateRequest, call: Call) -> None:
         """Acknowledge an order once it is committed, with its event, in PostgreSQL. Returns before that."""
@@ -86,7 +89,7 @@ class OrderService:
             return min(until - time.monotonic(), call.left_s())
 
         def on_unwritten(doubtful: bool) -> None:
-            self._calls.submit(self._create_alone, new, call, left_s, doubtful)
+            self.calls.submit(self._create_alone, new, call, left_s, doubtful)
 
         self._writer.submit(Submission(new, left_s, lambda: call.answer(_acknowledgement(new.order)), on_unwritten))
 
