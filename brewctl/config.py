@@ -74,6 +74,8 @@ class Limits:
     publish_rows: int = 1000
     publish_bytes: int = 512 * 1024
     publish_s: float = 5.0
+    # Between the beginnings of two transactions, where the first left nothing behind.
+    publish_gap_s: float = 0.005
     # Between two looks at an idle outbox, on average; commits of this process wake it at once.
     publish_poll_s: float = 0.5
     # Consumer: records a transaction, and bytes that one partition may bring into memory at a time.

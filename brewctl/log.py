@@ -6,6 +6,8 @@ Python's own logging carries the records, so that the libraries' warnings come o
 import logging
 import os
 import sys
+import time
+from collections import Counter
 
 import structlog
 
@@ -58,6 +60,30 @@ def get(name: str) -> structlog.stdlib.BoundLogger:
     """Return the logger of a module: `log.info("published", rows=100)`."""
     logger: structlog.stdlib.BoundLogger = structlog.get_logger(name)
     return logger
+
+
+class Sum:
+    """Adds up what many batches did, and logs it once a second at most: a line each would cost more than the batch."""
+
+    def __init__(self, logger: structlog.stdlib.BoundLogger, event: str, *, every_s: float = 1.0) -> None:
+        self._logger = logger
+        self._event = event
+        self._every_s = every_s
+        self._counts: Counter[str] = Counter()
+        self._told_at = 0.0
+
+    def add(self, **counts: int) -> None:
+        """Add what a batch did."""
+        self._counts.update(counts)
+        self.tell()
+
+    def tell(self, *, at_once: bool = False) -> None:
+        """Log what was added since the last line, if there is any and it is time. To be called now and then."""
+        now = time.monotonic()
+        if self._counts and (at_once or now >= self._told_at + self._every_s):
+            self._logger.info(self._event, **self._counts)
+            self._counts.clear()
+            self._told_at = now
 
 
 def say(node: str, line: str) -> None:

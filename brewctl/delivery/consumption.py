@@ -106,6 +106,8 @@ class Consumption:
                 if finished:
                     self._commit(consumer, finished)
                     backoff.reset()
+                elif not records:
+                    self._inbox.done.tell()
             if finished := self._finish(consumer, stop):
                 self._commit(consumer, finished)
         finally:

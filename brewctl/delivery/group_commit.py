@@ -12,7 +12,7 @@ in a transaction of its own: so a bad row fails alone, with its own error, and d
 import queue
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Protocol
 
 import psycopg
 
@@ -25,17 +25,19 @@ from brewctl.proto.orders_pb2 import Order
 _LOOK_S = 0.2  # how often an idle writer looks whether it is to stop
 
 
-@dataclass(frozen=True, slots=True)
-class Submission:
-    """An order to be written, and who is told. Each is told once, by one of the two, in the writer's thread."""
+class Submission(Protocol):
+    """An order to be written, and who is told: once, by one of the two, in the writer's thread."""
 
     new: NewOrder
-    # How many seconds somebody still waits for it: at 0 it is not written any more.
-    left_s: Callable[[], float]
-    # It is committed, with its event.
-    on_written: Callable[[], None]
-    # It is not known to be. True: it may be all the same.
-    on_unwritten: Callable[[bool], None]
+
+    def left_s(self) -> float:
+        """Say how many seconds somebody still waits for it: at 0 it is not written any more."""
+
+    def on_written(self) -> None:
+        """Hear that it is committed, with its event."""
+
+    def on_unwritten(self, doubtful: bool) -> None:
+        """Hear that it is not known to be; `doubtful`: it may be all the same."""
 
 
 class GroupCommit:

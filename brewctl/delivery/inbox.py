@@ -97,6 +97,7 @@ class Inbox:
         self._node = node
         self._dead_letters: Producer | None = None
         self.tally = Tally()
+        self.done = log.Sum(logger, "consumed")
 
     def handle(self, records: Sequence[Record]) -> None:
         """Bring records to where they belong, in one try. Raises what `apply` raises."""
@@ -104,6 +105,7 @@ class Inbox:
 
     def close(self) -> None:
         """Let the connection to the dead-letter topic go."""
+        self.done.tell(at_once=True)
         if self._dead_letters:
             self._dead_letters.close()
 
@@ -118,10 +120,10 @@ class Inbox:
             self._bury(batch)
         self.tally.duplicates += batch.duplicates
         self.tally.others += batch.others
-        logger.info(
-            "consumed",
+        self.done.add(
             records=self.tally.processed - before.processed,
             effects=self.tally.effects - before.effects,
+            batches=1,
             took_ms=round((time.monotonic() - started) * 1000),
         )
 

@@ -50,6 +50,8 @@ class Publisher:
         self._node = node
         self._wake = threading.Event()
         self._rows = settings.limits.publish_rows_first  # of the next transaction
+        self._more = False  # whether the last one left rows behind, which are ours to take
+        self._done = log.Sum(logger, "published")
         self._absent: dict[str, tuple[Backoff, float]] = {}  # topics, and until when their rows are left alone
 
     def notify(self) -> None:
@@ -70,6 +72,7 @@ class Publisher:
             try:
                 self._publish_until(stop, producer, backoff)
                 self._publish_rest(producer, within_s=limits.drain_s / 4)
+                self._done.tell(at_once=True)
                 producer.close()
             except (UnavailableError, psycopg.Error) as error:
                 # Nothing of this producer may arrive after a later try of the same rows.
@@ -78,14 +81,20 @@ class Publisher:
                     logger.warning("publish_failed", reason=str(error).strip(), hint="the rows stay and are retried")
 
     def _publish_until(self, stop: threading.Event, producer: Producer, backoff: Backoff) -> None:
-        poll_s = self._settings.limits.publish_poll_s
+        limits = self._settings.limits
         while not stop.is_set():
             self._wake.clear()
-            # Found rows: look again at once, the next event of a key may have become its head.
-            if self.publish_batch(producer):
+            began = time.monotonic()
+            if self.publish_batch(
+                producer
+            ):  # finding none is no success: another publisher may hold the rows, and fail
                 backoff.reset()
-            else:  # which is no success: another publisher may hold the rows, and fail
-                self._wake.wait(poll_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, no secret
+            if self._more:
+                continue
+            self._wake.wait(limits.publish_poll_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, no secret
+            self._done.tell()
+            # Commits that follow each other closely share a batch; one that comes alone waits for nothing.
+            stop.wait(max(0.0, began + limits.publish_gap_s - time.monotonic()))
 
     def _publish_rest(self, producer: Producer, *, within_s: float) -> None:
         deadline = time.monotonic() + within_s
@@ -105,6 +114,7 @@ class Publisher:
         bounds = {"limit": self._rows, "bytes": limits.publish_bytes, "without_topics": absent}
         with self._pool.connection() as connection, connection.transaction():
             rows = connection.execute(queries["fetch_unpublished"], bounds).fetchall()
+            self._more = bool(rows) and (len(rows) >= self._rows or len(rows) < rows[0][-1])
             records, refused = self._records(rows)
             outcomes = producer.send(list(records.values()), timeout_s=limits.publish_s) if records else []
             sent = dict(zip(records, outcomes, strict=True))
@@ -119,7 +129,7 @@ class Publisher:
         for row_id, failure in refused.items():
             logger.error("set_aside", outbox_id=row_id, reason=failure, hint="see `brewctl outbox list --failed`")
         if published:
-            logger.info("published", rows=len(published), took_ms=round(took_s * 1000))
+            self._done.add(rows=len(published), batches=1, took_ms=round(took_s * 1000))
         self._note_topics({records[row_id].topic: outcome for row_id, outcome in sent.items()})
         for outcome in outcomes:
             if isinstance(outcome, UnavailableError) and not isinstance(outcome, UnsentError | HeldError):
@@ -153,7 +163,7 @@ class Publisher:
         records: dict[int, Record] = {}
         refused: dict[int, str] = {}
         stopped = set()  # aggregates: what stands behind a refused row waits
-        for row_id, aggregate_id, topic, payload in rows:
+        for row_id, aggregate_id, topic, payload, _ in rows:
             if aggregate_id in stopped:
                 continue
             try:

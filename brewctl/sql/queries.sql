@@ -45,7 +45,8 @@ SELECT id, customer_id, amount_cents, currency, status, created_at
 -- that no other publisher holds, and where that leaves room, the rows that come right behind each. Who
 -- has locked the head has the run: with any number of publishers no row can overtake one of its
 -- aggregate. The head is an equality, not a NOT EXISTS: that plan can collapse on stale statistics.
--- What is locked but over a bound is free again at the end of the transaction.
+-- What is locked but over a bound is free again at the end of the transaction: `candidates` says how
+-- many rows there were.
 WITH head AS MATERIALIZED (
     SELECT o.id, o.aggregate_id, o.topic, o.payload
       FROM outbox o
@@ -73,10 +74,11 @@ WITH head AS MATERIALIZED (
            ) r
      WHERE NOT r.stopped AND (SELECT count(*) FROM head) < %(limit)s
 ), sized AS (
-    SELECT *, row_number() OVER (ORDER BY id) AS place, sum(octet_length(payload)) OVER (ORDER BY id) AS bytes
+    SELECT *, row_number() OVER (ORDER BY id) AS place, sum(octet_length(payload)) OVER (ORDER BY id) AS bytes,
+           count(*) OVER () AS candidates
       FROM (SELECT * FROM head UNION ALL SELECT * FROM behind) AS both_of_them
 )
-SELECT id, aggregate_id, topic, payload
+SELECT id, aggregate_id, topic, payload, candidates
   FROM sized
  WHERE place = 1 OR (place <= %(limit)s AND bytes <= %(bytes)s)
  ORDER BY id

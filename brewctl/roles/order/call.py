@@ -1,6 +1,7 @@
 """One call of a client: what it brought along, how long it waits, and its end, which any thread may send."""
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, ParamSpec, TypeVar
@@ -28,19 +29,26 @@ class Call:
     waits for nothing.
     """
 
-    __slots__ = ("_context", "_send")
+    __slots__ = ("_context", "_send", "_until")
 
-    def __init__(self, context: Any, send: Callable[[object], None] | None = None) -> None:
+    def __init__(self, context: Any, send: Callable[[object], None] | None = None, *, within_s: float) -> None:
+        """It is to be answered `within_s` seconds, or before its caller's deadline where that is nearer."""
         self._context = context
         self._send = send
+        self._until = time.monotonic() + min(within_s, context.time_remaining())
 
     def metadata(self) -> dict[str, str]:
         """Return the caller's metadata that are text; of a name that comes twice, the first."""
         return {key: value for key, value in reversed(self._context.invocation_metadata()) if isinstance(value, str)}
 
     def left_s(self) -> float:
-        """How long the caller waits, in seconds: 0 once it has gone."""
-        return float(self._context.time_remaining()) if self._context.is_active() else 0.0
+        """How many seconds are left for it: 0 once its caller has gone."""
+        return max(0.0, self._until - time.monotonic()) if self._context.is_active() else 0.0
+
+    @property
+    def given_up(self) -> bool:
+        """Whether its caller waits no more."""
+        return not self._context.is_active() or self._context.time_remaining() <= 0
 
     def answer(self, message: bytes) -> None:
         """End the call with a serialized message."""

@@ -28,6 +28,7 @@ T = TypeVar("T")
 
 # Above the request bound, so that a large request is answered INVALID_ARGUMENT with the reason.
 _TRANSPORT_BYTES = 5 * 1024 * 1024
+_METHODS = f"/{service.NAME}/"
 
 
 class Server:
@@ -65,7 +66,7 @@ class Server:
                 ("grpc.http2.ping_timeout_ms", int(limits.client_silence_s * 1000)),
             ],
         )
-        handlers = _handlers(orders)
+        handlers = _handlers(orders, within_s=limits.create_s)
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.NAME, handlers),))
         self._server.add_registered_method_handlers(service.NAME, handlers)
         self._health = health.HealthServicer(experimental_thread_pool=aside)
@@ -144,7 +145,7 @@ class _Admission(grpc.ServerInterceptor):  # type: ignore[misc] # grpc has no ty
     ) -> grpc.RpcMethodHandler | None:
         """Choose who answers a call."""
         handler = continuation(handler_call_details)
-        if handler is None or not handler_call_details.method.startswith(f"/{service.NAME}/"):
+        if handler is None or not handler_call_details.method.startswith(_METHODS):
             return handler
         if self._stop.is_set():
             return self._stopping
@@ -155,11 +156,11 @@ class _Admission(grpc.ServerInterceptor):  # type: ignore[misc] # grpc has no ty
         return handler
 
 
-def _handlers(orders: service.OrderService) -> dict[str, grpc.RpcMethodHandler]:
+def _handlers(orders: service.OrderService, *, within_s: float) -> dict[str, grpc.RpcMethodHandler]:
     def create(
         request: orders_pb2.CreateRequest, context: grpc.ServicerContext, send: Callable[[object], None]
     ) -> None:
-        orders.create(request, Call(context, send))
+        orders.create(request, Call(context, send, within_s=within_s))
 
     create.experimental_non_blocking = True  # type: ignore[attr-defined] # as grpcio's own health service does
     return {

@@ -1,7 +1,6 @@
 """The contract's service: what each call does, and the status that tells its caller what to do next."""
 
 import time
-from collections.abc import Callable
 from typing import NoReturn
 
 import grpc
@@ -14,7 +13,7 @@ from brewctl import log
 from brewctl.config import Settings
 from brewctl.delivery import database, orders
 from brewctl.delivery.database import Pool
-from brewctl.delivery.group_commit import GroupCommit, Submission
+from brewctl.delivery.group_commit import GroupCommit
 from brewctl.delivery.watch import Watch
 from brewctl.proto import orders_pb2
 from brewctl.proto.orders_pb2 import Order
@@ -82,40 +81,32 @@ class OrderService:
         if early := self._early(call):
             call.end(early)
             return
-        until = time.monotonic() + self._limits.create_s
+        self._writer.submit(_Create(self, new, call))
 
-        # Whoever writes it outlives its caller's deadline: nothing is committed that nobody waits for.
-        def left_s() -> float:
-            return min(until - time.monotonic(), call.left_s())
-
-        def on_unwritten(doubtful: bool) -> None:
-            self.calls.submit(self._create_alone, new, call, left_s, doubtful)
-
-        self._writer.submit(Submission(new, left_s, lambda: call.answer(_acknowledgement(new.order)), on_unwritten))
-
-    def _create_alone(self, new: orders.NewOrder, call: Call, left_s: Callable[[], float], doubtful: bool) -> None:
+    def create_alone(self, new: orders.NewOrder, call: Call, doubtful: bool) -> None:
+        """Acknowledge an order that its batch did not write; `doubtful`: it may have."""
         try:
-            order = self._writer.create_alone(new, left_s=left_s, doubtful=doubtful)
+            order = self._writer.create_alone(new, left_s=call.left_s, doubtful=doubtful)
         except (
             orders.KeyReusedError,
             orders.TooLateError,
             orders.CommitFailedError,
             psycopg.Error,
         ) as error:
-            call.end(self._status_for(error, call.left_s()))
+            call.end(self._status_for(error, call))
         else:
             call.answer(_acknowledgement(order))
 
     def get(self, request: orders_pb2.GetRequest, context: grpc.ServicerContext) -> orders_pb2.GetResponse:
         """Read one order."""
-        call = Call(context)
+        call = Call(context, within_s=self._limits.create_s)
         if early := self._early(call):
             abort(context, early)
         try:
             with self._pool.connection(min(self._limits.database_wait_s, call.left_s())) as connection:
                 order = orders.get(connection, request.order_id)
         except psycopg.Error as error:
-            abort(context, self._status_for(error, call.left_s()))
+            abort(context, self._status_for(error, call))
         if order is None:
             abort(context, Status(grpc.StatusCode.NOT_FOUND, f"no order {request.order_id[:80]!r}"))
         return orders_pb2.GetResponse(order=order)
@@ -123,12 +114,12 @@ class OrderService:
     def _early(self, call: Call) -> Status | None:
         """Say how a call ends that need not be begun: it may have been queued since it was admitted."""
         if call.left_s() <= 0:
-            return self._status_for(orders.TooLateError(), 0.0)
+            return self._status_for(orders.TooLateError(), call)
         if self._watch.away:
             return retry_later(grpc.StatusCode.UNAVAILABLE, AWAY, after_s=self._limits.retry_after_s)
         return None
 
-    def _status_for(self, error: Exception, left_s: float) -> Status:
+    def _status_for(self, error: Exception, call: Call) -> Status:
         """Tell the caller what to do next. UNAVAILABLE: surely nothing was written."""
         code, details = grpc.StatusCode.UNAVAILABLE, _FULL if isinstance(error, psycopg.errors.DiskFull) else AWAY
         match error:
@@ -141,7 +132,7 @@ class OrderService:
             case orders.CommitFailedError():
                 logger.error("commit_failed", reason=str(error))
                 code, details = grpc.StatusCode.INTERNAL, "the commit failed: retry with the same idempotency key"
-            case _ if left_s <= 0:
+            case _ if call.given_up:
                 return Status(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed before the commit")
             case orders.TooLateError():
                 details = f"the database did not finish within {self._limits.create_s:g} s: retry"
@@ -160,6 +151,24 @@ class OrderService:
         if not self._watch.away and now >= self._warned_at + _WARN_EVERY_S:
             self._warned_at = now
             logger.warning("turned_away", answer=details, reason=" ".join(str(error).split()))
+
+
+class _Create:
+    """An order on its way through the writer. It outlives its caller's deadline, but is not written after that."""
+
+    __slots__ = ("_call", "_service", "left_s", "new")
+
+    def __init__(self, service: OrderService, new: orders.NewOrder, call: Call) -> None:
+        self._service = service
+        self._call = call
+        self.new = new
+        self.left_s = call.left_s
+
+    def on_written(self) -> None:
+        self._call.answer(_acknowledgement(self.new.order))
+
+    def on_unwritten(self, doubtful: bool) -> None:
+        self._service.calls.submit(self._service.create_alone, self.new, self._call, doubtful)
 
 
 def _acknowledgement(order: Order) -> bytes:
