@@ -97,6 +97,19 @@ def test_a_group_alone_shows_its_help(brewctl: Brewctl, words: tuple[str, ...]) 
     assert "Traceback" not in shown.stderr
 
 
+@pytest.mark.parametrize(
+    ("command", "variable"),
+    [
+        ("counts", "BREW_DATABASE_URL"),
+        ("verify", "BREW_KAFKA_BROKERS"),
+        ("verify", "BREW_TOPIC"),
+        ("create-order", "BREW_ORDER_ADDRS"),
+    ],
+)
+def test_help_names_the_variable_of_an_option(brewctl: Brewctl, command: str, variable: str) -> None:
+    assert variable in brewctl(command, "--help").stdout
+
+
 def test_help_in_a_pipe_has_no_colours(brewctl: Brewctl) -> None:
     assert "\x1b" not in brewctl("--help").stdout
 
