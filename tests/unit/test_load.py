@@ -9,7 +9,7 @@ import pytest
 
 from brewctl.lab.load import Call, History, Load, Outcome
 from brewctl.lifecycle import wait_until
-from tests.unit.order_server import serving
+from tests.order_server import serving
 
 Code = grpc.StatusCode
 FOREVER = 10**9
@@ -49,7 +49,7 @@ def stalls_first(at: int, _context: Any) -> None:
 
 def test_callers_of_a_closed_loop_wait_for_their_answers() -> None:
     together = threading.Barrier(3)
-    with serving(lambda at, _: together.wait(20) if at < 3 else None) as server:  # type: ignore[arg-type]
+    with serving(lambda at, _: together.wait(20) if at < 3 else None) as server:
         told = History()
         run(Load([server.address], told.record, concurrency=3, orders=30))
     assert server.in_flight_at_most == 3
@@ -67,7 +67,7 @@ def test_a_call_of_an_open_loop_is_intended_at_its_number_by_the_rate() -> None:
 
 def test_an_open_loop_does_not_wait_for_answers() -> None:
     together = threading.Barrier(4)
-    with serving(lambda _at, _context: together.wait(20)) as server:  # type: ignore[arg-type]
+    with serving(lambda _at, _context: together.wait(20)) as server:
         told = History()
         run(Load([server.address], told.record, rate=500, concurrency=4, orders=8))
     assert told.count(Outcome.ACKNOWLEDGED) == 8

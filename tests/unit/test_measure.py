@@ -10,7 +10,7 @@ from brewctl.client import UnknownOutcomeError
 from brewctl.errors import BrewError, UnreachableError
 from brewctl.lab.load import Call, Load, Outcome
 from brewctl.lab.measure import Measurement, measure
-from tests.unit.order_server import serving
+from tests.order_server import serving
 from tests.unit.test_load import STALL_S, stalls_first
 
 NOWHERE = "127.0.0.1:1"

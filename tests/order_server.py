@@ -12,7 +12,7 @@ import grpc
 from brewctl.proto import orders_pb2, orders_pb2_grpc
 
 # Is given the number of the call and its context: may wait, or abort.
-Handle = Callable[[int, Any], None]
+Handle = Callable[[int, Any], object]
 
 
 class OrderServer(orders_pb2_grpc.OrderServiceServicer):
