@@ -115,16 +115,11 @@ def _shown(result: "Result") -> str:
 
 
 def _live(load: "Load", measurement: "Measurement") -> "AbstractContextManager[object]":
-    """Show in a terminal how it goes; in a pipe nothing."""
-    from contextlib import nullcontext
-
+    """Show how it goes: in a terminal; what is transient is never written into a pipe."""
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
-    console = Console(stderr=True)
-    if not console.is_terminal or console.is_dumb_terminal:
-        return nullcontext()
     began = before_s = time.monotonic()
     before = 0
 
@@ -135,7 +130,7 @@ def _live(load: "Load", measurement: "Measurement") -> "AbstractContextManager[o
         before, before_s = sent, now_s
         return Text(f"{now_s - began:4.0f} s  {sent:,} sent  {rate:,.0f} a second  {measurement.failed:,} failed")
 
-    return Live(get_renderable=line, console=console, refresh_per_second=_LOOKS_PER_S, transient=True)
+    return Live(get_renderable=line, console=Console(stderr=True), refresh_per_second=_LOOKS_PER_S, transient=True)
 
 
 def register(app: typer.Typer) -> None:

@@ -12,7 +12,7 @@ from brewctl.lifecycle import wait_until
 from tests.order_server import serving
 
 Code = grpc.StatusCode
-FOREVER = 10**9
+MANY = 20_000  # more than are sent before a load is told to stop
 STALL_S = 0.5
 
 
@@ -92,7 +92,7 @@ def test_what_is_still_queued_at_the_end_is_counted() -> None:
         stop.set()
 
     with serving(stalls_until_the_end) as server:
-        load = Load([server.address], History().record, rate=1000, concurrency=1)
+        load = Load([server.address], History().record, rate=1000, concurrency=1, duration_s=10)
         run(load, stop)
     assert load.unsent >= STALL_S * 1000 - len(server.requests)
 
@@ -190,6 +190,14 @@ def test_calls_of_the_warm_up_are_sent_and_don_t_count() -> None:
     assert len(server.requests) == len(told.calls) > 5
 
 
+def test_an_open_loop_begins_with_the_warm_up() -> None:
+    with serving() as server:
+        told = History()
+        run(Load([server.address], told.record, rate=20, concurrency=2, warmup_s=0.5, orders=2))
+    first, second = sorted(call.intended_s for call in told.calls)[:2]
+    assert (first, second) == pytest.approx((-0.5, -0.45))
+
+
 @pytest.mark.parametrize("rate", [None, 100, 0.001])
 def test_it_ends_after_its_duration(rate: float | None) -> None:
     with serving() as server:
@@ -202,8 +210,8 @@ def test_it_ends_when_told_to_and_has_every_answer() -> None:
     stop = threading.Event()
     with serving(lambda at, _: stop.set() if at == 10 else None) as server:
         told = History()
-        run(Load([server.address], told.record, concurrency=4, orders=FOREVER), stop)
-    assert told.count(Outcome.ACKNOWLEDGED) == len(server.requests)
+        run(Load([server.address], told.record, concurrency=4, orders=MANY), stop)
+    assert told.count(Outcome.ACKNOWLEDGED) == len(server.requests) < MANY
 
 
 def test_a_record_that_raises_ends_it() -> None:
@@ -211,4 +219,4 @@ def test_a_record_that_raises_ends_it() -> None:
         raise ZeroDivisionError
 
     with serving() as server, pytest.raises(ZeroDivisionError):
-        run(Load([server.address], record, concurrency=4, orders=FOREVER))
+        run(Load([server.address], record, concurrency=4, orders=MANY))

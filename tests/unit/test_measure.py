@@ -88,7 +88,7 @@ def test_a_result_is_of_its_time() -> None:
 
 def test_it_ends_where_nobody_answers_at_all() -> None:
     with pytest.raises(UnreachableError, match="refused the connection"):
-        measure([NOWHERE], warmup_s=0, orders=10**9)
+        measure([NOWHERE], warmup_s=0, orders=1)
 
 
 def test_it_goes_on_where_somebody_did() -> None:
