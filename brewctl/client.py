@@ -42,10 +42,14 @@ _REFUSED_S = 2.0
 
 
 class UnknownOutcomeError(UnreachableError):
-    """An order that may have been committed, unheard. Its `idempotency_key` settles it."""
+    """An order that may have been committed, unheard. Its `idempotency_key` settles it.
 
-    def __init__(self, message: str, *, hint: str, idempotency_key: str) -> None:
+    `reason` is why nothing was heard, without the key.
+    """
+
+    def __init__(self, message: str, *, hint: str, idempotency_key: str, reason: str) -> None:
         super().__init__(message, hint=hint)
+        self.reason = reason
         self.idempotency_key = idempotency_key
 
 
@@ -147,6 +151,7 @@ class OrderClient:
             f"the order with the idempotency key {request.idempotency_key} may exist, or not: {failure.text}",
             hint=f"ask again with `{command}`",
             idempotency_key=request.idempotency_key,
+            reason=failure.text,
         )
 
 

@@ -44,7 +44,7 @@ def _node(value: str) -> str:
 DatabaseUrl = Annotated[
     str | None,
     typer.Option(
-        help="PostgreSQL, without a password. [env: BREW_DATABASE_URL]",
+        help=r"PostgreSQL, without a password. \[env: BREW_DATABASE_URL]",
         metavar="URL",
         callback=_no_secret,
         rich_help_panel=_PLACES,
@@ -52,11 +52,18 @@ DatabaseUrl = Annotated[
 ]
 Brokers = Annotated[
     str | None,
-    typer.Option(help="Kafka brokers. [env: BREW_KAFKA_BROKERS]", metavar="HOST:PORT,…", rich_help_panel=_PLACES),
+    typer.Option(help=r"Kafka brokers. \[env: BREW_KAFKA_BROKERS]", metavar="HOST:PORT,…", rich_help_panel=_PLACES),
 ]
 Topic = Annotated[
     str | None,
-    typer.Option(help=f"Topic. [env: BREW_TOPIC] [default: {config.TOPIC}]", rich_help_panel=_PLACES),
+    typer.Option(help=rf"Topic. \[env: BREW_TOPIC] \[default: {config.TOPIC}]", rich_help_panel=_PLACES),
+]
+Addr = Annotated[
+    list[str] | None,
+    typer.Option(
+        help=r"An order-service; several take turns. \[env: BREW_ORDER_ADDRS] \[default: 127.0.0.1:50081]",
+        metavar="HOST:PORT",
+    ),
 ]
 Node = Annotated[
     str,

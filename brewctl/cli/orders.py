@@ -24,13 +24,7 @@ def create_order(
     ] = "",
     tenant: Annotated[str, typer.Option(help="Whose order, and whose key, it is.", show_default="brew")] = "",
     timeout: Annotated[float, typer.Option(help="Seconds for each order, with its retries.", min=0.1, max=3600)] = 10.0,
-    addr: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="An order-service; several take turns. [env: BREW_ORDER_ADDRS] [default: 127.0.0.1:50081]",
-            metavar="HOST:PORT",
-        ),
-    ] = None,
+    addr: options.Addr = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Create orders and print their ids, each once it is committed. An answer that is lost is asked for again."""

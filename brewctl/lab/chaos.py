@@ -19,7 +19,7 @@ from brewctl.delivery import database, orders, topics
 from brewctl.errors import BrewError
 from brewctl.lab import history, scenarios
 from brewctl.lab.history import Act, Event
-from brewctl.lab.load import Load, Outcome
+from brewctl.lab.load import History, Load, Outcome
 from brewctl.lab.scenarios import Scenario, Step
 from brewctl.lab.stage import Servers, SkippedError, Stage
 from brewctl.lab.watch import Watch
@@ -153,7 +153,8 @@ class _Play:
     def run(self, steps: Sequence[Step]) -> None:
         """Play the steps under load, heal, wait, and judge."""
         self._stage.start_all()
-        load = Load(self._stage.addresses, rate=self._plan.rate)
+        told = History()
+        load = Load(self._stage.addresses, told.record, rate=self._plan.rate)
         stop = threading.Event()
         with self._watch.running(), ThreadPoolExecutor(1, thread_name_prefix="load") as executor:
             sending = executor.submit(load.run, stop)
@@ -166,7 +167,7 @@ class _Play:
                 self._stage.halt.wait(_CALM_S)
                 self._await(
                     f"{self._plan.orders} orders sent",
-                    lambda: len(load.history) >= self._plan.orders or sending.done(),
+                    lambda: len(told.calls) >= self._plan.orders or sending.done(),
                     self._plan.orders / self._plan.rate + _CATCH_UP_S,
                 )
             except BrewError as error:
@@ -179,7 +180,7 @@ class _Play:
             self._say("no more orders")
             self._catch_up()
             fell = self._stage.stop()
-        self._measure(load, healed_s, load_end_s)
+        self._measure(told, healed_s, load_end_s)
         self._judge(fell)
 
     def _disturb(self, steps: Sequence[Step]) -> None:
@@ -246,22 +247,22 @@ class _Play:
         except BrewError as error:
             self._result.findings.append(str(error))
 
-    def _measure(self, load: Load, healed_s: float, load_end_s: float) -> None:
+    def _measure(self, told: History, healed_s: float, load_end_s: float) -> None:
         result, act = self._result, self._act
         act.samples, act.ownerships = self._watch.samples, self._watch.ownerships
-        result.acknowledged = load.count(Outcome.ACKNOWLEDGED)
-        result.failed = load.count(Outcome.FAILED)
-        result.unknown = load.count(Outcome.UNKNOWN)
+        result.acknowledged = told.count(Outcome.ACKNOWLEDGED)
+        result.failed = told.count(Outcome.FAILED)
+        result.unknown = told.count(Outcome.UNKNOWN)
         result.standstill_s = self._watch.longest_standstill_s(load_end_s)
-        result.slowest_answer_s = load.slowest_s
+        result.slowest_answer_s = told.slowest_s
         result.catch_up_s = self._watch.catch_up_s(healed_s, backlog=max(2.0, self._plan.rate))
         with database.connect(self._settings) as connection:
-            told = [call for call in load.history if call.outcome is Outcome.ACKNOWLEDGED]
-            unheard = [call.key for call in load.history if call.outcome is Outcome.UNKNOWN]
+            acknowledged = [call for call in told.calls if call.outcome is Outcome.ACKNOWLEDGED]
+            unheard = [call.key for call in told.calls if call.outcome is Outcome.UNKNOWN]
             parameters = {
                 "tenant_id": orders.DEFAULT_TENANT,
-                "keys": [call.key for call in told],
-                "ids": [call.order_id for call in told],
+                "keys": [call.key for call in acknowledged],
+                "ids": [call.order_id for call in acknowledged],
             }
             lost = connection.execute(queries["contradicted_calls"], parameters).fetchall()
             result.lost = len(lost)

@@ -1,19 +1,22 @@
-"""Load: Create calls at a steady rate, and the client's own history of what it was told.
+"""Load: Create calls from many callers at once, in a closed or in an open loop, and what each client was told.
 
-Open loop: each call has its time, whether the ones before it were answered or not, so a stall of the
-server is not hidden by a client that politely waits.
+Closed loop: a caller sends its next order once the one before is answered. Open loop: each call has its time, whether
+the ones before it were answered or not, so a stall of the server is not hidden by a client that politely waits.
 """
 
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
 
 from brewctl.client import OrderClient, UnknownOutcomeError
 from brewctl.errors import BrewError
+from brewctl.lab.pace import Pace
+
+_SLICE_S = 0.1
 
 
 class Outcome(StrEnum):
@@ -26,69 +29,164 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One order as its client saw it, retries included. Seconds since the load began."""
+    """One order as its client saw it, retries included. Seconds since the load began, negative in the warm-up."""
 
     key: str
     outcome: Outcome
     order_id: str
-    reason: str
-    intended_s: float
+    error: BrewError | None
+    retried: bool
+    intended_s: float  # in a closed loop when it began
+    begun_s: float
     answered_s: float
 
+    @property
+    def latency_s(self) -> float:
+        """Seconds from when it should have been sent to its answer."""
+        return self.answered_s - self.intended_s
 
-class Load:
-    """Creates orders until told to stop. Calls that wait for an answer are at most `concurrency`; later ones queue."""
 
-    def __init__(
-        self, addresses: Sequence[str], *, rate: float, concurrency: int = 64, timeout_s: float = 15.0, seed: str = ""
-    ) -> None:
-        self._addresses = addresses
-        self._interval_s = 1 / rate
-        self._concurrency = concurrency
-        self._timeout_s = timeout_s
-        self._seed = seed or uuid.uuid4().hex[:8]
-        self._turn = threading.Lock()
-        self._next = 0
-        self.history: list[Call] = []
+class History:
+    """Every call of a load."""
 
-    def run(self, stop: threading.Event) -> None:
-        """Send until `stop` is set, then wait for the answers to what was sent, at most the client's timeout."""
-        began = time.monotonic()
-        with (
-            OrderClient(self._addresses, timeout_s=self._timeout_s) as client,
-            ThreadPoolExecutor(self._concurrency, thread_name_prefix="load") as workers,
-        ):
-            for worker in [workers.submit(self._work, client, began, stop) for _ in range(self._concurrency)]:
-                worker.result()
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+
+    def record(self, call: Call) -> None:
+        """Keep a call. Safe between threads."""
+        self.calls.append(call)
 
     def count(self, outcome: Outcome) -> int:
         """Count the calls that ended so."""
-        return sum(call.outcome is outcome for call in self.history)
+        return sum(call.outcome is outcome for call in self.calls)
 
     @property
     def slowest_s(self) -> float:
-        """Seconds from when a call should have been sent to its answer, at most."""
-        return max((call.answered_s - call.intended_s for call in self.history), default=0.0)
+        """The longest latency."""
+        return max((call.latency_s for call in self.calls), default=0.0)
 
-    def _work(self, client: OrderClient, began: float, stop: threading.Event) -> None:
-        while not stop.is_set():
+
+class Load:
+    """Creates orders from `concurrency` callers, at `rate` orders a second or, without one, in a closed loop.
+
+    Calls that wait for an answer are at most `concurrency`; later ones of an open loop queue. `record` is given every
+    call, by the callers' threads; what it raises ends the load. Begin one load only once.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        record: Callable[[Call], object],
+        *,
+        rate: float | None = None,
+        concurrency: int = 64,
+        warmup_s: float = 0.0,
+        duration_s: float | None = None,
+        orders: int | None = None,
+        timeout_s: float = 15.0,
+        seed: str = "",
+    ) -> None:
+        """Prepare a load that ends `duration_s` after its warm-up, or with the last of `orders` begun after it."""
+        self._addresses = addresses
+        self._record = record
+        self._rate = rate
+        self._concurrency = concurrency
+        self._warmup_s = warmup_s
+        self._duration_s = float("inf") if duration_s is None else duration_s
+        self._left = float("inf") if orders is None else orders
+        self._timeout_s = timeout_s
+        self._seed = seed or uuid.uuid4().hex[:8]
+        self._began = 0.0
+        self._pace: Pace | None = None
+        self._turn = threading.Lock()
+        self._over = threading.Event()
+        self._this_call = threading.local()
+        self.sent = 0  # warm-up included
+        self.unsent = 0  # calls of an open loop that were due, and waited for a caller, when their time was up
+
+    def run(self, stop: threading.Event) -> None:
+        """Send until it is over or `stop` is set, then wait for the answers, at most the client's timeout.
+
+        Raises what `record` raised.
+        """
+        now = time.monotonic()
+        self._began = now + self._warmup_s
+        self._pace = Pace(self._rate, now) if self._rate else None
+        with (
+            OrderClient(self._addresses, timeout_s=self._timeout_s, on_retry=self._on_retry) as client,
+            ThreadPoolExecutor(self._concurrency, thread_name_prefix="load") as callers,
+        ):
+            try:
+                calling = [callers.submit(self._call_on, client) for _ in range(self._concurrency)]
+                while not stop.is_set() and (left_s := self._began + self._duration_s - time.monotonic()) > 0:
+                    if self._over.wait(min(left_s, _SLICE_S)):
+                        break
+            finally:
+                self._over.set()
             with self._turn:
-                number, self._next = self._next, self._next + 1
-            intended_s = number * self._interval_s
-            if stop.wait(max(0.0, began + intended_s - time.monotonic())):
-                return
-            key = f"{self._seed}-{number}"
-            outcome, order_id, reason = self._call(client, key, number)
-            self.history.append(Call(key, outcome, order_id, reason, intended_s, time.monotonic() - began))
+                if self._pace and self._left > 0:
+                    self.unsent = max(0, self._pace.count(time.monotonic()) - self.sent)
+            for caller in calling:
+                caller.result()
 
-    @staticmethod
-    def _call(client: OrderClient, key: str, number: int) -> tuple[Outcome, str, str]:
+    def set_rate(self, rate: float) -> None:
+        """Change the rate of an open loop, while it runs or before; what was due by then stays due.
+
+        Raises ValueError where the loop is closed or `rate` is not above 0.
+        """
+        if self._rate is None or rate <= 0:
+            raise ValueError(f"no rate to change from {self._rate} to {rate}")
+        self._rate = rate
+        if self._pace:
+            self._pace.set_rate(rate, time.monotonic())
+
+    def _call_on(self, client: OrderClient) -> None:
+        try:
+            while turn := self._next():
+                self._record(self._call(client, *turn))
+        finally:
+            self._over.set()
+
+    def _next(self) -> tuple[int, float, float] | None:
+        """Wait for the next call: its number, when it is due, and the time. None once the load is over."""
+        # One caller waits until the call is due, the others wait for him: idle callers cost nothing.
+        with self._turn:
+            while not self._over.is_set():
+                now = time.monotonic()
+                due = self._pace.due(self.sent) if self._pace else now
+                if due > now:
+                    self._over.wait(min(due - now, _SLICE_S))  # in slices: the rate may have changed
+                    continue
+                number = self.sent
+                self.sent += 1
+                if now >= self._began:
+                    self._left -= 1
+                    if self._left <= 0:
+                        self._over.set()
+                return number, due, now
+        return None
+
+    def _call(self, client: OrderClient, number: int, due: float, begun: float) -> Call:
+        key = f"{self._seed}-{number}"
+        order_id, outcome, error = "", Outcome.ACKNOWLEDGED, None
+        self._this_call.retried = False
         try:
             order_id = client.create(
                 f"customer-{number % 100}", amount_cents=100 + number % 900, currency="EUR", idempotency_key=key
             )
-        except UnknownOutcomeError as error:
-            return Outcome.UNKNOWN, "", str(error)
-        except BrewError as error:
-            return Outcome.FAILED, "", str(error)
-        return Outcome.ACKNOWLEDGED, order_id, ""
+        except BrewError as caught:
+            error = caught.with_traceback(None)  # it would keep every frame
+            outcome = Outcome.UNKNOWN if isinstance(caught, UnknownOutcomeError) else Outcome.FAILED
+        return Call(
+            key,
+            outcome,
+            order_id,
+            error,
+            self._this_call.retried,
+            intended_s=due - self._began,
+            begun_s=begun - self._began,
+            answered_s=time.monotonic() - self._began,
+        )
+
+    def _on_retry(self, _why: str) -> None:
+        self._this_call.retried = True

@@ -97,6 +97,20 @@ def test_a_group_alone_shows_its_help(brewctl: Brewctl, words: tuple[str, ...]) 
     assert "Traceback" not in shown.stderr
 
 
+@pytest.mark.parametrize(
+    ("command", "variable"),
+    [
+        ("counts", "BREW_DATABASE_URL"),
+        ("verify", "BREW_KAFKA_BROKERS"),
+        ("verify", "BREW_TOPIC"),
+        ("create-order", "BREW_ORDER_ADDRS"),
+        ("load", "BREW_ORDER_ADDRS"),
+    ],
+)
+def test_help_names_the_variable_of_an_option(brewctl: Brewctl, command: str, variable: str) -> None:
+    assert variable in brewctl(command, "--help").stdout
+
+
 def test_help_in_a_pipe_has_no_colours(brewctl: Brewctl) -> None:
     assert "\x1b" not in brewctl("--help").stdout
 
@@ -135,6 +149,14 @@ def test_completion(brewctl: Brewctl) -> None:
         (("create-order", "--customer", "c1", "--addr", "nowhere"), "'nowhere' is not HOST:PORT"),
         (("create-order", "--customer", "c1", "--timeout", "0"), "--timeout"),
         (("create-order", "--customer", "c1", "--tenant", "a\nb"), "tenant"),
+        (("load", "--duration", "5", "--orders", "5"), "--duration and --orders"),
+        (("load", "--duration", "0"), "--duration"),
+        (("load", "--orders", "0"), "--orders"),
+        (("load", "--rate", "0"), "--rate"),
+        (("load", "--rate", "nan"), "--rate"),
+        (("load", "--concurrency", "0"), "--concurrency"),
+        (("load", "--warmup", "-1"), "--warmup"),
+        (("load", "--addr", "nowhere"), "'nowhere' is not HOST:PORT"),
         (("serve", "order", "--node", "a b"), "--node 'a b'"),
         (("consume", "inventory", "--node", "inventory-1\n"), "--node"),
         (("serve", "order", "--port", "65536"), "--port"),
@@ -174,6 +196,7 @@ def test_a_password_is_no_argument(brewctl: Brewctl, command: tuple[str, ...], u
         (("topic", "create"), "BREW_KAFKA_BROKERS", "nowhere", "'nowhere' is not HOST:PORT"),
         (("consume", "inventory"), "BREW_KAFKA_BROKERS", "127.0.0.1:9092,h:0", "'h:0' is not HOST:PORT"),
         (("create-order", "--customer", "c1"), "BREW_ORDER_ADDRS", "h", "'h' is not HOST:PORT"),
+        (("load",), "BREW_ORDER_ADDRS", "h", "'h' is not HOST:PORT"),
         (("topic", "create"), "BREW_TOPIC", "..", "'..' is no topic name"),
         (("counts",), "BREW_DATABASE_URL", f"postgres//u:{PASSWORD}@h/d", "postgresql://USER@HOST:PORT/NAME"),
         (("db", "init"), "BREW_DATABASE_URL", PASSWORD, "postgresql://USER@HOST:PORT/NAME"),
@@ -281,8 +304,9 @@ def test_without_kafka(brewctl: Brewctl, command: tuple[str, ...]) -> None:
     assert "BREW_KAFKA_BROKERS" in line
 
 
-def test_without_an_order_service(brewctl: Brewctl) -> None:
-    line = complaint(brewctl("create-order", "--customer", "c1", "--addr", "127.0.0.1:1"), 3)
+@pytest.mark.parametrize("command", [("create-order", "--customer", "c1"), ("load",), ("load", "--rate", "5")])
+def test_without_an_order_service(brewctl: Brewctl, command: tuple[str, ...]) -> None:
+    line = complaint(brewctl(*command, "--addr", "127.0.0.1:1"), 3)
     assert line.startswith("brewctl: order-service 127.0.0.1:1 refused the connection: ")
     assert "`brewctl serve order" in line
 

@@ -1,0 +1,140 @@
+"""`brewctl load`: how many orders a second, and how long each of them takes."""
+
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from brewctl.cli import options, output
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from brewctl.lab.load import Load
+    from brewctl.lab.measure import Measurement, Result
+
+_PERCENTILES = (50, 90, 99, 99.9)
+_DURATION_S = 10.0
+_WIDTH = 80
+_LOOKS_PER_S = 4
+
+
+def load(
+    concurrency: Annotated[
+        int, typer.Option(help="Callers; each waits for its answer before its next order.", min=1, max=1024)
+    ] = 64,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            help="Open loop: orders a second, whether those before are answered or not.",
+            min=0.01,
+            max=100_000,
+            show_default="closed loop",
+        ),
+    ] = None,
+    duration: Annotated[
+        float | None,
+        typer.Option(help="Seconds to measure.", min=0.1, max=86_400, show_default=f"{_DURATION_S:g}"),
+    ] = None,
+    orders: Annotated[
+        int | None, typer.Option(help="Orders to measure, instead of a duration.", min=1, show_default=False)
+    ] = None,
+    warmup: Annotated[float, typer.Option(help="Seconds of load before that, not measured.", min=0, max=3600)] = 1.0,
+    addr: options.Addr = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Load order-service with new orders, and show the rate, the failures and the latencies.
+
+    With --rate the latency of an order counts from when it should have been sent: a stall of the server is not hidden.
+
+    Ctrl-C shows what was measured so far. Exit 1 where an order failed for good, 3 where nobody answers at all.
+    """
+    from brewctl.errors import BrewError, ExitCode, UsageError
+
+    if duration and orders:
+        raise UsageError("--duration and --orders each end the load", hint="give one of them")
+    settings = options.settings(order_addrs=",".join(addr or []))
+    from brewctl.lab.load import Load
+    from brewctl.lab.measure import Measurement
+    from brewctl.lifecycle import stop_on_signals
+
+    used: dict[str, Any] = {
+        "concurrency": concurrency,
+        "rate": rate,
+        "warmup_s": warmup,
+        "duration_s": duration or (None if orders else _DURATION_S),
+        "orders": orders,
+    }
+    measurement = Measurement()
+    sending = Load(settings.order_addrs, measurement.record, **used)
+    with stop_on_signals() as stop, _live(sending, measurement):
+        sending.run(stop)
+    result = measurement.result(unsent=sending.unsent)
+    if as_json:
+        output.emit_json({**_figures(result), "settings": {"addresses": settings.order_addrs, **used}})
+    else:
+        output.emit(_shown(result))
+    if stop.is_set():
+        raise typer.Exit(ExitCode.INTERRUPTED)
+    if result.failed:
+        raise BrewError(f"{result.failed:,} of {result.count:,} orders failed")
+
+
+def _figures(result: "Result") -> dict[str, Any]:
+    return {
+        "rate_per_s": round(result.rate_per_s, 1),
+        "seconds": round(result.seconds, 3),
+        "count": result.count,
+        "failed": result.failed,
+        "failures": result.failures,
+        "retries": result.retries,
+        "unsent": result.unsent,
+        "latency_ms": {name: round(value, 3) for name, value in _latencies_ms(result).items()},
+    }
+
+
+def _latencies_ms(result: "Result") -> dict[str, float]:
+    percentiles = {f"p{percent:g}": result.percentile_ms(percent) for percent in _PERCENTILES}
+    return {**percentiles, "max": result.max_ms, "mean": result.mean_ms}
+
+
+def _shown(result: "Result") -> str:
+    latencies = _latencies_ms(result)
+    lines = [
+        f"orders      {result.count:,} in {result.seconds:,.1f} s, {result.rate_per_s:,.1f} created a second",
+        "latency ms" + "".join(f"{name:>11}" for name in latencies),
+        f"{'':<10}" + "".join(f"{value:>11,.2f}" for value in latencies.values()),
+        f"retries     {result.retries:,} orders needed more than one try",
+        f"failures    {result.failed:,}",
+    ]
+    for reason, count in result.failures.items():
+        lines.append(output.fitted(f"{count:>9,}   {reason}", _WIDTH))
+    if result.unsent:
+        lines.append(f"unsent      {result.unsent:,} were due at the end and still waited for a caller")
+    return "\n".join(lines)
+
+
+def _live(load: "Load", measurement: "Measurement") -> "AbstractContextManager[object]":
+    """Show how it goes: in a terminal; what is transient is never written into a pipe."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    began = before_s = time.monotonic()
+    before = 0
+
+    def line() -> "Text":
+        nonlocal before, before_s
+        now_s, sent = time.monotonic(), load.sent
+        rate = (sent - before) / (now_s - before_s)
+        before, before_s = sent, now_s
+        return Text(f"{now_s - began:4.0f} s  {sent:,} sent  {rate:,.0f} a second  {measurement.failed:,} failed")
+
+    return Live(get_renderable=line, console=Console(stderr=True), refresh_per_second=_LOOKS_PER_S, transient=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this module."""
+    app.command(epilog="Example: brewctl load --rate 200 --duration 30 --addr 127.0.0.1:50081 --addr 127.0.0.1:50082")(
+        load
+    )

@@ -1,0 +1,46 @@
+"""A histogram of latencies that needs the same memory for a thousand and for a billion of them.
+
+Log-linear, as HDR histograms are: each power of two has the same number of buckets, so that the error is a share of
+the value. The library `hdrhistogram` wants setuptools at run time and has no wheels for Linux on ARM.
+"""
+
+import math
+
+# Buckets of one power of two.
+_BUCKETS = 256
+# Seconds: nobody asks what is quicker, and zero has no logarithm.
+_LOWEST_S = 1e-6
+
+
+class Histogram:
+    """Latencies in seconds. Percentiles are up to 0.4 % too high, never too low; count, mean and maximum are exact."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.max_s = 0.0
+        self._total_s = 0.0
+        self._counts: dict[int, int] = {}
+
+    def record(self, latency_s: float) -> None:
+        """Count one latency. One thread at a time."""
+        fraction, exponent = math.frexp(max(latency_s, _LOWEST_S))  # the fraction is 0.5 up to 1
+        bucket = exponent * _BUCKETS + int((2 * fraction - 1) * _BUCKETS)
+        self._counts[bucket] = self._counts.get(bucket, 0) + 1
+        self.count += 1
+        self._total_s += latency_s
+        self.max_s = max(self.max_s, latency_s)
+
+    @property
+    def mean_s(self) -> float:
+        """The mean; 0 where there is nothing."""
+        return self._total_s / self.count if self.count else 0.0
+
+    def percentile_s(self, percent: float) -> float:
+        """Return what `percent` of 100 latencies don't exceed; 0 where there is nothing."""
+        wanted = math.ceil(round(percent * self.count / 100, 6))
+        for bucket in sorted(self._counts):
+            wanted -= self._counts[bucket]
+            if wanted <= 0:
+                exponent, step = divmod(bucket, _BUCKETS)
+                return min(math.ldexp((1 + (step + 1) / _BUCKETS) / 2, exponent), self.max_s)
+        return self.max_s

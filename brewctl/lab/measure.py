@@ -1,0 +1,130 @@
+"""Measuring order-service: what a load's callers were told, as figures whose memory does not grow with it."""
+
+import copy
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from brewctl.client import UnknownOutcomeError
+from brewctl.errors import UnreachableError
+from brewctl.lab.histogram import Histogram
+from brewctl.lab.load import Call, Load, Outcome
+
+# A server's own words may be new each time.
+_MOST_REASONS = 20
+_OTHERS = "other reasons"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured: the calls begun after the warm-up, failed ones included."""
+
+    seconds: float  # from the end of the warm-up to the last answer
+    count: int
+    failures: dict[str, int]  # by reason, the most frequent first
+    retries: int  # calls that needed more than one try
+    unsent: int  # calls of an open loop that were due, and waited for a caller, when the load ended
+    latencies: Histogram  # from when a call should have been sent to its answer, good or bad
+
+    @property
+    def failed(self) -> int:
+        """How many calls failed for good."""
+        return sum(self.failures.values())
+
+    @property
+    def rate_per_s(self) -> float:
+        """Orders created a second."""
+        return (self.count - self.failed) / self.seconds if self.seconds else 0.0
+
+    @property
+    def mean_ms(self) -> float:
+        """The mean latency; 0 where nothing was measured."""
+        return self.latencies.mean_s * 1000
+
+    @property
+    def max_ms(self) -> float:
+        """The longest latency; 0 where nothing was measured."""
+        return self.latencies.max_s * 1000
+
+    def percentile_ms(self, percent: float) -> float:
+        """Return the latency that `percent` of 100 calls don't exceed; 0 where nothing was measured."""
+        return self.latencies.percentile_s(percent) * 1000
+
+
+class Measurement:
+    """Records the calls of one load, and has its result at any time. Safe between threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._reached = False
+        self._seconds = 0.0
+        self._failures: Counter[str] = Counter()
+        self._retries = 0
+        self._latencies = Histogram()
+
+    def record(self, call: Call) -> None:
+        """Count a call, unless it was begun in the warm-up.
+
+        Raises the client's UnreachableError where no call before was answered either: there is nothing to measure.
+        """
+        if not self._reached:
+            if call.outcome is Outcome.FAILED and isinstance(call.error, UnreachableError):
+                raise call.error
+            self._reached = True
+        if call.begun_s < 0:
+            return
+        with self._lock:
+            self._latencies.record(call.latency_s)
+            self._seconds = max(self._seconds, call.answered_s)
+            self._retries += call.retried
+            if call.error:
+                reason = call.error.reason if isinstance(call.error, UnknownOutcomeError) else call.error.message
+                known = reason in self._failures or len(self._failures) < _MOST_REASONS
+                self._failures[reason if known else _OTHERS] += 1
+
+    @property
+    def failed(self) -> int:
+        """How many calls failed for good, so far."""
+        with self._lock:
+            return self._failures.total()
+
+    def result(self, *, unsent: int = 0) -> Result:
+        """Return what was measured so far."""
+        with self._lock:
+            return Result(
+                seconds=self._seconds,
+                count=self._latencies.count,
+                failures=dict(self._failures.most_common()),
+                retries=self._retries,
+                unsent=unsent,
+                latencies=copy.deepcopy(self._latencies),
+            )
+
+
+def measure(
+    addresses: Sequence[str],
+    *,
+    concurrency: int = 64,
+    rate: float | None = None,
+    warmup_s: float = 1.0,
+    duration_s: float | None = None,
+    orders: int | None = None,
+    stop: threading.Event | None = None,
+) -> Result:
+    """Load order-service until `duration_s`, `orders` or `stop` ends it, and return what was measured.
+
+    Raises UnreachableError where no order-service answers at all.
+    """
+    measurement = Measurement()
+    load = Load(
+        addresses,
+        measurement.record,
+        concurrency=concurrency,
+        rate=rate,
+        warmup_s=warmup_s,
+        duration_s=duration_s,
+        orders=orders,
+    )
+    load.run(stop or threading.Event())
+    return measurement.result(unsent=load.unsent)

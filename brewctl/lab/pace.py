@@ -1,0 +1,36 @@
+"""Pace: when each call of an open loop is due, also while the rate changes."""
+
+from collections import deque
+from itertools import pairwise
+
+
+class Pace:
+    """A schedule at `rate` calls a second from `since` on. Times are time.monotonic()'s.
+
+    `set_rate` may be called by any thread, the rest by one at a time.
+    """
+
+    def __init__(self, rate: float, since: float) -> None:
+        self._rate = rate
+        self._since = since
+        self._before = 0.0  # calls that were due before `since`
+        self._changes: deque[tuple[float, float]] = deque()
+
+    def set_rate(self, rate: float, now: float) -> None:
+        """Change the rate from `now` on. What was due before stays due."""
+        self._changes.append((now, rate))
+
+    def due(self, number: int) -> float:
+        """Return when a call is due; they are numbered from 0, and asked for in their order."""
+        while True:
+            at = self._since + (number - self._before) / self._rate
+            if not self._changes or at <= self._changes[0][0]:
+                return at
+            changed, rate = self._changes.popleft()
+            self._before += (changed - self._since) * self._rate
+            self._since, self._rate = changed, rate
+
+    def count(self, now: float) -> int:
+        """Count the calls that are due before `now`."""
+        steps = pairwise([(self._since, self._rate), *self._changes, (now, 0.0)])
+        return int(self._before + sum((until - since) * rate for (since, rate), (until, _) in steps))

@@ -1,0 +1,54 @@
+"""An order-service of the tests' own on this machine, whose answers a function gives, and what it was asked."""
+
+import contextlib
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+
+from brewctl.proto import orders_pb2, orders_pb2_grpc
+
+# Is given the number of the call and its context: may wait, or abort.
+Handle = Callable[[int, Any], object]
+
+
+class OrderServer(orders_pb2_grpc.OrderServiceServicer):
+    """Counts its calls from 0, and keeps them."""
+
+    def __init__(self, handle: Handle) -> None:
+        self.address = ""
+        self.requests: list[Any] = []
+        self.in_flight_at_most = 0
+        self._handle = handle
+        self._in_flight = 0
+        self._lock = threading.Lock()
+
+    def Create(self, request: Any, context: Any) -> orders_pb2.CreateResponse:  # noqa: N802 - gRPC's name
+        with self._lock:
+            number = len(self.requests)
+            self.requests.append(request)
+            self._in_flight += 1
+            self.in_flight_at_most = max(self.in_flight_at_most, self._in_flight)
+        try:
+            self._handle(number, context)
+        finally:
+            with self._lock:
+                self._in_flight -= 1
+        return orders_pb2.CreateResponse(order_id=str(uuid.uuid4()))
+
+
+@contextlib.contextmanager
+def serving(handle: Handle = lambda _number, _context: None) -> Iterator[OrderServer]:
+    """Serve on a free port."""
+    served = OrderServer(handle)
+    server = grpc.server(ThreadPoolExecutor(16))
+    orders_pb2_grpc.add_OrderServiceServicer_to_server(served, server)  # type: ignore[no-untyped-call]
+    served.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    try:
+        yield served
+    finally:
+        server.stop(0).wait(10)
