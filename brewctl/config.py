@@ -74,8 +74,10 @@ class Limits:
     publish_rows: int = 1000
     publish_bytes: int = 512 * 1024
     publish_s: float = 5.0
-    # Between the beginnings of two transactions, where the first left nothing behind.
-    publish_gap_s: float = 0.005
+    # Between the beginnings of two transactions, where the first left nothing behind: so long for each row that it
+    # had, and at most. Up to 500 commits a second (the inverse) wait for nothing.
+    publish_gap_per_row_s: float = 0.002
+    publish_gap_s: float = 0.1
     # Between two looks at an idle outbox, on average; commits of this process wake it at once.
     publish_poll_s: float = 0.5
     # Consumer: records a transaction, and bytes that one partition may bring into memory at a time.

@@ -85,16 +85,16 @@ class Publisher:
         while not stop.is_set():
             self._wake.clear()
             began = time.monotonic()
-            if self.publish_batch(
-                producer
-            ):  # finding none is no success: another publisher may hold the rows, and fail
+            # To find none is no success: another publisher may hold the rows, and fail.
+            if found := self.publish_batch(producer):
                 backoff.reset()
             if self._more:
                 continue
             self._wake.wait(limits.publish_poll_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, no secret
             self._done.tell()
-            # Commits that follow each other closely share a batch; one that comes alone waits for nothing.
-            stop.wait(max(0.0, began + limits.publish_gap_s - time.monotonic()))
+            # Many commits share a transaction, and leave the process to those who make them; few wait for nothing.
+            gap_s = min(limits.publish_gap_s, found * limits.publish_gap_per_row_s)
+            stop.wait(max(0.0, began + gap_s - time.monotonic()))
 
     def _publish_rest(self, producer: Producer, *, within_s: float) -> None:
         deadline = time.monotonic() + within_s

@@ -12,7 +12,7 @@ that is away. On a stop new calls are refused and the ones in hand finished, the
 
 import threading
 
-from brewctl import log
+from brewctl import affinity, log
 from brewctl.config import Settings
 from brewctl.delivery import database
 from brewctl.delivery.broker import require_topic
@@ -64,6 +64,7 @@ def run(
                 "writer": lambda: writer.run(drained),
                 "publisher": lambda: publisher.run(drained),
                 "watch": lambda: watch.run(drained),
+                "affinity": lambda: affinity.keep_to_one_core(drained),
             },
             stop,
             drain_timeout_s=limits.drain_s,

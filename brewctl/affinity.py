@@ -1,0 +1,74 @@
+"""One core for a process whose threads take turns.
+
+Python runs one thread at a time. Where the next one waits on another core, each turn costs an interrupt there and
+cold caches: under load that is more than the work itself (docs/performance.md has the figures). So a busy process
+keeps to one core, and moves when others crowd it there. An idle one is left to the scheduler.
+"""
+
+import contextlib
+import os
+import random
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+_LOOK_EVERY_S = 0.5
+# Shares of a core: from when on a process is busy, and by how much another core must be freer.
+_BUSY = 0.5
+_FREER = 0.3
+
+
+def keep_to_one_core(stop: threading.Event) -> None:
+    """Do so until `stop` is set. Returns at once where there is only one core, or no way to choose."""
+    cores = allowed()
+    if len(cores) <= 1 or not Path("/proc/stat").exists():
+        stop.wait()
+        return
+    chosen: int | None = None
+    before, spent_s, at = busy_ticks(), time.process_time(), time.monotonic()
+    tick_s = 1 / os.sysconf("SC_CLK_TCK")
+    while not stop.wait(_LOOK_EVERY_S * random.uniform(0.8, 1.2)):  # noqa: S311 - two processes must not move as one
+        now, now_spent_s, now_at = busy_ticks(), time.process_time(), time.monotonic()
+        passed_s = now_at - at
+        loads = {core: (now.get(core, 0) - before.get(core, 0)) * tick_s / passed_s for core in cores}
+        best = choose(loads, own=(now_spent_s - spent_s) / passed_s, chosen=chosen)
+        if best != chosen:
+            chosen = best
+            _bind(cores if chosen is None else {chosen})
+        before, spent_s, at = now, now_spent_s, now_at
+    _bind(cores)
+
+
+def choose(loads: Mapping[int, float], *, own: float, chosen: int | None) -> int | None:
+    """Say which core to keep to, None for any; `loads` are shares of each core's time, `own` is this process's."""
+    if own < _BUSY / (1 if chosen is None else 2):
+        return None
+    others = dict(loads)
+    if chosen is not None:
+        others[chosen] = max(0.0, others[chosen] - own)
+    best = min(others, key=others.__getitem__)
+    return chosen if chosen is not None and others[chosen] < others[best] + _FREER else best
+
+
+def allowed() -> set[int]:
+    """Return the cores that this process may use; none where the system doesn't say."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+
+
+def busy_ticks() -> dict[int, int]:
+    """Return how long each core has worked since the boot, for anyone, in clock ticks: proc_stat(5)."""
+    ticks = {}
+    for line in Path("/proc/stat").read_text("ascii").splitlines():
+        name, *fields = line.split()
+        if name.startswith("cpu") and name != "cpu":
+            user, nice, system, _idle, _iowait, irq, softirq, steal, *_ = map(int, fields)
+            ticks[int(name.removeprefix("cpu"))] = user + nice + system + irq + softirq + steal
+    return ticks
+
+
+def _bind(cores: set[int]) -> None:
+    """Bind every thread there is; those to come inherit it."""
+    for thread in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # it has ended, or we may not
+            os.sched_setaffinity(int(thread.name), cores)
