@@ -10,7 +10,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 _LOOK_EVERY_S = 0.5
@@ -38,6 +38,19 @@ def keep_to_one_core(stop: threading.Event) -> None:
             _bind(cores if chosen is None else {chosen})
         before, spent_s, at = now, now_spent_s, now_at
     _bind(cores)
+
+
+@contextlib.contextmanager
+def on_one_core() -> Iterator[None]:
+    """Keep to one core while the block runs."""
+    over = threading.Event()
+    keeping = threading.Thread(target=keep_to_one_core, args=(over,), name="affinity")
+    keeping.start()
+    try:
+        yield
+    finally:
+        over.set()
+        keeping.join()
 
 
 def choose(loads: Mapping[int, float], *, own: float, chosen: int | None) -> int | None:

@@ -107,6 +107,11 @@ def borrowed(home: Path, *, keep: bool) -> Iterator[None]:
             cluster.down(home)
 
 
+def require_extra() -> None:
+    """Raise BrewError where the sandbox's parts, which the bench's floors are made of, are not installed."""
+    _cluster()
+
+
 def _cluster() -> ModuleType:
     try:
         from brewctl.sandbox import cluster

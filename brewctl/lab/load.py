@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
 
+from brewctl.affinity import on_one_core
 from brewctl.client import OrderClient, UnknownOutcomeError
 from brewctl.errors import BrewError
 from brewctl.lab.pace import Pace
@@ -113,6 +114,7 @@ class Load:
         self._began = now + self._warmup_s
         self._pace = Pace(self._rate, now) if self._rate else None
         with (
+            on_one_core(),
             OrderClient(self._addresses, timeout_s=self._timeout_s, on_retry=self._on_retry) as client,
             ThreadPoolExecutor(self._concurrency, thread_name_prefix="load") as callers,
         ):

@@ -4,7 +4,7 @@ jgo trusts what it finds on disk and only warns of a wrong checksum, so every fi
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 KAFKA_VERSION = "4.3.1"
 # The trailing "!" keeps jgo from importing log4j's BOM, which would bring an older Kafka client.
 ENDPOINTS = (f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}!", "org.apache.logging.log4j:log4j-slf4j-impl:2.25.4!")
+# Beside the nodes' own jars: only the bench needs it.
+_TOOLS = {
+    f"org.apache.kafka:kafka-tools:{KAFKA_VERSION}": "62f3c5dd7aa3442d4c5bc6a95f86e2502178ea09de8e27f74d9563bf955e253c"
+}
 _INSTALL = "pip install 'brewctl[sandbox]'"
 
 
@@ -25,7 +29,15 @@ def fetch(folder: Path, advance: Callable[[int, int, str], None]) -> list[Path]:
 
     An interrupted download goes on where it stopped. Raises BrewError without a network or with a wrong hash.
     """
-    locked = _lock()
+    return _fetched(folder, _lock(), advance)
+
+
+def fetch_tools(folder: Path, advance: Callable[[int, int, str], None]) -> list[Path]:
+    """Return the jars that Kafka's command line tools need, downloading what is missing. Raises BrewError."""
+    return _fetched(folder, {**_lock(), **_TOOLS}, advance)
+
+
+def _fetched(folder: Path, locked: Mapping[str, str], advance: Callable[[int, int, str], None]) -> list[Path]:
     jars = []
     for done, (coordinate, sha256) in enumerate(locked.items(), start=1):
         jar = _path(folder, coordinate)

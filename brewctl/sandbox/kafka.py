@@ -90,6 +90,12 @@ def prepare(java: str | None, progress: Progress) -> Kit:
         return Kit([binary, f"-XX:AOTCache={aot}", *command[1:]], environment, checkpoint)
 
 
+def runtime(classpath: Sequence[Path]) -> tuple[Sequence[str], Mapping[str, str]]:
+    """Return the command, up to the main class, and the environment for tools of Kafka's, by the bundled Java."""
+    binary, _ = _bundled()
+    return [binary, "-Xmx512m", *_JVM_25], _environment(classpath)
+
+
 def start(home: Path, known: State, name: str, kit: Kit) -> Server:
     """Start a node on its data, which are made at the first start. Doesn't wait: see `wait_ready`."""
     node_id = int(name.removeprefix("kafka-"))

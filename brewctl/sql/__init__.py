@@ -21,3 +21,4 @@ def parse(text: LiteralString) -> dict[str, LiteralString]:
 schema = _read("schema.sql")
 queries = parse(_read("queries.sql"))
 verify_queries = parse(_read("verify.sql"))
+bench_queries = parse(_read("bench.sql"))

@@ -1,0 +1,130 @@
+"""`brewctl bench`: every leg of the flow, beside what is possible on this machine at this moment."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from brewctl.cli import options, output
+
+if TYPE_CHECKING:
+    from brewctl.config import Settings
+    from brewctl.lab.bench.figures import Figure
+
+_WHAT = {
+    "create": "Create at 1, 8 and 64 in flight",
+    "publish": "20,000 rows that wait for a publisher",
+    "consume": "20,000 records that wait for one node, and for two",
+    "latency": "from an order's commit to its reservation's, at 100 a second",
+    "memory": "each role over 100,000 orders",
+    "startup": "the command line",
+    "growth": "Create and the publisher with a million orders in the tables; takes minutes",
+}
+
+
+def bench(
+    leg: Annotated[
+        list[str] | None,
+        typer.Option(help="Which; may be given again. See --list.", metavar="NAME", show_default="all but growth"),
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Compare with an earlier run's --json.", metavar="FILE.json")
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Describe the legs and do nothing.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the sandbox running afterwards.")] = False,
+    as_json: options.AsJson = False,
+    yes: options.Yes = False,
+    database_url: options.DatabaseUrl = None,
+    brokers: options.Brokers = None,
+    topic: options.Topic = None,
+) -> None:
+    """Measure how fast each leg of the flow is, each beside its floor, measured in the same run.
+
+    On a sandbox where no servers are configured. Empties tables and topics. Exit 1 where a target is missed: on a
+    machine that does something else too, it may be. What each floor is, and what limits us: docs/performance.md.
+    """
+    if list_:
+        for name, what in _WHAT.items():
+            output.emit(f"{name:<9} {what}")
+        return
+    from brewctl import config
+    from brewctl.cli.sandbox import borrowed, require_extra
+    from brewctl.errors import BrewError, UsageError
+
+    chosen = _chosen(leg)
+    require_extra()
+    from brewctl.lab.bench import figures
+
+    before = figures.earlier(against) if against else {}
+    settings = options.settings(database_url=database_url, brokers=brokers, topic=topic)
+    own = settings.configured & {"database_url", "brokers"}
+    if len(own) == 1:
+        raise UsageError(
+            "the bench needs both servers", hint="set BREW_DATABASE_URL and BREW_KAFKA_BROKERS, or neither"
+        )
+    logs = config.home() / "logs" / "bench"
+    if own:
+        what = f"every order in the database and topic {settings.topic} on {','.join(settings.brokers)}"
+        options.confirm_destruction(what, mine=False, yes=yes)
+        measured = _measure(settings, chosen, logs)
+    else:
+        with borrowed(config.home(), keep=keep):
+            measured = _measure(options.settings(topic=topic), chosen, logs)
+    if as_json:
+        output.emit_json(figures.to_json(measured))
+    else:
+        _table(measured, before)
+    if missed := [figure.name for figure in measured if figure.reached is False]:
+        raise BrewError(f"missed: {'; '.join(missed)}", hint="is the machine idle? see docs/performance.md")
+
+
+def _chosen(names: Sequence[str] | None) -> list[str]:
+    from brewctl.errors import UsageError
+
+    for name in names or ():
+        if name not in _WHAT:
+            raise UsageError(f"no leg {name[:80]!r}", hint="see `brewctl bench --list`")
+    return [name for name in _WHAT if name in names] if names else [name for name in _WHAT if name != "growth"]
+
+
+def _measure(settings: "Settings", chosen: Sequence[str], logs: Path) -> "list[Figure]":
+    from brewctl import log
+    from brewctl.delivery import database
+    from brewctl.lab.bench import LEGS
+    from brewctl.lab.bench.ground import Ground
+
+    log.configure(node="bench")
+    logging.getLogger("brewctl").setLevel(logging.ERROR)  # of our own inbox, which is a floor here
+    measured: list[Figure] = []
+    with database.connect(settings) as connection:
+        ground = Ground(settings, connection, logs=logs, tell=lambda text: output.note(f"  {text}"))
+        for name in chosen:
+            output.note(f"{name}: {_WHAT[name]}")
+            measured += LEGS[name](ground)
+        ground.reset()
+    return measured
+
+
+def _table(figures: "Sequence[Figure]", before: Mapping[str, float]) -> None:
+    head = f"{'figure':<34}{'measured':>12}{'floor':>12}{'ratio':>8}{'target':>8}"
+    output.emit(f"{head}{'before':>6}" if before else head)
+    for figure in figures:
+        floor = "-" if figure.floor is None else _amount(figure.floor, figure.unit)
+        ratio = "-" if figure.ratio is None else f"{figure.ratio:.2f}"
+        mark = {True: "ok", False: "miss", None: ""}[figure.reached]
+        change = ""
+        if earlier := before.get(figure.name):
+            change = f"{(figure.value / earlier - 1) * 100:+6.0f}%"
+        row = f"{figure.name:<34}{_amount(figure.value, figure.unit):>12}{floor:>12}{ratio:>7}{figure.target:>8}"
+        output.emit(f"{row} {mark:<4}{change}".rstrip())
+
+
+def _amount(value: float, unit: str) -> str:
+    return f"{value:,.0f} {unit}" if value >= 100 else f"{value:,.2f} {unit}"  # noqa: PLR2004 - three digits are enough
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this module."""
+    app.command(epilog="Example: brewctl bench --leg create --leg publish --json > before.json")(bench)

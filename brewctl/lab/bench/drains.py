@@ -1,0 +1,125 @@
+"""Drains: 20,000 rows that wait for a publisher, then 20,000 records that wait for consumers."""
+
+import signal
+import time
+from collections.abc import Iterator
+
+from brewctl.delivery import database, events
+from brewctl.delivery.broker import Record, bare, open_reader
+from brewctl.delivery.inbox import Inbox
+from brewctl.errors import BrewError
+from brewctl.lab.bench.figures import Figure
+from brewctl.lab.bench.ground import Ground
+from brewctl.proto.orders_pb2 import OrderCreated
+from brewctl.roles import inventory
+from brewctl.sandbox import tools
+
+WAITING = 20_000
+_ONE_BY_ONE = 1500
+
+
+def publish(ground: Ground) -> Iterator[Figure]:
+    """Measure the publisher of an order node, from its first mark on."""
+    ground.reset()
+    ours = drain(ground)
+    records = _records(ground)
+    ground.tell("the bare producer loop")
+    floor = bare.produce(ground.settings, records)
+    size = sum(_bytes(record) for record in records) // len(records)
+    java = _tools(ground)
+    ground.tell("Kafka's ProducerPerformance")
+    kafkas = java.produce(ground.settings.topic, records=5 * WAITING, size=size)
+    yield Figure("publisher drain", ours, "/s", floor, "bare producer", at_least=0.7)
+    yield Figure("publisher drain against Java", ours, "/s", kafkas, "ProducerPerformance")
+
+
+def consume(ground: Ground) -> Iterator[Figure]:
+    """Measure one and two inventory nodes, which stand still until all records are there."""
+    rates = {}
+    for nodes in (("inventory-1",), ("inventory-1", "inventory-2")):
+        ground.reset()
+        with ground.nodes(*nodes) as members:
+            for member in members:
+                member.process.send_signal(signal.SIGSTOP)
+            try:
+                drain(ground)
+            finally:
+                for member in members:
+                    member.process.send_signal(signal.SIGCONT)
+            ground.tell(f"{' and '.join(nodes)}: {WAITING:,} records wait")
+            ground.wait("every reservation", lambda counts: counts.reservations == WAITING)
+        rates[len(nodes)] = ground.ask("reserve_rate")
+    ground.tell("the bare fetch loop")
+    floor = bare.fetch(ground.settings, WAITING)
+    ground.tell("Kafka's ConsumerPerformance")
+    kafkas = _tools(ground).consume(ground.settings.topic, records=WAITING)
+    ground.tell("a transaction per record")
+    alone = _one_by_one(ground)
+    yield Figure("consumer drain, one node", rates[1], "/s", floor, "bare fetch", at_least=0.4)
+    yield Figure("consumer drain against one by one", rates[1], "/s", alone, "commit per record", at_least=5.0)
+    yield Figure("consumer drain against Java", rates[1], "/s", kafkas, "ConsumerPerformance")
+    yield Figure("consumer drain, two nodes", rates[2], "/s", rates[1], "one node")
+
+
+def drain(ground: Ground) -> float:
+    """Let an order node publish what waits, and return how many rows a second."""
+    ground.let_wait(WAITING)
+    ground.tell(f"order-1: {WAITING:,} rows wait")
+    with ground.nodes("order-1"):
+        ground.wait_published()
+    return ground.ask("publish_rate", rows=WAITING)
+
+
+def _one_by_one(ground: Ground) -> float:
+    """Bring records to where they belong as the original does: each in a commit of its own."""
+    ground.forget_effects()
+    records: list[Record] = []
+    with open_reader(ground.settings) as reader:
+        for some in reader.read(ground.settings.topic, reader.bounds(ground.settings.topic)):
+            records += some
+            if len(records) >= _ONE_BY_ONE:
+                break
+    with database.open_pool(ground.settings, name="bench", size=1) as pool:
+        inbox = Inbox(ground.settings, pool, inventory.PROJECTION, node="inventory-1")
+        inbox.handle(records[:1])
+        began = time.perf_counter()
+        for record in records[1:_ONE_BY_ONE]:
+            inbox.handle([record])
+        seconds = time.perf_counter() - began
+        inbox.close()
+    return (min(len(records), _ONE_BY_ONE) - 1) / seconds
+
+
+def _records(ground: Ground) -> list[Record]:
+    """The records that the publisher has just sent."""
+    rows = ground.connection.execute("SELECT id, aggregate_id, topic, payload FROM outbox").fetchall()
+    return [
+        Record(
+            topic, key.encode(), payload, events.headers_for(row_id, key, OrderCreated.FromString(payload), node="bare")
+        )
+        for row_id, key, topic, payload in rows
+    ]
+
+
+def _bytes(record: Record) -> int:
+    """What a record carries."""
+    headers = sum(len(name) + len(value) for name, value in record.headers)
+    return len(record.key or b"") + len(record.value or b"") + headers
+
+
+class _Quiet:
+    def __init__(self, ground: Ground) -> None:
+        self._ground = ground
+
+    def step(self, text: str) -> None:
+        self._ground.tell(text)
+
+    def advance(self, done: int, total: int, what: str) -> None:
+        pass
+
+
+def _tools(ground: Ground) -> tools.KafkaTools:
+    try:
+        return tools.KafkaTools(ground.settings.brokers, _Quiet(ground))
+    except OSError as error:
+        raise BrewError(f"Kafka's tools can't be had: {error}") from error

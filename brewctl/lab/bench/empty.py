@@ -1,0 +1,39 @@
+"""The floor of Create: a server of the same library that does nothing. `python -m brewctl.lab.bench.empty PORT`."""
+
+import sys
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+
+from brewctl.lifecycle import stop_on_signals
+from brewctl.proto import orders_pb2, orders_pb2_grpc
+
+_THREADS = 16
+
+
+class Nothing(orders_pb2_grpc.OrderServiceServicer):
+    """Acknowledges what it is asked, and keeps nothing."""
+
+    def __init__(self) -> None:
+        self._answer = orders_pb2.CreateResponse(order_id=str(uuid.uuid4()), status=orders_pb2.ORDER_STATUS_NEW)
+
+    def Create(self, request: object, context: object) -> orders_pb2.CreateResponse:  # noqa: ARG002, N802
+        """Answer."""
+        return self._answer
+
+
+def main(port: int) -> None:
+    """Serve until a signal."""
+    server = grpc.server(ThreadPoolExecutor(_THREADS))
+    orders_pb2_grpc.add_OrderServiceServicer_to_server(Nothing(), server)
+    server.add_insecure_port(f"127.0.0.1:{port}")
+    with stop_on_signals() as stop:
+        server.start()
+        print("listening", flush=True)
+        stop.wait()
+        server.stop(0)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

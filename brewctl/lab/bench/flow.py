@@ -1,0 +1,80 @@
+"""The whole flow: how long an order takes to its reservation, and what each role needs of memory."""
+
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from brewctl import overview
+from brewctl.lab.bench import ground
+from brewctl.lab.bench.figures import Figure
+from brewctl.lab.bench.ground import Ground
+from brewctl.lab.measure import measure
+from brewctl.lab.nodes import Node
+from brewctl.sql import bench_queries
+
+_CAST = ("order-1", "order-2", "inventory-1", "inventory-2", "notification-1")
+_RATE = 100.0
+_SECONDS = 20.0
+_ORDERS = 100_000
+_WARM = 20_000
+_SHARES = (0.5, 0.99)
+_RESIDENT = re.compile(r"^VmRSS:\s+(\d+) kB", re.MULTILINE)
+
+
+def latency(ground_: Ground) -> Iterator[Figure]:
+    """Measure from an order's commit to its reservation's, at a steady rate, with the whole cast."""
+    ground_.reset()
+    with ground_.nodes(*_CAST) as nodes:
+        ground_.tell(f"five nodes, {_RATE:g} orders a second")
+        result = measure(_addresses(nodes), rate=_RATE, warmup_s=3, duration_s=_SECONDS)
+        ground_.wait("every effect", _settled)
+    (percentiles,) = ground_.connection.execute(bench_queries["end_to_end"], {"shares": list(_SHARES)}).fetchone() or (
+        [],
+    )
+    yield Figure("end to end p50, 100 orders/s", percentiles[0], "ms", at_most=20.0)
+    yield Figure("end to end p99, 100 orders/s", percentiles[1], "ms", at_most=80.0)
+    yield Figure("create p99, 100 orders/s", result.percentile_ms(99), "ms")
+
+
+def memory(ground_: Ground) -> Iterator[Figure]:
+    """Measure resident memory over 100,000 orders, beside what it was after the first 20,000."""
+    ground_.reset()
+    with ground_.nodes(*_CAST) as nodes:
+        ground_.tell(f"five nodes, {_ORDERS:,} orders")
+        warm: dict[str, float] = {}
+        done = threading.Event()
+
+        def look() -> None:
+            while not done.wait(0.5):
+                if not warm and overview.counts(ground_.connection).orders >= _WARM:
+                    warm.update({node.name: _resident_mb(node) for node in nodes})
+
+        looking = threading.Thread(target=look, name="look")
+        looking.start()
+        try:
+            measure(_addresses(nodes), concurrency=32, warmup_s=0, orders=_ORDERS)
+        finally:
+            done.set()
+            looking.join()
+        ground_.wait("every effect", _settled)
+        for node in nodes:
+            if (resident := _resident_mb(node)) and warm.get(node.name):
+                yield Figure(f"memory of {node.name}", resident, "MB", warm[node.name], f"after {_WARM:,}", at_most=1.1)
+
+
+def _settled(counts: overview.Counts) -> bool:
+    return counts.orders == counts.reservations == counts.notifications and not counts.outbox_unpublished
+
+
+def _addresses(nodes: Sequence[Node]) -> list[str]:
+    return [ground.address(node) for node in nodes if node.name.startswith("order")]
+
+
+def _resident_mb(node: Node) -> float:
+    """Resident megabytes of a process: proc_pid_status(5). 0 where the system doesn't say."""
+    try:
+        found = _RESIDENT.search(Path(f"/proc/{node.process.pid}/status").read_text("ascii"))
+    except OSError:
+        return 0.0
+    return int(found[1]) / 1024 if found else 0.0

@@ -1,0 +1,123 @@
+"""What every leg stands on: empty tables and topics, nodes as real processes, and orders that wait for them."""
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from brewctl import overview
+from brewctl.config import Settings
+from brewctl.delivery import database, orders, topics
+from brewctl.delivery.broker import open_admin
+from brewctl.delivery.database import BoundedConnection
+from brewctl.errors import BrewError
+from brewctl.lab.nodes import Node, Nodes
+from brewctl.lifecycle import wait_until
+from brewctl.proto.orders_pb2 import CreateRequest
+from brewctl.sql import bench_queries
+
+_WRITTEN_AT_ONCE = 1000
+_LEAVE_S = 30.0
+_WAIT_S = 300.0
+
+Tell = Callable[[str], None]
+
+
+class Ground:
+    """The servers of one run, whose tables and topics it empties again and again. Nodes are ended by each leg."""
+
+    def __init__(self, settings: Settings, connection: BoundedConnection, *, logs: Path, tell: Tell) -> None:
+        self.settings = settings
+        self.connection = connection
+        self.tell = tell
+        self._logs = logs
+
+    def reset(self) -> None:
+        """Empty tables and topics; no groups."""
+        topics.await_empty_groups(self.settings, timeout_s=_LEAVE_S)
+        topics.create(self.settings, recreate=True)
+        database.initialize(self.connection, reset=True)
+
+    def forget_effects(self) -> None:
+        """Let the next consumers begin anew, on what is in the topic."""
+        topics.await_empty_groups(self.settings, timeout_s=_LEAVE_S)
+        with open_admin(self.settings) as admin:
+            for group in topics.GROUPS:
+                admin.delete_group(group)
+        self.connection.execute("TRUNCATE processed_events, inventory_reservations, notifications_log")
+
+    @contextlib.contextmanager
+    def nodes(self, *names: str) -> Iterator[list[Node]]:
+        """Run nodes, by names such as `order-1`, until the block ends; wait until each listens or has partitions."""
+        with Nodes(self.settings, logs=self._logs, on_line=lambda _line: None) as nodes:
+            started = [nodes.start(name, *_arguments(name)) for name in names]
+            for node in started:
+                word = "listening on" if node.name.startswith("order") else "partitions assigned ["
+                node.wait_for(word, lambda node, word=word: any(word in line for line in node.lines))  # type: ignore[misc]
+            yield started
+            if late := nodes.stop():
+                raise BrewError(f"{late[0].name} did not end cleanly", hint=f"see {late[0].log}")
+
+    def let_wait(self, count: int) -> None:
+        """Write so many orders: their rows wait in the outbox."""
+        request = CreateRequest(customer_id="customer-1", amount_cents=450, currency="EUR")
+        for first in range(0, count, _WRITTEN_AT_ONCE):
+            new = [
+                orders.accept(request, tenant_id=None, traceparent=None)
+                for _ in range(min(_WRITTEN_AT_ONCE, count - first))
+            ]
+            orders.write(self.connection, new, topic=self.settings.topic)
+
+    def wait(self, what: str, seen: Callable[[overview.Counts], bool]) -> None:
+        """Wait until the counters are as wanted. Raises BrewError."""
+        try:
+            wait_until(what, lambda: seen(overview.counts(self.connection)), timeout_s=_WAIT_S)
+        except TimeoutError as error:
+            raise BrewError(f"{error}; {overview.counts(self.connection)}") from None
+
+    def wait_published(self) -> None:
+        """Wait until no row waits: without counting, which a million rows would make dear. Raises BrewError."""
+        query = bench_queries["all_published"]
+        try:
+            wait_until(
+                "an empty outbox", lambda: self.connection.execute(query).fetchone() == (True,), timeout_s=_WAIT_S
+            )
+        except TimeoutError as error:
+            raise BrewError(str(error)) from None
+
+    def ask(self, query: str, **parameters: object) -> float:
+        """Ask for one number. Raises BrewError where there is none."""
+        (value,) = self.connection.execute(bench_queries[query], parameters).fetchone() or (None,)
+        if value is None:
+            raise BrewError(f"nothing to measure: {query}")
+        return float(value)
+
+
+def address(node: Node) -> str:
+    """Return where an order node listens."""
+    return node.lines[0].rpartition(" ")[2]
+
+
+@contextlib.contextmanager
+def empty_handler() -> Iterator[str]:
+    """Run the floor of Create, and yield its address."""
+    from brewctl.sandbox.processes import free_port  # noqa: PLC0415 - of the extra
+
+    port = free_port()
+    command = [sys.executable, "-m", "brewctl.lab.bench.empty", str(port)]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
+        try:
+            assert process.stdout is not None
+            if process.stdout.readline() != "listening\n":
+                raise BrewError("the empty handler does not start")
+            yield f"127.0.0.1:{port}"
+        finally:
+            process.terminate()
+
+
+def _arguments(name: str) -> list[str]:
+    role = name.rpartition("-")[0]
+    if role == "order":
+        return ["serve", "order", "--port", "0"]
+    return ["consume", "inventory" if role == "inventory" else "notifications"]

@@ -1,0 +1,50 @@
+"""Growth: what an order costs with a million in the tables, and 200,000 dead rows, beside ten thousand."""
+
+from collections.abc import Iterator
+
+from brewctl.lab.bench import drains, ground
+from brewctl.lab.bench.figures import Figure
+from brewctl.lab.bench.ground import Ground
+from brewctl.lab.measure import measure
+from brewctl.sql import bench_queries
+
+_FEW, _MANY, _DEAD = 10_000, 1_000_000, 200_000
+_FILLED_AT_ONCE = 50_000
+_IN_FLIGHT = 64
+_SECONDS = 6
+
+
+def run(ground_: Ground) -> Iterator[Figure]:
+    """Measure Create and the publisher's drain on small tables, then on large ones."""
+    ground_.reset()
+    _fill(ground_, _FEW)
+    created, drained = _measure(ground_)
+    _fill(ground_, _MANY)
+    ground_.tell(f"{_DEAD:,} dead rows")
+    ground_.connection.execute("ALTER TABLE outbox SET (autovacuum_enabled = off)")
+    try:
+        ground_.connection.execute(bench_queries["touch_outbox"], {"rows": _DEAD})
+        created_then, drained_then = _measure(ground_)
+    finally:
+        ground_.connection.execute("ALTER TABLE outbox RESET (autovacuum_enabled)")
+    small = f"at {_FEW:,}"
+    yield Figure("create, a million orders", created_then, "/s", created, small, at_least=0.9)
+    yield Figure("publisher drain, a million rows", drained_then, "/s", drained, small, at_least=0.9)
+
+
+def _measure(ground_: Ground) -> tuple[float, float]:
+    with ground_.nodes("order-1") as (node,):
+        ground_.tell(f"order-1, {_IN_FLIGHT} in flight")
+        result = measure([ground.address(node)], concurrency=_IN_FLIGHT, warmup_s=1.5, duration_s=_SECONDS)
+        ground_.wait_published()
+    return result.rate_per_s, drains.drain(ground_)
+
+
+def _fill(ground_: Ground, orders: int) -> None:
+    parameters = {"topic": ground_.settings.topic, "payload": bytes(140)}
+    for first in range(0, orders, _FILLED_AT_ONCE):
+        if first % (4 * _FILLED_AT_ONCE) == 0:
+            ground_.tell(f"{orders:,} finished orders: {first:,}")
+        some = min(_FILLED_AT_ONCE, orders - first)
+        ground_.connection.execute(bench_queries["fill_orders"], {**parameters, "orders": some})
+    ground_.connection.execute("ANALYZE")

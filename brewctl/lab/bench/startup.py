@@ -1,0 +1,56 @@
+"""Start-up of the command line, beside what can't be had for less: the same libraries and nothing else."""
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+from brewctl.lab.bench import ground
+from brewctl.lab.bench.figures import Figure
+from brewctl.lab.bench.ground import Ground
+
+_RUNS = 15
+_TINY = """
+import typer
+app = typer.Typer(rich_markup_mode="rich")
+@app.command()
+def one(name: str = ""): "A command."
+@app.command()
+def two(name: str = ""): "Another."
+app()
+"""
+# What the command itself needs: options, rich, and a client of gRPC.
+_CLIENT = """
+import typer, rich
+app = typer.Typer()
+@app.command()
+def one(name: str = ""):
+    import grpc
+    from brewctl.proto import orders_pb2_grpc
+@app.command()
+def two(): pass
+app()
+"""
+
+
+def run(ground_: Ground) -> Iterator[Figure]:
+    """Measure `--help` and `create-order`, each in turn with its floor."""
+    ground_.tell("start-up")
+    help_ms, tiny_ms = _medians(["-m", "brewctl", "--help"], ["-c", _TINY, "--help"])
+    yield Figure("brewctl --help", help_ms, "ms", tiny_ms, "an empty Typer app's", at_most=1.5)
+    with ground.empty_handler() as address:
+        order = ["-m", "brewctl", "create-order", "--customer", "c1", "--addr", address]
+        order_ms, client_ms = _medians(order, ["-c", _CLIENT, "one", "--name", "c1"])
+    yield Figure("brewctl create-order", order_ms, "ms", client_ms, "a Typer app's with grpc", at_most=1.5)
+
+
+def _medians(*commands: Sequence[str]) -> list[float]:
+    """Run commands in turn, and return the median of each one's milliseconds."""
+    took: list[list[float]] = [[] for _ in commands]
+    for _ in range(_RUNS):
+        for command, each in zip(commands, took, strict=True):
+            began = time.perf_counter()
+            subprocess.run([sys.executable, *command], capture_output=True, check=True, stdin=subprocess.DEVNULL)  # noqa: S603
+            each.append((time.perf_counter() - began) * 1000)
+    return [statistics.median(each) for each in took]

@@ -1,0 +1,91 @@
+"""Load tools of the servers' own makers, as floors for the bench: pgbench, and Kafka's performance tools."""
+
+import os
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from brewctl.errors import BrewError
+from brewctl.sandbox import jars, kafka, postgres
+
+_TIMEOUT_S = 180.0
+_TPS = re.compile(r"tps = ([\d.]+)")
+_LATENCY = re.compile(r"latency average = ([\d.]+) ms")
+_SENT = re.compile(r"records sent, ([\d.]+) records/sec", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Transactions:
+    """What pgbench says."""
+
+    per_s: float
+    latency_ms: float  # on average
+
+
+def pgbench(url: str, script: Path, *, clients: int, seconds: int) -> Transactions:
+    """Run a script of SQL by so many clients. Raises BrewError."""
+    said = _run(
+        [postgres.binary("pgbench"), "-n", "-M", "prepared", "-c", str(clients), "-T", str(seconds), "-f", script],
+        env={"PGDATABASE": url},
+    )
+    per_s, latency = _TPS.search(said), _LATENCY.search(said)
+    if not per_s or not latency:
+        raise BrewError(f"pgbench says nothing of use: {said.strip()[-200:]}")
+    return Transactions(float(per_s[1]), float(latency[1]))
+
+
+class KafkaTools:
+    """Kafka's own producer and consumer, in Java."""
+
+    def __init__(self, brokers: Sequence[str], progress: kafka.Progress) -> None:
+        """Download what is missing. Raises BrewError."""
+        cache = Path(platformdirs.user_cache_path("brewctl")) / f"kafka-{jars.KAFKA_VERSION}"
+        self._java, self._environment = kafka.runtime(jars.fetch_tools(cache / "jars", progress.advance))
+        self._brokers = ",".join(brokers)
+
+    def produce(self, topic: str, *, records: int, size: int) -> float:
+        """Send records of `size` bytes, acks from all replicas; return how many a second."""
+        said = self._call(
+            "ProducerPerformance",
+            *("--topic", topic, "--num-records", str(records), "--record-size", str(size), "--throughput", "-1"),
+            *("--command-property", f"bootstrap.servers={self._brokers}", "acks=all"),
+        )
+        if not (rates := _SENT.findall(said)):
+            raise BrewError(f"ProducerPerformance says nothing of use: {said.strip()[-200:]}")
+        return float(rates[-1])
+
+    def consume(self, topic: str, *, records: int) -> float:
+        """Read records; return how many a second, once they come."""
+        said = self._call(
+            "ConsumerPerformance",
+            *("--bootstrap-server", self._brokers, "--topic", topic, "--num-records", str(records)),
+        )
+        try:
+            return float(said.strip().splitlines()[-1].split(",")[-1])
+        except (IndexError, ValueError):
+            raise BrewError(f"ConsumerPerformance says nothing of use: {said.strip()[-200:]}") from None
+
+    def _call(self, tool: str, *arguments: str) -> str:
+        return _run([*self._java, f"org.apache.kafka.tools.{tool}", *arguments], env=self._environment)
+
+
+def _run(command: Sequence[str | Path], *, env: Mapping[str, str]) -> str:
+    try:
+        done = subprocess.run(  # noqa: S603 - commands of our own making
+            [str(part) for part in command],
+            env={**os.environ, **env},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise BrewError(f"{Path(command[0]).name} did not end within {_TIMEOUT_S:g} s") from None
+    if done.returncode:
+        raise BrewError(f"{Path(command[0]).name} failed: {(done.stderr or done.stdout).strip()[-300:]}")
+    return done.stdout

@@ -1,0 +1,47 @@
+-- What the bench asks, and the tables that it fills. Format as in queries.sql.
+
+-- publish_rate --
+-- Of the last so many rows that were published: rows a second, from their first twentieth on. By then the
+-- publisher runs.
+SELECT count(*) / nullif(extract(epoch FROM max(published_at) - min(published_at)), 0)::float8
+  FROM (SELECT published_at FROM outbox WHERE published_at IS NOT NULL
+         ORDER BY published_at DESC LIMIT %(rows)s * 19 / 20) AS row
+
+-- all_published --
+SELECT NOT EXISTS (SELECT FROM outbox WHERE published_at IS NULL AND failed_at IS NULL)
+
+-- reserve_rate --
+-- Reservations a second, from the first twentieth on.
+SELECT count(*) / nullif(extract(epoch FROM max(created_at) - min(created_at)), 0)::float8
+  FROM (SELECT created_at FROM inventory_reservations
+         ORDER BY created_at OFFSET (SELECT count(*) / 20 FROM inventory_reservations)) AS row
+
+-- end_to_end --
+-- Milliseconds from an order's commit to its reservation's, both as their statements saw the clock last.
+SELECT percentile_disc(%(shares)s::float8[]) WITHIN GROUP (ORDER BY extract(epoch FROM r.created_at - x.created_at) * 1000)
+           ::float8[]
+  FROM outbox x
+  JOIN inventory_reservations r ON x.aggregate_id = 'order-' || r.order_id
+
+-- fill_orders --
+-- So many finished orders: published, reserved, notified.
+WITH made AS (
+    INSERT INTO orders (id, tenant_id, customer_id, amount_cents, currency, status, idempotency_key)
+    SELECT gen_random_uuid(), 'brew', 'customer-' || n % 100, 450, 'EUR', 'ORDER_STATUS_NEW', gen_random_uuid()::text
+      FROM generate_series(1, %(orders)s) AS n
+    RETURNING id
+), event AS (
+    INSERT INTO outbox (aggregate_id, topic, payload, published_at, publisher_node)
+    SELECT 'order-' || id, %(topic)s, %(payload)s, clock_timestamp(), 'order-1' FROM made
+    RETURNING id
+), inventory AS (
+    INSERT INTO inventory_reservations (order_id, node_id) SELECT id, 'inventory-1' FROM made
+), notification AS (
+    INSERT INTO notifications_log (order_id, node_id, channel) SELECT id, 'notification-1', 'push' FROM made
+)
+INSERT INTO processed_events (consumer, outbox_id)
+SELECT consumer, id FROM event CROSS JOIN unnest(ARRAY['inventory', 'notifications']) AS consumer
+
+-- touch_outbox --
+-- Leaves so many dead rows behind.
+UPDATE outbox SET publisher_node = 'order-2' WHERE id IN (SELECT id FROM outbox ORDER BY id LIMIT %(rows)s)
