@@ -108,16 +108,15 @@ def _measure(settings: "Settings", chosen: Sequence[str], logs: Path) -> "list[F
 
 
 def _table(figures: "Sequence[Figure]", before: Mapping[str, float]) -> None:
-    head = f"{'figure':<34}{'measured':>12}{'floor':>12}{'ratio':>8}{'target':>8}"
-    output.emit(f"{head}{'before':>6}" if before else head)
+    head = f"{'figure':<33}{'measured':>11}{'floor':>11}{'ratio':>6}{'target':>7}"
+    output.emit(f"{head}{'before':>11}" if before else head)
     for figure in figures:
         floor = "-" if figure.floor is None else _amount(figure.floor, figure.unit)
         ratio = "-" if figure.ratio is None else f"{figure.ratio:.2f}"
         mark = {True: "ok", False: "miss", None: ""}[figure.reached]
-        change = ""
-        if earlier := before.get(figure.name):
-            change = f"{(figure.value / earlier - 1) * 100:+6.0f}%"
-        row = f"{figure.name:<34}{_amount(figure.value, figure.unit):>12}{floor:>12}{ratio:>7}{figure.target:>8}"
+        earlier = before.get(figure.name)
+        change = f"{(figure.value / earlier - 1) * 100:+5.0f}%" if earlier else ""
+        row = f"{figure.name:<33}{_amount(figure.value, figure.unit):>11}{floor:>11}{ratio:>6}{figure.target:>7}"
         output.emit(f"{row} {mark:<4}{change}".rstrip())
 
 

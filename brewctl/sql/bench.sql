@@ -27,7 +27,7 @@ SELECT percentile_disc(%(shares)s::float8[]) WITHIN GROUP (ORDER BY extract(epoc
 -- So many finished orders: published, reserved, notified.
 WITH made AS (
     INSERT INTO orders (id, tenant_id, customer_id, amount_cents, currency, status, idempotency_key)
-    SELECT gen_random_uuid(), 'brew', 'customer-' || n % 100, 450, 'EUR', 'ORDER_STATUS_NEW', gen_random_uuid()::text
+    SELECT gen_random_uuid(), 'brew', 'customer-' || mod(n, 100), 450, 'EUR', 'ORDER_STATUS_NEW', gen_random_uuid()::text
       FROM generate_series(1, %(orders)s) AS n
     RETURNING id
 ), event AS (
