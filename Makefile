@@ -40,6 +40,10 @@ test: lint ## Run every check: lint, then unit, integration and acceptance tests
 chaos: .venv/.demo ## Play every fault on the sandbox, under load, and verify; some need root
 	@$(BREWCTL) chaos --report chaos.html
 
+.PHONY: bench
+bench: .venv/.demo ## Time every leg of the flow beside its floor, on an idle machine
+	@$(BREWCTL) bench
+
 .PHONY: test-unit
 test-unit: .venv/.dev ## Run the tests that need no server
 	@.venv/bin/pytest tests/unit

@@ -52,8 +52,9 @@ class Limits:
     request_bytes: int = 64 * 1024
     # One Create, or Get, inside the database; a Create less where its caller's deadline is nearer.
     create_s: float = 5.0
-    # Orders that are committed together: their statement, and its wait for a lock. Longer than that, each of them
-    # waits alone.
+    # Orders that are committed together: the wait for their connection, their statement, and its wait for a lock.
+    # Longer than that, each of them waits alone.
+    create_connection_s: float = 0.5
     create_batch_s: float = 1.0
     create_lock_s: float = 0.1
     # How long a call waits for a database connection before UNAVAILABLE.

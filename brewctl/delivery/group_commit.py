@@ -54,15 +54,13 @@ class GroupCommit:
         self._alone = alone
         self._notify = notify
         self._queue: queue.SimpleQueue[Submission] = queue.SimpleQueue()
-        self._batch: list[Submission] = []
-
-    @property
-    def waiting(self) -> int:
-        """How many submissions nobody has been told of."""
-        return self._queue.qsize() + len(self._batch)
+        self._lock = threading.Lock()
+        self.waiting = 0  # submissions that nobody was told of yet
 
     def submit(self, submission: Submission) -> None:
         """Hand an order to the writer. Returns at once; bounding how many wait is the caller's business."""
+        with self._lock:
+            self.waiting += 1
         self._queue.put(submission)
 
     def create_alone(self, new: NewOrder, *, left_s: Callable[[], float], doubtful: bool) -> Order:
@@ -90,16 +88,21 @@ class GroupCommit:
                 continue
             while not self._queue.empty():
                 batch.append(self._queue.get())
-            self._batch = batch
             self._write(batch)
-            self._batch = []
+            with self._lock:
+                self.waiting -= len(batch)
 
     def _write(self, batch: list[Submission]) -> None:
+        timely = []
+        for each in batch:
+            if each.left_s() > 0:
+                timely.append(each)
+            else:
+                each.on_unwritten(False)
         limits, sent = self._limits, False
-        timely = [each for each in batch if each.left_s() > 0]
         try:
             with (
-                self._writing.connection(limits.database_wait_s / 4) as connection,
+                self._writing.connection(limits.create_connection_s) as connection,
                 connection.answering_within(limits.create_batch_s + limits.database_look_s),
             ):
                 sent = True
@@ -107,11 +110,11 @@ class GroupCommit:
         except psycopg.Error as error:
             # Without a word of the server's own, it may have committed.
             doubtful = sent and not error.sqlstate
-            for each in batch:
+            for each in timely:
                 each.on_unwritten(doubtful)
             return
         self._notify()
-        for each in batch:
+        for each in timely:
             if each.new.id in written:
                 each.on_written()
             else:

@@ -97,10 +97,12 @@ def accept(request: CreateRequest, *, tenant_id: str | None, traceparent: str | 
 
 
 def write(connection: BoundedConnection, new: Sequence[NewOrder], *, topic: str) -> set[UUID]:
-    """Send one statement that writes orders and their outbox rows; return the ids of those that it wrote.
+    """Send one statement that writes orders and their outbox rows, if any; return the ids of those that it wrote.
 
     Not written is an order whose idempotency key is taken, also by another one of `new`, or whose id is.
     """
+    if not new:
+        return set()
     columns = {
         "ids": [each.id for each in new],
         "tenant_ids": [each.tenant_id for each in new],

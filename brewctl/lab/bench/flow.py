@@ -15,6 +15,7 @@ from brewctl.sql import bench_queries
 
 _CAST = ("order-1", "order-2", "inventory-1", "inventory-2", "notification-1")
 _RATE = 100.0
+_WARMUP_S = 3.0
 _SECONDS = 20.0
 _ORDERS = 100_000
 _WARM = 20_000
@@ -27,11 +28,11 @@ def latency(ground_: Ground) -> Iterator[Figure]:
     ground_.reset()
     with ground_.nodes(*_CAST) as nodes:
         ground_.tell(f"five nodes, {_RATE:g} orders a second")
-        result = measure(_addresses(nodes), rate=_RATE, warmup_s=3, duration_s=_SECONDS)
+        result = measure(_addresses(nodes), rate=_RATE, warmup_s=_WARMUP_S, duration_s=_SECONDS)
         ground_.wait("every effect", _settled)
-    (percentiles,) = ground_.connection.execute(bench_queries["end_to_end"], {"shares": list(_SHARES)}).fetchone() or (
-        [],
-    )
+    (percentiles,) = ground_.connection.execute(
+        bench_queries["end_to_end"], {"shares": list(_SHARES), "warmup_s": _WARMUP_S}
+    ).fetchone() or ([],)
     yield Figure("end to end p50, 100 orders/s", percentiles[0], "ms", at_most=20.0)
     yield Figure("end to end p99, 100 orders/s", percentiles[1], "ms", at_most=80.0)
     yield Figure("create p99, 100 orders/s", result.percentile_ms(99), "ms")
