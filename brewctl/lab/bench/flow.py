@@ -19,6 +19,7 @@ _WARMUP_S = 3.0
 _SECONDS = 20.0
 _ORDERS = 100_000
 _WARM = 20_000
+_LOOK_S = 0.5
 _SHARES = (0.5, 0.99)
 _RESIDENT = re.compile(r"^VmRSS:\s+(\d+) kB", re.MULTILINE)
 
@@ -47,7 +48,7 @@ def memory(ground_: Ground) -> Iterator[Figure]:
         done = threading.Event()
 
         def look() -> None:
-            while not done.wait(0.5):
+            while not done.wait(_LOOK_S):
                 if not warm and overview.counts(ground_.connection).orders >= _WARM:
                     warm.update({node.name: _resident_mb(node) for node in nodes})
 
