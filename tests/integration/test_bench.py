@@ -18,7 +18,7 @@ def ground(rig: Rig, tmp_path: Path) -> Ground:
 @pytest.fixture(autouse=True)
 def in_small(monkeypatch: pytest.MonkeyPatch) -> None:
     small: dict[ModuleType, dict[str, object]] = {
-        create: {"_IN_FLIGHT": (1, 8, 64), "_SECONDS": 1},
+        create: {"_SECONDS": 1, "_WARMUP_S": 0.1},
         drains: {"WAITING": 3000, "_ONE_BY_ONE": 50},
         flow: {"_SECONDS": 2.0, "_ORDERS": 1500, "_WARM": 10, "_LOOK_S": 0.01},
         growth: {"_FEW": 100, "_MANY": 2000, "_DEAD": 500, "_FILLED_AT_ONCE": 500, "_SECONDS": 1},

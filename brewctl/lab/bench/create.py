@@ -11,6 +11,7 @@ from brewctl.lab.measure import Result, measure
 from brewctl.sandbox import tools
 
 _IN_FLIGHT = (1, 8, 64)
+_WARMUP_S = 1.5
 _SECONDS = 6
 _ALLOWED_MS = 0.5  # beyond the two floors, at one in flight
 _TWO_INSERTS = """\
@@ -58,4 +59,4 @@ def run(ground_: Ground) -> Iterator[Figure]:
 
 def _load(ground_: Ground, address: str, in_flight: int, whom: str) -> Result:
     ground_.tell(f"{whom}, {in_flight} in flight")
-    return measure([address], concurrency=in_flight, warmup_s=1.5, duration_s=_SECONDS)
+    return measure([address], concurrency=in_flight, warmup_s=_WARMUP_S, duration_s=_SECONDS)
