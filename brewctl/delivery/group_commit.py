@@ -11,7 +11,8 @@ in a transaction of its own: so a bad row fails alone, with its own error, and d
 
 import queue
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import psycopg
@@ -54,7 +55,7 @@ class GroupCommit:
         self._alone = alone
         self._notify = notify
         self._queue: queue.SimpleQueue[Submission] = queue.SimpleQueue()
-        self._batch: list[Submission] = []
+        self._batch: deque[Submission] = deque()
 
     @property
     def waiting(self) -> int:
@@ -85,18 +86,16 @@ class GroupCommit:
         """Write what is submitted until `stop` is set, which must not be before the last order was told of."""
         while not stop.is_set():
             try:
-                batch = [self._queue.get(timeout=_LOOK_S)]
+                self._batch.append(self._queue.get(timeout=_LOOK_S))
             except queue.Empty:
                 continue
             while not self._queue.empty():
-                batch.append(self._queue.get())
-            self._batch = batch
-            self._write(batch)
-            self._batch = []
+                self._batch.append(self._queue.get())
+            self._write()
 
-    def _write(self, batch: list[Submission]) -> None:
+    def _write(self) -> None:
         limits, sent = self._limits, False
-        timely = [each for each in batch if each.left_s() > 0]
+        timely = [each for each in self._batch if each.left_s() > 0]
         try:
             with (
                 self._writing.connection(limits.database_wait_s / 4) as connection,
@@ -107,12 +106,17 @@ class GroupCommit:
         except psycopg.Error as error:
             # Without a word of the server's own, it may have committed.
             doubtful = sent and not error.sqlstate
-            for each in batch:
+            for each in self._told():
                 each.on_unwritten(doubtful)
             return
         self._notify()
-        for each in batch:
+        for each in self._told():
             if each.new.id in written:
                 each.on_written()
             else:
                 each.on_unwritten(False)
+
+    def _told(self) -> Iterator[Submission]:
+        """Go through the batch; each leaves it first, so that who is told finds its place free at once."""
+        while self._batch:
+            yield self._batch.popleft()
