@@ -49,6 +49,7 @@ class Member:
     def __init__(self, settings: Settings, inbox: Inbox) -> None:
         self.stop = threading.Event()
         self.written: list[list[int]] = []
+        self.tally = inbox.tally
         apply = inbox.apply
 
         def apply_and_say(batch: Batch) -> None:
@@ -74,7 +75,8 @@ class Member:
 
     def end(self) -> None:
         self.stop.set()
-        self._thread.join()
+        if self._thread.ident:
+            self._thread.join()
 
 
 @pytest.fixture
@@ -98,13 +100,12 @@ def reader(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> type[Reader]:
 
 
 @contextlib.contextmanager
-def a_member(settings: Settings) -> Iterator[tuple[Member, Inbox]]:
+def a_member(settings: Settings) -> Iterator[Member]:
+    """Enter it before the gate: that must open first."""
     with database.open_pool(settings, name="inventory-1", size=1) as pool:
-        inbox = Inbox(settings, pool, inventory.PROJECTION, node="inventory-1")
-        member = Member(settings, inbox)
-        member.begin()
+        member = Member(settings, Inbox(settings, pool, inventory.PROJECTION, node="inventory-1"))
         try:
-            yield member, inbox
+            yield member
         finally:
             member.end()
 
@@ -128,48 +129,40 @@ def batches(first: int, last: int) -> list[list[int]]:
 
 
 def test_one_batch_is_in_the_database_and_one_in_hand(rig: Rig, settings: Settings, reader: type[Reader]) -> None:
-    with no_effects(rig), contextlib.ExitStack() as members:
-        member, inbox = members.enter_context(a_member(settings))
-        try:
-            rig.wait("a second batch", lambda: len(reader.read) == 2)
-            rig.wait("a member that waits", lambda: member.waits_for_the_database)
+    with a_member(settings) as member:
+        with no_effects(rig):
+            member.begin()
+            wait_for_two_batches(rig, reader, member)
             assert reader.read == batches(0, 2 * BATCH), "and no third"
             assert member.written == batches(0, BATCH)
-            assert committed(rig) == {}
             assert reader.committed == []
-        finally:
-            members.push(members.pop_all())  # the gate opens first
-    with members:
+            assert committed(rig) == {}
         rig.wait("all reserved", lambda: rig.counts().reservations == RECORDS)
         rig.wait("all committed", lambda: committed(rig) == {PARTITION: RECORDS})
     assert reader.read == member.written == batches(0, RECORDS)
     assert [offset for offset, _ in reader.committed] == [batch[-1] + 1 for batch in member.written]
     assert all(offset <= effects for offset, effects in reader.committed), "effects first, then offsets"
-    assert (inbox.tally.effects, inbox.tally.skipped) == (RECORDS, 0)
+    assert (member.tally.effects, member.tally.skipped) == (RECORDS, 0)
 
 
 def test_a_stop_with_two_batches_finishes_the_first_and_leaves_the_second(
     rig: Rig, settings: Settings, reader: type[Reader]
 ) -> None:
-    with database.open_pool(settings, name="inventory-1", size=1) as pool:
-        first = Inbox(settings, pool, inventory.PROJECTION, node="inventory-1")
-        member = Member(settings, first)
-        with no_effects(rig):
-            member.begin()
-            rig.wait("a second batch", lambda: len(reader.read) == 2)
-            rig.wait("a member that waits", lambda: member.waits_for_the_database)
-            member.stop.set()
-        member.end()
-        assert member.written == batches(0, BATCH)
-        assert rig.counts().reservations == BATCH
-        assert committed(rig) == {PARTITION: BATCH}
-        second = Inbox(settings, pool, inventory.PROJECTION, node="inventory-2")
-        after = Member(settings, second)
-        after.begin()
+    with a_member(settings) as member, no_effects(rig):
+        member.begin()
+        wait_for_two_batches(rig, reader, member)
+        member.stop.set()
+    assert member.written == batches(0, BATCH)
+    assert rig.counts().reservations == BATCH
+    assert committed(rig) == {PARTITION: BATCH}
+    with a_member(settings) as other:
+        other.begin()
         rig.wait("all reserved", lambda: rig.counts().reservations == RECORDS)
-        after.end()
-    assert after.written == batches(BATCH, RECORDS)
-    assert [(inbox.tally.effects, inbox.tally.skipped) for inbox in (first, second)] == [
-        (BATCH, 0),
-        (RECORDS - BATCH, 0),
-    ]
+    assert other.written == batches(BATCH, RECORDS)
+    assert [each.tally.effects for each in (member, other)] == [BATCH, RECORDS - BATCH]
+    assert member.tally.skipped == other.tally.skipped == 0
+
+
+def wait_for_two_batches(rig: Rig, reader: type[Reader], member: Member) -> None:
+    rig.wait("a second batch", lambda: len(reader.read) > 1)
+    rig.wait("a member that waits", lambda: member.waits_for_the_database)
