@@ -28,7 +28,7 @@ class Writer(GroupCommit):
         super().__init__(*args, **kwargs)
         self.stop = threading.Event()
         self.submitted: list[Submission] = []
-        self._thread = threading.Thread(target=self.run, args=(self.stop,))
+        self._thread = threading.Thread(target=self.run, args=(self.stop,), daemon=True)
 
     def submit(self, submission: Submission) -> None:
         self.submitted.append(submission)
@@ -40,7 +40,8 @@ class Writer(GroupCommit):
     def end(self) -> None:
         self.stop.set()
         if self._thread.ident:
-            self._thread.join()
+            self._thread.join(20)
+            assert not self._thread.is_alive()
 
 
 @dataclass
