@@ -13,6 +13,7 @@ import queue
 import threading
 from collections.abc import Callable
 from typing import Protocol
+from uuid import UUID
 
 import psycopg
 
@@ -22,6 +23,7 @@ from brewctl.delivery.database import Pool
 from brewctl.delivery.orders import CommitFailedError, NewOrder, TooLateError
 from brewctl.proto.orders_pb2 import Order
 
+_LOST = "08"  # the family of SQLSTATE that is about connections
 _LOOK_S = 0.2  # how often an idle writer looks whether it is to stop
 
 
@@ -89,17 +91,11 @@ class GroupCommit:
             while not self._queue.empty():
                 batch.append(self._queue.get())
             self._write(batch)
-            with self._lock:
-                self.waiting -= len(batch)
 
     def _write(self, batch: list[Submission]) -> None:
-        timely = []
-        for each in batch:
-            if each.left_s() > 0:
-                timely.append(each)
-            else:
-                each.on_unwritten(False)
-        limits, sent = self._limits, False
+        limits, sent, doubtful = self._limits, False, False
+        written: set[UUID] = set()
+        timely = [each for each in batch if each.left_s() > 0]
         try:
             with (
                 self._writing.connection(limits.create_connection_s) as connection,
@@ -108,14 +104,15 @@ class GroupCommit:
                 sent = True
                 written = orders.write(connection, [each.new for each in timely], topic=self._settings.topic)
         except psycopg.Error as error:
-            # Without a word of the server's own, it may have committed.
-            doubtful = sent and not error.sqlstate
-            for each in timely:
-                each.on_unwritten(doubtful)
-            return
-        self._notify()
-        for each in timely:
+            # Without a word of the server's own, or by a proxy's word that it is lost, it may have committed.
+            doubtful = sent and (error.sqlstate or _LOST).startswith(_LOST)
+        if written:
+            self._notify()
+        for each in batch:
+            # Its place is free as it is told: a client that is answered may ask again at once.
+            with self._lock:
+                self.waiting -= 1
             if each.new.id in written:
                 each.on_written()
             else:
-                each.on_unwritten(False)
+                each.on_unwritten(doubtful and each in timely)

@@ -123,6 +123,19 @@ def locked_orders(rig: Rig) -> Iterator[None]:
         holder.rollback()
 
 
+@contextlib.contextmanager
+def taken_key(rig: Rig, key: str) -> Iterator[None]:
+    """Another session has written an order with this key and has not committed it."""
+    with psycopg.connect(rig.settings.database_url) as other:
+        other.execute(
+            "INSERT INTO orders (id, tenant_id, customer_id, amount_cents, currency, status, idempotency_key)"
+            " VALUES (gen_random_uuid(), 'brew', 'other', 1, 'EUR', 'ORDER_STATUS_NEW', %s)",
+            (key,),
+        )
+        yield
+        other.rollback()
+
+
 def wait_for_blocked(rig: Rig, handlers: int) -> None:
     """Wait until so many handlers stand in front of the locked table."""
     waiting = (

@@ -4,11 +4,9 @@ import contextlib
 import socket
 import struct
 import uuid
-from collections.abc import Iterator
 
 import grpc
 import psutil
-import psycopg
 import pytest
 from grpc_health.v1 import health_pb2
 
@@ -29,6 +27,7 @@ from tests.integration.grpc_tools import (
     rows,
     rows_of,
     somebody,
+    taken_key,
     wait_for_blocked,
 )
 from tests.integration.kafka_tools import finish, refused_connections
@@ -52,19 +51,6 @@ def test_a_call_whose_deadline_passed_in_the_queue_writes_nothing(service: Servi
     assert finish(node) == 0
     assert rows_of(service.rig, early) == (HANDLER_THREADS, HANDLER_THREADS)
     assert rows_of(service.rig, late) == (0, 0)
-
-
-@contextlib.contextmanager
-def taken_key(rig: Rig, key: str) -> Iterator[None]:
-    """Another session has written an order with this key and has not committed it."""
-    with psycopg.connect(rig.settings.database_url) as other:
-        other.execute(
-            "INSERT INTO orders (id, tenant_id, customer_id, amount_cents, currency, status, idempotency_key)"
-            " VALUES (gen_random_uuid(), 'brew', 'other', 1, 'EUR', 'ORDER_STATUS_NEW', %s)",
-            (key,),
-        )
-        yield
-        other.rollback()
 
 
 @pytest.mark.parametrize("in_front_of", [locked_orders, taken_key])

@@ -6,8 +6,11 @@ import re
 import subprocess
 import sys
 from datetime import datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
+
+from brewctl import log
 
 PROLOGUE = """
 import logging, sys
@@ -135,3 +138,40 @@ def test_a_role_outlives_its_reader() -> None:
     finally:
         os.close(writer)
     assert (ran.returncode, ran.stderr) == (0, "")
+
+
+class Lines:
+    """A logger that keeps its lines."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, dict[str, int]]] = []
+
+    def info(self, event: str, **counts: int) -> None:
+        self.lines.append((event, dict(counts)))
+
+
+def test_a_sum_is_logged_once_a_period_at_most_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(log, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    logger = Lines()
+    done = log.Sum(logger, "published", every_s=2.0)  # type: ignore[arg-type]
+    done.add(rows=3, batches=1)
+    assert logger.lines == [("published", {"rows": 3, "batches": 1})], "the first is worth a line at once"
+    for _ in range(3):
+        now[0] += 0.5
+        done.add(rows=10, batches=1, took_ms=7)
+        done.tell()
+    assert len(logger.lines) == 1
+    now[0] += 0.5
+    done.tell()
+    done.tell()
+    assert logger.lines[1:] == [("published", {"rows": 30, "batches": 3, "took_ms": 21})]
+    now[0] += 60
+    done.tell()
+    assert len(logger.lines) == 2, "nothing is no line"
+    done.add(rows=1)
+    done.add(rows=2)
+    assert logger.lines[2:] == [("published", {"rows": 1})]
+    done.tell(at_once=True)
+    done.tell(at_once=True)
+    assert logger.lines[3:] == [("published", {"rows": 2})]

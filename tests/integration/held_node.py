@@ -1,0 +1,114 @@
+"""An order node in this process, whose writer begins when it is told to: what has come until then is one batch."""
+
+import contextlib
+import dataclasses
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+
+from brewctl.config import Settings
+from brewctl.delivery import database
+from brewctl.delivery.database import Pool
+from brewctl.delivery.group_commit import GroupCommit, Submission
+from brewctl.delivery.watch import Watch
+from brewctl.lifecycle import wait_until
+from brewctl.roles.order.server import Server
+from brewctl.roles.order.service import OrderService
+from tests.conftest import Rig
+from tests.integration.grpc_tools import Service, dialled
+
+
+class Writer(GroupCommit):
+    """Remembers what it was handed."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.stop = threading.Event()
+        self.submitted: list[Submission] = []
+        self._thread = threading.Thread(target=self.run, args=(self.stop,), daemon=True)
+
+    def submit(self, submission: Submission) -> None:
+        self.submitted.append(submission)
+        super().submit(submission)
+
+    def begin(self) -> None:
+        self._thread.start()
+
+    def end(self) -> None:
+        self.stop.set()
+        if self._thread.ident:
+            self._thread.join(20)
+            assert not self._thread.is_alive()
+
+
+@dataclass
+class HeldNode:
+    """The node's parts, and a client of it."""
+
+    client: Service
+    orders: OrderService
+    writer: Writer
+    calls: list[Any] = field(default_factory=list)
+
+    def wait_for_batch(self, size: int) -> None:
+        """Wait until so many orders wait for the writer, and nothing else is in hand."""
+        wait_until(
+            f"{size} orders that wait",
+            lambda: (self.writer.waiting, self.orders.calls.in_hand) == (size, 0),
+            timeout_s=30,
+            every_s=0.01,
+        )
+
+    def wait_for_gone(self, customer_id: str) -> None:
+        """Wait until the node knows that nobody waits for a customer's order any more."""
+        (of_theirs,) = [each for each in self.writer.submitted if each.new.order.customer_id == customer_id]
+        wait_until("a caller that has gone", lambda: not of_theirs.left_s(), timeout_s=20, every_s=0.01)
+
+
+def limited(settings: Settings, **limits: Any) -> Settings:
+    return dataclasses.replace(settings, limits=dataclasses.replace(settings.limits, **limits))
+
+
+def by_way_of(settings: Settings, port: int) -> Settings:
+    """Settings of the same database behind a proxy."""
+    url = psycopg.conninfo.make_conninfo(settings.database_url, host="127.0.0.1", port=port)
+    return dataclasses.replace(settings, database_url=url)
+
+
+@contextlib.contextmanager
+def pools(settings: Settings, alone: Settings | None = None) -> Iterator[tuple[Pool, Pool]]:
+    """The writer's pool and the one of single orders, as the role opens them."""
+    limits = settings.limits
+    with (
+        database.open_pool(
+            settings, name="writing", size=1, statement_s=limits.create_batch_s, lock_s=limits.create_lock_s
+        ) as writing,
+        database.open_pool(
+            alone or settings, name="alone", size=limits.handler_threads, statement_s=limits.create_s
+        ) as single,
+    ):
+        yield writing, single
+
+
+@contextlib.contextmanager
+def held_node(rig: Rig, settings: Settings | None = None) -> Iterator[HeldNode]:
+    """Serve on a free port, without a publisher; at the end whatever was taken has been answered."""
+    settings = settings or rig.settings
+    stop = threading.Event()
+    with pools(settings) as (writing, single):
+        writer = Writer(settings, writing, single, notify=lambda: None)
+        watch = Watch(settings, (single, writing), name="watch")
+        orders = OrderService(settings, single, watch, writer)
+        server = Server(settings, orders, watch, stop, host="127.0.0.1", port=0, share_port=False)
+        try:
+            with dialled(rig, server.address) as client:
+                yield HeldNode(client, orders, writer)
+                wait_until("no call in hand", lambda: orders.in_hand == 0, timeout_s=20, every_s=0.01)
+        finally:
+            stop.set()
+            server.drain(settings.limits.drain_s / 2)
+            writer.end()
+            orders.calls.shutdown()

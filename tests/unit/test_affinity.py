@@ -1,0 +1,200 @@
+"""One core for a busy process: which one, and that its threads really are there."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from brewctl import affinity
+from brewctl.lifecycle import wait_until
+
+several_cores = pytest.mark.skipif(
+    len(affinity.allowed()) <= 1 or not Path("/proc/stat").exists(), reason="there is no core to choose"
+)
+
+
+@pytest.mark.parametrize(
+    ("loads", "own", "chosen", "core"),
+    [
+        # Idle: anywhere, whatever the others do.
+        ({0: 0.9, 1: 0.1}, 0.0, None, None),
+        ({0: 0.9, 1: 0.1}, 0.45, None, None),
+        # Busy: where there is the most room.
+        ({0: 0.9, 1: 0.1}, 0.55, None, 1),
+        ({0: 0.1, 1: 0.9}, 0.55, None, 0),
+        ({0: 0.8, 1: 0.7, 2: 0.2, 3: 0.6}, 0.9, None, 2),
+        # It stays, unless another core is a good deal freer.
+        ({0: 1.0, 1: 0.2}, 0.6, 0, 0),
+        ({0: 1.0, 1: 0.15}, 0.6, 0, 0),
+        ({0: 1.0, 1: 0.05}, 0.6, 0, 1),
+        ({0: 1.0, 1: 0.5, 2: 0.0}, 0.6, 0, 2),
+        # What it does itself is no crowd: neither of all of it, nor where the clocks differ a little.
+        ({0: 1.0, 1: 0.0}, 1.0, 0, 0),
+        ({0: 0.95, 1: 0.0}, 1.0, 0, 0),
+        ({0: 1.0, 1: 1.0}, 0.5, 0, 0),
+        # Busy from a half on, idle from a quarter down: between them it is what it was.
+        ({0: 0.4, 1: 0.4}, 0.3, None, None),
+        ({0: 0.4, 1: 0.4}, 0.3, 0, 0),
+        ({0: 0.4, 1: 0.4}, 0.3, 1, 1),
+        ({0: 0.4, 1: 0.4}, 0.2, 1, None),
+    ],
+)
+def test_which_core(loads: dict[int, float], own: float, chosen: int | None, core: int | None) -> None:
+    before = dict(loads)
+    assert affinity.choose(loads, own=own, chosen=chosen) == core
+    assert loads == before
+
+
+@several_cores
+def test_busy_ticks_grow_on_the_core_that_works() -> None:
+    cores = affinity.allowed()
+    core = max(cores)
+    os.sched_setaffinity(0, {core})
+    try:
+        before, until = affinity.busy_ticks(), time.thread_time() + 0.3
+        while time.thread_time() < until:
+            pass
+        after = affinity.busy_ticks()
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert cores <= before.keys() == after.keys()
+    # The kernel counts in ticks, and whoever shares the core adds to them.
+    assert (after[core] - before[core]) / os.sysconf("SC_CLK_TCK") > 0.15
+
+
+PROGRAM = """
+import sys, threading
+from brewctl import affinity
+stop, end = threading.Event(), threading.Event()
+
+def burn():
+    while not end.is_set():
+        sum(range(1000))
+
+def idle():
+    end.wait()
+
+keeper = threading.Thread(target=affinity.keep_to_one_core, args=(stop,))
+threads = [keeper, threading.Thread(target=idle), *(threading.Thread(target=burn) for _ in range(int(sys.argv[1])))]
+for thread in threads:
+    thread.start()
+print("ready", flush=True)
+sys.stdin.readline()
+stop.set()
+keeper.join()
+print("free", flush=True)
+sys.stdin.readline()
+end.set()
+"""
+
+
+@contextmanager
+def a_process(burning: int) -> Iterator["subprocess.Popen[str]"]:
+    """A process that keeps to one core until a line comes, and ends at the next one."""
+    command = [sys.executable, "-c", PROGRAM, str(burning)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            hear(process, "ready")
+            yield process
+        finally:
+            process.kill()
+
+
+def hear(process: "subprocess.Popen[str]", line: str) -> None:
+    assert process.stdout
+    assert process.stdout.readline() == f"{line}\n"
+
+
+def tell(process: "subprocess.Popen[str]") -> None:
+    assert process.stdin
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+def cores_of(process: "subprocess.Popen[str]") -> list[set[int]]:
+    """Where each of its threads may run, as the kernel says."""
+    return [
+        listed(line.partition(":")[2].strip())
+        for task in Path(f"/proc/{process.pid}/task").iterdir()
+        for line in (task / "status").read_text("ascii").splitlines()
+        if line.startswith("Cpus_allowed_list:")
+    ]
+
+
+def listed(text: str) -> set[int]:
+    """Cores from the kernel's list of them, such as 0-2,5."""
+    ends = [part.partition("-") for part in text.split(",")]
+    return {core for first, _, last in ends for core in range(int(first), int(last or first) + 1)}
+
+
+@several_cores
+def test_all_threads_of_a_busy_process_share_a_core_until_the_stop() -> None:
+    with a_process(burning=1) as process:
+
+        def together() -> bool:
+            cores = cores_of(process)
+            return len(cores) == 4 and len(cores[0]) == 1 and all(each == cores[0] for each in cores)
+
+        wait_until("one core for all threads", together, timeout_s=60)
+        assert cores_of(process)[0] <= affinity.allowed()
+        tell(process)
+        hear(process, "free")
+        assert all(each == affinity.allowed() for each in cores_of(process)), "and it burns still"
+        tell(process)
+        assert process.wait(20) == 0
+
+
+@several_cores
+def test_an_idle_process_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    bound: list[set[int]] = []
+    looks = threading.Semaphore(0)
+    choose = affinity.choose
+
+    def choose_and_say(*args: object, **kwargs: object) -> int | None:
+        looks.release()
+        return choose(*args, **(kwargs | {"own": 0.0}))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(affinity, "_bind", bound.append)
+    monkeypatch.setattr(affinity, "_LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(affinity, "choose", choose_and_say)
+    stop = threading.Event()
+    keeper = threading.Thread(target=affinity.keep_to_one_core, args=(stop,))
+    keeper.start()
+    for _ in range(3):
+        assert looks.acquire(timeout=20)
+    assert bound == []
+    stop.set()
+    keeper.join(20)
+    assert not keeper.is_alive()
+
+
+@pytest.mark.parametrize("cores", [{0}, set()])
+def test_without_a_choice_it_waits_for_the_stop(monkeypatch: pytest.MonkeyPatch, cores: set[int]) -> None:
+    """An actor that returned would stop its role."""
+    monkeypatch.setattr(affinity, "allowed", lambda: cores)
+    monkeypatch.setattr(affinity, "_bind", lambda _cores: pytest.fail("bound"))
+
+    class Asked(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            began.set()
+            return super().wait(timeout)
+
+    began, stop = threading.Event(), Asked()
+    keeper = threading.Thread(target=affinity.keep_to_one_core, args=(stop,))
+    keeper.start()
+    assert began.wait(20)
+    assert keeper.is_alive()
+    stop.set()
+    keeper.join(20)
+    assert not keeper.is_alive()
+
+
+def test_where_the_system_does_not_say_there_is_no_core_to_choose(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert affinity.allowed() == set()
