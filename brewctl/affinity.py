@@ -2,7 +2,8 @@
 
 Python runs one thread at a time. Where the next one waits on another core, each turn costs an interrupt there and
 cold caches: under load that is more than the work itself (docs/performance.md has the figures). So a busy process
-keeps to one core, and moves when others crowd it there. An idle one is left to the scheduler.
+keeps to one core, and moves when others crowd it there. There it is scheduled as a batch job, sched(7): a thread that
+is woken can't go on anyway, so it needn't interrupt the one that woke it. An idle process is left to the scheduler.
 """
 
 import contextlib
@@ -35,9 +36,9 @@ def keep_to_one_core(stop: threading.Event) -> None:
         best = choose(loads, own=(now_spent_s - spent_s) / passed_s, chosen=chosen)
         if best != chosen:
             chosen = best
-            _bind(cores if chosen is None else {chosen})
+            _bind(cores, chosen)
         before, spent_s, at = now, now_spent_s, now_at
-    _bind(cores)
+    _bind(cores, None)
 
 
 @contextlib.contextmanager
@@ -80,8 +81,13 @@ def busy_ticks() -> dict[int, int]:
     return ticks
 
 
-def _bind(cores: set[int]) -> None:
-    """Bind every thread there is; those to come inherit it."""
+def _bind(cores: set[int], chosen: int | None) -> None:
+    """Bind every thread there is to the chosen core, or to none of the cores; those to come inherit it."""
+    before, after = os.SCHED_OTHER, os.SCHED_BATCH
+    if chosen is None:
+        before, after = after, before
     for thread in Path("/proc/self/task").iterdir():
         with contextlib.suppress(OSError):  # it has ended, or we may not
-            os.sched_setaffinity(int(thread.name), cores)
+            os.sched_setaffinity(int(thread.name), cores if chosen is None else {chosen})
+            if os.sched_getscheduler(int(thread.name)) == before:  # else somebody else's wish
+                os.sched_setscheduler(int(thread.name), after, os.sched_param(0))

@@ -127,6 +127,10 @@ def cores_of(process: "subprocess.Popen[str]") -> list[set[int]]:
     ]
 
 
+def policies_of(process: "subprocess.Popen[str]") -> set[int]:
+    return {os.sched_getscheduler(int(task.name)) for task in Path(f"/proc/{process.pid}/task").iterdir()}
+
+
 def listed(text: str) -> set[int]:
     """Cores from the kernel's list of them, such as 0-2,5."""
     ends = [part.partition("-") for part in text.split(",")]
@@ -142,17 +146,19 @@ def test_all_threads_of_a_busy_process_share_a_core_until_the_stop() -> None:
             return len(cores) == 4 and len(cores[0]) == 1 and all(each == cores[0] for each in cores)
 
         wait_until("one core for all threads", together, timeout_s=60)
+        wait_until("batch jobs", lambda: policies_of(process) == {os.SCHED_BATCH}, timeout_s=20)
         assert cores_of(process)[0] <= affinity.allowed()
         tell(process)
         hear(process, "free")
         assert all(each == affinity.allowed() for each in cores_of(process)), "and it burns still"
+        assert policies_of(process) == {os.SCHED_OTHER}
         tell(process)
         assert process.wait(20) == 0
 
 
 @several_cores
 def test_an_idle_process_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    bound: list[set[int]] = []
+    bound: list[object] = []
     looks = threading.Semaphore(0)
     choose = affinity.choose
 
@@ -160,7 +166,7 @@ def test_an_idle_process_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         looks.release()
         return choose(*args, **(kwargs | {"own": 0.0}))  # type: ignore[arg-type]
 
-    monkeypatch.setattr(affinity, "_bind", bound.append)
+    monkeypatch.setattr(affinity, "_bind", lambda *where: bound.append(where))
     monkeypatch.setattr(affinity, "_LOOK_EVERY_S", 0.01)
     monkeypatch.setattr(affinity, "choose", choose_and_say)
     stop = threading.Event()
@@ -178,7 +184,7 @@ def test_an_idle_process_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_a_choice_it_waits_for_the_stop(monkeypatch: pytest.MonkeyPatch, cores: set[int]) -> None:
     """An actor that returned would stop its role."""
     monkeypatch.setattr(affinity, "allowed", lambda: cores)
-    monkeypatch.setattr(affinity, "_bind", lambda _cores: pytest.fail("bound"))
+    monkeypatch.setattr(affinity, "_bind", lambda *_where: pytest.fail("bound"))
 
     class Asked(threading.Event):
         def wait(self, timeout: float | None = None) -> bool:

@@ -17,6 +17,7 @@ from brewctl.delivery.broker.client import (
     require_headers,
     words,
 )
+from brewctl.delivery.broker.partitions import partition_for
 
 # Kafka's default limit for a batch is 1 MiB.
 BATCH_BYTES = 1_000_000
@@ -119,6 +120,7 @@ class Producer:
         sent: list[Any] = []
         failures: dict[str, Outcome] = {}
         stopped: set[tuple[str, bytes]] = set()
+        partitions: dict[str, int] = {}
         for record in records:
             if not _TOPIC_NAME.fullmatch(record.topic):  # the client would look for it for ever
                 failures[record.topic] = RefusedError(f"no topic can be called {record.topic[:80]!r}")
@@ -134,7 +136,9 @@ class Producer:
             # The client refuses a record with neither key nor value.
             value = b"" if record.key is None and record.value is None else record.value
             try:
-                future = self._producer.send(record.topic, value, record.key, headers=record.headers)
+                future = self._producer.send(
+                    record.topic, value, record.key, headers=record.headers, partition=self._place(record, partitions)
+                )
             except errors.KafkaError as error:  # no metadata, or no room in the buffer
                 failures[record.topic] = UnsentError(f"topic {record.topic}: {words(error)}")
                 sent.append(failures[record.topic])
@@ -150,6 +154,14 @@ class Producer:
             return [_outcome(future, deadline) for future in sent]
         finally:
             flushing._flushes_in_progress.decrement()  # noqa: SLF001
+
+    def _place(self, record: Record, partitions: dict[str, int]) -> int | None:
+        """Say where a record belongs; None: the client may choose. Raises what the client raises without metadata."""
+        if record.key is None:
+            return None
+        if record.topic not in partitions:
+            partitions[record.topic] = len(self._producer.partitions_for(record.topic))
+        return partition_for(record.key, partitions[record.topic])
 
     def close(self) -> None:
         """Close after a `send` that was answered: there is nothing left to lose."""
