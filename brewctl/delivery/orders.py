@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import cast
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import psycopg
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -83,7 +83,8 @@ def accept(request: CreateRequest, *, tenant_id: str | None, traceparent: str | 
         violations.append(f"x-tenant-id must match [A-Za-z0-9._-]{{1,64}}, not {_shown(tenant_id)}")
     if violations:
         raise InvalidOrderError("; ".join(violations))
-    order_id, now = uuid4(), datetime.now(UTC)
+    now = datetime.now(UTC)
+    order_id = _uuid7(now)
     order = Order(
         order_id=str(order_id),
         customer_id=request.customer_id,
@@ -94,6 +95,13 @@ def accept(request: CreateRequest, *, tenant_id: str | None, traceparent: str | 
     )
     key = request.idempotency_key or None
     return NewOrder(order_id, now, order, tenant_id or DEFAULT_TENANT, trace_id(traceparent), key)
+
+
+def _uuid7(now: datetime) -> UUID:
+    """Make an id that begins with its time: new ones meet in the same pages of every index. RFC 9562, 5.7."""
+    chance = secrets.randbits(74)
+    value = int(now.timestamp() * 1000) << 80 | 0x7 << 76 | chance >> 62 << 64 | 0b10 << 62 | chance & (1 << 62) - 1
+    return UUID(int=value)
 
 
 def write(connection: BoundedConnection, new: Sequence[NewOrder], *, topic: str) -> set[UUID]:

@@ -26,11 +26,14 @@ SELECT percentile_disc(%(shares)s::float8[]) WITHIN GROUP (ORDER BY extract(epoc
  WHERE x.created_at > (SELECT min(created_at) FROM outbox) + make_interval(secs => %(warmup_s)s)
 
 -- fill_orders --
--- So many finished orders: published, reserved, notified.
-WITH made AS (
+-- So many finished orders: published, reserved, notified. Their ids begin with the time, as the service's do.
+WITH now AS (
+    SELECT lpad(to_hex((extract(epoch FROM clock_timestamp()) * 1000)::bigint), 12, '0') AS ms
+), made AS (
     INSERT INTO orders (id, tenant_id, customer_id, amount_cents, currency, status, idempotency_key)
-    SELECT gen_random_uuid(), 'brew', 'customer-' || mod(n, 100), 450, 'EUR', 'ORDER_STATUS_NEW', gen_random_uuid()::text
-      FROM generate_series(1, %(orders)s) AS n
+    SELECT (left(ms, 8) || '-' || right(ms, 4) || '-7' || substr(gen_random_uuid()::text, 16))::uuid,
+           'brew', 'customer-' || mod(n, 100), 450, 'EUR', 'ORDER_STATUS_NEW', gen_random_uuid()::text
+      FROM now, generate_series(1, %(orders)s) AS n
     RETURNING id
 ), event AS (
     INSERT INTO outbox (aggregate_id, topic, payload, published_at, publisher_node)

@@ -36,7 +36,9 @@ def accept(
 
 def test_a_good_request_becomes_a_new_order() -> None:
     new = accept(idempotency_key="k1", tenant_id="shop-2", traceparent=f"00-{TRACE}-{PARENT}-01")
-    assert uuid.UUID(new.order.order_id).version == 4
+    made = uuid.UUID(new.order.order_id)
+    assert (made.version, made.variant) == (7, uuid.RFC_4122)
+    assert made.int >> 80 == int(new.created_at.timestamp() * 1000), "it begins with its time"
     assert (new.order.customer_id, new.order.amount_cents, new.order.currency) == ("c1", 450, "EUR")
     assert new.order.status == ORDER_STATUS_NEW
     assert abs(datetime.now(UTC) - new.order.created_at.ToDatetime(tzinfo=UTC)) < timedelta(minutes=1)
