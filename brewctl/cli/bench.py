@@ -42,8 +42,11 @@ def bench(
 ) -> None:
     """Measure how fast each leg of the flow is, each beside its floor, measured in the same run.
 
-    On a sandbox where no servers are configured. Empties tables and topics. Exit 1 where a target is missed: on a
-    machine that does something else too, it may be. What each floor is, and what limits us: docs/performance.md.
+    On a sandbox where no servers are configured. Empties tables and topics.
+
+    Exit 1 where a target is missed, as it may be on a machine that does something else too.
+
+    What each floor is, and what limits us: docs/performance.md.
     """
     if list_:
         for name, what in _WHAT.items():
@@ -65,17 +68,21 @@ def bench(
             "the bench needs both servers", hint="set BREW_DATABASE_URL and BREW_KAFKA_BROKERS, or neither"
         )
     logs = config.home() / "logs" / "bench"
-    if own:
-        what = f"every order in the database and topic {settings.topic} on {','.join(settings.brokers)}"
-        options.confirm_destruction(what, mine=False, yes=yes)
-        measured = _measure(settings, chosen, logs)
-    else:
-        with borrowed(config.home(), keep=keep):
-            measured = _measure(options.settings(topic=topic), chosen, logs)
-    if as_json:
-        output.emit_json(figures.to_json(measured))
-    else:
-        _table(measured, before)
+    measured: list[Figure] = []
+    try:
+        if own:
+            what = f"every order in the database and topic {settings.topic} on {','.join(settings.brokers)}"
+            options.confirm_destruction(what, mine=False, yes=yes)
+            _measure(settings, chosen, logs, measured)
+        else:
+            with borrowed(config.home(), keep=keep):
+                _measure(options.settings(topic=topic), chosen, logs, measured)
+    finally:
+        # What was measured is told, whatever ended it.
+        if as_json and measured:
+            output.emit_json(figures.to_json(measured))
+        elif measured:
+            _table(measured, before)
     if missed := [figure.name for figure in measured if figure.reached is False]:
         raise BrewError(f"missed: {'; '.join(missed)}", hint="is the machine idle? see docs/performance.md")
 
@@ -89,7 +96,7 @@ def _chosen(names: Sequence[str] | None) -> list[str]:
     return [name for name in _WHAT if name in names] if names else [name for name in _WHAT if name != "growth"]
 
 
-def _measure(settings: "Settings", chosen: Sequence[str], logs: Path) -> "list[Figure]":
+def _measure(settings: "Settings", chosen: Sequence[str], logs: Path, measured: "list[Figure]") -> None:
     from brewctl import log
     from brewctl.delivery import database
     from brewctl.lab.bench import LEGS
@@ -97,14 +104,12 @@ def _measure(settings: "Settings", chosen: Sequence[str], logs: Path) -> "list[F
 
     log.configure(node="bench")
     logging.getLogger("brewctl").setLevel(logging.ERROR)  # of our own inbox, which is a floor here
-    measured: list[Figure] = []
     with database.connect(settings) as connection:
         ground = Ground(settings, connection, logs=logs, tell=lambda text: output.note(f"  {text}"))
         for name in chosen:
             output.note(f"{name}: {_WHAT[name]}")
             measured += LEGS[name](ground)
         ground.reset()
-    return measured
 
 
 def _table(figures: "Sequence[Figure]", before: Mapping[str, float]) -> None:
