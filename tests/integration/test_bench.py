@@ -5,8 +5,10 @@ from types import ModuleType
 
 import pytest
 
+from brewctl.errors import BrewError
 from brewctl.lab.bench import LEGS, create, drains, flow, growth, startup
 from brewctl.lab.bench.ground import Ground
+from brewctl.sandbox import tools
 from tests.conftest import Rig
 
 
@@ -47,3 +49,15 @@ def test_a_leg_measures_itself_and_its_floor(ground: Ground, leg: str, names: se
     for figure in figures:
         assert figure.value > 0, figure
         assert (figure.floor or 0) > 0 or not figure.floor_name, figure
+
+
+def test_without_kafkas_tools_that_floor_is_missing_and_the_rest_is_there(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(*_: object) -> None:
+        raise BrewError("can't download")
+
+    monkeypatch.setattr(tools, "KafkaTools", absent)
+    floors = {figure.name: figure.floor for figure in drains.publish(ground)}
+    assert floors["publisher drain against Java"] is None
+    assert floors["publisher drain"]

@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from brewctl.delivery import database, events
 from brewctl.delivery.broker import Record, bare, open_reader
@@ -26,9 +26,8 @@ def publish(ground: Ground) -> Iterator[Figure]:
     ground.tell("the bare producer loop")
     floor = bare.produce(ground.settings, records)
     size = sum(_bytes(record) for record in records) // len(records)
-    java = _tools(ground)
     ground.tell("Kafka's ProducerPerformance")
-    kafkas = java.produce(ground.settings.topic, records=5 * WAITING, size=size)
+    kafkas = _by_java(ground, lambda java: java.produce(ground.settings.topic, records=5 * WAITING, size=size))
     yield Figure("publisher drain", ours, "/s", floor, "bare producer", at_least=0.7)
     yield Figure("publisher drain against Java", ours, "/s", kafkas, "ProducerPerformance")
 
@@ -52,7 +51,7 @@ def consume(ground: Ground) -> Iterator[Figure]:
     ground.tell("the bare fetch loop")
     floor = bare.fetch(ground.settings, WAITING)
     ground.tell("Kafka's ConsumerPerformance")
-    kafkas = _tools(ground).consume(ground.settings.topic, records=WAITING)
+    kafkas = _by_java(ground, lambda java: java.consume(ground.settings.topic, records=WAITING))
     ground.tell("a transaction per record")
     alone = _one_by_one(ground)
     yield Figure("consumer drain, one node", rates[1], "/s", floor, "bare fetch", at_least=0.4)
@@ -118,8 +117,10 @@ class _Quiet:
         pass
 
 
-def _tools(ground: Ground) -> tools.KafkaTools:
+def _by_java(ground: Ground, measure: Callable[[tools.KafkaTools], float]) -> float | None:
+    """Measure with Kafka's own tools; None, and why, where they can't be had: they are downloaded once."""
     try:
-        return tools.KafkaTools(ground.settings.brokers, _Quiet(ground))
-    except OSError as error:
-        raise BrewError(f"Kafka's tools can't be had: {error}") from error
+        return measure(tools.KafkaTools(ground.settings.brokers, _Quiet(ground)))
+    except BrewError as error:
+        ground.tell(f"without it: {error.message}")
+        return None
