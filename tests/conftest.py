@@ -105,7 +105,7 @@ class Rig:
     def serve(self, name: str = "order-1") -> tuple[Node, str]:
         """Start an order node on a free port and return it with its address."""
         node = self.start(name, "serve", "order", "--port", "0")
-        return node, node.lines[0].rpartition(" ")[2]
+        return node, node.address
 
     def brewctl(self, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
         """Run a command on this rig's servers."""

@@ -18,7 +18,7 @@ from brewctl.delivery import database, topics
 from brewctl.delivery.broker import PARTITIONS, Admin, Member, open_admin
 from brewctl.delivery.database import Connection
 from brewctl.errors import BrewError
-from brewctl.lab.nodes import Node, Nodes
+from brewctl.lab.nodes import INVENTORY_NODES, NOTIFICATION_NODES, ORDER_NODES, Node, Nodes, command
 
 _ORDERS_PER_S = 40.0  # slow enough to watch
 _LOOK_EVERY_S = 0.25
@@ -93,20 +93,16 @@ class _Stage:
     def start_nodes(self) -> list[str]:
         """Start the five nodes and wait until each listens or owns its partitions. Returns the addresses for Create."""
         self._view.tell("five nodes start: order-service and inventory-service twice, notification-service once")
-        servers = [self._nodes.start(name, "serve", "order", "--port", "0") for name in ("order-1", "order-2")]
-        inventory = [self._nodes.start(name, "consume", "inventory") for name in ("inventory-1", "inventory-2")]
-        notification = self._nodes.start("notification-1", "consume", "notifications")
+        servers = [self._nodes.start(name, *command(name), "--port", "0") for name in ORDER_NODES]
+        consumers = [self._nodes.start(name, *command(name)) for name in (*INVENTORY_NODES, *NOTIFICATION_NODES)]
         self._look()
         for node in servers:
-            node.wait_for("listening", _listens)
-        for node, partitions in (
-            (inventory[0], list(range(0, PARTITIONS, 2))),
-            (inventory[1], list(range(1, PARTITIONS, 2))),
-            (notification, list(range(PARTITIONS))),
-        ):
+            node.wait_ready()
+        shares = (range(0, PARTITIONS, 2), range(1, PARTITIONS, 2), range(PARTITIONS))
+        for node, partitions in zip(consumers, map(list, shares), strict=True):
             node.wait_for(f"partitions {partitions}", _owns(partitions))
             self._look()
-        return [node.lines[0].rpartition(" ")[2] for node in servers]
+        return [node.address for node in servers]
 
     def send(self, addresses: list[str], kill_at: int) -> list[str]:
         """Send the orders round robin and kill the victim after `kill_at` of them. Returns the acknowledged ids."""
@@ -202,10 +198,6 @@ def _state(node: Node) -> str:
             return "killed"
         case _:
             return "stopped"
-
-
-def _listens(node: Node) -> bool:
-    return any("listening on" in line for line in node.lines)
 
 
 def _owns(partitions: list[int]) -> Callable[[Node], bool]:

@@ -15,8 +15,9 @@ import psycopg
 from brewctl.delivery import events
 from brewctl.delivery.broker import Producer, Record
 from brewctl.errors import BrewError
+from brewctl.lab.nodes import ORDER_NODES
 from brewctl.lab.proxy import Proxy
-from brewctl.lab.stage import ORDER_NODES, SkippedError, Stage
+from brewctl.lab.stage import SkippedError, Stage
 from brewctl.lifecycle import wait_until
 from brewctl.proto.orders_pb2 import OrderCreated
 

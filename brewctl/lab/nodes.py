@@ -14,7 +14,25 @@ from typing import Self
 from brewctl.config import Settings, environment
 from brewctl.errors import BrewError
 
+# The cast of the story.
+ORDER_NODES = ("order-1", "order-2")
+INVENTORY_NODES = ("inventory-1", "inventory-2")
+NOTIFICATION_NODES = ("notification-1",)
+CAST = (*ORDER_NODES, *INVENTORY_NODES, *NOTIFICATION_NODES)
+
 _ASSIGNED = re.compile(r"partitions assigned \[([\d, ]*)\]")
+_LISTENS = re.compile(r"listening on (\S+)")
+# Each role by its nodes' names: how it is started, and what it says once it works.
+_ROLES = {
+    "order": (("serve", "order"), _LISTENS),
+    "inventory": (("consume", "inventory"), _ASSIGNED),
+    "notification": (("consume", "notifications"), _ASSIGNED),
+}
+
+
+def command(name: str) -> tuple[str, ...]:
+    """Return what `brewctl` is to be told to be a node of this name, such as `consume inventory` for inventory-1."""
+    return _ROLES[name.rpartition("-")[0]][0]
 
 
 class Node:
@@ -59,6 +77,17 @@ class Node:
         return []
 
     @property
+    def address(self) -> str:
+        """Where it listens; "" before it does."""
+        return next((match[1] for line in self.lines if (match := _LISTENS.search(line))), "")
+
+    @property
+    def ready(self) -> bool:
+        """Say whether it works: it listens, or has been assigned partitions."""
+        said = _ROLES[self.name.rpartition("-")[0]][1]
+        return any(said.search(line) for line in self.lines)
+
+    @property
     def alive(self) -> bool:
         """Say whether the process runs."""
         return self.process.poll() is None
@@ -73,6 +102,10 @@ class Node:
                 if time.monotonic() > deadline:
                     raise BrewError(f"{self.name}: no {what} within {timeout_s:g} s\n{self._tail()}")
                 self._arrived.wait(0.1)
+
+    def wait_ready(self, *, timeout_s: float = 30.0) -> None:
+        """Wait until it works. Raises what `wait_for` raises."""
+        self.wait_for("readiness", lambda node: node.ready, timeout_s=timeout_s)
 
     def kill(self) -> None:
         """End it as a crash does: SIGKILL."""

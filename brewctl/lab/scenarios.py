@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from brewctl.lab import faults
 from brewctl.lab.faults import Fault
-from brewctl.lab.stage import CAST, INVENTORY_NODES, NOTIFICATION_NODES, ORDER_NODES
+from brewctl.lab.nodes import CAST, INVENTORY_NODES, NOTIFICATION_NODES, ORDER_NODES
 
 
 @dataclass(frozen=True)

@@ -17,17 +17,10 @@ import psycopg
 
 from brewctl.config import Settings, environment
 from brewctl.errors import BrewError, ExitCode
-from brewctl.lab.nodes import Node, Nodes
+from brewctl.lab.nodes import CAST, ORDER_NODES, Node, Nodes, command
 from brewctl.lab.proxy import Proxy
 from brewctl.sandbox import cluster, processes, state
 
-# The cast of every scenario: the story's five nodes.
-ORDER_NODES = ("order-1", "order-2")
-INVENTORY_NODES = ("inventory-1", "inventory-2")
-NOTIFICATION_NODES = ("notification-1",)
-CAST = (*ORDER_NODES, *INVENTORY_NODES, *NOTIFICATION_NODES)
-# What each says once it works.
-_READY = {name: "listening on" if name in ORDER_NODES else "partitions assigned [" for name in CAST}
 _END_S = 20.0
 _READY_S = 60.0
 
@@ -140,13 +133,11 @@ class Stage:
         """Start a node, unless it runs. Doesn't wait until it is ready."""
         if name in self._cast and self._cast[name].alive:
             return self._cast[name]
-        role = name.rpartition("-")[0]
-        if role == "order":
-            arguments = ["serve", "order", "--port", str(self._ports[name])]
+        if name in ORDER_NODES:
+            arguments = ("--port", str(self._ports[name]))
         else:
-            consumer = "inventory" if role == "inventory" else "notifications"
-            arguments = ["consume", consumer, "--session-timeout", f"{self._session_s:g}"]
-        self._cast[name] = self._nodes.start(name, *arguments)
+            arguments = ("--session-timeout", f"{self._session_s:g}")
+        self._cast[name] = self._nodes.start(name, *command(name), *arguments)
         return self._cast[name]
 
     def start_all(self) -> None:
@@ -161,7 +152,7 @@ class Stage:
         for name in CAST:
             while True:
                 try:
-                    self.node(name).wait_for(_READY[name], _is_ready, timeout_s=deadline - time.monotonic())
+                    self.node(name).wait_ready(timeout_s=deadline - time.monotonic())
                     break
                 except BrewError:
                     if not self._gave_up(self.node(name)):
@@ -177,7 +168,7 @@ class Stage:
 
     @staticmethod
     def _gave_up(node: Node) -> bool:
-        return node.process.poll() == ExitCode.UNREACHABLE and not _is_ready(node)
+        return node.process.poll() == ExitCode.UNREACHABLE and not node.ready
 
     def kill(self, name: str) -> None:
         """Kill a node, paused or not."""
@@ -250,7 +241,3 @@ class Stage:
             database_url=psycopg.conninfo.make_conninfo(self.settings.database_url, port=postgres.port),
             brokers=tuple(self.proxies[name].address for name in self.servers.brokers),
         )
-
-
-def _is_ready(node: Node) -> bool:
-    return any(_READY[node.name] in line for line in node.lines)

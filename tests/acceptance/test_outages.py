@@ -35,7 +35,7 @@ def nodes(settings: Settings, tmp_path: Path) -> Iterator[Nodes]:
 def serve(nodes: Nodes) -> tuple[Node, str]:
     node = nodes.start(f"order-{len(nodes.started)}", "serve", "order", "--port", "0")
     node.wait_for("listening", lambda node: any("listening" in line for line in node.lines))
-    return node, node.lines[0].rpartition(" ")[2]
+    return node, node.address
 
 
 def kill(home: Path, name: str) -> None:

@@ -8,6 +8,7 @@ import pytest
 from brewctl.errors import BrewError
 from brewctl.lab.bench import LEGS, create, drains, flow, growth, startup
 from brewctl.lab.bench.ground import Ground
+from brewctl.lab.nodes import CAST
 from brewctl.sandbox import tools
 from tests.conftest import Rig
 
@@ -38,7 +39,7 @@ def in_small(monkeypatch: pytest.MonkeyPatch) -> None:
         ("publish", {"publisher drain", "publisher drain against Java"}),
         ("consume", {"consumer drain, one node", "consumer drain, two nodes", "consumer drain against one by one"}),
         ("latency", {"end to end p50, 100 orders/s", "end to end p99, 100 orders/s"}),
-        ("memory", {f"memory of {name}" for name in flow._CAST}),
+        ("memory", {f"memory of {name}" for name in CAST}),
         ("startup", {"brewctl --help", "brewctl create-order"}),
         ("growth", {"create, a million orders", "publisher drain, a million rows"}),
     ],

@@ -43,7 +43,7 @@ class Crew:
 
     @property
     def address(self) -> str:
-        return self.node.lines[0].rpartition(" ")[2]
+        return self.node.address
 
     @property
     def port(self) -> str:

@@ -4,9 +4,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from brewctl.lab.bench import ground
 from brewctl.lab.bench.figures import Figure
-from brewctl.lab.bench.ground import Ground
+from brewctl.lab.bench.ground import Ground, empty_handler
 from brewctl.lab.measure import Result, measure
 from brewctl.sandbox import tools
 
@@ -24,21 +23,21 @@ COMMIT;
 """
 
 
-def run(ground_: Ground) -> Iterator[Figure]:
+def run(ground: Ground) -> Iterator[Figure]:
     """Measure an order node, and then its floors. Its publisher works meanwhile, as always."""
-    ground_.reset()
-    with ground_.nodes("order-1") as (node,):
-        ours = {count: _load(ground_, ground.address(node), count, "order-1") for count in _IN_FLIGHT}
-    with ground.empty_handler() as address:
-        empty = {count: _load(ground_, address, count, "empty handler") for count in _IN_FLIGHT}
-    ground_.reset()
+    ground.reset()
+    with ground.nodes("order-1") as (node,):
+        ours = {count: _load(ground, node.address, count, "order-1") for count in _IN_FLIGHT}
+    with empty_handler() as address:
+        empty = {count: _load(ground, address, count, "empty handler") for count in _IN_FLIGHT}
+    ground.reset()
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "two-inserts.sql"
         script.write_text(_TWO_INSERTS, "utf-8")
         inserts = {}
         for count in _IN_FLIGHT:
-            ground_.tell(f"pgbench, {count} clients")
-            inserts[count] = tools.pgbench(ground_.settings.database_url, script, clients=count, seconds=_SECONDS)
+            ground.tell(f"pgbench, {count} clients")
+            inserts[count] = tools.pgbench(ground.settings.database_url, script, clients=count, seconds=_SECONDS)
     alone = inserts[1].latency_ms + empty[1].percentile_ms(50) + _ALLOWED_MS
     yield Figure(
         "create p50, 1 in flight",
@@ -57,6 +56,6 @@ def run(ground_: Ground) -> Iterator[Figure]:
         yield Figure(f"create p99, {count} in flight", p99, "ms", floor, "empty handler", at_most=2.0 if most else None)
 
 
-def _load(ground_: Ground, address: str, in_flight: int, whom: str) -> Result:
-    ground_.tell(f"{whom}, {in_flight} in flight")
+def _load(ground: Ground, address: str, in_flight: int, whom: str) -> Result:
+    ground.tell(f"{whom}, {in_flight} in flight")
     return measure([address], concurrency=in_flight, warmup_s=_WARMUP_S, duration_s=_SECONDS)

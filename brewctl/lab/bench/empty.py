@@ -1,6 +1,5 @@
-"""The floor of Create: a server of the same library that does nothing. `python -m brewctl.lab.bench.empty PORT`."""
+"""The floor of Create: a server of the same library that does nothing. `python -m brewctl.lab.bench.empty`."""
 
-import sys
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
@@ -23,17 +22,17 @@ class Nothing(orders_pb2_grpc.OrderServiceServicer):
         return self._answer
 
 
-def main(port: int) -> None:
-    """Serve until a signal."""
+def main() -> None:
+    """Print the address, and serve until a signal."""
     server = grpc.server(ThreadPoolExecutor(_THREADS))
     orders_pb2_grpc.add_OrderServiceServicer_to_server(Nothing(), server)
-    server.add_insecure_port(f"127.0.0.1:{port}")
+    port = server.add_insecure_port("127.0.0.1:0")
     with stop_on_signals() as stop:
         server.start()
-        print("listening", flush=True)
+        print(f"127.0.0.1:{port}", flush=True)
         stop.wait()
         server.stop(0)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main()

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from brewctl import affinity
 from brewctl.errors import UsageError
 
 _VERSION = 1
@@ -72,7 +73,7 @@ def earlier(path: Path) -> dict[str, float]:
 def machine() -> dict[str, Any]:
     """Say what it was measured on."""
     return {
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(affinity.allowed()) or os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
     }

@@ -6,14 +6,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from brewctl import overview
-from brewctl.lab.bench import ground
 from brewctl.lab.bench.figures import Figure
 from brewctl.lab.bench.ground import Ground
 from brewctl.lab.measure import measure
-from brewctl.lab.nodes import Node
+from brewctl.lab.nodes import CAST, ORDER_NODES, Node
 from brewctl.sql import bench_queries
 
-_CAST = ("order-1", "order-2", "inventory-1", "inventory-2", "notification-1")
 _RATE = 100.0
 _WARMUP_S = 3.0
 _SECONDS = 20.0
@@ -24,14 +22,14 @@ _SHARES = (0.5, 0.99)
 _RESIDENT = re.compile(r"^VmRSS:\s+(\d+) kB", re.MULTILINE)
 
 
-def latency(ground_: Ground) -> Iterator[Figure]:
+def latency(ground: Ground) -> Iterator[Figure]:
     """Measure from an order's commit to its reservation's, at a steady rate, with the whole cast."""
-    ground_.reset()
-    with ground_.nodes(*_CAST) as nodes:
-        ground_.tell(f"five nodes, {_RATE:g} orders a second")
+    ground.reset()
+    with ground.nodes(*CAST) as nodes:
+        ground.tell(f"five nodes, {_RATE:g} orders a second")
         result = measure(_addresses(nodes), rate=_RATE, warmup_s=_WARMUP_S, duration_s=_SECONDS)
-        ground_.wait("every effect", _settled)
-    (percentiles,) = ground_.connection.execute(
+        ground.wait("every effect", _settled)
+    (percentiles,) = ground.connection.execute(
         bench_queries["end_to_end"], {"shares": list(_SHARES), "warmup_s": _WARMUP_S}
     ).fetchone() or ([],)
     yield Figure("end to end p50, 100 orders/s", percentiles[0], "ms", at_most=20.0)
@@ -39,17 +37,17 @@ def latency(ground_: Ground) -> Iterator[Figure]:
     yield Figure("create p99, 100 orders/s", result.percentile_ms(99), "ms")
 
 
-def memory(ground_: Ground) -> Iterator[Figure]:
+def memory(ground: Ground) -> Iterator[Figure]:
     """Measure resident memory over 100,000 orders, beside what it was after the first 20,000."""
-    ground_.reset()
-    with ground_.nodes(*_CAST) as nodes:
-        ground_.tell(f"five nodes, {_ORDERS:,} orders")
+    ground.reset()
+    with ground.nodes(*CAST) as nodes:
+        ground.tell(f"five nodes, {_ORDERS:,} orders")
         warm: dict[str, float] = {}
         done = threading.Event()
 
         def look() -> None:
             while not done.wait(_LOOK_S):
-                if not warm and overview.counts(ground_.connection).orders >= _WARM:
+                if not warm and overview.counts(ground.connection).orders >= _WARM:
                     warm.update({node.name: _resident_mb(node) for node in nodes})
 
         looking = threading.Thread(target=look, name="look")
@@ -59,7 +57,7 @@ def memory(ground_: Ground) -> Iterator[Figure]:
         finally:
             done.set()
             looking.join()
-        ground_.wait("every effect", _settled)
+        ground.wait("every effect", _settled)
         for node in nodes:
             if (resident := _resident_mb(node)) and warm.get(node.name):
                 yield Figure(f"memory of {node.name}", resident, "MB", warm[node.name], f"after {_WARM:,}", at_most=1.1)
@@ -70,7 +68,7 @@ def _settled(counts: overview.Counts) -> bool:
 
 
 def _addresses(nodes: Sequence[Node]) -> list[str]:
-    return [ground.address(node) for node in nodes if node.name.startswith("order")]
+    return [node.address for node in nodes if node.name in ORDER_NODES]
 
 
 def _resident_mb(node: Node) -> float:

@@ -12,13 +12,14 @@ from brewctl.delivery import database, orders, topics
 from brewctl.delivery.broker import open_admin
 from brewctl.delivery.database import BoundedConnection
 from brewctl.errors import BrewError
-from brewctl.lab.nodes import Node, Nodes
+from brewctl.lab.nodes import ORDER_NODES, Node, Nodes, command
 from brewctl.lifecycle import wait_until
 from brewctl.proto.orders_pb2 import CreateRequest
 from brewctl.sql import bench_queries
 
 _WRITTEN_AT_ONCE = 1000
 _LEAVE_S = 30.0
+_ANY_PORT = ("--port", "0")
 _WAIT_S = 300.0
 
 Tell = Callable[[str], None]
@@ -51,10 +52,9 @@ class Ground:
     def nodes(self, *names: str) -> Iterator[list[Node]]:
         """Run nodes, by names such as `order-1`, until the block ends; wait until each listens or has partitions."""
         with Nodes(self.settings, logs=self._logs, on_line=lambda _line: None) as nodes:
-            started = [nodes.start(name, *_arguments(name)) for name in names]
+            started = [nodes.start(name, *command(name), *(_ANY_PORT if name in ORDER_NODES else ())) for name in names]
             for node in started:
-                word = "listening on" if node.name.startswith("order") else "partitions assigned ["
-                node.wait_for(word, lambda node, word=word: any(word in line for line in node.lines))  # type: ignore[misc]
+                node.wait_ready()
             yield started
             if late := nodes.stop():
                 raise BrewError(f"{late[0].name} did not end cleanly", hint=f"see {late[0].log}")
@@ -71,20 +71,17 @@ class Ground:
 
     def wait(self, what: str, seen: Callable[[overview.Counts], bool]) -> None:
         """Wait until the counters are as wanted. Raises BrewError."""
-        try:
-            wait_until(what, lambda: seen(overview.counts(self.connection)), timeout_s=_WAIT_S)
-        except TimeoutError as error:
-            raise BrewError(f"{error}; {overview.counts(self.connection)}") from None
+        self._wait(what, lambda: seen(overview.counts(self.connection)))
 
     def wait_published(self) -> None:
         """Wait until no row waits: without counting, which a million rows would make dear. Raises BrewError."""
-        query = bench_queries["all_published"]
+        self._wait("an empty outbox", lambda: bool(self.ask("all_published")))
+
+    def _wait(self, what: str, condition: Callable[[], bool]) -> None:
         try:
-            wait_until(
-                "an empty outbox", lambda: self.connection.execute(query).fetchone() == (True,), timeout_s=_WAIT_S
-            )
+            wait_until(what, condition, timeout_s=_WAIT_S)
         except TimeoutError as error:
-            raise BrewError(str(error)) from None
+            raise BrewError(f"{error}; {overview.counts(self.connection)}") from None
 
     def ask(self, query: str, **parameters: object) -> float:
         """Ask for one number. Raises BrewError where there is none."""
@@ -94,30 +91,15 @@ class Ground:
         return float(value)
 
 
-def address(node: Node) -> str:
-    """Return where an order node listens."""
-    return node.lines[0].rpartition(" ")[2]
-
-
 @contextlib.contextmanager
 def empty_handler() -> Iterator[str]:
     """Run the floor of Create, and yield its address."""
-    from brewctl.sandbox.processes import free_port  # noqa: PLC0415 - of the extra
-
-    port = free_port()
-    command = [sys.executable, "-m", "brewctl.lab.bench.empty", str(port)]
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
+    server = [sys.executable, "-m", "brewctl.lab.bench.empty"]
+    with subprocess.Popen(server, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
         try:
             assert process.stdout is not None
-            if process.stdout.readline() != "listening\n":
+            if not (address := process.stdout.readline().strip()):
                 raise BrewError("the empty handler does not start")
-            yield f"127.0.0.1:{port}"
+            yield address
         finally:
             process.terminate()
-
-
-def _arguments(name: str) -> list[str]:
-    role = name.rpartition("-")[0]
-    if role == "order":
-        return ["serve", "order", "--port", "0"]
-    return ["consume", "inventory" if role == "inventory" else "notifications"]

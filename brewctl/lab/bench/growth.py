@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import psycopg
 
-from brewctl.lab.bench import drains, ground
+from brewctl.lab.bench import drains
 from brewctl.lab.bench.figures import Figure
 from brewctl.lab.bench.ground import Ground
 from brewctl.lab.measure import measure
@@ -19,40 +19,40 @@ _IN_FLIGHT = 64
 _SECONDS = 6
 
 
-def run(ground_: Ground) -> Iterator[Figure]:
+def run(ground: Ground) -> Iterator[Figure]:
     """Measure Create and the publisher's drain on small tables, then on large ones."""
-    ground_.reset()
-    _fill(ground_, _FEW)
-    created, drained = _measure(ground_)
-    _fill(ground_, _MANY)
-    ground_.tell(f"{_DEAD:,} dead rows")
-    ground_.connection.execute("ALTER TABLE outbox SET (autovacuum_enabled = off)")
+    ground.reset()
+    _fill(ground, _FEW)
+    created, drained = _measure(ground)
+    _fill(ground, _MANY)
+    ground.tell(f"{_DEAD:,} dead rows")
+    ground.connection.execute("ALTER TABLE outbox SET (autovacuum_enabled = off)")
     try:
-        ground_.connection.execute(bench_queries["touch_outbox"], {"rows": _DEAD})
-        created_then, drained_then = _measure(ground_)
+        ground.connection.execute(bench_queries["touch_outbox"], {"rows": _DEAD})
+        created_then, drained_then = _measure(ground)
     finally:
-        ground_.connection.execute("ALTER TABLE outbox RESET (autovacuum_enabled)")
+        ground.connection.execute("ALTER TABLE outbox RESET (autovacuum_enabled)")
     small = f"at {_FEW:,}"
     yield Figure("create, a million orders", created_then, "/s", created, small, at_least=0.9)
     yield Figure("publisher drain, a million rows", drained_then, "/s", drained, small, at_least=0.9)
 
 
-def _measure(ground_: Ground) -> tuple[float, float]:
+def _measure(ground: Ground) -> tuple[float, float]:
     # What was filled is written out now, not meanwhile. Not everybody may say so on a server of one's own.
     with contextlib.suppress(psycopg.errors.InsufficientPrivilege):
-        ground_.connection.execute("CHECKPOINT")
-    with ground_.nodes("order-1") as (node,):
-        ground_.tell(f"order-1, {_IN_FLIGHT} in flight")
-        result = measure([ground.address(node)], concurrency=_IN_FLIGHT, warmup_s=1.5, duration_s=_SECONDS)
-        ground_.wait_published()
-    return result.rate_per_s, statistics.median(drains.drain(ground_) for _ in range(_DRAINS))
+        ground.connection.execute("CHECKPOINT")
+    with ground.nodes("order-1") as (node,):
+        ground.tell(f"order-1, {_IN_FLIGHT} in flight")
+        result = measure([node.address], concurrency=_IN_FLIGHT, warmup_s=1.5, duration_s=_SECONDS)
+        ground.wait_published()
+    return result.rate_per_s, statistics.median(drains.drain(ground) for _ in range(_DRAINS))
 
 
-def _fill(ground_: Ground, orders: int) -> None:
-    parameters = {"topic": ground_.settings.topic, "payload": bytes(140)}
+def _fill(ground: Ground, orders: int) -> None:
+    parameters = {"topic": ground.settings.topic, "payload": bytes(140)}
     for first in range(0, orders, _FILLED_AT_ONCE):
         if first % (4 * _FILLED_AT_ONCE) == 0:
-            ground_.tell(f"{orders:,} finished orders: {first:,}")
+            ground.tell(f"{orders:,} finished orders: {first:,}")
         some = min(_FILLED_AT_ONCE, orders - first)
-        ground_.connection.execute(bench_queries["fill_orders"], {**parameters, "orders": some})
-    ground_.connection.execute("ANALYZE")
+        ground.connection.execute(bench_queries["fill_orders"], {**parameters, "orders": some})
+    ground.connection.execute("ANALYZE")

@@ -6,9 +6,8 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
-from brewctl.lab.bench import ground
 from brewctl.lab.bench.figures import Figure
-from brewctl.lab.bench.ground import Ground
+from brewctl.lab.bench.ground import Ground, empty_handler
 
 _RUNS = 15
 _TINY = """
@@ -34,12 +33,12 @@ app()
 """
 
 
-def run(ground_: Ground) -> Iterator[Figure]:
+def run(ground: Ground) -> Iterator[Figure]:
     """Measure `--help` and `create-order`, each in turn with its floor."""
-    ground_.tell("start-up")
+    ground.tell("start-up")
     help_ms, tiny_ms = _medians(["-m", "brewctl", "--help"], ["-c", _TINY, "--help"])
     yield Figure("brewctl --help", help_ms, "ms", tiny_ms, "an empty Typer app's", at_most=1.5)
-    with ground.empty_handler() as address:
+    with empty_handler() as address:
         order = ["-m", "brewctl", "create-order", "--customer", "c1", "--addr", address]
         order_ms, client_ms = _medians(order, ["-c", _CLIENT, "one", "--name", "c1"])
     yield Figure("brewctl create-order", order_ms, "ms", client_ms, "a Typer app's with grpc", at_most=1.5)
