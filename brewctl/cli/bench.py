@@ -53,30 +53,19 @@ def bench(
             output.emit(f"{name:<9} {what}")
         return
     from brewctl import config
-    from brewctl.cli.sandbox import borrowed, require_extra
-    from brewctl.errors import BrewError, UsageError
+    from brewctl.cli.sandbox import emptied, require_extra
+    from brewctl.errors import BrewError
 
     chosen = _chosen(leg)
     require_extra()
     from brewctl.lab.bench import figures
 
     before = figures.earlier(against) if against else {}
-    settings = options.settings(database_url=database_url, brokers=brokers, topic=topic)
-    own = settings.configured & {"database_url", "brokers"}
-    if len(own) == 1:
-        raise UsageError(
-            "the bench needs both servers", hint="set BREW_DATABASE_URL and BREW_KAFKA_BROKERS, or neither"
-        )
-    logs = config.home() / "logs" / "bench"
     measured: list[Figure] = []
     try:
-        if own:
-            what = f"every order in the database and topic {settings.topic} on {','.join(settings.brokers)}"
-            options.confirm_destruction(what, mine=False, yes=yes)
-            _measure(settings, chosen, logs, measured)
-        else:
-            with borrowed(config.home(), keep=keep):
-                _measure(options.settings(topic=topic), chosen, logs, measured)
+        places = {"database_url": database_url, "brokers": brokers, "topic": topic}
+        with emptied("bench", **places, keep=keep, yes=yes) as settings:
+            _measure(settings, chosen, config.home() / "logs" / "bench", measured)
     finally:
         # What was measured is told, whatever ended it.
         if as_json and measured:

@@ -37,22 +37,11 @@ def demo(
         raise UsageError(f"--kill-at {kill_at} must be less than --orders {orders}")
     if report and (report.suffix != ".svg" or not report.parent.is_dir()):
         raise UsageError(f"--report {report} must be a .svg file in a folder that is there")
-    settings = options.settings(database_url=database_url, brokers=brokers, topic=topic)
-    own = settings.configured & {"database_url", "brokers"}
-    if len(own) == 1:
-        raise UsageError("the demo needs both servers", hint="set BREW_DATABASE_URL and BREW_KAFKA_BROKERS, or neither")
-    if own:
-        place = ",".join(settings.brokers)
-        options.confirm_destruction(
-            f"every order in the database and topic {settings.topic} on {place}", mine=False, yes=yes
-        )
-        code = _play(settings, orders, kill_at, report, config.home())
-    else:
-        from brewctl.cli.sandbox import borrowed
+    from brewctl.cli.sandbox import emptied
 
-        with borrowed(config.home(), keep=keep):
-            settings = options.settings(topic=topic)
-            code = _play(settings, orders, kill_at, report, config.home())
+    places = {"database_url": database_url, "brokers": brokers, "topic": topic}
+    with emptied("demo", **places, keep=keep, yes=yes) as settings:
+        code = _play(settings, orders, kill_at, report, config.home())
     raise typer.Exit(code)
 
 

@@ -12,9 +12,10 @@ import typer
 
 from brewctl import config
 from brewctl.cli import options, output
-from brewctl.errors import BrewError, ExitCode, UnreachableError
+from brewctl.errors import BrewError, ExitCode, UnreachableError, UsageError
 
 if TYPE_CHECKING:
+    from brewctl.config import Settings
     from brewctl.sandbox.state import State
 
 
@@ -105,6 +106,28 @@ def borrowed(home: Path, *, keep: bool) -> Iterator[None]:
         if not ran_before and not keep:
             print("the sandbox stops; `brewctl up` brings it back", file=sys.stderr, flush=True)
             cluster.down(home)
+
+
+@contextmanager
+def emptied(
+    command: str, *, database_url: str | None, brokers: str | None, topic: str | None, keep: bool, yes: bool
+) -> Iterator["Settings"]:
+    """Where a command that empties tables and topics may work: on the user's own servers, if he agrees, else a sandbox.
+
+    Raises UsageError where only one of the two servers is his.
+    """
+    settings = options.settings(database_url=database_url, brokers=brokers, topic=topic)
+    own = settings.configured & {"database_url", "brokers"}
+    if len(own) == 1:
+        hint = "set BREW_DATABASE_URL and BREW_KAFKA_BROKERS, or neither"
+        raise UsageError(f"the {command} needs both servers", hint=hint)
+    if own:
+        what = f"every order in the database and topic {settings.topic} on {','.join(settings.brokers)}"
+        options.confirm_destruction(what, mine=False, yes=yes)
+        yield settings
+    else:
+        with borrowed(config.home(), keep=keep):
+            yield options.settings(topic=topic)
 
 
 def require_extra() -> None:
