@@ -1,8 +1,11 @@
 """The consumer: each record's effect once, however often it comes and whoever takes it."""
 
+import re
 import threading
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
 
 import psycopg
 import pytest
@@ -48,6 +51,22 @@ def test_a_batch_has_its_effects_once(rig: Rig, pool: Pool) -> None:
     inbox.handle(batch)
     assert (inbox.tally.processed, inbox.tally.effects, inbox.tally.skipped) == (20, 10, 10)
     assert rows(rig, "inventory_reservations") == rows(rig, "processed_events") == 10
+
+
+def test_a_batch_is_one_round_trip_and_each_payload_is_parsed_once(rig: Rig, tmp_path: Path) -> None:
+    written = tmp_path / "trace"
+    with database.open_pool(rig.settings, name="test", size=1) as pool, written.open("w") as trace:
+        with pool.connection() as connection:
+            connection.pgconn.trace(trace.fileno())
+        with mock.patch.object(events, "parse_order", wraps=events.parse_order) as parsed:
+            inbox = Inbox(rig.settings, pool, inventory.PROJECTION, node="inventory-1")
+            inbox.handle([record(1), record(2), record(3)])
+        with pool.connection() as connection:
+            connection.pgconn.untrace()
+        # What ends a question to the server, one of a statement or one of a command such as COMMIT.
+        asked = re.findall(r"\tF\t\d+\t(?:Sync|Query)", written.read_text())
+    assert (len(asked), parsed.call_count) == (1, 3)
+    assert rows(rig, "inventory_reservations") == 3
 
 
 def test_the_inbox_remembers_what_its_effect_does_not(rig: Rig, pool: Pool) -> None:
