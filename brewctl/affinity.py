@@ -21,7 +21,7 @@ _FREER = 0.3
 
 
 def keep_to_one_core(stop: threading.Event) -> None:
-    """Do so until `stop` is set. Returns at once where there is only one core, or no way to choose."""
+    """Do so until `stop` is set; just wait for that where there is only one core, or no way to choose."""
     cores = allowed()
     if len(cores) <= 1 or not Path("/proc/stat").exists():
         stop.wait()

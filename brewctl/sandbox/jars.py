@@ -32,9 +32,9 @@ def fetch(folder: Path, advance: Callable[[int, int, str], None]) -> list[Path]:
     return _fetched(folder, _lock(), advance)
 
 
-def fetch_tools(folder: Path, advance: Callable[[int, int, str], None]) -> list[Path]:
-    """Return the jars that Kafka's command line tools need, downloading what is missing. Raises BrewError."""
-    return _fetched(folder, {**_lock(), **_TOOLS}, advance)
+def fetch_tools(folder: Path) -> list[Path]:
+    """Return the jars that Kafka's command line tools need, as `fetch` does."""
+    return _fetched(folder, {**_lock(), **_TOOLS}, lambda _done, _total, _what: None)
 
 
 def _fetched(folder: Path, locked: Mapping[str, str], advance: Callable[[int, int, str], None]) -> list[Path]:

@@ -73,7 +73,7 @@ def prepare(java: str | None, progress: Progress) -> Kit:
 
     `java` names one of the user's own, 17 or later; it gets no AOT cache.
     """
-    cache = Path(platformdirs.user_cache_path("brewctl")) / f"kafka-{jars.KAFKA_VERSION}"
+    cache = _cache()
     with state.locked(cache):
         environment = _environment(jars.fetch(cache / "jars", progress.advance))
         if java is not None:
@@ -90,10 +90,15 @@ def prepare(java: str | None, progress: Progress) -> Kit:
         return Kit([binary, f"-XX:AOTCache={aot}", *command[1:]], environment, checkpoint)
 
 
-def runtime(classpath: Sequence[Path]) -> tuple[Sequence[str], Mapping[str, str]]:
-    """Return the command, up to the main class, and the environment for tools of Kafka's, by the bundled Java."""
+def tools() -> tuple[Sequence[str], Mapping[str, str]]:
+    """Return the command, up to the main class, and the environment for Kafka's command line tools.
+
+    By the bundled Java. Their jars are downloaded where they are missing: raises BrewError.
+    """
     binary, _ = _bundled()
-    return [binary, "-Xmx512m", *_JVM_25], _environment(classpath)
+    cache = _cache()
+    with state.locked(cache):
+        return [binary, "-Xmx512m", *_JVM_25], _environment(jars.fetch_tools(cache / "jars"))
 
 
 def start(home: Path, known: State, name: str, kit: Kit) -> Server:
@@ -156,6 +161,11 @@ def new_id() -> str:
     while (text := base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()).startswith("-"):
         pass
     return text
+
+
+def _cache() -> Path:
+    """What is prepared once a machine, for all sandboxes."""
+    return Path(platformdirs.user_cache_path("brewctl")) / f"kafka-{jars.KAFKA_VERSION}"
 
 
 def _closed(server: Server) -> bool:

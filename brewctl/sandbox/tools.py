@@ -7,10 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
-
 from brewctl.errors import BrewError
-from brewctl.sandbox import jars, kafka, postgres
+from brewctl.sandbox import kafka, postgres
 
 _TIMEOUT_S = 180.0
 _TPS = re.compile(r"tps = ([\d.]+)")
@@ -41,10 +39,9 @@ def pgbench(url: str, script: Path, *, clients: int, seconds: int) -> Transactio
 class KafkaTools:
     """Kafka's own producer and consumer, in Java."""
 
-    def __init__(self, brokers: Sequence[str], progress: kafka.Progress) -> None:
+    def __init__(self, brokers: Sequence[str]) -> None:
         """Download what is missing. Raises BrewError."""
-        cache = Path(platformdirs.user_cache_path("brewctl")) / f"kafka-{jars.KAFKA_VERSION}"
-        self._java, self._environment = kafka.runtime(jars.fetch_tools(cache / "jars", progress.advance))
+        self._java, self._environment = kafka.tools()
         self._brokers = ",".join(brokers)
 
     def produce(self, topic: str, *, records: int, size: int) -> float:

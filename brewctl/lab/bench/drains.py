@@ -106,21 +106,10 @@ def _bytes(record: Record) -> int:
     return len(record.key or b"") + len(record.value or b"") + headers
 
 
-class _Quiet:
-    def __init__(self, ground: Ground) -> None:
-        self._ground = ground
-
-    def step(self, text: str) -> None:
-        self._ground.tell(text)
-
-    def advance(self, done: int, total: int, what: str) -> None:
-        pass
-
-
 def _by_java(ground: Ground, measure: Callable[[tools.KafkaTools], float]) -> float | None:
     """Measure with Kafka's own tools; None, and why, where they can't be had: they are downloaded once."""
     try:
-        return measure(tools.KafkaTools(ground.settings.brokers, _Quiet(ground)))
+        return measure(tools.KafkaTools(ground.settings.brokers))
     except BrewError as error:
         ground.tell(f"without it: {error.message}")
         return None
