@@ -207,7 +207,7 @@ class DeadLetters:
             if letter.original not in self._sent and not letter.obstacle
         }
         if copies and self._producer is None:
-            self._producer = Producer(self._settings, node="brewctl", compressed=True)
+            self._producer = Producer(self._settings, node="brewctl", ordered=False, compressed=True)
         timeout_s = self._settings.limits.publish_s
         outcomes = self._producer.send(list(copies.values()), timeout_s=timeout_s) if self._producer and copies else []
         results = dict(zip(copies, outcomes, strict=True)) | self._sent

@@ -132,7 +132,7 @@ class Publisher:
             self._done.add(rows=len(published), batches=1, took_ms=round(took_s * 1000))
         self._note_topics({records[row_id].topic: outcome for row_id, outcome in sent.items()})
         for outcome in outcomes:
-            if isinstance(outcome, UnavailableError) and not isinstance(outcome, UnsentError | HeldError):
+            if isinstance(outcome, UnavailableError) and not isinstance(outcome, UnsentError):
                 raise outcome
         return len(rows)
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator, Sequence
 
 import pytest
-from kafka.admin import ConfigResource, ConfigResourceType
+from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
 
 from brewctl.delivery import database
 from brewctl.delivery.broker import Outcome, Place, Producer, Record, RefusedError
@@ -202,6 +202,25 @@ def test_what_kafka_does_not_take_stays_open(rig: Rig) -> None:
         with pytest.raises(BrewError, match="does not have the topic"):
             letters.redrive(letters.find(Filter()))
         assert len(list(letters.find(Filter()))) == 2
+
+
+def test_a_letter_that_kafka_refuses_holds_back_no_other_of_its_key(rig: Rig) -> None:
+    topic = f"{rig.settings.topic}-narrow"
+    notes = [("dlq-topic", topic.encode()), ("dlq-reason", b"r"), ("dlq-group", b"inventory"), ("dlq-partition", b"0")]
+    values = [random.Random(9).randbytes(5000), b"small", b"small too"]
+    for number, value in enumerate(values):
+        headers = [*notes, ("dlq-offset", str(number).encode())]
+        send(rig, Record(rig.settings.dead_letter_topic, b"one key", value, headers))
+    with kafka_admin(rig.settings) as admin:
+        admin.create_topics([NewTopic(topic, 1, 1, topic_configs={"max.message.bytes": "3000"})])
+        try:
+            with opened(rig) as letters:
+                settled = letters.redrive(letters.find(Filter()))
+                ((refused, why),) = settled.refused
+                assert (len(settled.done), refused.value) == (2, values[0])
+                assert "MessageSizeTooLarge" in why
+        finally:
+            admin.delete_topics([topic])
 
 
 def test_of_a_letter_too_large_for_its_topic_reason_and_place_are_kept(rig: Rig, pool: Pool) -> None:

@@ -53,11 +53,11 @@ class RefusedError(Exception):
 
 
 class UnsentError(UnavailableError):
-    """Kafka does not have the topic now: the record is not on its way, and others may be sent meanwhile."""
+    """The record is not on its way, and others may be sent meanwhile: Kafka does not have its topic now."""
 
 
-class HeldError(UnavailableError):
-    """An earlier record with this one's key was not taken: this one was not sent, for it must not overtake it."""
+class HeldError(UnsentError):
+    """An earlier record with this one's key was not taken: this one must not overtake it."""
 
 
 class Place(NamedTuple):
@@ -74,11 +74,13 @@ class Producer:
     """Sends records with acks from all in-sync replicas, one request in flight, in order per partition.
 
     What one `send` has for a partition leaves in one batch, as far as it fits into BATCH_BYTES, and Kafka takes a
-    batch whole or not at all. `compressed` also takes large records that compression makes fit. Delivery: at least
-    once. Raises UnreachableError where no broker answers now.
+    batch whole or not at all. `ordered`: once a record is not taken, no later one with its key is. `compressed` also
+    takes large records that compression makes fit. Delivery: at least once. Raises UnreachableError where no broker
+    answers now.
     """
 
-    def __init__(self, settings: Settings, *, node: str, compressed: bool = False) -> None:
+    def __init__(self, settings: Settings, *, node: str, ordered: bool = True, compressed: bool = False) -> None:
+        self._ordered = ordered
         with explained(settings):
             self._producer = KafkaProducer(
                 acks="all",
@@ -98,28 +100,27 @@ class Producer:
     def send(self, records: Sequence[Record], *, timeout_s: float) -> list[Outcome]:
         """Send, then await each record's own acknowledgement; its place for each that has it.
 
-        Once a record is not taken, no later one with its key is. At most about `timeout_s` + kafka_metadata_s
-        seconds. After an UnavailableError that is neither UnsentError nor HeldError records may still be on their
-        way: `abandon` this producer, so that none can arrive after a later try.
+        At most about `timeout_s` + kafka_metadata_s seconds. After an UnavailableError that is no UnsentError records
+        may still be on their way: `abandon` this producer, so that none can arrive after a later try.
         """
         deadline = time.monotonic() + timeout_s
         outcomes = self._send(records, deadline)
         if len(records) == 1:
             return outcomes
         # A refusal names a whole batch: ask again for each alone, so that only the guilty is refused.
-        stopped = set()
+        stopped: set[tuple[str, bytes | None]] = set()
         for position, (record, outcome) in enumerate(zip(records, outcomes, strict=True)):
             if isinstance(outcome, RefusedError):
                 place = (record.topic, record.key)
                 outcomes[position] = HeldError(_HELD) if place in stopped else self._send([record], deadline)[0]
-                if record.key is not None and not isinstance(outcomes[position], Place):
+                if self._holds(record) and not isinstance(outcomes[position], Place):
                     stopped.add(place)
         return outcomes
 
     def _send(self, records: Sequence[Record], deadline: float) -> list[Outcome]:
         sent: list[Any] = []
         failures: dict[str, Outcome] = {}
-        stopped: set[tuple[str, bytes]] = set()
+        stopped: set[tuple[str, bytes | None]] = set()
         partitions: dict[str, int] = {}
         for record in records:
             if not _TOPIC_NAME.fullmatch(record.topic):  # the client would look for it for ever
@@ -130,7 +131,7 @@ class Producer:
             if record.topic in failures:
                 sent.append(failures[record.topic])
                 continue
-            if record.key is not None and (record.topic, record.key) in stopped:
+            if (record.topic, record.key) in stopped:
                 sent.append(HeldError(_HELD))
                 continue
             # The client refuses a record with neither key nor value.
@@ -144,7 +145,7 @@ class Producer:
                 sent.append(failures[record.topic])
                 continue
             sent.append(future)
-            if future.is_done and record.key is not None:  # too large even for the client
+            if future.is_done and self._holds(record):  # too large even for the client
                 stopped.add((record.topic, record.key))
         # The client's public flush hides failures, and waits for each partition anew.
         flushing = self._producer._accumulator  # noqa: SLF001
@@ -154,6 +155,10 @@ class Producer:
             return [_outcome(future, deadline) for future in sent]
         finally:
             flushing._flushes_in_progress.decrement()  # noqa: SLF001
+
+    def _holds(self, record: Record) -> bool:
+        """Say whether others have to wait behind a record that is not taken."""
+        return self._ordered and record.key is not None
 
     def _place(self, record: Record, partitions: dict[str, int]) -> int | None:
         """Say where a record belongs; None: the client may choose. Raises what the client raises without metadata."""
