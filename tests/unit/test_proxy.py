@@ -3,6 +3,7 @@
 import hashlib
 import random
 import resource
+import select
 import selectors
 import socket
 import struct
@@ -37,8 +38,9 @@ class Upstream:
         self._threads[0].start()
 
     def _accept(self) -> None:
-        with suppress(OSError):
+        with suppress(OSError, ValueError):  # closed
             while True:
+                select.select([self._listener], [], [])  # accept() takes a descriptor before anyone connects
                 end = self._listener.accept()[0]
                 end.settimeout(PATIENCE_S)
                 self.accepted.append(end)
