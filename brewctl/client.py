@@ -39,6 +39,8 @@ _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 1.0
 # Where nothing listens, and never did, the address is wrong: nobody wants to wait long to hear that.
 _REFUSED_S = 2.0
+# A try with less time than this would hardly be answered, and would put an outcome in doubt that is known.
+_SHORTEST_TRY_S = 0.1
 
 
 class UnknownOutcomeError(UnreachableError):
@@ -117,7 +119,8 @@ class OrderClient:
             doubtful = doubtful or outcome.doubtful
             pause_s = outcome.pause_s(rounds=tries // len(self._addresses), within=tries % len(self._addresses) > 0)
             bound_s = self._timeout_s if self._met.is_set() else min(self._timeout_s, _REFUSED_S)
-            if not outcome.worth_a_retry or time.monotonic() + pause_s >= started + bound_s:
+            out_of_time = time.monotonic() + pause_s + _SHORTEST_TRY_S > started + bound_s
+            if out_of_time or not outcome.worth_a_retry:
                 raise self._unknown(outcome, request) if doubtful and outcome.worth_a_retry else outcome.error()
             if self._on_retry:
                 self._on_retry(outcome.text)

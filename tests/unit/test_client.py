@@ -195,6 +195,18 @@ def test_when_time_is_up_it_says_whether_the_order_may_exist(
         assert f"`{command}`" in failed.value.hint
 
 
+def test_no_try_begins_where_no_time_is_left_for_its_answer(
+    serve: Callable[..., Scripted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would only put in doubt what is known: that nothing was written."""
+    monkeypatch.setattr("random.uniform", lambda low, _high: low)
+    service = serve(Code.RESOURCE_EXHAUSTED, metadata=(("grpc-retry-pushback-ms", "1950"),))
+    with OrderClient([service.address], timeout_s=2) as client, pytest.raises(UnreachableError) as failed:
+        create(client)
+    assert not isinstance(failed.value, UnknownOutcomeError)
+    assert len(service.keys) == 1
+
+
 def test_one_doubtful_try_leaves_the_outcome_unknown(serve: Callable[..., Scripted]) -> None:
     service = serve(Code.INTERNAL, Code.RESOURCE_EXHAUSTED)
     with OrderClient([service.address], timeout_s=0.5) as client, pytest.raises(UnknownOutcomeError):
