@@ -46,6 +46,7 @@ def test_a_call_whose_deadline_passed_in_the_queue_writes_nothing(service: Servi
             wait_for_blocked(service.rig, HANDLER_THREADS)
             queued = [busy.stub.Create.future(order(customer_id=late), timeout=0.3) for _ in range(HANDLER_THREADS)]
             assert {call.exception().code() for call in queued} == {grpc.StatusCode.DEADLINE_EXCEEDED}
+            knows_of_the_end(busy)
         assert all(call.result(30).order_id for call in first)
     # Its end says that no handler is left that could still write.
     assert finish(node) == 0
@@ -63,10 +64,19 @@ def test_a_deadline_that_passes_at_a_lock_writes_nothing_when_the_lock_is_gone(
         # The statement is bounded in whole seconds: at 1.3 s it still waits, and gets its lock.
         late = service.create(customer_id=customer, idempotency_key=key, timeout=1.3)
         assert late.code is grpc.StatusCode.DEADLINE_EXCEEDED
+        knows_of_the_end(service)
     wait_until("an idle service", lambda: transactions(service.rig) == 0, timeout_s=10, every_s=0.02)
     assert rows_of(service.rig, customer) == (0, 0)
     assert service.create(customer_id=customer, idempotency_key=key).code is grpc.StatusCode.OK
     assert rows_of(service.rig, customer) == (1, 1)
+
+
+def knows_of_the_end(service: Service) -> None:
+    """Wait until the service has heard that its caller has gone: a deadline passes there later than here.
+
+    What a connection carries stays in order, so whoever is answered now came after that.
+    """
+    assert service.health("").code is grpc.StatusCode.OK
 
 
 def transactions(rig: Rig) -> int:
