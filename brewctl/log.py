@@ -4,12 +4,13 @@ Python's own logging carries the records, so that the libraries' warnings come o
 """
 
 import logging
-import os
 import sys
 import time
 from collections import Counter
 
 import structlog
+
+from brewctl import stdout
 
 
 def configure(*, node: str = "", as_json: bool = False, verbose: bool = False) -> None:
@@ -87,10 +88,8 @@ class Sum:
 
 
 def say(node: str, line: str) -> None:
-    """Print a line that people and tests read (see the contract): stdout, the node first, at once."""
-    try:
-        # One write: threads that print at the same time don't mix their lines.
-        print(f"[{node}] {line}\n", end="", flush=True)
-    except BrokenPipeError:
-        # A role outlives its reader. Nothing may be flushed into the pipe at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Print a line that people and tests read (see the contract): stdout, the node first, at once.
+
+    A role outlives its reader.
+    """
+    stdout.put(f"[{node}] {line}")
