@@ -52,6 +52,14 @@ def letter_for(record: Record, reason: str, *, group: str, topic: str) -> Record
     )
 
 
+def open_producer(settings: Settings, *, node: str) -> Producer:
+    """Open what sends letters, and redrives them: each for itself, whatever became of others of its key.
+
+    Compressed, so that what once fitted does so still, with its notes. Raises what Producer raises.
+    """
+    return Producer(settings, node=node, ordered=False, compressed=True)
+
+
 def without_value(letter: Record) -> Record:
     """Make a letter that is too large for its topic one that fits: the record itself is where it died."""
     omitted = (_OMITTED, f"value of {len(letter.value or b'')} bytes".encode())
@@ -207,7 +215,7 @@ class DeadLetters:
             if letter.original not in self._sent and not letter.obstacle
         }
         if copies and self._producer is None:
-            self._producer = Producer(self._settings, node="brewctl", ordered=False, compressed=True)
+            self._producer = open_producer(self._settings, node="brewctl")
         timeout_s = self._settings.limits.publish_s
         outcomes = self._producer.send(list(copies.values()), timeout_s=timeout_s) if self._producer and copies else []
         results = dict(zip(copies, outcomes, strict=True)) | self._sent

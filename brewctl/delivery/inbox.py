@@ -165,7 +165,7 @@ class Inbox:
     def _bury(self, batch: Batch) -> None:
         """Have dead letters acknowledged; those that are not stay in the batch. Raises UnavailableError for them."""
         if self._dead_letters is None:
-            self._dead_letters = Producer(self._settings, node=self._node, ordered=False, compressed=True)
+            self._dead_letters = dead_letters.open_producer(self._settings, node=self._node)
         timeout_s = self._settings.limits.publish_s
         group, topic = self._projection.consumer, self._settings.dead_letter_topic
         letters = [dead_letters.letter_for(record, reason, group=group, topic=topic) for record, reason in batch.dead]
