@@ -110,9 +110,8 @@ def measure(
     warmup_s: float = 1.0,
     duration_s: float | None = None,
     orders: int | None = None,
-    stop: threading.Event | None = None,
 ) -> Result:
-    """Load order-service until `duration_s`, `orders` or `stop` ends it, and return what was measured.
+    """Load order-service until `duration_s` or `orders` ends it, and return what was measured.
 
     Raises UnreachableError where no order-service answers at all.
     """
@@ -126,5 +125,5 @@ def measure(
         duration_s=duration_s,
         orders=orders,
     )
-    load.run(stop or threading.Event())
+    load.run(threading.Event())
     return measurement.result(unsent=load.unsent)

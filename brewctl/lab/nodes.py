@@ -32,7 +32,11 @@ _ROLES = {
 
 def command(name: str) -> tuple[str, ...]:
     """Return what `brewctl` is to be told to be a node of this name, such as `consume inventory` for inventory-1."""
-    return _ROLES[name.rpartition("-")[0]][0]
+    return _role(name)[0]
+
+
+def _role(name: str) -> tuple[tuple[str, ...], re.Pattern[str]]:
+    return _ROLES[name.rpartition("-")[0]]
 
 
 class Node:
@@ -84,8 +88,8 @@ class Node:
     @property
     def ready(self) -> bool:
         """Say whether it works: it listens, or has been assigned partitions."""
-        said = _ROLES[self.name.rpartition("-")[0]][1]
-        return any(said.search(line) for line in self.lines)
+        _, says = _role(self.name)
+        return any(says.search(line) for line in self.lines)
 
     @property
     def alive(self) -> bool:

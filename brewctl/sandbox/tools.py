@@ -13,7 +13,7 @@ from brewctl.sandbox import kafka, postgres
 _TIMEOUT_S = 180.0
 _TPS = re.compile(r"tps = ([\d.]+)")
 _LATENCY = re.compile(r"latency average = ([\d.]+) ms")
-_SENT = re.compile(r"records sent, ([\d.]+) records/sec", re.MULTILINE)
+_SENT = re.compile(r"records sent, ([\d.]+) records/sec")
 
 
 @dataclass(frozen=True)

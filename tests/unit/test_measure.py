@@ -122,7 +122,7 @@ def test_measuring_a_server_that_stalls() -> None:
 
 
 def test_a_measurement_that_is_stopped() -> None:
-    stop = threading.Event()
+    stop, measurement = threading.Event(), Measurement()
     with serving(lambda at, _: stop.set() if at == 10 else None) as server:
-        result = measure([server.address], concurrency=2, warmup_s=0, stop=stop)
-    assert result.count == len(server.requests)
+        Load([server.address], measurement.record, concurrency=2).run(stop)
+    assert measurement.result().count == len(server.requests)
