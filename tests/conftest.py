@@ -6,6 +6,7 @@ yours, stop the roles first; their offsets may be reset, which costs a redeliver
 """
 
 import contextlib
+import dataclasses
 import os
 import re
 import subprocess
@@ -14,6 +15,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -45,6 +47,23 @@ def run(*arguments: str, env: dict[str, str] | None = None, timeout: float = 120
         timeout=timeout,
         check=False,
     )
+
+
+def begin(*arguments: str, env: dict[str, str], stderr: int = subprocess.PIPE) -> subprocess.Popen[str]:
+    """Start the installed binary; who has it can do something to it."""
+    return subprocess.Popen(
+        [BREWCTL, *arguments],
+        env={**os.environ, **env},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+    )
+
+
+def limited(settings: Settings, **limits: Any) -> Settings:
+    """Settings with other limits."""
+    return dataclasses.replace(settings, limits=dataclasses.replace(settings.limits, **limits))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -98,8 +117,7 @@ class Rig:
     def start(self, name: str, *arguments: str) -> Node:
         """Start a node and wait until it is ready: a server listens, a consumer has joined its group."""
         node = self.nodes.start(name, *arguments)
-        what = "listening on" if arguments[0] == "serve" else "partitions assigned"
-        node.wait_for(what, lambda node: any(what in line for line in node.lines))
+        node.wait_ready()
         return node
 
     def serve(self, name: str = "order-1") -> tuple[Node, str]:
@@ -114,6 +132,14 @@ class Rig:
     def counts(self) -> overview.Counts:
         """Read the four counters."""
         return overview.counts(self.connection)
+
+    @contextlib.contextmanager
+    def no_reservations(self) -> Iterator[None]:
+        """Reservations wait for the end of the block; they can be counted meanwhile."""
+        with psycopg.connect(self.settings.database_url) as gate:
+            gate.execute("LOCK TABLE inventory_reservations IN SHARE MODE")
+            yield
+            gate.rollback()
 
     def wait(self, what: str, condition: Callable[[], bool], *, timeout_s: float = 60) -> None:
         """Wait for a condition; the error has the counters."""

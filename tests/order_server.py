@@ -44,11 +44,17 @@ class OrderServer(orders_pb2_grpc.OrderServiceServicer):
 def serving(handle: Handle = lambda _number, _context: None) -> Iterator[OrderServer]:
     """Serve on a free port."""
     served = OrderServer(handle)
-    server = grpc.server(ThreadPoolExecutor(16))
-    orders_pb2_grpc.add_OrderServiceServicer_to_server(served, server)  # type: ignore[no-untyped-call]
-    served.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
-    server.start()
+    served.address, stop = listen(served)
     try:
         yield served
     finally:
-        server.stop(0).wait(10)
+        stop()
+
+
+def listen(service: orders_pb2_grpc.OrderServiceServicer, *, port: int = 0) -> tuple[str, Callable[[], object]]:
+    """Serve on a free port, or on this one; return the address, and what ends it."""
+    server = grpc.server(ThreadPoolExecutor(16))
+    orders_pb2_grpc.add_OrderServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+    bound = server.add_insecure_port(f"127.0.0.1:{port}")
+    server.start()
+    return f"127.0.0.1:{bound}", lambda: server.stop(0).wait(10)

@@ -1,7 +1,6 @@
 """Faults on a sandbox of three brokers, under load; and that the verdict is worth something."""
 
 import json
-import os
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import pytest
 from brewctl.lab.scenarios import SCENARIOS, chance
 from brewctl.lifecycle import wait_until
 from tests.acceptance.conftest import brewctl, environment, status
-from tests.conftest import BREWCTL, run
+from tests.conftest import begin, run
 
 SEED = 20261124
 # What no other test does: a batch twice, answers that never arrive, rubbish; then all at random.
@@ -31,17 +30,6 @@ def arena(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     down = run("down", "--purge", env={"BREW_HOME": str(home)})
     assert down.returncode == 0, down.stderr
     assert {entry.name for entry in home.iterdir()} <= {"lock"}
-
-
-def begin(home: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [BREWCTL, "chaos", *arguments],
-        env={**os.environ, "BREW_HOME": str(home)},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def nodes_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
@@ -77,7 +65,9 @@ def test_no_order_is_lost_whatever_the_seed_brings(arena: Path, tmp_path: Path) 
 
 def test_an_order_that_vanishes_is_named(arena: Path) -> None:
     """The verdict relies on what the client was told, not on what the tables say of themselves."""
-    process = begin(arena, "--scenario", "kill-order", "--orders", "200", "--seed", "1")
+    process = begin(
+        "chaos", "--scenario", "kill-order", "--orders", "200", "--seed", "1", env={"BREW_HOME": str(arena)}
+    )
     with psycopg.connect(environment(arena)["BREW_DATABASE_URL"], autocommit=True) as connection:
         try:
             assert process.stderr is not None
@@ -102,7 +92,7 @@ def test_an_order_that_vanishes_is_named(arena: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_chaos_heals_what_it_broke(arena: Path, number: signal.Signals) -> None:
-    process = begin(arena, "--scenario", "zombie", "--seed", "1")
+    process = begin("chaos", "--scenario", "zombie", "--seed", "1", env={"BREW_HOME": str(arena)})
     try:
         assert process.stderr is not None
         for line in process.stderr:

@@ -1,16 +1,14 @@
 """The demo, as a newcomer meets it: in a pipe, interrupted, and on servers that are somebody's."""
 
 import json
-import os
 import signal
-import subprocess
 from pathlib import Path
 
 import psutil
 import pytest
 
 from brewctl.lifecycle import wait_until
-from tests.conftest import BREWCTL, Rig, run
+from tests.conftest import Rig, begin, run
 
 
 def test_the_demo_ends_with_a_verdict(rig: Rig) -> None:
@@ -38,13 +36,7 @@ def test_a_bare_machine_gets_a_sandbox_for_the_demo_and_no_longer(tmp_path: Path
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_demo_leaves_no_process_behind(rig: Rig, tmp_path: Path, number: signal.Signals) -> None:
-    process = subprocess.Popen(
-        [BREWCTL, "demo", "--orders", "2000", "--yes"],
-        env={**os.environ, **rig.env, "BREW_HOME": str(tmp_path)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = begin("demo", "--orders", "2000", "--yes", env={**rig.env, "BREW_HOME": str(tmp_path)})
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("counts: "):

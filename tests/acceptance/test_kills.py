@@ -3,7 +3,6 @@
 import random
 
 from brewctl import overview
-from brewctl.delivery import database
 from tests.acceptance.test_story import send
 from tests.conftest import Rig
 
@@ -41,8 +40,7 @@ def test_offsets_are_never_ahead_of_the_database(rig: Rig) -> None:
     _, address = rig.serve()
     victim = rig.start("inventory-1", "consume", "inventory", *_SESSION)
     victim.wait_for("partitions", lambda node: node.assignment == [0, 1, 2, 3, 4, 5])
-    with database.connect(rig.settings) as gate, gate.transaction():
-        gate.execute("LOCK TABLE inventory_reservations IN SHARE MODE")
+    with rig.no_reservations():
         ids = send(rig, 30, [address])
         rig.wait("the batch at the gate", lambda: at_the_gate(rig))
         rig.wait("all published", lambda: rig.counts().outbox_unpublished == 0)

@@ -18,7 +18,7 @@ import pytest
 from brewctl.lifecycle import wait_until
 from brewctl.sandbox import postgres
 from tests.acceptance.conftest import brewctl, environment, pid, status
-from tests.conftest import BREWCTL
+from tests.conftest import begin
 
 
 def test_every_server_answers_and_a_second_up_changes_nothing(home: Path) -> None:
@@ -169,13 +169,7 @@ def test_a_home_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_up_leaves_nothing_behind(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [BREWCTL, "up", "--brokers", "1"],
-        env={**os.environ, "BREW_HOME": str(tmp_path)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = begin("up", "--brokers", "1", env={"BREW_HOME": str(tmp_path)})
     state = tmp_path / "state.json"
     wait_until("a server started", lambda: state.exists() and '"pid"' in state.read_text(), timeout_s=60, every_s=0.02)
     servers = json.loads(state.read_text())["servers"]

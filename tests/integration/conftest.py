@@ -1,10 +1,13 @@
-"""One order node for all tests that only call it."""
+"""One order node for all tests that only call it, and the parts of a node that others drive by hand."""
 
 from collections.abc import Iterator
 
 import pytest
 
-from tests.conftest import open_rig
+from brewctl.delivery import database
+from brewctl.delivery.broker import Producer
+from brewctl.delivery.database import Pool
+from tests.conftest import Rig, open_rig
 from tests.integration.grpc_tools import Service, dialled
 
 
@@ -13,3 +16,16 @@ def service(servers: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -
     """An order node on a database of its own."""
     with open_rig(servers, tmp_path_factory.mktemp("grpc")) as rig, dialled(rig, rig.serve()[1]) as service:
         yield service
+
+
+@pytest.fixture
+def pool(rig: Rig) -> Iterator[Pool]:
+    with database.open_pool(rig.settings, name="test", size=4) as pool:
+        yield pool
+
+
+@pytest.fixture
+def producer(rig: Rig) -> Iterator[Producer]:
+    producer = Producer(rig.settings, node="test")
+    yield producer
+    producer.abandon()

@@ -68,10 +68,6 @@ class HeldNode:
         wait_until("a caller that has gone", lambda: not of_theirs.left_s(), timeout_s=20, every_s=0.01)
 
 
-def limited(settings: Settings, **limits: Any) -> Settings:
-    return dataclasses.replace(settings, limits=dataclasses.replace(settings.limits, **limits))
-
-
 def by_way_of(settings: Settings, port: int) -> Settings:
     """Settings of the same database behind a proxy."""
     url = psycopg.conninfo.make_conninfo(settings.database_url, host="127.0.0.1", port=port)

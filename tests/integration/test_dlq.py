@@ -36,12 +36,6 @@ def rig(shared: Rig) -> Rig:
     return shared
 
 
-@pytest.fixture
-def pool(rig: Rig) -> Iterator[Pool]:
-    with database.open_pool(rig.settings, name="test", size=2) as pool:
-        yield pool
-
-
 @contextlib.contextmanager
 def opened(rig: Rig) -> Iterator[DeadLetters]:
     with database.connect(rig.settings) as connection, open_dead_letters(rig.settings, connection) as letters:

@@ -12,9 +12,9 @@ from brewctl.delivery import group_commit, orders
 from brewctl.delivery.group_commit import Submission
 from brewctl.delivery.orders import NewOrder
 from brewctl.lifecycle import wait_until
-from tests.conftest import Rig, open_rig
+from tests.conftest import Rig, limited, open_rig
 from tests.integration.grpc_tools import locked_orders, order, rows_of, somebody, wait_for_blocked
-from tests.integration.held_node import Writer, by_way_of, limited, pools
+from tests.integration.held_node import Writer, by_way_of, pools
 from tests.tcp_proxy import Proxy, proxied
 
 

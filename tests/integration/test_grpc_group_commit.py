@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from brewctl.lifecycle import wait_until
-from tests.conftest import Rig, open_rig
+from tests.conftest import Rig, limited, open_rig
 from tests.integration.grpc_tools import (
     CONCURRENT_CALLS,
     RETRY_AFTER_S,
@@ -26,7 +26,7 @@ from tests.integration.grpc_tools import (
     taken_key,
     wait_for_blocked,
 )
-from tests.integration.held_node import HeldNode, by_way_of, held_node, limited
+from tests.integration.held_node import HeldNode, by_way_of, held_node
 from tests.tcp_proxy import proxied
 
 OK, LATE = grpc.StatusCode.OK, grpc.StatusCode.DEADLINE_EXCEEDED

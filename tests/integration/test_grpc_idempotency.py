@@ -17,7 +17,7 @@ import pytest
 from brewctl.client import OrderClient
 from brewctl.lifecycle import wait_until
 from brewctl.proto import orders_pb2
-from tests.conftest import BREWCTL
+from tests.conftest import begin
 from tests.integration.grpc_tools import RAISE, Answer, Service, dialled, failing, rows, rows_of, somebody
 from tests.tcp_proxy import proxied
 
@@ -150,14 +150,8 @@ def test_create_order_goes_on_after_a_failed_commit_and_says_so_once(service: Se
     controller, terminal = pty.openpty()
     try:
         with failing(service.rig, RAISE, at_commit=True):
-            asking = subprocess.Popen(
-                [BREWCTL, "create-order", "--addr", service.address, "--customer", customer, "--timeout", "60"],
-                env={**os.environ, **service.rig.env},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=terminal,
-                text=True,
-            )
+            order = ("--addr", service.address, "--customer", customer, "--timeout", "60")
+            asking = begin("create-order", *order, env=service.rig.env, stderr=terminal)
             os.close(terminal)
             told = os.read(controller, 10_000).decode()
         order_id, _ = asking.communicate(timeout=60)

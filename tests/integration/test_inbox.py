@@ -3,7 +3,6 @@
 import re
 import threading
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -19,12 +18,6 @@ from brewctl.proto.orders_pb2 import OrderCreated
 from brewctl.roles import inventory, notifications
 from tests.conftest import Rig
 from tests.integration.reading import read_topic
-
-
-@pytest.fixture
-def pool(rig: Rig) -> Iterator[Pool]:
-    with database.open_pool(rig.settings, name="test", size=4) as pool:
-        yield pool
 
 
 def record(outbox_id: int, order_id: str | None = None) -> Record:
@@ -177,9 +170,8 @@ def test_a_zombie_finds_its_rows_taken(rig: Rig) -> None:
     ):
         zombie = Inbox(rig.settings, hers, inventory.PROJECTION, node="zombie")
         owner = Inbox(rig.settings, theirs, inventory.PROJECTION, node="owner")
-        with database.connect(rig.settings) as gate, gate.transaction():
-            # Holds both back at their effect, the zombie with its dedup rows taken and uncommitted.
-            gate.execute("LOCK TABLE inventory_reservations IN SHARE MODE")
+        # Holds both back at their effect, the zombie with its dedup rows taken and uncommitted.
+        with rig.no_reservations():
             first = threading.Thread(target=zombie.handle, args=(batch,))
             first.start()
             rig.wait("the zombie at the gate", lambda: waiting(rig, "zombie"))

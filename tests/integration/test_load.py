@@ -1,13 +1,11 @@
 """`brewctl load` against real order nodes: what it says is what is in the tables."""
 
 import json
-import os
 import signal
-import subprocess
 
 import pytest
 
-from tests.conftest import BREWCTL, Rig
+from tests.conftest import Rig, begin
 from tests.integration.grpc_tools import rows
 
 
@@ -34,14 +32,8 @@ def test_every_order_is_a_row_and_a_figure(rig: Rig) -> None:
 
 def test_ctrl_c_shows_what_was_measured(rig: Rig) -> None:
     _, address = rig.serve()
-    with subprocess.Popen(
-        [BREWCTL, "load", "--rate", "50", "--duration", "3600", "--warmup", "0", "--json"],
-        env={**os.environ, "BREW_ORDER_ADDRS": address},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as loading:
+    endless = ("--rate", "50", "--duration", "3600", "--warmup", "0", "--json")
+    with begin("load", *endless, env={"BREW_ORDER_ADDRS": address}) as loading:
         try:
             rig.wait("some orders", lambda: rig.counts().orders >= 10)
             loading.send_signal(signal.SIGINT)

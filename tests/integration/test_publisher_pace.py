@@ -11,14 +11,13 @@ import psycopg
 import pytest
 
 from brewctl.config import Settings
-from brewctl.delivery import database, outbox
+from brewctl.delivery import outbox
 from brewctl.delivery.broker import Outcome, Place, Producer, Record
 from brewctl.delivery.database import Pool
 from brewctl.delivery.outbox import Publisher
 from brewctl.lifecycle import wait_until
 from brewctl.proto.orders_pb2 import OrderCreated
-from tests.conftest import Rig, open_rig
-from tests.integration.held_node import limited
+from tests.conftest import Rig, limited, open_rig
 
 NEVER_S = 3600.0
 
@@ -34,12 +33,6 @@ def rig(shared_rig: Rig) -> Rig:
     """An empty outbox."""
     shared_rig.connection.execute("TRUNCATE outbox")
     return shared_rig
-
-
-@pytest.fixture
-def pool(rig: Rig) -> Iterator[Pool]:
-    with database.open_pool(rig.settings, name="test", size=2) as pool:
-        yield pool
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 
-import psycopg
 import pytest
 from kafka import KafkaProducer
 
@@ -16,8 +15,7 @@ from brewctl.delivery.broker.client import connection
 from brewctl.delivery.consumption import Consumption
 from brewctl.delivery.inbox import Batch, Inbox
 from brewctl.roles import inventory
-from tests.conftest import Rig
-from tests.integration.held_node import limited
+from tests.conftest import Rig, limited
 from tests.integration.kafka_tools import committed_offsets, good_record, kafka_admin
 
 PARTITION = 3
@@ -110,15 +108,6 @@ def a_member(settings: Settings) -> Iterator[Member]:
             member.end()
 
 
-@contextlib.contextmanager
-def no_effects(rig: Rig) -> Iterator[None]:
-    """Effects wait; they can be counted meanwhile."""
-    with psycopg.connect(rig.settings.database_url) as gate:
-        gate.execute("LOCK TABLE inventory_reservations IN SHARE MODE")
-        yield
-        gate.rollback()
-
-
 def committed(rig: Rig) -> dict[int, int]:
     with kafka_admin(rig.settings) as admin:
         return committed_offsets(admin, "inventory", rig.settings.topic)
@@ -130,7 +119,7 @@ def batches(first: int, last: int) -> list[list[int]]:
 
 def test_one_batch_is_in_the_database_and_one_in_hand(rig: Rig, settings: Settings, reader: type[Reader]) -> None:
     with a_member(settings) as member:
-        with no_effects(rig):
+        with rig.no_reservations():
             member.begin()
             wait_for_two_batches(rig, reader, member)
             assert reader.read == batches(0, 2 * BATCH), "and no third"
@@ -148,7 +137,7 @@ def test_one_batch_is_in_the_database_and_one_in_hand(rig: Rig, settings: Settin
 def test_a_stop_with_two_batches_finishes_the_first_and_leaves_the_second(
     rig: Rig, settings: Settings, reader: type[Reader]
 ) -> None:
-    with a_member(settings) as member, no_effects(rig):
+    with a_member(settings) as member, rig.no_reservations():
         member.begin()
         wait_for_two_batches(rig, reader, member)
         member.stop.set()

@@ -13,6 +13,7 @@ import pytest
 from brewctl.client import OrderClient, UnknownOutcomeError
 from brewctl.errors import BrewError, ExitCode, UnreachableError, UsageError
 from brewctl.proto import orders_pb2, orders_pb2_grpc
+from tests.order_server import listen
 
 NOWHERE = "127.0.0.1:1"
 Code = grpc.StatusCode
@@ -52,11 +53,7 @@ def serve() -> Iterator[Callable[..., Scripted]]:
 
         def serve(*codes: grpc.StatusCode, metadata: tuple[tuple[str, str], ...] = (), port: int = 0) -> Scripted:
             scripted = Scripted(*codes, metadata=metadata)
-            server = grpc.server(ThreadPoolExecutor(8))
-            orders_pb2_grpc.add_OrderServiceServicer_to_server(scripted, server)  # type: ignore[no-untyped-call]
-            scripted.address = f"127.0.0.1:{server.add_insecure_port(f'127.0.0.1:{port}')}"
-            server.start()
-            scripted.stop = lambda: server.stop(0).wait(10)
+            scripted.address, scripted.stop = listen(scripted, port=port)
             stack.callback(scripted.stop)
             stack.callback(scripted.gone.set)
             return scripted

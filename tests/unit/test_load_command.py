@@ -14,21 +14,14 @@ from typing import Any
 import grpc
 
 from brewctl.lifecycle import wait_until
-from tests.conftest import BREWCTL, run
+from tests.conftest import begin, run
 from tests.order_server import OrderServer, serving
 
 
 @contextlib.contextmanager
 def interrupted(server: OrderServer, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """A load that is sent SIGINT after its first order, and is over at the end of the block."""
-    with subprocess.Popen(
-        [BREWCTL, "load", *arguments],
-        env={**os.environ, "BREW_ORDER_ADDRS": server.address},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as loading:
+    with begin("load", *arguments, env={"BREW_ORDER_ADDRS": server.address}) as loading:
         try:
             wait_until("an order", lambda: len(server.requests) > 0, timeout_s=60)
             loading.send_signal(signal.SIGINT)
@@ -84,14 +77,9 @@ def test_in_a_terminal_a_line_lives_beside_the_result() -> None:
     controller, terminal = pty.openpty()
     try:
         with serving() as server:
-            loading = subprocess.Popen(
-                [BREWCTL, "load", "--concurrency", "1", "--duration", "1", "--warmup", "0", "--json"],
-                env={**os.environ, "TERM": "xterm", "BREW_ORDER_ADDRS": server.address},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=terminal,
-                text=True,
-            )
+            short = ("--concurrency", "1", "--duration", "1", "--warmup", "0", "--json")
+            env = {"TERM": "xterm", "BREW_ORDER_ADDRS": server.address}
+            loading = begin("load", *short, env=env, stderr=terminal)
             os.close(terminal)
             screen = ""
             with contextlib.suppress(OSError):  # once nobody has the terminal any more
