@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from brewctl import log
 from brewctl.config import Settings
-from brewctl.delivery import broker, database
+from brewctl.delivery import broker, database, presence
 from brewctl.delivery.broker import Consumer, Record, UnavailableError
 from brewctl.delivery.inbox import Batch, Inbox, Projection
 from brewctl.errors import UnreachableError
@@ -35,8 +35,10 @@ def consume(settings: Settings, projection: Projection, stop: threading.Event, *
     with database.open_pool(settings, name=node, size=1) as pool, database.explained(settings):
         inbox = Inbox(settings, pool, projection, node=node)
         consumption = Consumption(settings, inbox, group=projection.consumer, node=node)
+        replica = presence.Replica(node, projection.consumer)
         try:
-            run_together({"consumer": lambda: consumption.run(stop)}, stop, drain_timeout_s=settings.limits.drain_s)
+            with presence.kept(settings, replica, inbox.tally.work):
+                run_together({"consumer": lambda: consumption.run(stop)}, stop, drain_timeout_s=settings.limits.drain_s)
         finally:
             tally = inbox.tally
             counters = f"processed={tally.processed} {projection.done}={tally.effects} skipped={tally.skipped}"

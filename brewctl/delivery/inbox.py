@@ -19,6 +19,7 @@ from brewctl.config import Settings
 from brewctl.delivery import dead_letters, events
 from brewctl.delivery.broker import Place, Producer, Record, RefusedError, UnavailableError
 from brewctl.delivery.database import Pool
+from brewctl.delivery.presence import Work
 from brewctl.errors import BrewError
 from brewctl.sql import queries
 
@@ -57,6 +58,10 @@ class Tally:
     def processed(self) -> int:
         """All records."""
         return self.effects + self.skipped + self.dead
+
+    def work(self) -> Work:
+        """Say it in the words of every role."""
+        return Work(self.processed, self.effects, self.skipped, self.dead)
 
 
 @dataclass

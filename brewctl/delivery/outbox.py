@@ -31,6 +31,7 @@ from brewctl.delivery.broker import (
     UnsentError,
 )
 from brewctl.delivery.database import Connection, Pool
+from brewctl.delivery.presence import Work
 from brewctl.errors import BrewError
 from brewctl.lifecycle import Backoff
 from brewctl.sql import queries
@@ -53,10 +54,16 @@ class Publisher:
         self._more = False  # whether the last one left rows behind, which are ours to take
         self._done = log.Sum(logger, "published")
         self._absent: dict[str, tuple[Backoff, float]] = {}  # topics, and until when their rows are left alone
+        self._published = 0
+        self._set_aside = 0
 
     def notify(self) -> None:
         """Say that a row was just committed (or that a stop was asked for): look now, not at the next poll."""
         self._wake.set()
+
+    def work(self) -> Work:
+        """Say how many rows were published, and set aside, since the start."""
+        return Work(processed=self._published + self._set_aside, effects=self._published, dead=self._set_aside)
 
     def run(self, stop: threading.Event) -> None:
         """Publish until `stop` is set, then once more what is still waiting. Outages are retried for ever."""
@@ -124,6 +131,8 @@ class Publisher:
                 connection.execute(queries["mark_published"], {"ids": published, "node": self._node})
             for row_id, failure in refused.items():
                 connection.execute(queries["set_aside"], {"id": row_id, "failure": failure})
+        self._published += len(published)
+        self._set_aside += len(refused)
         took_s = time.monotonic() - started
         self._adapt(len(rows), took_s)
         for row_id, failure in refused.items():

@@ -161,6 +161,34 @@ SELECT %(topic)s, l.p, l.o, l.written_at, %(outcome)s, l.new_p, l.new_o
   FROM unnest(%(partitions)s::integer[], %(offsets)s::bigint[], %(written)s::timestamptz[],
               %(new_partitions)s::integer[], %(new_offsets)s::bigint[]) AS l (p, o, written_at, new_p, new_o)
 
+-- commit_lazily --
+-- For what may be forgotten: no later commit of the session waits for the disk.
+SELECT set_config('synchronous_commit', 'off', false)
+
+-- forget_old_nodes --
+-- Replicas that nobody has seen for a day, such as those that were named by their pid.
+DELETE FROM nodes WHERE seen_at < clock_timestamp() - interval '1 day'
+
+-- keep_presence --
+INSERT INTO nodes (node_id, role, host, pid, address, started_at, seen_at, stopped_at,
+                   processed, effects, skipped, dead)
+VALUES (%(node)s, %(role)s, %(host)s, %(pid)s, %(address)s,
+        clock_timestamp() - make_interval(secs => %(age_s)s), clock_timestamp(),
+        CASE WHEN %(stopped)s THEN clock_timestamp() END, %(processed)s, %(effects)s, %(skipped)s, %(dead)s)
+ON CONFLICT (node_id) DO UPDATE
+   SET (role, host, pid, address, started_at, seen_at, stopped_at, processed, effects, skipped, dead)
+     = (excluded.role, excluded.host, excluded.pid, excluded.address, excluded.started_at, excluded.seen_at,
+        excluded.stopped_at, excluded.processed, excluded.effects, excluded.skipped, excluded.dead)
+
+-- nodes --
+-- Replicas, and for how many seconds nobody has heard of each.
+SELECT node_id AS name, role, host, pid, address, processed, effects, skipped, dead,
+       stopped_at IS NOT NULL AS stopped,
+       extract(epoch FROM clock_timestamp() - seen_at)::float8 AS silent_s,
+       extract(epoch FROM clock_timestamp() - started_at)::float8 AS age_s
+  FROM nodes
+ ORDER BY role = 'order' DESC, role, node_id
+
 -- counts --
 -- The four counters of the story, and what was set aside, in one snapshot.
 SELECT (SELECT count(*) FROM orders) AS orders,
@@ -217,14 +245,14 @@ SELECT extract(epoch FROM max(greatest(r.created_at, n.created_at) - o.created_a
 
 -- reset --
 -- Empties every table. CONTINUE IDENTITY: see schema.sql.
-TRUNCATE orders, outbox, processed_events, inventory_reservations, notifications_log, dead_letters_settled
+TRUNCATE orders, outbox, processed_events, inventory_reservations, notifications_log, dead_letters_settled, nodes
 CONTINUE IDENTITY
 
 -- missing_tables --
 -- What an older or an empty database lacks; a column, or an index, stands for the version that added it.
 SELECT name
   FROM unnest(ARRAY['orders', 'outbox', 'processed_events', 'inventory_reservations', 'notifications_log',
-                    'dead_letters_settled']) AS name
+                    'dead_letters_settled', 'nodes']) AS name
  WHERE to_regclass(name) IS NULL
 UNION ALL
 SELECT 'outbox.attempts'

@@ -72,3 +72,21 @@ CREATE TABLE IF NOT EXISTS dead_letters_settled (
     settled_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (topic, "partition", "offset", written_at)
 );
+
+-- One row a replica, written by itself every second: for whoever looks on, nothing relies on it.
+-- One that was killed has no stopped_at, and an old seen_at.
+CREATE TABLE IF NOT EXISTS nodes (
+    node_id    text PRIMARY KEY,
+    role       text NOT NULL,
+    host       text NOT NULL,
+    pid        integer NOT NULL,
+    address    text NOT NULL,
+    started_at timestamptz NOT NULL,
+    seen_at    timestamptz NOT NULL,
+    stopped_at timestamptz,
+    -- Since its start.
+    processed  bigint NOT NULL DEFAULT 0,
+    effects    bigint NOT NULL DEFAULT 0,
+    skipped    bigint NOT NULL DEFAULT 0,
+    dead       bigint NOT NULL DEFAULT 0
+);

@@ -51,7 +51,17 @@ def test_every_query_is_used_and_every_used_one_exists() -> None:
 @each_query
 def test_a_query_is_one_statement(name: str) -> None:
     statement = EVERY[name]
-    assert statement.split()[0] in {"SELECT", "INSERT", "UPDATE", "TRUNCATE", "WITH", "CREATE", "COPY", "ANALYZE"}
+    assert statement.split()[0] in {
+        "SELECT",
+        "INSERT",
+        "UPDATE",
+        "DELETE",
+        "TRUNCATE",
+        "WITH",
+        "CREATE",
+        "COPY",
+        "ANALYZE",
+    }
     assert ";" not in statement
     assert "--" not in statement
     assert statement.count("(") == statement.count(")")

@@ -14,7 +14,7 @@ import threading
 
 from brewctl import affinity, log
 from brewctl.config import Settings
-from brewctl.delivery import database
+from brewctl.delivery import database, presence
 from brewctl.delivery.broker import require_topic
 from brewctl.delivery.group_commit import GroupCommit
 from brewctl.delivery.outbox import Publisher
@@ -58,17 +58,18 @@ def run(
             drained.set()
             publisher.notify()
 
-        run_together(
-            {
-                "server": serve,
-                "writer": lambda: writer.run(drained),
-                "publisher": lambda: publisher.run(drained),
-                "watch": lambda: watch.run(drained),
-                "affinity": lambda: affinity.keep_to_one_core(drained),
-            },
-            stop,
-            drain_timeout_s=limits.drain_s,
-        )
+        with presence.kept(settings, presence.Replica(node, "order", server.address), publisher.work):
+            run_together(
+                {
+                    "server": serve,
+                    "writer": lambda: writer.run(drained),
+                    "publisher": lambda: publisher.run(drained),
+                    "watch": lambda: watch.run(drained),
+                    "affinity": lambda: affinity.keep_to_one_core(drained),
+                },
+                stop,
+                drain_timeout_s=limits.drain_s,
+            )
         log.say(node, "order-service stopped.")
 
 
