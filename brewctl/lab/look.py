@@ -1,0 +1,60 @@
+"""How things look, wherever they are shown live: one language of words, signs, colours and strips.
+
+Colours are the terminal's own sixteen, so that light and dark ones both do; nothing is told by colour alone.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from rich.text import Text
+
+# What may be said of a process: its sign and its colour.
+_STATES = {
+    "runs": ("●", "green"),
+    "starts": ("◌", "yellow"),
+    "paused": ("‖", "yellow"),
+    "silent": ("?", "yellow"),
+    "stopped": ("○", "dim"),
+    "killed": ("✗", "bold red"),
+    "gone": ("✗", "red"),
+}
+_NODES = ("cyan", "magenta", "green", "yellow", "blue", "bright_cyan", "bright_magenta", "bright_green")
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+def state(word: str) -> Text:
+    """Write the state of a process: runs, starts, paused, silent, stopped, killed or gone."""
+    sign, colour = _STATES[word]
+    return Text(f"{sign} {word}", style=colour)
+
+
+def colours(nodes: Iterable[str]) -> dict[str, str]:
+    """Give each node a colour, the same whenever the same nodes are named."""
+    return {node: _NODES[index % len(_NODES)] for index, node in enumerate(sorted(set(nodes)))}
+
+
+def strip(partitions: Iterable[int], owned: Iterable[int], *, colour: str, quiet: bool = False) -> Text:
+    """Draw which of a topic's partitions a member owns; `quiet`: it owns them still, and does nothing with them."""
+    mine, drawn = set(owned), Text()
+    for partition in partitions:
+        if partition in mine:
+            drawn.append(f" {partition} ", style="black on red" if quiet else f"black on {colour}")
+        else:
+            drawn.append(" · ", style="dim")
+    return drawn
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """Draw the last `width` values as bars, from 0 to the highest of them."""
+    shown = [0.0] * (width - len(values)) + [*values[-width:]]
+    highest = max(shown, default=0.0) or 1.0
+    return "".join(_BARS[round(value / highest * (len(_BARS) - 1))] for value in shown)
+
+
+def ago(seconds: float) -> str:
+    """Write how long something takes or has lasted: 0.4 s, 12 s, 3 min, 5 h."""
+    if seconds < 10:  # noqa: PLR2004 - tenths matter below it
+        return f"{seconds:.1f} s"
+    for unit, size in (("s", 1), ("min", 60)):
+        if seconds < 100 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 3600:.0f} h"
