@@ -10,6 +10,7 @@ import typer
 
 from brewctl import __version__
 from brewctl.cli import (
+    background,
     bench,
     chaos,
     counts,
@@ -55,7 +56,24 @@ def root(
     output.verbose = verbose
 
 
-for module in (demo, sandbox, setup, roles, orders, counts, top, load, verify, chaos, dlq, outbox, bench):
+# In the order in which help lists them.
+MODULES = (
+    demo,
+    sandbox,
+    setup,
+    roles,
+    background,
+    orders,
+    counts,
+    top,
+    load,
+    verify,
+    chaos,
+    dlq,
+    outbox,
+    bench,
+)
+for module in MODULES:
     module.register(app)
 
 
