@@ -7,12 +7,16 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import typer.core
 import typer.main
 
 from brewctl import __version__
 from brewctl.cli.main import app
+from brewctl.sandbox import state
+from brewctl.sandbox.processes import Server
+from brewctl.sandbox.state import State
 from brewctl.sql import schema
 from tests.conftest import BREWCTL, run
 
@@ -175,6 +179,13 @@ def test_completion_of_groups_without_kafka(brewctl: Brewctl) -> None:
         (("demo", "--orders", "1"), "--orders"),
         (("demo", "--kill-at", "200"), "--kill-at"),
         (("up", "--brokers", "4"), "--brokers"),
+        (("start",), "ROLE…"),
+        (("start", "waiter"), "no role 'waiter': choose among order, inventory, notifications"),
+        (("start", "order", "inventory", "--node", "mine"), "--node names a single node"),
+        (("start", "order", "--node", "../x"), "--node '../x'"),
+        (("stop",), "nodes or --all: none was started: see `brewctl start --help`"),
+        (("stop", "order-1", "--all"), "nodes or --all"),
+        (("logs", "--tail", "-1"), "--tail"),
         (("groups", "nope"), "brewctl groups --help"),
         (("groups", "--json", "reset", "inventory", "--to", "latest"), "`groups reset`"),
         (("groups", "reset", "--to", "latest"), "'NAME'"),
@@ -218,6 +229,17 @@ def test_a_malformed_variable_is_one_line(
     brewctl: Brewctl, command: tuple[str, ...], variable: str, value: str, named: str
 ) -> None:
     assert named in complaint(brewctl(*command, **{variable: value}), 2)
+
+
+@pytest.mark.parametrize(
+    ("command", "named"),
+    [
+        (("stop", "order-1"), "no node 'order-1' in the background: none was started"),
+        (("logs", "../state"), "no log of '../state'"),
+    ],
+)
+def test_a_node_that_was_not_started(brewctl: Brewctl, command: tuple[str, ...], named: str) -> None:
+    assert named in complaint(brewctl(*command), 1)
 
 
 # Destruction
@@ -281,6 +303,17 @@ def test_the_demo_wants_both_servers_or_none(brewctl: Brewctl, env: dict[str, st
     assert "BREW_KAFKA_BROKERS" in line
 
 
+def test_order_nodes_alone_are_no_sandbox(tmp_path: Path, brewctl: Brewctl) -> None:
+    """The servers they work on are the user's own: nothing of them is emptied without a question."""
+    known = State.without_sandbox()
+    this = psutil.Process()
+    known.nodes["order-1"] = Server("order-1", this.pid, this.create_time(), 50081, "", role="order")
+    (tmp_path / "home").mkdir()
+    state.save(tmp_path / "home", known)
+    assert brewctl("env").stdout == "export BREW_ORDER_ADDRS=127.0.0.1:50081\n"
+    assert "--yes" in complaint(brewctl("db", "init", "--reset"), 2)
+
+
 # No servers
 
 
@@ -298,6 +331,7 @@ def test_the_schema_is_printed_offline(brewctl: Brewctl) -> None:
         ("db", "init"),
         ("serve", "order"),
         ("serve", "order", "--workers", "3", "--port", "0"),
+        ("start", "order", "inventory"),
     ],
 )
 def test_without_postgres(brewctl: Brewctl, command: tuple[str, ...]) -> None:
