@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import traceback
+from types import ModuleType
 from typing import Annotated
 
 import typer
@@ -58,24 +59,7 @@ def root(
 
 
 # In the order in which help lists them.
-MODULES = (
-    demo,
-    sandbox,
-    setup,
-    roles,
-    background,
-    orders,
-    counts,
-    top,
-    load,
-    verify,
-    chaos,
-    dlq,
-    outbox,
-    bench,
-)
-# In the order in which help lists them.
-MODULES = (
+MODULES: tuple[ModuleType, ...] = (
     demo,
     sandbox,
     setup,
