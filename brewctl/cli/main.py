@@ -120,5 +120,5 @@ def _report(error: BaseException) -> int:
             message = f"unexpected {type(error).__name__}: {error}"
             hint = "run it again as `brewctl -v …` and report what it says"
     line = message if message[1:2].isupper() else f"{message[:1].lower()}{message[1:]}"
-    print(f"brewctl: {line}: {hint}" if hint else f"brewctl: {line}", file=sys.stderr, flush=True)
+    output.note(output.plain(f"brewctl: {line}: {hint}" if hint else f"brewctl: {line}"))
     return code

@@ -51,7 +51,8 @@ class Member:
 class Group:
     """A consumer group. `state` is Kafka's word: Stable, PreparingRebalance, CompletingRebalance, Empty, or Dead.
 
-    Dead is also what Kafka calls a group that there never was.
+    Dead is also what Kafka calls a group that there never was, and one of its newer protocol, whose members it does
+    not tell a client of the older one.
     """
 
     name: str
