@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import traceback
+from types import ModuleType
 from typing import Annotated
 
 import typer
@@ -59,7 +60,7 @@ def root(
 
 
 # In the order in which help lists them.
-MODULES = (
+MODULES: tuple[ModuleType, ...] = (
     demo,
     sandbox,
     setup,
