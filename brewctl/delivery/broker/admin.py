@@ -68,6 +68,11 @@ class Admin:
         self._client = client
         self._patience_s = patience_s
 
+    @property
+    def protocol(self) -> str:
+        """The newest Kafka version whose protocol both the client and the broker speak, such as 2.6."""
+        return ".".join(map(str, self._client.config["api_version"][:2]))
+
     def brokers(self) -> list[Broker]:
         """Brokers that the cluster says are alive, by id."""
         # Which one is the controller is not there to be seen: where Kafka runs on its own, it names any broker.
