@@ -139,8 +139,10 @@ class Settings:
 
     @property
     def impatient(self) -> "Settings":
-        """Settings for who asks Kafka again and again: an answer that takes long is of no use to them."""
-        limits = replace(self.limits, kafka_connect_s=2.0, kafka_admin_s=3.0, kafka_patience_s=1.0)
+        """Settings for who asks again and again: an answer that takes long is of no use to them."""
+        limits = replace(
+            self.limits, database_connect_s=2, kafka_connect_s=2.0, kafka_admin_s=3.0, kafka_patience_s=1.0
+        )
         return replace(self, limits=limits)
 
 

@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 from brewctl import log
 from brewctl.config import Settings
@@ -48,10 +48,8 @@ def kept(settings: Settings, replica: Replica, work: Callable[[], Work]) -> Iter
 
     A process that is killed leaves a row without that, which grows old.
     """
-    # Nobody waits long for this at a stop.
-    limits = replace(settings.limits, database_connect_s=2)
     over = threading.Event()
-    writer = _Writer(replace(settings, limits=limits), replica, work)
+    writer = _Writer(settings.impatient, replica, work)  # a stop waits for it
     thread = threading.Thread(target=writer.run, args=(over,), name="presence")
     thread.start()
     try:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any, cast
 
+import psutil
 import pytest
 from textual.pilot import Pilot
 from textual.widgets import DataTable, Static
@@ -23,7 +24,6 @@ from brewctl.lab.top.processes import processes_of
 from brewctl.lab.top.rates import Rates
 from brewctl.lab.top.snapshot import Counters, Group, Place, Process, Snapshot
 from brewctl.overview import NodeRow
-from brewctl.sandbox import processes
 from brewctl.sandbox.processes import Server
 from brewctl.sandbox.state import State
 
@@ -156,7 +156,7 @@ def test_replicas_here_are_looked_up_in_the_process_table() -> None:
 
 
 def test_a_row_of_an_earlier_process_says_nothing_of_the_new_one() -> None:
-    me = processes.psutil.Process()
+    me = psutil.Process()
     server = Server("inventory-1", me.pid, me.create_time(), 0, "log", role="inventory")
     known = replace(State.without_sandbox(), nodes={"inventory-1": server})
     assert states(known, [row("inventory-1", "inventory", silent_s=100)])["inventory-1"] == "starts"
@@ -266,7 +266,9 @@ def play(
 
 def screen(pilot: Pilot[None]) -> str:
     """All that the parts show."""
-    return "\n".join(str(part.render()) for part in pilot.app.query(Static) if part.display)
+    table = pilot.app.query_one(DataTable)
+    rows = (" ".join(str(cell) for cell in table.get_row_at(number)) for number in range(table.row_count))
+    return "\n".join([*(str(part.render()) for part in pilot.app.query(Static) if part.display), *rows])
 
 
 async def until(pilot: Pilot[None], condition: Callable[[], bool]) -> None:
@@ -297,7 +299,7 @@ def test_keys_act_on_what_is_selected() -> None:
         await until(pilot, lambda: len(controls.done) == 1)
         await pilot.press("t", "p")
         await until(pilot, lambda: len(controls.done) == 3)
-        paused = (replica("inventory-1", state="paused"), *SNAPSHOT.processes)
+        paused = tuple(replace(each, state="paused") for each in SNAPSHOT.processes)
         observer.snapshot = replace(SNAPSHOT, processes=paused)
         await until(pilot, lambda: "paused" in screen(pilot))
         await pilot.press("p", "o", "i", "n")

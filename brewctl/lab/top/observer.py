@@ -7,7 +7,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -57,14 +57,7 @@ class Observer:
     """Looks until it is closed. `home` is the sandbox's, None where the servers are the user's own."""
 
     def __init__(self, settings: Settings, home: Path | None) -> None:
-        limits = replace(
-            settings.limits,
-            kafka_admin_s=_ANSWER_S,
-            kafka_patience_s=1.0,
-            kafka_connect_s=2.0,
-            database_connect_s=2,
-        )
-        self._settings = replace(settings, limits=limits)
+        self._settings = settings.impatient
         self._home = home
         self._stop = threading.Event()
         self._counters: Counters | None = None

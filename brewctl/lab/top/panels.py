@@ -77,9 +77,11 @@ def _cell(place: Place, colour: str, state: str) -> Text:
     # The number of an owner tells it from its peers where colours don't.
     number = place.owner.rpartition("-")[2][-3:]
     works = state in {"runs", "starts"}
+    said = f" {number if works else look.state(state).plain[0] + number} +{_few(place.lag)}"
     moved = "" if place.moved_s is None else f" {look.ago(place.moved_s).replace(' ', '')}"
-    said = f"{number if works else f'{look.state(state).plain[0]}{number}'} +{_few(place.lag)}{moved}"
-    return Text(f" {said:<{_CELL - 1}}"[:_CELL], style=f"black on {colour}" if works else "black on red")
+    if len(said + moved) <= _CELL:
+        said += moved
+    return Text(f"{said:<{_CELL}}", style=f"black on {colour}" if works else "black on red")
 
 
 def _few(number: int) -> str:
