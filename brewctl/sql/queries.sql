@@ -84,9 +84,13 @@ SELECT id, aggregate_id, topic, payload, candidates
  ORDER BY id
 
 -- mark_published --
-UPDATE outbox
-   SET published_at = clock_timestamp(), publisher_node = %(node)s
- WHERE id = ANY(%(ids)s)
+-- With the places that Kafka acknowledged. The ids are named twice: so they are looked up in one go, in order, not
+-- one by one.
+UPDATE outbox o
+   SET published_at = clock_timestamp(), publisher_node = %(node)s,
+       kafka_partition = place."partition", kafka_offset = place."offset"
+  FROM unnest(%(ids)b::bigint[], %(partitions)b::integer[], %(offsets)b::bigint[]) AS place (id, "partition", "offset")
+ WHERE o.id = place.id AND o.id = ANY(%(ids)b::bigint[])
 
 -- set_aside --
 -- A row that Kafka will never take: it leaves the queue, visible and with its reason.
@@ -118,17 +122,21 @@ RETURNING id
 
 -- inbox --
 -- The front half of every consumer's statement: takes the events that this consumer
--- has not seen, in id order so that two takers can't deadlock. The back half, an effect,
--- reads `fresh`; both commit together or not at all.
+-- has not seen, in id order so that two takers can't deadlock, and counts how often it
+-- was brought the others. `repeats` are those within the batch, so a row that was there
+-- before has more. The back half, an effect, reads `fresh`; both commit together or not at all.
 WITH event AS (
-    SELECT * FROM unnest(%(outbox_ids)b::bigint[], %(order_ids)b::text[]::uuid[]) AS e (outbox_id, order_id)
+    SELECT *
+      FROM unnest(%(outbox_ids)b::bigint[], %(order_ids)b::text[]::uuid[], %(repeats)b::integer[])
+        AS e (outbox_id, order_id, repeats)
 ), taken AS (
-    INSERT INTO processed_events (consumer, outbox_id)
-    SELECT %(consumer)s, outbox_id FROM event ORDER BY outbox_id
-    ON CONFLICT (consumer, outbox_id) DO NOTHING
-    RETURNING outbox_id
+    INSERT INTO processed_events AS seen (consumer, outbox_id, duplicates)
+    SELECT %(consumer)s, outbox_id, repeats FROM event ORDER BY outbox_id
+    ON CONFLICT (consumer, outbox_id) DO UPDATE
+       SET duplicates = seen.duplicates + 1 + excluded.duplicates, duplicate_at = clock_timestamp()
+    RETURNING outbox_id, duplicates
 ), fresh AS (
-    SELECT outbox_id, order_id FROM event JOIN taken USING (outbox_id)
+    SELECT outbox_id, order_id FROM event JOIN taken USING (outbox_id) WHERE duplicates = repeats
 )
 
 -- reserve --
@@ -255,10 +263,13 @@ SELECT name
                     'dead_letters_settled', 'nodes']) AS name
  WHERE to_regclass(name) IS NULL
 UNION ALL
-SELECT 'outbox.attempts'
- WHERE to_regclass('outbox') IS NOT NULL
+SELECT relation || '.' || attribute
+  FROM (VALUES ('outbox', 'attempts'), ('outbox', 'kafka_offset'), ('processed_events', 'duplicate_at'))
+       AS added (relation, attribute)
+ WHERE to_regclass(relation) IS NOT NULL
    AND NOT EXISTS (SELECT FROM pg_attribute
-                    WHERE attrelid = to_regclass('outbox') AND attname = 'attempts' AND NOT attisdropped)
+                    WHERE attrelid = to_regclass(relation) AND attname = attribute AND NOT attisdropped)
 UNION ALL
-SELECT 'outbox_ready'
- WHERE to_regclass('outbox') IS NOT NULL AND to_regclass('outbox_ready') IS NULL
+SELECT name
+  FROM unnest(ARRAY['outbox_ready', 'outbox_published_by_aggregate']) AS name
+ WHERE to_regclass('outbox') IS NOT NULL AND to_regclass(name) IS NULL

@@ -5,7 +5,7 @@ import json
 from brewctl.delivery import database
 from brewctl.sql import queries
 from tests.conftest import Rig
-from tests.integration.outbox_tools import UNBOUNDED, add_event, create_order, unpublished
+from tests.integration.outbox_tools import UNBOUNDED, add_event, create_order, mark_published, unpublished
 
 
 def test_publishers_skip_each_others_rows_and_whatever_stands_behind_them(rig: Rig) -> None:
@@ -19,7 +19,7 @@ def test_publishers_skip_each_others_rows_and_whatever_stands_behind_them(rig: R
             assert [row[0] for row in a.execute(fetch, limit)] == [head]
             with b.transaction():
                 assert [row[0] for row in b.execute(fetch, UNBOUNDED | {"limit": 10})] == [other], two
-            a.execute(queries["mark_published"], {"ids": [head], "node": "a"})
+            mark_published(a, [head])
         with b.transaction():
             assert [row[0] for row in b.execute(fetch, UNBOUNDED | {"limit": 10})] == [other, second]
 
@@ -74,6 +74,6 @@ def test_a_batch_is_bounded_by_bytes_and_what_is_left_stays_in_order(rig: Rig) -
                 # Heads that are locked and not taken are no one else's either, until the commit.
                 with b.transaction():
                     assert b.execute(queries["fetch_unpublished"], bounds).fetchall() == []
-                a.execute(queries["mark_published"], {"ids": batch, "node": "a"})
+                mark_published(a, batch)
             taken.append(batch)
     assert taken == [ids[0:2], ids[2:3], ids[3:4], ids[4:6]], "one row always fits, whatever its size"
