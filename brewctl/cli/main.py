@@ -9,7 +9,22 @@ from typing import Annotated
 import typer
 
 from brewctl import __version__
-from brewctl.cli import bench, chaos, counts, demo, dlq, load, orders, outbox, output, roles, sandbox, setup, verify
+from brewctl.cli import (
+    bench,
+    chaos,
+    counts,
+    demo,
+    dlq,
+    load,
+    orders,
+    outbox,
+    output,
+    roles,
+    sandbox,
+    setup,
+    trace,
+    verify,
+)
 from brewctl.errors import BrewError, DrainTimeoutError, ExitCode
 
 app = typer.Typer(
@@ -40,7 +55,7 @@ def root(
     output.verbose = verbose
 
 
-for module in (demo, sandbox, setup, roles, orders, counts, load, verify, chaos, dlq, outbox, bench):
+for module in (demo, sandbox, setup, roles, orders, trace, counts, load, verify, chaos, dlq, outbox, bench):
     module.register(app)
 
 

@@ -197,6 +197,42 @@ SELECT node_id AS name, role, host, pid, address, processed, effects, skipped, d
   FROM nodes
  ORDER BY role = 'order' DESC, role, node_id
 
+-- orders_between --
+-- The newest orders of a range of ids, which is what a prefix stands for.
+SELECT id FROM orders WHERE id BETWEEN %(first)s AND %(last)s ORDER BY id DESC LIMIT %(limit)s
+
+-- traced_order --
+-- When it was committed is known only where PostgreSQL keeps that, and for as long.
+SELECT id, tenant_id, customer_id, amount_cents, currency, created_at,
+       CASE WHEN current_setting('track_commit_timestamp')::boolean THEN pg_xact_commit_timestamp(xmin) END
+           AS committed_at
+  FROM orders
+ WHERE id = %(id)s
+
+-- traced_events --
+-- Rows of an aggregate in two halves: each has an index of its own.
+SELECT id, topic, payload, created_at, published_at, publisher_node, kafka_partition, kafka_offset,
+       failed_at, failure, attempts
+  FROM outbox
+ WHERE aggregate_id = %(aggregate_id)s AND published_at IS NULL
+UNION ALL
+SELECT id, topic, payload, created_at, published_at, publisher_node, kafka_partition, kafka_offset,
+       failed_at, failure, attempts
+  FROM outbox
+ WHERE aggregate_id = %(aggregate_id)s AND published_at IS NOT NULL
+ ORDER BY id
+
+-- traced_dedup --
+SELECT consumer AS group, outbox_id, processed_at, duplicates, coalesce(duplicate_at, processed_at) AS duplicate_at
+  FROM processed_events
+ WHERE consumer = ANY(%(groups)s) AND outbox_id = ANY(%(ids)s)
+ ORDER BY processed_at
+
+-- traced_effects --
+SELECT 'inventory' AS group, node_id AS node, created_at FROM inventory_reservations WHERE order_id = %(id)s
+UNION ALL
+SELECT 'notifications', node_id, created_at FROM notifications_log WHERE order_id = %(id)s
+
 -- counts --
 -- The four counters of the story, and what was set aside, in one snapshot.
 SELECT (SELECT count(*) FROM orders) AS orders,

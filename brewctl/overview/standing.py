@@ -1,0 +1,190 @@
+"""Where an unfinished order stands, and what would move it on.
+
+It is sound while everything runs, because it asks against the stream, as `verify` does: first how far the groups
+have come, then for dead letters, and PostgreSQL last.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from uuid import UUID
+
+from brewctl.config import Settings
+from brewctl.delivery import events
+from brewctl.delivery.broker import Group, Place, open_admin
+from brewctl.delivery.database import Connection
+from brewctl.delivery.dead_letters import Filter, Letter, open_dead_letters
+from brewctl.delivery.topics import GROUPS
+from brewctl.errors import BrewError
+from brewctl.overview import trace
+from brewctl.overview.trace import Event, Life
+
+_CONSUMERS = {group: f"brewctl consume {group}" for group in GROUPS}
+_RETRY, _VERIFY = "brewctl outbox retry", "brewctl verify"
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a group has come in the topic, and who reads it."""
+
+    group: Group
+    committed: Mapping[int, int]  # partition → the offset that it reads next
+
+    def owner(self, partition: int) -> str:
+        """Name the member that owns a partition; empty where none does."""
+        return next((member.client_id for member in self.group.members if partition in member.partitions), "")
+
+
+@dataclass(frozen=True)
+class Topics:
+    """What Kafka says of the topic, of its groups, and of the order's dead letters."""
+
+    names: frozenset[str]
+    ends: Mapping[int, tuple[int, int]]  # of the topic: the first offset of each partition, and the next one
+    positions: Mapping[str, Position]
+    letters: Sequence[Letter]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where an order stands, and the command that moves it on; none where all it needs is time, or nothing helps."""
+
+    text: str
+    command: str = ""
+    stuck: bool = False  # it does not move by itself, however long one waits
+
+
+@dataclass(frozen=True)
+class Look:
+    """An order's life, and where it stands if it is unfinished. `unknown`: why Kafka could not be asked."""
+
+    life: Life
+    standings: Sequence[Standing] = ()
+    unknown: BrewError | None = None
+
+
+def look(settings: Settings, connection: Connection, order_id: UUID) -> Look:
+    """Look at an order in both servers; without Kafka, at what PostgreSQL has. Raises what `trace.read` raises."""
+    try:
+        topics = _ask(settings, connection, order_id)
+    except BrewError as error:
+        life = trace.read(connection, order_id)
+        return Look(life, list(_Judge(settings, life, None, error).standings()), error)
+    life = replace(trace.read(connection, order_id), letters=topics.letters)
+    return Look(life, list(_Judge(settings, life, topics, None).standings()))
+
+
+def _ask(settings: Settings, connection: Connection, order_id: UUID) -> Topics:
+    with open_admin(settings) as admin:
+        positions = {
+            name: Position(admin.group(name, settings.topic), admin.committed(name, settings.topic)) for name in GROUPS
+        }
+        names, ends = admin.topics(), admin.ends(settings.topic)
+    key = events.aggregate_id(str(order_id)).encode()
+    with open_dead_letters(settings, connection) as letters:
+        found = sorted(letters.find(Filter(key=key), settled=True), key=lambda letter: letter.written_at)
+    return Topics(frozenset(names), ends, positions, found)
+
+
+class _Judge:
+    def __init__(self, settings: Settings, life: Life, topics: Topics | None, away: BrewError | None) -> None:
+        self._settings = settings
+        self._life = life
+        self._topics = topics
+        self._away = away
+        self._there = {node.name for node in life.nodes if node.there}
+        self._silent = {node.name: node.silent_s for node in life.nodes if not node.there}
+
+    def standings(self) -> Iterator[Standing]:
+        if self._life.finished:
+            return
+        if not self._life.events:
+            yield Standing("it has no outbox row: nobody will publish it", _VERIFY, stuck=True)
+        waiting = [event for event in self._life.events if not event.published_at]
+        if waiting:
+            head = self._unpublished(waiting[0])
+            yield head
+            for event in waiting[1:]:
+                yield Standing(f"outbox row {event.id} waits behind row {waiting[0].id}", stuck=head.stuck)
+        handled = {(row.group, row.outbox_id) for row in self._life.dedup}
+        effects = {effect.group for effect in self._life.effects}
+        for event in self._life.events:
+            for group in GROUPS if event.published_at else ():
+                if (group, event.id) not in handled:
+                    yield self._unhandled(event, group)
+                elif group not in effects:
+                    yield Standing(
+                        f"group {group} has handled it, and its effect is gone: it will not be {trace.DONE[group]}",
+                        _VERIFY,
+                        stuck=True,
+                    )
+
+    def _unpublished(self, event: Event) -> Standing:
+        row = f"outbox row {event.id}"
+        if event.failed_at:
+            times = "once" if event.attempts == 1 else f"{event.attempts} times"
+            return Standing(
+                f"{row} is set aside: kafka refused it {times}, {event.failure}", f"{_RETRY} {event.id}", stuck=True
+            )
+        if self._topics and event.topic not in self._topics.names:
+            return Standing(f"{row} waits: kafka has no topic {event.topic}", "brewctl topic create")
+        publishers = [node.name for node in self._life.nodes if node.role == "order" and node.there]
+        if not publishers:
+            return Standing(f"{row} waits: no order node runs that would publish it", "brewctl serve order")
+        if self._away:
+            return Standing(f"{row} waits: {self._away.message}")
+        return Standing(f"{row} is to be published by {' or '.join(publishers)}")
+
+    def _unhandled(self, event: Event, group: str) -> Standing:
+        row = f"group {group} has not {trace.DONE[group]} it"
+        if self._topics is None:
+            return Standing(f"{row}: where the group stands is not known")
+        letters = [letter for letter in self._topics.letters if letter.group == group and _of(letter, event)]
+        if still_open := next((letter for letter in letters if not letter.outcome), None):
+            return Standing(
+                f"{row}: it is the dead letter {still_open.id}, {still_open.reason}",
+                f"brewctl dlq redrive {still_open.id}",
+                stuck=True,
+            )
+        if letters and letters[-1].outcome == "dropped":
+            return Standing(f"{row}, and never will: its dead letter {letters[-1].id} was dropped", stuck=True)
+        place = letters[-1].new_place if letters else _place(event)
+        if place is None:
+            return Standing(f"{row}: where its record is was not kept when it was published", _VERIFY)
+        return self._ahead(row, group, place, self._topics)
+
+    def _ahead(self, row: str, group: str, place: Place, topics: Topics) -> Standing:
+        """Judge a group that has not come to a record, or has passed it."""
+        partition, offset = place.partition, place.offset
+        where = f"{self._settings.topic} {partition}@{offset}"
+        first, end = topics.ends.get(partition, (0, 0))
+        if not first <= offset < end:
+            return Standing(f"{row}: its record is no more at {where}", _VERIFY, stuck=True)
+        position = topics.positions[group]
+        before = offset - max(first, position.committed.get(partition, first))
+        if before < 0:
+            return Standing(f"{row}, has passed it at {where}, and there is no dead letter: lost", _VERIFY, stuck=True)
+        ahead = "it is next" if not before else f"{before} record{'s' if before > 1 else ''} come before it"
+        row = f"{row}: {ahead} in partition {partition}"
+        owner = position.owner(partition)
+        if not position.group.members:
+            return Standing(f"{row}, and nobody reads for the group", _CONSUMERS[group])
+        if not owner:
+            return Standing(f"{row}, which nobody owns: the group is {position.group.state}")
+        if owner in self._silent:
+            session = f"{self._settings.limits.session_s:g} s"
+            text = f"{row}, whose owner {owner} is silent: kafka gives it to another member within {session}"
+            others = any(member.client_id in self._there for member in position.group.members)
+            return Standing(text, "" if others else _CONSUMERS[group])
+        return Standing(f"{row}, which {owner} reads")
+
+
+def _place(event: Event) -> Place | None:
+    if event.kafka_partition is None or event.kafka_offset is None:
+        return None
+    return Place(event.kafka_partition, event.kafka_offset)
+
+
+def _of(letter: Letter, event: Event) -> bool:
+    """Say whether a letter is the event's: its header may be what could not be read, its place that of a copy."""
+    at = (event.topic, event.kafka_partition, event.kafka_offset)
+    return letter.died_at == at or dict(letter.headers).get("outbox-id") == str(event.id).encode()
