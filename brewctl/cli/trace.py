@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Iterable
 from datetime import UTC
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
 
@@ -30,7 +31,7 @@ def complete(incomplete: str) -> list[str]:
     from brewctl.overview import trace
 
     try:
-        first, last = trace.bounds(incomplete or "-0")
+        first, last = trace.bounds(incomplete or "0")  # ids begin with their time
         settings = options.settings(limits=replace(Limits(), database_connect_s=2, database_statement_s=3))
         with database.connect(settings) as connection:
             found = trace.newest(connection, first, last, limit=_COMPLETED)
@@ -70,8 +71,9 @@ def trace(
     settings = options.settings(database_url=database_url, brokers=brokers, topic=topic)
     from brewctl.delivery import database
     from brewctl.overview import standing
-    from brewctl.overview.trace import find
+    from brewctl.overview.trace import bounds, find
 
+    bounds(order_id)  # misuse, whether the servers are there or not
     with database.connect(settings) as connection:
         database.check_schema(connection)
         found = find(connection, order_id)
@@ -117,20 +119,18 @@ class _Timeline:
         self._as_json = as_json
         self._shown: list[Step] = []
         self._said: set[str] = set()
-        self._backwards = False
 
     def add(self, look: "Look") -> None:
-        """Print what is new, and say on stderr where it stands."""
-        if self._as_json:
-            return
-        self._print_steps(look.life)
+        """Print what is new of one that is waited for, and on stderr where it stands."""
+        if not self._as_json:
+            self._print_steps(look.life)
         for each in look.standings:
             if each.text not in self._said:
                 self._said.add(each.text)
-                output.note(output.plain(f"waits: {each.text}"))
+                output.note(output.plain(each.text))
 
     def end(self, look: "Look") -> None:
-        """Print the rest: how it ended, or where it stands and what moves it on."""
+        """Print what is still to be said: how it ended, or where it stands and what moves it on."""
         if self._as_json:
             output.emit_json(_document(look))
             return
@@ -138,13 +138,13 @@ class _Timeline:
         if look.life.finished:
             output.emit(f"finished after {look.life.took_ms:.0f} ms: published, reserved and notified once")
             if look.unknown:
-                output.note(f"dead letters are not known: {look.unknown.message}")
+                output.note(f"its dead letters, if any, are not known: {look.unknown.message}")
         for each in look.standings:
-            output.emit(textwrap.fill(output.plain(each.text), _WIDTH, break_long_words=False))
-            if each.command:
-                output.note(f"next: {each.command}")
-        if self._backwards:
-            output.note("a step before the one above it: the clocks of two machines, or what was committed later")
+            if each.text not in self._said:
+                output.emit(textwrap.fill(output.plain(each.text), _WIDTH, break_long_words=False))
+                if each.command:
+                    output.note(f"next: {each.command}")
+        self._explain()
 
     def _print_steps(self, life: "Life") -> None:
         if not self._shown:
@@ -153,13 +153,19 @@ class _Timeline:
             output.emit(output.fitted(f"order {order.id}  {said}", _WIDTH))
             output.emit(f"since {order.created_at.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}"[:-3] + " UTC")
         for step in life.steps():
-            if step in self._shown:
-                continue
-            gap = round(step.after_ms(self._shown[-1])) if self._shown else 0
-            self._backwards |= gap < 0
-            self._shown.append(step)
-            shown = f"{gap:+d}" if gap else "0"
-            output.emit(output.fitted(f"{shown:>9} ms  {step.what:<9}  {step.detail}", _WIDTH))
+            if step not in self._shown:
+                gap = round(step.after_ms(self._shown[-1])) if self._shown else 0
+                self._shown.append(step)
+                shown = f"{gap:+d}" if gap else "0"
+                output.emit(output.fitted(f"{shown:>9} ms  {step.what:<9}  {step.detail}", _WIDTH))
+
+    def _explain(self) -> None:
+        """Explain what looks wrong and is not."""
+        if any(round(later.after_ms(step)) < 0 for step, later in pairwise(self._shown)):
+            output.note("less than 0 ms: two machines' clocks differ, or it was seen later than it happened")
+        whats = [step.what for step in self._shown]
+        if "published" in whats and not {"reserved", "notified"}.isdisjoint(whats[: whats.index("published")]):
+            output.note("published is when its node knew of Kafka's acknowledgement: a consumer can be quicker")
 
 
 def _document(look: "Look") -> dict[str, object]:

@@ -26,7 +26,7 @@ def follow(settings: Settings, order_id: UUID, *, timeout_s: float) -> Iterator[
     away = False
     while True:
         try:
-            with database.connect(settings) as connection:
+            with database.connect(settings, name="trace") as connection:
                 away = False
                 yield from _watch(settings, connection, order_id, until)
                 return

@@ -19,7 +19,7 @@ from brewctl.overview import trace
 from brewctl.overview.trace import Event, Life
 
 _CONSUMERS = {group: f"brewctl consume {group}" for group in GROUPS}
-_RETRY, _VERIFY = "brewctl outbox retry", "brewctl verify"
+_VERIFY = "brewctl verify"
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,14 @@ def look(settings: Settings, connection: Connection, order_id: UUID) -> Look:
         topics = _ask(settings, connection, order_id)
     except BrewError as error:
         life = trace.read(connection, order_id)
-        return Look(life, list(_Judge(settings, life, None, error).standings()), error)
+        return Look(life, judge(settings, life, error), error)
     life = replace(trace.read(connection, order_id), letters=topics.letters)
-    return Look(life, list(_Judge(settings, life, topics, None).standings()))
+    return Look(life, judge(settings, life, topics))
+
+
+def judge(settings: Settings, life: Life, kafka: Topics | BrewError) -> list[Standing]:
+    """Judge where an unfinished order stands, by what Kafka says, or by why it says nothing."""
+    return list(_Judge(settings, life, kafka).standings())
 
 
 def _ask(settings: Settings, connection: Connection, order_id: UUID) -> Topics:
@@ -86,13 +91,12 @@ def _ask(settings: Settings, connection: Connection, order_id: UUID) -> Topics:
 
 
 class _Judge:
-    def __init__(self, settings: Settings, life: Life, topics: Topics | None, away: BrewError | None) -> None:
+    def __init__(self, settings: Settings, life: Life, kafka: Topics | BrewError) -> None:
         self._settings = settings
         self._life = life
-        self._topics = topics
-        self._away = away
+        self._kafka = kafka
         self._there = {node.name for node in life.nodes if node.there}
-        self._silent = {node.name: node.silent_s for node in life.nodes if not node.there}
+        self._silent = {node.name for node in life.nodes if not node.there}
 
     def standings(self) -> Iterator[Standing]:
         if self._life.finished:
@@ -112,70 +116,65 @@ class _Judge:
                 if (group, event.id) not in handled:
                     yield self._unhandled(event, group)
                 elif group not in effects:
-                    yield Standing(
-                        f"group {group} has handled it, and its effect is gone: it will not be {trace.DONE[group]}",
-                        _VERIFY,
-                        stuck=True,
-                    )
+                    text = f"not {trace.DONE[group]}: group {group} has handled it, and its effect is gone"
+                    yield Standing(text, _VERIFY, stuck=True)
 
     def _unpublished(self, event: Event) -> Standing:
         row = f"outbox row {event.id}"
         if event.failed_at:
             times = "once" if event.attempts == 1 else f"{event.attempts} times"
-            return Standing(
-                f"{row} is set aside: kafka refused it {times}, {event.failure}", f"{_RETRY} {event.id}", stuck=True
-            )
-        if self._topics and event.topic not in self._topics.names:
+            text = f"{row} is set aside, refused {times}: {event.failure}"
+            return Standing(text, f"brewctl outbox retry {event.id}", stuck=True)
+        if isinstance(self._kafka, Topics) and event.topic not in self._kafka.names:
             return Standing(f"{row} waits: kafka has no topic {event.topic}", "brewctl topic create")
         publishers = [node.name for node in self._life.nodes if node.role == "order" and node.there]
         if not publishers:
             return Standing(f"{row} waits: no order node runs that would publish it", "brewctl serve order")
-        if self._away:
-            return Standing(f"{row} waits: {self._away.message}")
+        if isinstance(self._kafka, BrewError):
+            return Standing(f"{row} waits: {self._kafka.message}")
         return Standing(f"{row} is to be published by {' or '.join(publishers)}")
 
     def _unhandled(self, event: Event, group: str) -> Standing:
-        row = f"group {group} has not {trace.DONE[group]} it"
-        if self._topics is None:
-            return Standing(f"{row}: where the group stands is not known")
-        letters = [letter for letter in self._topics.letters if letter.group == group and _of(letter, event)]
+        undone = f"not {trace.DONE[group]} by group {group}"
+        if isinstance(self._kafka, BrewError):
+            return Standing(f"{undone}, and how far it is can't be known: {self._kafka.message}")
+        letters = [letter for letter in self._kafka.letters if letter.group == group and _of(letter, event)]
         if still_open := next((letter for letter in letters if not letter.outcome), None):
-            return Standing(
-                f"{row}: it is the dead letter {still_open.id}, {still_open.reason}",
-                f"brewctl dlq redrive {still_open.id}",
-                stuck=True,
-            )
+            text = f"{undone}: it is the dead letter {still_open.id}, {still_open.reason}"
+            return Standing(text, f"brewctl dlq redrive {still_open.id}", stuck=True)
         if letters and letters[-1].outcome == "dropped":
-            return Standing(f"{row}, and never will: its dead letter {letters[-1].id} was dropped", stuck=True)
+            return Standing(f"{undone}, and never will be: its dead letter {letters[-1].id} was dropped", stuck=True)
+        if event.topic != self._settings.topic:
+            command = f"brewctl trace {self._life.order.id} --topic {event.topic}"
+            return Standing(f"{undone}: it was published to {event.topic}, not to {self._settings.topic}", command)
         place = letters[-1].new_place if letters else _place(event)
         if place is None:
-            return Standing(f"{row}: where its record is was not kept when it was published", _VERIFY)
-        return self._ahead(row, group, place, self._topics)
+            return Standing(f"{undone}: where its record is was not kept when it was published", _VERIFY)
+        return self._ahead(undone, group, place, self._kafka)
 
-    def _ahead(self, row: str, group: str, place: Place, topics: Topics) -> Standing:
-        """Judge a group that has not come to a record, or has passed it."""
+    def _ahead(self, undone: str, group: str, place: Place, topics: Topics) -> Standing:
+        """Judge a group by the place of a record: it has not come to it, or has passed it."""
         partition, offset = place.partition, place.offset
-        where = f"{self._settings.topic} {partition}@{offset}"
+        where = f"partition {partition}, offset {offset}"
         first, end = topics.ends.get(partition, (0, 0))
         if not first <= offset < end:
-            return Standing(f"{row}: its record is no more at {where}", _VERIFY, stuck=True)
+            return Standing(f"{undone}: its record is no more in the topic, at {where}", _VERIFY, stuck=True)
         position = topics.positions[group]
         before = offset - max(first, position.committed.get(partition, first))
         if before < 0:
-            return Standing(f"{row}, has passed it at {where}, and there is no dead letter: lost", _VERIFY, stuck=True)
-        ahead = "it is next" if not before else f"{before} record{'s' if before > 1 else ''} come before it"
-        row = f"{row}: {ahead} in partition {partition}"
-        owner = position.owner(partition)
+            return Standing(f"{undone}, which has passed it at {where}: lost", _VERIFY, stuck=True)
+        ahead = f"it comes after {before} record{'s' if before > 1 else ''}" if before else "it is next"
+        coming = f"{undone}: {ahead} in partition {partition}"
         if not position.group.members:
-            return Standing(f"{row}, and nobody reads for the group", _CONSUMERS[group])
-        if not owner:
-            return Standing(f"{row}, which nobody owns: the group is {position.group.state}")
+            return Standing(f"{coming}, and nobody reads for the group", _CONSUMERS[group])
+        if not (owner := position.owner(partition)):
+            return Standing(f"{coming}, which nobody owns: the group is {position.group.state}")
         if owner in self._silent:
-            session = f"{self._settings.limits.session_s:g} s"
-            text = f"{row}, whose owner {owner} is silent: kafka gives it to another member within {session}"
             others = any(member.client_id in self._there for member in position.group.members)
+            session = f"within {self._settings.limits.session_s:g} s"
+            text = f"{coming}, whose owner {owner} is silent: kafka gives it to another {session}"
             return Standing(text, "" if others else _CONSUMERS[group])
-        return Standing(f"{row}, which {owner} reads")
+        return Standing(f"{coming}, which {owner} reads")
 
 
 def _place(event: Event) -> Place | None:

@@ -58,6 +58,22 @@ def test_however_stale_the_statistics_a_fetch_reads_no_more_than_it_takes(rig: R
     assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 100 * 10, json.dumps(plan, indent=1)
 
 
+def test_however_stale_the_statistics_marking_looks_its_rows_up_in_the_index(rig: Rig) -> None:
+    rig.connection.execute("ALTER TABLE outbox SET (autovacuum_enabled = off)")
+    rig.connection.execute("INSERT INTO outbox (aggregate_id, topic, payload) VALUES ('order-0', 't', '')")
+    rig.connection.execute("ANALYZE outbox")
+    rig.connection.execute(
+        "INSERT INTO outbox (aggregate_id, topic, payload)"
+        " SELECT 'order-' || n, 't', '' FROM generate_series(1, 20000) n"
+    )
+    ids = list(range(10_001, 11_001))
+    marks = {"node": "n", "ids": ids, "partitions": [0] * len(ids), "offsets": ids}
+    lines = rig.connection.execute("EXPLAIN " + queries["mark_published"], marks).fetchall()
+    plan = "\n".join(str(line)[:200] for (line,) in lines)
+    assert "Index Scan using outbox_pkey" in plan, plan
+    assert "Seq Scan" not in plan, plan
+
+
 def test_a_batch_is_bounded_by_bytes_and_what_is_left_stays_in_order(rig: Rig) -> None:
     sizes = [400, 400, 400, 3000, 100, 100]
     for number, size in enumerate(sizes):
