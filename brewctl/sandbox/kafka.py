@@ -26,7 +26,8 @@ from brewctl.config import Settings
 from brewctl.delivery.broker import Broker, open_admin
 from brewctl.errors import BrewError
 from brewctl.sandbox import jars, processes, state
-from brewctl.sandbox.state import Server, State
+from brewctl.sandbox.processes import Server
+from brewctl.sandbox.state import State
 
 _READY_S = 90.0
 _TRAINING_S = 120.0
