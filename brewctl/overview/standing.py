@@ -10,12 +10,13 @@ from uuid import UUID
 
 from brewctl.config import Settings
 from brewctl.delivery import events
-from brewctl.delivery.broker import Group, Place, open_admin
+from brewctl.delivery.broker import Place, open_admin
 from brewctl.delivery.database import Connection
 from brewctl.delivery.dead_letters import Filter, Letter, open_dead_letters
 from brewctl.delivery.topics import GROUPS
 from brewctl.errors import BrewError
-from brewctl.overview import trace
+from brewctl.overview import consumer_groups, trace
+from brewctl.overview.consumer_groups import GroupView
 from brewctl.overview.trace import Event, Life
 
 _CONSUMERS = {group: f"brewctl consume {group}" for group in GROUPS}
@@ -23,24 +24,11 @@ _VERIFY = "brewctl verify"
 
 
 @dataclass(frozen=True)
-class Position:
-    """How far a group has come in the topic, and who reads it."""
-
-    group: Group
-    committed: Mapping[int, int]  # partition → the offset that it reads next
-
-    def owner(self, partition: int) -> str:
-        """Name the member that owns a partition; empty where none does."""
-        return next((member.client_id for member in self.group.members if partition in member.partitions), "")
-
-
-@dataclass(frozen=True)
 class Topics:
-    """What Kafka says of the topic, of its groups, and of the order's dead letters."""
+    """What Kafka says of the topics there are, of the groups, and of the order's dead letters."""
 
     names: frozenset[str]
-    ends: Mapping[int, tuple[int, int]]  # of the topic: the first offset of each partition, and the next one
-    positions: Mapping[str, Position]
+    groups: Mapping[str, GroupView]
     letters: Sequence[Letter]
 
 
@@ -80,14 +68,12 @@ def judge(settings: Settings, life: Life, kafka: Topics | BrewError) -> list[Sta
 
 def _ask(settings: Settings, connection: Connection, order_id: UUID) -> Topics:
     with open_admin(settings) as admin:
-        positions = {
-            name: Position(admin.group(name, settings.topic), admin.committed(name, settings.topic)) for name in GROUPS
-        }
-        names, ends = admin.topics(), admin.ends(settings.topic)
+        groups = {view.name: view for view in consumer_groups.groups(admin, settings.topic)}
+        names = frozenset(admin.topics())
     key = events.aggregate_id(str(order_id)).encode()
     with open_dead_letters(settings, connection) as letters:
         found = sorted(letters.find(Filter(key=key), settled=True), key=lambda letter: letter.written_at)
-    return Topics(frozenset(names), ends, positions, found)
+    return Topics(names, groups, found)
 
 
 class _Judge:
@@ -150,31 +136,29 @@ class _Judge:
         place = letters[-1].new_place if letters else _place(event)
         if place is None:
             return Standing(f"{undone}: where its record is was not kept when it was published", _VERIFY)
-        return self._ahead(undone, group, place, self._kafka)
+        return self._ahead(undone, place, self._kafka.groups[group])
 
-    def _ahead(self, undone: str, group: str, place: Place, topics: Topics) -> Standing:
+    def _ahead(self, undone: str, place: Place, group: GroupView) -> Standing:
         """Judge a group by the place of a record: it has not come to it, or has passed it."""
-        partition, offset = place.partition, place.offset
-        where = f"partition {partition}, offset {offset}"
-        first, end = topics.ends.get(partition, (0, 0))
-        if not first <= offset < end:
+        where = f"partition {place.partition}, offset {place.offset}"
+        progress = next((each for each in group.partitions if each.partition == place.partition), None)
+        if progress is None or not progress.first <= place.offset < progress.end:
             return Standing(f"{undone}: its record is no more in the topic, at {where}", _VERIFY, stuck=True)
-        position = topics.positions[group]
-        before = offset - max(first, position.committed.get(partition, first))
+        before = place.offset - progress.position
         if before < 0:
             return Standing(f"{undone}, which has passed it at {where}: lost", _VERIFY, stuck=True)
         ahead = f"it comes after {before} record{'s' if before > 1 else ''}" if before else "it is next"
-        coming = f"{undone}: {ahead} in partition {partition}"
-        if not position.group.members:
-            return Standing(f"{coming}, and nobody reads for the group", _CONSUMERS[group])
-        if not (owner := position.owner(partition)):
-            return Standing(f"{coming}, which nobody owns: the group is {position.group.state}")
-        if owner in self._silent:
-            others = any(member.client_id in self._there for member in position.group.members)
+        coming = f"{undone}: {ahead} in partition {place.partition}"
+        if not group.members:
+            return Standing(f"{coming}, and nobody reads for the group", _CONSUMERS[group.name])
+        if not progress.owner:
+            return Standing(f"{coming}, which nobody owns: the group is {group.state}")
+        if progress.owner in self._silent:
+            others = any(member.client_id in self._there for member in group.members)
             session = f"within {self._settings.limits.session_s:g} s"
-            text = f"{coming}, whose owner {owner} is silent: kafka gives it to another {session}"
-            return Standing(text, "" if others else _CONSUMERS[group])
-        return Standing(f"{coming}, which {owner} reads")
+            text = f"{coming}, whose owner {progress.owner} is silent: kafka gives it to another {session}"
+            return Standing(text, "" if others else _CONSUMERS[group.name])
+        return Standing(f"{coming}, which {progress.owner} reads")
 
 
 def _place(event: Event) -> Place | None:

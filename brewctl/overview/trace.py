@@ -7,7 +7,7 @@ orders ─► outbox ─► topic ─► processed_events + effect, for each gro
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TypeVar
+from typing import LiteralString, TypeVar
 from uuid import UUID
 
 import psycopg
@@ -228,15 +228,15 @@ def read(connection: Connection, order_id: UUID) -> Life:
     """Read what PostgreSQL knows of an order, in one snapshot. Raises BrewError where it is gone."""
     connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
     with connection.transaction():
-        orders = _rows(connection, Order, "traced_order", id=order_id)
+        orders = _rows(connection, Order, queries["traced_order"], id=order_id)
         if not orders:
             raise BrewError(f"order {order_id} is no more in postgres", hint="was it reset?")
-        own = _rows(connection, Event, "traced_events", aggregate_id=events.aggregate_id(str(order_id)))
-        dedup = _rows(connection, Dedup, "traced_dedup", groups=list(GROUPS), ids=[event.id for event in own])
-        effects = _rows(connection, Effect, "traced_effects", id=order_id)
+        own = _rows(connection, Event, queries["traced_events"], aggregate_id=events.aggregate_id(str(order_id)))
+        dedup = _rows(connection, Dedup, queries["traced_dedup"], groups=list(GROUPS), ids=[event.id for event in own])
+        effects = _rows(connection, Effect, queries["traced_effects"], id=order_id)
         return Life(orders[0], own, dedup, effects, nodes(connection))
 
 
-def _rows(connection: Connection, shape: type[_T], query: str, **parameters: object) -> list[_T]:
+def _rows(connection: Connection, shape: type[_T], query: LiteralString, **parameters: object) -> list[_T]:
     with connection.cursor(row_factory=class_row(shape)) as cursor:
-        return cursor.execute(queries[query], parameters).fetchall()
+        return cursor.execute(query, parameters).fetchall()

@@ -24,7 +24,7 @@ def test_publishers_skip_each_others_rows_and_whatever_stands_behind_them(rig: R
             assert [row[0] for row in b.execute(fetch, UNBOUNDED | {"limit": 10})] == [other, second]
 
 
-def test_fetch_uses_the_partial_indexes(rig: Rig) -> None:
+def test_fetching_marking_and_tracing_use_the_indexes(rig: Rig) -> None:
     rig.connection.execute(
         "INSERT INTO outbox (aggregate_id, topic, payload, published_at)"
         " SELECT 'order-' || n, 't', '', clock_timestamp() FROM generate_series(1, 20000) n"
@@ -32,13 +32,20 @@ def test_fetch_uses_the_partial_indexes(rig: Rig) -> None:
     for _ in range(5):
         create_order(rig)
     rig.connection.execute("ANALYZE outbox")
-    plan = "\n".join(
-        str(line)
-        for (line,) in rig.connection.execute("EXPLAIN " + queries["fetch_unpublished"], UNBOUNDED | {"limit": 200})
-    )
-    assert "outbox_ready" in plan
-    assert "outbox_unpublished_by_aggregate" in plan
-    assert "Seq Scan" not in plan
+    ids = unpublished(rig)
+
+    def plan(query: str, **parameters: object) -> str:
+        lines = rig.connection.execute("EXPLAIN " + queries[query], parameters).fetchall()
+        return "\n".join(str(line) for (line,) in lines)
+
+    fetch = plan("fetch_unpublished", limit=200, **UNBOUNDED)
+    assert "outbox_ready" in fetch
+    mark = plan("mark_published", ids=ids, partitions=[0] * len(ids), offsets=ids, node="n")
+    assert "outbox_pkey" in mark
+    trace = plan("traced_events", aggregate_id="order-7")
+    assert "outbox_published_by_aggregate" in trace
+    assert all("outbox_unpublished_by_aggregate" in each for each in (fetch, trace))
+    assert all("Seq Scan" not in each for each in (fetch, mark, trace))
 
 
 def test_however_stale_the_statistics_a_fetch_reads_no_more_than_it_takes(rig: Rig) -> None:
@@ -56,22 +63,6 @@ def test_however_stale_the_statistics_a_fetch_reads_no_more_than_it_takes(rig: R
     assert plan["Actual Rows"] == 100
     # Three or four pages a look-up, and the rows themselves.
     assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 100 * 10, json.dumps(plan, indent=1)
-
-
-def test_however_stale_the_statistics_marking_looks_its_rows_up_in_the_index(rig: Rig) -> None:
-    rig.connection.execute("ALTER TABLE outbox SET (autovacuum_enabled = off)")
-    rig.connection.execute("INSERT INTO outbox (aggregate_id, topic, payload) VALUES ('order-0', 't', '')")
-    rig.connection.execute("ANALYZE outbox")
-    rig.connection.execute(
-        "INSERT INTO outbox (aggregate_id, topic, payload)"
-        " SELECT 'order-' || n, 't', '' FROM generate_series(1, 20000) n"
-    )
-    ids = list(range(10_001, 11_001))
-    marks = {"node": "n", "ids": ids, "partitions": [0] * len(ids), "offsets": ids}
-    lines = rig.connection.execute("EXPLAIN " + queries["mark_published"], marks).fetchall()
-    plan = "\n".join(str(line)[:200] for (line,) in lines)
-    assert "Index Scan using outbox_pkey" in plan, plan
-    assert "Seq Scan" not in plan, plan
 
 
 def test_a_batch_is_bounded_by_bytes_and_what_is_left_stays_in_order(rig: Rig) -> None:

@@ -6,11 +6,12 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from brewctl import overview
 from brewctl.config import Settings
+from brewctl.delivery import offsets
 from brewctl.delivery.broker import Group, Member
 from brewctl.errors import UsageError
-from brewctl.overview import NodeRow
-from brewctl.overview.standing import Position, Standing, Topics, judge
+from brewctl.overview.standing import Standing, Topics, judge
 from brewctl.overview.trace import Dedup, Effect, Event, Life, Order, Step, bounds
 from brewctl.proto.orders_pb2 import OrderCreated
 
@@ -109,8 +110,8 @@ def member(name: str, *partitions: int) -> Member:
     return Member(name, partitions, "127.0.0.1")
 
 
-def node(name: str, *, silent_s: float) -> NodeRow:
-    return NodeRow(name, "inventory", "h", 1, "", 0, 0, 0, 0, False, silent_s, 60)
+def node(name: str, *, silent_s: float) -> overview.NodeRow:
+    return overview.NodeRow(name, "inventory", "h", 1, "", 0, 0, 0, 0, False, silent_s, 60)
 
 
 NEXT = "not reserved by group inventory: it is next in partition 3"
@@ -145,5 +146,7 @@ def test_what_a_group_waits_for_is_who_owns_the_partition(members: list[Member],
         nodes=[READS, SILENT],
     )
     group = Group("inventory", "Stable" if members else "Empty", "roundrobin", tuple(members))
-    kafka = Topics(frozenset("t"), {3: (0, 58)}, {"inventory": Position(group, {3: 57})}, [])
+    progress = offsets.progress(group, {3: 57}, {3: (0, 58)})
+    view = overview.GroupView(group.name, group.state, group.assignor, group.members, tuple(progress))
+    kafka = Topics(frozenset("t"), {group.name: view}, [])
     assert judge(dataclasses.replace(Settings(), topic="t"), notified, kafka) == [said]
