@@ -119,7 +119,7 @@ def test_a_dead_letter_is_a_step_and_where_the_order_stands(chain: Chain) -> Non
     assert standing.text == f"not reserved by group inventory: it is the dead letter 0:{letter}, says the test"
     assert (standing.command, standing.stuck) == (f"brewctl dlq redrive 0:{letter}", True)
 
-    copy = chain.send(row)
+    copy = chain.raw(row.key, row.value, row.headers)
     chain.settle(letter, "redriven", place=(0, copy))
     assert of_inventory(chain, row).command == "brewctl consume inventory", "the copy is what the group waits for"
     died = [step.detail for step in looked(chain, row).life.steps() if step.what == "died"]
@@ -206,9 +206,10 @@ def test_an_order_is_followed_through_its_whole_life(rig: Rig, servers: dict[str
     )
     with refused_connections(rig, servers, "trace"):
         assert following.stderr.readline().endswith("; waiting for it …\n")
+        assert rig.brewctl("trace", order_id).returncode == 3
     rig.start("notification-1", "consume", "notifications")
-    told, _ = following.communicate(timeout=60)
-    assert following.returncode == 0
+    told, noted = following.communicate(timeout=60)
+    assert (following.returncode, "waiting for it" in noted) == (0, False), "once an outage"
     assert told.splitlines()[0] == f"order {order_id}  450 cents EUR  customer c1"
     assert told.splitlines()[-1].startswith("finished after ")
     assert all(len(line) <= 80 for line in told.splitlines())
