@@ -54,7 +54,7 @@ def _play(settings: "Settings", orders: int, kill_at: int, report: Path | None, 
     from brewctl.lab.views import LiveView, PlainView
 
     console = Console()
-    logs = home / "logs"
+    logs = home / "logs" / "demo"
     if console.is_terminal and not console.is_dumb_terminal:
         with Live(console=console, refresh_per_second=8) as live:
             view: LiveView | PlainView = LiveView(console, live)

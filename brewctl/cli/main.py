@@ -10,11 +10,13 @@ import typer
 
 from brewctl import __version__
 from brewctl.cli import (
+    background,
     bench,
     chaos,
     counts,
     demo,
     dlq,
+    groups,
     load,
     orders,
     outbox,
@@ -22,6 +24,7 @@ from brewctl.cli import (
     roles,
     sandbox,
     setup,
+    top,
     trace,
     verify,
 )
@@ -55,7 +58,26 @@ def root(
     output.verbose = verbose
 
 
-for module in (demo, sandbox, setup, roles, orders, trace, counts, load, verify, chaos, dlq, outbox, bench):
+# In the order in which help lists them.
+MODULES = (
+    demo,
+    sandbox,
+    setup,
+    roles,
+    background,
+    orders,
+    trace,
+    counts,
+    groups,
+    top,
+    load,
+    verify,
+    chaos,
+    dlq,
+    outbox,
+    bench,
+)
+for module in MODULES:
     module.register(app)
 
 
