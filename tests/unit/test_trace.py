@@ -7,11 +7,12 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from brewctl import overview
+from brewctl.cli.trace import _Timeline
 from brewctl.config import Settings
 from brewctl.delivery import offsets
 from brewctl.delivery.broker import Group, Member
 from brewctl.errors import UsageError
-from brewctl.overview.standing import Standing, Topics, judge
+from brewctl.overview.standing import Look, Standing, Topics, judge
 from brewctl.overview.trace import Dedup, Effect, Event, Life, Order, Step, bounds
 from brewctl.proto.orders_pb2 import OrderCreated
 
@@ -87,6 +88,25 @@ def test_a_clock_that_is_ahead_does_not_move_the_creation() -> None:
     early = life([event(5)], committed_ms=-3).steps()
     assert [step.what for step in early[:2]] == ["created", "committed"]
     assert early[1].after_ms(early[0]) == -3
+
+
+def test_what_looks_wrong_in_a_timeline_is_explained_once(capsys: pytest.CaptureFixture[str]) -> None:
+    _Timeline(as_json=False).end(Look(life([event(5)], committed_ms=-3)))
+    told, noted = capsys.readouterr()
+    assert told.splitlines() == [
+        f"order {ORDER_ID}  450 cents EUR  customer c1",
+        "since 2026-01-02 12:00:00.000 UTC",
+        "        0 ms  created    trace 4bf9, tenant tea",
+        "       -3 ms  committed  with outbox row 5",
+        "      +10 ms  reserved   by inventory-2, group inventory",
+        "       +2 ms  published  by order-1 to t 3@57",
+        "      +22 ms  notified   by notification-1, group notifications",
+        "finished after 31 ms: published, reserved and notified once",
+    ]
+    assert [line.partition(":")[0] for line in noted.splitlines()] == [
+        "less than 0 ms",
+        "published is when its node knew of Kafka's acknowledgement",
+    ]
 
 
 def test_a_commit_whose_time_nobody_kept_is_not_made_up() -> None:
