@@ -27,6 +27,7 @@ from brewctl.cli import (
     sandbox,
     setup,
     top,
+    trace,
     verify,
 )
 from brewctl.errors import BrewError, DrainTimeoutError, ExitCode
@@ -68,6 +69,7 @@ MODULES: tuple[ModuleType, ...] = (
     background,
     orders,
     counts,
+    trace,
     groups,
     top,
     doctor,

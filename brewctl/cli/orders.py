@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from brewctl.cli import options, output
+from brewctl.cli.trace import wait_for
 
 
 def create_order(
@@ -24,6 +25,9 @@ def create_order(
     ] = "",
     tenant: Annotated[str, typer.Option(help="Whose order, and whose key, it is.", show_default="brew")] = "",
     timeout: Annotated[float, typer.Option(help="Seconds for each order, with its retries.", min=0.1, max=3600)] = 10.0,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Follow each, as `brewctl trace --follow` does, before the next.")
+    ] = False,
     addr: options.Addr = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -38,8 +42,10 @@ def create_order(
             order_id = client.create(customer, amount_cents=amount_cents, currency=currency, idempotency_key=key)
             if as_json:
                 output.emit_json({"order_id": order_id, "status": "ORDER_STATUS_NEW", "idempotency_key": key})
-            else:
+            elif not trace:
                 output.emit(order_id)
+            if trace:
+                wait_for(settings, uuid.UUID(order_id), as_json=as_json)
 
 
 class _Once:

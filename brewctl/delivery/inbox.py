@@ -8,6 +8,7 @@
 """
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
@@ -70,7 +71,7 @@ class Batch:
 
     readable: dict[int, tuple[Record, events.Event]] = field(default_factory=dict)
     dead: list[tuple[Record, str]] = field(default_factory=list)
-    duplicates: int = 0
+    repeats: Counter[int] = field(default_factory=Counter)  # how often else each of `readable` is in it, by outbox id
     others: int = 0
 
     @classmethod
@@ -86,7 +87,7 @@ class Batch:
             if event is None:
                 batch.others += 1
             elif event.outbox_id in batch.readable:
-                batch.duplicates += 1
+                batch.repeats[event.outbox_id] += 1
             else:
                 batch.readable[event.outbox_id] = (record, event)
         return batch
@@ -123,7 +124,7 @@ class Inbox:
         self._write(batch)
         if batch.dead:
             self._bury(batch)
-        self.tally.duplicates += batch.duplicates
+        self.tally.duplicates += batch.repeats.total()
         self.tally.others += batch.others
         self.done.add(
             records=self.tally.processed - before.processed,
@@ -138,7 +139,7 @@ class Inbox:
         while parts:
             part = parts.pop()
             try:
-                effects = self._transact([batch.readable[outbox_id][1] for outbox_id in part])
+                effects = self._transact([batch.readable[outbox_id][1] for outbox_id in part], batch.repeats)
             except psycopg.Error as error:
                 if not _blames_a_row(error):
                     raise
@@ -154,7 +155,7 @@ class Inbox:
                 self.tally.effects += effects
                 self.tally.duplicates += len(part) - effects
 
-    def _transact(self, fresh: Sequence[events.Event]) -> int:
+    def _transact(self, fresh: Sequence[events.Event], repeats: Counter[int]) -> int:
         """Commit dedup rows and effects of these events, and return how many effects there were."""
         if not fresh:
             return 0
@@ -163,6 +164,7 @@ class Inbox:
             "node": self._node,
             "outbox_ids": [event.outbox_id for event in fresh],
             "order_ids": [event.order.order_id for event in fresh],
+            "repeats": [repeats[event.outbox_id] for event in fresh],
         }
         with self._pool.connection() as connection:  # one statement is one transaction
             return connection.execute(queries["inbox"] + "\n" + queries[self._projection.effect], parameters).rowcount

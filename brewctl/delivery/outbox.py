@@ -125,10 +125,10 @@ class Publisher:
             records, refused = self._records(rows)
             outcomes = producer.send(list(records.values()), timeout_s=limits.publish_s) if records else []
             sent = dict(zip(records, outcomes, strict=True))
-            published = [row_id for row_id, outcome in sent.items() if isinstance(outcome, Place)]
+            published = {row_id: outcome for row_id, outcome in sent.items() if isinstance(outcome, Place)}
             refused |= {row_id: str(outcome) for row_id, outcome in sent.items() if isinstance(outcome, RefusedError)}
             if published:
-                connection.execute(queries["mark_published"], {"ids": published, "node": self._node})
+                connection.execute(queries["mark_published"], self._marks(published))
             for row_id, failure in refused.items():
                 connection.execute(queries["set_aside"], {"id": row_id, "failure": failure})
         self._published += len(published)
@@ -144,6 +144,14 @@ class Publisher:
             if isinstance(outcome, UnavailableError) and not isinstance(outcome, UnsentError):
                 raise outcome
         return len(rows)
+
+    def _marks(self, published: Mapping[int, Place]) -> dict[str, object]:
+        return {
+            "node": self._node,
+            "ids": list(published),
+            "partitions": [place.partition for place in published.values()],
+            "offsets": [place.offset for place in published.values()],
+        }
 
     def _adapt(self, found: int, took_s: float) -> None:
         """Take more rows at a time while there are more, fewer where a transaction becomes long."""

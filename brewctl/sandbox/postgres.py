@@ -31,6 +31,7 @@ _SETTINGS = {
     "max_wal_size": "256MB",
     "wal_level": "minimal",
     "max_wal_senders": "0",
+    "track_commit_timestamp": "on",  # `trace` shows when an order was committed
 }
 
 

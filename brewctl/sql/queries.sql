@@ -84,9 +84,13 @@ SELECT id, aggregate_id, topic, payload, candidates
  ORDER BY id
 
 -- mark_published --
-UPDATE outbox
-   SET published_at = clock_timestamp(), publisher_node = %(node)s
- WHERE id = ANY(%(ids)s)
+-- With the places that Kafka acknowledged. The ids are named twice: so they are looked up in one go, in order, not
+-- one by one.
+UPDATE outbox o
+   SET published_at = clock_timestamp(), publisher_node = %(node)s,
+       kafka_partition = place."partition", kafka_offset = place."offset"
+  FROM unnest(%(ids)b::bigint[], %(partitions)b::integer[], %(offsets)b::bigint[]) AS place (id, "partition", "offset")
+ WHERE o.id = place.id AND o.id = ANY(%(ids)b::bigint[])
 
 -- set_aside --
 -- A row that Kafka will never take: it leaves the queue, visible and with its reason.
@@ -118,17 +122,21 @@ RETURNING id
 
 -- inbox --
 -- The front half of every consumer's statement: takes the events that this consumer
--- has not seen, in id order so that two takers can't deadlock. The back half, an effect,
--- reads `fresh`; both commit together or not at all.
+-- has not seen, in id order so that two takers can't deadlock, and counts how often it
+-- was brought the others. `repeats` are those within the batch, so a row that was there
+-- before has more. The back half, an effect, reads `fresh`; both commit together or not at all.
 WITH event AS (
-    SELECT * FROM unnest(%(outbox_ids)b::bigint[], %(order_ids)b::text[]::uuid[]) AS e (outbox_id, order_id)
+    SELECT *
+      FROM unnest(%(outbox_ids)b::bigint[], %(order_ids)b::text[]::uuid[], %(repeats)b::integer[])
+        AS e (outbox_id, order_id, repeats)
 ), taken AS (
-    INSERT INTO processed_events (consumer, outbox_id)
-    SELECT %(consumer)s, outbox_id FROM event ORDER BY outbox_id
-    ON CONFLICT (consumer, outbox_id) DO NOTHING
-    RETURNING outbox_id
+    INSERT INTO processed_events AS seen (consumer, outbox_id, duplicates)
+    SELECT %(consumer)s, outbox_id, repeats FROM event ORDER BY outbox_id
+    ON CONFLICT (consumer, outbox_id) DO UPDATE
+       SET duplicates = seen.duplicates + 1 + excluded.duplicates, duplicate_at = clock_timestamp()
+    RETURNING outbox_id, duplicates
 ), fresh AS (
-    SELECT outbox_id, order_id FROM event JOIN taken USING (outbox_id)
+    SELECT outbox_id, order_id FROM event JOIN taken USING (outbox_id) WHERE duplicates = repeats
 )
 
 -- reserve --
@@ -188,6 +196,42 @@ SELECT node_id AS name, role, host, pid, address, processed, effects, skipped, d
        extract(epoch FROM started_at)::float8 AS started_s
   FROM nodes
  ORDER BY role = 'order' DESC, role, node_id
+
+-- orders_between --
+-- The newest orders of a range of ids, which is what a prefix stands for.
+SELECT id FROM orders WHERE id BETWEEN %(first)s AND %(last)s ORDER BY id DESC LIMIT %(limit)s
+
+-- traced_order --
+-- When it was committed is known only where PostgreSQL keeps that, and for as long.
+SELECT id, tenant_id, customer_id, amount_cents, currency, created_at,
+       CASE WHEN current_setting('track_commit_timestamp')::boolean THEN pg_xact_commit_timestamp(xmin) END
+           AS committed_at
+  FROM orders
+ WHERE id = %(id)s
+
+-- traced_events --
+-- Rows of an aggregate in two halves: each has an index of its own.
+SELECT id, topic, payload, created_at, published_at, publisher_node, kafka_partition, kafka_offset,
+       failed_at, failure, attempts
+  FROM outbox
+ WHERE aggregate_id = %(aggregate_id)s AND published_at IS NULL
+UNION ALL
+SELECT id, topic, payload, created_at, published_at, publisher_node, kafka_partition, kafka_offset,
+       failed_at, failure, attempts
+  FROM outbox
+ WHERE aggregate_id = %(aggregate_id)s AND published_at IS NOT NULL
+ ORDER BY id
+
+-- traced_dedup --
+SELECT consumer AS group, outbox_id, processed_at, duplicates, coalesce(duplicate_at, processed_at) AS duplicate_at
+  FROM processed_events
+ WHERE consumer = ANY(%(groups)s) AND outbox_id = ANY(%(ids)s)
+ ORDER BY processed_at
+
+-- traced_effects --
+SELECT 'inventory' AS group, node_id AS node, created_at FROM inventory_reservations WHERE order_id = %(id)s
+UNION ALL
+SELECT 'notifications', node_id, created_at FROM notifications_log WHERE order_id = %(id)s
 
 -- counts --
 -- The four counters of the story, and what was set aside, in one snapshot.
@@ -274,10 +318,13 @@ SELECT name
                     'dead_letters_settled', 'nodes']) AS name
  WHERE to_regclass(name) IS NULL
 UNION ALL
-SELECT 'outbox.attempts'
- WHERE to_regclass('outbox') IS NOT NULL
+SELECT relation || '.' || attribute
+  FROM (VALUES ('outbox', 'attempts'), ('outbox', 'kafka_offset'), ('processed_events', 'duplicate_at'))
+       AS added (relation, attribute)
+ WHERE to_regclass(relation) IS NOT NULL
    AND NOT EXISTS (SELECT FROM pg_attribute
-                    WHERE attrelid = to_regclass('outbox') AND attname = 'attempts' AND NOT attisdropped)
+                    WHERE attrelid = to_regclass(relation) AND attname = attribute AND NOT attisdropped)
 UNION ALL
-SELECT 'outbox_ready'
- WHERE to_regclass('outbox') IS NOT NULL AND to_regclass('outbox_ready') IS NULL
+SELECT name
+  FROM unnest(ARRAY['outbox_ready', 'outbox_published_by_aggregate']) AS name
+ WHERE to_regclass('outbox') IS NOT NULL AND to_regclass(name) IS NULL

@@ -19,9 +19,9 @@ from brewctl.delivery.database import Pool
 from brewctl.delivery.inbox import Inbox, Projection
 from brewctl.proto.orders_pb2 import CreateRequest, OrderCreated
 from brewctl.roles import inventory, notifications
-from brewctl.sql import queries
 from tests.conftest import Rig, open_rig
 from tests.integration.kafka_tools import RawHeaders, _ready_leader, raw_client, replaced, send_raw
+from tests.integration.outbox_tools import mark_published
 
 PROJECTIONS = (inventory.PROJECTION, notifications.PROJECTION)
 
@@ -82,16 +82,15 @@ class Chain:
         headers = [(name, str(twin).encode() if name == "outbox-id" else value) for name, value in row.headers]
         return row._replace(outbox_id=twin, headers=headers)
 
-    def mark(self, *rows: Row) -> None:
-        self.rig.connection.execute(
-            queries["mark_published"], {"ids": [row.outbox_id for row in rows], "node": "order-1"}
-        )
+    def mark(self, *rows: Row, partition: int = 0, offset: int = 0) -> None:
+        mark_published(self.rig.connection, [row.outbox_id for row in rows], partition=partition, offset=offset)
 
     def send(self, row: Row, *, partition: int = 0, node: str = "order-1", **wrong: Any) -> int:
         """Publish a row, with a wrong `key`, `value` or `headers`, and return the record's offset."""
-        self.mark(row)
         headers = wrong.get("headers", replaced(row.headers, publisher_node=node.encode()))
-        return self.raw(wrong.get("key", row.key), wrong.get("value", row.value), headers, partition=partition)
+        offset = self.raw(wrong.get("key", row.key), wrong.get("value", row.value), headers, partition=partition)
+        self.mark(row, partition=partition, offset=offset)
+        return offset
 
     def raw(
         self, key: bytes | None, value: bytes | None, headers: RawHeaders, *, partition: int = 0, letter: bool = False

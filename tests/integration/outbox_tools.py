@@ -8,6 +8,7 @@ import psycopg
 from brewctl.delivery import events, orders
 from brewctl.delivery.broker import Outcome, Place, Record
 from brewctl.proto.orders_pb2 import CreateRequest, OrderCreated
+from brewctl.sql import queries
 from tests.conftest import Rig
 from tests.integration.reading import read_topic
 
@@ -43,6 +44,15 @@ def add_event(rig: Rig, order_id: str, connection: psycopg.Connection[tuple[obje
     (outbox_id,) = row.fetchone() or (0,)
     assert isinstance(outbox_id, int)
     return outbox_id
+
+
+def mark_published(
+    connection: psycopg.Connection[tuple[object, ...]], ids: Sequence[object], *, partition: int = 0, offset: int = 0
+) -> None:
+    """Mark rows as published to the offsets from one on."""
+    offsets = list(range(offset, offset + len(ids)))
+    marks = {"node": "order-1", "ids": ids, "partitions": [partition] * len(ids), "offsets": offsets}
+    connection.execute(queries["mark_published"], marks)
 
 
 def unpublished(rig: Rig) -> list[object]:

@@ -5,7 +5,7 @@ import json
 from brewctl.delivery import database
 from brewctl.sql import queries
 from tests.conftest import Rig
-from tests.integration.outbox_tools import UNBOUNDED, add_event, create_order, unpublished
+from tests.integration.outbox_tools import UNBOUNDED, add_event, create_order, mark_published, unpublished
 
 
 def test_publishers_skip_each_others_rows_and_whatever_stands_behind_them(rig: Rig) -> None:
@@ -19,12 +19,12 @@ def test_publishers_skip_each_others_rows_and_whatever_stands_behind_them(rig: R
             assert [row[0] for row in a.execute(fetch, limit)] == [head]
             with b.transaction():
                 assert [row[0] for row in b.execute(fetch, UNBOUNDED | {"limit": 10})] == [other], two
-            a.execute(queries["mark_published"], {"ids": [head], "node": "a"})
+            mark_published(a, [head])
         with b.transaction():
             assert [row[0] for row in b.execute(fetch, UNBOUNDED | {"limit": 10})] == [other, second]
 
 
-def test_fetch_uses_the_partial_indexes(rig: Rig) -> None:
+def test_fetching_marking_and_tracing_use_the_indexes(rig: Rig) -> None:
     rig.connection.execute(
         "INSERT INTO outbox (aggregate_id, topic, payload, published_at)"
         " SELECT 'order-' || n, 't', '', clock_timestamp() FROM generate_series(1, 20000) n"
@@ -32,13 +32,20 @@ def test_fetch_uses_the_partial_indexes(rig: Rig) -> None:
     for _ in range(5):
         create_order(rig)
     rig.connection.execute("ANALYZE outbox")
-    plan = "\n".join(
-        str(line)
-        for (line,) in rig.connection.execute("EXPLAIN " + queries["fetch_unpublished"], UNBOUNDED | {"limit": 200})
-    )
-    assert "outbox_ready" in plan
-    assert "outbox_unpublished_by_aggregate" in plan
-    assert "Seq Scan" not in plan
+    ids = unpublished(rig)
+
+    def plan(query: str, **parameters: object) -> str:
+        lines = rig.connection.execute("EXPLAIN " + queries[query], parameters).fetchall()
+        return "\n".join(str(line) for (line,) in lines)
+
+    fetch = plan("fetch_unpublished", limit=200, **UNBOUNDED)
+    assert "outbox_ready" in fetch
+    mark = plan("mark_published", ids=ids, partitions=[0] * len(ids), offsets=ids, node="n")
+    assert "outbox_pkey" in mark
+    trace = plan("traced_events", aggregate_id="order-7")
+    assert "outbox_published_by_aggregate" in trace
+    assert all("outbox_unpublished_by_aggregate" in each for each in (fetch, trace))
+    assert all("Seq Scan" not in each for each in (fetch, mark, trace))
 
 
 def test_however_stale_the_statistics_a_fetch_reads_no_more_than_it_takes(rig: Rig) -> None:
@@ -74,6 +81,6 @@ def test_a_batch_is_bounded_by_bytes_and_what_is_left_stays_in_order(rig: Rig) -
                 # Heads that are locked and not taken are no one else's either, until the commit.
                 with b.transaction():
                     assert b.execute(queries["fetch_unpublished"], bounds).fetchall() == []
-                a.execute(queries["mark_published"], {"ids": batch, "node": "a"})
+                mark_published(a, batch)
             taken.append(batch)
     assert taken == [ids[0:2], ids[2:3], ids[3:4], ids[4:6]], "one row always fits, whatever its size"

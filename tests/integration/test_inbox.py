@@ -79,6 +79,25 @@ def test_a_repeat_within_one_poll_is_a_duplicate(rig: Rig, pool: Pool) -> None:
     assert (inbox.tally.effects, inbox.tally.skipped) == (2, 1)
 
 
+def test_each_consumer_counts_how_often_an_event_came_again(rig: Rig, pool: Pool) -> None:
+    inbox = Inbox(rig.settings, pool, inventory.PROJECTION, node="inventory-1")
+    twice, once, poison = record(1), record(2), record(3, str(uuid.UUID(int=3)))
+    reject(rig, f"new.order_id = '{uuid.UUID(int=3)}'", "RAISE 'no stock'")
+    inbox.handle([twice, once, poison, twice])  # the batch is halved, and each repeat is counted once
+    assert duplicates(rig) == [("inventory", 1, 1, False), ("inventory", 2, 0, False)]
+    inbox.handle([twice, once, twice, twice])
+    Inbox(rig.settings, pool, notifications.PROJECTION, node="notification-1").handle([once])
+    assert duplicates(rig) == [("inventory", 1, 4, True), ("inventory", 2, 1, True), ("notifications", 2, 0, False)]
+    assert (rows(rig, "inventory_reservations"), inbox.tally.skipped, inbox.tally.dead) == (2, 5, 1)
+
+
+def duplicates(rig: Rig) -> list[tuple[object, ...]]:
+    return rig.connection.execute(
+        "SELECT consumer, outbox_id, duplicates, duplicate_at > processed_at IS TRUE"
+        " FROM processed_events ORDER BY consumer, outbox_id"
+    ).fetchall()
+
+
 def test_consumers_know_nothing_of_each_other(rig: Rig, pool: Pool) -> None:
     batch = [record(1), record(2)]
     Inbox(rig.settings, pool, inventory.PROJECTION, node="inventory-1").handle(batch)

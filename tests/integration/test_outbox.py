@@ -31,15 +31,20 @@ from tests.integration.outbox_tools import (
 from tests.integration.reading import read_topic
 
 
-def test_every_committed_row_is_published_and_marked_with_its_node(rig: Rig, pool: Pool, producer: Producer) -> None:
+def test_every_committed_row_is_published_and_marked_with_its_node_and_place(
+    rig: Rig, pool: Pool, producer: Producer
+) -> None:
     ids = {create_order(rig) for _ in range(20)}
     publisher = Publisher(rig.settings, pool, node="order-7")
     assert publisher.publish_batch(producer) == 20
     assert publisher.publish_batch(producer) == 0
     assert unpublished(rig) == []
-    assert {OrderCreated.FromString(record.value or b"").order_id for record in read_topic(rig.settings)} == ids
-    nodes = rig.connection.execute("SELECT DISTINCT publisher_node FROM outbox").fetchall()
-    assert nodes == [("order-7",)]
+    records = read_topic(rig.settings)
+    assert {OrderCreated.FromString(record.value or b"").order_id for record in records} == ids
+    places = {int(dict(record.headers)["outbox-id"]): (record.partition, record.offset) for record in records}
+    marks = rig.connection.execute("SELECT id, publisher_node, kafka_partition, kafka_offset FROM outbox").fetchall()
+    assert {row_id: (partition, offset) for row_id, _, partition, offset in marks} == places
+    assert {node for _, node, _, _ in marks} == {"order-7"}
 
 
 def test_only_acknowledged_rows_are_marked(rig: Rig, pool: Pool) -> None:

@@ -143,6 +143,11 @@ def test_completion_of_groups_without_kafka(brewctl: Brewctl) -> None:
     assert (shown.stdout.split(), shown.stderr) == (["notifications"], "")
 
 
+def test_completion_of_what_can_not_be_looked_up_is_silent(brewctl: Brewctl) -> None:
+    shown = brewctl(_BREWCTL_COMPLETE="complete_bash", COMP_WORDS="brewctl trace 01", COMP_CWORD="2", **POSTGRES)
+    assert (shown.returncode, shown.stdout.strip(), shown.stderr) == (0, "", "")
+
+
 # Misuse
 
 
@@ -176,6 +181,8 @@ def test_completion_of_groups_without_kafka(brewctl: Brewctl) -> None:
         (("consume", "inventory", "--session-timeout", "2"), "--session-timeout"),
         (("topic", "create", "--topic", "a b"), "'a b' is no topic name"),
         (("counts", "--database-url", "nonsense"), "postgresql://USER@HOST:PORT/NAME"),
+        (("trace", "latest"), "'latest' is no order id"),
+        (("trace", "01", "--timeout", "5"), "--follow"),
         (("demo", "--orders", "1"), "--orders"),
         (("demo", "--kill-at", "200"), "--kill-at"),
         (("up", "--brokers", "4"), "--brokers"),
@@ -328,6 +335,7 @@ def test_the_schema_is_printed_offline(brewctl: Brewctl) -> None:
     [
         ("counts",),
         ("counts", "--json"),
+        ("trace", "01"),
         ("db", "init"),
         ("serve", "order"),
         ("serve", "order", "--workers", "3", "--port", "0"),

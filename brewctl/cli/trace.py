@@ -1,0 +1,209 @@
+"""`brewctl trace`: the life of one order, and where it stands."""
+
+import textwrap
+from collections.abc import Iterable
+from datetime import UTC
+from itertools import pairwise
+from typing import TYPE_CHECKING, Annotated
+from uuid import UUID
+
+import typer
+
+from brewctl.cli import options, output
+from brewctl.errors import BrewError, UsageError
+
+if TYPE_CHECKING:
+    from brewctl.config import Settings
+    from brewctl.overview.standing import Look
+    from brewctl.overview.trace import Life, Step
+
+_WIDTH = 80
+_COMPLETED = 20
+TIMEOUT_S = 60.0
+
+
+def complete(incomplete: str) -> list[str]:
+    """Offer the newest orders that begin so; none where that can't be known at once."""
+    from dataclasses import replace
+
+    from brewctl.config import Limits
+    from brewctl.delivery import database
+    from brewctl.overview import trace
+
+    try:
+        first, last = trace.bounds(incomplete or "0")  # ids begin with their time
+        settings = options.settings(limits=replace(Limits(), database_connect_s=2, database_statement_s=3))
+        with database.connect(settings) as connection:
+            found = trace.newest(connection, first, last, limit=_COMPLETED)
+    except BrewError:
+        return []
+    return [str(order_id) for order_id in found]
+
+
+def trace(
+    order_id: Annotated[
+        str,
+        typer.Argument(
+            help="The order, or the beginning of its id.",
+            metavar="ORDER_ID",
+            autocompletion=complete,
+            show_default=False,
+        ),
+    ],
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Wait for it; exit 1 where it can't be finished, or is late.")
+    ] = False,
+    timeout: Annotated[
+        float | None,
+        typer.Option(help=f"With --follow: how long. \\[default: {TIMEOUT_S:g}]", metavar="SECONDS", min=0, max=86400),
+    ] = None,
+    as_json: options.AsJson = False,
+    database_url: options.DatabaseUrl = None,
+    brokers: options.Brokers = None,
+    topic: options.Topic = None,
+) -> None:
+    """Show the life of an order as a timeline; if it is unfinished, where it stands and what moves it on.
+
+    Milliseconds are those since the line before.
+    """
+    if timeout is not None and not follow:
+        raise UsageError("--timeout is how long --follow waits", hint="give --follow too")
+    settings = options.settings(database_url=database_url, brokers=brokers, topic=topic)
+    from brewctl.delivery import database
+    from brewctl.overview import standing
+    from brewctl.overview.trace import bounds, find
+
+    bounds(order_id)  # misuse, whether the servers are there or not
+    with database.connect(settings) as connection:
+        database.check_schema(connection)
+        found = find(connection, order_id)
+        look = None if follow else standing.look(settings, connection, found)
+    if look is None:
+        wait_for(settings, found, timeout_s=TIMEOUT_S if timeout is None else timeout, as_json=as_json)
+        return
+    _Timeline(as_json=as_json).end(look)
+    if look.unknown and not look.life.finished:
+        raise look.unknown
+
+
+def wait_for(settings: "Settings", order_id: UUID, *, timeout_s: float = TIMEOUT_S, as_json: bool = False) -> None:
+    """Show an order's steps as they come, until it is finished.
+
+    Raises BrewError where it can't be, or is not within `timeout_s` seconds.
+    """
+    from brewctl.overview.follow import follow
+
+    timeline = _Timeline(as_json=as_json)
+    look: Look | None = None
+    for seen in follow(settings, order_id, timeout_s=timeout_s):
+        if isinstance(seen, BrewError):
+            output.note(f"{seen.message}; waiting for it …")
+        else:
+            look = seen
+            timeline.add(seen)
+    assert look is not None  # a timeout before the first is an error
+    timeline.end(look)
+    if not look.life.finished:
+        stuck = all(each.stuck for each in look.standings)
+        commands = [each.command for each in look.standings if each.command]
+        raise BrewError(
+            f"order {order_id} {'does not finish by itself' if stuck else f'is not finished after {timeout_s:g} s'}",
+            hint=f"run `{commands[0]}`" if commands else "",
+        )
+
+
+class _Timeline:
+    """Prints steps, each once and as it comes; as JSON, all of them at the end."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._shown: list[Step] = []
+        self._said: set[str] = set()
+
+    def add(self, look: "Look") -> None:
+        """Print what is new of one that is waited for, and on stderr where it stands."""
+        if not self._as_json:
+            self._print_steps(look.life)
+        for each in look.standings:
+            if each.text not in self._said:
+                self._said.add(each.text)
+                output.note(output.plain(each.text))
+
+    def end(self, look: "Look") -> None:
+        """Print what is still to be said: how it ended, or where it stands and what moves it on."""
+        if self._as_json:
+            output.emit_json(_document(look))
+            return
+        self._print_steps(look.life)
+        if look.life.finished:
+            output.emit(f"finished after {look.life.took_ms:.0f} ms: published, reserved and notified once")
+            if look.unknown:
+                output.note(f"its dead letters, if any, are not known: {look.unknown.message}")
+        for each in look.standings:
+            if each.text not in self._said:
+                output.emit(textwrap.fill(output.plain(each.text), _WIDTH, break_long_words=False))
+                if each.command:
+                    output.note(f"next: {each.command}")
+        self._explain()
+
+    def _print_steps(self, life: "Life") -> None:
+        if not self._shown:
+            order = life.order
+            said = f"{order.amount_cents} cents {order.currency}  customer {order.customer_id}"
+            output.emit(output.fitted(f"order {order.id}  {said}", _WIDTH))
+            output.emit(f"since {order.created_at.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}"[:-3] + " UTC")
+        for step in life.steps():
+            if step not in self._shown:
+                gap = round(step.after_ms(self._shown[-1])) if self._shown else 0
+                self._shown.append(step)
+                shown = f"{gap:+d}" if gap else "0"
+                output.emit(output.fitted(f"{shown:>9} ms  {step.what:<9}  {step.detail}", _WIDTH))
+
+    def _explain(self) -> None:
+        """Explain what looks wrong and is not."""
+        if any(round(later.after_ms(step)) < 0 for step, later in pairwise(self._shown)):
+            output.note("less than 0 ms: two machines' clocks differ, or it was seen later than it happened")
+        whats = [step.what for step in self._shown]
+        if "published" in whats and not {"reserved", "notified"}.isdisjoint(whats[: whats.index("published")]):
+            output.note("published is when its node knew of Kafka's acknowledgement: a consumer can be quicker")
+
+
+def _document(look: "Look") -> dict[str, object]:
+    order = look.life.order
+    return {
+        "order_id": str(order.id),
+        "tenant_id": order.tenant_id,
+        "customer_id": order.customer_id,
+        "amount_cents": order.amount_cents,
+        "currency": order.currency,
+        "trace_id": look.life.trace_id or None,
+        "finished": look.life.finished,
+        "took_ms": round(look.life.took_ms, 3) if look.life.finished else None,
+        "steps": list(_steps(look.life.steps())),
+        "standing": [
+            {"text": each.text, "command": each.command or None, "stuck": each.stuck} for each in look.standings
+        ],
+        "unknown": look.unknown and look.unknown.message,
+    }
+
+
+def _steps(steps: "Iterable[Step]") -> "Iterable[dict[str, object]]":
+    before = None
+    for step in steps:
+        yield {
+            "at": step.at.astimezone(UTC).isoformat(timespec="microseconds"),
+            "after_ms": round(step.after_ms(before or step), 3),
+            "what": step.what,
+            "detail": step.detail,
+            "node": step.node or None,
+            "group": step.group or None,
+            "outbox_id": step.outbox_id,
+            "partition": step.partition,
+            "offset": step.offset,
+        }
+        before = step
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this module."""
+    app.command(epilog="Example: brewctl trace 0199c2f4 --follow")(trace)

@@ -1,0 +1,173 @@
+"""Where an unfinished order stands, and what would move it on.
+
+It is sound while everything runs, because it asks against the stream, as `verify` does: first how far the groups
+have come, then for dead letters, and PostgreSQL last.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from uuid import UUID
+
+from brewctl.config import Settings
+from brewctl.delivery import events
+from brewctl.delivery.broker import Place, open_admin
+from brewctl.delivery.database import Connection
+from brewctl.delivery.dead_letters import Filter, Letter, open_dead_letters
+from brewctl.delivery.topics import GROUPS
+from brewctl.errors import BrewError
+from brewctl.overview import consumer_groups, trace
+from brewctl.overview.consumer_groups import GroupView
+from brewctl.overview.trace import Event, Life
+
+_CONSUMERS = {group: f"brewctl consume {group}" for group in GROUPS}
+_VERIFY = "brewctl verify"
+
+
+@dataclass(frozen=True)
+class Topics:
+    """What Kafka says of the topics there are, of the groups, and of the order's dead letters."""
+
+    names: frozenset[str]
+    groups: Mapping[str, GroupView]
+    letters: Sequence[Letter]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where an order stands, and the command that moves it on; none where all it needs is time, or nothing helps."""
+
+    text: str
+    command: str = ""
+    stuck: bool = False  # it does not move by itself, however long one waits
+
+
+@dataclass(frozen=True)
+class Look:
+    """An order's life, and where it stands if it is unfinished. `unknown`: why Kafka could not be asked."""
+
+    life: Life
+    standings: Sequence[Standing] = ()
+    unknown: BrewError | None = None
+
+
+def look(settings: Settings, connection: Connection, order_id: UUID) -> Look:
+    """Look at an order in both servers; without Kafka, at what PostgreSQL has. Raises what `trace.read` raises."""
+    try:
+        topics = _ask(settings, connection, order_id)
+    except BrewError as error:
+        life = trace.read(connection, order_id)
+        return Look(life, judge(settings, life, error), error)
+    life = replace(trace.read(connection, order_id), letters=topics.letters)
+    return Look(life, judge(settings, life, topics))
+
+
+def judge(settings: Settings, life: Life, kafka: Topics | BrewError) -> list[Standing]:
+    """Judge where an unfinished order stands, by what Kafka says, or by why it says nothing."""
+    return list(_Judge(settings, life, kafka).standings())
+
+
+def _ask(settings: Settings, connection: Connection, order_id: UUID) -> Topics:
+    with open_admin(settings) as admin:
+        groups = {view.name: view for view in consumer_groups.groups(admin, settings.topic)}
+        names = frozenset(admin.topics())
+    key = events.aggregate_id(str(order_id)).encode()
+    with open_dead_letters(settings, connection) as letters:
+        found = sorted(letters.find(Filter(key=key), settled=True), key=lambda letter: letter.written_at)
+    return Topics(names, groups, found)
+
+
+class _Judge:
+    def __init__(self, settings: Settings, life: Life, kafka: Topics | BrewError) -> None:
+        self._settings = settings
+        self._life = life
+        self._kafka = kafka
+        self._there = {node.name for node in life.nodes if node.there}
+        self._silent = {node.name for node in life.nodes if not node.there}
+
+    def standings(self) -> Iterator[Standing]:
+        if self._life.finished:
+            return
+        if not self._life.events:
+            yield Standing("it has no outbox row: nobody will publish it", _VERIFY, stuck=True)
+        waiting = [event for event in self._life.events if not event.published_at]
+        if waiting:
+            head = self._unpublished(waiting[0])
+            yield head
+            for event in waiting[1:]:
+                yield Standing(f"outbox row {event.id} waits behind row {waiting[0].id}", stuck=head.stuck)
+        handled = {(row.group, row.outbox_id) for row in self._life.dedup}
+        effects = {effect.group for effect in self._life.effects}
+        for event in self._life.events:
+            for group in GROUPS if event.published_at else ():
+                if (group, event.id) not in handled:
+                    yield self._unhandled(event, group)
+                elif group not in effects:
+                    text = f"not {trace.DONE[group]}: group {group} has handled it, and its effect is gone"
+                    yield Standing(text, _VERIFY, stuck=True)
+
+    def _unpublished(self, event: Event) -> Standing:
+        row = f"outbox row {event.id}"
+        if event.failed_at:
+            times = "once" if event.attempts == 1 else f"{event.attempts} times"
+            text = f"{row} is set aside, refused {times}: {event.failure}"
+            return Standing(text, f"brewctl outbox retry {event.id}", stuck=True)
+        if isinstance(self._kafka, Topics) and event.topic not in self._kafka.names:
+            return Standing(f"{row} waits: kafka has no topic {event.topic}", "brewctl topic create")
+        publishers = [node.name for node in self._life.nodes if node.role == "order" and node.there]
+        if not publishers:
+            return Standing(f"{row} waits: no order node runs that would publish it", "brewctl serve order")
+        if isinstance(self._kafka, BrewError):
+            return Standing(f"{row} waits: {self._kafka.message}")
+        return Standing(f"{row} is to be published by {' or '.join(publishers)}")
+
+    def _unhandled(self, event: Event, group: str) -> Standing:
+        undone = f"not {trace.DONE[group]} by group {group}"
+        if isinstance(self._kafka, BrewError):
+            return Standing(f"{undone}, and how far it is can't be known: {self._kafka.message}")
+        letters = [letter for letter in self._kafka.letters if letter.group == group and _of(letter, event)]
+        if still_open := next((letter for letter in letters if not letter.outcome), None):
+            text = f"{undone}: it is the dead letter {still_open.id}, {still_open.reason}"
+            return Standing(text, f"brewctl dlq redrive {still_open.id}", stuck=True)
+        if letters and letters[-1].outcome == "dropped":
+            return Standing(f"{undone}, and never will be: its dead letter {letters[-1].id} was dropped", stuck=True)
+        if event.topic != self._settings.topic:
+            command = f"brewctl trace {self._life.order.id} --topic {event.topic}"
+            return Standing(f"{undone}: it was published to {event.topic}, not to {self._settings.topic}", command)
+        place = letters[-1].new_place if letters else _place(event)
+        if place is None:
+            return Standing(f"{undone}: where its record is was not kept when it was published", _VERIFY)
+        return self._ahead(undone, place, self._kafka.groups[group])
+
+    def _ahead(self, undone: str, place: Place, group: GroupView) -> Standing:
+        """Judge a group by the place of a record: it has not come to it, or has passed it."""
+        where = f"partition {place.partition}, offset {place.offset}"
+        progress = next((each for each in group.partitions if each.partition == place.partition), None)
+        if progress is None or not progress.first <= place.offset < progress.end:
+            return Standing(f"{undone}: its record is no more in the topic, at {where}", _VERIFY, stuck=True)
+        before = place.offset - progress.position
+        if before < 0:
+            return Standing(f"{undone}, which has passed it at {where}: lost", _VERIFY, stuck=True)
+        ahead = f"it comes after {before} record{'s' if before > 1 else ''}" if before else "it is next"
+        coming = f"{undone}: {ahead} in partition {place.partition}"
+        if not group.members:
+            return Standing(f"{coming}, and nobody reads for the group", _CONSUMERS[group.name])
+        if not progress.owner:
+            return Standing(f"{coming}, which nobody owns: the group is {group.state}")
+        if progress.owner in self._silent:
+            others = any(member.client_id in self._there for member in group.members)
+            session = f"within {self._settings.limits.session_s:g} s"
+            text = f"{coming}, whose owner {progress.owner} is silent: kafka gives it to another {session}"
+            return Standing(text, "" if others else _CONSUMERS[group.name])
+        return Standing(f"{coming}, which {progress.owner} reads")
+
+
+def _place(event: Event) -> Place | None:
+    if event.kafka_partition is None or event.kafka_offset is None:
+        return None
+    return Place(event.kafka_partition, event.kafka_offset)
+
+
+def _of(letter: Letter, event: Event) -> bool:
+    """Say whether a letter is the event's: its header may be what could not be read, its place that of a copy."""
+    at = (event.topic, event.kafka_partition, event.kafka_offset)
+    return letter.died_at == at or dict(letter.headers).get("outbox-id") == str(event.id).encode()

@@ -1,0 +1,242 @@
+"""The life of one order: what PostgreSQL has of it, in one snapshot, and the dead letters that Kafka has.
+
+orders ─► outbox ─► topic ─► processed_events + effect, for each group
+                       └───► dead letters
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import LiteralString, TypeVar
+from uuid import UUID
+
+import psycopg
+from psycopg.rows import class_row
+
+from brewctl.delivery import events
+from brewctl.delivery.database import Connection
+from brewctl.delivery.dead_letters import Letter
+from brewctl.delivery.topics import GROUPS
+from brewctl.errors import BrewError, UsageError
+from brewctl.overview.replicas import NodeRow, nodes
+from brewctl.sql import queries
+
+_DIGITS = 32  # of a UUID
+_NAMED = 3  # orders, where a prefix is one of several
+# What a group's effect is called.
+DONE = dict(zip(GROUPS, ("reserved", "notified"), strict=True))
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Order:
+    """An order. `committed_at` is None where PostgreSQL does not keep that."""
+
+    id: UUID
+    tenant_id: str
+    customer_id: str
+    amount_cents: int
+    currency: str
+    created_at: datetime  # by the clock of the order node; all other times of PostgreSQL are by its own
+    committed_at: datetime | None
+
+
+@dataclass(frozen=True)
+class Event:
+    """An outbox row of the order. Its place is None until it is published, and where an older version did that."""
+
+    id: int
+    topic: str
+    payload: bytes
+    created_at: datetime
+    published_at: datetime | None
+    publisher_node: str | None
+    kafka_partition: int | None
+    kafka_offset: int | None
+    failed_at: datetime | None
+    failure: str | None
+    attempts: int
+
+
+@dataclass(frozen=True)
+class Dedup:
+    """A dedup row: a group has handled an event, and skipped it so many times since."""
+
+    group: str
+    outbox_id: int
+    processed_at: datetime
+    duplicates: int
+    duplicate_at: datetime  # the last time
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What a group has done for the order."""
+
+    group: str
+    node: str
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something that happened to the order; what does not apply is empty."""
+
+    at: datetime
+    what: str  # created, committed or written, published, set aside, reserved, notified, skipped, died
+    detail: str
+    node: str = ""
+    group: str = ""
+    outbox_id: int | None = None
+    partition: int | None = None
+    offset: int | None = None
+
+    def after_ms(self, before: "Step") -> float:
+        """Milliseconds since another step; negative where the clocks, or the order of the commits, differ."""
+        return (self.at - before.at).total_seconds() * 1000
+
+
+@dataclass(frozen=True)
+class Life:
+    """All that is known of an order at one moment."""
+
+    order: Order
+    events: Sequence[Event]
+    dedup: Sequence[Dedup]
+    effects: Sequence[Effect]
+    nodes: Sequence[NodeRow]
+    letters: Sequence[Letter] = ()
+
+    @property
+    def trace_id(self) -> str:
+        """The trace that created it; empty where its event can't be read."""
+        try:
+            return events.parse_order(self.events[0].payload).trace_id
+        except (IndexError, events.UnreadableError):
+            return ""
+
+    @property
+    def finished(self) -> bool:
+        """Say whether every event is published, and every group has handled it and has its effect."""
+        handled = {(row.group, row.outbox_id) for row in self.dedup}
+        return (
+            bool(self.events)
+            and all(event.published_at for event in self.events)
+            and all((group, event.id) in handled for group in GROUPS for event in self.events)
+            and {effect.group for effect in self.effects} == set(GROUPS)
+        )
+
+    @property
+    def took_ms(self) -> float:
+        """From the order's creation to the last of what finished it, in milliseconds."""
+        marks = [event.published_at for event in self.events if event.published_at]
+        last = max([*marks, *(effect.created_at for effect in self.effects)], default=self.order.created_at)
+        return (last - self.order.created_at).total_seconds() * 1000
+
+    def steps(self) -> list[Step]:
+        """What happened, in the order of its time; its creation, whose clock is another, comes first."""
+        trace = f"trace {self.trace_id}, " if self.trace_id else ""
+        created = Step(self.order.created_at, "created", f"{trace}tenant {self.order.tenant_id}")
+        later = [*self._written(), *self._sent(), *self._handled(), *self._died()]
+        return [created, *sorted(later, key=lambda step: step.at)]
+
+    def _written(self) -> Iterator[Step]:
+        committed_at = self.order.committed_at
+        for number, event in enumerate(self.events):
+            detail = f"outbox row {event.id}"
+            if number == 0 and committed_at:  # later rows have commits of their own
+                yield Step(committed_at, "committed", f"with {detail}", outbox_id=event.id)
+            else:
+                yield Step(event.created_at, "written", f"{detail}, in its transaction", outbox_id=event.id)
+
+    def _sent(self) -> Iterator[Step]:
+        for event in self.events:
+            if event.published_at:
+                place = "" if event.kafka_offset is None else f" {event.kafka_partition}@{event.kafka_offset}"
+                yield Step(
+                    event.published_at,
+                    "published",
+                    f"by {event.publisher_node} to {event.topic}{place}",
+                    node=event.publisher_node or "",
+                    outbox_id=event.id,
+                    partition=event.kafka_partition,
+                    offset=event.kafka_offset,
+                )
+            elif event.failed_at:
+                yield Step(event.failed_at, "set aside", f"{event.failure}", outbox_id=event.id)
+
+    def _handled(self) -> Iterator[Step]:
+        for effect in self.effects:
+            detail = f"by {effect.node}, group {effect.group}"
+            yield Step(effect.created_at, DONE.get(effect.group, "done"), detail, effect.node, effect.group)
+        had = set()
+        for row in self.dedup:
+            if row.group in had:  # an order has each effect once, however many events
+                detail = f"outbox row {row.outbox_id} by group {row.group}: the order has its effect"
+                yield Step(row.processed_at, "skipped", detail, group=row.group, outbox_id=row.outbox_id)
+            had.add(row.group)
+            if row.duplicates:
+                times = "once more" if row.duplicates == 1 else f"{row.duplicates} times more"
+                detail = f"{times} by group {row.group}, which had it in processed_events"
+                yield Step(row.duplicate_at, "skipped", detail, group=row.group, outbox_id=row.outbox_id)
+
+    def _died(self) -> Iterator[Step]:
+        for letter in self.letters:
+            became = {
+                "": "open",
+                "redriven": "redriven" + ("" if not letter.new_place else " to {}@{}".format(*letter.new_place)),
+            }.get(letter.outcome, letter.outcome)
+            detail = f"letter {letter.id} of group {letter.group}, {became}: {letter.reason}"
+            yield Step(letter.written_at, "died", detail, group=letter.group, partition=letter.partition,
+                       offset=letter.offset)  # fmt: skip
+
+
+def find(connection: Connection, text: str) -> UUID:
+    """Find the order that an id, or the beginning of one, means; `order-` may stand before it.
+
+    Raises UsageError where it is no such thing, BrewError where it means none or several.
+    """
+    first, last = bounds(text)
+    found = newest(connection, first, last, limit=_NAMED + 1)
+    if not found:
+        raise BrewError(
+            f"no order {'begins with' if first != last else 'is'} {text[:80]}",
+            hint="`brewctl create-order` prints the ids of those that it makes",
+        )
+    if len(found) > 1:
+        several = f"{len(found)} orders begin" if len(found) <= _NAMED else "many orders begin"
+        names = ", ".join(str(order_id) for order_id in found[:_NAMED])
+        raise BrewError(f"{several} with {text[:80]}: {names}", hint="give more of the id")
+    return found[0]
+
+
+def bounds(text: str) -> tuple[UUID, UUID]:
+    """Return the first and the last id that a prefix may mean. Raises UsageError where it is none."""
+    digits = text.strip().lower().removeprefix(events.aggregate_id("")).replace("-", "")
+    if not 0 < len(digits) <= _DIGITS or not set(digits) <= set("0123456789abcdef"):
+        raise UsageError(f"{text[:80]!r} is no order id", hint="use a UUID, or the beginning of one")
+    return UUID(digits.ljust(_DIGITS, "0")), UUID(digits.ljust(_DIGITS, "f"))
+
+
+def newest(connection: Connection, first: UUID, last: UUID, *, limit: int) -> list[UUID]:
+    """Read the ids in a range, newest first."""
+    found = connection.execute(queries["orders_between"], {"first": first, "last": last, "limit": limit})
+    return [order_id for (order_id,) in found]
+
+
+def read(connection: Connection, order_id: UUID) -> Life:
+    """Read what PostgreSQL knows of an order, in one snapshot. Raises BrewError where it is gone."""
+    connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+    with connection.transaction():
+        orders = _rows(connection, Order, queries["traced_order"], id=order_id)
+        if not orders:
+            raise BrewError(f"order {order_id} is no more in postgres", hint="was it reset?")
+        own = _rows(connection, Event, queries["traced_events"], aggregate_id=events.aggregate_id(str(order_id)))
+        dedup = _rows(connection, Dedup, queries["traced_dedup"], groups=list(GROUPS), ids=[event.id for event in own])
+        effects = _rows(connection, Effect, queries["traced_effects"], id=order_id)
+        return Life(orders[0], own, dedup, effects, nodes(connection))
+
+
+def _rows(connection: Connection, shape: type[_T], query: LiteralString, **parameters: object) -> list[_T]:
+    with connection.cursor(row_factory=class_row(shape)) as cursor:
+        return cursor.execute(query, parameters).fetchall()

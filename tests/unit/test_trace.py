@@ -1,0 +1,172 @@
+"""The life of an order, as data: ids and their beginnings, the steps of a timeline, what groups say of it."""
+
+import dataclasses
+import uuid
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from brewctl import overview
+from brewctl.cli.trace import _Timeline
+from brewctl.config import Settings
+from brewctl.delivery import offsets
+from brewctl.delivery.broker import Group, Member
+from brewctl.errors import UsageError
+from brewctl.overview.standing import Look, Standing, Topics, judge
+from brewctl.overview.trace import Dedup, Effect, Event, Life, Order, Step, bounds
+from brewctl.proto.orders_pb2 import OrderCreated
+
+ORDER_ID = uuid.UUID("0199c2f4-1b2c-7000-8000-0123456789ab")
+NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
+
+
+def at(milliseconds: float) -> datetime:
+    return NOON + timedelta(milliseconds=milliseconds)
+
+
+def event(outbox_id: int, **other: object) -> Event:
+    values: dict[str, object] = {
+        "topic": "t",
+        "payload": OrderCreated(order_id=str(ORDER_ID), trace_id="4bf9").SerializeToString(),
+        "created_at": at(1),
+        "published_at": at(9),
+        "publisher_node": "order-1",
+        "kafka_partition": 3,
+        "kafka_offset": 57,
+        "failed_at": None,
+        "failure": None,
+        "attempts": 0,
+    }
+    return Event(outbox_id, **values | other)  # type: ignore[arg-type]
+
+
+def life(events: list[Event], *, committed_ms: float | None = 2) -> Life:
+    committed_at = None if committed_ms is None else at(committed_ms)
+    effects = [Effect("inventory", "inventory-2", at(7)), Effect("notifications", "notification-1", at(31))]
+    dedup = [
+        Dedup(effect.group, each.id, at(6 + number), 0, at(6))
+        for effect in effects
+        for number, each in enumerate(events)
+    ]
+    return Life(Order(ORDER_ID, "tea", "c1", 450, "EUR", NOON, committed_at), events, dedup, effects, [])
+
+
+@pytest.mark.parametrize(
+    ("text", "first", "last"),
+    [
+        (str(ORDER_ID), ORDER_ID, ORDER_ID),
+        (f"order-{ORDER_ID}", ORDER_ID, ORDER_ID),
+        (str(ORDER_ID).upper(), ORDER_ID, ORDER_ID),
+        ("0199c2f4-1b", uuid.UUID("0199c2f4-1b" + "00-0000-0000-000000000000"),
+         uuid.UUID("0199c2f4-1b" + "ff-ffff-ffff-ffffffffffff")),
+        ("0", uuid.UUID(int=0), uuid.UUID("0" + "f" * 31)),
+    ],
+)  # fmt: skip
+def test_the_beginning_of_an_id_is_a_range(text: str, first: uuid.UUID, last: uuid.UUID) -> None:
+    assert bounds(text) == (first, last)
+
+
+@pytest.mark.parametrize("text", ["", "order-", "x", "01 99", f"{ORDER_ID}0", "\u0661", "--", "01\x00"])
+def test_what_is_no_beginning_of_an_id_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="is no order id"):
+        bounds(text)
+
+
+def test_steps_are_told_in_the_order_of_their_times() -> None:
+    whole = life([event(5)])
+    assert [(step.what, step.at) for step in whole.steps()] == [
+        ("created", NOON),
+        ("committed", at(2)),
+        ("reserved", at(7)),  # by a consumer that was quicker than the mark
+        ("published", at(9)),
+        ("notified", at(31)),
+    ]
+    assert (whole.finished, whole.took_ms, whole.trace_id) == (True, 31, "4bf9")
+
+
+def test_a_clock_that_is_ahead_does_not_move_the_creation() -> None:
+    early = life([event(5)], committed_ms=-3).steps()
+    assert [step.what for step in early[:2]] == ["created", "committed"]
+    assert early[1].after_ms(early[0]) == -3
+
+
+def test_what_looks_wrong_in_a_timeline_is_explained_once(capsys: pytest.CaptureFixture[str]) -> None:
+    _Timeline(as_json=False).end(Look(life([event(5)], committed_ms=-3)))
+    told, noted = capsys.readouterr()
+    assert told.splitlines() == [
+        f"order {ORDER_ID}  450 cents EUR  customer c1",
+        "since 2026-01-02 12:00:00.000 UTC",
+        "        0 ms  created    trace 4bf9, tenant tea",
+        "       -3 ms  committed  with outbox row 5",
+        "      +10 ms  reserved   by inventory-2, group inventory",
+        "       +2 ms  published  by order-1 to t 3@57",
+        "      +22 ms  notified   by notification-1, group notifications",
+        "finished after 31 ms: published, reserved and notified once",
+    ]
+    assert [line.partition(":")[0] for line in noted.splitlines()] == [
+        "less than 0 ms",
+        "published is when its node knew of Kafka's acknowledgement",
+    ]
+
+
+def test_a_commit_whose_time_nobody_kept_is_not_made_up() -> None:
+    assert [step.what for step in life([event(5)], committed_ms=None).steps()][1] == "written"
+
+
+def test_a_second_event_has_a_write_of_its_own_and_no_second_effect() -> None:
+    steps = life([event(5), event(6, created_at=at(3), published_at=at(10))]).steps()
+    told = [(step.what, step.outbox_id) for step in steps if step.outbox_id == 6]
+    assert told == [("written", 6), ("skipped", 6), ("skipped", 6), ("published", 6)]
+
+
+@pytest.mark.parametrize("payload", [b"", b"\xff"])
+def test_a_payload_that_can_not_be_read_has_no_trace(payload: bytes) -> None:
+    unreadable = life([event(5, payload=payload)])
+    assert unreadable.trace_id == ""
+    assert unreadable.steps()[0] == Step(NOON, "created", "tenant tea")
+
+
+def member(name: str, *partitions: int) -> Member:
+    return Member(name, partitions, "127.0.0.1")
+
+
+def node(name: str, *, silent_s: float) -> overview.NodeRow:
+    return overview.NodeRow(name, "inventory", "h", 1, "", 0, 0, 0, 0, False, silent_s, 60)
+
+
+NEXT = "not reserved by group inventory: it is next in partition 3"
+READS, SILENT = node("inventory-1", silent_s=0.5), node("inventory-2", silent_s=9)
+
+
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        ([], Standing(f"{NEXT}, and nobody reads for the group", "brewctl consume inventory")),
+        ([member("inventory-1", 3)], Standing(f"{NEXT}, which inventory-1 reads")),
+        ([member("inventory-1", 0)], Standing(f"{NEXT}, which nobody owns: the group is Stable")),
+        (
+            [member("inventory-2", 3)],
+            Standing(
+                f"{NEXT}, whose owner inventory-2 is silent: kafka gives it to another within 15 s",
+                "brewctl consume inventory",
+            ),
+        ),
+        (
+            [member("inventory-1", 0), member("inventory-2", 3)],
+            Standing(f"{NEXT}, whose owner inventory-2 is silent: kafka gives it to another within 15 s"),
+        ),
+        ([member("of-another-version", 3)], Standing(f"{NEXT}, which of-another-version reads")),
+    ],
+)
+def test_what_a_group_waits_for_is_who_owns_the_partition(members: list[Member], said: Standing) -> None:
+    notified = dataclasses.replace(
+        life([event(5)]),
+        dedup=[Dedup("notifications", 5, NOON, 0, NOON)],
+        effects=[Effect("notifications", "notification-1", NOON)],
+        nodes=[READS, SILENT],
+    )
+    group = Group("inventory", "Stable" if members else "Empty", "roundrobin", tuple(members))
+    progress = offsets.progress(group, {3: 57}, {3: (0, 58)})
+    view = overview.GroupView(group.name, group.state, group.assignor, group.members, tuple(progress))
+    kafka = Topics(frozenset("t"), {group.name: view}, [])
+    assert judge(dataclasses.replace(Settings(), topic="t"), notified, kafka) == [said]
