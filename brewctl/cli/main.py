@@ -16,6 +16,7 @@ from brewctl.cli import (
     counts,
     demo,
     dlq,
+    groups,
     load,
     orders,
     outbox,
@@ -23,6 +24,7 @@ from brewctl.cli import (
     roles,
     sandbox,
     setup,
+    top,
     verify,
 )
 from brewctl.errors import BrewError, DrainTimeoutError, ExitCode
@@ -55,7 +57,42 @@ def root(
     output.verbose = verbose
 
 
-for module in (demo, sandbox, setup, roles, background, orders, counts, load, verify, chaos, dlq, outbox, bench):
+# In the order in which help lists them.
+MODULES = (
+    demo,
+    sandbox,
+    setup,
+    roles,
+    background,
+    orders,
+    counts,
+    top,
+    load,
+    verify,
+    chaos,
+    dlq,
+    outbox,
+    bench,
+)
+# In the order in which help lists them.
+MODULES = (
+    demo,
+    sandbox,
+    setup,
+    roles,
+    background,
+    orders,
+    counts,
+    groups,
+    top,
+    load,
+    verify,
+    chaos,
+    dlq,
+    outbox,
+    bench,
+)
+for module in MODULES:
     module.register(app)
 
 

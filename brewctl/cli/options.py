@@ -104,8 +104,13 @@ def is_sandbox(configured: frozenset[str], *names: str) -> bool:
 
 def confirm_destruction(what: str, *, mine: bool, yes: bool) -> None:
     """Ask before `what` is destroyed, unless it is the sandbox's (`mine`) or `yes`. Without a terminal, refuse."""
-    if mine or yes:
+    confirm(f"this destroys {what}", yes=mine or yes)
+
+
+def confirm(consequence: str, *, yes: bool) -> None:
+    """Ask before something has this consequence, unless `yes`. Without a terminal, refuse."""
+    if yes:
         return
     if not (os.isatty(0) and os.isatty(2)):
-        raise UsageError(f"this destroys {what}", hint="add --yes to do it without a question")
-    typer.confirm(f"This destroys {what}. Go on?", abort=True, err=True)
+        raise UsageError(consequence, hint="add --yes to do it without a question")
+    typer.confirm(f"{consequence[:1].upper()}{consequence[1:]}. Go on?", abort=True, err=True)

@@ -137,6 +137,12 @@ def test_completion(brewctl: Brewctl) -> None:
     assert set(shown.stdout.split()) == {"consume", "counts"}
 
 
+def test_completion_of_groups_without_kafka(brewctl: Brewctl) -> None:
+    words = {"COMP_WORDS": "brewctl groups reset no", "COMP_CWORD": "3"}
+    shown = brewctl(_BREWCTL_COMPLETE="complete_bash", **words, **KAFKA)
+    assert (shown.stdout.split(), shown.stderr) == (["notifications"], "")
+
+
 # Misuse
 
 
@@ -180,6 +186,11 @@ def test_completion(brewctl: Brewctl) -> None:
         (("stop",), "nodes or --all: none was started: see `brewctl start --help`"),
         (("stop", "order-1", "--all"), "nodes or --all"),
         (("logs", "--tail", "-1"), "--tail"),
+        (("groups", "nope"), "brewctl groups --help"),
+        (("groups", "--json", "reset", "inventory", "--to", "latest"), "`groups reset`"),
+        (("groups", "reset", "--to", "latest"), "'NAME'"),
+        (("groups", "reset", "inventory"), "--to"),
+        (("groups", "reset", "inventory", "--to", "soon"), "2026-11-25T12:00"),
     ],
 )
 def test_misuse_is_one_line(brewctl: Brewctl, arguments: tuple[str, ...], named: str) -> None:
@@ -330,7 +341,17 @@ def test_without_postgres(brewctl: Brewctl, command: tuple[str, ...]) -> None:
     assert "BREW_DATABASE_URL" in line
 
 
-@pytest.mark.parametrize("command", [("topic", "create"), ("consume", "inventory"), ("consume", "notifications")])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("topic", "create"),
+        ("consume", "inventory"),
+        ("consume", "notifications"),
+        ("groups",),
+        ("groups", "--watch"),
+        ("groups", "reset", "inventory", "--to", "latest"),
+    ],
+)
 def test_without_kafka(brewctl: Brewctl, command: tuple[str, ...]) -> None:
     line = complaint(brewctl(*command, **BOTH), 3)
     assert line.startswith("brewctl: kafka 127.0.0.1:1 ")
