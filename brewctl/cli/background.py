@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from brewctl.lab.background import Stopped
     from brewctl.sandbox.processes import Server
 
-
 UNDRAINED = "what was not committed will be delivered again"
 
 

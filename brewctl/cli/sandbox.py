@@ -64,8 +64,11 @@ def down(
     except BrewError:
         if not purge:  # the way out of a damaged state
             raise
-    background.report(nodes)
-    stopped = [node.name for node in nodes if node.ending != lab.Ending.GONE] + cluster.down(home, purge=purge)
+    stopped = [node.name for node in nodes if node.ending != lab.Ending.GONE]
+    try:
+        stopped += cluster.down(home, purge=purge)
+    finally:  # not before: a reader that has gone ends the command
+        background.report(nodes)
     output.emit(f"stopped {', '.join(stopped)}" if stopped else f"nothing was running in {home}")
     if purge and there:
         output.emit(f"removed the data in {home}")

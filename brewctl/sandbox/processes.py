@@ -21,6 +21,7 @@ _SAME_START_S = 1.0
 _LARGE_LOG_BYTES = 10 * 1024 * 1024
 _PORTS = (15_000, 32_000)
 _PORT_TRIES = 200
+_LOOK_EVERY_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -111,17 +112,19 @@ def _birth(pid: int) -> str:
 
 def end(servers: Iterable[Server], steps: Sequence[tuple[signal.Signals, float]]) -> None:
     """Send each step's signal to all that still run and wait for them, at most that many seconds."""
-    running = [process for server in servers if (process := find(server))]
+    running = [server for server in servers if find(server)]
     for number, wait_s in steps:
-        for process in running:
-            try:
-                process.send_signal(number)
-            except psutil.NoSuchProcess:
-                continue
-        _, running = psutil.wait_procs(running, timeout=wait_s)
+        for server in running:
+            if process := find(server):
+                with suppress(psutil.NoSuchProcess):
+                    process.send_signal(number)
+        deadline = time.monotonic() + wait_s
+        # psutil's own wait goes on while nobody has asked how it ended, as PID 1 of many containers never does.
+        while (running := [server for server in running if find(server)]) and time.monotonic() < deadline:
+            time.sleep(_LOOK_EVERY_S)
         if not running:
             return
-    pids = ", ".join(str(process.pid) for process in running)
+    pids = ", ".join(str(server.pid) for server in running)
     raise BrewError(f"process {pids} does not end", hint="look at it with `ps`")
 
 
@@ -171,7 +174,7 @@ def wait_ready(servers: Sequence[Server], answers: Callable[[], bool], *, timeou
             if ended or late:
                 what = "ended at its start" if ended else f"does not answer on port {server.port} after {timeout_s:g} s"
                 raise BrewError(f"{server.name} {what}\n{tail(server)}\nthe whole log is {server.log}")
-        time.sleep(0.05)
+        time.sleep(_LOOK_EVERY_S)
 
 
 def tail(server: Server, lines: int = 20) -> str:
@@ -186,8 +189,10 @@ def tail(server: Server, lines: int = 20) -> str:
 
 def memory(process: psutil.Process) -> int:
     """Resident bytes of a process and its children; shared pages are counted once where the system tells."""
-    total = 0
-    for member in (process, *process.children(recursive=True)):
+    total, members = 0, [process]
+    with suppress(psutil.Error):
+        members += process.children(recursive=True)
+    for member in members:
         try:
             info = member.memory_full_info() if member.is_running() else None
         except psutil.Error:

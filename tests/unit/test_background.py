@@ -27,6 +27,7 @@ def stop(*_):
 
 how = os.environ.get("HOW", "")
 signal.signal(signal.SIGTERM, stop)
+signal.alarm(300)  # whatever becomes of the test
 if how == "broken":
     sys.exit("brewctl: no room")
 if how != "slow":

@@ -1,7 +1,9 @@
 """The nodes' logs, as files: merged by time, cut to their ends, followed through whatever is done to them."""
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,7 +12,14 @@ from brewctl.lab import logs
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the logs. Where nothing comes that is waited for, the test ends."""
+    looks = itertools.count()
+
+    def pause(_seconds: float) -> None:
+        assert next(looks) < 100
+
+    monkeypatch.setattr(logs, "time", SimpleNamespace(sleep=pause))
     (tmp_path / "logs").mkdir()
     return tmp_path / "logs"
 
@@ -115,8 +124,8 @@ def test_a_replaced_log_is_read_to_its_end_and_then_the_new_one(folder: Path) ->
     assert next(lines) == "a: 1"
     append(log, "2\nthe last wo")
     log.rename(folder / "a.log.1")
-    log.write_text("3\n")
-    assert [next(lines) for _ in range(3)] == ["a: 2", "a: the last wo", "a: 3"]
+    log.write_text("one that is longer than the old one was\n")
+    assert [next(lines) for _ in range(3)] == ["a: 2", "a: the last wo", "a: one that is longer than the old one was"]
 
 
 def test_a_removed_log_may_come_back(folder: Path) -> None:

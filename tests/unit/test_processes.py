@@ -149,6 +149,17 @@ def test_all_are_ended_together(spawn: Spawn) -> None:
     assert [processes.find(server) for server in servers] == [None, None, None]
 
 
+def test_one_that_its_parent_does_not_look_after_has_ended(spawn: Spawn, tmp_path: Path) -> None:
+    """As below PID 1 of many containers: its pid stays taken."""
+    program = "import subprocess, time; print(subprocess.Popen(['sleep', '600']).pid, flush=True); time.sleep(600)"
+    log = tmp_path / "parent.log"
+    spawn(sys.executable, "-c", program, log=log)
+    wait_until("its child", lambda: log.read_text().endswith("\n"), timeout_s=30, every_s=0.01)
+    child = psutil.Process(int(log.read_text()))
+    processes.end([Server("child", child.pid, child.create_time(), 1, "")], KILL)
+    assert child.status() == psutil.STATUS_ZOMBIE
+
+
 def test_one_that_does_not_end_is_named(spawn: Spawn) -> None:
     server = start_deaf(spawn)
     with pytest.raises(BrewError, match=f"process {server.pid} does not end"):
