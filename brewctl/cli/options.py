@@ -94,7 +94,7 @@ def settings(
 
 def check_file(option: str, path: Path | None, *suffixes: str) -> None:
     """Refuse a file that could not be written in the end. Raises UsageError."""
-    if path and (path.suffix not in suffixes or path.is_dir() or not path.parent.is_dir()):
+    if path and (path.suffix not in suffixes or not path.parent.is_dir()):
         raise UsageError(f"{option} {path} must be a {' or '.join(suffixes)} file in a folder that is there")
 
 
