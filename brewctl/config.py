@@ -6,7 +6,7 @@ Each server setting is taken from the flag, else the environment, else the runni
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -131,6 +131,12 @@ class Settings:
     def dead_letter_topic(self) -> str:
         """The topic of records that no consumer can read."""
         return f"{self.topic}.dlq"
+
+    @property
+    def impatient(self) -> "Settings":
+        """Settings for who asks Kafka again and again: an answer that takes long is of no use to them."""
+        limits = replace(self.limits, kafka_connect_s=2.0, kafka_admin_s=3.0, kafka_patience_s=1.0)
+        return replace(self, limits=limits)
 
 
 ENVIRONMENT = {

@@ -102,7 +102,7 @@ def is_sandbox(configured: frozenset[str], *names: str) -> bool:
     """Say whether servers are the sandbox's own: it runs, and no flag or variable named another."""
     from brewctl.sandbox import state
 
-    return not configured & set(names) and bool(state.endpoints(config.home()))
+    return not configured & set(names) and set(names) <= state.endpoints(config.home()).keys()
 
 
 def confirm_destruction(what: str, *, mine: bool, yes: bool) -> None:

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -22,21 +23,42 @@ CAST = (*ORDER_NODES, *INVENTORY_NODES, *NOTIFICATION_NODES)
 
 _ASSIGNED = re.compile(r"partitions assigned \[([\d, ]*)\]")
 _LISTENS = re.compile(r"listening on (\S+)")
-# Each role by its nodes' names: how it is started, and what it says once it works.
-_ROLES = {
-    "order": (("serve", "order"), _LISTENS),
-    "inventory": (("consume", "inventory"), _ASSIGNED),
-    "notification": (("consume", "notifications"), _ASSIGNED),
+
+
+@dataclass(frozen=True)
+class Role:
+    """How a role is called, its nodes are named and started, and what one says once it works."""
+
+    name: str
+    stem: str  # of its nodes' names
+    command: tuple[str, ...]
+    ready: re.Pattern[str]
+
+
+ROLES = {
+    role.name: role
+    for role in (
+        Role("order", "order", ("serve", "order"), _LISTENS),
+        Role("inventory", "inventory", ("consume", "inventory"), _ASSIGNED),
+        Role("notifications", "notification", ("consume", "notifications"), _ASSIGNED),
+    )
 }
+_BY_STEM = {role.stem: role for role in ROLES.values()}
 
 
 def command(name: str) -> tuple[str, ...]:
     """Return what `brewctl` is to be told to be a node of this name, such as `consume inventory` for inventory-1."""
-    return _role(name)[0]
+    return _role(name).command
 
 
-def _role(name: str) -> tuple[tuple[str, ...], re.Pattern[str]]:
-    return _ROLES[name.rpartition("-")[0]]
+def program(name: str, *arguments: str) -> list[str]:
+    """Return how a node of this name is run as a process, for example with `consume inventory`."""
+    # -P: whatever lies in the working directory is no module of ours.
+    return [sys.executable, "-P", "-m", "brewctl", *arguments, "--node", name]
+
+
+def _role(name: str) -> Role:
+    return _BY_STEM[name.rpartition("-")[0]]
 
 
 class Node:
@@ -51,7 +73,7 @@ class Node:
         self._arrived = threading.Condition()
         with log.open("ab") as errors:
             self.process = subprocess.Popen(  # noqa: S603 - ourselves
-                [sys.executable, "-m", "brewctl", *arguments, "--node", name],
+                program(name, *arguments),
                 env={**os.environ, **environment(settings)},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -88,8 +110,8 @@ class Node:
     @property
     def ready(self) -> bool:
         """Say whether it works: it listens, or has been assigned partitions."""
-        _, says = _role(self.name)
-        return any(says.search(line) for line in self.lines)
+        ready = _role(self.name).ready
+        return any(ready.search(line) for line in self.lines)
 
     @property
     def alive(self) -> bool:

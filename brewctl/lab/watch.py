@@ -4,7 +4,6 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import psycopg
 
@@ -23,9 +22,7 @@ class Watch:
     """Two threads that look until told to stop; where a server is away there is nothing to be seen, and no sample."""
 
     def __init__(self, settings: Settings) -> None:
-        # An answer that takes long is of no use here.
-        limits = replace(settings.limits, kafka_admin_s=3.0, kafka_patience_s=1.0, kafka_connect_s=2.0)
-        self._settings = replace(settings, limits=limits)
+        self._settings = settings.impatient
         self._stop = threading.Event()
         self._began = time.monotonic()
         self.samples: list[Sample] = []

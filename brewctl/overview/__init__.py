@@ -1,5 +1,6 @@
-"""Read-only questions: the counters, who did what, what is unfinished or lost, which replicas there are."""
+"""Read-only questions: the counters, who did what, what is unfinished or lost, which replicas and groups there are."""
 
+from brewctl.overview.consumer_groups import GroupView, groups, readers
 from brewctl.overview.counters import (
     Counts,
     Unfinished,
@@ -14,13 +15,16 @@ from brewctl.overview.replicas import NodeRow, nodes
 
 __all__ = [
     "Counts",
+    "GroupView",
     "NodeRow",
     "Unfinished",
     "counts",
     "distribution",
     "distribution_line",
+    "groups",
     "missing",
     "nodes",
+    "readers",
     "unfinished",
     "work_by_node",
 ]

@@ -27,7 +27,7 @@ class NodeRow:
     dead: int
     stopped: bool  # it ended by itself
     silent_s: float
-    age_s: float
+    started_s: float  # since the epoch, by PostgreSQL's clock
 
     @property
     def there(self) -> bool:

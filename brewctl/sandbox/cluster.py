@@ -5,17 +5,18 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from brewctl.config import Settings
 from brewctl.delivery import database, topics
 from brewctl.errors import BrewError, UsageError
 from brewctl.sandbox import kafka, postgres, processes, state
-from brewctl.sandbox.state import Server, State
+from brewctl.sandbox.processes import Server
+from brewctl.sandbox.state import State
 
 # The folders of a home.
-_PARTS = ("postgres", "kafka", "logs")
+_PARTS = ("postgres", "kafka", "logs", "nodes")
 _LAST_CHILDREN_S = 5.0  # an ended server's own children go a moment later
 
 
@@ -47,7 +48,9 @@ def up(home: Path, options: Options, progress: kafka.Progress) -> State:
     Harmless where all of it runs. What this call started is ended again where it fails or is interrupted.
     """
     with state.locked(home):
-        known = state.load(home) or _new_state(options)
+        known = state.load(home) or State.without_sandbox()
+        if not known.has_sandbox:
+            known = replace(_new_state(options), nodes=known.nodes)
         _check(known, options)
         missing = [
             name for name in _names(known) if name not in known.servers or not processes.find(known.servers[name])
@@ -70,7 +73,7 @@ def up(home: Path, options: Options, progress: kafka.Progress) -> State:
 def down(home: Path, *, purge: bool = False) -> list[str]:
     """End all servers, each within a bound; `purge` removes the data too. Returns the names of those that ran.
 
-    Touches nothing where there is no sandbox.
+    Touches nothing where nothing is remembered. Background nodes are left alone; nothing is removed while one runs.
     """
     if not state.exists(home):
         return []
@@ -96,8 +99,8 @@ def down(home: Path, *, purge: bool = False) -> list[str]:
 
 
 def _require_unused(home: Path) -> None:
-    """Raise BrewError where a server works on the data: one that a damaged state does not know."""
-    folders = [home / "postgres", home / "kafka"]
+    """Raise BrewError where a process works there: one that a damaged state does not know."""
+    folders = [home / "postgres", home / "kafka", home / "nodes"]
     deadline = time.monotonic() + _LAST_CHILDREN_S
     while strangers := [process for folder in folders for process in processes.working_in(folder)]:
         if time.monotonic() > deadline:
@@ -115,7 +118,7 @@ def running(home: Path) -> bool:
 def status(home: Path) -> list[Health]:
     """Ask every server of the sandbox; empty where there is no sandbox."""
     known = state.load(home)
-    if known is None:
+    if known is None or not known.has_sandbox:
         return []
     answering = kafka.answering(known) if known.servers else set()
     rows = []

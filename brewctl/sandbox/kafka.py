@@ -23,10 +23,11 @@ import platformdirs
 import psutil
 
 from brewctl.config import Settings
-from brewctl.delivery.broker import open_admin
+from brewctl.delivery.broker import Broker, open_admin
 from brewctl.errors import BrewError
 from brewctl.sandbox import jars, processes, state
-from brewctl.sandbox.state import Server, State
+from brewctl.sandbox.processes import Server
+from brewctl.sandbox.state import State
 
 _READY_S = 90.0
 _TRAINING_S = 120.0
@@ -172,7 +173,7 @@ def _closed(server: Server) -> bool:
     return (Path(server.log).parent.parent / "data" / ".kafka_cleanshutdown").exists()
 
 
-def _registered(known: State, *, broker: str = "") -> list[int]:
+def _registered(known: State, *, broker: str = "") -> list[Broker]:
     try:
         with open_admin(Settings(brokers=tuple(known.brokers)), broker=broker) as admin:
             return admin.brokers()

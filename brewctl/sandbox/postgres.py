@@ -16,7 +16,8 @@ import psycopg
 
 from brewctl.errors import BrewError
 from brewctl.sandbox import processes
-from brewctl.sandbox.state import Server, State
+from brewctl.sandbox.processes import Server
+from brewctl.sandbox.state import State
 
 USER = DATABASE = "brew"
 _READY_S = 60.0

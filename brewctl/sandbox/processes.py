@@ -9,18 +9,32 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from brewctl.errors import BrewError
-from brewctl.sandbox.state import Server
 
 # Where a process's start is told by the clock alone, which may be adjusted a little.
 _SAME_START_S = 1.0
 _LARGE_LOG_BYTES = 10 * 1024 * 1024
 _PORTS = (15_000, 32_000)
 _PORT_TRIES = 200
+
+
+@dataclass(frozen=True)
+class Server:
+    """A process that we started. A pid is believed only together with its start time."""
+
+    name: str  # postgres, kafka-1, kafka-2, …; a background node's
+    pid: int
+    started: float  # seconds since the epoch, by a clock that may be set anew while the process runs
+    port: int  # 0 where it listens on none
+    log: str
+    birth: str = ""  # its start in a form that no clock changes, where the system tells one
+    role: str = ""  # a background node's: order, inventory, notifications
+    log_start: int = 0  # bytes that others before it wrote to where its output goes
 
 
 def spawn(
@@ -32,8 +46,9 @@ def spawn(
     cwd: Path,
     console: Path | None = None,
     env: Mapping[str, str] | None = None,
+    role: str = "",
 ) -> Server:
-    """Start a server in a session of its own, so that no Ctrl-C of ours reaches it.
+    """Start a process in a session of its own, so that no Ctrl-C of ours reaches it.
 
     What it prints is appended to `console`, for one that writes its `log` itself, else to `log`.
     """
@@ -42,6 +57,7 @@ def spawn(
     if output.exists() and output.stat().st_size > _LARGE_LOG_BYTES:
         output.replace(output.with_name(f"{output.name}.1"))
     with output.open("ab") as file:
+        log_start = file.tell()
         child = subprocess.Popen(  # noqa: S603 - commands of our own making
             [str(part) for part in command],
             cwd=cwd,
@@ -52,7 +68,8 @@ def spawn(
             start_new_session=True,
         )
     child.returncode = 0  # it is meant to outlive this Popen: no warning when that is collected
-    return Server(name, child.pid, psutil.Process(child.pid).create_time(), port, str(log), _birth(child.pid))
+    started = psutil.Process(child.pid).create_time()
+    return Server(name, child.pid, started, port, str(log), _birth(child.pid), role, log_start)
 
 
 def find(server: Server) -> psutil.Process | None:
@@ -123,13 +140,25 @@ def free_port() -> int:
 
 def require_free(name: str, port: int) -> None:
     """Raise BrewError where somebody listens on the port."""
+    try:
+        _bind(port)
+    except OSError as error:
+        message = f"port {port} for {name} can't be used ({os.strerror(error.errno or 0).lower()})"
+        raise BrewError(message, hint="end what listens there, or `brewctl down --purge` for new ports") from error
+
+
+def is_free(port: int) -> bool:
+    """Say whether nobody listens on the port."""
+    with suppress(OSError):
+        _bind(port)
+        return True
+    return False
+
+
+def _bind(port: int) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            message = f"port {port} for {name} can't be used ({os.strerror(error.errno or 0).lower()})"
-            raise BrewError(message, hint="end what listens there, or `brewctl down --purge` for new ports") from error
+        probe.bind(("127.0.0.1", port))
 
 
 def wait_ready(servers: Sequence[Server], answers: Callable[[], bool], *, timeout_s: float) -> None:

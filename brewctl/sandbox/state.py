@@ -1,4 +1,4 @@
-"""What a sandbox remembers between commands: one JSON file in its home, written whole or not at all."""
+"""What a home remembers between commands, of its sandbox and background nodes: one JSON file, written whole or not."""
 
 import contextlib
 import fcntl
@@ -8,28 +8,19 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, Self
 
 from brewctl.errors import BrewError
+from brewctl.sandbox import processes
+from brewctl.sandbox.processes import Server
 
 _VERSION = 1
 _LOCK_WAIT_S = 180
 
 
-@dataclass(frozen=True)
-class Server:
-    """A process that we started. A pid is believed only together with its start time."""
-
-    name: str  # postgres, kafka-1, kafka-2, …
-    pid: int
-    started: float  # seconds since the epoch, by a clock that may be set anew while the process runs
-    port: int
-    log: str
-    birth: str = ""  # its start in a form that no clock changes, where the system tells one
-
-
 @dataclass
 class State:
-    """A sandbox's choices, which survive `down`, and its running servers, which don't."""
+    """A sandbox's choices, which survive `down`; its running servers and the background nodes, which don't."""
 
     password: str
     cluster_id: str
@@ -40,6 +31,18 @@ class State:
     # advertised port of every broker, where a faulty network may stand. Empty in an older sandbox.
     kafka_detours: list[tuple[int, int]] = field(default_factory=list)
     servers: dict[str, Server] = field(default_factory=dict)
+    # In the order of their start. One that ended by itself stays, until it is stopped or started again.
+    nodes: dict[str, Server] = field(default_factory=dict)
+
+    @classmethod
+    def without_sandbox(cls) -> Self:
+        """A home where no sandbox was made: its nodes work on servers of the user's own."""
+        return cls(password="", cluster_id="", postgres_port=0, kafka_ports=[])
+
+    @property
+    def has_sandbox(self) -> bool:
+        """Say whether a sandbox was made there."""
+        return bool(self.kafka_ports)
 
     @property
     def database_url(self) -> str:
@@ -53,7 +56,7 @@ class State:
 
 
 def exists(home: Path) -> bool:
-    """Say whether a sandbox was ever made there."""
+    """Say whether anything is remembered there."""
     return (home / "state.json").exists()
 
 
@@ -64,7 +67,8 @@ def load(home: Path) -> State | None:
         raw = json.loads(path.read_text("utf-8"))
         if raw.pop("version") != _VERSION:
             raise BrewError(f"{path} is of another version of brewctl", hint="run `brewctl down --purge`")
-        raw["servers"] = {name: Server(**server) for name, server in raw["servers"].items()}
+        raw["servers"] = _processes(raw["servers"])
+        raw["nodes"] = _processes(raw.get("nodes", {}))
         for name in ("kafka_ports", "kafka_detours"):
             raw[name] = [(int(one), int(other)) for one, other in raw.get(name, [])]
         return State(**raw)
@@ -89,12 +93,20 @@ def save(home: Path, state: State) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def _processes(raw: dict[str, dict[str, Any]]) -> dict[str, Server]:
+    return {name: Server(**process) for name, process in raw.items()}
+
+
 def endpoints(home: Path) -> dict[str, str]:
-    """Settings of the running sandbox (see config.resolve); empty where none is recorded as running."""
-    state = load(home)
-    if state is None or not state.servers:
+    """Settings of what runs there (see config.resolve): the sandbox, as it is recorded, and background order nodes."""
+    known = load(home)
+    if known is None:
         return {}
-    return {"database_url": state.database_url, "brokers": ",".join(state.brokers)}
+    found = {"database_url": known.database_url, "brokers": ",".join(known.brokers)} if known.servers else {}
+    orders = [node for node in known.nodes.values() if node.role == "order" and processes.find(node)]
+    if orders:
+        found["order_addrs"] = ",".join(f"127.0.0.1:{node.port}" for node in orders)
+    return found
 
 
 @contextlib.contextmanager

@@ -185,7 +185,7 @@ ON CONFLICT (node_id) DO UPDATE
 SELECT node_id AS name, role, host, pid, address, processed, effects, skipped, dead,
        stopped_at IS NOT NULL AS stopped,
        extract(epoch FROM clock_timestamp() - seen_at)::float8 AS silent_s,
-       extract(epoch FROM clock_timestamp() - started_at)::float8 AS age_s
+       extract(epoch FROM started_at)::float8 AS started_s
   FROM nodes
  ORDER BY role = 'order' DESC, role, node_id
 
@@ -196,6 +196,25 @@ SELECT (SELECT count(*) FROM orders) AS orders,
        (SELECT count(*) FROM inventory_reservations) AS reservations,
        (SELECT count(*) FROM notifications_log) AS notifications,
        (SELECT count(*) FROM outbox WHERE published_at IS NULL AND failed_at IS NOT NULL) AS outbox_failed
+
+-- pulse --
+-- What is cheap to know of tables of any size: at most `most` unpublished rows are counted; then the age of
+-- the oldest that is ready, the tables' files, which a TRUNCATE changes, and how many rows were ever inserted.
+SELECT waiting.rows, waiting.set_aside,
+       (SELECT extract(epoch FROM clock_timestamp() - created_at)::float8
+          FROM outbox WHERE published_at IS NULL AND failed_at IS NULL ORDER BY id LIMIT 1) AS oldest_s,
+       concat_ws(' ', pg_relation_filenode('orders'), pg_relation_filenode('outbox'),
+                      pg_relation_filenode('inventory_reservations'), pg_relation_filenode('notifications_log')) AS files,
+       pg_stat_get_tuples_inserted('orders'::regclass) AS orders,
+       pg_stat_get_tuples_inserted('outbox'::regclass) AS outbox,
+       pg_stat_get_tuples_inserted('inventory_reservations'::regclass) AS reservations,
+       pg_stat_get_tuples_inserted('notifications_log'::regclass) AS notifications
+  FROM (SELECT count(*) AS rows, count(failed_at) AS set_aside
+          FROM (SELECT failed_at FROM outbox WHERE published_at IS NULL LIMIT %(most)s) AS some) AS waiting
+
+-- totals --
+SELECT (SELECT count(*) FROM orders), (SELECT count(*) FROM outbox),
+       (SELECT count(*) FROM inventory_reservations), (SELECT count(*) FROM notifications_log)
 
 -- inventory_distribution --
 SELECT node_id, count(*) FROM inventory_reservations GROUP BY node_id ORDER BY node_id

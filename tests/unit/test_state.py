@@ -15,7 +15,8 @@ import pytest
 
 from brewctl.errors import BrewError
 from brewctl.sandbox import state
-from brewctl.sandbox.state import Server, State
+from brewctl.sandbox.processes import Server
+from brewctl.sandbox.state import State
 
 
 def sandbox(*, running: bool = True) -> State:

@@ -2,14 +2,15 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from kafka import KafkaAdminClient, errors
-from kafka.admin import NewTopic
+from kafka import errors
+from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
 
 from brewctl.config import Settings
+from brewctl.delivery.broker.admin_client import EARLIEST, LATEST, AdminClient
 from brewctl.delivery.broker.client import DEAD_LETTER_BYTES, connection, explained, require_headers
 from brewctl.errors import BrewError
 
@@ -20,23 +21,58 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
+class Broker:
+    """A broker that the cluster says is alive, and where it listens."""
+
+    node_id: int
+    address: str  # HOST:PORT
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """A partition of a topic: the ids of the brokers that lead it, hold it, and hold all of it."""
+
+    partition: int
+    leader: int  # -1 where there is none
+    replicas: tuple[int, ...]
+    isr: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Member:
     """A member of a consumer group and the partitions of our topic that it owns."""
 
     client_id: str
     partitions: tuple[int, ...]
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A consumer group. `state` is Kafka's word: Stable, PreparingRebalance, CompletingRebalance, Empty, or Dead.
+
+    Dead is also what Kafka calls a group that there never was.
+    """
+
+    name: str
+    state: str
+    assignor: str  # empty where the group has no members
+    members: tuple[Member, ...]  # by client_id
 
 
 class Admin:
     """Questions to the cluster and changes to its topics and groups."""
 
-    def __init__(self, client: KafkaAdminClient, *, patience_s: float) -> None:
+    def __init__(self, client: AdminClient, *, patience_s: float) -> None:
         self._client = client
         self._patience_s = patience_s
 
-    def brokers(self) -> list[int]:
-        """Ids of the brokers that the cluster says are alive."""
-        return sorted(broker["node_id"] for broker in self._client.describe_cluster()["brokers"])
+    def brokers(self) -> list[Broker]:
+        """Brokers that the cluster says are alive, by id."""
+        # Which one is the controller is not there to be seen: where Kafka runs on its own, it names any broker.
+        alive = self._client.describe_cluster()["brokers"]
+        found = [Broker(broker["node_id"], f"{broker['host']}:{broker['port']}") for broker in alive]
+        return sorted(found, key=lambda broker: broker.node_id)
 
     def topics(self) -> set[str]:
         """Names of all topics. Never creates one."""
@@ -72,26 +108,98 @@ class Admin:
 
         self._patiently(delete)
 
-    def members(self, group: str, topic: str) -> list[Member]:
-        """Members of a group, by name, with what each owns of the topic. Empty where there is no such group."""
-        described = self._patiently(lambda: self._client.describe_consumer_groups([group]))
+    def groups(self) -> list[str]:
+        """Names of all consumer groups that have members or offsets, of whichever topic."""
+        brokers = [broker.node_id for broker in self.brokers()]
+        listed = self._patiently(lambda: self._client.list_consumer_groups(brokers))
+        # Offsets that were committed by no member make a group of no protocol.
+        return sorted(name for name, protocol in listed if protocol in {"consumer", ""})
+
+    def group(self, name: str, topic: str) -> Group:
+        """Describe a consumer group, with what each member owns of the topic."""
+        (described,) = self._patiently(lambda: self._client.describe_consumer_groups([name]))
         members = []
-        for member in described[0].members:
+        for member in described.members:
             assignment = member.member_assignment
             owned = dict(assignment.assignment) if assignment else {}
-            members.append(Member(member.client_id, tuple(sorted(owned.get(topic, ())))))
-        return sorted(members, key=lambda member: member.client_id)
+            members.append(
+                Member(member.client_id, tuple(sorted(owned.get(topic, ()))), member.client_host.removeprefix("/"))
+            )
+        return Group(
+            name, described.state, described.protocol, tuple(sorted(members, key=lambda member: member.client_id))
+        )
+
+    def members(self, group: str, topic: str) -> list[Member]:
+        """Members of a group, by name, with what each owns of the topic. Empty where there is no such group."""
+        return list(self.group(group, topic).members)
 
     def committed(self, group: str, topic: str) -> dict[int, int]:
         """Return the group's committed offset of each partition that has one."""
         offsets = self._patiently(lambda: self._client.list_consumer_group_offsets(group))
         return {place.partition: kept.offset for place, kept in offsets.items() if place.topic == topic}
 
+    def commit(self, group: str, topic: str, offsets: Mapping[int, int]) -> None:
+        """Set a group's committed offsets of these partitions. Raises BrewError where members are alive."""
+        try:
+            self._patiently(lambda: self._client.commit_offsets(group, topic, offsets))
+        except errors.UnknownMemberIdError:
+            raise BrewError(f"consumer group {group} has live members", hint="stop its consumers first") from None
+
+    def ends(self, topic: str) -> dict[int, tuple[int, int]]:
+        """Return, for each partition, the first offset there is and the one that the next record will have.
+
+        Two round trips. Raises BrewError where there is no such topic, or where a partition has no leader.
+        """
+        firsts, ends = self._offsets(topic, EARLIEST, LATEST)
+        return {partition: (firsts[partition], ends[partition]) for partition in sorted(ends)}
+
+    def offsets_at(self, topic: str, time_ms: int) -> dict[int, int]:
+        """Return, for each partition, the offset of the first record from a time on, by the records' timestamps.
+
+        `time_ms`: since the epoch. The end where there is no such record. Raises what `ends` raises.
+        """
+        found, ends = self._offsets(topic, time_ms, LATEST)
+        return {partition: ends[partition] if offset < 0 else offset for partition, offset in sorted(found.items())}
+
+    def describe(self, topic: str) -> list[Partition]:
+        """Return the partitions of a topic, as the answering broker knows them. BrewError where it knows none."""
+        if not (partitions := self._partitions(topic)):
+            raise BrewError(f"topic {topic} missing in kafka", hint="run `brewctl topic create`")
+        return partitions
+
+    def configuration(self, topic: str) -> dict[str, str]:
+        """Return what a topic is configured with, Kafka's defaults included. BrewError where there is no such topic."""
+        (answer,) = self._patiently(
+            lambda: self._client.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
+        )
+        ((code, _, _, _, entries),) = answer.resources
+        if code == errors.UnknownTopicOrPartitionError.errno:
+            raise BrewError(f"topic {topic} missing in kafka", hint="run `brewctl topic create`")
+        if code:
+            raise errors.for_code(code)(topic)
+        return {name: value for name, value, *_ in entries}
+
     def is_led(self, topic: str) -> bool:
         """Whether every partition of the topic has a leader, as the answering broker knows it."""
+        partitions = self._partitions(topic)
+        return bool(partitions) and all(partition.leader >= 0 for partition in partitions)
+
+    def _partitions(self, topic: str) -> list[Partition]:
         (described,) = self._client.describe_topics([topic])
-        leaders = [partition["leader"] for partition in described["partitions"]]
-        return bool(leaders) and all(leader >= 0 for leader in leaders)
+        partitions = [
+            Partition(each["partition"], each["leader"], tuple(each["replicas"]), tuple(each["isr"]))
+            for each in described["partitions"]
+        ]
+        return sorted(partitions, key=lambda partition: partition.partition)
+
+    def _offsets(self, topic: str, *moments: int) -> list[dict[int, int]]:
+        def ask() -> list[dict[int, int]]:
+            leaders = {partition.partition: partition.leader for partition in self.describe(topic)}
+            if leaderless := [partition for partition, leader in leaders.items() if leader < 0]:
+                raise errors.LeaderNotAvailableError(f"{topic} {leaderless}")
+            return self._client.list_offsets(topic, leaders, moments)
+
+        return self._patiently(ask)
 
     def _patiently(self, call: Callable[[], _T]) -> _T:
         """Ask again while the cluster says "not yet", as a fresh one does of its group coordinators."""
@@ -110,7 +218,7 @@ def open_admin(settings: Settings, *, broker: str = "") -> Iterator[Admin]:
     """Administration, through any broker or just the one at `broker`. Raises UnreachableError, BrewError."""
     asked = replace(settings, brokers=(broker,)) if broker else settings
     with explained(asked):
-        client = KafkaAdminClient(
+        client = AdminClient(
             request_timeout_ms=int(settings.limits.kafka_admin_s * 1000), **connection(asked, name="brewctl")
         )
         require_headers(client)

@@ -1,0 +1,112 @@
+"""How far a consumer group has come in the topic, and how it is sent back or forward."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from brewctl.delivery.broker import Admin, Group
+from brewctl.errors import BrewError
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a group has come in a partition."""
+
+    partition: int
+    owner: str  # client_id of the member that has it; empty where none has
+    committed: int | None  # the offset that it reads next, where it has committed one
+    first: int  # of the records that are there
+    end: int  # the offset that the next record will have
+
+    @property
+    def position(self) -> int:
+        """Where a consumer goes on: at the committed offset, or at the first one where no record can be there."""
+        if self.committed is None or not self.first <= self.committed <= self.end:
+            return self.first
+        return self.committed
+
+    @property
+    def lag(self) -> int:
+        """How many offsets are still to be read."""
+        return self.end - self.position
+
+
+class Where(StrEnum):
+    """Kinds of places that a group can be sent to."""
+
+    EARLIEST = "earliest"
+    LATEST = "latest"
+    OFFSET = "offset"
+    TIME = "time"
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a group is to go on, in every partition."""
+
+    where: Where
+    value: int = 0  # an offset, or a time in milliseconds since the epoch
+
+
+@dataclass(frozen=True)
+class Move:
+    """A group's way in one partition."""
+
+    partition: int
+    committed: int | None
+    before: int
+    after: int
+    outside: bool  # the offset that was asked for is not there; this is the nearest
+
+    @property
+    def distance(self) -> int:
+        """How many offsets forward; negative: back."""
+        return self.after - self.before
+
+
+def progress(group: Group, committed: Mapping[int, int], ends: Mapping[int, tuple[int, int]]) -> list[Progress]:
+    """Put together how far a group has come. `committed` must be the older of the two, else lags are too small."""
+    owners = {partition: member.client_id for member in group.members for partition in member.partitions}
+    return [
+        Progress(partition, owners.get(partition, ""), committed.get(partition), first, end)
+        for partition, (first, end) in sorted(ends.items())
+    ]
+
+
+def plan(admin: Admin, name: str, topic: str, target: Target) -> list[Move]:
+    """Say what a reset would do. An offset that a partition does not have becomes the nearest that it has.
+
+    Raises BrewError where there is no such group, or it has live members, or there is no such topic.
+    """
+    if name not in admin.groups():
+        raise BrewError(f"no consumer group {name} in kafka", hint="see `brewctl groups`")
+    group = admin.group(name, topic)
+    if group.members:
+        members = ", ".join(member.client_id for member in group.members)
+        raise BrewError(f"consumer group {name} has live members: {members}", hint="stop them first")
+    now = progress(group, admin.committed(name, topic), admin.ends(topic))
+    at_time = admin.offsets_at(topic, target.value) if target.where is Where.TIME else {}
+    moves = []
+    for each in now:
+        wanted = {
+            Where.EARLIEST: each.first,
+            Where.LATEST: each.end,
+            Where.OFFSET: target.value,
+            Where.TIME: at_time.get(each.partition, each.end),
+        }[target.where]
+        after = min(max(wanted, each.first), each.end)
+        outside = target.where is Where.OFFSET and after != wanted
+        moves.append(Move(each.partition, each.committed, each.position, after, outside))
+    return moves
+
+
+def reset(admin: Admin, name: str, topic: str, moves: list[Move]) -> None:
+    """Commit what was planned, and read it back. Raises BrewError where the group has live members by now."""
+    wanted = {move.partition: move.after for move in moves}
+    admin.commit(name, topic, wanted)
+    found = admin.committed(name, topic)
+    if different := [partition for partition, offset in wanted.items() if found.get(partition) != offset]:
+        raise BrewError(
+            f"consumer group {name} has other offsets than were set, in partitions {different}",
+            hint="has a consumer started meanwhile? see `brewctl groups`",
+        )

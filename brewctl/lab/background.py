@@ -1,0 +1,246 @@
+"""Nodes in the background: `brewctl` processes that outlive the command that started them.
+
+Each has a log, and a place in its home's state beside the sandbox's servers. Which servers it works on it is told by
+its environment, where secrets are nobody else's to read.
+"""
+
+import itertools
+import os
+import signal
+import time
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import psutil
+
+from brewctl.config import Settings, environment
+from brewctl.delivery import broker, database
+from brewctl.errors import BrewError
+from brewctl.lab.nodes import ROLES, program
+from brewctl.sandbox import processes, state
+from brewctl.sandbox.processes import Server
+from brewctl.sandbox.state import State
+
+READY_S = 30.0
+# Longer than config's drain_s, after which a role gives up by itself and says what it left.
+STOP_S = 15.0
+_KILL_S = 5.0
+_PORTS = range(50081, 51081)  # the first is where clients look by default
+_LAST_BYTES = 64 * 1024
+
+
+class Condition(StrEnum):
+    """Whether a node runs, in the words of `lab.look.state`."""
+
+    RUNS = "runs"
+    PAUSED = "paused"
+    GONE = "gone"  # it ended, and nobody stopped it
+
+
+class Ending(StrEnum):
+    """How a node was stopped."""
+
+    DRAINED = "drained"
+    KILLED = "killed"  # it did not end in time
+    GONE = "gone"  # it had ended before
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """A node that was stopped."""
+
+    name: str
+    ending: Ending
+    last_line: str  # of its log: its counters, where it drained
+    log: str
+
+
+@dataclass(frozen=True)
+class NodeStatus:
+    """A node that was started and not stopped."""
+
+    name: str
+    role: str
+    pid: int | None  # None where it is gone
+    port: int  # 0 where it listens on none
+    memory_bytes: int
+    state: Condition
+    log: str
+
+
+def nodes(home: Path) -> dict[str, Server]:
+    """Return the nodes that were started and not stopped, in the order of their start; some may be gone."""
+    known = state.load(home)
+    return known.nodes if known else {}
+
+
+def condition(node: Server) -> Condition:
+    """Say whether a node runs."""
+    with suppress(psutil.Error):
+        if process := processes.find(node):
+            return Condition.PAUSED if process.status() == psutil.STATUS_STOPPED else Condition.RUNS
+    return Condition.GONE
+
+
+def status(home: Path) -> list[NodeStatus]:
+    """Look at every node; empty where there is none."""
+    rows = []
+    for node in nodes(home).values():
+        process = processes.find(node)
+        rows.append(
+            NodeStatus(
+                name=node.name,
+                role=node.role,
+                pid=node.pid if process else None,
+                port=node.port,
+                memory_bytes=processes.memory(process) if process else 0,
+                state=condition(node) if process else Condition.GONE,
+                log=node.log,
+            )
+        )
+    return rows
+
+
+def require_servers(settings: Settings, roles: Collection[str]) -> None:
+    """Raise UnreachableError where a server that these roles need is away, BrewError where a table or topic is missing.
+
+    Asked before they are started, it is one line, and not the ends of as many logs.
+    """
+    with database.connect(settings) as connection:
+        database.check_schema(connection)
+    if set(roles) != {"order"}:  # which starts without Kafka
+        broker.require_topic(settings)
+
+
+def start(home: Path, settings: Settings, roles: Sequence[str], *, name: str = "") -> list[Server]:
+    """Start a node of each role (order, inventory, notifications) and return at once: see `wait_ready`.
+
+    They are numbered as in the story, each with the first number that is not running. `name` is that of a single node:
+    raises BrewError where one of that name runs. An order node takes the first free port from 50081 on.
+    """
+    with state.locked(home):
+        known = state.load(home) or State.without_sandbox()
+        taken = {node.name: node for node in known.nodes.values() if processes.find(node)}
+        if name in taken:
+            raise BrewError(f"{name} already runs", hint=f"`brewctl stop {name}` first, or choose another name")
+        started = []
+        for role in roles:
+            node_name = name or _free_name(ROLES[role].stem, taken)
+            port = _free_port({node.port for node in taken.values()}) if role == "order" else 0
+            node = _spawn(home, settings, node_name, role, port)
+            known.nodes.pop(node.name, None)  # a gone one: this one comes last
+            known.nodes[node.name] = taken[node.name] = node
+            state.save(home, known)
+            started.append(node)
+    return started
+
+
+def wait_ready(node: Server, *, timeout_s: float = READY_S) -> None:
+    """Wait until a node works: it listens, or has joined its group and was given its partitions, if only none.
+
+    Raises BrewError with the end of its log where it ends before that, or is late; a late one runs on.
+    """
+    ready = ROLES[node.role].ready
+    deadline = time.monotonic() + timeout_s
+    while True:
+        ended = processes.find(node) is None
+        lines = _lines(node)
+        if any(ready.search(line) for line in lines):
+            return
+        if ended or time.monotonic() > deadline:
+            what = "ended at its start" if ended else f"is not ready after {timeout_s:g} s"
+            tail = "".join(f"  {line}\n" for line in lines[-10:]) or "  (nothing in its log)\n"
+            raise BrewError(f"{node.name} {what}\n{tail}the whole log is {node.log}")
+        time.sleep(0.1)
+
+
+def stop(home: Path, names: Iterable[str], *, within_s: float = STOP_S) -> list[Stopped]:
+    """Drain nodes at the same time, paused ones too, and kill what still runs after `within_s` seconds; forget them.
+
+    Raises BrewError, and stops none, where a name is not that of a node.
+    """
+    names = list(dict.fromkeys(names))
+    for name in names:
+        _node(home, name)
+    if not names:
+        return []
+    with state.locked(home):
+        known = state.load(home) or State.without_sandbox()
+        chosen = [known.nodes.pop(name) for name in names if name in known.nodes]
+        running = [node for node in chosen if processes.find(node)]
+        with suppress(BrewError):  # of those that are late: they are killed
+            # One that is paused hears nothing until it is continued.
+            processes.end(running, ((signal.SIGTERM, 0.0), (signal.SIGCONT, within_s)))
+        late = [node for node in running if processes.find(node)]
+        processes.end(late, ((signal.SIGKILL, _KILL_S),))
+        state.save(home, known)
+    stopped = []
+    for node in chosen:
+        ending = Ending.KILLED if node in late else Ending.DRAINED if node in running else Ending.GONE
+        stopped.append(Stopped(node.name, ending, (_lines(node) or [""])[-1], node.log))
+    return stopped
+
+
+def send(home: Path, name: str, number: signal.Signals) -> None:
+    """Send a node a signal, such as SIGKILL, SIGSTOP or SIGCONT; whoever else has its pid now gets none.
+
+    The state stays as it is: who is killed is gone. Raises BrewError where no node of that name runs.
+    """
+    node = _node(home, name)
+    process = processes.find(node)
+    with suppress(psutil.NoSuchProcess):
+        if process:
+            process.send_signal(number)
+            return
+    raise BrewError(f"{name} is gone", hint=f"its log is {node.log}")
+
+
+def _node(home: Path, name: str) -> Server:
+    known = nodes(home)
+    if name not in known:
+        hint = f"there are {', '.join(known)}" if known else "none was started: see `brewctl start --help`"
+        raise BrewError(f"no node {name[:80]!r} in the background", hint=hint)
+    return known[name]
+
+
+def _free_name(stem: str, taken: Collection[str]) -> str:
+    return next(name for number in itertools.count(1) if (name := f"{stem}-{number}") not in taken)
+
+
+def _free_port(taken: Collection[int]) -> int:
+    for port in _PORTS:
+        # One that was just started does not listen yet.
+        if port not in taken and processes.is_free(port):
+            return port
+    raise BrewError(f"no port from {_PORTS[0]} to {_PORTS[-1]} is free")
+
+
+def _spawn(home: Path, settings: Settings, name: str, role: str, port: int) -> Server:
+    logs, place = home / "logs", home / "nodes"
+    arguments = (*ROLES[role].command, *(("--port", str(port)) if port else ()))
+    try:
+        for folder in (logs, place):
+            folder.mkdir(mode=0o700, exist_ok=True)
+        return processes.spawn(
+            name,
+            program(name, *arguments),
+            port=port,
+            log=logs / f"{name}.log",
+            cwd=place,
+            env={**os.environ, **environment(settings), "BREW_HOME": str(home)},
+            role=role,
+        )
+    except OSError as error:
+        raise BrewError(f"{name} can't be started ({(error.strerror or str(error)).lower()})") from error
+
+
+def _lines(node: Server) -> list[str]:
+    """What it wrote to its log, the end of it."""
+    with suppress(OSError), open(node.log, "rb") as log:
+        end = log.seek(0, os.SEEK_END)
+        log.seek(max(node.log_start, end - _LAST_BYTES))
+        return log.read().decode("utf-8", "replace").splitlines()
+    return []

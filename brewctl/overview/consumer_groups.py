@@ -1,0 +1,46 @@
+"""Consumer groups as Kafka has them: who is there, who owns what, and how far behind each is."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from brewctl.delivery import offsets, topics
+from brewctl.delivery.broker import Admin, Member
+from brewctl.delivery.offsets import Progress
+
+
+@dataclass(frozen=True)
+class GroupView:
+    """A group, and how far it has come in each partition of the topic."""
+
+    name: str
+    state: str  # Kafka's word, as in broker.Group
+    assignor: str
+    members: tuple[Member, ...]
+    partitions: tuple[Progress, ...]
+
+    @property
+    def lag(self) -> int:
+        """How many offsets it has still to read, over all partitions."""
+        return sum(partition.lag for partition in self.partitions)
+
+
+def groups(admin: Admin, topic: str, names: Iterable[str] = topics.GROUPS) -> list[GroupView]:
+    """Look at these groups. One that there never was is Dead, and has everything before it.
+
+    Four round trips a group and two for all. Raises UnreachableError, BrewError where there is no such topic.
+    """
+    # Ends after offsets: what is read meanwhile makes a lag a little too large, and never negative.
+    known = [(admin.group(name, topic), admin.committed(name, topic)) for name in names]
+    ends = admin.ends(topic)
+    return [
+        GroupView(
+            group.name, group.state, group.assignor, group.members, tuple(offsets.progress(group, committed, ends))
+        )
+        for group, committed in known
+    ]
+
+
+def readers(admin: Admin, topic: str) -> list[str]:
+    """Name the groups that read the topic: the story's own, and every other that has committed an offset of it."""
+    others = [name for name in admin.groups() if name not in topics.GROUPS and admin.committed(name, topic)]
+    return [*topics.GROUPS, *others]
