@@ -168,6 +168,11 @@ def test_completion(brewctl: Brewctl) -> None:
         (("counts", "--database-url", "nonsense"), "postgresql://USER@HOST:PORT/NAME"),
         (("demo", "--orders", "1"), "--orders"),
         (("demo", "--kill-at", "200"), "--kill-at"),
+        (("demo", "--speed", "slow"), "--speed"),
+        (("demo", "--step"), "--step needs a terminal"),
+        (("demo", "--report", "demo.txt"), "must be a .html or .svg file"),
+        (("demo", "--report", "nowhere/demo.html"), "in a folder that is there"),
+        (("demo", "--picture", "demo.html"), "must be a .svg file"),
         (("up", "--brokers", "4"), "--brokers"),
     ],
 )

@@ -46,7 +46,7 @@ def draw(act: Act, width: int) -> Text:
     time = Scale((samples[0].at_s, samples[-1].at_s), (0.0, columns - 1.0))
     labels = _labels(act, time, columns)
     lines = [_legend(samples[-1]), *_plot(samples, time), *_axis(labels, time), *_said(labels)]
-    drawn = Text("\n").join(Text(line) for line in lines)
+    drawn = Text("\n").join(Text(line[:width]) for line in lines)
     for sign, style in _STYLES.items():
         drawn.highlight_regex(f"{sign}+", style)
     return drawn

@@ -18,6 +18,7 @@ ACTS = (
 )
 
 EMPTIES = "every run starts from nothing: empty tables, new topics, no consumer groups"
+FORGETS = "a node of an earlier run is a member of its group until its session ends"
 STARTS = "order-service and inventory-service start twice, notification-service once"
 PUBLISHERS = "order-1 and order-2 take orders, and each publishes what is in the outbox"
 COMMITS = "each Create commits an order and its outbox row together: both, or neither"
@@ -83,7 +84,7 @@ def committed(owned: Iterable[int], offsets: Mapping[int, int]) -> str:
     """Say where the next owner will go on."""
     # A partition of a new topic that has no offset is read from its beginning.
     places = ", ".join(f"{partition}:{offsets.get(partition, 0)}" for partition in owned)
-    return f"its committed offsets are {places}: there the next owner goes on"
+    return f"committed offsets {places}: there the next owner goes on"
 
 
 def piled_up(counts: Counts, owned: Iterable[int]) -> str:
@@ -106,8 +107,9 @@ def repeats(skipped: int, victim: str, heir: str) -> str:
     """Say whether the heir was given what was done already."""
     if not skipped:
         return f"no record came twice: {victim} had committed the offsets of all it did"
-    records, rows = ("1 record", "its dedup row") if skipped == 1 else (f"{skipped} records", "their dedup rows")
-    return f"{records} came twice: {rows} told {heir} to skip what {victim} had done"
+    if skipped == 1:
+        return f"1 record came twice; {heir} found its dedup row and skipped it"
+    return f"{skipped} records came twice; {heir} found their dedup rows and skipped them"
 
 
 def prompt(number: int) -> str:

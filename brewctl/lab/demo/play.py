@@ -14,8 +14,9 @@ from typing import Protocol
 from brewctl import overview
 from brewctl.config import Settings
 from brewctl.delivery import database, topics
-from brewctl.delivery.broker import PARTITIONS, REPLICATION_FACTOR, Admin, open_admin
+from brewctl.delivery.broker import PARTITIONS, Admin, open_admin
 from brewctl.delivery.database import Connection
+from brewctl.errors import BrewError
 from brewctl.lab.demo import narration
 from brewctl.lab.demo.customer import Customer
 from brewctl.lab.demo.recorder import Recorder, View
@@ -24,6 +25,7 @@ from brewctl.lab.nodes import INVENTORY_NODES, NOTIFICATION_NODES, ORDER_NODES, 
 from brewctl.lab.watch import standstill_s
 
 _LOOK_EVERY_S = 0.2
+_FORGET_S = 20.0  # longer than a session of any demo
 _CATCH_UP_S = 60.0  # beyond the session timeout
 _VICTIM, _HEIR = INVENTORY_NODES
 _SKIPPED = re.compile(r"skipped=(\d+)")
@@ -64,10 +66,11 @@ def run(
     with database.connect(settings) as connection:
         recorder.begin(1)
         recorder.say(narration.EMPTIES)
+        _await_empty_groups(settings, recorder)
         database.initialize(connection, reset=True)
         topics.create(settings, recreate=True)
         with open_admin(settings) as admin:
-            recorder.say(narration.topic(min(REPLICATION_FACTOR, len(admin.brokers()))))
+            recorder.say(narration.topic(len(admin.describe(settings.topic)[0].replicas)))
             play = _Play(settings, recorder, connection, admin, logs, keys)
             with play.nodes:
                 addresses = play.start_nodes()
@@ -80,6 +83,15 @@ def run(
                     play.await_kill(customer, kill_at)
                     play.await_effects(customer)
                 return play.judge(customer.acknowledged), recorder.act
+
+
+def _await_empty_groups(settings: Settings, recorder: Recorder) -> None:
+    """Wait until Kafka has forgotten who was killed in an earlier run that was broken off."""
+    try:
+        topics.await_empty_groups(settings, timeout_s=0)
+    except BrewError:
+        recorder.say(narration.FORGETS)
+        topics.await_empty_groups(settings, timeout_s=_FORGET_S)
 
 
 class _Play:

@@ -76,13 +76,13 @@ class Screen:
     def _happened(self, text: str) -> None:
         self._events.append(f"{time.monotonic() - self._began:5.1f} s  {text}")
 
-    def draw(self, height: int = _HEIGHT) -> Group:
-        """Draw it as it is now, in fewer than so many lines."""
+    def draw(self, width: int = _WIDTH, height: int = _HEIGHT) -> Group:
+        """Draw it as it is now, for a terminal of this size; one line stays free for its cursor."""
         parts: list[RenderableType] = [self._narration()]
         if self._scene:
             parts += [_heading("Brew orders"), _counters(self._scene), _nodes(self._scene)]
             if _shows_chart(height):
-                parts.append(chart.draw(self._scene.record, _WIDTH))
+                parts.append(chart.draw(self._scene.record, width))
         shown = [*self._events][-_room(height) :]
         return Group(*parts, _heading("what happens"), Text("\n".join(shown), overflow="ellipsis", no_wrap=True))
 
@@ -170,12 +170,12 @@ class LiveView(Screen):
 
     def shown(self) -> Live:
         """Show it while the block runs, and leave the last screen."""
-        return Live(get_renderable=lambda: self.draw(self._console.height), console=self._console, refresh_per_second=8)
+        return Live(get_renderable=lambda: self.draw(*self._console.size), console=self._console, refresh_per_second=8)
 
     def finish(self, verdict: Verdict, act: Act) -> None:
         """Print the chart and the verdict below the last screen."""
         if not _shows_chart(self._console.height):
-            self._console.print(chart.draw(act, min(_WIDTH, self._console.width)))
+            self._console.print(chart.draw(act, self._console.width))
         self._console.print(_judged(verdict))
 
 
@@ -207,7 +207,7 @@ def _counters(scene: Scene) -> Table:
 
 
 def _nodes(scene: Scene) -> Table:
-    table = Table(box=None, expand=True, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(box=None, expand=True, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     for name in ("node", "pid", "process"):
         table.add_column(name, no_wrap=True)
     table.add_column("partitions, as Kafka has them", ratio=1, no_wrap=True)

@@ -22,12 +22,7 @@ def write(path: Path, *, title: str, subtitle: str, acts: Sequence[Act], facts: 
 
 def write_svg(path: Path, act: Act) -> None:
     """Write an act as a picture of its own. Raises BrewError where the file can't be written."""
-    _save(path, svg(act))
-
-
-def svg(act: Act) -> str:
-    """Draw an act as a picture of its own."""
-    return chart.poster(act, _style("chart.css"))
+    _save(path, chart.poster(act, _style("chart.css")))
 
 
 def _save(path: Path, text: str) -> None:
