@@ -93,7 +93,7 @@ def _view() -> "LiveView | PlainView":
     from brewctl.lab.demo.views import LiveView, PlainView
 
     console = Console()
-    return LiveView(console) if console.is_terminal and not console.is_dumb_terminal else PlainView(console)
+    return LiveView(console) if console.is_terminal and not console.is_dumb_terminal else PlainView()
 
 
 def _play(

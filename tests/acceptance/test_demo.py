@@ -1,6 +1,7 @@
 """The demo, as a newcomer meets it: in a terminal and in a pipe, interrupted, and on servers that are somebody's."""
 
 import fcntl
+import itertools
 import json
 import os
 import pty
@@ -19,6 +20,7 @@ from xml.etree import ElementTree as ET
 import psutil
 import pytest
 
+from brewctl.lab.demo import narration
 from brewctl.lifecycle import wait_until
 from tests.conftest import BREWCTL, Rig, begin, run
 
@@ -113,17 +115,28 @@ def test_the_tour_in_a_terminal(rig: Rig, tmp_path: Path) -> None:
     _check_picture(report.read_text("utf-8"))
 
 
-def test_q_ends_the_tour_and_leaves_no_process_behind(rig: Rig, tmp_path: Path) -> None:
-    with terminal("demo", "--yes", "--step", env={**rig.env, "BREW_HOME": str(tmp_path)}) as shown:
-        for act, key in ((2, " "), (3, "q")):
+def test_a_tour_that_q_ended_leaves_no_process_behind_and_is_played_again(rig: Rig, tmp_path: Path) -> None:
+    """Kafka has the killed node as a member still, and the second tour waits until it hasn't."""
+    tour, env = ("demo", "--yes", "--speed", "fast"), {**rig.env, "BREW_HOME": str(tmp_path)}
+    with terminal(*tour, "--step", "--kill-at", "5", env=env) as shown:
+        for act in range(2, 6):
             shown.await_prompt(act)
             nodes = psutil.Process(shown.process.pid).children(recursive=True)
-            shown.press(key)
+            shown.press("q" if act == 5 else " ")
         shown.await_end()
     assert shown.process.returncode == 130
     assert CONTROL.sub("", shown.shown).rstrip().endswith("brewctl: interrupted")
-    assert len(nodes) == 5
+    assert len(nodes) >= 4
     assert not any(node.is_running() for node in nodes)
+    again = begin(*tour, env=env)
+    assert again.stdout is not None
+    assert narration.FORGETS in [line.rstrip() for line in itertools.takewhile(_before_act_2, again.stdout)]
+    again.terminate()
+    assert "interrupted" in again.communicate(timeout=60)[1]
+
+
+def _before_act_2(line: str) -> bool:
+    return not line.startswith("act 2 ")
 
 
 def test_a_bare_machine_gets_a_sandbox_for_the_demo_and_no_longer(tmp_path: Path) -> None:

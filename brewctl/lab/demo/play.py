@@ -137,11 +137,11 @@ class _Play:
         """Wait until the first orders are sent."""
         self._begin(3)
         say = self._recorder.say
-        say(narration.orders(self._recorder.scene.orders, customer.rate))
+        say(narration.orders(self._orders, customer.rate))
         say(narration.COMMITS)
         self._watch_until(lambda: customer.rests or customer.done)
         say(narration.PUBLISHES)
-        say(narration.progress(self._recorder.scene.counts))
+        say(narration.progress(self._counts))
 
     def await_kill(self, customer: Customer, kill_at: int) -> None:
         """Let the orders go on until the victim is killed."""
@@ -163,20 +163,19 @@ class _Play:
     def await_effects(self, customer: Customer) -> None:
         """Wait until every order is published, reserved and notified, and the partitions have moved, or time is up."""
         self._begin(5)
-        say, scene, owned = self._recorder.say, self._recorder.scene, self._node(_VICTIM).assignment
-        wanted = overview.Counts(scene.orders, 0, scene.orders, scene.orders)
+        say, owned = self._recorder.say, self._node(_VICTIM).assignment
         if not self._moved:  # before a key was pressed
             say(narration.wait(owned, self._session_s))
             say(narration.committed(owned, self._admin.committed("inventory", self._settings.topic)))
-            self._watch_until(lambda: self._moved or scene.counts.notifications == scene.orders or self._late(customer))
-        if not self._moved:
-            say(narration.piled_up(scene.counts, owned))
-            self._watch_until(lambda: self._moved or self._late(customer))
+            self._watch_until(lambda: self._moved or self._counts.notifications == self._orders or self._late(customer))
+        if not self._moved and self._counts.notifications == self._orders:
+            say(narration.piled_up(self._counts, owned))
+        self._watch_until(lambda: self._moved or self._late(customer))
         if self._moved:
             say(narration.moved(owned, _HEIR, self._moved_s - self._killed_s))
-        self._watch_until(lambda: (customer.done and scene.counts == wanted) or self._late(customer))
-        if self._moved and scene.counts == wanted:
-            say(narration.caught_up(scene.counts, max(0.0, self._reserved_s() - self._moved_s)))
+        self._watch_until(lambda: (customer.done and self._through) or self._late(customer))
+        if self._moved and self._through:
+            say(narration.caught_up(self._counts, max(0.0, self._reserved_s() - self._moved_s)))
         else:
             say(narration.LATE)
 
@@ -195,19 +194,17 @@ class _Play:
         return verdict
 
     def _claims(self, acknowledged: list[str], unclean: list[Node]) -> list[Claim]:
-        counts, orders = self._recorder.scene.counts, self._recorder.scene.orders
         lost = overview.missing(self._connection, acknowledged)
         unfinished = overview.unfinished(self._connection)
-        agree = counts == overview.Counts(orders, 0, orders, orders)
         return [
-            Claim(f"{orders} orders acknowledged", len(acknowledged) == orders, f"{len(acknowledged)}"),
+            Claim(f"{self._orders} orders acknowledged", len(acknowledged) == self._orders, f"{len(acknowledged)}"),
             Claim("none of them lost", not lost, ", ".join(lost[:3])),
             Claim(
                 "each published, reserved and notified exactly once",
                 not unfinished,
                 "; ".join(map(str, unfinished[:3])),
             ),
-            Claim("four counters agree", agree, str(counts)),
+            Claim("four counters agree", self._through, str(self._counts)),
             Claim("the survivor took over", self._moved, f"{_HEIR} owns {self._node(_HEIR).assignment}"),
             Claim("every other node drained cleanly", not unclean, ", ".join(node.name for node in unclean)),
         ]
@@ -216,7 +213,7 @@ class _Play:
         act = self._recorder.act
         act.ok, act.claims = verdict.ok, verdict.claims
         act.figures = [
-            ("orders", str(self._recorder.scene.orders)),
+            ("orders", str(self._orders)),
             *((f"reserved by {node}", str(share)) for node, share in verdict.shares.items()),
             ("session timeout", f"{self._session_s:g} s"),
             ("from the kill to the rebalance", _seconds(self._moved_s - self._killed_s)),
@@ -226,6 +223,19 @@ class _Play:
     @property
     def _session_s(self) -> float:
         return self._settings.limits.session_s
+
+    @property
+    def _orders(self) -> int:
+        return self._recorder.scene.orders
+
+    @property
+    def _counts(self) -> overview.Counts:
+        return self._recorder.scene.counts
+
+    @property
+    def _through(self) -> bool:
+        """Whether every order is published, reserved and notified."""
+        return self._counts == overview.Counts(self._orders, 0, self._orders, self._orders)
 
     @property
     def _moved(self) -> bool:
@@ -240,8 +250,8 @@ class _Play:
 
     def _reserved_s(self) -> float:
         """When the last order was seen to be reserved."""
-        orders, samples = self._recorder.scene.orders, self._recorder.act.samples
-        return next(sample.at_s for sample in samples if sample.reservations == orders)
+        samples = self._recorder.act.samples
+        return next(sample.at_s for sample in samples if sample.reservations == self._orders)
 
     def _node(self, name: str) -> Node:
         return next(node for node in self.nodes.started if node.name == name)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from brewctl import overview
@@ -15,9 +15,9 @@ from brewctl.lab.history import Act, Event, Ownership, Sample
 from brewctl.lab.nodes import Node
 
 
-@dataclass
+@dataclass(frozen=True)
 class Scene:
-    """What a view shows: everything in it was read from PostgreSQL, Kafka or the process table."""
+    """What a view shows, as of one look: read from PostgreSQL, Kafka and the process table."""
 
     orders: int
     record: Act
@@ -87,19 +87,21 @@ class Recorder:
 
     def look(self, settings: Settings, connection: Connection, admin: Admin, nodes: Sequence[Node]) -> None:
         """See how far everything is, in PostgreSQL, in Kafka and in the process table, and show it."""
-        at_s, scene = self.now_s, self.scene
-        scene.counts = overview.counts(connection)
-        self.act.samples.append(Sample(at_s, **scene.counts.story()))
-        scene.work = overview.work_by_node(connection)
-        scene.owners = []
+        at_s, counts = self.now_s, overview.counts(connection)
+        self.act.samples.append(Sample(at_s, **counts.story()))
+        members = {group: admin.members(group, settings.topic) for group in topics.GROUPS}
         for group in topics.GROUPS:
-            members = admin.members(group, settings.topic)
-            owners = {partition: member.client_id for member in members for partition in member.partitions}
+            owners = {partition: member.client_id for member in members[group] for partition in member.partitions}
             self.act.ownerships.append(Ownership(self.now_s, group, owners))
-            scene.owners += members
-        scene.states = {node.name: _state(node) for node in nodes}
-        scene.pids = {node.name: node.process.pid for node in nodes}
-        self._view.show(scene)
+        self.scene = replace(
+            self.scene,
+            counts=counts,
+            work=overview.work_by_node(connection),
+            owners=[member for group in topics.GROUPS for member in members[group]],
+            states={node.name: _state(node) for node in nodes},
+            pids={node.name: node.process.pid for node in nodes},
+        )
+        self._view.show(self.scene)
 
 
 def _state(node: Node) -> str:

@@ -16,6 +16,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from brewctl import stdout
 from brewctl.delivery.broker import PARTITIONS
 from brewctl.errors import BrewError
 from brewctl.lab import look
@@ -121,9 +122,8 @@ class Screen:
 class PlainView(Screen):
     """One line at a time: what happens, and the counters where they changed."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._console = console
         self._counted = ""
         self._counted_at = 0.0
 
@@ -134,7 +134,7 @@ class PlainView(Screen):
     def ask(self, text: str) -> None:
         """Print what a key does."""
         super().ask(text)
-        self._print(text)
+        stdout.put(text)
 
     def show(self, scene: Scene) -> None:
         """Print the counters twice a second while they change, every 5 s while they don't."""
@@ -142,23 +142,20 @@ class PlainView(Screen):
         line, now = str(scene.counts), time.monotonic()
         pause_s = 0.5 if line != self._counted else _SILENCE_S
         if now - self._counted_at >= pause_s and scene.counts.orders:
-            self._print(line)
+            stdout.put(line)
             self._counted, self._counted_at = line, now
 
     def finish(self, verdict: Verdict, act: Act) -> None:
         """Print the chart, the distribution and the verdict."""
-        self._print(chart.draw(act, _WIDTH).plain)
-        self._print(distribution_line(verdict.shares))
+        stdout.put(chart.draw(act, _WIDTH).plain)
+        stdout.put(distribution_line(verdict.shares))
         for claim in verdict.claims:
-            self._print(f"ok   {claim.text}" if claim.holds else f"FAIL {claim.text}: {claim.found}")
-        self._print(_closing(verdict))
+            stdout.put(f"ok   {claim.text}" if claim.holds else f"FAIL {claim.text}: {claim.found}")
+        stdout.put(_closing(verdict))
 
     def _happened(self, text: str) -> None:
         super()._happened(text)
-        self._print(text)
-
-    def _print(self, text: str) -> None:
-        self._console.out(text, highlight=False)
+        stdout.put(text)
 
 
 class LiveView(Screen):
