@@ -65,7 +65,7 @@ def demo(
     from brewctl import config
     from brewctl.cli.sandbox import emptied
 
-    logs = config.home() / "logs"
+    logs = config.home() / "logs" / "demo"
     places = {"database_url": database_url, "brokers": brokers, "topic": topic}
     with emptied("demo", **places, keep=keep, yes=yes) as settings:
         view = _view()

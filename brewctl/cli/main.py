@@ -9,7 +9,24 @@ from typing import Annotated
 import typer
 
 from brewctl import __version__
-from brewctl.cli import bench, chaos, counts, demo, dlq, load, orders, outbox, output, roles, sandbox, setup, verify
+from brewctl.cli import (
+    background,
+    bench,
+    chaos,
+    counts,
+    demo,
+    dlq,
+    groups,
+    load,
+    orders,
+    outbox,
+    output,
+    roles,
+    sandbox,
+    setup,
+    top,
+    verify,
+)
 from brewctl.errors import BrewError, DrainTimeoutError, ExitCode
 
 app = typer.Typer(
@@ -40,7 +57,42 @@ def root(
     output.verbose = verbose
 
 
-for module in (demo, sandbox, setup, roles, orders, counts, load, verify, chaos, dlq, outbox, bench):
+# In the order in which help lists them.
+MODULES = (
+    demo,
+    sandbox,
+    setup,
+    roles,
+    background,
+    orders,
+    counts,
+    top,
+    load,
+    verify,
+    chaos,
+    dlq,
+    outbox,
+    bench,
+)
+# In the order in which help lists them.
+MODULES = (
+    demo,
+    sandbox,
+    setup,
+    roles,
+    background,
+    orders,
+    counts,
+    groups,
+    top,
+    load,
+    verify,
+    chaos,
+    dlq,
+    outbox,
+    bench,
+)
+for module in MODULES:
     module.register(app)
 
 

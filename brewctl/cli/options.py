@@ -34,7 +34,8 @@ def _holds_password(url: str) -> bool:
         raise UsageError("--database-url is no PostgreSQL URL", hint="use postgresql://USER@HOST:PORT/NAME") from None
 
 
-def _node(value: str) -> str:
+def node_name(value: str) -> str:
+    """Check the name of a node. Raises UsageError for one that is none."""
     if value and not _NODE.fullmatch(value):
         raise UsageError(
             f"--node {value[:80]!r} is no node name", hint=f"use 1 to {NODE_CHARACTERS} letters, digits, '.', '_', '-'"
@@ -62,14 +63,17 @@ Topic = Annotated[
 Addr = Annotated[
     list[str] | None,
     typer.Option(
-        help=r"An order-service; several take turns. \[env: BREW_ORDER_ADDRS] \[default: 127.0.0.1:50081]",
+        help=(
+            r"An order-service; several take turns. \[env: BREW_ORDER_ADDRS] "
+            r"\[default: those in the background, else 127.0.0.1:50081]"
+        ),
         metavar="HOST:PORT",
     ),
 ]
 Node = Annotated[
     str,
     typer.Option(
-        help="Name of this replica, in every line and header.", callback=_node, show_default="the role and the pid"
+        help="Name of this replica, in every line and header.", callback=node_name, show_default="the role and the pid"
     ),
 ]
 Format = Annotated[config.LogFormat, typer.Option("--log-format", help="How log lines are written, on stderr.")]
@@ -107,8 +111,13 @@ def is_sandbox(configured: frozenset[str], *names: str) -> bool:
 
 def confirm_destruction(what: str, *, mine: bool, yes: bool) -> None:
     """Ask before `what` is destroyed, unless it is the sandbox's (`mine`) or `yes`. Without a terminal, refuse."""
-    if mine or yes:
+    confirm(f"this destroys {what}", yes=mine or yes)
+
+
+def confirm(consequence: str, *, yes: bool) -> None:
+    """Ask before something has this consequence, unless `yes`. Without a terminal, refuse."""
+    if yes:
         return
     if not (os.isatty(0) and os.isatty(2)):
-        raise UsageError(f"this destroys {what}", hint="add --yes to do it without a question")
-    typer.confirm(f"This destroys {what}. Go on?", abort=True, err=True)
+        raise UsageError(consequence, hint="add --yes to do it without a question")
+    typer.confirm(f"{consequence[:1].upper()}{consequence[1:]}. Go on?", abort=True, err=True)

@@ -1,4 +1,4 @@
-"""`brewctl up`, `down`, `status`, `env`: real servers on this machine."""
+"""`brewctl up`, `down`, `status`, `env`: real servers on this machine, and what runs beside them."""
 
 import sys
 from collections.abc import Iterator
@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from brewctl import config
-from brewctl.cli import options, output
+from brewctl.cli import background, options, output
 from brewctl.errors import BrewError, ExitCode, UnreachableError, UsageError
 
 if TYPE_CHECKING:
     from brewctl.config import Settings
+    from brewctl.lab.background import NodeStatus, Stopped
+    from brewctl.sandbox.cluster import Health
     from brewctl.sandbox.state import State
 
 
@@ -49,39 +51,65 @@ def up(
 def down(
     purge: Annotated[bool, typer.Option("--purge", help="Remove the data too.")] = False,
 ) -> None:
-    """Stop the sandbox. Its data stay, unless --purge."""
+    """Drain the nodes in the background, then stop the sandbox. Its data stay, unless --purge."""
+    from brewctl.lab import background as lab
     from brewctl.sandbox import state
 
     cluster = _cluster()
     home = config.home()
     there = state.exists(home)
-    stopped = cluster.down(home, purge=purge)
+    nodes: list[Stopped] = []
+    try:
+        nodes = lab.stop(home, lab.nodes(home))
+    except BrewError:
+        if not purge:  # the way out of a damaged state
+            raise
+    background.report(nodes)
+    stopped = [node.name for node in nodes if node.ending != lab.Ending.GONE] + cluster.down(home, purge=purge)
     output.emit(f"stopped {', '.join(stopped)}" if stopped else f"nothing was running in {home}")
     if purge and there:
         output.emit(f"removed the data in {home}")
+    if killed := [node.name for node in nodes if node.ending == lab.Ending.KILLED]:
+        raise BrewError(f"{', '.join(killed)} did not drain", hint=background.UNDRAINED)
 
 
 def status(as_json: options.AsJson = False) -> None:
-    """Show each server: pid, port, memory, whether it answers, its log. Exit 1 unless all answer."""
-    cluster = _cluster()
+    """Show each server and each node in the background: pid, port, memory, how it is, its log.
+
+    Exit 1 unless all servers answer and all nodes run. With --json a server has `answers`, a node `role` and `state`.
+    """
+    from brewctl.lab import background as lab
+
     home = config.home()
-    rows = cluster.status(home)
+    servers, nodes = _cluster().status(home), lab.status(home)
     if as_json:
-        output.emit_json([asdict(row) for row in rows])
-    elif not rows:
+        output.emit_json([asdict(row) for row in (*servers, *nodes)])
+    elif not servers and not nodes:
         output.emit(f"no sandbox in {home}: run `brewctl up`")
     else:
-        output.emit(f"{'server':<10}{'pid':>8}{'port':>7}{'memory':>9}  {'answers':<9}log")
-        for row in rows:
-            memory = f"{row.memory_bytes / 2**20:.0f} MB" if row.pid else "-"
-            answers = ("yes" if row.answers else "no") if row.pid else "stopped"
-            output.emit(f"{row.name:<10}{row.pid or '-':>8}{row.port:>7}{memory:>9}  {answers:<9}{row.log}")
-    if not rows or not all(row.answers for row in rows):
+        width = max(len(row.name) for row in (*servers, *nodes))
+        if servers:
+            output.emit(f"{'server':<{width}}{'pid':>8}{'port':>7}{'memory':>9}  {'answers':<9}log")
+        for row in servers:
+            _emit(row, width, ("yes" if row.answers else "no") if row.pid else "stopped")
+        if nodes:
+            output.emit(f"{'node':<{width}}{'pid':>8}{'port':>7}{'memory':>9}  {'state':<9}log")
+        for row in nodes:
+            _emit(row, width, row.state)
+    if not (servers or nodes) or not all(row.answers for row in servers) or any(row.state != "runs" for row in nodes):
         raise typer.Exit(ExitCode.FAILED)
 
 
+def _emit(row: "Health | NodeStatus", width: int, condition: str) -> None:
+    memory = f"{row.memory_bytes / 2**20:.0f} MB" if row.pid else "-"
+    output.emit(f"{row.name:<{width}}{row.pid or '-':>8}{row.port or '-':>7}{memory:>9}  {condition:<9}{row.log}")
+
+
 def env() -> None:
-    """Print export lines for other tools, the generated password included."""
+    """Print export lines for other tools, the generated password included.
+
+    BREW_ORDER_ADDRS is among them where order nodes run in the background.
+    """
     import shlex
 
     from brewctl.sandbox import state

@@ -17,7 +17,6 @@ from pathlib import Path
 import psutil
 
 from brewctl.config import Settings, environment
-from brewctl.delivery import broker, database
 from brewctl.errors import BrewError
 from brewctl.lab.nodes import ROLES, program
 from brewctl.sandbox import processes, state
@@ -104,17 +103,6 @@ def status(home: Path) -> list[NodeStatus]:
     return rows
 
 
-def require_servers(settings: Settings, roles: Collection[str]) -> None:
-    """Raise UnreachableError where a server that these roles need is away, BrewError where a table or topic is missing.
-
-    Asked before they are started, it is one line, and not the ends of as many logs.
-    """
-    with database.connect(settings) as connection:
-        database.check_schema(connection)
-    if set(roles) != {"order"}:  # which starts without Kafka
-        broker.require_topic(settings)
-
-
 def start(home: Path, settings: Settings, roles: Sequence[str], *, name: str = "") -> list[Server]:
     """Start a node of each role (order, inventory, notifications) and return at once: see `wait_ready`.
 
@@ -151,7 +139,7 @@ def wait_ready(node: Server, *, timeout_s: float = READY_S) -> None:
         if any(ready.search(line) for line in lines):
             return
         if ended or time.monotonic() > deadline:
-            what = "ended at its start" if ended else f"is not ready after {timeout_s:g} s"
+            what = "ended at its start" if ended else "is not ready yet"
             tail = "".join(f"  {line}\n" for line in lines[-10:]) or "  (nothing in its log)\n"
             raise BrewError(f"{node.name} {what}\n{tail}the whole log is {node.log}")
         time.sleep(0.1)

@@ -55,12 +55,17 @@ class Servers:
         """The names of the brokers."""
         return [f"kafka-{number}" for number, _ in enumerate(self.state().kafka_ports, start=1)]
 
-    def end(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
-        """End a server by a signal and wait until it is gone. One that doesn't run is left alone."""
+    def send(self, name: str, number: signal.Signals) -> psutil.Process | None:
+        """Send a server a signal; None where it doesn't run."""
         server = self.state().servers.get(name)
         process = processes.find(server) if server else None
         if process:
             process.send_signal(number)
+        return process
+
+    def end(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
+        """End a server by a signal and wait until it is gone. One that doesn't run is left alone."""
+        if process := self.send(name, number):
             psutil.wait_procs([process], timeout=_END_S)
 
     def runs(self, name: str) -> bool:

@@ -210,7 +210,7 @@ SELECT waiting.rows, waiting.set_aside,
        pg_stat_get_tuples_inserted('inventory_reservations'::regclass) AS reservations,
        pg_stat_get_tuples_inserted('notifications_log'::regclass) AS notifications
   FROM (SELECT count(*) AS rows, count(failed_at) AS set_aside
-          FROM (SELECT failed_at FROM outbox WHERE published_at IS NULL LIMIT %(most)s) AS some) AS waiting
+          FROM (SELECT failed_at FROM outbox WHERE published_at IS NULL LIMIT %(most)s) AS unpublished) AS waiting
 
 -- totals --
 SELECT (SELECT count(*) FROM orders), (SELECT count(*) FROM outbox),

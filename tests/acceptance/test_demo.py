@@ -1,19 +1,9 @@
 """The demo, as a newcomer meets it: in a terminal and in a pipe, interrupted, and on servers that are somebody's."""
 
-import fcntl
 import itertools
 import json
-import os
-import pty
 import re
-import select
 import signal
-import struct
-import subprocess
-import termios
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -22,113 +12,45 @@ import pytest
 
 from brewctl.lab.demo import narration
 from brewctl.lifecycle import wait_until
-from tests.conftest import BREWCTL, Rig, begin, run
+from tests.conftest import Rig, begin, run
+from tests.terminal import opened
 
-WIDTH, HEIGHT = 80, 24
-TIMEOUT_S = 60.0
-CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-
-
-class Terminal:
-    """The binary in a terminal of 80 columns and 24 lines, and who sits before it."""
-
-    def __init__(self, typist: int, terminal: int, *arguments: str, env: dict[str, str]) -> None:
-        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", HEIGHT, WIDTH, 0, 0))
-        self._typist = typist
-        self._shown = b""
-        own = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
-        self.process = subprocess.Popen(
-            [BREWCTL, *arguments],
-            env={**own, **env, "TERM": "xterm"},
-            stdin=terminal,
-            stdout=terminal,
-            stderr=terminal,
-        )
-
-    @property
-    def shown(self) -> str:
-        """All that was written so far."""
-        return self._shown.decode(errors="replace")
-
-    def press(self, key: str) -> None:
-        os.write(self._typist, key.encode())
-
-    def await_prompt(self, act: int) -> None:
-        prompt = f"any key: act {act} of 6"
-        self._read_until(prompt, lambda: prompt in self.shown)
-
-    def await_end(self) -> None:
-        self._read_until("end", lambda: self.process.poll() is not None)
-        while self._read(0):
-            pass
-
-    def _read_until(self, what: str, seen: Callable[[], bool]) -> None:
-        """Read on: who writes waits for who reads."""
-        deadline = time.monotonic() + TIMEOUT_S
-        while not seen():
-            assert time.monotonic() < deadline, f"no {what} in {CONTROL.sub('', self.shown)[-4000:]}"
-            self._read(0.1)
-
-    def _read(self, patience_s: float) -> bool:
-        there, _, _ = select.select([self._typist], [], [], patience_s)
-        if there:
-            self._shown += os.read(self._typist, 65_536)
-        return bool(there)
-
-
-@contextmanager
-def terminal(*arguments: str, env: dict[str, str]) -> Iterator[Terminal]:
-    """A terminal that must be in the end what it was."""
-    typist, ours = pty.openpty()
-    before = termios.tcgetattr(ours)
-    shown = Terminal(typist, ours, *arguments, env=env)
-    try:
-        yield shown
-        assert termios.tcgetattr(ours) == before
-        assert shown.shown.count("\x1b[?25l") == shown.shown.count("\x1b[?25h") > 0, "the cursor is there again"
-    finally:
-        shown.process.kill()
-        shown.process.wait()
-        os.close(ours)
-        os.close(typist)
+TOUR = ("demo", "--yes", "--speed", "fast")
+HIDE_CURSOR, SHOW_CURSOR = b"\x1b[?25l", b"\x1b[?25h"
+COLOUR = re.compile(rb"\x1b\[[0-9;]*[34][0-9][;m]")
 
 
 def test_the_tour_in_a_terminal(rig: Rig, tmp_path: Path) -> None:
     """From act to act by keys; what can't be written is said after the verdict, and the report was."""
     report, full = tmp_path / "demo.svg", tmp_path / "full.svg"
     full.symlink_to("/dev/full")
-    files = ("--report", str(report), "--picture", str(full))
-    with terminal("demo", "--yes", "--step", "--speed", "fast", "--orders", "40", *files, env=rig.env) as shown:
+    arguments = (*TOUR, "--step", "--orders", "40", "--report", str(report), "--picture", str(full))
+    with opened(*arguments, env={**rig.env, "NO_COLOR": "1"}) as terminal:
         for act in range(2, 7):
-            shown.await_prompt(act)
-            shown.press(" ")
-        shown.await_end()
-        text = CONTROL.sub("", shown.shown)
-    assert shown.process.returncode == 1
-    assert text.rstrip().splitlines()[-1] == f"brewctl: can't write {full} (No space left on device)"
-    assert "verdict: nothing was lost, nothing happened twice" in text
-    assert "Kafka waits 6 s for its heartbeat before it moves partitions 0, 2, 4" in text
-    assert max(map(len, re.split(r"[\r\n]+", text.partition("verdict: ")[0]))) <= WIDTH
-    redrawn = re.findall(r"(?:\x1b\[1A\x1b\[2K)+", shown.shown)
-    assert max(run.count("\x1b[1A") for run in redrawn) < HEIGHT
-    assert not re.search(r"\x1b\[[0-9;]*[34][0-9][;m]", shown.shown), "NO_COLOR is set"
+            terminal.wait_for(f"any key: act {act} of 6", timeout_s=60)
+            if act == 6:
+                terminal.wait_for("orders are reserved", "act 5 of 6", "✗ killed", "what happens")
+            terminal.press(" ")
+        assert terminal.process.wait(60) == 1
+        terminal.wait_for("nothing was lost, nothing happened twice", "brewctl: can't write", "No space left on device")
+    assert terminal.raw.count(HIDE_CURSOR) == terminal.raw.count(SHOW_CURSOR) == 1
+    assert not COLOUR.search(terminal.raw), "NO_COLOR is set"
     _check_picture(report.read_text("utf-8"))
 
 
 def test_a_tour_that_q_ended_leaves_no_process_behind_and_is_played_again(rig: Rig, tmp_path: Path) -> None:
     """Kafka has the killed node as a member still, and the second tour waits until it hasn't."""
-    tour, env = ("demo", "--yes", "--speed", "fast"), {**rig.env, "BREW_HOME": str(tmp_path)}
-    with terminal(*tour, "--step", "--kill-at", "5", env=env) as shown:
+    env = {**rig.env, "BREW_HOME": str(tmp_path)}
+    with opened(*TOUR, "--step", "--kill-at", "5", env=env) as terminal:
         for act in range(2, 6):
-            shown.await_prompt(act)
-            nodes = psutil.Process(shown.process.pid).children(recursive=True)
-            shown.press("q" if act == 5 else " ")
-        shown.await_end()
-    assert shown.process.returncode == 130
-    assert CONTROL.sub("", shown.shown).rstrip().endswith("brewctl: interrupted")
+            terminal.wait_for(f"any key: act {act} of 6", timeout_s=60)
+            nodes = psutil.Process(terminal.process.pid).children(recursive=True)
+            terminal.press("q" if act == 5 else " ")
+        assert terminal.process.wait(60) == 130
+        terminal.wait_for("brewctl: interrupted")
     assert len(nodes) >= 4
     assert not any(node.is_running() for node in nodes)
-    again = begin(*tour, env=env)
+    again = begin(*TOUR, env=env)
     assert again.stdout is not None
     assert narration.FORGETS in [line.rstrip() for line in itertools.takewhile(_before_act_2, again.stdout)]
     again.terminate()

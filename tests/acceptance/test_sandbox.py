@@ -17,6 +17,8 @@ import pytest
 
 from brewctl.lifecycle import wait_until
 from brewctl.sandbox import postgres
+from brewctl.sandbox.processes import Server
+from brewctl.sandbox.state import State, load, save
 from tests.acceptance.conftest import brewctl, environment, pid, status
 from tests.conftest import begin
 
@@ -168,10 +170,13 @@ def test_a_home_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -> None:
     assert "BREW_HOME" in refused.stderr
 
 
-def test_an_interrupted_up_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_an_interrupted_up_leaves_nothing_behind_and_forgets_no_node(tmp_path: Path) -> None:
+    nodes = State.without_sandbox()
+    nodes.nodes["order-1"] = Server("order-1", os.getpid(), 1.0, 50081, "no.log", role="order")
+    save(tmp_path, nodes)
     process = begin("up", "--brokers", "1", env={"BREW_HOME": str(tmp_path)})
     state = tmp_path / "state.json"
-    wait_until("a server started", lambda: state.exists() and '"pid"' in state.read_text(), timeout_s=60, every_s=0.02)
+    wait_until("a server started", lambda: '"kafka-1"' in state.read_text(), timeout_s=60, every_s=0.02)
     servers = json.loads(state.read_text())["servers"]
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
@@ -179,7 +184,9 @@ def test_an_interrupted_up_leaves_nothing_behind(tmp_path: Path) -> None:
     assert "Traceback" not in errors
     assert servers
     assert not any(psutil.pid_exists(server["pid"]) for server in servers.values())
-    assert json.loads(state.read_text())["servers"] == {}
+    left = load(tmp_path)
+    assert left is not None
+    assert (left.has_sandbox, left.servers, left.nodes) == (True, {}, nodes.nodes)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has to become somebody else for PostgreSQL")

@@ -7,12 +7,16 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import typer.core
 import typer.main
 
 from brewctl import __version__
 from brewctl.cli.main import app
+from brewctl.sandbox import state
+from brewctl.sandbox.processes import Server
+from brewctl.sandbox.state import State
 from brewctl.sql import schema
 from tests.conftest import BREWCTL, run
 
@@ -133,6 +137,12 @@ def test_completion(brewctl: Brewctl) -> None:
     assert set(shown.stdout.split()) == {"consume", "counts"}
 
 
+def test_completion_of_groups_without_kafka(brewctl: Brewctl) -> None:
+    words = {"COMP_WORDS": "brewctl groups reset no", "COMP_CWORD": "3"}
+    shown = brewctl(_BREWCTL_COMPLETE="complete_bash", **words, **KAFKA)
+    assert (shown.stdout.split(), shown.stderr) == (["notifications"], "")
+
+
 # Misuse
 
 
@@ -174,6 +184,18 @@ def test_completion(brewctl: Brewctl) -> None:
         (("demo", "--report", "nowhere/demo.html"), "in a folder that is there"),
         (("demo", "--picture", "demo.html"), "must be a .svg file"),
         (("up", "--brokers", "4"), "--brokers"),
+        (("start",), "ROLE…"),
+        (("start", "waiter"), "no role 'waiter': choose among order, inventory, notifications"),
+        (("start", "order", "inventory", "--node", "mine"), "--node names a single node"),
+        (("start", "order", "--node", "../x"), "--node '../x'"),
+        (("stop",), "nodes or --all: none was started: see `brewctl start --help`"),
+        (("stop", "order-1", "--all"), "nodes or --all"),
+        (("logs", "--tail", "-1"), "--tail"),
+        (("groups", "nope"), "brewctl groups --help"),
+        (("groups", "--json", "reset", "inventory", "--to", "latest"), "`groups reset`"),
+        (("groups", "reset", "--to", "latest"), "'NAME'"),
+        (("groups", "reset", "inventory"), "--to"),
+        (("groups", "reset", "inventory", "--to", "soon"), "2026-11-25T12:00"),
     ],
 )
 def test_misuse_is_one_line(brewctl: Brewctl, arguments: tuple[str, ...], named: str) -> None:
@@ -212,6 +234,17 @@ def test_a_malformed_variable_is_one_line(
     brewctl: Brewctl, command: tuple[str, ...], variable: str, value: str, named: str
 ) -> None:
     assert named in complaint(brewctl(*command, **{variable: value}), 2)
+
+
+@pytest.mark.parametrize(
+    ("command", "named"),
+    [
+        (("stop", "order-1"), "no node 'order-1' in the background: none was started"),
+        (("logs", "../state"), "no log of '../state'"),
+    ],
+)
+def test_a_node_that_was_not_started(brewctl: Brewctl, command: tuple[str, ...], named: str) -> None:
+    assert named in complaint(brewctl(*command), 1)
 
 
 # Destruction
@@ -275,6 +308,17 @@ def test_the_demo_wants_both_servers_or_none(brewctl: Brewctl, env: dict[str, st
     assert "BREW_KAFKA_BROKERS" in line
 
 
+def test_order_nodes_alone_are_no_sandbox(tmp_path: Path, brewctl: Brewctl) -> None:
+    """The servers they work on are the user's own: nothing of them is emptied without a question."""
+    known = State.without_sandbox()
+    this = psutil.Process()
+    known.nodes["order-1"] = Server("order-1", this.pid, this.create_time(), 50081, "", role="order")
+    (tmp_path / "home").mkdir()
+    state.save(tmp_path / "home", known)
+    assert brewctl("env").stdout == "export BREW_ORDER_ADDRS=127.0.0.1:50081\n"
+    assert "--yes" in complaint(brewctl("db", "init", "--reset"), 2)
+
+
 # No servers
 
 
@@ -292,6 +336,7 @@ def test_the_schema_is_printed_offline(brewctl: Brewctl) -> None:
         ("db", "init"),
         ("serve", "order"),
         ("serve", "order", "--workers", "3", "--port", "0"),
+        ("start", "order", "inventory"),
     ],
 )
 def test_without_postgres(brewctl: Brewctl, command: tuple[str, ...]) -> None:
@@ -301,7 +346,17 @@ def test_without_postgres(brewctl: Brewctl, command: tuple[str, ...]) -> None:
     assert "BREW_DATABASE_URL" in line
 
 
-@pytest.mark.parametrize("command", [("topic", "create"), ("consume", "inventory"), ("consume", "notifications")])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("topic", "create"),
+        ("consume", "inventory"),
+        ("consume", "notifications"),
+        ("groups",),
+        ("groups", "--watch"),
+        ("groups", "reset", "inventory", "--to", "latest"),
+    ],
+)
 def test_without_kafka(brewctl: Brewctl, command: tuple[str, ...]) -> None:
     line = complaint(brewctl(*command, **BOTH), 3)
     assert line.startswith("brewctl: kafka 127.0.0.1:1 ")

@@ -30,6 +30,7 @@ def sandbox(*, running: bool = True) -> State:
         postgres_port=5433,
         kafka_ports=[(9092, 19092), (9093, 19093)],
         servers=servers if running else {},
+        nodes={"order-1": Server("order-1", 4713, 1700000002.5, 50081, "/logs/order-1.log", "boot 7", "order", 12)},
     )
 
 
@@ -40,6 +41,29 @@ def mode(path: Path) -> int:
 def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     state.save(tmp_path, sandbox())
     assert state.load(tmp_path) == sandbox()
+
+
+def test_a_home_may_have_nodes_alone(tmp_path: Path) -> None:
+    known = State.without_sandbox()
+    known.nodes.update(sandbox().nodes)
+    state.save(tmp_path, known)
+    assert state.load(tmp_path) == known
+    assert not known.has_sandbox
+    assert sandbox().has_sandbox
+
+
+def test_a_file_from_before_there_were_nodes_is_loaded(tmp_path: Path) -> None:
+    state.save(tmp_path, sandbox())
+    path = tmp_path / "state.json"
+    older = json.loads(path.read_text())
+    del older["nodes"]
+    for server in older["servers"].values():
+        del server["role"], server["log_start"]
+    path.write_text(json.dumps(older))
+    loaded = state.load(tmp_path)
+    assert loaded is not None
+    assert loaded.servers == sandbox().servers
+    assert loaded.nodes == {}
 
 
 def test_nothing_is_there(tmp_path: Path) -> None:
@@ -88,6 +112,7 @@ def test_a_save_leaves_no_other_file(tmp_path: Path) -> None:
         b'{"version": 1, "servers": {}, "kafka_ports": [], "unknown": 1}',
         b'{"version": 1, "servers": [], "kafka_ports": []}',
         b'{"version": 1, "servers": {"postgres": {"pid": 1}}, "kafka_ports": []}',
+        b'{"version": 1, "servers": {}, "nodes": {"order-1": {"pid": 1}}, "kafka_ports": []}',
         b'{"version": 1, "servers": {}, "kafka_ports": [["a", "b"]]}',
         b'{"version": 1, "servers": {}, "kafka_ports": [[1]]}',
     ],

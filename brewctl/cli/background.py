@@ -1,0 +1,221 @@
+"""`brewctl start`, `stop`, `logs`: roles in the background, so that seven terminals become one."""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from brewctl import config
+from brewctl.cli import options, output
+from brewctl.errors import BrewError, UsageError
+
+if TYPE_CHECKING:
+    from brewctl.config import Settings
+    from brewctl.lab.background import Stopped
+    from brewctl.sandbox.processes import Server
+
+
+UNDRAINED = "what was not committed will be delivered again"
+
+
+def _roles() -> Iterable[str]:
+    from brewctl.lab.nodes import ROLES
+
+    return ROLES
+
+
+def _started() -> Iterable[str]:
+    from brewctl.lab import background
+
+    return background.nodes(config.home())
+
+
+def _logged() -> Iterable[str]:
+    from brewctl.lab import logs
+
+    return logs.known(config.home())
+
+
+def _completing(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    def complete(incomplete: str) -> list[str]:
+        with suppress(Exception):  # whatever it is, it would be written over what the user types
+            return [name for name in names() if name.startswith(incomplete)]
+        return []
+
+    return complete
+
+
+def start(
+    roles: Annotated[
+        list[str],
+        typer.Argument(
+            help="A node for each: order, inventory or notifications.",
+            metavar="ROLE…",
+            autocompletion=_completing(_roles),
+        ),
+    ],
+    node: Annotated[
+        str,
+        typer.Option(
+            help="Name of a single node.", callback=options.node_name, show_default="numbered, as order-1, order-2"
+        ),
+    ] = "",
+    database_url: options.DatabaseUrl = None,
+    brokers: options.Brokers = None,
+    topic: options.Topic = None,
+) -> None:
+    """Run nodes in the background and wait until they are ready.
+
+    Order nodes take ports from 50081 on; `create-order` and `load` find them.
+
+    Exit 1 where a node does not get ready. The others run on, as all do after a Ctrl-C.
+    """
+    for role in roles:
+        if role not in _roles():
+            raise UsageError(f"no role {role[:80]!r}", hint=f"choose among {', '.join(_roles())}")
+    if node and len(roles) > 1:
+        raise UsageError("--node names a single node", hint="leave it out, or start one role at a time")
+    settings = options.settings(database_url=database_url, brokers=brokers, topic=topic)
+    from brewctl.lab import background
+
+    _require_servers(settings, roles)
+    if late := _await_ready(background.start(config.home(), settings, roles, name=node)):
+        raise BrewError(f"{', '.join(late)} did not get ready", hint="see `brewctl status` for what runs")
+    output.note("next: brewctl logs --follow; `brewctl stop --all`, or `brewctl down`, ends them")
+
+
+def stop(
+    nodes: Annotated[
+        list[str] | None,
+        typer.Argument(help="As `brewctl status` names them.", metavar="NODE…", autocompletion=_completing(_started)),
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every node in the background.")] = False,
+) -> None:
+    """Drain nodes in the background, all at the same time, and print what each says last: its counters.
+
+    Exit 1 where one was gone before, or had to be killed.
+    """
+    from brewctl.lab import background
+
+    home = config.home()
+    there = list(background.nodes(home))
+    if bool(nodes) == every:
+        hint = f"there are {', '.join(there)}" if there else "none was started: see `brewctl start --help`"
+        raise UsageError("`stop` needs nodes or --all", hint=hint)
+    stopped = background.stop(home, nodes or there)
+    if not stopped:
+        output.emit(f"nothing was running in {home}")
+    report(stopped)
+    if others := [node.name for node in stopped if node.ending != background.Ending.DRAINED]:
+        raise BrewError(f"{', '.join(others)} did not drain", hint=UNDRAINED)
+
+
+def report(stopped: "Sequence[Stopped]") -> None:
+    """Print how nodes were stopped."""
+    from brewctl.lab.background import STOP_S, Ending
+
+    for node in stopped:
+        match node.ending:
+            case Ending.DRAINED:
+                output.emit(output.plain(node.last_line))
+            case Ending.KILLED:
+                output.emit(f"[{node.name}] killed: it did not end within {STOP_S:g} s; its log is {node.log}")
+            case Ending.GONE:
+                output.emit(f"[{node.name}] had ended before; its log is {node.log}")
+
+
+def logs(
+    nodes: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Those of these nodes.", metavar="NODE…", show_default="all", autocompletion=_completing(_logged)
+        ),
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is written, until Ctrl-C.")] = False,
+    tail: Annotated[
+        int | None, typer.Option(help="The last so many lines of each node.", min=0, show_default="all")
+    ] = None,
+) -> None:
+    """Show the logs of nodes in the background, those of ended ones too, merged by time.
+
+    A line without a time, as those that a role says on stdout, stays behind the one before it.
+    """
+    from brewctl.lab import logs as files
+
+    home = config.home()
+    known = files.known(home)
+    for name in nodes or []:
+        if name not in known:
+            hint = f"there are those of {', '.join(known)}" if known else "see `brewctl start --help`"
+            raise BrewError(f"no log of {name[:80]!r} in {home / 'logs'}", hint=hint)
+    if not known:
+        output.note(f"no logs in {home / 'logs'}")
+    shown = _Shown(nodes or known)
+    for line in files.read(home, nodes or (), tail=tail, follow=follow):
+        shown.emit(line.node, line.text)
+
+
+def _require_servers(settings: "Settings", roles: Sequence[str]) -> None:
+    # What keeps all of them from starting is said once, and not in as many logs.
+    from brewctl.delivery import broker, database
+
+    with database.connect(settings) as connection:
+        database.check_schema(connection)
+    if set(roles) != {"order"}:  # which starts without Kafka
+        broker.require_topic(settings)
+
+
+def _await_ready(started: "Sequence[Server]") -> list[str]:
+    """Print each node once it is ready. Returns the names of those that did not get ready in time."""
+    from brewctl.lab import background
+
+    width = max(len(node.name) for node in started)
+    output.emit(f"{'node':<{width}}{'pid':>9}  {'at':<17}log")
+    deadline, late = time.monotonic() + background.READY_S, []
+    for node in started:
+        try:
+            background.wait_ready(node, timeout_s=deadline - time.monotonic())
+        except BrewError as error:
+            output.note("\n".join(output.plain(line) for line in error.message.splitlines()))
+            late.append(node.name)
+        else:
+            place = f"127.0.0.1:{node.port}" if node.port else node.role
+            output.emit(f"{node.name:<{width}}{node.pid:>9}  {place:<17}{node.log}")
+    return late
+
+
+class _Shown:
+    """Prints lines of many nodes, each behind its node's name, which in a terminal has a colour."""
+
+    def __init__(self, nodes: Iterable[str]) -> None:
+        from rich.console import Console
+
+        from brewctl.lab import look
+
+        console = Console()
+        self._in_colour = console.is_terminal and not console.is_dumb_terminal and not console.no_color
+        self._colours = look.colours(nodes)
+        self._width = max(map(len, self._colours), default=0)
+
+    def emit(self, node: str, text: bytes) -> None:
+        """Print a line. A node that comes later changes no other's colour."""
+        from rich.style import Style
+
+        from brewctl.lab import look
+
+        if node not in self._colours:
+            self._colours[node] = look.colours([*self._colours, node])[node]
+            self._width = max(self._width, len(node))
+        prefix = f"{node:<{self._width}} |"
+        if self._in_colour:
+            prefix = Style(color=self._colours[node]).render(prefix)
+        output.emit(f"{prefix} {output.plain(output.text(text))}")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command(epilog="Example: brewctl start order order inventory inventory notifications")(start)
+    app.command(epilog="Example: brewctl stop inventory-1")(stop)
+    app.command(epilog="Example: brewctl logs order-1 inventory-1 --follow --tail 10")(logs)

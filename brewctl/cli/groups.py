@@ -1,0 +1,195 @@
+"""`brewctl groups`: who reads the topic, and how far they are."""
+
+import itertools
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from brewctl.cli import groups_reset, options, output
+from brewctl.errors import BrewError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.text import Text
+
+    from brewctl.config import Settings
+    from brewctl.delivery.broker import Admin, Member
+    from brewctl.delivery.offsets import Progress
+    from brewctl.overview import GroupView
+
+_EVERY_S = 1.0
+_ACROSS = 6  # partitions beside each other in 80 columns
+_LABEL = 15
+_CELL = 10
+
+
+def show(
+    ctx: typer.Context,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Again every second, until Ctrl-C.")] = False,
+    as_json: options.AsJson = False,
+    brokers: options.Brokers = None,
+    topic: options.Topic = None,
+) -> None:
+    """Show the groups that read the topic: members, what each owns, and how far behind it is."""
+    if ctx.invoked_subcommand:
+        if watch or as_json or brokers or topic:
+            raise UsageError(f"options of `groups {ctx.invoked_subcommand}` go behind it")
+        return
+    settings = options.settings(brokers=brokers, topic=topic)
+    from brewctl.delivery.broker import open_admin
+
+    with open_admin(settings) as admin:
+        first = _look(admin, settings.topic)
+    later = _later(settings) if watch else iter(())
+    if sys.stdout.isatty() and not as_json:
+        _show_live(first, later)
+    else:
+        _show_lines(first, later, as_json=as_json)
+
+
+def _look(admin: "Admin", topic: str) -> list["GroupView"]:
+    from brewctl import overview
+
+    return overview.groups(admin, topic, overview.readers(admin, topic))
+
+
+def _later(settings: "Settings") -> Iterator["list[GroupView] | BrewError"]:
+    """Look every second, for ever; or say what is wrong."""
+    from brewctl.delivery.broker import open_admin
+
+    while True:
+        time.sleep(_EVERY_S)
+        try:
+            with open_admin(settings.impatient) as admin:
+                while True:
+                    yield _look(admin, settings.topic)
+                    time.sleep(_EVERY_S)
+        except BrewError as error:
+            yield error
+
+
+def _show_lines(first: list["GroupView"], later: Iterator["list[GroupView] | BrewError"], *, as_json: bool) -> None:
+    wrong = ""
+    for seen in itertools.chain([first], later):
+        if isinstance(seen, BrewError):
+            if seen.message != wrong:
+                output.note(f"brewctl: {_away(seen)}")
+            wrong = seen.message
+            continue
+        if wrong:
+            output.note("brewctl: kafka answers again")
+            wrong = ""
+        if as_json:
+            output.emit_json([_summary(view) for view in seen])
+        else:
+            _print(seen)
+
+
+def _show_live(first: list["GroupView"], later: Iterator["list[GroupView] | BrewError"]) -> None:
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.text import Text
+
+    drawn = _drawn(first)
+    with Live(drawn, console=Console(), auto_refresh=False) as live:
+        for seen in later:
+            if isinstance(seen, BrewError):
+                live.update(Group(drawn, Text(_away(seen), style="bold red")), refresh=True)
+            else:
+                drawn = _drawn(seen)
+                live.update(drawn, refresh=True)
+
+
+def _away(error: BrewError) -> str:
+    return f"{error.message}: trying again"
+
+
+def _drawn(views: list["GroupView"]) -> "Group":
+    from rich.console import Group
+    from rich.text import Text
+
+    from brewctl.lab import look
+
+    colours = look.colours(member.client_id for view in views for member in view.members)
+    lines: list[Text] = []
+    for view in views:
+        heading = Text.assemble(
+            (output.fitted(view.name, 2 * _LABEL), "bold"),
+            (f"  {_state(view)}", "green" if view.state == "Stable" else "yellow"),
+            (f"  {view.assignor}" if view.assignor else "", "dim"),
+            (f"  lag {view.lag}", "yellow" if view.lag else "green"),
+        )
+        lines.append(heading)
+        for start in range(0, len(view.partitions), _ACROSS):
+            lines += _rows(view.members, view.partitions[start : start + _ACROSS], colours)
+        lines.append(Text())
+    return Group(*lines)
+
+
+def _rows(
+    members: tuple["Member", ...], partitions: tuple["Progress", ...], colours: dict[str, str]
+) -> Iterator["Text"]:
+    """Draw a strip for each member, and below what the group has read of each partition."""
+    from rich.text import Text
+
+    from brewctl.lab import look
+
+    def row(label: str, values: list[int | None], style: str = "") -> Text:
+        cells = (f"{'-' if value is None else value:>{_CELL - 1}} " for value in values)
+        return Text(f" {label:<{_LABEL}}{''.join(cells)}", style=style)
+
+    yield row("partition", [each.partition for each in partitions], "dim")
+    for member in members:
+        strip = row(output.fitted(member.client_id, _LABEL), [], colours[member.client_id])
+        for each in partitions:
+            strip.append(" " * (_CELL - 3))
+            strip.append_text(look.strip([each.partition], member.partitions, colour=colours[member.client_id]))
+        yield strip
+    yield row("committed", [each.committed for each in partitions])
+    yield row("end", [each.end for each in partitions])
+    yield row("lag", [each.lag for each in partitions], "yellow" if any(each.lag for each in partitions) else "green")
+
+
+def _print(views: list["GroupView"]) -> None:
+    output.emit(_row("group", "state", "partition", "owner", "committed", "end", "lag"))
+    for view in views:
+        for each in view.partitions:
+            committed = "-" if each.committed is None else each.committed
+            owner = output.fitted(each.owner or "-", _LABEL)
+            output.emit(
+                _row(output.fitted(view.name, 13), _state(view), each.partition, owner, committed, each.end, each.lag)
+            )
+
+
+def _row(group: str, state: str, *rest: object) -> str:
+    partition, owner, committed, end, lag = rest
+    return f"{group:<13} {state:<11} {partition:>9} {owner:<{_LABEL}} {committed:>9} {end:>9} {lag:>8}"
+
+
+def _state(view: "GroupView") -> str:
+    """Shorten Kafka's word, so that each has its column: PreparingRebalance and CompletingRebalance are one to see."""
+    return "Rebalancing" if view.state.endswith("Rebalance") else output.fitted(view.state, 11)
+
+
+def _summary(view: "GroupView") -> dict[str, object]:
+    return {
+        "name": view.name,
+        "state": view.state,
+        "assignor": view.assignor or None,
+        "lag": view.lag,
+        "members": [asdict(member) for member in view.members],
+        "partitions": [{**asdict(each), "owner": each.owner or None, "lag": each.lag} for each in view.partitions],
+    }
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    groups = typer.Typer(
+        callback=show, invoke_without_command=True, epilog="Example: brewctl groups --watch", no_args_is_help=False
+    )
+    groups.command(epilog="Example: brewctl groups reset inventory --to earliest --dry-run")(groups_reset.reset)
+    app.add_typer(groups, name="groups")

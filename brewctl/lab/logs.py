@@ -1,0 +1,110 @@
+"""The logs of the nodes in the background, those of ended ones too: merged, and followed."""
+
+import heapq
+import os
+import re
+import time
+from collections import deque
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from brewctl.errors import BrewError
+
+_LOOK_EVERY_S = 0.2
+_LONGEST_BYTES = 64 * 1024
+_TIME = re.compile(rb"ts=(\S+)")
+
+
+class Line(NamedTuple):
+    """A line of a node's log, without its end."""
+
+    at: bytes  # its time, as it is written; of a line that has none, that of the line before it
+    node: str
+    text: bytes
+
+
+def known(home: Path) -> dict[str, Path]:
+    """Return every node's log, by the node's name."""
+    return {path.stem: path for path in sorted((home / "logs").glob("*.log"))}
+
+
+def read(home: Path, names: Collection[str] = (), *, tail: int | None = None, follow: bool = False) -> Iterator[Line]:
+    """Yield the lines of these nodes, or of all, by their time; of each node the last `tail` at first.
+
+    `follow`: go on for ever, with what is written meanwhile, and by nodes that start meanwhile. A log that is truncated
+    or replaced is read on from its new beginning. Raises BrewError for one that can't be read.
+    """
+    logs: dict[str, _Log] = {}
+    with ExitStack() as stack:
+        while True:
+            lines = []
+            for name, path in known(home).items():
+                if names and name not in names:
+                    continue
+                if name not in logs:
+                    logs[name] = _Log(name, path)
+                    stack.callback(logs[name].close)
+                lines.append(logs[name].lines(unfinished=not follow))
+            if tail is not None:
+                lines = [iter(deque(part, tail)) for part in lines]
+                tail = None
+            yield from heapq.merge(*lines, key=lambda line: line.at)
+            if not follow:
+                return
+            time.sleep(_LOOK_EVERY_S)
+
+
+class _Log:
+    """A log that is read on from where it was read to."""
+
+    def __init__(self, node: str, path: Path) -> None:
+        self._node = node
+        self._path = path
+        self._file: BinaryIO | None = None
+        self._at = b""
+        self._begun = b""  # a line whose end was not written yet
+
+    def close(self) -> None:
+        if self._file:
+            self._file.close()
+        self._file = None
+
+    def lines(self, *, unfinished: bool) -> Iterator[Line]:
+        """Yield what is new; `unfinished`: the last line also where its end is missing."""
+        # Asked first: nothing is added any more to what was replaced.
+        replaced = self._replaced()
+        yield from self._rest(unfinished=unfinished or replaced)
+        if replaced:
+            self.close()
+            try:
+                self._file = self._path.open("rb")
+            except FileNotFoundError:
+                return
+            except OSError as error:
+                raise BrewError(f"{self._path} can't be read ({(error.strerror or '').lower()})") from error
+            yield from self._rest(unfinished=unfinished)
+
+    def _replaced(self) -> bool:
+        if not self._file:
+            return True
+        try:
+            there, read = self._path.stat(), os.fstat(self._file.fileno())
+        except FileNotFoundError:
+            return False
+        return (there.st_dev, there.st_ino) != (read.st_dev, read.st_ino) or there.st_size < self._file.tell()
+
+    def _rest(self, *, unfinished: bool) -> Iterator[Line]:
+        while self._file and (part := self._file.readline(_LONGEST_BYTES)):
+            self._begun += part
+            if part.endswith(b"\n") or len(self._begun) >= _LONGEST_BYTES:
+                yield self._line()
+        if unfinished and self._begun:
+            yield self._line()
+
+    def _line(self) -> Line:
+        text, self._begun = self._begun.rstrip(b"\r\n"), b""
+        if found := _TIME.match(text):
+            self._at = found[1]
+        return Line(self._at, self._node, text)

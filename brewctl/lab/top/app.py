@@ -1,0 +1,267 @@
+"""The screen of `top`: counters, processes, partitions and events, and the keys that act on what is selected.
+
+┌ counters with rates and sparklines
+│ processes: replicas, brokers, PostgreSQL; one of them is selected
+│ partitions of each group: owner, lag, since when
+│ what happened
+└ keys
+"""
+
+import asyncio
+import signal
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar
+
+from textual.app import App, ComposeResult
+from textual.binding import Binding, BindingType
+from textual.events import Resize
+from textual.pilot import Pilot
+from textual.widgets import DataTable, Static
+
+from brewctl.errors import BrewError, ExitCode
+from brewctl.lab import look
+from brewctl.lab.top import changes, panels
+from brewctl.lab.top.controls import Controls, LoadControl
+from brewctl.lab.top.observer import EVERY_S, Observer
+from brewctl.lab.top.rates import Rates
+from brewctl.lab.top.snapshot import Process, Snapshot
+
+WIDTH, HEIGHT = 80, 24
+_EVENTS = 200
+_KEYS = "q quit  l load  +/- rate  o/i/n add node  t term  k kill -9  p pause  r restart"
+# Columns of the processes, their padding included; the last one takes the rest, up to the scroll bar.
+_COLUMNS = {"name": 17, "    pid": 9, "state": 10}
+
+
+class Top(App[None]):
+    """Shows what an observer sees, once a second. Without controls it only looks."""
+
+    ENABLE_COMMAND_PALETTE = False
+    CSS = """
+    Screen { overflow: hidden; }
+    Static { height: auto; }
+    #title, #keys { text-style: reverse; }
+    #processes { height: auto; max-height: 50%; scrollbar-size: 1 1; }
+    #events { height: 1fr; }
+    #small { display: none; }
+    Screen.small > * { display: none; }
+    Screen.small > #small { display: block; }
+    DataTable > .datatable--header { text-style: underline; }
+    DataTable > .datatable--cursor, DataTable:focus > .datatable--cursor { text-style: reverse; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("q", "quit"),
+        Binding("ctrl+c", "interrupt", priority=True),
+        Binding("l", "load"),
+        Binding("plus,equals_sign", "rate(1)"),
+        Binding("minus", "rate(-1)"),
+        Binding("o", "add('order')"),
+        Binding("i", "add('inventory')"),
+        Binding("n", "add('notifications')"),
+        Binding("t", "terminate"),
+        Binding("k", "kill"),
+        Binding("p", "pause"),
+        Binding("r", "restart"),
+    ]
+
+    def __init__(self, observer: Observer, controls: Controls | None, *, where: str) -> None:
+        super().__init__(ansi_color=True)
+        self._observer = observer
+        self._controls = controls
+        self._where = where
+        self._load = LoadControl(self._tell_from_thread)
+        self._rates = Rates()
+        self._events: deque[str] = deque(maxlen=_EVENTS)
+        self._shown: list[str] = []  # names of processes, in their rows
+        self.snapshot = Snapshot(time.monotonic())
+
+    def compose(self) -> ComposeResult:
+        """Lay the parts out."""
+        yield Static(id="small")
+        yield Static(id="title")
+        yield Static(id="counters")
+        yield DataTable(id="processes", cursor_type="row", cell_padding=0)
+        yield Static(id="partitions")
+        yield Static(id="events")
+        yield Static(_KEYS if self._controls else "q quit", id="keys")
+
+    def on_mount(self) -> None:
+        """Look for the first time, and every second from then on."""
+        self.theme = "ansi-dark"  # the terminal's own colours, light or dark
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            asyncio.get_running_loop().add_signal_handler(number, self.action_interrupt)
+        table = self.query_one(DataTable)
+        for name, width in _COLUMNS.items():
+            table.add_column(name, key=name, width=width)
+        table.add_column("what it does", key="what")
+        table.focus()
+        self.snapshot = self._observer.look()
+        self._rates.add(self.snapshot)
+        self._show()
+        self.set_interval(EVERY_S, self._look)
+
+    def on_unmount(self) -> None:
+        """Leave no load behind."""
+        self._load.stop()
+
+    def on_resize(self, event: Resize) -> None:
+        """Say where there is not room enough."""
+        size = event.size
+        small = size.width < WIDTH or size.height < HEIGHT
+        self.screen.set_class(small, "small")
+        self.query_one("#small", Static).update(
+            f"brewctl top needs {WIDTH} columns and {HEIGHT} lines; here are {size.width} and {size.height}"
+        )
+        if not small:
+            self._show()
+
+    def run_for_picture(self, path: Path, *, after_s: float) -> None:
+        """Run without a terminal, and write the screen to an SVG after so many seconds. Raises OSError."""
+        drawn = ""
+
+        def draw() -> None:
+            nonlocal drawn
+            drawn = self.export_screenshot(title="brewctl top")
+            self.exit()
+
+        async def wait(pilot: Pilot[object]) -> None:
+            pilot.app.set_timer(after_s, draw)
+
+        self.run(headless=True, size=(WIDTH, HEIGHT), auto_pilot=wait)
+        path.write_text(drawn, encoding="utf-8")
+
+    def _look(self) -> None:
+        before, self.snapshot = self.snapshot, self._observer.look()
+        self._rates.add(self.snapshot)
+        for text in changes.between(before, self.snapshot):
+            self._tell(text)
+        self._load.follow(self.snapshot.addresses)
+        self._show()
+
+    def _show(self) -> None:
+        snapshot, width = self.snapshot, self.size.width
+        colours = look.colours(process.name for process in snapshot.processes if process.row)
+        self.query_one("#title", Static).update(self._title())
+        self.query_one("#counters", Static).update(panels.counters(snapshot, self._rates, width))
+        self._show_processes(colours)
+        self.query_one("#partitions", Static).update(panels.partitions(snapshot, colours, width))
+        events = self.query_one("#events", Static)
+        events.update(panels.events([*self._events], events.size.height, width))
+
+    def _title(self) -> str:
+        load = f"load {self._load.rate}/s" if self._load.runs else "no load"
+        failed = f", {self._load.failed:,} failed" if self._load.failed else ""
+        left, right = f"brewctl top  {self._where}", f"{load}{failed}  {time.strftime('%H:%M:%S')}"
+        room = self.size.width - len(right) - 1
+        return f"{left[:room]:<{room}} {right}"
+
+    def _show_processes(self, colours: dict[str, str]) -> None:
+        table, processes = self.query_one(DataTable), self.snapshot.processes
+        names = [process.name for process in processes]
+        if names != self._shown:
+            selected = self._selected_name()
+            table.clear()
+            for name in names:
+                table.add_row(*[""] * len(table.columns), key=name)
+            self._shown = names
+            if selected in names:
+                table.move_cursor(row=names.index(selected))
+        widths = [width - 1 for width in _COLUMNS.values()]
+        widths.append(self.size.width - sum(_COLUMNS.values()) - 1)
+        for process in processes:
+            cells = panels.process(process, colours.get(process.name, ""), widths)
+            for column, cell in zip(table.columns, cells, strict=True):
+                table.update_cell(process.name, column, cell, update_width=column.value == "what")
+
+    def _selected_name(self) -> str:
+        row = self.query_one(DataTable).cursor_row
+        return self._shown[row] if 0 <= row < len(self._shown) else ""
+
+    def _tell(self, text: str) -> None:
+        self._events.append(f"{time.strftime('%H:%M:%S')}  {text}")
+
+    def _tell_from_thread(self, text: str) -> None:
+        self.call_from_thread(self._tell, text)
+
+    # Keys
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Leave servers that are not the sandbox's alone."""
+        acts = {"load", "rate", "add", "terminate", "kill", "pause", "restart"}
+        return super().check_action(action, parameters) and (action not in acts or self._controls is not None)
+
+    def action_interrupt(self) -> None:
+        """End as every interrupted command does."""
+        self.exit(return_code=ExitCode.INTERRUPTED)
+
+    def action_load(self) -> None:
+        """Start the load, or stop it."""
+        if self._load.runs:
+            self._load.stop()
+            self._tell("load stopped")
+        elif addresses := self.snapshot.addresses:
+            self._load.start(addresses)
+            self._tell(f"load: {self._load.rate} orders a second to {', '.join(addresses)}")
+        else:
+            self._tell("no order-service runs: press o to add one")
+        self._show()
+
+    def action_rate(self, direction: int) -> None:
+        """Change the rate of the load."""
+        self._load.step(direction)
+        self._tell(f"load: {self._load.rate} orders a second{'' if self._load.runs else ', once it runs'}")
+        self._show()
+
+    def action_add(self, role: str) -> None:
+        """Start another node of a role."""
+        self._act(f"another node of {role} starts", lambda controls: controls.start(role))
+
+    def action_terminate(self) -> None:
+        """Let what is selected drain and end."""
+        self._send(signal.SIGTERM, "SIGTERM")
+
+    def action_kill(self) -> None:
+        """End what is selected as a crash does."""
+        self._send(signal.SIGKILL, "kill -9")
+
+    def action_pause(self) -> None:
+        """Pause what is selected, or let it go on."""
+        process = self.snapshot.process(self._selected_name())
+        if process and process.state == "paused":
+            self._send(signal.SIGCONT, "SIGCONT")
+        else:
+            self._send(signal.SIGSTOP, "SIGSTOP")
+
+    def action_restart(self) -> None:
+        """End what is selected, if it runs, and start it again."""
+        if process := self._selected():
+            self._act(f"{process.name} is restarted", lambda controls: controls.restart(process))
+
+    def _send(self, number: signal.Signals, name: str) -> None:
+        if process := self._selected():
+            self._act(f"{name} to {process.name} ({process.pid})", lambda controls: controls.send(process, number))
+
+    def _selected(self) -> Process | None:
+        process = self.snapshot.process(self._selected_name())
+        if process and not process.ours:
+            self._tell(f"{process.name} was not started by `brewctl start`: it is left alone")
+            self._show()
+            return None
+        return process
+
+    def _act(self, what: str, do: Callable[[Controls], object]) -> None:
+        controls = self._controls
+        assert controls is not None
+        self._tell(what)
+        self._show()
+
+        def act() -> None:
+            try:
+                do(controls)
+            except BrewError as error:
+                self._tell_from_thread(str(error).splitlines()[0])
+
+        self.run_worker(act, thread=True)

@@ -1,0 +1,161 @@
+"""Looking at everything that runs, once a second: one thread asks PostgreSQL, one asks Kafka, both bounded.
+
+A server that is away costs its own part of the picture: what it said last stays, beside the reason.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Self
+
+from brewctl import overview
+from brewctl.config import Settings
+from brewctl.delivery import database
+from brewctl.delivery.broker import Admin, Broker, Partition, open_admin
+from brewctl.errors import BrewError
+from brewctl.lab.top.counting import Counting
+from brewctl.lab.top.processes import processes_of
+from brewctl.lab.top.snapshot import Counters, Group, Place, Snapshot
+from brewctl.overview import GroupView
+from brewctl.sandbox import state
+
+EVERY_S = 1.0
+_ANSWER_S = 3.0  # an answer that takes longer is of no use here
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What Kafka said last."""
+
+    brokers: Sequence[Broker] = ()
+    partitions: Sequence[Partition] = ()
+    groups: Sequence[GroupView] = ()
+    dead_letters: int | None = None
+
+
+@dataclass
+class _Owners:
+    """Who owned each partition of a group, and since when."""
+
+    since: dict[int, tuple[str, float | None]] = field(default_factory=dict)
+
+    def places(self, group: GroupView, now: float) -> Iterator[Place]:
+        """Return the group's partitions as they are now, and remember their owners."""
+        first = not self.since
+        for part in group.partitions:
+            owner, since = self.since.get(part.partition, ("", None))
+            if part.owner != owner or part.partition not in self.since:
+                since = None if first else now
+                self.since[part.partition] = part.owner, since
+            yield Place(part.partition, part.owner, part.lag, None if since is None else now - since)
+
+
+class Observer:
+    """Looks until it is closed. `home` is the sandbox's, None where the servers are the user's own."""
+
+    def __init__(self, settings: Settings, home: Path | None) -> None:
+        limits = replace(
+            settings.limits,
+            kafka_admin_s=_ANSWER_S,
+            kafka_patience_s=1.0,
+            kafka_connect_s=2.0,
+            database_connect_s=2,
+        )
+        self._settings = replace(settings, limits=limits)
+        self._home = home
+        self._stop = threading.Event()
+        self._counters: Counters | None = None
+        self._rows: list[overview.NodeRow] = []
+        self._cluster = Cluster()
+        self._owners: dict[str, _Owners] = {}
+        self._troubles: dict[str, str] = {}
+        self._first_looks = {"postgres": threading.Event(), "kafka": threading.Event()}
+
+    @contextlib.contextmanager
+    def looking(self) -> Iterator[Self]:
+        """Look while the block runs."""
+        asked = {"postgres": self._ask_postgres, "kafka": self._ask_kafka}
+        threads = [
+            threading.Thread(target=self._again_and_again, args=(server, ask), name=f"top-{server}")
+            for server, ask in asked.items()
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            yield self
+        finally:
+            self._stop.set()
+            for thread in threads:
+                thread.join()
+
+    def wait_for_first_look(self, *, within_s: float) -> None:
+        """Wait until both servers have said something, or have been found away."""
+        deadline = time.monotonic() + within_s
+        for looked in self._first_looks.values():
+            looked.wait(max(0.0, deadline - time.monotonic()))
+
+    def look(self) -> Snapshot:
+        """Put together what is known now; the process table is read for it."""
+        now, cluster = time.monotonic(), self._cluster
+        try:
+            known = state.load(self._home) if self._home else None
+            self._troubles.pop("state", None)
+        except BrewError as error:
+            known, self._troubles["state"] = None, str(error)
+        return Snapshot(
+            at_s=now,
+            counters=self._counters,
+            dead_letters=cluster.dead_letters,
+            processes=tuple(
+                processes_of(self._settings, known, self._rows, cluster.brokers, cluster.partitions, self._troubles)
+            ),
+            groups=tuple(
+                Group(group.name, group.state, tuple(self._owners.setdefault(group.name, _Owners()).places(group, now)))
+                for group in cluster.groups
+            ),
+            troubles=dict(self._troubles),
+        )
+
+    def _again_and_again(self, server: str, ask: Callable[[], None]) -> None:
+        while not self._stop.is_set():
+            try:
+                ask()
+            except Exception as error:  # noqa: BLE001 - shown, whatever it is: looking on goes on
+                known = isinstance(error, BrewError)
+                self._troubles[server] = str(error) if known else f"{server}: {type(error).__name__} {error}"
+                self._first_looks[server].set()
+            self._stop.wait(EVERY_S)
+
+    def _answered(self, server: str, began: float) -> None:
+        self._troubles.pop(server, None)
+        self._first_looks[server].set()
+        self._stop.wait(max(0.0, began + EVERY_S - time.monotonic()))
+
+    def _ask_postgres(self) -> None:
+        counting = Counting()
+        with database.connect(self._settings, name="brewctl top") as connection:
+            while not self._stop.is_set():
+                began = time.monotonic()
+                with connection.answering_within(_ANSWER_S):
+                    self._rows = overview.nodes(connection)
+                    self._counters = counting.look(connection)
+                self._answered("postgres", began)
+
+    def _ask_kafka(self) -> None:
+        with open_admin(self._settings) as admin:
+            while not self._stop.is_set():
+                began = time.monotonic()
+                self._cluster = self._described(admin)
+                self._answered("kafka", began)
+
+    def _described(self, admin: Admin) -> Cluster:
+        letters = admin.ends(self._settings.dead_letter_topic)
+        return Cluster(
+            brokers=admin.brokers(),
+            partitions=admin.describe(self._settings.topic),
+            groups=overview.groups(admin, self._settings.topic),
+            dead_letters=sum(end - first for first, end in letters.values()),
+        )
