@@ -102,6 +102,11 @@ class Limits:
     linger_s: float = 0.1
     drain_s: float = 10.0
 
+    @property
+    def order_connections(self) -> int:
+        """Of one order-service to the database, at most: its handlers', writer's, publisher's, watch's, presence's."""
+        return self.handler_threads + 4
+
     def __post_init__(self) -> None:
         if self.session_s < 3 * self.heartbeat_s:
             raise UsageError(

@@ -4,6 +4,8 @@ import contextlib
 import fcntl
 import os
 import pty
+import select
+import signal
 import struct
 import subprocess
 import termios
@@ -26,16 +28,20 @@ class Terminal:
         self._screen = pyte.Screen(columns, lines)
         self._stream = pyte.ByteStream(self._screen)
         self._lock = threading.Lock()
+        self.raw = b""
         self._reader = threading.Thread(target=self._read, name="terminal")
         self._reader.start()
-        self.raw = b""
 
     def _read(self) -> None:
-        with contextlib.suppress(OSError):  # the program has ended
-            while written := os.read(self._master, 65536):
+        while True:
+            ended = self.process.poll() is not None
+            if select.select([self._master], [], [], 0.05)[0]:
+                written = os.read(self._master, 65536)
                 with self._lock:
                     self.raw += written
                     self._stream.feed(written)
+            elif ended:
+                return
 
     @property
     def lines(self) -> list[str]:
@@ -58,6 +64,7 @@ class Terminal:
         with self._lock:
             self._screen.resize(lines, columns)
         fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+        self.process.send_signal(signal.SIGWINCH)  # it has no controlling terminal
 
     def wait_for(self, *parts: str, timeout_s: float = 30) -> None:
         """Wait until the screen shows all of it."""
@@ -92,7 +99,6 @@ def opened(*arguments: str, env: dict[str, str], columns: int = 80, lines: int =
         assert termios.tcgetattr(slave) == before, "the terminal is not as it was"
     finally:
         process.kill()
-        process.wait()
+        terminal.wait()
         os.close(slave)
-        terminal._reader.join()
         os.close(master)

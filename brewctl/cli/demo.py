@@ -35,7 +35,7 @@ def demo(
         typer.Option(help="Kill inventory-1 after this many.", min=1, show_default="half of the orders"),
     ] = None,
     speed: Annotated[Speed, typer.Option(help="The consumers' session: 15 s, or fast, 6 s.")] = Speed.NORMAL,
-    step: Annotated[bool, typer.Option("--step", help="Wait for a key before each act.")] = False,
+    step: Annotated[bool, typer.Option("--step", help="Wait for a key between the acts.")] = False,
     report: Annotated[
         Path | None,
         typer.Option(help="Write chart and narration to one FILE.html, or the chart to FILE.svg.", metavar="FILE"),

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import traceback
+from types import ModuleType
 from typing import Annotated
 
 import typer
@@ -16,6 +17,7 @@ from brewctl.cli import (
     counts,
     demo,
     dlq,
+    doctor,
     groups,
     load,
     orders,
@@ -58,27 +60,11 @@ def root(
 
 
 # In the order in which help lists them.
-MODULES = (
+MODULES: tuple[ModuleType, ...] = (
     demo,
     sandbox,
     setup,
-    roles,
-    background,
-    orders,
-    counts,
-    top,
-    load,
-    verify,
-    chaos,
-    dlq,
-    outbox,
-    bench,
-)
-# In the order in which help lists them.
-MODULES = (
-    demo,
-    sandbox,
-    setup,
+    doctor,
     roles,
     background,
     orders,
@@ -136,5 +122,5 @@ def _report(error: BaseException) -> int:
             message = f"unexpected {type(error).__name__}: {error}"
             hint = "run it again as `brewctl -v …` and report what it says"
     line = message if message[1:2].isupper() else f"{message[:1].lower()}{message[1:]}"
-    print(f"brewctl: {line}: {hint}" if hint else f"brewctl: {line}", file=sys.stderr, flush=True)
+    output.note(output.plain(f"brewctl: {line}: {hint}" if hint else f"brewctl: {line}"))
     return code

@@ -63,9 +63,7 @@ def _require_terminal(width: int, height: int) -> None:
         raise UsageError("top needs a terminal", hint=hint)
     size = shutil.get_terminal_size()
     if size.columns < width or size.lines < height:
-        message = (
-            f"top needs a terminal of {width} columns and {height} lines, this one has {size.columns} and {size.lines}"
-        )
+        message = f"top needs a terminal of {width} x {height}, this one is {size.columns} x {size.lines}"
         raise UsageError(message, hint="make it larger")
 
 

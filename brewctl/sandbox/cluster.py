@@ -52,9 +52,7 @@ def up(home: Path, options: Options, progress: kafka.Progress) -> State:
         if not known.has_sandbox:
             known = replace(_new_state(options), nodes=known.nodes)
         _check(known, options)
-        missing = [
-            name for name in _names(known) if name not in known.servers or not processes.find(known.servers[name])
-        ]
+        missing = [name for name in known.ports if name not in known.servers or not processes.find(known.servers[name])]
         if not known.kafka_detours:
             known.kafka_detours = [(processes.free_port(), processes.free_port()) for _ in known.kafka_ports]
         with _ended_on_failure(home, known, missing):
@@ -122,7 +120,7 @@ def status(home: Path) -> list[Health]:
         return []
     answering = kafka.answering(known) if known.servers else set()
     rows = []
-    for name in _names(known):
+    for name, (port, *_) in known.ports.items():
         server = known.servers.get(name)
         process = processes.find(server) if server else None
         answers = False
@@ -132,7 +130,7 @@ def status(home: Path) -> list[Health]:
             Health(
                 name=name,
                 pid=process.pid if process else None,
-                port=_port(known, name),
+                port=port,
                 memory_bytes=processes.memory(process) if process else 0,
                 answers=answers,
                 log=server.log if server else "",
@@ -166,14 +164,6 @@ def _check(known: State, options: Options) -> None:
         raise UsageError(
             f"this sandbox's postgres has port {known.postgres_port}, not {options.postgres_port}", hint=hint
         )
-
-
-def _names(known: State) -> list[str]:
-    return ["postgres", *(f"kafka-{number}" for number, _ in enumerate(known.kafka_ports, start=1))]
-
-
-def _port(known: State, name: str) -> int:
-    return known.postgres_port if name == "postgres" else known.kafka_ports[int(name.removeprefix("kafka-")) - 1][0]
 
 
 def _start(home: Path, known: State, missing: list[str], options: Options, progress: kafka.Progress) -> None:

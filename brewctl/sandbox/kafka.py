@@ -102,6 +102,11 @@ def tools() -> tuple[Sequence[str], Mapping[str, str]]:
         return [binary, "-Xmx512m", *_JVM_25], _environment(jars.fetch_tools(cache / "jars"))
 
 
+def java(named: str) -> str:
+    """Return the program that runs Kafka: the one that the user named, else the bundled one. Raises BrewError."""
+    return _found(named) if named else _bundled()[0]
+
+
 def start(home: Path, known: State, name: str, kit: Kit) -> Server:
     """Start a node on its data, which are made at the first start. Doesn't wait: see `wait_ready`."""
     node_id = int(name.removeprefix("kafka-"))

@@ -54,6 +54,14 @@ class State:
         """Bootstrap addresses."""
         return [f"127.0.0.1:{port}" for port, _ in self.kafka_ports]
 
+    @property
+    def ports(self) -> dict[str, tuple[int, ...]]:
+        """What each server must be able to listen on, the port for its clients first; by the server's name."""
+        return {
+            "postgres": (self.postgres_port,),
+            **{f"kafka-{number}": ports for number, ports in enumerate(self.kafka_ports, start=1)},
+        }
+
 
 def exists(home: Path) -> bool:
     """Say whether anything is remembered there."""

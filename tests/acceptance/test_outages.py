@@ -1,10 +1,7 @@
 """A server goes away under running roles: orders are accepted as long as PostgreSQL is there, and all catch up."""
 
-import contextlib
 import os
-import pty
 import signal
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +16,8 @@ from brewctl.delivery import database, topics
 from brewctl.lab.nodes import Node, Nodes
 from brewctl.lifecycle import wait_until
 from tests.acceptance.conftest import brewctl, environment, pid
-from tests.conftest import BREWCTL, begin
+from tests.conftest import begin
+from tests.terminal import opened
 
 
 @pytest.fixture
@@ -169,39 +167,28 @@ def test_a_watch_of_the_groups_outlasts_kafka(home: Path, settings: Settings, tm
     """In a pipe it says so on stderr, in a terminal in place; then it goes on."""
     topics.create(settings)
     said = tmp_path / "stderr"
-    controller, terminal = pty.openpty()
-    os.set_blocking(controller, False)
-    screen = ""
-
-    def shows(text: str) -> bool:
-        nonlocal screen
-        with contextlib.suppress(BlockingIOError):
-            screen += os.read(controller, 100_000).decode()
-        return text in screen
-
+    watch = ("groups", "--watch")
     env = {"BREW_HOME": str(home)}
     broker = psutil.Process(pid(home, "kafka-1"))
-    with said.open("w") as stderr, begin("groups", "--watch", "--json", env=env, stderr=stderr.fileno()) as piped:
-        watched = subprocess.Popen([BREWCTL, "groups", "--watch"], env={**os.environ, **env}, stdout=terminal)
+    away = "does not answer: trying again"
+    with (
+        said.open("w") as stderr,
+        begin(*watch, "--json", env=env, stderr=stderr.fileno()) as piped,
+        opened(*watch, env=env) as terminal,
+    ):
+        assert piped.stdout is not None
         try:
-            assert piped.stdout is not None
             assert "inventory" in piped.stdout.readline()
-            wait_until("the groups", lambda: shows("notifications"), timeout_s=30)
+            terminal.wait_for("inventory", "notifications")
             broker.suspend()
-            wait_until("the outage", lambda: "does not answer: trying again" in said.read_text(), timeout_s=30)
-            wait_until("it on the screen", lambda: shows("does not answer: trying again"), timeout_s=30)
-            screen = ""
-            broker.resume()
-            wait_until("its end", lambda: "kafka answers again" in said.read_text(), timeout_s=30)
-            wait_until("the groups again", lambda: shows("notifications"), timeout_s=30)
+            wait_until("the outage", lambda: away in said.read_text(), timeout_s=30)
+            terminal.wait_for("notifications", away)
         finally:
             broker.resume()
-            for process in (piped, watched):
-                process.send_signal(signal.SIGINT)
-        assert [piped.wait(10), watched.wait(10)] == [130, 130]
-        assert len(piped.stdout.readlines()) >= 1
-    lines = said.read_text().splitlines()
-    assert len(lines) == 3
-    assert lines[1:] == ["brewctl: kafka answers again", "brewctl: interrupted"]
-    os.close(controller)
-    os.close(terminal)
+        wait_until("its end", lambda: "kafka answers again" in said.read_text(), timeout_s=30)
+        terminal.wait_until("its end", lambda: away not in terminal.text and "notifications" in terminal.text)
+        for process in (terminal.process, piped):
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 130
+    _, *rest = said.read_text().splitlines()
+    assert rest == ["brewctl: kafka answers again", "brewctl: interrupted"]

@@ -46,10 +46,11 @@ def test_watched_and_disturbed(home: Path) -> None:
             terminal.wait_for("inventory-1", "‖ paused")
             terminal.press("p")
             terminal.wait_for("resumed")
+            select(terminal, "order-1")
             terminal.press("k")
-            terminal.wait_for("inventory-1", "killed: it ended without a word")
+            terminal.wait_for("kill -9 to order-1", "gone: killed, or crashed", "✗ gone")
             terminal.press("r")
-            terminal.wait_for("started: recovered")
+            terminal.wait_for("started: recovered", "● runs    port ")
 
             select(terminal, "postgres")
             terminal.press("k")
@@ -58,9 +59,12 @@ def test_watched_and_disturbed(home: Path) -> None:
             terminal.wait_for("postgres answers again: recovered", timeout_s=60)
             terminal.press("l")
             terminal.wait_for("no load")
+            select(terminal, "notification-1")
+            terminal.press("t")
+            terminal.wait_for("notification-1", "stopped: it drained", "○ stopped")
 
             terminal.resize(60, 20)
-            terminal.wait_for("brewctl top needs 80 columns and 24 lines; here are 60 and 20")
+            terminal.wait_for("top needs 80 x 24, this is 60 x 20: make it larger")
             terminal.resize(80, 24)
             terminal.wait_for("q quit")
             terminal.press("q")
@@ -73,7 +77,7 @@ def test_watched_and_disturbed(home: Path) -> None:
         assert "inventory-1" in drawn
         picture.unlink()
     finally:
-        brewctl(home, "stop", "order-1", "inventory-1", "notification-1")
+        brewctl(home, "stop", "--all")
 
 
 def test_servers_of_somebody_else_are_only_looked_at(rig: Rig, tmp_path: Path) -> None:
@@ -93,7 +97,7 @@ def test_a_terminal_that_is_too_small_and_none_at_all(tmp_path: Path) -> None:
     env = {"BREW_HOME": str(tmp_path)}
     with opened("top", env=env, columns=79) as terminal:
         assert terminal.wait() == 2
-        assert "brewctl: top needs a terminal of 80 columns and 24 lines, this one has 79 and 24" in terminal.text
+        assert "brewctl: top needs a terminal of 80 x 24, this one is 79 x 24: make it larger" in terminal.text
     piped = run("top", env=env)
     assert piped.returncode == 2
     assert piped.stderr.startswith("brewctl: top needs a terminal: use `brewctl counts --watch`")

@@ -124,9 +124,9 @@ def test_every_place_that_a_group_can_be_sent_to(rig: Rig, admin: Admin, ends: d
         assert admin.committed(name, topic) == ends
     finally:
         admin.delete_group(name)
-    unknown = rig.brewctl("groups", "reset", name, "--to", "latest", "--yes")
+    unknown = rig.brewctl("groups", "reset", "no\x1b[31mbody\n", "--to", "latest", "--yes")
     assert (unknown.returncode, unknown.stdout) == (1, "")
-    assert unknown.stderr == f"brewctl: no consumer group {name} in kafka: see `brewctl groups`\n"
+    assert unknown.stderr == "brewctl: no consumer group no\\x1b[31mbody\\n in kafka: see `brewctl groups`\n"
 
 
 def test_what_kafka_says_of_brokers_and_topics(rig: Rig, admin: Admin) -> None:

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 import brewctl
-from brewctl.sql import bench_queries, parse, queries, schema, verify_queries
+from brewctl.sql import bench_queries, doctor_queries, parse, queries, schema, verify_queries
 
 TEXT, VERIFY_TEXT = (
     resources.files("brewctl.sql").joinpath(name).read_text("utf-8") for name in ("queries.sql", "verify.sql")
 )
 SOURCES = sorted(Path(brewctl.__file__).parent.rglob("*.py"))
-EVERY = queries | verify_queries | bench_queries
+EVERY = queries | verify_queries | bench_queries | doctor_queries
 each_query = pytest.mark.parametrize("name", sorted(EVERY))
 
 
@@ -93,9 +93,15 @@ def test_a_verification_writes_only_to_its_own_tables(statement: str) -> None:
     assert written is None or written[1] in own
 
 
-def test_every_query_of_a_verification_is_used() -> None:
-    source = "".join(path.read_text("utf-8") for path in SOURCES if path.parent.name == "verify")
-    assert [name for name in verify_queries if f'"{name}"' not in source] == []
+@pytest.mark.parametrize(("package", "named"), [("verify", verify_queries), ("doctor", doctor_queries)])
+def test_every_query_of_a_package_is_used(package: str, named: dict[str, str]) -> None:
+    source = "".join(path.read_text("utf-8") for path in SOURCES if path.parent.name == package)
+    assert [name for name in named if f'"{name}"' not in source] == []
+
+
+@pytest.mark.parametrize("statement", doctor_queries.values())
+def test_a_doctor_only_looks(statement: str) -> None:
+    assert statement.startswith("SELECT ")
 
 
 def test_the_schema_only_creates_what_is_missing_and_drops_no_data() -> None:

@@ -4,6 +4,7 @@ The only place that imports `kafka`, so that another client of the same shape ca
 """
 
 from brewctl.delivery.broker.admin import (
+    MIN_IN_SYNC_REPLICAS,
     PARTITIONS,
     REPLICATION_FACTOR,
     Admin,
@@ -14,12 +15,13 @@ from brewctl.delivery.broker.admin import (
     open_admin,
     require_topic,
 )
-from brewctl.delivery.broker.client import Record, UnavailableError, explained
+from brewctl.delivery.broker.client import Record, UnavailableError, explained, library
 from brewctl.delivery.broker.consumer import Consumer
 from brewctl.delivery.broker.producer import HeldError, Outcome, Place, Producer, RefusedError, UnsentError
 from brewctl.delivery.broker.reader import Reader, open_reader
 
 __all__ = [
+    "MIN_IN_SYNC_REPLICAS",
     "PARTITIONS",
     "REPLICATION_FACTOR",
     "Admin",
@@ -38,6 +40,7 @@ __all__ = [
     "UnavailableError",
     "UnsentError",
     "explained",
+    "library",
     "open_admin",
     "open_reader",
     "require_topic",

@@ -51,7 +51,8 @@ class Member:
 class Group:
     """A consumer group. `state` is Kafka's word: Stable, PreparingRebalance, CompletingRebalance, Empty, or Dead.
 
-    Dead is also what Kafka calls a group that there never was.
+    Dead is also what Kafka calls a group that there never was, and one of its newer protocol, whose members it does
+    not tell a client of the older one.
     """
 
     name: str
@@ -66,6 +67,11 @@ class Admin:
     def __init__(self, client: AdminClient, *, patience_s: float) -> None:
         self._client = client
         self._patience_s = patience_s
+
+    @property
+    def protocol(self) -> str:
+        """The newest Kafka version whose protocol both the client and the broker speak, such as 2.6."""
+        return ".".join(map(str, self._client.config["api_version"][:2]))
 
     def brokers(self) -> list[Broker]:
         """Brokers that the cluster says are alive, by id."""

@@ -59,6 +59,21 @@ class AdminClient(KafkaAdminClient):  # type: ignore[misc]
         for partition, code in _partitions(future.value):
             _check(code, topic, partition)
 
+    def _refresh_controller_id(self) -> None:
+        """Find a broker for what is a controller's to do.
+
+        Kafka names any that it believes alive, and for some seconds that may be one which was killed: ask again then.
+        """
+        deadline = time.monotonic() + self.config["api_version_auto_timeout_ms"] / 1000
+        while True:
+            try:
+                super()._refresh_controller_id()
+                return
+            except errors.NodeNotReadyError:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(_POLL_MS / 1000)
+
     def _send_request_to_node(self, node_id: int | None, request: Any, wakeup: bool = True) -> Any:
         """Send a request once its broker is connected.
 

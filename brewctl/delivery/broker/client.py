@@ -4,6 +4,7 @@ import contextlib
 import selectors
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
 from kafka import errors
@@ -70,6 +71,12 @@ def connection(settings: Settings, *, name: str) -> dict[str, Any]:
         "api_version_auto_timeout_ms": int(settings.limits.kafka_connect_s * 1000),
         "selector": Selector,
     }
+
+
+def library() -> str:
+    """Name the client that is installed, with its version."""
+    name, *_ = metadata.packages_distributions()["kafka"]
+    return f"{name} {metadata.version(name)}"
 
 
 def require_headers(client: Any) -> None:

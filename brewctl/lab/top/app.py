@@ -113,7 +113,7 @@ class Top(App[None]):
         small = size.width < WIDTH or size.height < HEIGHT
         self.screen.set_class(small, "small")
         self.query_one("#small", Static).update(
-            f"brewctl top needs {WIDTH} columns and {HEIGHT} lines; here are {size.width} and {size.height}"
+            f"top needs {WIDTH} x {HEIGHT}, this is {size.width} x {size.height}: make it larger"
         )
         if not small:
             self._show()

@@ -8,7 +8,7 @@ _WORKS = {"runs", "starts"}
 _EXPECTED = {*_WORKS, "stopped"}  # after which a start mends nothing
 _SAID = {
     "paused": "paused: what it owns stands still until Kafka misses it",
-    "killed": "killed: it ended without a word",
+    "gone": "gone: killed, or crashed",
     "stopped": "stopped: it drained",
     "silent": "silent",
 }

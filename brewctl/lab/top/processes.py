@@ -88,13 +88,13 @@ def _replica_state(row: NodeRow | None, process: psutil.Process | None, *, here:
     if row and row.stopped:
         return "stopped"
     if here:
-        return "killed"
+        return "gone"
     return "runs" if row and row.there else "silent"
 
 
 def _server_state(process: psutil.Process | None, *, there: bool, ours: bool) -> str:
     if ours and process is None:
-        return "killed"
+        return "gone"
     if process and _is_paused(process):
         return "paused"
     return "runs" if there else "starts" if process else "silent"

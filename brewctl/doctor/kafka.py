@@ -1,0 +1,104 @@
+"""Kafka: whether its brokers are there, the topics can be published to and keep what they took, and who reads."""
+
+import socket
+from collections.abc import Iterator, Sequence
+
+from brewctl import overview
+from brewctl.config import Settings
+from brewctl.delivery.broker import (
+    MIN_IN_SYNC_REPLICAS,
+    PARTITIONS,
+    REPLICATION_FACTOR,
+    Partition,
+    explained,
+    library,
+    open_admin,
+)
+from brewctl.doctor.finding import Finding, fail, ok, warn
+from brewctl.errors import UnreachableError
+from brewctl.overview import GroupView
+
+_CONNECT_S = 1.0
+_START = "run `brewctl up`, or start the brokers that are missing"
+_ANEW = "`brewctl topic create --recreate`, which deletes its records"
+
+
+def check(settings: Settings) -> Iterator[Finding]:
+    """Look at it. Raises UnreachableError, BrewError."""
+    with open_admin(settings) as admin:
+        alive = [broker.address for broker in admin.brokers()]
+        yield _brokers(alive, [address for address in settings.brokers if not _listens(address)])
+        yield ok("kafka-client", f"{library()}; brokers speak as {admin.protocol} or later")
+        there = admin.topics()
+        for name, topic in (("topic", settings.topic), ("dead-letters", settings.dead_letter_topic)):
+            if topic in there:
+                in_sync = int(admin.configuration(topic)["min.insync.replicas"])
+                yield from _topic(name, topic, admin.describe(topic), in_sync, brokers=len(alive))
+            else:
+                yield fail(name, f"{topic} is missing", mend="run `brewctl topic create`")
+        if settings.topic in there:
+            try:
+                with explained(settings):
+                    groups = overview.groups(admin, settings.topic)
+            except UnreachableError:
+                found = "a broker that leads a partition, or coordinates a group, does not answer"
+                yield fail("groups", found, mend=_START)
+            else:
+                yield from map(_group, groups)
+
+
+def _listens(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+    except OSError:
+        return False
+    return True
+
+
+def _brokers(alive: Sequence[str], silent: Sequence[str]) -> Finding:
+    if silent:
+        found = f"{','.join(silent)} can't be connected to"
+        return warn("kafka", found, mend=_START)
+    return ok("kafka", ",".join(alive))
+
+
+def _topic(check: str, topic: str, partitions: Sequence[Partition], in_sync: int, *, brokers: int) -> Iterator[Finding]:
+    """Judge a topic of which each write waits for `in_sync` replicas; one finding for each thing that is wrong."""
+    replicas = min(len(partition.replicas) for partition in partitions)
+    wanted = min(REPLICATION_FACTOR, brokers)
+    problems = [*_availability(check, partitions, in_sync)]
+    if len(partitions) != PARTITIONS:
+        found = f"{topic} has {len(partitions)} partitions, not {PARTITIONS}"
+        problems.append(warn(check, found, mend=f"run {_ANEW}"))
+    if replicas < wanted:
+        found = f"{topic} is on {replicas} broker{'s' if replicas > 1 else ''}, and could be on {wanted}"
+        problems.append(warn(check, found, mend=f"add replicas with kafka-reassign-partitions.sh, or run {_ANEW}"))
+    if in_sync < min(MIN_IN_SYNC_REPLICAS, replicas):
+        found = f"min.insync.replicas is {in_sync}: what is acknowledged may be on one broker alone"
+        problems.append(
+            warn(check, found, mend=f"set it to {MIN_IN_SYNC_REPLICAS} with kafka-configs.sh, or run {_ANEW}")
+        )
+    yield from problems or [ok(check, f"{topic}: {len(partitions)} partitions, RF {replicas}, min ISR {in_sync}")]
+
+
+def _availability(check: str, partitions: Sequence[Partition], in_sync: int) -> Iterator[Finding]:
+    leaderless = [each.partition for each in partitions if each.leader < 0]
+    few = [each.partition for each in partitions if each.leader >= 0 and len(each.isr) < in_sync]
+    behind = [each.partition for each in partitions if in_sync <= len(each.isr) < len(each.replicas)]
+    if leaderless:
+        yield fail(check, f"partitions {leaderless} have no leader: nobody can write or read them", mend=_START)
+    if few:
+        found = f"partitions {few} have less than {in_sync} replicas in sync: nothing can be published there"
+        yield fail(check, found, mend=_START)
+    if behind:
+        yield warn(check, f"partitions {behind} have replicas that are not in sync", mend=_START)
+
+
+def _group(group: GroupView) -> Finding:
+    name = f"group-{group.name}"
+    if not group.members:
+        found = f"nobody reads; {group.lag} record{' waits' if group.lag == 1 else 's wait'}"
+        return warn(name, found, mend=f"run `brewctl start {group.name}`")
+    members = ", ".join(member.client_id for member in group.members)
+    return ok(name, f"{group.state}, lag {group.lag}: {members}")

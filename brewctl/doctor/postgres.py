@@ -1,0 +1,170 @@
+"""PostgreSQL: whether it is there, has our schema, keeps what it acknowledges, and has room for the roles."""
+
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from brewctl.config import Settings
+from brewctl.delivery import database
+from brewctl.delivery.database import Connection
+from brewctl.doctor.finding import Finding, fail, ok, warn
+from brewctl.sql import doctor_queries, schema
+
+# The first with all that our statements say (MATERIALIZED); the oldest that is still maintained.
+_NEEDED, _MAINTAINED = 12, 14
+# What becomes of the promises where it is off.
+_DURABLE = {
+    "fsync": "a crash of the machine may damage every table",
+    "full_page_writes": "a crash of the machine may leave half-written pages",
+    "synchronous_commit": "a crash may lose orders that were acknowledged",
+}
+_ASKED = (
+    *_DURABLE,
+    "server_version",
+    "server_version_num",
+    "transaction_read_only",
+    "default_transaction_read_only",
+    "max_connections",
+    "superuser_reserved_connections",
+)
+_INDEXES = re.findall(r"CREATE (?:UNIQUE )?INDEX IF NOT EXISTS (\w+)", schema)
+_DROPPED = re.findall(r"DROP INDEX IF EXISTS (\w+)", schema)
+# How old a transaction, or an unpublished row, may be.
+_OLD_S = 60.0
+# Records and rows carry times of several machines.
+_SKEW_S, _LARGE_SKEW_S = 1.0, 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A setting of the server: its value, and what set it, both in PostgreSQL's words."""
+
+    value: str
+    source: str
+
+
+def check(settings: Settings) -> Iterator[Finding]:
+    """Look at it. Raises UnreachableError, BrewError."""
+    where = database.place(settings.database_url)
+    with database.connect(settings, name="brewctl doctor") as connection:
+        asked = connection.execute(doctor_queries["settings"], {"names": list(_ASKED)})
+        found = {name: Setting(value, source) for name, value, source in asked}
+        yield _version(found, where)
+        lacking = [*database.missing_tables(connection), *_lacking(connection, _INDEXES)]
+        yield _schema(lacking, set(_DROPPED) - set(_lacking(connection, _DROPPED)))
+        name = connection.info.dbname
+        for each in _DURABLE:
+            yield _durable(each, found[each], name)
+        yield _writable(found, name)
+        (used,) = connection.execute(doctor_queries["connections"]).fetchone() or (0,)
+        yield _connections(found, used, needed=settings.limits.order_connections)
+        yield _transactions(connection.execute(doctor_queries["old_transactions"], {"age_s": _OLD_S}).fetchall())
+        if not lacking:
+            yield from _outbox(*connection.execute(doctor_queries["outbox"]).fetchone() or (0, None))
+        yield _clock(*_read_clocks(connection))
+
+
+def _lacking(connection: Connection, names: Sequence[str]) -> list[str]:
+    return [str(name) for (name,) in connection.execute(doctor_queries["lacking"], {"names": names})]
+
+
+def _version(settings: Mapping[str, Setting], where: str) -> Finding:
+    major = int(settings["server_version_num"].value) // 10_000
+    found = f"{settings['server_version'].value} at {where}"
+    mend = f"upgrade PostgreSQL to {_MAINTAINED} or later"
+    if major < _NEEDED:
+        return fail("postgres", f"{found}: too old for our statements", mend=mend)
+    if major < _MAINTAINED:
+        return warn("postgres", f"{found}: no longer maintained", mend=mend)
+    return ok("postgres", found)
+
+
+def _schema(lacking: Sequence[str], left: set[str]) -> Finding:
+    if lacking:
+        return fail("schema", f"missing: {', '.join(lacking)}", mend="run `brewctl db init`")
+    if left:
+        found = f"{', '.join(sorted(left))} is an older version's, and slows publishing down"
+        return warn("schema", found, mend="run `brewctl db init`")
+    return ok("schema", "all tables and indexes of this version are there")
+
+
+def _durable(name: str, setting: Setting, database_name: str) -> Finding:
+    if setting.value == "off":
+        return fail(name, f"off: {_DURABLE[name]}", mend=_switch(name, setting, database_name, to="on"))
+    return ok(name, setting.value)
+
+
+def _writable(settings: Mapping[str, Setting], database_name: str) -> Finding:
+    if settings["transaction_read_only"].value == "off":
+        return ok("writable", "takes writes")
+    default = settings["default_transaction_read_only"]
+    if default.value == "on":
+        mend = _switch("default_transaction_read_only", default, database_name, to="off")
+        return fail("writable", "takes no writes: default_transaction_read_only is on", mend=mend)
+    return fail("writable", "takes no writes: it is a standby", mend="set BREW_DATABASE_URL to the primary")
+
+
+def _switch(name: str, setting: Setting, database_name: str, *, to: str) -> str:
+    """Say how a setting is changed where it was made: what is set nearer to the session wins."""
+    match setting.source:
+        case "command line":
+            return f"start postgres without `-c {name}={setting.value}`"
+        case "client" | "environment variable":
+            return f"take {name} out of BREW_DATABASE_URL, or PGOPTIONS"
+        case "database":
+            return f'in psql: `ALTER DATABASE "{database_name}" RESET {name};`'
+        case "user" | "database user" as source:
+            scope = f' IN DATABASE "{database_name}"' if source == "database user" else ""
+            return f"in psql: `ALTER ROLE CURRENT_USER{scope} RESET {name};`"
+        case _:
+            return f"in psql: `ALTER SYSTEM SET {name} = {to}; SELECT pg_reload_conf();`"
+
+
+def _connections(settings: Mapping[str, Setting], used: int, *, needed: int) -> Finding:
+    allowed = int(settings["max_connections"].value) - int(settings["superuser_reserved_connections"].value)
+    found = f"{used} of {allowed} in use"
+    if allowed - used >= needed:
+        return ok("max_connections", found)
+    mend = f"in psql: `ALTER SYSTEM SET max_connections = {2 * allowed};`, then restart postgres"
+    if settings["max_connections"].source == "command line":
+        mend = f"start postgres with `-c max_connections={2 * allowed}`"
+    return warn("max_connections", f"{found}: one more order-service may need {needed}", mend=mend)
+
+
+def _transactions(old: Sequence[tuple[int, str, float]]) -> Finding:
+    if not old:
+        return ok("transactions", f"none is older than {_OLD_S:g} s")
+    pid, name, age_s = old[0]
+    more = f" and {len(old) - 1} more" if len(old) > 1 else ""
+    found = f"one of {name or 'nobody'}{more} is {age_s:.0f} s old: dead rows stay, and polls slow down"
+    return warn("transactions", found, mend=f"in psql: `SELECT pg_terminate_backend({pid});`")
+
+
+def _outbox(set_aside: int, oldest_s: float | None) -> Iterator[Finding]:
+    late = oldest_s is not None and oldest_s > _OLD_S
+    if set_aside:
+        found = f"Kafka refused {set_aside} row{'s' if set_aside > 1 else ''}, which were set aside"
+        yield warn("outbox", found, mend="see `brewctl outbox list --failed`, then `brewctl outbox retry --all`")
+    if late:
+        found = f"a row has not been published for {oldest_s:.0f} s"
+        yield warn("outbox", found, mend="run `brewctl start order`, and see what its log says of Kafka")
+    if not set_aside and not late:
+        yield ok("outbox", "all rows are published" if oldest_s is None else "no row has waited long")
+
+
+def _read_clocks(connection: Connection) -> tuple[float, float, float]:
+    before = time.time()
+    (there,) = connection.execute(doctor_queries["clock"]).fetchone() or (before,)
+    return before, there, time.time()
+
+
+def _clock(before: float, there: float, after: float) -> Finding:
+    """Compare the server's clock with ours right before and after it was read: all that can't be delay is skew."""
+    ahead_s = there - (before + after) / 2
+    skew_s = max(0.0, abs(ahead_s) - (after - before) / 2)
+    found = f"postgres is {abs(ahead_s):.3f} s {'ahead' if ahead_s > 0 else 'behind'}"
+    mend = "synchronise both machines' clocks: `timedatectl set-ntp true`"
+    if skew_s > _LARGE_SKEW_S:
+        return fail("clock", found, mend=mend)
+    return warn("clock", found, mend=mend) if skew_s > _SKEW_S else ok("clock", found)

@@ -1,0 +1,99 @@
+"""`brewctl doctor` on real servers: it finds what is wrong, its cures cure, and where all is well it says so."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from brewctl.delivery.broker import open_admin
+from brewctl.doctor import Finding, Verdict, examine, postgres
+from tests.conftest import Rig, open_rig
+
+SERVERS = {
+    *("postgres", "schema", "fsync", "full_page_writes", "synchronous_commit", "writable", "max_connections"),
+    *("transactions", "outbox", "clock", "kafka", "kafka-client", "topic", "dead-letters"),
+    *("group-inventory", "group-notifications", "order-service"),
+}
+
+
+@pytest.fixture(scope="module")
+def rig(servers: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """One for all: the tests leave nothing behind, and the last one starts the nodes."""
+    home = tmp_path_factory.mktemp("home")
+    with open_rig(servers, home / "logs") as rig:
+        rig.settings = dataclasses.replace(rig.settings, order_addrs=("127.0.0.1:1",))
+        rig.env |= {"BREW_ORDER_ADDRS": "127.0.0.1:1", "BREW_HOME": str(home)}
+        yield rig
+
+
+def look(rig: Rig) -> dict[str, Finding]:
+    """What is found of PostgreSQL."""
+    return {each.check: each for each in postgres.check(rig.settings)}
+
+
+def ask(rig: Rig) -> tuple[int, dict[str, str], dict[str, str]]:
+    """Run the command: its exit code, and the verdicts and what mends it, by check, of the servers."""
+    done = rig.brewctl("doctor", "--json")
+    found = [each for each in json.loads(done.stdout)["findings"] if each["check"] in SERVERS]
+    verdicts, mends = ({each["check"]: each[field] for each in found} for field in ("verdict", "mend"))
+    return done.returncode, verdicts, mends
+
+
+def test_its_cures_cure(rig: Rig) -> None:
+    database = rig.connection.info.dbname
+    rig.connection.execute("DROP TABLE notifications_log")
+    rig.connection.execute("DROP INDEX orders_idempotency_key")
+    rig.connection.execute(f'ALTER DATABASE "{database}" SET synchronous_commit = off')
+    with open_admin(rig.settings) as admin:
+        admin.delete_topic(rig.settings.dead_letter_topic)
+    code, verdicts, mends = ask(rig)
+    assert code == 1
+    assert {check: mends[check] for check, verdict in verdicts.items() if verdict == "fail"} == {
+        "schema": "run `brewctl db init`",
+        "synchronous_commit": f'in psql: `ALTER DATABASE "{database}" RESET synchronous_commit;`',
+        "dead-letters": "run `brewctl topic create`",
+    }
+    # What can't be asked without its tables is not asked.
+    assert verdicts.keys() == SERVERS - {"outbox"}
+    assert look(rig)["schema"].found == "missing: notifications_log, orders_idempotency_key"
+
+    assert rig.brewctl("db", "init").returncode == 0
+    assert rig.brewctl("topic", "create").returncode == 0
+    rig.connection.execute(f'ALTER DATABASE "{database}" RESET synchronous_commit')
+    found = {each.check: each.verdict for each in examine(rig.settings, Path(rig.env["BREW_HOME"]))}
+    waiting = {"group-inventory", "group-notifications", "order-service"}
+    assert {check: found[check] for check in SERVERS} == {
+        check: Verdict.WARN if check in waiting else Verdict.OK for check in SERVERS
+    }
+
+
+def test_what_an_older_version_left(rig: Rig) -> None:
+    rig.connection.execute("CREATE INDEX outbox_unpublished ON outbox (id)")
+    left = look(rig)["schema"]
+    assert (left.verdict, left.mend) == (Verdict.WARN, "run `brewctl db init`")
+    assert "outbox_unpublished" in left.found
+    assert rig.brewctl("db", "init").returncode == 0
+    assert look(rig)["schema"].verdict is Verdict.OK
+
+
+def test_rows_that_wait(rig: Rig) -> None:
+    insert = "INSERT INTO outbox (aggregate_id, topic, payload, created_at, failed_at) VALUES"
+    rig.connection.execute(f"{insert} ('order-1', 't', '', now() - interval '300 s', NULL)")
+    assert "has not been published for 30" in look(rig)["outbox"].found
+    # What waits behind a row that was set aside waits for no publisher.
+    rig.connection.execute("UPDATE outbox SET failed_at = now()")
+    rig.connection.execute(f"{insert} ('order-1', 't', '', now() - interval '200 s', NULL)")
+    assert "outbox list --failed" in look(rig)["outbox"].mend
+    rig.connection.execute("DELETE FROM outbox")
+    assert look(rig)["outbox"].verdict is Verdict.OK
+
+
+def test_a_flow_that_is_well(rig: Rig) -> None:
+    rig.env["BREW_ORDER_ADDRS"] = rig.serve()[1]
+    rig.start("inventory-1", "consume", "inventory")
+    rig.start("notification-1", "consume", "notifications")
+    code, verdicts, _ = ask(rig)
+    assert code == 0
+    assert verdicts == dict.fromkeys(SERVERS, "ok")

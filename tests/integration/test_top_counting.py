@@ -1,0 +1,45 @@
+"""Counting for the dashboard: exact where that is cheap, an estimate that says so where it is not."""
+
+import pytest
+
+from brewctl.lab.top import counting
+from brewctl.lab.top.counting import Counting
+from tests.conftest import Rig
+
+ADD = """
+WITH added AS (INSERT INTO orders SELECT gen_random_uuid(), 'brew', 'c', 1, 'EUR', 'NEW' FROM generate_series(1, 100)
+               RETURNING id),
+     event AS (INSERT INTO outbox (aggregate_id, topic, payload) SELECT 'order-' || id, 't', '' FROM added)
+INSERT INTO inventory_reservations SELECT id, 'n' FROM added
+"""
+
+
+def test_between_exact_counts_stands_what_was_added_since(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    connection = rig.connection
+    counters = Counting()
+    connection.execute(ADD)
+    assert counters.look(connection).orders == 100
+    monkeypatch.setattr(counting, "_SHARE", 1e9)  # as if the tables were so large
+    counters = Counting()
+    first = counters.look(connection)
+    assert (first.orders, first.unpublished, first.published, first.estimated) == (100, 100, 0, False)
+    connection.execute(ADD)
+    connection.execute("UPDATE outbox SET published_at = now() WHERE id <= 150")
+    connection.execute("UPDATE outbox SET failed_at = now() WHERE id > 190")
+    # Statistics of a session are told once a second at most.
+    connection.execute("SELECT pg_stat_force_next_flush()")
+    after = counters.look(connection)
+    assert (after.orders, after.reservations, after.notifications, after.estimated) == (200, 200, 0, True)
+    assert (after.unpublished, after.published, after.set_aside) == (50, 150, 10)
+    assert after.oldest_s is not None
+
+    connection.execute("TRUNCATE orders, outbox, inventory_reservations")
+    emptied = counters.look(connection)
+    assert (emptied.orders, emptied.published, emptied.oldest_s, emptied.estimated) == (0, 0, None, False)
+
+
+def test_more_unpublished_rows_than_are_counted_each_time(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counting, "_MOST_UNPUBLISHED", 60)
+    rig.connection.execute(ADD)
+    seen = Counting().look(rig.connection)
+    assert (seen.unpublished, seen.estimated) == (60, True)

