@@ -64,8 +64,7 @@ def chaos(
         _list(scenarios.SCENARIOS, as_json=as_json)
         return
     chosen = _chosen(scenario or [], scenarios.SCENARIOS)
-    if report and (report.suffix != ".html" or not report.parent.is_dir()):
-        raise UsageError(f"--report {report} must be a .html file in a folder that is there")
+    options.check_file("--report", report, ".html")
     if options.settings().configured & {"database_url", "brokers"}:
         hint = "unset BREW_DATABASE_URL and BREW_KAFKA_BROKERS"
         raise UsageError("chaos breaks servers: it runs on the sandbox alone", hint=hint)

@@ -2,6 +2,7 @@
 
 import os
 import re
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -93,6 +94,12 @@ def settings(
 
     flags = {"database_url": database_url, "brokers": brokers, "topic": topic, "order_addrs": order_addrs}
     return config.resolve(flags, os.environ, state.endpoints(config.home()), limits)
+
+
+def check_file(option: str, path: Path | None, *suffixes: str) -> None:
+    """Refuse a file that could not be written in the end. Raises UsageError."""
+    if path and (path.suffix not in suffixes or not path.parent.is_dir()):
+        raise UsageError(f"{option} {path} must be a {' or '.join(suffixes)} file in a folder that is there")
 
 
 def is_sandbox(configured: frozenset[str], *names: str) -> bool:

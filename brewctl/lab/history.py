@@ -40,6 +40,23 @@ class Fault:
 
 
 @dataclass(frozen=True)
+class Mark:
+    """A moment that explains the curves, and is no fault: a rebalance."""
+
+    at_s: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What was claimed of a run, whether it holds, and if not, what was found instead."""
+
+    text: str
+    holds: bool
+    found: str = ""
+
+
+@dataclass(frozen=True)
 class Event:
     """A line of the log."""
 
@@ -57,9 +74,11 @@ class Act:
     samples: list[Sample] = field(default_factory=list)
     ownerships: list[Ownership] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+    marks: list[Mark] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     # What was measured, by name, as it is to be read: ("acknowledged", "1200"), ("without progress", "7.9 s").
     figures: list[tuple[str, str]] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
     # What failed, and the first offenders.
     findings: list[str] = field(default_factory=list)
     # Why it did not run.
@@ -79,6 +98,7 @@ class Act:
             *(sample.at_s for sample in self.samples),
             *(ownership.at_s for ownership in self.ownerships),
             *(end_s for fault in self.faults for end_s in (fault.start_s, fault.end_s)),
+            *(mark.at_s for mark in self.marks),
             *(event.at_s for event in self.events),
         ]
         return max((at_s for at_s in times if math.isfinite(at_s)), default=0.0)

@@ -76,7 +76,7 @@ class Watch:
     def longest_standstill_s(self, load_end_s: float) -> float:
         """Return the longest time in which a role did nothing, though orders came or waited for it."""
         return max(
-            _standstill_s(self.samples, load_end_s, counter) for counter in ("orders", "reservations", "notifications")
+            standstill_s(self.samples, load_end_s, counter) for counter in ("orders", "reservations", "notifications")
         )
 
     def catch_up_s(self, since_s: float, *, backlog: float) -> float | None:
@@ -88,7 +88,8 @@ class Watch:
         return None
 
 
-def _standstill_s(samples: Sequence[Sample], load_end_s: float, counter: str) -> float:
+def standstill_s(samples: Sequence[Sample], load_end_s: float, counter: str) -> float:
+    """Return the longest time in which a counter stood still though orders came, until `load_end_s`, or waited."""
     longest, since, before = 0.0, 0.0, 0
     for sample in samples:
         now = getattr(sample, counter)

@@ -12,7 +12,7 @@ import pytest
 
 from brewctl.errors import BrewError
 from brewctl.lab import report
-from brewctl.lab.history import Act, Event, Fault, Ownership, Sample
+from brewctl.lab.history import Act, Claim, Event, Fault, Mark, Ownership, Sample
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 NASTY = "<script>alert('1')</script>\"&\x1b[31m\x00\ud800 kafka"
@@ -30,6 +30,7 @@ def played(name: str = "kill-consumer", *, seconds: int = 30) -> Act:
         samples=samples,
         ownerships=[Ownership(0.7, "inventory", owners), Ownership(9.1, "inventory", moved)],
         faults=[Fault(3.0, 9.0, "kill -9 inventory-1", ("inventory-1",)), Fault(5.0, 5.0, "poison records")],
+        marks=[Mark(9.1, "rebalance: 0, 2, 4 move")],
         events=[Event(1.0, "[inventory-1] partitions assigned [0, 2, 4]"), Event(3.0, "kill -9 inventory-1")],
         figures=[("acknowledged", "1200"), ("lost", "0")],
     )
@@ -40,6 +41,10 @@ ODD = {
     "one sample": Act("one", "one look", samples=[Sample(0.0, 0, 0, 0, 0)]),
     "only owners": Act("owners", "no look", ownerships=[Ownership(1.0, "inventory", {0: "inventory-1"})]),
     "never mended": dataclasses.replace(played(), faults=[Fault(1.0, math.inf, "kill -9 kafka-1")]),
+    "claims": dataclasses.replace(
+        played(),
+        claims=[Claim("none lost", holds=True, found="unsaid"), Claim("all agree", holds=False, found="3 of 4")],
+    ),
     "many faults": dataclasses.replace(played(), faults=[Fault(at / 9, at / 9 + 2, f"f{at}") for at in range(200)]),
     "skipped": Act("full-disk", "a full disk", skipped="needs root"),
     "failed": dataclasses.replace(played("zombie"), ok=False, findings=["order 1 was acknowledged and is not there"]),
@@ -49,6 +54,8 @@ ODD = {
         samples=[Sample(0.0, 1, 1, 1, 1), Sample(9.0, 2, 0, 2, 2)],
         ownerships=[Ownership(0.0, NASTY, {0: NASTY})],
         faults=[Fault(0.0, 1.0, NASTY, (NASTY,))],
+        marks=[Mark(0.5, NASTY)],
+        claims=[Claim(NASTY, holds=False, found=NASTY)],
         events=[Event(0.0, NASTY)],
         figures=[(NASTY, NASTY)],
         findings=[NASTY],
@@ -101,8 +108,9 @@ def test_every_picture_is_well_formed(page: str) -> None:
 
 
 @pytest.mark.parametrize("act", EVERYTHING, ids=lambda act: act.name)
-def test_an_act_is_a_picture_of_its_own(act: Act) -> None:
-    picture = ET.fromstring(report.svg(act))
+def test_an_act_is_a_picture_of_its_own(tmp_path: Path, act: Act) -> None:
+    report.write_svg(path := tmp_path / "act.svg", act)
+    picture = ET.parse(path).getroot()
     assert picture.get("viewBox", "").startswith("0 0 960 ")
     assert not re.search(r"\b(nan|inf)\b", ET.tostring(picture, "unicode"))
 
@@ -154,12 +162,19 @@ def test_it_has_charts_bands_and_strips(tmp_path: Path) -> None:
         "unpublished outbox rows",
         "kill -9 inventory-1: 3.0 s to 9.0 s",
         "poison records: 5.0 s",
+        "rebalance: 0, 2, 4 move: 9.1 s",
         "inventory: owner of each partition",
         "partition 0: inventory-1, 0.7 to 9.1 s",
         "partition 5: nobody, 9.1 to ",
         "owner can&#x27;t work",
     ):
         assert told in text
+
+
+def test_it_has_what_was_claimed_and_what_was_found_instead(tmp_path: Path) -> None:
+    text = re.sub("<.*?>", "", written(tmp_path / "a.html", [ODD["claims"]]))
+    assert "✓ none lost✗ all agree: 3 of 4" in text
+    assert "unsaid" not in text
 
 
 def test_light_dark_narrow_and_paper_have_their_styles(page: str) -> None:
@@ -175,3 +190,5 @@ def test_the_same_run_makes_the_same_file(tmp_path: Path) -> None:
 def test_a_file_that_can_not_be_written_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(BrewError, match=r"^can't write .*none/a\.html \(No such file or directory\)$"):
         written(tmp_path / "none" / "a.html", [played()])
+    with pytest.raises(BrewError, match=r"^can't write .*none/a\.svg \(No such file or directory\)$"):
+        report.write_svg(tmp_path / "none" / "a.svg", played())

@@ -17,16 +17,19 @@ def write(path: Path, *, title: str, subtitle: str, acts: Sequence[Act], facts: 
 
     Raises BrewError where the file can't be written.
     """
-    text = page.render(title, subtitle, acts, facts, style=_style("chart.css") + _style("page.css"))
+    _save(path, page.render(title, subtitle, acts, facts, style=_style("chart.css") + _style("page.css")))
+
+
+def write_svg(path: Path, act: Act) -> None:
+    """Write an act as a picture of its own. Raises BrewError where the file can't be written."""
+    _save(path, chart.poster(act, _style("chart.css")))
+
+
+def _save(path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8", newline="\n")
     except OSError as error:
         raise BrewError(f"can't write {path} ({error.strerror})") from error
-
-
-def svg(act: Act) -> str:
-    """Draw an act as a picture of its own."""
-    return chart.poster(act, _style("chart.css"))
 
 
 def _style(name: str) -> str:

@@ -1,6 +1,6 @@
 """An act as one picture over one time axis.
 
-    ┌ kill -9 inventory-1 ┐          faults, in lanes; their bands fall through everything below
+    ┌ kill -9 inventory-1 ┐          faults and marks, in lanes; their bands and lines fall through everything below
     │ orders, reservations, notifications
     │ unpublished outbox rows        on a scale of their own: few, where the others are many
     │ owner of each partition        one row a partition, for each group
@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from brewctl.lab.history import Act, Fault
+from brewctl.lab.history import Act
 from brewctl.lab.report.curves import curves
 from brewctl.lab.report.geometry import Scale, lanes, shorten, text_width, tick_step, ticks
 from brewctl.lab.report.markup import Markup, join, leaf, number, tag
@@ -23,7 +23,7 @@ from brewctl.lab.report.strips import hatches, strips
 WIDE, NARROW = 960.0, 380.0  # pixels: for a screen or paper, for a phone
 
 _LANE = 20.0
-_MOST_LANES = 8  # faults that would need more keep their bands, and lose their labels
+_MOST_LANES = 8  # those that would need more keep their bands, and lose their labels
 _AXIS = 24.0
 _HEADING = 44.0
 _THINNEST = 2.0  # what an instant takes
@@ -31,9 +31,10 @@ _THINNEST = 2.0  # what an instant takes
 
 @dataclass(frozen=True)
 class _Placed:
-    """A fault, in pixels."""
+    """A fault or a mark, in pixels."""
 
-    fault: Fault
+    style: str  # its class
+    told: str
     start: float
     end: float
     label: str
@@ -76,53 +77,59 @@ def _svg(act: Act, width: float, height: float, *content: Markup) -> Markup:
 def _draw(act: Act, width: float, key: str) -> Panel:
     left, right, tick_every = (52.0, 10.0, 80.0) if width == WIDE else (42.0, 4.0, 60.0)
     frame = Frame(Scale((0.0, act.duration_s or 1.0), (left, width - right)), key)
-    faults = _place(act.faults, frame)
-    labels = _labels(faults)
+    moments = _place(act, frame)
+    labels = _labels(moments)
     panels = [labels, curves(act.samples, frame), *strips(act, frame)]
     bottom = sum(panel.height for panel in panels)
     behind = [
         hatches(key),
         *_axis(frame, labels.height, bottom, tick_every),
-        *(_band(fault, bottom) for fault in faults),
+        *(_band(moment, bottom) for moment in moments),
     ]
     return Panel(bottom + _AXIS, join([*behind, stack(panels)]))
 
 
-def _place(faults: Sequence[Fault], frame: Frame) -> list[_Placed]:
-    """Give each fault its lane: neither labels nor bars touch."""
+def _place(act: Act, frame: Frame) -> list[_Placed]:
+    """Give each fault and each mark its lane: neither labels nor bars touch."""
+    moments = [("fault", fault.start_s, fault.end_s, fault.label) for fault in act.faults]
+    moments += [("mark", mark.at_s, mark.at_s, mark.label) for mark in act.marks]
     placed = []
-    for fault in sorted(faults, key=lambda fault: (fault.start_s, fault.end_s, fault.label)):
-        label = shorten(fault.label, frame.right - frame.left, TEXT)
-        start, end = frame.time(fault.start_s), frame.time(fault.end_s)
+    for style, start_s, end_s, said in sorted(moments, key=lambda moment: moment[1:]):
+        label = shorten(said, frame.right - frame.left, TEXT)
+        start, end = frame.time(start_s), frame.time(end_s)
         label_at = max(frame.left, min(start, frame.right - text_width(label, TEXT)))
-        placed.append(_Placed(fault, start, max(end, start + _THINNEST), label, label_at))
+        told = f"{said}: {_span(start_s, end_s)}"
+        placed.append(_Placed(style, told, start, max(end, start + _THINNEST), label, label_at))
     spans = [
         (min(each.start, each.label_at), max(each.end, each.label_at + text_width(each.label, TEXT))) for each in placed
     ]
     return [replace(each, lane=lane) for each, lane in zip(placed, lanes(spans, gap=10), strict=True)]
 
 
-def _labels(faults: Sequence[_Placed]) -> Panel:
-    shown = [fault for fault in faults if fault.lane < _MOST_LANES]
-    height = _LANE * (1 + max((fault.lane for fault in shown), default=-1))
-    texts = (tag("text", fault.label, class_="fault", x=fault.label_at, y=fault.top - 5) for fault in shown)
+def _labels(moments: Sequence[_Placed]) -> Panel:
+    shown = [moment for moment in moments if moment.lane < _MOST_LANES]
+    height = _LANE * (1 + max((moment.lane for moment in shown), default=-1))
+    texts = (
+        tag("text", moment.label, class_=f"said {moment.style}", x=moment.label_at, y=moment.top - 5)
+        for moment in shown
+    )
     return Panel(height + 6, join(texts))
 
 
-def _band(placed: _Placed, bottom: float) -> Markup:
-    fault, width = placed.fault, placed.end - placed.start
+def _band(moment: _Placed, bottom: float) -> Markup:
+    width, style = moment.end - moment.start, moment.style
     return tag(
         "g",
-        tag("title", f"{fault.label}: {_told(fault)}"),
-        leaf("rect", class_="band", x=placed.start, y=placed.top, width=width, height=bottom - placed.top),
-        leaf("rect", class_="bar", x=placed.start, y=placed.top, width=width, height=3.0),
+        tag("title", moment.told),
+        leaf("rect", class_=f"band {style}", x=moment.start, y=moment.top, width=width, height=bottom - moment.top),
+        leaf("rect", class_=f"bar {style}", x=moment.start, y=moment.top, width=width, height=3.0),
     )
 
 
-def _told(fault: Fault) -> str:
-    if fault.end_s == fault.start_s:
-        return f"{fault.start_s:.1f} s"
-    return f"{fault.start_s:.1f} s to " + ("the end" if math.isinf(fault.end_s) else f"{fault.end_s:.1f} s")
+def _span(start_s: float, end_s: float) -> str:
+    if end_s == start_s:
+        return f"{start_s:.1f} s"
+    return f"{start_s:.1f} s to " + ("the end" if math.isinf(end_s) else f"{end_s:.1f} s")
 
 
 def _axis(frame: Frame, top: float, bottom: float, every: float) -> Iterator[Markup]:

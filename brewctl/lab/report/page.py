@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from brewctl.lab.history import Act
+from brewctl.lab.history import Act, Claim
 from brewctl.lab.report.chart import NARROW, WIDE, picture
 from brewctl.lab.report.markup import Markup, leaf, tag
 
@@ -82,6 +82,8 @@ def _content(act: Act, key: str) -> Iterator[Markup]:
         return
     if act.findings:
         yield tag("ul", *(tag("li", finding) for finding in act.findings), class_="findings")
+    if act.claims:
+        yield tag("ul", *map(_claim, act.claims), class_="claims")
     if act.figures:
         yield _pairs(act.figures, "figures")
     if act.samples or act.ownerships:
@@ -90,6 +92,12 @@ def _content(act: Act, key: str) -> Iterator[Markup]:
         yield tag("figure", tag("div", wide, class_="wide"), tag("div", narrow, class_="narrow"))
     if act.events:
         yield _log(act)
+
+
+def _claim(claim: Claim) -> Markup:
+    outcome = "ok" if claim.holds else "failed"
+    found = "" if claim.holds else f": {claim.found}"
+    return tag("li", tag("span", _SIGNS[outcome], class_=outcome), f" {claim.text}{found}")
 
 
 def _log(act: Act) -> Markup:

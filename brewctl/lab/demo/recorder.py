@@ -1,0 +1,114 @@
+"""Looking on while the demo plays: what happens is written down, for the report, and shown."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from brewctl import overview
+from brewctl.config import Settings
+from brewctl.delivery import topics
+from brewctl.delivery.broker import Admin, Member
+from brewctl.delivery.database import Connection
+from brewctl.lab.demo import narration
+from brewctl.lab.history import Act, Event, Ownership, Sample
+from brewctl.lab.nodes import Node
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a view shows, as of one look: read from PostgreSQL, Kafka and the process table."""
+
+    orders: int
+    record: Act
+    counts: overview.Counts = field(default_factory=lambda: overview.Counts(0, 0, 0, 0))
+    work: dict[str, int] = field(default_factory=dict)
+    owners: list[Member] = field(default_factory=list)
+    # node → "starts", "runs", "killed", "stopped"
+    states: dict[str, str] = field(default_factory=dict)
+    pids: dict[str, int] = field(default_factory=dict)
+
+
+class View(Protocol):
+    """Where the play is shown."""
+
+    def begin(self, title: str) -> None:
+        """Begin an act."""
+
+    def say(self, text: str) -> None:
+        """Say what happens and why."""
+
+    def tell(self, line: str) -> None:
+        """Pass on a line that a node has printed."""
+
+    def ask(self, text: str) -> None:
+        """Say what a key does, until the next act begins."""
+
+    def show(self, scene: Scene) -> None:
+        """Show where everything stands."""
+
+
+class Recorder:
+    """Hands on to a view what happens, and keeps it. Its clock starts with it; any thread may say and tell."""
+
+    def __init__(self, view: View, *, orders: int) -> None:
+        self.act = Act("demo", f"five nodes, {orders} orders, a kill -9 in the middle")
+        self.scene = Scene(orders, self.act)
+        self._view = view
+        self._began = time.monotonic()
+
+    @property
+    def now_s(self) -> float:
+        """Seconds since the play began."""
+        return time.monotonic() - self._began
+
+    def begin(self, number: int) -> None:
+        """Begin an act."""
+        title = narration.title(number)
+        self._keep(title)
+        self._view.begin(title)
+
+    def say(self, text: str) -> None:
+        """Say what happens and why."""
+        self._keep(text)
+        self._view.say(text)
+
+    def tell(self, line: str) -> None:
+        """Pass on a line that a node has printed."""
+        self._keep(line)
+        self._view.tell(line)
+
+    def ask(self, text: str) -> None:
+        """Say what a key does."""
+        self._view.ask(text)
+
+    def _keep(self, text: str) -> None:
+        self.act.events.append(Event(self.now_s, text))
+
+    def look(self, settings: Settings, connection: Connection, admin: Admin, nodes: Sequence[Node]) -> None:
+        """See how far everything is, in PostgreSQL, in Kafka and in the process table, and show it."""
+        at_s, counts = self.now_s, overview.counts(connection)
+        self.act.samples.append(Sample(at_s, **counts.story()))
+        members = {group: admin.members(group, settings.topic) for group in topics.GROUPS}
+        for group in topics.GROUPS:
+            owners = {partition: member.client_id for member in members[group] for partition in member.partitions}
+            self.act.ownerships.append(Ownership(self.now_s, group, owners))
+        self.scene = replace(
+            self.scene,
+            counts=counts,
+            work=overview.work_by_node(connection),
+            owners=[member for group in topics.GROUPS for member in members[group]],
+            states={node.name: _state(node) for node in nodes},
+            pids={node.name: node.process.pid for node in nodes},
+        )
+        self._view.show(self.scene)
+
+
+def _state(node: Node) -> str:
+    match node.process.poll():
+        case None:
+            return "runs" if node.ready else "starts"
+        case -9:
+            return "killed"
+        case _:
+            return "stopped"

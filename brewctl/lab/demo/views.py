@@ -1,0 +1,243 @@
+"""How the demo looks: live in a terminal, lines in a pipe, and as a picture of the terminal."""
+
+import re
+import time
+from collections import deque
+from contextlib import AbstractContextManager, nullcontext
+from io import StringIO
+from pathlib import Path
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from brewctl import stdout
+from brewctl.delivery.broker import PARTITIONS
+from brewctl.errors import BrewError
+from brewctl.lab import look
+from brewctl.lab.demo import chart
+from brewctl.lab.demo.play import Verdict
+from brewctl.lab.demo.recorder import Scene
+from brewctl.lab.history import Act
+from brewctl.overview import distribution_line
+
+_VERBS = {"order": "published", "inventory": "reserved", "notification": "notified"}
+_SILENCE_S = 5.0
+_SAID = 3  # lines of narration that stay
+_EVENTS = 50
+# A terminal of the usual size; and the lines of the screen that are not events.
+_WIDTH, _HEIGHT = 80, 24
+_OTHER_LINES = 18
+# With more lines than this of events there is room for the chart, too.
+_FEW_EVENTS = 6
+
+
+class Screen:
+    """What there is to see, kept so that it can be drawn; also the view that shows nothing."""
+
+    def __init__(self) -> None:
+        self._title = ""
+        self._prompt = ""
+        self._said: deque[str] = deque(maxlen=_SAID)
+        self._events: deque[str] = deque(maxlen=_EVENTS)
+        self._began = time.monotonic()
+        self._scene: Scene | None = None
+        self._plateau: Group | None = None
+
+    def begin(self, title: str) -> None:
+        """Begin an act: what was said in the one before goes."""
+        self._title, self._prompt = title, ""
+        self._said.clear()
+        self._happened(title)
+
+    def say(self, text: str) -> None:
+        """Say what happens and why."""
+        self._said.append(text)
+        self._happened(text)
+
+    def tell(self, line: str) -> None:
+        """Add a node's line to what happened."""
+        self._happened(line)
+
+    def ask(self, text: str) -> None:
+        """Say what a key does."""
+        self._prompt = text
+
+    def show(self, scene: Scene) -> None:
+        """Show where everything stands."""
+        self._scene = scene
+        if any(scene.states.get(member.client_id) == "killed" and member.partitions for member in scene.owners):
+            self._plateau = self.draw()
+
+    def _happened(self, text: str) -> None:
+        self._events.append(f"{time.monotonic() - self._began:5.1f} s  {text}")
+
+    def draw(self, width: int = _WIDTH, height: int = _HEIGHT) -> Group:
+        """Draw it as it is now, for a terminal of this size; one line stays free for its cursor."""
+        parts: list[RenderableType] = [self._narration()]
+        if self._scene:
+            parts += [_heading("Brew orders"), _counters(self._scene), _nodes(self._scene)]
+            if _shows_chart(height):
+                parts.append(chart.draw(self._scene.record, width))
+        shown = [*self._events][-_room(height) :]
+        return Group(*parts, _heading("what happens"), Text("\n".join(shown), overflow="ellipsis", no_wrap=True))
+
+    def _narration(self) -> Panel:
+        said = Text(overflow="ellipsis", no_wrap=True)
+        *before, newest = [*self._said] or [""]
+        for line in before:
+            said.append(f"{line}\n")
+        said.append(newest + "\n" * (_SAID - 1 - len(before)), style="bold")
+        return Panel(
+            said,
+            title=Text(self._title, style="bold"),
+            title_align="left",
+            subtitle=Text(self._prompt, style="bold reverse"),
+            subtitle_align="right",
+            box=box.ROUNDED,
+            border_style="cyan",
+        )
+
+    def save(self, verdict: Verdict, path: Path) -> None:
+        """Write an SVG: the last look at the plateau, before the survivor took over, and the verdict.
+
+        Raises BrewError where the file can't be written.
+        """
+        console = Console(record=True, width=_WIDTH, file=StringIO(), force_terminal=True, no_color=False)
+        console.print(self._plateau or self.draw())
+        console.print(_judged(verdict))
+        # A viewer has a font of its own; rich would have it load one.
+        drawn = re.sub(r"@font-face \{.*?\}\s*", "", console.export_svg(title="brewctl demo"), flags=re.DOTALL)
+        try:
+            path.write_text(drawn, encoding="utf-8")
+        except OSError as error:
+            raise BrewError(f"can't write {path} ({error.strerror})") from error
+
+
+class PlainView(Screen):
+    """One line at a time: what happens, and the counters where they changed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._counted = ""
+        self._counted_at = 0.0
+
+    def shown(self) -> AbstractContextManager[None]:
+        """Nothing has to be shown beside what is printed."""
+        return nullcontext()
+
+    def ask(self, text: str) -> None:
+        """Print what a key does."""
+        super().ask(text)
+        stdout.put(text)
+
+    def show(self, scene: Scene) -> None:
+        """Print the counters twice a second while they change, every 5 s while they don't."""
+        super().show(scene)
+        line, now = str(scene.counts), time.monotonic()
+        pause_s = 0.5 if line != self._counted else _SILENCE_S
+        if now - self._counted_at >= pause_s and scene.counts.orders:
+            stdout.put(line)
+            self._counted, self._counted_at = line, now
+
+    def finish(self, verdict: Verdict, act: Act) -> None:
+        """Print the chart, the distribution and the verdict."""
+        stdout.put(chart.draw(act, _WIDTH).plain)
+        stdout.put(distribution_line(verdict.shares))
+        for claim in verdict.claims:
+            stdout.put(f"ok   {claim.text}" if claim.holds else f"FAIL {claim.text}: {claim.found}")
+        stdout.put(_closing(verdict))
+
+    def _happened(self, text: str) -> None:
+        super()._happened(text)
+        stdout.put(text)
+
+
+class LiveView(Screen):
+    """A screen that shows what happens and why, counters, nodes with their partitions, and the last events."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def shown(self) -> Live:
+        """Show it while the block runs, and leave the last screen."""
+        return Live(get_renderable=lambda: self.draw(*self._console.size), console=self._console, refresh_per_second=8)
+
+    def finish(self, verdict: Verdict, act: Act) -> None:
+        """Print the chart and the verdict below the last screen."""
+        if not _shows_chart(self._console.height):
+            self._console.print(chart.draw(act, self._console.width))
+        self._console.print(_judged(verdict))
+
+
+def _shows_chart(height: int) -> bool:
+    return height - _OTHER_LINES >= chart.HEIGHT + _FEW_EVENTS
+
+
+def _room(height: int) -> int:
+    """Return how many events there is room for."""
+    return max(3, height - _OTHER_LINES - (chart.HEIGHT if _shows_chart(height) else 0))
+
+
+def _heading(text: str) -> Rule:
+    return Rule(Text(text, style="bold"), align="left", style="dim")
+
+
+def _counters(scene: Scene) -> Table:
+    grid = Table.grid(padding=(0, 1), expand=True)
+    grid.add_column(no_wrap=True)
+    grid.add_column(justify="right", no_wrap=True)
+    grid.add_column(ratio=1)
+    for name, value in scene.counts.story().items():
+        done = value == (0 if name == "outbox_unpublished" else scene.orders)
+        bar = ProgressBar(
+            total=scene.orders, completed=value, style="dim", complete_style="cyan", finished_style="green"
+        )
+        grid.add_row(name.replace("_", " "), Text(str(value), style="bold green" if done else "bold cyan"), bar)
+    return grid
+
+
+def _nodes(scene: Scene) -> Table:
+    table = Table(box=None, expand=True, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    for name in ("node", "pid", "process"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("partitions, as Kafka has them", ratio=1, no_wrap=True)
+    table.add_column("done", justify="right", no_wrap=True)
+    owners = {member.client_id: member for member in scene.owners}
+    colours = look.colours(scene.states)
+    for node, state in scene.states.items():
+        strip = Text()
+        if not node.startswith("order"):
+            # A killed owner keeps its partitions until Kafka misses its heartbeat.
+            owned, killed = owners[node].partitions if node in owners else (), state == "killed"
+            strip = look.strip(range(PARTITIONS), owned, colour=colours[node], quiet=killed)
+            strip.append("no heartbeat" if owned and killed else "", style="red")
+        verb = next(verb for role, verb in _VERBS.items() if node.startswith(role))
+        done = f"{scene.work.get(node, 0)} {verb}"
+        table.add_row(node, str(scene.pids[node]), look.state(state), strip, done)
+    return table
+
+
+def _judged(verdict: Verdict) -> Panel:
+    """Draw the claims, the distribution and how it ended."""
+    lines = Text()
+    for claim in verdict.claims:
+        lines.append("✔ " if claim.holds else "✘ ", style="green" if claim.holds else "bold red")
+        lines.append(claim.text if claim.holds else f"{claim.text}: {claim.found}")
+        lines.append("\n")
+    lines.append(distribution_line(verdict.shares) + "\n", style="cyan")
+    lines.append(_closing(verdict), style="bold green" if verdict.ok else "bold red")
+    return Panel(
+        lines, title="verdict", title_align="left", box=box.ROUNDED, border_style="green" if verdict.ok else "red"
+    )
+
+
+def _closing(verdict: Verdict) -> str:
+    pause = f"; the longest pause in reservations was {verdict.longest_pause_s:.1f} s"
+    return f"verdict: {'nothing was lost, nothing happened twice' if verdict.ok else 'FAILED'}{pause}"
