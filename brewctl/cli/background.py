@@ -92,7 +92,9 @@ def stop(
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Every node in the background.")] = False,
 ) -> None:
-    """Drain nodes in the background, all at the same time, and print what each says last: its counters.
+    """Drain background nodes, and print the counters of each.
+
+    They drain at the same time; the counters are what each says last.
 
     Exit 1 where one was gone before, or had to be killed.
     """
@@ -137,9 +139,9 @@ def logs(
         int | None, typer.Option(help="The last so many lines of each node.", min=0, show_default="all")
     ] = None,
 ) -> None:
-    """Show the logs of nodes in the background, those of ended ones too, merged by time.
+    """Show the logs of background nodes, merged by time.
 
-    A line without a time, as those that a role says on stdout, stays behind the one before it.
+    Those of ended ones too. A line without a time, as those that a role says on stdout, stays behind the one before it.
     """
     from brewctl.lab import logs as files
 

@@ -40,7 +40,7 @@ def bench(
     brokers: options.Brokers = None,
     topic: options.Topic = None,
 ) -> None:
-    """Measure how fast each leg of the flow is, each beside its floor, measured in the same run.
+    """Measure how fast each leg of the flow is, beside its floor.
 
     On a sandbox where no servers are configured. Empties tables and topics.
 

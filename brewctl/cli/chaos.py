@@ -50,7 +50,7 @@ def chaos(
     keep: Annotated[bool, typer.Option("--keep", help="Leave the sandbox running afterwards.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Break nodes, servers and the network under load; then verify that nothing was lost.
+    """Break nodes, servers and network under load, then verify.
 
     On the sandbox alone, whose tables and topics it empties. Exit 1 where a scenario fails.
     """

@@ -49,7 +49,7 @@ def demo(
     brokers: options.Brokers = None,
     topic: options.Topic = None,
 ) -> None:
-    """Play the story: five nodes, 200 orders, a kill -9 in the middle, and a verdict.
+    """Play the story: five nodes, a kill -9, and a verdict.
 
     Says what happens and why. Brings up a sandbox where no servers are configured, and takes down what it brought up.
     """

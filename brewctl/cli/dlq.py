@@ -39,7 +39,7 @@ def show_all(
     brokers: options.Brokers = None,
     topic: options.Topic = None,
 ) -> None:
-    """List dead letters, oldest first: records that a group could not handle, and why."""
+    """List dead letters, oldest first, and why each died."""
     settings = options.settings(database_url=database_url, brokers=brokers, topic=topic)
     wanted = _filter(group, reason, key, order)
     import heapq
@@ -66,7 +66,10 @@ def show(
     brokers: options.Brokers = None,
     topic: options.Topic = None,
 ) -> None:
-    """Show a dead letter whole: where and why it died, its headers, its order or its bytes."""
+    """Show a dead letter whole.
+
+    Where and why it died, its headers, its order or its bytes.
+    """
     place = _place(letter_id)
     settings = options.settings(database_url=database_url, brokers=brokers, topic=topic)
     with _opened(settings) as letters:
@@ -112,7 +115,9 @@ def redrive(
     brokers: options.Brokers = None,
     topic: options.Topic = None,
 ) -> None:
-    """Send dead letters to the topic they died in, once each; every group reads them, and deduplicates.
+    """Send dead letters to the topic they died in, once each.
+
+    Every group reads them, and deduplicates.
 
     Exit 1 where one can't be redriven.
     """
@@ -141,7 +146,10 @@ def drop(
     brokers: options.Brokers = None,
     topic: options.Topic = None,
 ) -> None:
-    """Give dead letters up: they are never redriven, and no more listed without --all."""
+    """Give dead letters up.
+
+    They are never redriven, and no more listed without --all.
+    """
     settings = options.settings(database_url=database_url, brokers=brokers, topic=topic)
     wanted = _filter(group, reason, key, order)
     places = _places("drop", ids, wanted, every=every)

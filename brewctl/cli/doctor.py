@@ -30,7 +30,7 @@ def doctor(
     brokers: options.Brokers = None,
     topic: options.Topic = None,
 ) -> None:
-    """Check this machine, PostgreSQL, Kafka and the order-services; for each failure, name what mends it.
+    """Check machine and servers, and name what mends each failure.
 
     Changes nothing. Exit 1 where a check fails.
     """

@@ -34,7 +34,7 @@ def show(
     brokers: options.Brokers = None,
     topic: options.Topic = None,
 ) -> None:
-    """Show the groups that read the topic: members, what each owns, and how far behind it is."""
+    """Show who reads the topic, what each owns, and the lag."""
     if ctx.invoked_subcommand:
         if watch or as_json or brokers or topic:
             raise UsageError(f"options of `groups {ctx.invoked_subcommand}` go behind it")

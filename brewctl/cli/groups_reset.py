@@ -58,7 +58,9 @@ def reset(
     brokers: options.Brokers = None,
     topic: options.Topic = None,
 ) -> None:
-    """Set where a group without members goes on: back, to read records again, or forward, past them.
+    """Set where a group without members goes on.
+
+    Back, to read records again, or forward, past them.
 
     An offset that a partition does not have becomes the nearest that it has.
     """

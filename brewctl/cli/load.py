@@ -43,7 +43,7 @@ def load(
     addr: options.Addr = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Load order-service with new orders, and show the rate, the failures and the latencies.
+    """Load order-service: the rate, the failures and the latencies.
 
     With --rate the latency of an order counts from when it should have been sent: a stall of the server is not hidden.
 

@@ -4,10 +4,11 @@ import os
 import signal
 import sys
 import traceback
-from types import ModuleType
 from typing import Annotated
 
 import typer
+import typer.core
+import typer.main
 
 from brewctl import __version__
 from brewctl.cli import (
@@ -23,6 +24,7 @@ from brewctl.cli import (
     orders,
     outbox,
     output,
+    reference,
     roles,
     sandbox,
     setup,
@@ -60,28 +62,48 @@ def root(
     output.verbose = verbose
 
 
-# In the order in which help lists them.
-MODULES: tuple[ModuleType, ...] = (
+for module in (
+    background,
+    bench,
+    chaos,
+    counts,
     demo,
+    dlq,
+    doctor,
+    groups,
+    load,
+    orders,
+    outbox,
+    roles,
     sandbox,
     setup,
-    roles,
-    background,
-    orders,
-    counts,
-    trace,
-    groups,
     top,
-    doctor,
-    load,
+    trace,
     verify,
-    chaos,
-    dlq,
-    outbox,
-    bench,
-)
-for module in MODULES:
+):
     module.register(app)
+
+# How help lists the commands.
+_PANELS = {
+    "See it": ("demo", "top", "counts", "trace", "groups", "doctor"),
+    "Servers on this machine": ("up", "down", "status", "env"),
+    "Roles": ("start", "stop", "logs", "serve", "consume", "create-order"),
+    "Tables and topics": ("db", "topic", "outbox", "dlq"),
+    "Prove and measure": ("verify", "chaos", "load", "bench"),
+}
+
+
+def root_command() -> typer.core.TyperGroup:
+    """Make the tree of commands, as it is run and documented."""
+    root = typer.main.get_command(app)
+    assert isinstance(root, typer.core.TyperGroup)
+    reference.add_environment(root)
+    panels = {name: panel for panel, names in _PANELS.items() for name in names}
+    root.commands = {name: root.commands[name] for name in panels}
+    for name, command in root.commands.items():
+        assert isinstance(command, reference.Command)
+        command.rich_help_panel = panels[name]
+    return root
 
 
 def main() -> None:
@@ -92,7 +114,7 @@ def main() -> None:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler)
     try:
-        code = app(standalone_mode=False, prog_name="brewctl")
+        code = root_command()(standalone_mode=False, prog_name="brewctl")
         if code == ExitCode.INTERRUPTED:
             raise KeyboardInterrupt
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - reported, whatever it is

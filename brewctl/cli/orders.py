@@ -31,7 +31,10 @@ def create_order(
     addr: options.Addr = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Create orders and print their ids, each once it is committed. An answer that is lost is asked for again."""
+    """Create orders and print their ids, each once it is committed.
+
+    An answer that is lost is asked for again.
+    """
     settings = options.settings(order_addrs=",".join(addr or []))
     from brewctl.client import OrderClient
 

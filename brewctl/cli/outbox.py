@@ -60,7 +60,10 @@ def retry(
     every: Annotated[bool, typer.Option("--all", help="Every row that was set aside.")] = False,
     database_url: options.DatabaseUrl = None,
 ) -> None:
-    """Put rows that were set aside back into the queue. Exit 1 where one of them was not set aside."""
+    """Put rows that were set aside back into the queue.
+
+    Exit 1 where one of them was not set aside.
+    """
     if bool(ids) == every:
         raise UsageError("`outbox retry` needs ids or --all", hint="see `brewctl outbox list --failed`")
     settings = options.settings(database_url=database_url)

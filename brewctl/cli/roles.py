@@ -36,7 +36,10 @@ def order(
     topic: options.Topic = None,
     worker: Annotated[bool, typer.Option("--worker", hidden=True)] = False,
 ) -> None:
-    """Run a replica of order-service: gRPC in front, the outbox publisher behind. Ctrl-C drains it."""
+    """Run a replica of order-service, with its outbox publisher.
+
+    Ctrl-C drains it.
+    """
     settings = options.settings(database_url=database_url, brokers=brokers, topic=topic)
     node = node or f"order-{os.getpid()}"
     if workers > 1:
@@ -63,7 +66,10 @@ def inventory(
     brokers: options.Brokers = None,
     topic: options.Topic = None,
 ) -> None:
-    """Run a replica of inventory-service, in the group `inventory`. Ctrl-C drains it."""
+    """Run a replica of inventory-service, in the group `inventory`.
+
+    Ctrl-C drains it.
+    """
     settings = options.settings(
         database_url=database_url, brokers=brokers, topic=topic, limits=_limits(session_timeout)
     )
@@ -80,7 +86,10 @@ def notifications(
     brokers: options.Brokers = None,
     topic: options.Topic = None,
 ) -> None:
-    """Run a replica of notification-service, in the group `notifications`. Ctrl-C drains it."""
+    """Run a replica of notification-service.
+
+    In the group `notifications`. Ctrl-C drains it.
+    """
     settings = options.settings(
         database_url=database_url, brokers=brokers, topic=topic, limits=_limits(session_timeout)
     )

@@ -36,9 +36,11 @@ def up(
         str | None, typer.Option(help="A java ≥ 17 of your own.", envvar="BREW_JAVA", show_default="the bundled one")
     ] = None,
 ) -> None:
-    """Start real PostgreSQL and Kafka in the background, without Docker, and wait until they answer.
+    """Start real PostgreSQL and Kafka in the background.
 
-    Data, logs and state live in BREW_HOME (default: the user's state directory). Harmless where they run.
+    Without Docker; waits until they answer. Harmless where they run.
+
+    Data, logs and state live in BREW_HOME (default: the user's state directory).
     """
     home = config.home()
     known = _up(home, brokers=brokers, postgres_port=postgres_port, kafka_port=kafka_port, java=java)
@@ -51,7 +53,10 @@ def up(
 def down(
     purge: Annotated[bool, typer.Option("--purge", help="Remove the data too.")] = False,
 ) -> None:
-    """Drain the nodes in the background, then stop the sandbox. Its data stay, unless --purge."""
+    """Drain the nodes in the background, then stop the servers.
+
+    Their data stay, unless --purge.
+    """
     from brewctl.lab import background as lab
     from brewctl.sandbox import state
 
@@ -77,7 +82,7 @@ def down(
 
 
 def status(as_json: options.AsJson = False) -> None:
-    """Show each server and each node in the background: pid, port, memory, how it is, its log.
+    """Show servers and background nodes, and how each is.
 
     Exit 1 unless all servers answer and all nodes run. With --json a server has `answers`, a node `role` and `state`.
     """
@@ -109,7 +114,7 @@ def _emit(row: "Health | NodeStatus", width: int, condition: str) -> None:
 
 
 def env() -> None:
-    """Print export lines for other tools, the generated password included.
+    """Print export lines for other tools, password included.
 
     BREW_ORDER_ADDRS is among them where order nodes run in the background.
     """

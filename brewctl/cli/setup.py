@@ -40,7 +40,10 @@ def create(
     brokers: options.Brokers = None,
     topic: options.Topic = None,
 ) -> None:
-    """Create the topic and its dead-letter topic: 6 partitions, 3 replicas, 2 of them in sync."""
+    """Create the topic and its dead-letter topic.
+
+    6 partitions, 3 replicas, 2 of them in sync.
+    """
     settings = options.settings(brokers=brokers, topic=topic)
     from brewctl.delivery import topics
 

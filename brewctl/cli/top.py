@@ -24,7 +24,9 @@ def top(
     brokers: options.Brokers = None,
     topic: options.Topic = None,
 ) -> None:
-    """Watch everything that runs, on one screen: counters, nodes, brokers, partitions, and what happens to them.
+    """Watch everything that runs, on one screen.
+
+    Counters, nodes, brokers, partitions, and what happens to them.
 
     On the sandbox its keys disturb it: load, another node, SIGTERM, kill -9, pause, restart, of nodes and of servers.
     """

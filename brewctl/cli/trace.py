@@ -62,7 +62,7 @@ def trace(
     brokers: options.Brokers = None,
     topic: options.Topic = None,
 ) -> None:
-    """Show the life of an order as a timeline; if it is unfinished, where it stands and what moves it on.
+    """Show the life of an order, and what it still waits for.
 
     Milliseconds are those since the line before.
     """

@@ -28,7 +28,9 @@ def verify(
     brokers: options.Brokers = None,
     topic: options.Topic = None,
 ) -> None:
-    """Check every order's whole way in PostgreSQL and Kafka; exit 1 where a promise is broken.
+    """Check every order's whole way in PostgreSQL and Kafka.
+
+    Exit 1 where a promise is broken.
 
     Reads all of the topic, and changes nothing.
     """

@@ -13,7 +13,8 @@ import typer.core
 import typer.main
 
 from brewctl import __version__
-from brewctl.cli.main import app
+from brewctl.cli import reference
+from brewctl.cli.main import app, root_command
 from brewctl.sandbox import state
 from brewctl.sandbox.processes import Server
 from brewctl.sandbox.state import State
@@ -63,9 +64,14 @@ def commands(group: typer.core.TyperGroup, path: tuple[str, ...] = ()) -> Iterat
 
 
 def tree() -> list[tuple[tuple[str, ...], bool]]:
-    root = typer.main.get_command(app)
-    assert isinstance(root, typer.core.TyperGroup)
-    return list(commands(root))
+    return list(commands(root_command()))
+
+
+def registered() -> set[str]:
+    """The names that the modules register, whatever the lists of help say."""
+    every = typer.main.get_command(app)
+    assert isinstance(every, typer.core.TyperGroup)
+    return set(every.commands)
 
 
 COMMANDS = [words for words, does in tree() if does]
@@ -80,8 +86,14 @@ def test_every_command_has_help_with_an_example(brewctl: Brewctl, words: tuple[s
     shown = brewctl(*words, "-h")
     assert (shown.returncode, shown.stderr) == (0, "")
     assert f"Usage: brewctl {' '.join(words)} " in shown.stdout
-    example = shown.stdout.partition("Example: ")[2]
+    example, _, named = shown.stdout.partition("Example: ")[2].partition("Environment: ")
     assert f"brewctl {' '.join(words)}" in example
+    # Every variable that an option has is named, and the home that all of them read.
+    assert {"BREW_HOME", *re.findall(r"\[env(?: var)?:[\s│]+(BREW_\w+)", shown.stdout)} <= set(
+        re.findall(r"\w+", named)
+    )
+    summary, *_ = (line for line in shown.stdout.splitlines() if line.strip() and "Usage:" not in line)
+    assert summary.rstrip().endswith(".")
 
 
 @pytest.mark.parametrize("words", GROUPS, ids=" ".join)
@@ -113,6 +125,17 @@ def test_a_group_alone_shows_its_help(brewctl: Brewctl, words: tuple[str, ...]) 
 )
 def test_help_names_the_variable_of_an_option(brewctl: Brewctl, command: str, variable: str) -> None:
     assert variable in brewctl(command, "--help").stdout
+
+
+def test_each_command_has_its_line_in_the_list(brewctl: Brewctl) -> None:
+    listed = re.findall(r"^│ (\S+) +\S.*\. +│$", brewctl("--help").stdout, re.MULTILINE)
+    assert set(listed) >= {words[0] for words in [*COMMANDS, *GROUPS[1:]]}
+    assert registered() == set(root_command().commands)
+
+
+def test_the_reference_is_what_the_program_says() -> None:
+    written = Path("docs/cli.md").read_text("utf-8")
+    assert written == reference.page(root_command()), "run `make docs`"
 
 
 def test_help_in_a_pipe_has_no_colours(brewctl: Brewctl) -> None:

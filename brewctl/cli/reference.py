@@ -1,0 +1,95 @@
+"""What every command says of itself: the variables that it reads, in its help; and docs/cli.md, made of all help.
+
+`python -m brewctl.cli.reference` prints that page, so that it can't drift: a test compares the two.
+"""
+
+import inspect
+import re
+from collections.abc import Iterator
+
+import typer.core
+import typer.main
+
+Command = typer.core.TyperCommand | typer.core.TyperGroup
+
+# Read by every command: where the sandbox's state is.
+_HOME = "BREW_HOME"
+# What a command reads beside the variables of its options.
+_MORE = {
+    "chaos": ("BREW_DATABASE_URL", "BREW_KAFKA_BROKERS", "BREW_TOPIC"),
+    "create-order": ("BREW_DATABASE_URL", "BREW_KAFKA_BROKERS", "BREW_TOPIC"),
+    "doctor": ("BREW_JAVA",),
+    "start": ("BREW_SESSION_TIMEOUT",),
+}
+_INTRODUCTION = """\
+# Commands
+
+What `brewctl COMMAND --help` says, as one page; `make docs` writes it anew.
+
+A flag wins over its variable, that over the running sandbox, that over the default. Results are on stdout, notes and
+errors on stderr; colours and live views only in a terminal, and no colours where `NO_COLOR` is set. Exit codes: 0 done,
+1 what was asked failed, 2 wrong usage, 3 a server can't be reached, 130 interrupted.
+`brewctl --install-completion` completes commands, options, nodes, groups and order ids in your shell.
+"""
+
+
+def walk(command: Command, *words: str) -> Iterator[tuple[tuple[str, ...], Command]]:
+    """Yield every command below this one with the words that call it, groups before what is in them."""
+    for name, child in getattr(command, "commands", {}).items():
+        yield (*words, name), child
+        yield from walk(child, *words, name)
+
+
+def add_environment(root: Command) -> None:
+    """Let the help of every command name the variables that it reads."""
+    for words, command in walk(root):
+        if not isinstance(command, typer.core.TyperGroup) or command.epilog:
+            names = ", ".join(environment(words, command))
+            command.epilog = f"{command.epilog}\n\nEnvironment: {names}"
+
+
+def environment(words: tuple[str, ...], command: Command) -> list[str]:
+    """Name the variables that a command reads."""
+    names = {_HOME, *_MORE.get(" ".join(words), ())}
+    for parameter in command.params:
+        names.update(re.findall(r"\[env: (\w+)\]", getattr(parameter, "help", None) or ""))
+        named = parameter.envvar or ()
+        names.update([named] if isinstance(named, str) else named)
+    return sorted(names)
+
+
+def page(root: Command) -> str:
+    """Write the page, in Markdown."""
+    return "\n\n".join([_INTRODUCTION, *(_section(words, command) for words, command in walk(root))]) + "\n"
+
+
+def _section(words: tuple[str, ...], command: Command) -> str:
+    name = f"brewctl {' '.join(words)}"
+    context = typer.Context(command, info_name=name)
+    parts = [f"#{'#' * len(words)} {name}", inspect.cleandoc(command.help or "")]
+    records = [record for parameter in command.params if (record := parameter.get_help_record(context))]
+    if example := (command.epilog or "").partition("Example: ")[2]:
+        parts.append(f"    {' '.join(command.get_usage(context).partition('Usage: ')[2].split())}")
+        if records:
+            parts.append("\n".join(["| option | what it does |", "|---|---|", *(_row(*record) for record in records)]))
+        example, _, variables = example.partition("\n\n")
+        parts += [f"Example: `{example}`", variables]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _row(names: str, text: str) -> str:
+    """Write an option. Rich's escapes are its own, and a bar would end the cell."""
+    plain = " ".join(text.replace("\\[", "[").split())
+    cells = [cell.replace("|", "\\|") for cell in (f"`{names}`", plain)]
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Print the page."""
+    from brewctl.cli.main import root_command
+
+    print(page(root_command()), end="")
+
+
+if __name__ == "__main__":
+    main()
