@@ -2,14 +2,16 @@
 
 import os
 import shutil
-import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from brewctl import config
-from brewctl.cli import options
+from brewctl.cli import options, output
+
+if TYPE_CHECKING:
+    from brewctl.config import Settings
 
 _FIRST_LOOK_S = 4.0
 
@@ -30,31 +32,39 @@ def top(
 
     On the sandbox its keys disturb it: load, another node, SIGTERM, kill -9, pause, restart, of nodes and of servers.
     """
-    from brewctl.errors import BrewError, UsageError
+    from brewctl.lab import report
     from brewctl.lab.top.app import HEIGHT, WIDTH, Top
     from brewctl.lab.top.controls import Controls
     from brewctl.lab.top.observer import Observer
 
+    options.check_file("--picture", picture, ".svg")
     if picture is None:
         _require_terminal(WIDTH, HEIGHT)
-    elif picture.suffix != ".svg" or not picture.parent.is_dir():
-        raise UsageError(f"--picture {picture} must be a .svg file in a folder that is there")
     settings = options.settings(database_url=database_url, brokers=brokers, topic=topic)
     home = config.home()
-    mine = options.is_sandbox(settings.configured, "database_url", "brokers")
-    where = f"sandbox {home}" if mine else f"{','.join(settings.brokers)}"
+    mine = _is_sandbox(settings, home)
+    where = f"sandbox {home}" if mine else ",".join(settings.brokers)
     with Observer(settings, home if mine else None).looking() as observer:
         observer.wait_for_first_look(within_s=_FIRST_LOOK_S)
         app = Top(observer, Controls(home, settings) if mine else None, where=where)
         if picture is None:
             app.run(mouse=False)
-        else:
-            try:
-                app.run_for_picture(picture, after_s=after)
-            except OSError as error:
-                raise BrewError(f"can't write {picture} ({(error.strerror or str(error)).lower()})") from error
-            print(f"wrote {picture}", file=sys.stderr)
+        elif drawn := app.run_for_picture(after_s=after):
+            report.write_terminal(picture, drawn)
+            output.note(f"wrote {picture}")
+        for line in app.finish():
+            output.note(line)
+    if app.failure:
+        raise app.failure
     raise typer.Exit(app.return_code or 0)
+
+
+def _is_sandbox(settings: "Settings", home: Path) -> bool:
+    """Say whether these are the sandbox's servers; `brewctl env` names them, too."""
+    from brewctl.sandbox import state
+
+    asked = {"database_url": settings.database_url, "brokers": ",".join(settings.brokers)}
+    return asked.items() <= state.endpoints(home).items()
 
 
 def _require_terminal(width: int, height: int) -> None:

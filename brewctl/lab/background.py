@@ -150,21 +150,19 @@ def stop(home: Path, names: Iterable[str], *, within_s: float = STOP_S) -> list[
 
     Raises BrewError, and stops none, where a name is not that of a node.
     """
-    names = list(dict.fromkeys(names))
-    for name in names:
-        _node(home, name)
-    if not names:
-        return []
-    with state.locked(home):
-        known = state.load(home) or State.without_sandbox()
-        chosen = [known.nodes.pop(name) for name in names if name in known.nodes]
-        running = [node for node in chosen if processes.find(node)]
-        with suppress(BrewError):  # of those that are late: they are killed
-            # One that is paused hears nothing until it is continued.
-            processes.end(running, ((signal.SIGTERM, 0.0), (signal.SIGCONT, within_s)))
-        late = [node for node in running if processes.find(node)]
-        processes.end(late, ((signal.SIGKILL, _KILL_S),))
-        state.save(home, known)
+    chosen = [_node(home, name) for name in dict.fromkeys(names)]
+    # While they drain others may use the home: a name is free once its process has ended.
+    running = [node for node in chosen if processes.find(node)]
+    with suppress(BrewError):  # of those that are late: they are killed
+        # One that is paused hears nothing until it is continued.
+        processes.end(running, ((signal.SIGTERM, 0.0), (signal.SIGCONT, within_s)))
+    late = [node for node in running if processes.find(node)]
+    processes.end(late, ((signal.SIGKILL, _KILL_S),))
+    if chosen:
+        with state.locked(home):
+            known = state.load(home) or State.without_sandbox()
+            known.nodes = {name: node for name, node in known.nodes.items() if node not in chosen}
+            state.save(home, known)
     stopped = []
     for node in chosen:
         ending = Ending.KILLED if node in late else Ending.DRAINED if node in running else Ending.GONE

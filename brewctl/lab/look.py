@@ -35,9 +35,10 @@ def colours(nodes: Iterable[str]) -> dict[str, str]:
 def strip(partitions: Iterable[int], owned: Iterable[int], *, colour: str, quiet: bool = False) -> Text:
     """Draw which of a topic's partitions a member owns; `quiet`: it owns them still, and does nothing with them."""
     mine, drawn = set(owned), Text()
+    sign, style = ("✗", "black on red") if quiet else (" ", f"black on {colour}")
     for partition in partitions:
         if partition in mine:
-            drawn.append(f" {partition} ", style="black on red" if quiet else f"black on {colour}")
+            drawn.append(f"{sign}{partition} ", style=style)
         else:
             drawn.append(" · ", style="dim")
     return drawn

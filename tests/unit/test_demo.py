@@ -147,7 +147,7 @@ def test_the_screen_is_read_without_colours(screen: Screen) -> None:
         "all 200 orders are notified; 50 wait to be reserved, in 0, 2, 4",
         "any key: act 6 of 6: the verdict · q: end",
         f"{PID}  ✗ killed",
-        "0  ·  2  ·  4  · no heartbeat",
+        "✗0  · ✗2  · ✗4  · no heartbeat",
         "·  1  ·  3  ·  5 ",
         "100 published",
     ):

@@ -23,6 +23,7 @@ def test_nodes_keep_their_colours() -> None:
 
 def test_a_strip_shows_what_is_owned_without_colours_too() -> None:
     assert look.strip(range(6), [0, 2, 4], colour="cyan").plain == " 0  ·  2  ·  4  · "
+    assert look.strip(range(3), [0, 2], colour="cyan", quiet=True).plain == "✗0  · ✗2 "
 
 
 @pytest.mark.parametrize(

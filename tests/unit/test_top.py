@@ -4,8 +4,9 @@ import asyncio
 import os
 import signal
 import socket
+import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -16,9 +17,10 @@ from textual.widgets import DataTable, Static
 
 from brewctl.config import Settings
 from brewctl.errors import BrewError
-from brewctl.lab.top import changes, panels
+from brewctl.lab.load import Call, Outcome
+from brewctl.lab.top import changes, controls, panels
 from brewctl.lab.top.app import Top
-from brewctl.lab.top.controls import Controls
+from brewctl.lab.top.controls import Controls, LoadControl
 from brewctl.lab.top.observer import Observer
 from brewctl.lab.top.processes import processes_of
 from brewctl.lab.top.rates import Rates
@@ -77,7 +79,8 @@ def test_counters_with_what_they_were() -> None:
     assert lines["orders"].split()[:2] == ["1,234", "10/s"]
     assert lines["unpublished"].split()[:4] == ["5", "2.4", "s", "old"]
     assert lines["orders"].endswith("█")
-    assert lines["dead letters"].split() == ["0"]
+    assert lines["dead letters"].split()[:2] == ["0", "0/s"]
+    assert lines["dead letters"].endswith("▁")
 
 
 def test_an_estimate_is_marked() -> None:
@@ -91,6 +94,14 @@ def test_what_needs_somebody_names_the_command() -> None:
     lines = lines_of_counters(troubled)
     assert "2 set aside: see `brewctl outbox list`" in lines["unpublished"]
     assert "see `brewctl dlq list`" in lines["dead letters"]
+
+
+def test_dead_letters_have_a_rate_whatever_postgres_says() -> None:
+    rates, away = Rates(), {"postgres": "postgres h:1/b refused"}
+    rates.add(replace(SNAPSHOT, at_s=99.0, troubles=away))
+    rates.add(replace(SNAPSHOT, dead_letters=3, troubles=away))
+    assert rates.now("dead letters") == 3
+    assert rates.history("orders") == []
 
 
 def test_counters_of_a_server_that_was_never_there() -> None:
@@ -114,17 +125,22 @@ def test_the_map_of_partitions_tells_owners_without_colours() -> None:
 
 def test_the_map_shows_what_stands_still() -> None:
     gone = replace(SNAPSHOT, processes=(replica("inventory-1", state="gone"),))
-    owned = (Place(0, "inventory-1", 12_345, 7.2), Place(1, "", 3, 1.0))
+    owned = (Place(0, "inventory-1", 123, 12.2), Place(1, "inventory-1", 12_345, 720), Place(2, "", 3, 1.0))
     drawn = panels.partitions(replace(gone, groups=(Group("inventory", "PreparingRebalance", owned),)), {}, 80).plain
-    assert drawn.splitlines()[1].split() == ["inventory", "…", "✗1", "+12k", "-", "+3"]
+    assert drawn.splitlines()[1].split() == ["inventory", "…", "1✗+123", "12s", "1✗+12k", "12m", "-", "+3"]
 
 
 def test_each_process_says_what_it_does() -> None:
     said = {process.name: panels.process(process, "", (16, 8, 9, 50))[-1].plain for process in SNAPSHOT.processes}
     assert said["order-1"] == "port 50081, 9 published, seen 0.4 s ago"
     assert said["inventory-1"] == "10 processed, 1 skipped, seen 0.4 s ago"
-    assert said["kafka-1"] == "leads 0 3, in sync 6/6, 127.0.0.1:1"
+    assert said["kafka-1"] == "leads 0 3, in sync 6/6, port 1"
     assert said["postgres"] == "127.0.0.1:2/brew"
+
+
+@pytest.mark.parametrize(("name", "begins"), [("host-17", "notifications, 10"), ("notification-1", "10 processed")])
+def test_a_role_is_named_where_the_name_does_not_tell_it(name: str, begins: str) -> None:
+    assert panels.process(replica(name, "notifications"), "", (16, 8, 9, 50))[-1].plain.startswith(begins)
 
 
 # Who runs
@@ -170,6 +186,7 @@ def test_a_row_of_an_earlier_process_says_nothing_of_the_new_one() -> None:
     ("before", "after", "said"),
     [
         ("runs", "gone", "inventory-1 (4711) gone: killed, or crashed"),
+        ("runs", "killed", "inventory-1 (4711) killed by kill -9"),
         ("runs", "paused", "inventory-1 (4711) paused: what it owns stands still until Kafka misses it"),
         ("paused", "runs", "inventory-1 (4711) resumed"),
         ("runs", "stopped", "inventory-1 (4711) stopped: it drained"),
@@ -200,7 +217,9 @@ def test_partitions_that_move() -> None:
         "inventory: 0 2 assigned to a",
         "inventory: 1 assigned to b",
     ]
-    assert list(changes.between(owned("a", "b", "a"), owned("b", "b", "b"))) == ["inventory: 0 2 moved from a to b"]
+    assert list(changes.between(owned("a", "b", "a"), owned("b", "b", "b"))) == [
+        "inventory: 0 2 revoked from a, assigned to b"
+    ]
     assert list(changes.between(owned("a", "b", "a"), owned("", "b", ""))) == ["inventory: 0 2 revoked from a"]
 
 
@@ -234,15 +253,18 @@ class Recorded:
 
     def __init__(self) -> None:
         self.done: list[tuple[str, ...]] = []
+        self.may_restart = threading.Event()
 
-    def start(self, role: str) -> str:
+    def start(self, role: str) -> None:
         self.done.append(("start", role))
-        return f"{role}-9"
 
     def send(self, process: Process, number: signal.Signals) -> None:
         self.done.append((number.name, process.name))
 
     def restart(self, process: Process) -> None:
+        self.may_restart.wait(10)
+        if process.role == "kafka":
+            raise KeyError(process.name)
         raise BrewError(f"{process.name} can't be restarted", hint="try again")
 
 
@@ -295,27 +317,92 @@ def test_everything_is_there(size: tuple[int, int]) -> None:
 
 def test_keys_act_on_what_is_selected() -> None:
     async def script(pilot: Pilot[None], observer: Scripted, controls: Recorded) -> None:
-        await pilot.press("down", "k")
-        await until(pilot, lambda: len(controls.done) == 1)
-        await pilot.press("t", "p")
-        await until(pilot, lambda: len(controls.done) == 3)
+        await pilot.press("down", "k", "t", "p")
         paused = tuple(replace(each, state="paused") for each in SNAPSHOT.processes)
         observer.snapshot = replace(SNAPSHOT, processes=paused)
         await until(pilot, lambda: "paused" in screen(pilot))
         await pilot.press("p", "o", "i", "n")
         await until(pilot, lambda: len(controls.done) == 7)
-        await pilot.press("r")
+        await pilot.press("r", "r")
+        assert "inventory-1: the key before is still at work" in screen(pilot)
+        controls.may_restart.set()
         await until(pilot, lambda: "inventory-1 can't be restarted: try again" in screen(pilot))
 
     done = play(script).done
-    assert done[0] == ("SIGKILL", "inventory-1")
-    assert set(done[1:3]) == {("SIGTERM", "inventory-1"), ("SIGSTOP", "inventory-1")}
-    assert set(done[3:]) == {
-        ("SIGCONT", "inventory-1"),
+    assert done[:4] == [(number, "inventory-1") for number in ("SIGKILL", "SIGTERM", "SIGSTOP", "SIGCONT")]
+    assert set(done[4:]) == {
         ("start", "order"),
         ("start", "inventory"),
         ("start", "notifications"),
     }
+
+
+def test_who_was_killed_by_a_key_is_known_to_be_killed_until_it_is_back() -> None:
+    async def script(pilot: Pilot[None], observer: Scripted, _controls: Recorded) -> None:
+        one, *others = SNAPSHOT.processes
+        await pilot.press("k")
+        observer.snapshot = replace(SNAPSHOT, processes=tuple(replace(each, state="gone") for each in (one, *others)))
+        await until(pilot, lambda: "order-1 (4711) killed by kill -9" in screen(pilot))
+        assert "✗ killed" in screen(pilot)
+        assert "inventory-1 (4711) gone" in screen(pilot)
+        observer.snapshot = replace(SNAPSHOT, processes=(replace(one, pid=4712), *others))
+        await until(pilot, lambda: "order-1 (4712) started: recovered" in screen(pilot))
+        observer.snapshot = replace(SNAPSHOT, processes=(replace(one, pid=4712, state="gone"), *others))
+        await until(pilot, lambda: "order-1 (4712) gone: killed, or crashed" in screen(pilot))
+
+    play(script)
+
+
+def test_what_nobody_foresaw_ends_the_screen() -> None:
+    failures: list[Exception | None] = []
+
+    async def look_fails(pilot: Pilot[None], observer: Scripted, _controls: Recorded) -> None:
+        observer.snapshot = cast("Snapshot", None)
+        await until(pilot, lambda: not pilot.app.is_running)
+        failures.append(cast("Top", pilot.app).failure)
+        assert pilot.app.return_code == 1
+
+    async def key_fails(pilot: Pilot[None], _observer: Scripted, controls: Recorded) -> None:
+        controls.done = cast("list[tuple[str, ...]]", None)
+        await pilot.press("k")
+        await until(pilot, lambda: not pilot.app.is_running)
+        failures.append(cast("Top", pilot.app).failure)
+
+    async def job_fails(pilot: Pilot[None], _observer: Scripted, controls: Recorded) -> None:
+        controls.may_restart.set()
+        await pilot.press(*["down"] * 3, "r")
+        await until(pilot, lambda: not pilot.app.is_running)
+        failures.append(cast("Top", pilot.app).failure)
+
+    for script in (look_fails, key_fails, job_fails):
+        play(script)
+    assert [type(failure) for failure in failures] == [TypeError, AttributeError, KeyError]
+
+
+def test_quitting_waits_for_what_a_key_began_and_says_so() -> None:
+    waited: list[str] = []
+
+    async def script(pilot: Pilot[None], _observer: Scripted, controls: Recorded) -> None:
+        await pilot.press("r")
+        lines = cast("Top", pilot.app).finish()
+        waited.append(next(lines))
+        controls.may_restart.set()
+        waited.extend(lines)
+
+    play(script)
+    assert waited == ["waiting for order-1"]
+
+
+def test_the_log_can_have_more_room() -> None:
+    async def script(pilot: Pilot[None], _observer: Scripted, _controls: Recorded) -> None:
+        events = pilot.app.query_one("#events")
+        before = events.region.height
+        await pilot.press("e")
+        await until(pilot, lambda: events.region.height >= before + 6)
+        await pilot.press("e")
+        await until(pilot, lambda: events.region.height == before)
+
+    play(script)
 
 
 def test_who_somebody_else_started_is_left_alone() -> None:
@@ -348,6 +435,39 @@ def test_a_load_without_an_order_service_says_what_to_do() -> None:
         assert "no order-service runs: press o to add one" in screen(pilot)
 
     play(script)
+
+
+class Answering:
+    """Stands for a load, whose orders are all acknowledged."""
+
+    def __init__(self, addresses: Sequence[str], record: Callable[[Call], None], **_: object) -> None:
+        self._began = addresses, record
+
+    def run(self, stop: threading.Event) -> None:
+        _, record = self._began
+        record(Call("key", Outcome.ACKNOWLEDGED, "id", None, False, 0, 0, 0))
+        assert stop.wait(10)
+
+
+def test_a_load_waits_while_no_order_service_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(controls, "Load", Answering)
+    said: list[str] = []
+    load = LoadControl(said.append)
+    load.follow(["a"])
+    assert (str(load), load.finish()) == ("no load", "")
+    load.start(["a"])
+    load.follow(["a"])
+    load.follow([])
+    load.follow([])
+    assert str(load) == "load waits"
+    load.follow(["b"])
+    assert str(load) == "load 20/s"
+    assert said == [
+        "load: 20 orders a second to a",
+        "load waits: no order-service runs",
+        "load: 20 orders a second to b",
+    ]
+    assert load.finish() == "load: orders 2 acknowledged"
 
 
 def test_a_server_that_goes_away_is_named_in_its_place() -> None:

@@ -1,6 +1,5 @@
 """How the demo looks: live in a terminal, lines in a pipe, and as a picture of the terminal."""
 
-import re
 import time
 from collections import deque
 from contextlib import AbstractContextManager, nullcontext
@@ -18,8 +17,7 @@ from rich.text import Text
 
 from brewctl import stdout
 from brewctl.delivery.broker import PARTITIONS
-from brewctl.errors import BrewError
-from brewctl.lab import look
+from brewctl.lab import look, report
 from brewctl.lab.demo import chart
 from brewctl.lab.demo.play import Verdict
 from brewctl.lab.demo.recorder import Scene
@@ -111,12 +109,7 @@ class Screen:
         console = Console(record=True, width=_WIDTH, file=StringIO(), force_terminal=True, no_color=False)
         console.print(self._plateau or self.draw())
         console.print(_judged(verdict))
-        # A viewer has a font of its own; rich would have it load one.
-        drawn = re.sub(r"@font-face \{.*?\}\s*", "", console.export_svg(title="brewctl demo"), flags=re.DOTALL)
-        try:
-            path.write_text(drawn, encoding="utf-8")
-        except OSError as error:
-            raise BrewError(f"can't write {path} ({error.strerror})") from error
+        report.write_terminal(path, console.export_svg(title="brewctl demo"))
 
 
 class PlainView(Screen):

@@ -1,8 +1,9 @@
-"""The report of a run, written by every command that writes one: a single HTML file, or one act as an SVG.
+"""What commands write for people to look at: a run as a single HTML file, an act or a terminal as an SVG.
 
-Both need nothing else: no script, no font, no network. The same input gives the same bytes.
+They need nothing else: no script, no font, no network. The same input gives the same bytes.
 """
 
+import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -10,6 +11,9 @@ from pathlib import Path
 from brewctl.errors import BrewError
 from brewctl.lab.history import Act
 from brewctl.lab.report import chart, page
+
+_FONTS = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', 'Liberation Mono', monospace"
+_GREY = "#4b4e55"  # the black of rich.terminal_theme.SVG_EXPORT_THEME
 
 
 def write(path: Path, *, title: str, subtitle: str, acts: Sequence[Act], facts: Sequence[tuple[str, str]]) -> None:
@@ -23,6 +27,14 @@ def write(path: Path, *, title: str, subtitle: str, acts: Sequence[Act], facts: 
 def write_svg(path: Path, act: Act) -> None:
     """Write an act as a picture of its own. Raises BrewError where the file can't be written."""
     _save(path, chart.poster(act, _style("chart.css")))
+
+
+def write_terminal(path: Path, drawn: str) -> None:
+    """Write what a terminal shows, as an SVG by Rich. Raises BrewError where the file can't be written."""
+    # A viewer has fonts of its own, Rich would load one; and black on a colour is to be read, its black is a grey.
+    drawn = re.sub(r"@font-face \{.*?\}\s*", "", drawn, flags=re.DOTALL)
+    drawn = drawn.replace("font-family: Fira Code, monospace", f"font-family: {_FONTS}")
+    _save(path, drawn.replace(f"fill: {_GREY}", "fill: #121212"))
 
 
 def _save(path: Path, text: str) -> None:

@@ -8,12 +8,12 @@
 """
 
 import asyncio
+import contextlib
 import signal
 import time
 from collections import deque
-from collections.abc import Callable
-from pathlib import Path
-from typing import ClassVar
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
 
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
@@ -25,13 +25,15 @@ from brewctl.errors import BrewError, ExitCode
 from brewctl.lab import look
 from brewctl.lab.top import changes, panels
 from brewctl.lab.top.controls import Controls, LoadControl
+from brewctl.lab.top.jobs import Jobs
 from brewctl.lab.top.observer import EVERY_S, Observer
 from brewctl.lab.top.rates import Rates
 from brewctl.lab.top.snapshot import Process, Snapshot
 
 WIDTH, HEIGHT = 80, 24
 _EVENTS = 200
-_KEYS = "q quit  l load  +/- rate  o/i/n add node  t term  k kill -9  p pause  r restart"
+_KEYS = "q quit  l load  +- rate  o/i/n add  t term  k kill -9  p pause  r restart  e log"
+_KEYS_ELSEWHERE = "q quit  e log"
 # Columns of the processes, their padding included; the last one takes the rest, up to the scroll bar.
 _COLUMNS = {"name": 17, "    pid": 9, "state": 10}
 
@@ -44,13 +46,16 @@ class Top(App[None]):
     Screen { overflow: hidden; }
     Static { height: auto; }
     #title, #keys { text-style: reverse; }
+    Screen.log #counters, Screen.log #partitions { display: none; }
     #processes { height: auto; max-height: 50%; scrollbar-size: 1 1; }
     #events { height: 1fr; }
     #small { display: none; }
     Screen.small > * { display: none; }
     Screen.small > #small { display: block; }
-    DataTable > .datatable--header { text-style: underline; }
-    DataTable > .datatable--cursor, DataTable:focus > .datatable--cursor { text-style: reverse; }
+    DataTable > .datatable--header { background: ansi_default; color: ansi_default; text-style: underline; }
+    DataTable > .datatable--cursor, DataTable:focus > .datatable--cursor {
+        background: ansi_default; color: ansi_default; text-style: reverse;
+    }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("q", "quit"),
@@ -65,6 +70,7 @@ class Top(App[None]):
         Binding("k", "kill"),
         Binding("p", "pause"),
         Binding("r", "restart"),
+        Binding("e", "log"),
     ]
 
     def __init__(self, observer: Observer, controls: Controls | None, *, where: str) -> None:
@@ -72,11 +78,14 @@ class Top(App[None]):
         self._observer = observer
         self._controls = controls
         self._where = where
-        self._load = LoadControl(self._tell_from_thread)
+        self._load = LoadControl(self._tell)
+        self._jobs = Jobs(self._tell)
+        self._killed: dict[str, int | None] = {}  # by a key: the pid
         self._rates = Rates()
         self._events: deque[str] = deque(maxlen=_EVENTS)
         self._shown: list[str] = []  # names of processes, in their rows
         self.snapshot = Snapshot(time.monotonic())
+        self.failure: Exception | None = None  # what nobody foresaw, and has ended it
 
     def compose(self) -> ComposeResult:
         """Lay the parts out."""
@@ -86,7 +95,7 @@ class Top(App[None]):
         yield DataTable(id="processes", cursor_type="row", cell_padding=0)
         yield Static(id="partitions")
         yield Static(id="events")
-        yield Static(_KEYS if self._controls else "q quit", id="keys")
+        yield Static(id="keys")
 
     def on_mount(self) -> None:
         """Look for the first time, and every second from then on."""
@@ -98,14 +107,11 @@ class Top(App[None]):
             table.add_column(name, key=name, width=width)
         table.add_column("what it does", key="what")
         table.focus()
-        self.snapshot = self._observer.look()
-        self._rates.add(self.snapshot)
-        self._show()
+        with self._guarded():
+            self.snapshot = self._observer.look()
+            self._rates.add(self.snapshot)
+            self._show()
         self.set_interval(EVERY_S, self._look)
-
-    def on_unmount(self) -> None:
-        """Leave no load behind."""
-        self._load.stop()
 
     def on_resize(self, event: Resize) -> None:
         """Say where there is not room enough."""
@@ -116,10 +122,11 @@ class Top(App[None]):
             f"top needs {WIDTH} x {HEIGHT}, this is {size.width} x {size.height}: make it larger"
         )
         if not small:
-            self._show()
+            with self._guarded():
+                self._show()
 
-    def run_for_picture(self, path: Path, *, after_s: float) -> None:
-        """Run without a terminal, and write the screen to an SVG after so many seconds. Raises OSError."""
+    def run_for_picture(self, *, after_s: float) -> str:
+        """Run without a terminal for so many seconds, and return the screen as an SVG; "" where it ended before."""
         drawn = ""
 
         def draw() -> None:
@@ -131,30 +138,53 @@ class Top(App[None]):
             pilot.app.set_timer(after_s, draw)
 
         self.run(headless=True, size=(WIDTH, HEIGHT), auto_pilot=wait)
-        path.write_text(drawn, encoding="utf-8")
+        return drawn
+
+    def finish(self) -> Iterator[str]:
+        """Once it has run: end the load, let what a key began come to its end, and say what is waited for."""
+        self._load.stop()
+        if running := self._jobs.running:
+            yield f"waiting for {', '.join(running)}"
+        self._jobs.wait()
+        if told := self._load.finish():
+            yield told
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """End the screen where something unexpected happens: Textual would print a traceback."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - raised once the terminal is as it was
+            self.failure = error
+            self.exit(return_code=ExitCode.FAILED)
 
     def _look(self) -> None:
-        before, self.snapshot = self.snapshot, self._observer.look()
-        self._rates.add(self.snapshot)
-        for text in changes.between(before, self.snapshot):
-            self._tell(text)
-        self._load.follow(self.snapshot.addresses)
-        self._show()
+        with self._guarded():
+            if self._jobs.failure:
+                raise self._jobs.failure
+            before, seen = self.snapshot, self._observer.look()
+            pids = {process.name: process.pid for process in seen.processes}
+            self._killed = {name: pid for name, pid in self._killed.items() if pids.get(name) in {pid, None}}
+            self.snapshot = seen.with_killed(self._killed)
+            self._rates.add(self.snapshot)
+            for text in changes.between(before, self.snapshot):
+                self._tell(text)
+            self._load.follow(self.snapshot.addresses)
+            self._show()
 
     def _show(self) -> None:
         snapshot, width = self.snapshot, self.size.width
         colours = look.colours(process.name for process in snapshot.processes if process.row)
         self.query_one("#title", Static).update(self._title())
+        self.query_one("#keys", Static).update(f"{_KEYS if self._controls else _KEYS_ELSEWHERE:<{width}}")
         self.query_one("#counters", Static).update(panels.counters(snapshot, self._rates, width))
         self._show_processes(colours)
         self.query_one("#partitions", Static).update(panels.partitions(snapshot, colours, width))
         events = self.query_one("#events", Static)
-        events.update(panels.events([*self._events], events.size.height, width))
+        events.update(panels.events(list(self._events), events.size.height, width))
 
     def _title(self) -> str:
-        load = f"load {self._load.rate}/s" if self._load.runs else "no load"
-        failed = f", {self._load.failed:,} failed" if self._load.failed else ""
-        left, right = f"brewctl top  {self._where}", f"{load}{failed}  {time.strftime('%H:%M:%S')}"
+        left, right = f"brewctl top  {self._where}", f"{self._load}  {time.strftime('%H:%M:%S')}"
         room = self.size.width - len(right) - 1
         return f"{left[:room]:<{room}} {right}"
 
@@ -181,10 +211,8 @@ class Top(App[None]):
         return self._shown[row] if 0 <= row < len(self._shown) else ""
 
     def _tell(self, text: str) -> None:
+        """Add to the log, from any thread; the next look shows it."""
         self._events.append(f"{time.strftime('%H:%M:%S')}  {text}")
-
-    def _tell_from_thread(self, text: str) -> None:
-        self.call_from_thread(self._tell, text)
 
     # Keys
 
@@ -193,18 +221,28 @@ class Top(App[None]):
         acts = {"load", "rate", "add", "terminate", "kill", "pause", "restart"}
         return super().check_action(action, parameters) and (action not in acts or self._controls is not None)
 
+    async def run_action(self, *arguments: Any, **named: Any) -> bool:
+        """Do what a key asks for."""
+        with self._guarded():
+            return await super().run_action(*arguments, **named)
+        return True
+
     def action_interrupt(self) -> None:
         """End as every interrupted command does."""
         self.exit(return_code=ExitCode.INTERRUPTED)
 
+    def action_log(self) -> None:
+        """Give the log the room of counters and partitions, or give it back."""
+        self.screen.toggle_class("log")
+        self.call_after_refresh(self._show)
+
     def action_load(self) -> None:
         """Start the load, or stop it."""
-        if self._load.runs:
+        if self._load.wanted:
             self._load.stop()
             self._tell("load stopped")
         elif addresses := self.snapshot.addresses:
             self._load.start(addresses)
-            self._tell(f"load: {self._load.rate} orders a second to {', '.join(addresses)}")
         else:
             self._tell("no order-service runs: press o to add one")
         self._show()
@@ -212,12 +250,12 @@ class Top(App[None]):
     def action_rate(self, direction: int) -> None:
         """Change the rate of the load."""
         self._load.step(direction)
-        self._tell(f"load: {self._load.rate} orders a second{'' if self._load.runs else ', once it runs'}")
+        self._tell(f"load: {self._load.rate} orders a second{'' if self._load.wanted else ', once it runs'}")
         self._show()
 
     def action_add(self, role: str) -> None:
         """Start another node of a role."""
-        self._act(f"another node of {role} starts", lambda controls: controls.start(role))
+        self._begin(role, f"another node of {role} starts", lambda controls: controls.start(role))
 
     def action_terminate(self) -> None:
         """Let what is selected drain and end."""
@@ -238,11 +276,21 @@ class Top(App[None]):
     def action_restart(self) -> None:
         """End what is selected, if it runs, and start it again."""
         if process := self._selected():
-            self._act(f"{process.name} is restarted", lambda controls: controls.restart(process))
+            self._begin(process.name, f"{process.name} is restarted", lambda controls: controls.restart(process))
 
     def _send(self, number: signal.Signals, name: str) -> None:
-        if process := self._selected():
-            self._act(f"{name} to {process.name} ({process.pid})", lambda controls: controls.send(process, number))
+        process, controls = self._selected(), self._controls
+        if not (process and controls):
+            return
+        try:
+            controls.send(process, number)
+        except BrewError as error:
+            self._tell(str(error))
+        else:
+            self._tell(f"{name} to {process.name} ({process.pid})")
+            if number is signal.SIGKILL:
+                self._killed[process.name] = process.pid
+        self._show()
 
     def _selected(self) -> Process | None:
         process = self.snapshot.process(self._selected_name())
@@ -252,16 +300,10 @@ class Top(App[None]):
             return None
         return process
 
-    def _act(self, what: str, do: Callable[[Controls], object]) -> None:
+    def _begin(self, name: str, what: str, do: Callable[[Controls], object]) -> None:
         controls = self._controls
-        assert controls is not None
-        self._tell(what)
+        if controls and self._jobs.begin(name, lambda: do(controls)):
+            self._tell(what)
+        else:
+            self._tell(f"{name}: the key before is still at work")
         self._show()
-
-        def act() -> None:
-            try:
-                do(controls)
-            except BrewError as error:
-                self._tell_from_thread(str(error).splitlines()[0])
-
-        self.run_worker(act, thread=True)

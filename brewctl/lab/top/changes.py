@@ -8,6 +8,7 @@ _WORKS = {"runs", "starts"}
 _EXPECTED = {*_WORKS, "stopped"}  # after which a start mends nothing
 _SAID = {
     "paused": "paused: what it owns stands still until Kafka misses it",
+    "killed": "killed by kill -9",
     "gone": "gone: killed, or crashed",
     "stopped": "stopped: it drained",
     "silent": "silent",
@@ -53,4 +54,4 @@ def _owners(owned: Mapping[int, str], after: Group) -> Iterator[str]:
         elif not old:
             yield f"{after.name}: {those} assigned to {new}"
         else:
-            yield f"{after.name}: {those} moved from {old} to {new}"
+            yield f"{after.name}: {those} revoked from {old}, assigned to {new}"

@@ -2,13 +2,14 @@
 
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from brewctl.config import Settings
 from brewctl.errors import BrewError
 from brewctl.lab import background
-from brewctl.lab.load import Call, Load
+from brewctl.lab.load import Call, Load, Outcome
 from brewctl.lab.stage import Servers
 from brewctl.lab.top.snapshot import Process
 
@@ -25,52 +26,78 @@ class LoadControl:
         self._say = say
         self._load: Load | None = None
         self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
         self._addresses: Sequence[str] = ()
+        self._counting = threading.Lock()
+        self._told = Counter[Outcome]()  # what became of the calls since the start
         self.rate = 20
-        self.failed = 0  # calls, since the start
+        self.wanted = False  # it is, until it is stopped: it waits where no order-service runs
 
     @property
-    def runs(self) -> bool:
-        """Say whether orders are being sent."""
-        return self._thread is not None and self._thread.is_alive()
+    def failed(self) -> int:
+        """How many calls since the start were refused, or not answered in time."""
+        return self._told[Outcome.FAILED] + self._told[Outcome.UNKNOWN]
+
+    def __str__(self) -> str:
+        """Say what it does, for a title."""
+        waits = self.wanted and not self._addresses
+        doing = "load waits" if waits else f"load {self.rate}/s" if self.wanted else "no load"
+        return f"{doing}, {self.failed:,} failed" if self.failed else doing
 
     def start(self, addresses: Sequence[str]) -> None:
         """Send orders to these order-services, in turn."""
-        self._addresses, self._stop, self.failed = addresses, threading.Event(), 0
-        self._load = Load(addresses, self._record, rate=self.rate, concurrency=_CALLERS, timeout_s=_TIMEOUT_S)
-        self._thread = threading.Thread(target=self._run, args=(self._load, self._stop), name="top-load")
-        self._thread.start()
+        self.wanted, self._told = True, Counter()
+        self._send_to(addresses)
 
     def follow(self, addresses: Sequence[str]) -> None:
-        """Send to an order-service that has come since, too."""
-        if self.runs and set(addresses) - set(self._addresses):
-            self.stop()
-            self.start(addresses)
+        """Send to an order-service that has come since, too; wait while there is none."""
+        if not self.wanted:
+            return
+        if self._addresses and not addresses:
+            self._stop.set()
+            self._addresses = ()
+            self._say("load waits: no order-service runs")
+        elif set(addresses) - set(self._addresses):
+            self._send_to(addresses)
 
     def stop(self) -> None:
         """Send no more, and leave the last calls to themselves."""
+        self.wanted = False
         self._stop.set()
-        self._thread = None
+
+    def finish(self) -> str:
+        """Stop, wait for the last answers, a call's timeout at most, and say what became of all orders since the start.
+
+        Returns "" where there were none.
+        """
+        self.stop()
+        for thread in self._threads:
+            thread.join()
+        told = ", ".join(f"{count:,} {outcome}" for outcome, count in self._told.items())
+        return f"load: orders {told}" if told else ""
 
     def step(self, direction: int) -> None:
         """Choose the next higher rate, or the next lower one."""
         index = RATES.index(self.rate) + direction
         self.rate = RATES[min(max(index, 0), len(RATES) - 1)]
-        if self.runs and self._load:
+        if self.wanted and self._load:
             self._load.set_rate(self.rate)
 
-    def _record(self, call: Call) -> None:
-        if call.error:
-            self.failed += 1
-            if self.failed == 1:
-                self._say(f"load: {call.error.message}")
+    def _send_to(self, addresses: Sequence[str]) -> None:
+        self._stop.set()
+        self._say(f"load: {self.rate} orders a second to {', '.join(addresses)}")
+        self._addresses, self._stop = addresses, threading.Event()
+        self._load = Load(addresses, self._record, rate=self.rate, concurrency=_CALLERS, timeout_s=_TIMEOUT_S)
+        thread = threading.Thread(target=self._load.run, args=(self._stop,), name="top-load")
+        thread.start()
+        self._threads = [thread, *(each for each in self._threads if each.is_alive())]
 
-    def _run(self, load: Load, stop: threading.Event) -> None:
-        try:
-            load.run(stop)
-        except BrewError as error:
-            self._say(f"load stopped: {error.message}")
+    def _record(self, call: Call) -> None:
+        with self._counting:
+            first = call.error is not None and not self.failed
+            self._told[call.outcome] += 1
+        if first and call.error:
+            self._say(f"load: {call.error.message}")
 
 
 class Controls:
@@ -81,15 +108,15 @@ class Controls:
         self._settings = settings
         self._servers = Servers(home)
 
-    def start(self, role: str) -> str:
-        """Start another node of a role: order, inventory or notifications. Returns its name."""
-        (node,) = background.start(self._home, self._settings, [role])
-        return node.name
+    def start(self, role: str) -> None:
+        """Start another node of a role: order, inventory or notifications."""
+        background.start(self._home, self._settings, [role])
 
     def send(self, process: Process, number: signal.Signals) -> None:
         """Send a signal to a node or to a server."""
         if process.role in _SERVERS:
-            self._servers.send(process.name, number)
+            if self._servers.send(process.name, number) is None:
+                raise BrewError(f"{process.name} is gone", hint="press r to start it")
         else:
             background.send(self._home, process.name, number)
 

@@ -7,7 +7,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -18,7 +18,7 @@ from brewctl.delivery.broker import Admin, Broker, Partition, open_admin
 from brewctl.errors import BrewError
 from brewctl.lab.top.counting import Counting
 from brewctl.lab.top.processes import processes_of
-from brewctl.lab.top.snapshot import Counters, Group, Place, Snapshot
+from brewctl.lab.top.snapshot import Counters, Group, Place, Process, Snapshot
 from brewctl.overview import GroupView
 from brewctl.sandbox import state
 
@@ -61,7 +61,7 @@ class Observer:
         self._home = home
         self._stop = threading.Event()
         self._counters: Counters | None = None
-        self._rows: list[overview.NodeRow] = []
+        self._rows: tuple[float, list[overview.NodeRow]] = (0.0, [])  # and when they were read
         self._cluster = Cluster()
         self._owners: dict[str, _Owners] = {}
         self._troubles: dict[str, str] = {}
@@ -92,24 +92,24 @@ class Observer:
 
     def look(self) -> Snapshot:
         """Put together what is known now; the process table is read for it."""
-        now, cluster = time.monotonic(), self._cluster
+        now, cluster, troubles, (read_at, rows) = time.monotonic(), self._cluster, dict(self._troubles), self._rows
         try:
             known = state.load(self._home) if self._home else None
-            self._troubles.pop("state", None)
         except BrewError as error:
-            known, self._troubles["state"] = None, str(error)
+            known, troubles["state"] = None, str(error)
         return Snapshot(
             at_s=now,
             counters=self._counters,
             dead_letters=cluster.dead_letters,
             processes=tuple(
-                processes_of(self._settings, known, self._rows, cluster.brokers, cluster.partitions, self._troubles)
+                _later(process, now - read_at)
+                for process in processes_of(self._settings, known, rows, cluster.brokers, cluster.partitions, troubles)
             ),
             groups=tuple(
                 Group(group.name, group.state, tuple(self._owners.setdefault(group.name, _Owners()).places(group, now)))
                 for group in cluster.groups
             ),
-            troubles=dict(self._troubles),
+            troubles=troubles,
         )
 
     def _again_and_again(self, server: str, ask: Callable[[], None]) -> None:
@@ -133,7 +133,7 @@ class Observer:
             while not self._stop.is_set():
                 began = time.monotonic()
                 with connection.answering_within(_ANSWER_S):
-                    self._rows = overview.nodes(connection)
+                    self._rows = time.monotonic(), overview.nodes(connection)
                     self._counters = counting.look(connection)
                 self._answered("postgres", began)
 
@@ -152,3 +152,9 @@ class Observer:
             groups=overview.groups(admin, self._settings.topic),
             dead_letters=sum(end - first for first, end in letters.values()),
         )
+
+
+def _later(process: Process, seconds: float) -> Process:
+    """Return what is known of a process so long after its row was read: nobody has heard of it since."""
+    row = process.row
+    return replace(process, row=replace(row, silent_s=row.silent_s + seconds)) if row else process

@@ -8,21 +8,19 @@ from brewctl.lab import look
 from brewctl.lab.top.rates import GROWING, Rates
 from brewctl.lab.top.snapshot import Counters, Group, Place, Process, Snapshot
 
-_ROWS = ("orders", "unpublished", "published", "reservations", "notifications")
 _LABEL, _VALUE, _RATE = 14, 12, 11
 _CELL = 10
+_SHORTEST = 8  # of a sparkline
 
 
 def counters(snapshot: Snapshot, rates: Rates, width: int) -> Text:
     """Draw a line for each counter: its value, its rate, and how that was."""
-    lines = [_counter(name, snapshot.counters, rates, width) for name in _ROWS]
-    letters = "-" if snapshot.dead_letters is None else f"{snapshot.dead_letters:,}"
-    lines.append(Text(f"{'dead letters':<{_LABEL}}{letters:>{_VALUE}}", style="bold"))
+    rows = [_counter(name, snapshot.counters, rates, width) for name in ("orders", "unpublished", *GROWING[1:])]
     if "postgres" in snapshot.troubles:
-        lines[-1] = _trouble(snapshot.troubles["postgres"])
-    elif snapshot.dead_letters:
-        lines[-1].append("  see `brewctl dlq list`", style="not bold red")
-    return _joined(lines, width)
+        rows.append(_trouble(snapshot.troubles["postgres"]))
+    else:
+        rows.append(_dead_letters(snapshot.dead_letters, rates, width))
+    return _joined(rows, width)
 
 
 def _trouble(words: str) -> Text:
@@ -31,22 +29,31 @@ def _trouble(words: str) -> Text:
 
 def _counter(name: str, now: Counters | None, rates: Rates, width: int) -> Text:
     if now is None:
-        return Text(f"{name:<{_LABEL}}{'-':>{_VALUE}}")
-    # Few rows wait, and they are counted whatever the tables' size.
-    about = "~" if now.estimated and name != "unpublished" else ""
-    line = Text(f"{name:<{_LABEL}}{about + format(getattr(now, name), ','):>{_VALUE}}", style="bold")
-    beside = f"{rates.now(name):,.0f}/s" if name in GROWING else _oldest(now)
+        return _line(name, "-", "", (), width)
+    value = f"{getattr(now, name):,}"
+    if name == "unpublished":  # few wait: they are counted, whatever the tables' size
+        oldest = "" if now.oldest_s is None else f"{look.ago(now.oldest_s)} old"
+        warning = f"{now.set_aside:,} set aside: see `brewctl outbox list`" if now.set_aside else ""
+        return _line(name, value, oldest, rates.history(name), width, warning)
+    about = "~" if now.estimated else ""
+    return _line(name, about + value, f"{rates.now(name):,.0f}/s", rates.history(name), width)
+
+
+def _dead_letters(count: int | None, rates: Rates, width: int) -> Text:
+    name = "dead letters"
+    if count is None:
+        return _line(name, "-", "", (), width)
+    warning = "see `brewctl dlq list`" if count else ""
+    return _line(name, f"{count:,}", f"{rates.now(name):,.0f}/s", rates.history(name), width, warning)
+
+
+def _line(name: str, value: str, beside: str, history: Sequence[float], width: int, warning: str = "") -> Text:
+    line = Text(f"{name:<{_LABEL}}{value:>{_VALUE}}", style="bold")
     line.append(f"{beside:>{_RATE}}  ", style="not bold")
-    room = width - len(line)
-    if name == "unpublished" and now.set_aside:
-        line.append(f"{now.set_aside:,} set aside: see `brewctl outbox list`"[:room], style="not bold red")
-    else:
-        line.append(look.sparkline(rates.history(name), room), style="not bold cyan")
+    line.append(f"{warning}  " if warning else "", style="not bold red")
+    if history and (room := width - len(line)) >= _SHORTEST:
+        line.append(look.sparkline(history, room), style="not bold cyan")
     return line
-
-
-def _oldest(now: Counters) -> str:
-    return "" if now.oldest_s is None else f"{look.ago(now.oldest_s)} old"
 
 
 def partitions(snapshot: Snapshot, colours: Mapping[str, str], width: int) -> Text:
@@ -74,14 +81,15 @@ def _group(group: Group, shown: list[int], colours: Mapping[str, str], states: M
 def _cell(place: Place, colour: str, state: str) -> Text:
     if not place.owner:
         return Text(f"{f'-  +{place.lag}':<{_CELL}}", style="dim" if not place.lag else "yellow")
-    # The number of an owner tells it from its peers where colours don't.
+    # The number of an owner tells it from its peers where colours don't, and a sign one that does nothing.
     number = place.owner.rpartition("-")[2][-3:]
     works = state in {"runs", "starts"}
-    said = f" {number if works else look.state(state).plain[0] + number} +{_few(place.lag)}"
-    moved = "" if place.moved_s is None else f" {look.ago(place.moved_s).replace(' ', '')}"
+    said = f"{number}{' ' if works else look.state(state).plain[0]}+{_few(place.lag)}"
+    moved = "" if place.moved_s is None else f" {_briefly(place.moved_s)}"
     if len(said + moved) <= _CELL:
         said += moved
-    return Text(f"{said:<{_CELL}}", style=f"black on {colour}" if works else "black on red")
+    margin = " " if len(said) < _CELL else ""
+    return Text(f"{margin}{said}".ljust(_CELL), style=f"black on {colour}" if works else "black on red")
 
 
 def _few(number: int) -> str:
@@ -90,6 +98,13 @@ def _few(number: int) -> str:
         if number < 1_000 * size or unit == "M":
             return f"{number / size:.0f}{unit}"
     raise AssertionError(number)
+
+
+def _briefly(seconds: float) -> str:
+    """Write a time in three characters: 7s, 12s, 3m, 5h."""
+    if seconds < 100:  # noqa: PLR2004 - two digits
+        return f"{seconds:.0f}s"
+    return f"{seconds / 60:.0f}m" if seconds < 100 * 60 else f"{seconds / 3600:.0f}h"
 
 
 def process(shown: Process, colour: str, widths: Sequence[int]) -> tuple[Text, ...]:
@@ -112,6 +127,8 @@ def events(lines: Sequence[str], height: int, width: int) -> Text:
 
 def _does(shown: Process) -> Iterator[str]:
     if row := shown.row:
+        if not shown.name.startswith(shown.role.removesuffix("s")):
+            yield shown.role
         if row.address:
             yield f"port {row.address.rpartition(':')[2]}"
             yield f"{row.effects:,} published"
@@ -126,7 +143,8 @@ def _does(shown: Process) -> Iterator[str]:
         yield f"leads {leads}"
         yield f"in sync {shown.in_sync}/{shown.holds}"
     if shown.place:
-        yield shown.place
+        # The sandbox's are all on this machine.
+        yield f"port {shown.place.rpartition(':')[2]}" if shown.ours and shown.role == "kafka" else shown.place
 
 
 def _joined(lines: Sequence[Text], width: int) -> Text:

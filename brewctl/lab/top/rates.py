@@ -1,40 +1,43 @@
 """How fast each counter grows: the last minutes of rates, one a look."""
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
 
-from brewctl.lab.top.snapshot import Counters, Snapshot
+from brewctl.lab.top.snapshot import Snapshot
 
-_KEPT = 300
 GROWING = ("orders", "published", "reservations", "notifications")
+_KEPT = 300
 _SMOOTHED = 3  # looks: one alone jumps by what a batch brings
 
 
 class Rates:
-    """The rates of the counters that grow, from one look to the next, in their unit a second."""
+    """How fast each counter grows from one look to the next, a second; the dead letters of Kafka are one, too."""
 
     def __init__(self) -> None:
-        self._before: tuple[float, Counters] | None = None
-        self._rates: dict[str, deque[float]] = {name: deque(maxlen=_KEPT) for name in GROWING}
-        self._unpublished: deque[float] = deque(maxlen=_KEPT)
+        self._before: dict[str, tuple[float, int]] = {}
+        self._history: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_KEPT))
 
     def add(self, snapshot: Snapshot) -> None:
-        """Take a look into account. A counter that fell, as a table that was emptied does, grew by nothing."""
-        if (now := snapshot.counters) is None or "postgres" in snapshot.troubles:
-            return
-        if self._before:
-            at_s, before = self._before
-            passed_s = snapshot.at_s - at_s
-            for name, rates in self._rates.items():
-                rates.append(max(0.0, (getattr(now, name) - getattr(before, name)) / passed_s))
-        self._unpublished.append(now.unpublished)
-        self._before = snapshot.at_s, now
+        """Take a look into account: what a server that was away said last says nothing of now."""
+        if (now := snapshot.counters) and "postgres" not in snapshot.troubles:
+            for name in GROWING:
+                self._grow(name, getattr(now, name), snapshot.at_s)
+            self._history["unpublished"].append(now.unpublished)
+        if snapshot.dead_letters is not None and "kafka" not in snapshot.troubles:
+            self._grow("dead letters", snapshot.dead_letters, snapshot.at_s)
+
+    def _grow(self, name: str, value: int, at_s: float) -> None:
+        if name in self._before:
+            then_s, before = self._before[name]
+            # One that fell, as a table that was emptied does, grew by nothing.
+            self._history[name].append(max(0.0, (value - before) / (at_s - then_s)))
+        self._before[name] = at_s, value
 
     def now(self, name: str) -> float:
         """Return the rate of the last looks."""
-        last = [*self._rates[name]][-_SMOOTHED:]
+        last = [*self._history[name]][-_SMOOTHED:]
         return sum(last) / len(last) if last else 0.0
 
     def history(self, name: str) -> Sequence[float]:
         """Return the rates so far; of `unpublished`, which has none, its values."""
-        return [*(self._unpublished if name == "unpublished" else self._rates[name])]
+        return [*self._history[name]]

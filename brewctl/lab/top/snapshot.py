@@ -1,6 +1,7 @@
 """What `top` knows at one moment: read from PostgreSQL, Kafka and the process table, never guessed."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from brewctl.overview import NodeRow
 
@@ -69,6 +70,16 @@ class Snapshot:
     def process(self, name: str) -> Process | None:
         """Return the process of a name."""
         return next((process for process in self.processes if process.name == name), None)
+
+    def with_killed(self, pids: Mapping[str, int | None]) -> "Snapshot":
+        """Say of who is gone that it was killed where that is known: `pids` are those of processes, by name."""
+        return replace(
+            self,
+            processes=tuple(
+                replace(each, state="killed") if each.state == "gone" and each.name in pids else each
+                for each in self.processes
+            ),
+        )
 
     @property
     def addresses(self) -> list[str]:
