@@ -48,9 +48,9 @@ def test_watched_and_disturbed(home: Path) -> None:
             terminal.wait_for("resumed")
             select(terminal, "order-1")
             terminal.press("k")
-            terminal.wait_for("kill -9 to order-1", "gone: killed, or crashed", "✗ gone")
+            terminal.wait_for("killed by kill -9", "✗ killed", "load waits")
             terminal.press("r")
-            terminal.wait_for("started: recovered", "● runs    port ")
+            terminal.wait_for("started: recovered", "● runs    port ", "load 100/s")
 
             select(terminal, "postgres")
             terminal.press("k")
@@ -69,6 +69,7 @@ def test_watched_and_disturbed(home: Path) -> None:
             terminal.wait_for("q quit")
             terminal.press("q")
             assert terminal.wait() == 0
+            assert re.search(r"load: orders .*\d acknowledged", terminal.text)
         assert "inventory-1" in brewctl(home, "status").stdout
         picture = home / "top.svg"
         taken = brewctl(home, "top", "--picture", str(picture), "--after", "1")
@@ -91,6 +92,23 @@ def test_servers_of_somebody_else_are_only_looked_at(rig: Rig, tmp_path: Path) -
         assert not re.search(rb"\x1b\[[\d;]*[349][0-7]m", terminal.raw), "colours"
         terminal.press("\x03")
         assert terminal.wait() == 130
+
+
+BROKEN = """
+from brewctl.lab.top.observer import Observer
+def look(self):
+    raise KeyError("what nobody foresaw")
+Observer.look = look
+"""
+
+
+def test_an_unexpected_error_is_one_line_and_the_terminal_is_as_before(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(BROKEN)
+    env = {"BREW_HOME": str(tmp_path), "PYTHONPATH": str(tmp_path), "BREW_DATABASE_URL": "", "BREW_KAFKA_BROKERS": ""}
+    with opened("top", env=env) as terminal:
+        assert terminal.wait() == 1
+        assert "brewctl: unexpected KeyError: 'what nobody foresaw': run it again as `brewctl" in terminal.text
+        assert "Traceback" not in terminal.text
 
 
 def test_a_terminal_that_is_too_small_and_none_at_all(tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ def test_a_row_of_an_earlier_process_says_nothing_of_the_new_one() -> None:
     [
         ("runs", "gone", "inventory-1 (4711) gone: killed, or crashed"),
         ("runs", "killed", "inventory-1 (4711) killed by kill -9"),
-        ("runs", "paused", "inventory-1 (4711) paused: what it owns stands still until Kafka misses it"),
+        ("runs", "paused", "inventory-1 (4711) paused: what it owns stands still"),
         ("paused", "runs", "inventory-1 (4711) resumed"),
         ("runs", "stopped", "inventory-1 (4711) stopped: it drained"),
         ("silent", "runs", "inventory-1 (4711) is back: recovered"),

@@ -143,8 +143,9 @@ class Top(App[None]):
     def finish(self) -> Iterator[str]:
         """Once it has run: end the load, let what a key began come to its end, and say what is waited for."""
         self._load.stop()
-        if running := self._jobs.running:
-            yield f"waiting for {', '.join(running)}"
+        last = ["the last answers"] if self._load.answering else []
+        if waits := [*self._jobs.running, *last]:
+            yield f"waiting for {', '.join(waits)}"
         self._jobs.wait()
         if told := self._load.finish():
             yield told

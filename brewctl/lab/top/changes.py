@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 
+from brewctl.delivery import topics
 from brewctl.lab.top.snapshot import Group, Process, Snapshot
 
 _WORKS = {"runs", "starts"}
 _EXPECTED = {*_WORKS, "stopped"}  # after which a start mends nothing
 _SAID = {
-    "paused": "paused: what it owns stands still until Kafka misses it",
+    "paused": "paused",
     "killed": "killed by kill -9",
     "gone": "gone: killed, or crashed",
     "stopped": "stopped: it drained",
@@ -37,7 +38,8 @@ def _process(before: Process | None, after: Process) -> Iterator[str]:
         yield f"{who} started{'' if before.state in _EXPECTED else ': recovered'}"
     elif before.state not in {after.state, "starts"}:
         resumed = "resumed" if before.state == "paused" else "is back: recovered"
-        yield f"{who} {_SAID.get(after.state, resumed)}"
+        waits = ": what it owns stands still" if after.state == "paused" and after.role in topics.GROUPS else ""
+        yield f"{who} {_SAID.get(after.state, resumed)}{waits}"
     if before and before.in_sync < before.holds and after.in_sync == after.holds:
         yield f"{after.name} has all its {after.holds} replicas in sync: recovered"
 

@@ -38,6 +38,11 @@ class LoadControl:
         """How many calls since the start were refused, or not answered in time."""
         return self._told[Outcome.FAILED] + self._told[Outcome.UNKNOWN]
 
+    @property
+    def answering(self) -> bool:
+        """Say whether answers may still come."""
+        return any(thread.is_alive() for thread in self._threads)
+
     def __str__(self) -> str:
         """Say what it does, for a title."""
         waits = self.wanted and not self._addresses
