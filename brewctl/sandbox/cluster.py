@@ -11,7 +11,7 @@ from pathlib import Path
 from brewctl.config import Settings
 from brewctl.delivery import database, topics
 from brewctl.errors import BrewError, UsageError
-from brewctl.sandbox import kafka, postgres, processes, state
+from brewctl.sandbox import kafka, parts, postgres, processes, state
 from brewctl.sandbox.processes import Server
 from brewctl.sandbox.state import State
 
@@ -53,6 +53,8 @@ def up(home: Path, options: Options, progress: kafka.Progress) -> State:
             known = replace(_new_state(options), nodes=known.nodes)
         _check(known, options)
         missing = [name for name in known.ports if name not in known.servers or not processes.find(known.servers[name])]
+        if missing:
+            parts.require(java=options.java)
         if not known.kafka_detours:
             known.kafka_detours = [(processes.free_port(), processes.free_port()) for _ in known.kafka_ports]
         with _ended_on_failure(home, known, missing):

