@@ -204,7 +204,7 @@ def _ended_on_failure(home: Path, known: State, missing: list[str]) -> Iterator[
 
 def _undo(home: Path, known: State, missing: list[str]) -> None:
     _end([known.servers.pop(name) for name in missing if name in known.servers])
-    with suppress(OSError):  # the disk may be full
+    with suppress(BrewError):  # the disk may be full
         state.save(home, known)
 
 
