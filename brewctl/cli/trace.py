@@ -124,7 +124,7 @@ class _Timeline:
             if each.text not in self._said:
                 output.emit(textwrap.fill(output.plain(each.text), _WIDTH, break_long_words=False))
                 if each.command:
-                    output.note(f"next: {each.command}")
+                    output.note(f"next: {output.plain(each.command)}")
         self._explain()
 
     def _print_steps(self, life: "Life") -> None:
