@@ -11,7 +11,7 @@ from pathlib import Path
 from brewctl.config import Settings
 from brewctl.delivery import database, topics
 from brewctl.errors import BrewError, UsageError
-from brewctl.sandbox import kafka, parts, postgres, processes, state
+from brewctl.sandbox import kafka, kafka_node, parts, postgres, processes, state
 from brewctl.sandbox.processes import Server
 from brewctl.sandbox.state import State
 
@@ -147,7 +147,7 @@ def _new_state(options: Options) -> State:
     ports = [(first + number if first else processes.free_port(), processes.free_port()) for number in range(count)]
     return State(
         password=secrets.token_urlsafe(24),
-        cluster_id=kafka.new_id(),
+        cluster_id=kafka_node.new_id(),
         postgres_port=options.postgres_port or processes.free_port(),
         kafka_ports=ports,
     )
