@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from kafka import KafkaConsumer, TopicPartition, errors
 
 from brewctl.config import Settings
-from brewctl.delivery.broker.client import Record, connection, explained, require_headers
+from brewctl.delivery.broker.client import Record, absent, connection, explained, require_headers
 from brewctl.delivery.broker.consumer import as_record
 from brewctl.errors import BrewError, UnreachableError
 
@@ -37,7 +37,7 @@ class Reader:
         """
         partitions = self._consumer.partitions_for_topic(topic)
         if not partitions:
-            raise BrewError(f"topic {topic} missing in kafka", hint="run `brewctl topic create`")
+            raise absent(topic)
         places = [TopicPartition(topic, partition) for partition in sorted(partitions)]
         starts = self._consumer.beginning_offsets(places)
         ends = self._consumer.end_offsets(places)
