@@ -14,6 +14,8 @@ from typing import Self
 
 from brewctl.config import Settings, environment
 from brewctl.errors import BrewError
+from brewctl.lifecycle import interrupts_held
+from brewctl.sandbox import processes
 
 # The cast of the story.
 ORDER_NODES = ("order-1", "order-2")
@@ -140,8 +142,7 @@ class Node:
         self._reader.join()
 
     def _tail(self) -> str:
-        lines = self.log.read_text("utf-8", errors="replace").splitlines()[-10:]
-        return "\n".join(f"  {line}" for line in lines) or f"  (nothing in {self.log})"
+        return processes.indented(processes.recent(self.log)[-10:])
 
 
 class Nodes:
@@ -165,8 +166,9 @@ class Nodes:
         log = self._logs / f"{name}.log"
         if all(node.name != name for node in self.started):
             log.unlink(missing_ok=True)  # an earlier run's
-        node = Node(name, arguments, self._settings, log=log, on_line=self._on_line)
-        self.started.append(node)
+        with interrupts_held():  # else one that is running might be nobody's to stop
+            node = Node(name, arguments, self._settings, log=log, on_line=self._on_line)
+            self.started.append(node)
         return node
 
     def stop(self, *, within_s: float = 15.0) -> list[Node]:
