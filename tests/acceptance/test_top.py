@@ -46,7 +46,7 @@ def test_watched_and_disturbed(home: Path) -> None:
             terminal.wait_for("resumed")
             select(terminal, "order-1")
             terminal.press("k")
-            terminal.wait_for("killed by kill -9", "✗ killed", "load waits")
+            terminal.wait_for("killed: kill -9", "✗ killed", "load waits")
             terminal.press("r")
             terminal.wait_for("started: recovered", "● runs    port ", "load 100/s")
 

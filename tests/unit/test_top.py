@@ -186,7 +186,7 @@ def test_a_row_of_an_earlier_process_says_nothing_of_the_new_one() -> None:
     ("before", "after", "said"),
     [
         ("runs", "gone", "inventory-1 (4711) gone: killed, or crashed"),
-        ("runs", "killed", "inventory-1 (4711) killed by kill -9"),
+        ("runs", "killed", "inventory-1 (4711) killed: kill -9"),
         ("runs", "paused", "inventory-1 (4711) paused: what it owns stands still"),
         ("paused", "runs", "inventory-1 (4711) resumed"),
         ("runs", "stopped", "inventory-1 (4711) stopped: it drained"),
@@ -342,7 +342,7 @@ def test_who_was_killed_by_a_key_is_known_to_be_killed_until_it_is_back() -> Non
         one, *others = SNAPSHOT.processes
         await pilot.press("k")
         observer.snapshot = replace(SNAPSHOT, processes=tuple(replace(each, state="gone") for each in (one, *others)))
-        await until(pilot, lambda: "order-1 (4711) killed by kill -9" in screen(pilot))
+        await until(pilot, lambda: "order-1 (4711) killed: kill -9" in screen(pilot))
         assert "✗ killed" in screen(pilot)
         assert "inventory-1 (4711) gone" in screen(pilot)
         observer.snapshot = replace(SNAPSHOT, processes=(replace(one, pid=4712), *others))
@@ -464,7 +464,7 @@ def test_a_load_waits_while_no_order_service_runs(monkeypatch: pytest.MonkeyPatc
     assert str(load) == "load 20/s"
     assert said == [
         "load: 20 orders a second to a",
-        "load waits: no order-service runs",
+        "load: waits for an order-service: press o to add one",
         "load: 20 orders a second to b",
     ]
     assert load.finish() == "load: orders 2 acknowledged"

@@ -9,7 +9,7 @@ _WORKS = {"runs", "starts"}
 _EXPECTED = {*_WORKS, "stopped"}  # after which a start mends nothing
 _SAID = {
     "paused": "paused",
-    "killed": "killed by kill -9",
+    "killed": "killed: kill -9",
     "gone": "gone: killed, or crashed",
     "stopped": "stopped: it drained",
     "silent": "silent",

@@ -55,15 +55,15 @@ class LoadControl:
         self._send_to(addresses)
 
     def follow(self, addresses: Sequence[str]) -> None:
-        """Send to an order-service that has come since, too; wait while there is none."""
-        if not self.wanted:
+        """Send to the order-services that there are now, for who listens where one was may be anybody's; or wait."""
+        if not self.wanted or set(addresses) == set(self._addresses):
             return
-        if self._addresses and not addresses:
+        if addresses:
+            self._send_to(addresses)
+        else:
             self._stop.set()
             self._addresses = ()
-            self._say("load waits: no order-service runs")
-        elif set(addresses) - set(self._addresses):
-            self._send_to(addresses)
+            self._say("load: waits for an order-service: press o to add one")
 
     def stop(self) -> None:
         """Send no more, and leave the last calls to themselves."""
