@@ -138,7 +138,10 @@ class Top(App[None]):
         self._rates.add(self.snapshot)
         for text in changes.between(before, self.snapshot):
             self._tell(text)
+        waited = self._load.waits
         self._load.follow(self.snapshot.addresses)
+        if self._load.waits and not waited:
+            self._tell("load: waits for an order-service: press o to add one")
         self._show()
 
     def _show(self) -> None:
@@ -152,7 +155,7 @@ class Top(App[None]):
         events.update(panels.events([*self._events], events.size.height, width))
 
     def _title(self) -> str:
-        load = f"load {self._load.rate}/s" if self._load.runs else "no load"
+        load = "load waits" if self._load.waits else f"load {self._load.rate}/s" if self._load.runs else "no load"
         failed = f", {self._load.failed:,} failed" if self._load.failed else ""
         left, right = f"brewctl top  {self._where}", f"{load}{failed}  {time.strftime('%H:%M:%S')}"
         room = self.size.width - len(right) - 1

@@ -25,33 +25,31 @@ class LoadControl:
         self._say = say
         self._load: Load | None = None
         self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
         self._addresses: Sequence[str] = ()
         self.rate = 20
+        self.runs = False
         self.failed = 0  # calls, since the start
 
     @property
-    def runs(self) -> bool:
-        """Say whether orders are being sent."""
-        return self._thread is not None and self._thread.is_alive()
+    def waits(self) -> bool:
+        """Say whether orders would be sent, if there were an order-service."""
+        return self.runs and not self._addresses
 
     def start(self, addresses: Sequence[str]) -> None:
         """Send orders to these order-services, in turn."""
-        self._addresses, self._stop, self.failed = addresses, threading.Event(), 0
-        self._load = Load(addresses, self._record, rate=self.rate, concurrency=_CALLERS, timeout_s=_TIMEOUT_S)
-        self._thread = threading.Thread(target=self._run, args=(self._load, self._stop), name="top-load")
-        self._thread.start()
+        self.runs, self.failed = True, 0
+        self._send_to(addresses)
 
     def follow(self, addresses: Sequence[str]) -> None:
-        """Send to an order-service that has come since, too."""
-        if self.runs and set(addresses) - set(self._addresses):
-            self.stop()
-            self.start(addresses)
+        """Send to the order-services that there are now: who listens where one has ended may be anybody's."""
+        if self.runs and set(addresses) != set(self._addresses):
+            self._stop.set()
+            self._send_to(addresses)
 
     def stop(self) -> None:
         """Send no more, and leave the last calls to themselves."""
         self._stop.set()
-        self._thread = None
+        self.runs = False
 
     def step(self, direction: int) -> None:
         """Choose the next higher rate, or the next lower one."""
@@ -59,6 +57,12 @@ class LoadControl:
         self.rate = RATES[min(max(index, 0), len(RATES) - 1)]
         if self.runs and self._load:
             self._load.set_rate(self.rate)
+
+    def _send_to(self, addresses: Sequence[str]) -> None:
+        self._addresses, self._stop = addresses, threading.Event()
+        if addresses:
+            self._load = Load(addresses, self._record, rate=self.rate, concurrency=_CALLERS, timeout_s=_TIMEOUT_S)
+            threading.Thread(target=self._run, args=(self._load, self._stop), name="top-load").start()
 
     def _record(self, call: Call) -> None:
         if call.error:
@@ -71,6 +75,8 @@ class LoadControl:
             load.run(stop)
         except BrewError as error:
             self._say(f"load stopped: {error.message}")
+            if stop is self._stop:
+                self.runs = False
 
 
 class Controls:

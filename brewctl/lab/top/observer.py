@@ -65,6 +65,8 @@ class Observer:
         self._cluster = Cluster()
         self._owners: dict[str, _Owners] = {}
         self._troubles: dict[str, str] = {}
+        # Where they are is shown anyway, and would leave no room for what is wrong.
+        self._places = {"postgres": database.place(settings.database_url), "kafka": ",".join(settings.brokers)}
         self._first_looks = {"postgres": threading.Event(), "kafka": threading.Event()}
 
     @contextlib.contextmanager
@@ -117,8 +119,8 @@ class Observer:
             try:
                 ask()
             except Exception as error:  # noqa: BLE001 - shown, whatever it is: looking on goes on
-                known = isinstance(error, BrewError)
-                self._troubles[server] = str(error) if known else f"{server}: {type(error).__name__} {error}"
+                said = error.message if isinstance(error, BrewError) else f"{server}: {type(error).__name__} {error}"
+                self._troubles[server] = said.replace(f" {self._places[server]}", "")
                 self._first_looks[server].set()
             self._stop.wait(EVERY_S)
 

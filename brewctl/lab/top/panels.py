@@ -26,7 +26,7 @@ def counters(snapshot: Snapshot, rates: Rates, width: int) -> Text:
 
 
 def _trouble(words: str) -> Text:
-    return Text(f"✗ {words.partition(': run ')[0]}; what it said last stays", style="bold red")
+    return Text(f"✗ out of date: {words}", style="bold red")
 
 
 def _counter(name: str, now: Counters | None, rates: Rates, width: int) -> Text:
@@ -62,7 +62,8 @@ def partitions(snapshot: Snapshot, colours: Mapping[str, str], width: int) -> Te
 
 def _group(group: Group, shown: list[int], colours: Mapping[str, str], states: Mapping[str, str]) -> Text:
     steady = group.state in {"Stable", "Empty", "Dead"}
-    line = Text(f"{group.name if steady else f'{group.name} …':<{_LABEL}}", style="bold" if steady else "bold yellow")
+    name = group.name if steady else f"{group.name[: _LABEL - 1]}…"
+    line = Text(f"{name:<{_LABEL}}", style="bold" if steady else "bold yellow")
     places = {place.partition: place for place in group.places}
     for number in shown:
         if place := places.get(number):
