@@ -5,6 +5,7 @@ SHELL := /bin/sh
 PYTHON ?= python3
 BREWCTL := .venv/bin/brewctl
 ORDER_ADDRS := --addr 127.0.0.1:50081 --addr 127.0.0.1:50082
+CAST := order order inventory inventory notifications
 COMPOSE := docker compose
 INSTALL := .venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
 
@@ -31,6 +32,12 @@ help: ## Show this list
 .PHONY: demo
 demo: .venv/.demo ## Play the whole story: five nodes, 200 orders, a kill -9, a verdict
 	@$(BREWCTL) demo
+
+.PHONY: live
+live: .venv/.demo ## Run the cast in the background and watch it; make down ends it
+	@$(BREWCTL) up
+	@$(BREWCTL) status | grep -q '^order-1 ' || $(BREWCTL) start $(CAST)
+	@$(BREWCTL) top
 
 .PHONY: test
 test: lint ## Run every check: lint, then unit, integration and acceptance tests
@@ -135,9 +142,18 @@ proto: .venv/.dev ## Generate the gRPC and Protobuf modules from orders.proto
 lock: .venv/.dev ## Resolve Kafka's jars anew (jars.lock); constraints.txt is uv pip compile's
 	@.venv/bin/python -m brewctl.sandbox.jars > jars.lock.new && mv jars.lock.new brewctl/sandbox/jars.lock
 
-.PHONY: picture
-picture: .venv/.demo ## Make docs/demo.svg from a real run (in a terminal)
-	@$(BREWCTL) demo --report docs/demo.svg
+.PHONY: docs
+docs: .venv/.demo ## Write docs/cli.md from the program
+	@.venv/bin/python -m brewctl.cli.reference > docs/cli.md
+
+.PHONY: pictures
+pictures: .venv/.demo ## Make the pictures of the documentation from real runs
+	@$(BREWCTL) demo --picture docs/demo.svg --report docs/report.svg
+	@$(BREWCTL) up && $(BREWCTL) db init --reset && $(BREWCTL) start $(CAST)
+	@$(BREWCTL) load --rate 50 --duration 45 & \
+	 $(BREWCTL) top --picture docs/top.svg --after 40 & \
+	 sleep 18 && kill -9 "$$($(BREWCTL) status | awk '$$1 == "inventory-1" {print $$2}')" && wait
+	@$(BREWCTL) down
 
 .PHONY: clean
 clean: ## Remove .venv and caches; data of the sandbox stay (brewctl down --purge)

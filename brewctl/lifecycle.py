@@ -17,6 +17,7 @@ from brewctl.errors import DrainTimeoutError, ExitCode
 
 Actor = Callable[[], None]
 
+_INTERRUPTING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SLICE_S = 0.2
 # Longer than any single try takes.
 _FORGOTTEN_S = 60.0
@@ -48,6 +49,28 @@ def stop_on_signals(last: Callable[[], None] = lambda: None) -> Iterator[threadi
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Let a signal that interrupts wait for the end of the block: what begins there is known to its owner afterwards.
+
+    For short steps, such as to start a process and write it down. Signals reach the main thread alone: elsewhere this
+    does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    numbers = [number for number in _INTERRUPTING if callable(signal.getsignal(number))]
+    before = {number: signal.signal(number, lambda came, _frame: held.append(came)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for came in held:
+            signal.raise_signal(came)
 
 
 def stop_at_end_of_input(stop: threading.Event) -> None:

@@ -113,7 +113,7 @@ def _emit(row: "Health | NodeStatus", width: int, condition: str) -> None:
     output.emit(f"{row.name:<{width}}{row.pid or '-':>8}{row.port or '-':>7}{memory:>9}  {condition:<9}{row.log}")
 
 
-def env() -> None:
+def env(as_json: options.AsJson = False) -> None:
     """Print export lines for other tools, password included.
 
     BREW_ORDER_ADDRS is among them where order nodes run in the background.
@@ -126,8 +126,12 @@ def env() -> None:
     found = state.endpoints(home)
     if not found:
         raise UnreachableError(f"no sandbox runs in {home}", hint="run `brewctl up`")
-    for name, value in found.items():
-        output.emit(f"export {config.ENVIRONMENT[name]}={shlex.quote(value)}")
+    variables = {config.ENVIRONMENT[name]: value for name, value in found.items()}
+    if as_json:
+        output.emit_json(variables)
+        return
+    for name, value in variables.items():
+        output.emit(f"export {name}={shlex.quote(value)}")
 
 
 @contextmanager

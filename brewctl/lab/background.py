@@ -19,6 +19,7 @@ import psutil
 from brewctl.config import Settings, environment
 from brewctl.errors import BrewError
 from brewctl.lab.nodes import ROLES, program
+from brewctl.lifecycle import interrupts_held
 from brewctl.sandbox import processes, state
 from brewctl.sandbox.processes import Server
 from brewctl.sandbox.state import State
@@ -118,10 +119,11 @@ def start(home: Path, settings: Settings, roles: Sequence[str], *, name: str = "
         for role in roles:
             node_name = name or _free_name(ROLES[role].stem, taken)
             port = _free_port({node.port for node in taken.values()}) if role == "order" else 0
-            node = _spawn(home, settings, node_name, role, port)
-            known.nodes.pop(node.name, None)  # a gone one: this one comes last
-            known.nodes[node.name] = taken[node.name] = node
-            state.save(home, known)
+            with interrupts_held():
+                node = _spawn(home, settings, node_name, role, port)
+                known.nodes.pop(node.name, None)  # a gone one: this one comes last
+                known.nodes[node.name] = taken[node.name] = node
+                state.save(home, known)
             started.append(node)
     return started
 

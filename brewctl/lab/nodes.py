@@ -14,6 +14,7 @@ from typing import Self
 
 from brewctl.config import Settings, environment
 from brewctl.errors import BrewError
+from brewctl.lifecycle import interrupts_held
 
 # The cast of the story.
 ORDER_NODES = ("order-1", "order-2")
@@ -165,8 +166,9 @@ class Nodes:
         log = self._logs / f"{name}.log"
         if all(node.name != name for node in self.started):
             log.unlink(missing_ok=True)  # an earlier run's
-        node = Node(name, arguments, self._settings, log=log, on_line=self._on_line)
-        self.started.append(node)
+        with interrupts_held():  # else one that is running might be nobody's to stop
+            node = Node(name, arguments, self._settings, log=log, on_line=self._on_line)
+            self.started.append(node)
         return node
 
     def stop(self, *, within_s: float = 15.0) -> list[Node]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from brewctl.config import Settings
 from brewctl.delivery import database, topics
 from brewctl.errors import BrewError, UsageError
+from brewctl.lifecycle import interrupts_held
 from brewctl.sandbox import kafka, postgres, processes, state
 from brewctl.sandbox.processes import Server
 from brewctl.sandbox.state import State
@@ -172,10 +173,12 @@ def _start(home: Path, known: State, missing: list[str], options: Options, progr
         kit = kafka.prepare(options.java, progress)
         progress.step(f"{', '.join(brokers)} start")
         for name in brokers:
-            _record(home, known, kafka.start(home, known, name, kit))
+            with interrupts_held():
+                _record(home, known, kafka.start(home, known, name, kit))
     if "postgres" in missing:
         progress.step("postgres starts")
-        _record(home, known, postgres.start(home, known))
+        with interrupts_held():
+            _record(home, known, postgres.start(home, known))
     postgres.wait_ready(known.servers["postgres"], known)
     kafka.wait_ready(known)
 

@@ -52,7 +52,7 @@ class KafkaTools:
             *("--command-property", f"bootstrap.servers={self._brokers}", "acks=all"),
         )
         if not (rates := _SENT.findall(said)):
-            raise BrewError(f"ProducerPerformance says nothing of use: {said.strip()[-200:]}")
+            raise BrewError(f"kafka's ProducerPerformance says nothing of use: {said.strip()[-200:]}")
         return float(rates[-1])
 
     def consume(self, topic: str, *, records: int) -> float:
@@ -64,7 +64,7 @@ class KafkaTools:
         try:
             return float(said.strip().splitlines()[-1].split(",")[-1])
         except (IndexError, ValueError):
-            raise BrewError(f"ConsumerPerformance says nothing of use: {said.strip()[-200:]}") from None
+            raise BrewError(f"kafka's ConsumerPerformance says nothing of use: {said.strip()[-200:]}") from None
 
     def _call(self, tool: str, *arguments: str) -> str:
         return _run([*self._java, f"org.apache.kafka.tools.{tool}", *arguments], env=self._environment)

@@ -14,20 +14,24 @@ INSERT INTO inventory_reservations SELECT id, 'n' FROM added
 """
 
 
+def add(rig: Rig) -> None:
+    """Add 100 orders, and tell the statistics at once: a session does so once a second at most."""
+    rig.connection.execute(ADD)
+    rig.connection.execute("SELECT pg_stat_force_next_flush()")
+
+
 def test_between_exact_counts_stands_what_was_added_since(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     connection = rig.connection
     counters = Counting()
-    connection.execute(ADD)
+    add(rig)
     assert counters.look(connection).orders == 100
     monkeypatch.setattr(counting, "_SHARE", 1e9)  # as if the tables were so large
     counters = Counting()
     first = counters.look(connection)
     assert (first.orders, first.unpublished, first.published, first.estimated) == (100, 100, 0, False)
-    connection.execute(ADD)
+    add(rig)
     connection.execute("UPDATE outbox SET published_at = now() WHERE id <= 150")
     connection.execute("UPDATE outbox SET failed_at = now() WHERE id > 190")
-    # Statistics of a session are told once a second at most.
-    connection.execute("SELECT pg_stat_force_next_flush()")
     after = counters.look(connection)
     assert (after.orders, after.reservations, after.notifications, after.estimated) == (200, 200, 0, True)
     assert (after.unpublished, after.published, after.set_aside) == (50, 150, 10)
@@ -40,6 +44,6 @@ def test_between_exact_counts_stands_what_was_added_since(rig: Rig, monkeypatch:
 
 def test_more_unpublished_rows_than_are_counted_each_time(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counting, "_MOST_UNPUBLISHED", 60)
-    rig.connection.execute(ADD)
+    add(rig)
     seen = Counting().look(rig.connection)
     assert (seen.unpublished, seen.estimated) == (60, True)

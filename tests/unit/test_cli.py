@@ -1,5 +1,6 @@
 """The installed binary without any server: help, misuse, absent servers, questions before destruction."""
 
+import json
 import os
 import pty
 import re
@@ -346,6 +347,7 @@ def test_order_nodes_alone_are_no_sandbox(tmp_path: Path, brewctl: Brewctl) -> N
     (tmp_path / "home").mkdir()
     state.save(tmp_path / "home", known)
     assert brewctl("env").stdout == "export BREW_ORDER_ADDRS=127.0.0.1:50081\n"
+    assert json.loads(brewctl("env", "--json").stdout) == {"BREW_ORDER_ADDRS": "127.0.0.1:50081"}
     assert "--yes" in complaint(brewctl("db", "init", "--reset"), 2)
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 
 from brewctl.errors import BrewError, DrainTimeoutError
-from brewctl.lifecycle import Backoff, run_together, stop_on_signals, wait_until
+from brewctl.lifecycle import Backoff, interrupts_held, run_together, stop_on_signals, wait_until
 
 each_signal = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 
@@ -355,3 +355,33 @@ def test_a_failure_beside_a_stuck_actor_names_both() -> None:
             run_together({"test-stuck": release.wait, "fail": fail}, threading.Event(), drain_timeout_s=0.05)  # type: ignore[dict-item]
     finally:
         release.set()
+
+
+def test_an_interrupt_waits_for_what_must_not_be_torn() -> None:
+    done = []
+
+    def interrupted() -> None:
+        with interrupts_held():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0)  # the signal is handled here at the latest
+            done.append("all")
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert done == ["all"]
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_no_interrupt_no_harm_and_other_threads_have_none() -> None:
+    seen = []
+
+    def elsewhere() -> None:
+        with interrupts_held():
+            seen.append(threading.current_thread().name)
+
+    with interrupts_held():
+        thread = threading.Thread(target=elsewhere, name="elsewhere")
+        thread.start()
+        thread.join()
+    assert seen == ["elsewhere"]

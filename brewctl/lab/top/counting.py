@@ -2,7 +2,8 @@
 
 An exact count reads a whole index: it is taken as often as it costs a fiftieth of PostgreSQL's time at most, which
 for tables of some thousand rows is every time. In between stands the last exact one and what the cumulative
-statistics say was inserted since, rows that were rolled back included, and up to 10 s late once a session is idle.
+statistics say was inserted since. They count what was rolled back, and are a second late, ten once a session is idle:
+an estimate may be wrong by as much.
 """
 
 import time
