@@ -90,8 +90,9 @@ def _rows(
     for member in members:
         strip = row(output.fitted(member.client_id, _LABEL), [], colours[member.client_id])
         for each in partitions:
-            strip.append(" " * (_CELL - 3))
-            strip.append_text(look.strip([each.partition], member.partitions, colour=colours[member.client_id]))
+            cell = look.strip([each.partition], member.partitions, colour=colours[member.client_id])
+            strip.append(" " * (_CELL - len(cell)))
+            strip.append_text(cell)
         yield strip
     yield row("committed", [each.committed for each in partitions])
     yield row("end", [each.end for each in partitions])

@@ -114,6 +114,14 @@ def test_the_map_of_partitions_tells_owners_without_colours() -> None:
     assert drawn[1].split() == ["inventory", *["1", "+0", "2", "+0"] * 3]
 
 
+def test_the_map_says_that_it_has_not_room_for_all() -> None:
+    wide = replace(SNAPSHOT, groups=(Group("inventory", "Stable", places(*["inventory-1"] * 12)),))
+    narrow, wider = (panels.partitions(wide, {}, width).plain.splitlines() for width in (80, 150))
+    assert narrow[0].split() == ["first", "6", "of", "12", *"012345"]
+    assert wider[0].split() == ["partition", *map(str, range(12))]
+    assert max(map(len, narrow)) <= 80
+
+
 def test_the_map_shows_what_stands_still() -> None:
     gone = replace(SNAPSHOT, processes=(replica("inventory-1", state="gone"),))
     owned = (Place(0, "inventory-1", 12_345, 7.2), Place(1, "", 3, 1.0))

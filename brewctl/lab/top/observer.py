@@ -15,7 +15,7 @@ from brewctl import overview
 from brewctl.config import Settings
 from brewctl.delivery import database
 from brewctl.delivery.broker import Admin, Broker, Partition, open_admin
-from brewctl.errors import BrewError
+from brewctl.errors import BrewError, UnreachableError
 from brewctl.lab.top.counting import Counting
 from brewctl.lab.top.processes import processes_of
 from brewctl.lab.top.snapshot import Counters, Group, Place, Snapshot
@@ -119,10 +119,16 @@ class Observer:
             try:
                 ask()
             except Exception as error:  # noqa: BLE001 - shown, whatever it is: looking on goes on
-                said = error.message if isinstance(error, BrewError) else f"{server}: {type(error).__name__} {error}"
-                self._troubles[server] = said.replace(f" {self._places[server]}", "")
+                self._troubles[server] = self._said(server, error)
                 self._first_looks[server].set()
             self._stop.wait(EVERY_S)
+
+    def _said(self, server: str, error: Exception) -> str:
+        if not isinstance(error, BrewError):
+            return f"{server}: {type(error).__name__} {error}"
+        # One that is away may be started by a key; what else is wrong, by the command that its hint names.
+        said = error.message if isinstance(error, UnreachableError) else str(error)
+        return said.replace(f" {self._places[server]}", "")
 
     def _answered(self, server: str, began: float) -> None:
         self._troubles.pop(server, None)

@@ -53,7 +53,8 @@ def partitions(snapshot: Snapshot, colours: Mapping[str, str], width: int) -> Te
     """Draw the map of each group's partitions: who owns each, how far behind it is, and since when."""
     numbers = sorted({place.partition for group in snapshot.groups for place in group.places})
     shown = numbers[: max(1, (width - _LABEL) // (_CELL + 1))]
-    head = Text(f"{'partition':<{_LABEL}}" + " ".join(f"{number:<{_CELL}}" for number in shown), style="underline")
+    label = "partition" if shown == numbers else f"first {len(shown)} of {len(numbers)}"
+    head = Text(f"{label:<{_LABEL}}" + " ".join(f"{number:<{_CELL}}" for number in shown), style="underline")
     if "kafka" in snapshot.troubles:
         head = _trouble(snapshot.troubles["kafka"])
     states = {process.name: process.state for process in snapshot.processes}
