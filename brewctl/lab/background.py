@@ -79,9 +79,8 @@ def nodes(home: Path) -> dict[str, Server]:
 
 def condition(node: Server) -> Condition:
     """Say whether a node runs."""
-    with suppress(psutil.Error):
-        if process := processes.find(node):
-            return Condition.PAUSED if process.status() == psutil.STATUS_STOPPED else Condition.RUNS
+    if process := processes.find(node):
+        return Condition.PAUSED if processes.is_paused(process) else Condition.RUNS
     return Condition.GONE
 
 

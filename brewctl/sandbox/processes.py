@@ -87,6 +87,13 @@ def find(server: Server) -> psutil.Process | None:
         return None
 
 
+def is_paused(process: psutil.Process) -> bool:
+    """Say whether it was stopped by a signal, to be continued by another."""
+    with suppress(psutil.Error):
+        return bool(process.status() == psutil.STATUS_STOPPED)
+    return False
+
+
 def working_in(folder: Path) -> list[psutil.Process]:
     """Return the processes whose working directory is the folder or below it, whoever started them."""
     place, found = folder.resolve(), []

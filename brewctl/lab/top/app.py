@@ -134,6 +134,8 @@ class Top(App[None]):
         path.write_text(drawn, encoding="utf-8")
 
     def _look(self) -> None:
+        if not self.is_running:  # it is being closed: the parts are gone
+            return
         before, self.snapshot = self.snapshot, self._observer.look()
         self._rates.add(self.snapshot)
         for text in changes.between(before, self.snapshot):

@@ -84,7 +84,7 @@ def _found(row: NodeRow | None) -> psutil.Process | None:
 
 def _replica_state(row: NodeRow | None, process: psutil.Process | None, *, here: bool) -> str:
     if process:
-        return "paused" if _is_paused(process) else "runs" if row else "starts"
+        return "paused" if processes.is_paused(process) else "runs" if row else "starts"
     if row and row.stopped:
         return "stopped"
     if here:
@@ -95,13 +95,6 @@ def _replica_state(row: NodeRow | None, process: psutil.Process | None, *, here:
 def _server_state(process: psutil.Process | None, *, there: bool, ours: bool) -> str:
     if ours and process is None:
         return "gone"
-    if process and _is_paused(process):
+    if process and processes.is_paused(process):
         return "paused"
     return "runs" if there else "starts" if process else "silent"
-
-
-def _is_paused(process: psutil.Process) -> bool:
-    try:
-        return bool(process.status() == psutil.STATUS_STOPPED)
-    except psutil.Error:
-        return False
