@@ -132,6 +132,20 @@ def run_together(actors: Mapping[str, Actor], stop: threading.Event, *, drain_ti
         raise failures[0]
 
 
+@contextlib.contextmanager
+def beside(actors: Mapping[str, Actor], stop: threading.Event) -> Iterator[None]:
+    """Run the actors in threads while the block runs; then set `stop`, and wait for them, who must return soon."""
+    threads = [threading.Thread(target=actor, name=name) for name, actor in actors.items()]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
 class Backoff:
     """Growing, jittered pauses between tries of something that is retried for ever.
 

@@ -1,14 +1,13 @@
 """`brewctl start`, `stop`, `logs`: roles in the background, so that seven terminals become one."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from brewctl import config
-from brewctl.cli import options, output
+from brewctl.cli import completion, options, output
 from brewctl.errors import BrewError, UsageError
 
 if TYPE_CHECKING:
@@ -19,40 +18,13 @@ if TYPE_CHECKING:
 UNDRAINED = "what was not committed will be delivered again"
 
 
-def _roles() -> Iterable[str]:
-    from brewctl.lab.nodes import ROLES
-
-    return ROLES
-
-
-def _started() -> Iterable[str]:
-    from brewctl.lab import background
-
-    return background.nodes(config.home())
-
-
-def _logged() -> Iterable[str]:
-    from brewctl.lab import logs
-
-    return logs.known(config.home())
-
-
-def _completing(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
-    def complete(incomplete: str) -> list[str]:
-        with suppress(Exception):  # whatever it is, it would be written over what the user types
-            return [name for name in names() if name.startswith(incomplete)]
-        return []
-
-    return complete
-
-
 def start(
     roles: Annotated[
         list[str],
         typer.Argument(
             help="A node for each: order, inventory or notifications.",
             metavar="ROLE…",
-            autocompletion=_completing(_roles),
+            autocompletion=completion.roles,
         ),
     ],
     node: Annotated[
@@ -71,9 +43,11 @@ def start(
 
     Exit 1 where a node does not get ready. The others run on, as all do after a Ctrl-C.
     """
+    from brewctl.lab.nodes import ROLES
+
     for role in roles:
-        if role not in _roles():
-            raise UsageError(f"no role {role[:80]!r}", hint=f"choose among {', '.join(_roles())}")
+        if role not in ROLES:
+            raise UsageError(f"no role {role[:80]!r}", hint=f"choose among {', '.join(ROLES)}")
     if node and len(roles) > 1:
         raise UsageError("--node names a single node", hint="leave it out, or start one role at a time")
     settings = options.settings(database_url=database_url, brokers=brokers, topic=topic)
@@ -88,7 +62,7 @@ def start(
 def stop(
     nodes: Annotated[
         list[str] | None,
-        typer.Argument(help="As `brewctl status` names them.", metavar="NODE…", autocompletion=_completing(_started)),
+        typer.Argument(help="As `brewctl status` names them.", metavar="NODE…", autocompletion=completion.nodes),
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Every node in the background.")] = False,
 ) -> None:
@@ -131,7 +105,7 @@ def logs(
     nodes: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Those of these nodes.", metavar="NODE…", show_default="all", autocompletion=_completing(_logged)
+            help="Those of these nodes.", metavar="NODE…", show_default="all", autocompletion=completion.logged_nodes
         ),
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is written, until Ctrl-C.")] = False,

@@ -53,11 +53,12 @@ def bench(
             output.emit(f"{name:<9} {what}")
         return
     from brewctl import config
-    from brewctl.cli.sandbox import emptied, require_extra
+    from brewctl.cli.sandbox import emptied
     from brewctl.errors import BrewError
+    from brewctl.sandbox import parts
 
     chosen = _chosen(leg)
-    require_extra()
+    parts.require()  # the floors are made of them, whoever's the servers are
     from brewctl.lab.bench import figures
 
     before = figures.earlier(against) if against else {}

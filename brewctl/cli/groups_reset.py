@@ -2,54 +2,33 @@
 
 import re
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from brewctl.cli import options, output
-from brewctl.errors import BrewError, UsageError
+from brewctl.cli import completion, options, output
+from brewctl.errors import UsageError
 
 if TYPE_CHECKING:
     from brewctl.delivery.offsets import Move, Target
 
-_COMPLETION_S = 1.0
 _AGO = re.compile(r"-([0-9]{1,6})([smhd])", re.ASCII)
 _OFFSET = re.compile(r"[0-9]{1,18}", re.ASCII)
 _UNITS_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _EFFECTS = {"inventory": "reserved", "notifications": "notified"}
 
 
-def _names(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Complete a group's name: Kafka's, where it answers quickly, else the story's."""
-    from brewctl.delivery import topics
-    from brewctl.delivery.broker import open_admin
-
-    names = [*topics.GROUPS]
-    try:
-        settings = options.settings(brokers=ctx.params.get("brokers"))
-        limits = replace(settings.impatient.limits, kafka_connect_s=_COMPLETION_S, kafka_admin_s=_COMPLETION_S)
-        with open_admin(replace(settings, limits=limits)) as admin:
-            names = admin.groups()
-    except BrewError:
-        pass
-    return [name for name in names if name.startswith(incomplete)]
-
-
-def _places(incomplete: str) -> list[str]:
-    return [place for place in ("earliest", "latest") if place.startswith(incomplete)]
-
-
 def reset(
-    name: Annotated[str, typer.Argument(help="The group.", metavar="NAME", autocompletion=_names)],
+    name: Annotated[str, typer.Argument(help="The group.", metavar="NAME", autocompletion=completion.groups)],
     to: Annotated[
         str,
         typer.Option(
             help="Where it goes on, in every partition: earliest, latest, an offset, or the first record since a time: "
             "2026-11-25T12:00, local where it names no zone, or so long ago: -90s, -15m, -2h, -1d.",
             metavar="PLACE",
-            autocompletion=_places,
+            autocompletion=completion.places,
         ),
     ],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what it would do, and change nothing.")] = False,

@@ -1,11 +1,10 @@
 """`brewctl up`, `down`, `status`, `env`: real servers on this machine, and what runs beside them."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,7 +16,7 @@ from brewctl.errors import BrewError, ExitCode, UnreachableError, UsageError
 if TYPE_CHECKING:
     from brewctl.config import Settings
     from brewctl.lab.background import NodeStatus, Stopped
-    from brewctl.sandbox.cluster import Health
+    from brewctl.sandbox.cluster import Health, Options
     from brewctl.sandbox.state import State
 
 
@@ -42,8 +41,10 @@ def up(
 
     Data, logs and state live in BREW_HOME (default: the user's state directory).
     """
+    from brewctl.sandbox.cluster import Options
+
     home = config.home()
-    known = _up(home, brokers=brokers, postgres_port=postgres_port, kafka_port=kafka_port, java=java)
+    known = _up(home, Options(brokers=brokers, postgres_port=postgres_port, kafka_port=kafka_port, java=java))
     output.emit(f"postgres  127.0.0.1:{known.postgres_port}/brew")
     output.emit(f"kafka     {','.join(known.brokers)}")
     output.emit(f"home      {home}")
@@ -58,9 +59,8 @@ def down(
     Their data stay, unless --purge.
     """
     from brewctl.lab import background as lab
-    from brewctl.sandbox import state
+    from brewctl.sandbox import cluster, state
 
-    cluster = _cluster()
     home = config.home()
     there = state.exists(home)
     nodes: list[Stopped] = []
@@ -87,30 +87,33 @@ def status(as_json: options.AsJson = False) -> None:
     Exit 1 unless all servers answer and all nodes run. With --json a server has `answers`, a node `role` and `state`.
     """
     from brewctl.lab import background as lab
+    from brewctl.sandbox import cluster
 
     home = config.home()
-    servers, nodes = _cluster().status(home), lab.status(home)
+    servers, nodes = cluster.status(home), lab.status(home)
+    rows: list[Health | NodeStatus] = [*servers, *nodes]
     if as_json:
-        output.emit_json([asdict(row) for row in (*servers, *nodes)])
-    elif not servers and not nodes:
+        output.emit_json([asdict(row) for row in rows])
+    elif not rows:
         output.emit(f"no sandbox in {home}: run `brewctl up`")
     else:
-        width = max(len(row.name) for row in (*servers, *nodes))
-        if servers:
-            output.emit(f"{'server':<{width}}{'pid':>8}{'port':>7}{'memory':>9}  {'answers':<9}log")
-        for row in servers:
-            _emit(row, width, ("yes" if row.answers else "no") if row.pid else "stopped")
-        if nodes:
-            output.emit(f"{'node':<{width}}{'pid':>8}{'port':>7}{'memory':>9}  {'state':<9}log")
-        for row in nodes:
-            _emit(row, width, row.state)
-    if not (servers or nodes) or not all(row.answers for row in servers) or any(row.state != "runs" for row in nodes):
+        width = max(len(row.name) for row in rows)
+        answers = [("yes" if row.answers else "no") if row.pid else "stopped" for row in servers]
+        _table(width, "server", "answers", zip(servers, answers, strict=True))
+        _table(width, "node", "state", ((row, row.state) for row in nodes))
+    if not rows or not all(row.answers for row in servers) or any(row.state != "runs" for row in nodes):
         raise typer.Exit(ExitCode.FAILED)
 
 
-def _emit(row: "Health | NodeStatus", width: int, condition: str) -> None:
-    memory = f"{row.memory_bytes / 2**20:.0f} MB" if row.pid else "-"
-    output.emit(f"{row.name:<{width}}{row.pid or '-':>8}{row.port or '-':>7}{memory:>9}  {condition:<9}{row.log}")
+def _table(width: int, kind: str, how: str, rows: "Iterable[tuple[Health | NodeStatus, str]]") -> None:
+    """Print what there is of a kind, and in a column of its own how each is; nothing where there is none."""
+    header = f"{kind:<{width}}{'pid':>8}{'port':>7}{'memory':>9}  {how:<9}log"
+    for row, word in rows:
+        if header:
+            output.emit(header)
+            header = ""
+        memory = f"{row.memory_bytes / 2**20:.0f} MB" if row.pid else "-"
+        output.emit(f"{row.name:<{width}}{row.pid or '-':>8}{row.port or '-':>7}{memory:>9}  {word:<9}{row.log}")
 
 
 def env(as_json: options.AsJson = False) -> None:
@@ -137,9 +140,10 @@ def env(as_json: options.AsJson = False) -> None:
 @contextmanager
 def borrowed(home: Path, *, keep: bool) -> Iterator[None]:
     """A running sandbox: what is started for this is stopped after it, unless `keep`."""
-    cluster = _cluster()
+    from brewctl.sandbox import cluster
+
     ran_before = cluster.running(home)
-    _up(home)
+    _up(home, cluster.Options())
     try:
         yield
     finally:
@@ -179,29 +183,14 @@ def _refuse_nodes(home: Path) -> None:
         raise BrewError(f"nodes run in the background ({', '.join(running)})", hint="run `brewctl stop --all`")
 
 
-def require_extra() -> None:
-    """Raise BrewError where the sandbox's parts, which the bench's floors are made of, are not installed."""
-    _cluster()
-
-
-def _cluster() -> ModuleType:
-    try:
-        from brewctl.sandbox import cluster
-    except ModuleNotFoundError as error:
-        hint = "pip install 'brewctl[sandbox]', or use servers of your own"
-        raise BrewError(f"the sandbox's parts are not installed ({error.name} is missing)", hint=hint) from None
-    return cluster
-
-
-def _up(home: Path, **chosen: int | str | None) -> "State":
+def _up(home: Path, chosen: "Options") -> "State":
     from rich.console import Console
 
     from brewctl.cli.progress import Shown
+    from brewctl.sandbox import cluster
 
-    cluster = _cluster()
     with Shown(Console(stderr=True)) as progress:
-        known: State = cluster.up(home, cluster.Options(**chosen), progress)
-    return known
+        return cluster.up(home, chosen, progress)
 
 
 def register(app: typer.Typer) -> None:

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import typer
 
-from brewctl.cli import options, output
+from brewctl.cli import completion, options, output
 from brewctl.errors import BrewError, UsageError
 
 if TYPE_CHECKING:
@@ -18,26 +18,7 @@ if TYPE_CHECKING:
     from brewctl.overview.trace import Life, Step
 
 _WIDTH = 80
-_COMPLETED = 20
 TIMEOUT_S = 60.0
-
-
-def complete(incomplete: str) -> list[str]:
-    """Offer the newest orders that begin so; none where that can't be known at once."""
-    from dataclasses import replace
-
-    from brewctl.config import Limits
-    from brewctl.delivery import database
-    from brewctl.overview import trace
-
-    try:
-        first, last = trace.bounds(incomplete or "0")  # ids begin with their time
-        settings = options.settings(limits=replace(Limits(), database_connect_s=2, database_statement_s=3))
-        with database.connect(settings) as connection:
-            found = trace.newest(connection, first, last, limit=_COMPLETED)
-    except BrewError:
-        return []
-    return [str(order_id) for order_id in found]
 
 
 def trace(
@@ -46,7 +27,7 @@ def trace(
         typer.Argument(
             help="The order, or the beginning of its id.",
             metavar="ORDER_ID",
-            autocompletion=complete,
+            autocompletion=completion.orders,
             show_default=False,
         ),
     ],
@@ -143,7 +124,7 @@ class _Timeline:
             if each.text not in self._said:
                 output.emit(textwrap.fill(output.plain(each.text), _WIDTH, break_long_words=False))
                 if each.command:
-                    output.note(f"next: {each.command}")
+                    output.note(f"next: {output.plain(each.command)}")
         self._explain()
 
     def _print_steps(self, life: "Life") -> None:

@@ -21,6 +21,7 @@ Connection = psycopg.Connection[TupleRow]
 
 _EXAMPLE = "use postgresql://USER@HOST:PORT/NAME"
 _PORTS = 65536
+_SCHEMA_S = 600  # indexes of tables of any size are made
 # What a lost, refused or overloaded server raises, one that gave up on a paused process, or one that another has
 # taken the lead from; everything else is the statement's own fault.
 UNAVAILABLE = (
@@ -164,7 +165,7 @@ def has_news(connection: Connection, *, within_s: float) -> bool:
 
 
 def missing_tables(connection: Connection) -> list[str]:
-    """Name the tables, and the columns of later versions, that are not there."""
+    """Name the tables, and what later versions added and the roles need, that are not there."""
     return [str(name) for (name,) in connection.execute(queries["missing_tables"])]
 
 
@@ -175,13 +176,17 @@ def check_schema(connection: Connection) -> None:
         raise BrewError(f"table{plural} missing in postgres ({', '.join(missing)})", hint="run `brewctl db init`")
 
 
-def initialize(connection: Connection, *, reset: bool = False) -> None:
-    """Create what is missing of the schema, in one transaction; `reset` also empties every table."""
-    with connection.transaction():
+def initialize(connection: BoundedConnection, *, reset: bool = False) -> None:
+    """Create what is missing of the schema, in one transaction; `reset` also empties every table.
+
+    Nobody writes meanwhile: a second or two for a million orders, where an index is new.
+    """
+    with connection.answering_within(_SCHEMA_S), connection.transaction():
+        connection.execute(queries["bound_statements"], {"timeout": f"{_SCHEMA_S}s"})
+        # Whoever is in the middle of a transaction is waited for, but not for ever: all others wait behind us.
+        connection.execute("SET LOCAL lock_timeout = '10s'")
         connection.execute(schema)
         if reset:
-            # A role in the middle of a transaction is waited for, but not for ever.
-            connection.execute("SET LOCAL lock_timeout = '10s'")
             connection.execute(queries["reset"])
 
 

@@ -135,12 +135,12 @@ class Settled:
 class DeadLetters:
     """The dead letters of a topic. Of use for one command: it remembers what it has sent."""
 
-    def __init__(self, settings: Settings, connection: Connection, reader: Reader) -> None:
+    def __init__(self, settings: Settings, connection: Connection, reader: Reader, since: datetime | None) -> None:
         self._settings = settings
         self._connection = connection
         self._reader = reader
         self._topic = settings.dead_letter_topic
-        self._bounds = reader.bounds(self._topic)
+        self._bounds = reader.bounds(self._topic, since_ms=None if since is None else int(since.timestamp() * 1000))
         self._producer: Producer | None = None
         self._sent: dict[tuple[object, ...], Place] = {}
 
@@ -268,10 +268,15 @@ class DeadLetters:
 
 
 @contextlib.contextmanager
-def open_dead_letters(settings: Settings, connection: Connection) -> Iterator[DeadLetters]:
-    """Open the dead letters of the topic. Raises UnreachableError, BrewError where there is no such topic."""
+def open_dead_letters(
+    settings: Settings, connection: Connection, *, since: datetime | None = None
+) -> Iterator[DeadLetters]:
+    """Open the dead letters of the topic, or those that were written since a time, by the clocks of their writers.
+
+    Raises UnreachableError, BrewError where there is no such topic.
+    """
     with open_reader(settings) as reader:
-        dead_letters = DeadLetters(settings, connection, reader)
+        dead_letters = DeadLetters(settings, connection, reader, since)
         try:
             yield dead_letters
         finally:

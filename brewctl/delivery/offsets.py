@@ -101,12 +101,20 @@ def plan(admin: Admin, name: str, topic: str, target: Target) -> list[Move]:
 
 
 def reset(admin: Admin, name: str, topic: str, moves: list[Move]) -> None:
-    """Commit what was planned, and read it back. Raises BrewError where the group has live members by now."""
+    """Commit what was planned, and read it back.
+
+    Raises BrewError where the group has live members by now, or one that came and went has moved it since the plan.
+    """
     wanted = {move.partition: move.after for move in moves}
+    _require(admin, name, topic, {move.partition: move.committed for move in moves})
     admin.commit(name, topic, wanted)
+    _require(admin, name, topic, wanted)
+
+
+def _require(admin: Admin, name: str, topic: str, offsets: Mapping[int, int | None]) -> None:
     found = admin.committed(name, topic)
-    if different := [partition for partition, offset in wanted.items() if found.get(partition) != offset]:
+    if moved := [partition for partition, offset in offsets.items() if found.get(partition) != offset]:
         raise BrewError(
-            f"consumer group {name} has other offsets than were set, in partitions {different}",
-            hint="has a consumer started meanwhile? see `brewctl groups`",
+            f"consumer group {name} has moved meanwhile, in partitions {moved}",
+            hint="stop its consumers, and see `brewctl groups`",
         )

@@ -16,6 +16,7 @@ from brewctl.config import Settings
 from brewctl.delivery import database
 from brewctl.delivery.database import BoundedConnection
 from brewctl.errors import BrewError
+from brewctl.lifecycle import beside
 from brewctl.sql import queries
 
 logger = log.get(__name__)
@@ -50,13 +51,8 @@ def kept(settings: Settings, replica: Replica, work: Callable[[], Work]) -> Iter
     """
     over = threading.Event()
     writer = _Writer(settings.impatient, replica, work)  # a stop waits for it
-    thread = threading.Thread(target=writer.run, args=(over,), name="presence")
-    thread.start()
-    try:
+    with beside({"presence": lambda: writer.run(over)}, over):
         yield
-    finally:
-        over.set()
-        thread.join()
 
 
 class _Writer:

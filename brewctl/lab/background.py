@@ -29,7 +29,6 @@ READY_S = 30.0
 STOP_S = 15.0
 _KILL_S = 5.0
 _PORTS = range(50081, 51081)  # the first is where clients look by default
-_LAST_BYTES = 64 * 1024
 
 
 class Condition(StrEnum):
@@ -77,13 +76,6 @@ def nodes(home: Path) -> dict[str, Server]:
     return known.nodes if known else {}
 
 
-def condition(node: Server) -> Condition:
-    """Say whether a node runs."""
-    if process := processes.find(node):
-        return Condition.PAUSED if processes.is_paused(process) else Condition.RUNS
-    return Condition.GONE
-
-
 def status(home: Path) -> list[NodeStatus]:
     """Look at every node; empty where there is none."""
     rows = []
@@ -96,7 +88,7 @@ def status(home: Path) -> list[NodeStatus]:
                 pid=node.pid if process else None,
                 port=node.port,
                 memory_bytes=processes.memory(process) if process else 0,
-                state=condition(node) if process else Condition.GONE,
+                state=_condition(process),
                 log=node.log,
             )
         )
@@ -122,7 +114,11 @@ def start(home: Path, settings: Settings, roles: Sequence[str], *, name: str = "
                 node = _spawn(home, settings, node_name, role, port)
                 known.nodes.pop(node.name, None)  # a gone one: this one comes last
                 known.nodes[node.name] = taken[node.name] = node
-                state.save(home, known)
+                try:
+                    state.save(home, known)
+                except BrewError:  # nobody would know of it
+                    processes.end([node], ((signal.SIGKILL, _KILL_S),))
+                    raise
             started.append(node)
     return started
 
@@ -141,8 +137,7 @@ def wait_ready(node: Server, *, timeout_s: float = READY_S) -> None:
             return
         if ended or time.monotonic() > deadline:
             what = "ended at its start" if ended else "is not ready yet"
-            tail = "".join(f"  {line}\n" for line in lines[-10:]) or "  (nothing in its log)\n"
-            raise BrewError(f"{node.name} {what}\n{tail}the whole log is {node.log}")
+            raise BrewError(f"{node.name} {what}\n{processes.indented(lines[-10:])}\nthe whole log is {node.log}")
         time.sleep(0.1)
 
 
@@ -187,6 +182,12 @@ def send(home: Path, name: str, number: signal.Signals) -> None:
     raise BrewError(f"{name} is gone", hint=f"its log is {node.log}")
 
 
+def _condition(process: psutil.Process | None) -> Condition:
+    if process is None:
+        return Condition.GONE
+    return Condition.PAUSED if processes.is_paused(process) else Condition.RUNS
+
+
 def _node(home: Path, name: str) -> Server:
     known = nodes(home)
     if name not in known:
@@ -228,8 +229,4 @@ def _spawn(home: Path, settings: Settings, name: str, role: str, port: int) -> S
 
 def _lines(node: Server) -> list[str]:
     """What it wrote to its log, the end of it."""
-    with suppress(OSError), open(node.log, "rb") as log:
-        end = log.seek(0, os.SEEK_END)
-        log.seek(max(node.log_start, end - _LAST_BYTES))
-        return log.read().decode("utf-8", "replace").splitlines()
-    return []
+    return processes.recent(Path(node.log), start=node.log_start)

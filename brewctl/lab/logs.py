@@ -44,7 +44,7 @@ def read(home: Path, names: Collection[str] = (), *, tail: int | None = None, fo
                 if names and name not in names:
                     continue
                 if name not in logs:
-                    logs[name] = _Log(name, path)
+                    logs[name] = _Log(name, path, tail)
                     stack.callback(logs[name].close)
                 lines.append(logs[name].lines(unfinished=not follow))
             if tail is not None:
@@ -59,9 +59,11 @@ def read(home: Path, names: Collection[str] = (), *, tail: int | None = None, fo
 class _Log:
     """A log that is read on from where it was read to."""
 
-    def __init__(self, node: str, path: Path) -> None:
+    def __init__(self, node: str, path: Path, tail: int | None) -> None:
+        """Begin where more than `tail` lines are left, at the log's beginning without."""
         self._node = node
         self._path = path
+        self._tail = tail
         self._file: BinaryIO | None = None
         self._at = b""
         self._begun = b""  # a line whose end was not written yet
@@ -84,6 +86,9 @@ class _Log:
                 return
             except OSError as error:
                 raise BrewError(f"{self._path} can't be read ({(error.strerror or '').lower()})") from error
+            if self._tail is not None:
+                _near_end(self._file, self._tail)
+                self._tail = None
             yield from self._rest(unfinished=unfinished)
 
     def _replaced(self) -> bool:
@@ -108,3 +113,20 @@ class _Log:
         if found := _TIME.match(text):
             self._at = found[1]
         return Line(self._at, self._node, text)
+
+
+def _near_end(log: BinaryIO, lines: int) -> None:
+    """Go to the beginning of a line that more than so many follow: a large log is not read whole for its last ones.
+
+    Of its last 64 KiB at least, so that the time of a line that has none is known, as a rule.
+    """
+    end, last = log.seek(0, os.SEEK_END), _LONGEST_BYTES
+    while last < end:
+        log.seek(end - last)
+        log.readline(last)
+        begin = log.tell()
+        if log.read(end - begin).count(b"\n") > lines:
+            log.seek(begin)
+            return
+        last *= 2
+    log.seek(0)

@@ -15,6 +15,7 @@ from typing import Self
 from brewctl.config import Settings, environment
 from brewctl.errors import BrewError
 from brewctl.lifecycle import interrupts_held
+from brewctl.sandbox import processes
 
 # The cast of the story.
 ORDER_NODES = ("order-1", "order-2")
@@ -141,8 +142,7 @@ class Node:
         self._reader.join()
 
     def _tail(self) -> str:
-        lines = self.log.read_text("utf-8", errors="replace").splitlines()[-10:]
-        return "\n".join(f"  {line}" for line in lines) or f"  (nothing in {self.log})"
+        return processes.indented(processes.recent(self.log)[-10:])
 
 
 class Nodes:

@@ -13,6 +13,7 @@ from brewctl.delivery import database, topics
 from brewctl.delivery.broker import open_admin
 from brewctl.errors import BrewError
 from brewctl.lab.history import Ownership, Sample
+from brewctl.lifecycle import beside
 
 _LOOK_EVERY_S = 0.2
 _ASK_EVERY_S = 0.7
@@ -32,15 +33,8 @@ class Watch:
     def running(self) -> Iterator["Watch"]:
         """Look while the block runs."""
         self._began = time.monotonic()
-        threads = [threading.Thread(target=target, name=target.__name__) for target in (self._count, self._ask)]
-        for thread in threads:
-            thread.start()
-        try:
+        with beside({"count": self._count, "ask": self._ask}, self._stop):
             yield self
-        finally:
-            self._stop.set()
-            for thread in threads:
-                thread.join()
 
     @property
     def now_s(self) -> float:

@@ -22,6 +22,7 @@ def follow(settings: Settings, order_id: UUID, *, timeout_s: float) -> Iterator[
     It ends with a look at both servers: at one that is finished, or that can't be, or after `timeout_s` seconds. While
     PostgreSQL is away its errors are yielded, one an outage. Raises BrewError where the order is gone.
     """
+    settings = settings.impatient
     until = time.monotonic() + timeout_s
     away = False
     while True:

@@ -4,8 +4,10 @@ It is sound while everything runs, because it asks against the stream, as `verif
 have come, then for dead letters, and PostgreSQL last.
 """
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from uuid import UUID
 
 from brewctl.config import Settings
@@ -17,10 +19,11 @@ from brewctl.delivery.topics import GROUPS
 from brewctl.errors import BrewError
 from brewctl.overview import consumer_groups, trace
 from brewctl.overview.consumer_groups import GroupView
-from brewctl.overview.trace import Event, Life
+from brewctl.overview.trace import Event, Life, Order
 
-_CONSUMERS = {group: f"brewctl consume {group}" for group in GROUPS}
 _VERIFY = "brewctl verify"
+# By so much a consumer's clock, which dates its dead letters, may be behind that of the order's node.
+_CLOCKS = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,9 @@ class Look:
 
 def look(settings: Settings, connection: Connection, order_id: UUID) -> Look:
     """Look at an order in both servers; without Kafka, at what PostgreSQL has. Raises what `trace.read` raises."""
+    order = trace.read(connection, order_id).order
     try:
-        topics = _ask(settings, connection, order_id)
+        topics = _ask(settings, connection, order)
     except BrewError as error:
         life = trace.read(connection, order_id)
         return Look(life, judge(settings, life, error), error)
@@ -66,12 +70,12 @@ def judge(settings: Settings, life: Life, kafka: Topics | BrewError) -> list[Sta
     return list(_Judge(settings, life, kafka).standings())
 
 
-def _ask(settings: Settings, connection: Connection, order_id: UUID) -> Topics:
+def _ask(settings: Settings, connection: Connection, order: Order) -> Topics:
     with open_admin(settings) as admin:
         groups = {view.name: view for view in consumer_groups.groups(admin, settings.topic)}
         names = frozenset(admin.topics())
-    key = events.aggregate_id(str(order_id)).encode()
-    with open_dead_letters(settings, connection) as letters:
+    key = events.aggregate_id(str(order.id)).encode()
+    with open_dead_letters(settings, connection, since=order.created_at - _CLOCKS) as letters:
         found = sorted(letters.find(Filter(key=key), settled=True), key=lambda letter: letter.written_at)
     return Topics(names, groups, found)
 
@@ -115,7 +119,7 @@ class _Judge:
             return Standing(f"{row} waits: kafka has no topic {event.topic}", "brewctl topic create")
         publishers = [node.name for node in self._life.nodes if node.role == "order" and node.there]
         if not publishers:
-            return Standing(f"{row} waits: no order node runs that would publish it", "brewctl serve order")
+            return Standing(f"{row} waits: no order node runs that would publish it", _start("order"))
         if isinstance(self._kafka, BrewError):
             return Standing(f"{row} waits: {self._kafka.message}")
         return Standing(f"{row} is to be published by {' or '.join(publishers)}")
@@ -131,7 +135,7 @@ class _Judge:
         if letters and letters[-1].outcome == "dropped":
             return Standing(f"{undone}, and never will be: its dead letter {letters[-1].id} was dropped", stuck=True)
         if event.topic != self._settings.topic:
-            command = f"brewctl trace {self._life.order.id} --topic {event.topic}"
+            command = f"brewctl trace {self._life.order.id} --topic {shlex.quote(event.topic)}"
             return Standing(f"{undone}: it was published to {event.topic}, not to {self._settings.topic}", command)
         place = letters[-1].new_place if letters else _place(event)
         if place is None:
@@ -150,15 +154,19 @@ class _Judge:
         ahead = f"it comes after {before} record{'s' if before > 1 else ''}" if before else "it is next"
         coming = f"{undone}: {ahead} in partition {place.partition}"
         if not group.members:
-            return Standing(f"{coming}, and nobody reads for the group", _CONSUMERS[group.name])
+            return Standing(f"{coming}, and nobody reads for the group", _start(group.name))
         if not progress.owner:
             return Standing(f"{coming}, which nobody owns: the group is {group.state}")
         if progress.owner in self._silent:
             others = any(member.client_id in self._there for member in group.members)
             session = f"within {self._settings.limits.session_s:g} s"
             text = f"{coming}, whose owner {progress.owner} is silent: kafka gives it to another {session}"
-            return Standing(text, "" if others else _CONSUMERS[group.name])
+            return Standing(text, "" if others else _start(group.name))
         return Standing(f"{coming}, which {progress.owner} reads")
+
+
+def _start(role: str) -> str:
+    return f"brewctl start {role}"
 
 
 def _place(event: Event) -> Place | None:

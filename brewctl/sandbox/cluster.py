@@ -12,7 +12,7 @@ from brewctl.config import Settings
 from brewctl.delivery import database, topics
 from brewctl.errors import BrewError, UsageError
 from brewctl.lifecycle import interrupts_held
-from brewctl.sandbox import kafka, postgres, processes, state
+from brewctl.sandbox import kafka, kafka_node, parts, postgres, processes, state
 from brewctl.sandbox.processes import Server
 from brewctl.sandbox.state import State
 
@@ -54,6 +54,8 @@ def up(home: Path, options: Options, progress: kafka.Progress) -> State:
             known = replace(_new_state(options), nodes=known.nodes)
         _check(known, options)
         missing = [name for name in known.ports if name not in known.servers or not processes.find(known.servers[name])]
+        if missing:
+            parts.require(java=options.java)
         if not known.kafka_detours:
             known.kafka_detours = [(processes.free_port(), processes.free_port()) for _ in known.kafka_ports]
         with _ended_on_failure(home, known, missing):
@@ -146,7 +148,7 @@ def _new_state(options: Options) -> State:
     ports = [(first + number if first else processes.free_port(), processes.free_port()) for number in range(count)]
     return State(
         password=secrets.token_urlsafe(24),
-        cluster_id=kafka.new_id(),
+        cluster_id=kafka_node.new_id(),
         postgres_port=options.postgres_port or processes.free_port(),
         kafka_ports=ports,
     )
@@ -205,7 +207,7 @@ def _ended_on_failure(home: Path, known: State, missing: list[str]) -> Iterator[
 
 def _undo(home: Path, known: State, missing: list[str]) -> None:
     _end([known.servers.pop(name) for name in missing if name in known.servers])
-    with suppress(OSError):  # the disk may be full
+    with suppress(BrewError):  # the disk may be full
         state.save(home, known)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from brewctl.errors import BrewError
+from brewctl.sandbox import parts
 
 if TYPE_CHECKING:
     from jgo.maven import MavenContext
@@ -21,7 +22,6 @@ ENDPOINTS = (f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}!", "org.apache.loggin
 _TOOLS = {
     f"org.apache.kafka:kafka-tools:{KAFKA_VERSION}": "62f3c5dd7aa3442d4c5bc6a95f86e2502178ea09de8e27f74d9563bf955e253c"
 }
-_INSTALL = "pip install 'brewctl[sandbox]'"
 
 
 def fetch(folder: Path, advance: Callable[[int, int, str], None]) -> list[Path]:
@@ -95,7 +95,7 @@ def _context(folder: Path) -> "MavenContext":
         from jgo.constants import MAVEN_CENTRAL_URL  # noqa: PLC0415 - an extra
         from jgo.maven import MavenContext, PythonResolver  # noqa: PLC0415 - an extra
     except ImportError:
-        raise BrewError("the sandbox's parts are not installed", hint=_INSTALL) from None
+        raise parts.missing("jgo") from None
     return MavenContext(resolver=PythonResolver(), repo_cache=folder, remote_repos={"central": MAVEN_CENTRAL_URL})
 
 

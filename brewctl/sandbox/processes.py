@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from brewctl.errors import BrewError
 # Where a process's start is told by the clock alone, which may be adjusted a little.
 _SAME_START_S = 1.0
 _LARGE_LOG_BYTES = 10 * 1024 * 1024
+_RECENT_BYTES = 64 * 1024
 _PORTS = (15_000, 32_000)
 _PORT_TRIES = 200
 _LOOK_EVERY_S = 0.05
@@ -88,7 +88,7 @@ def find(server: Server) -> psutil.Process | None:
 
 
 def is_paused(process: psutil.Process) -> bool:
-    """Say whether it was stopped by a signal, to be continued by another."""
+    """Say whether a process was stopped by a signal, and can be continued; one that has ended was not."""
     with suppress(psutil.Error):
         return bool(process.status() == psutil.STATUS_STOPPED)
     return False
@@ -187,11 +187,21 @@ def wait_ready(servers: Sequence[Server], answers: Callable[[], bool], *, timeou
 def tail(server: Server, lines: int = 20) -> str:
     """Return the last lines of a server's log, and of what it printed, indented."""
     log = Path(server.log)
-    last: list[str] = []
-    for path in (log, log.with_name("console.log")):
-        with suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
-            last += deque(file, lines)
-    return "".join(f"  {line.rstrip()}\n" for line in last[-lines:]).rstrip() or "  (nothing in its log)"
+    return indented([*recent(log)[-lines:], *recent(log.with_name("console.log"))[-lines:]][-lines:])
+
+
+def recent(log: Path, *, start: int = 0) -> list[str]:
+    """Return the last lines of a log from byte `start` on, 64 KiB of them at most; none where it can't be read."""
+    with suppress(OSError), log.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(start, end - _RECENT_BYTES))
+        return file.read().decode("utf-8", "replace").splitlines()
+    return []
+
+
+def indented(lines: Iterable[str]) -> str:
+    """Write lines of a log as they stand in an error."""
+    return "\n".join(f"  {line}" for line in lines) or "  (nothing in its log)"
 
 
 def memory(process: psutil.Process) -> int:

@@ -89,7 +89,7 @@ def load(home: Path) -> State | None:
 
 
 def save(home: Path, state: State) -> None:
-    """Write a home's state, readable by its owner alone: a temporary file, then a rename."""
+    """Write a home's state, readable by its owner alone: a temporary file, then a rename. Raises BrewError."""
     temporary = home / f".state.{os.getpid()}"
     try:
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
@@ -97,6 +97,9 @@ def save(home: Path, state: State) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(home / "state.json")
+    except OSError as error:
+        message = f"{home / 'state.json'} can't be written ({(error.strerror or str(error)).lower()})"
+        raise BrewError(message, hint="make room, or set BREW_HOME to a folder on another disk") from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -325,6 +325,5 @@ SELECT relation || '.' || attribute
    AND NOT EXISTS (SELECT FROM pg_attribute
                     WHERE attrelid = to_regclass(relation) AND attname = attribute AND NOT attisdropped)
 UNION ALL
-SELECT name
-  FROM unnest(ARRAY['outbox_ready', 'outbox_published_by_aggregate']) AS name
- WHERE to_regclass('outbox') IS NOT NULL AND to_regclass(name) IS NULL
+SELECT 'outbox_ready'
+ WHERE to_regclass('outbox') IS NOT NULL AND to_regclass('outbox_ready') IS NULL

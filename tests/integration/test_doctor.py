@@ -44,7 +44,7 @@ def ask(rig: Rig) -> tuple[int, dict[str, str], dict[str, str]]:
 def test_its_cures_cure(rig: Rig) -> None:
     database = rig.connection.info.dbname
     rig.connection.execute("DROP TABLE notifications_log")
-    rig.connection.execute("DROP INDEX orders_idempotency_key")
+    rig.connection.execute("DROP INDEX orders_idempotency_key, outbox_ready")
     rig.connection.execute(f'ALTER DATABASE "{database}" SET synchronous_commit = off')
     with open_admin(rig.settings) as admin:
         admin.delete_topic(rig.settings.dead_letter_topic)
@@ -57,7 +57,7 @@ def test_its_cures_cure(rig: Rig) -> None:
     }
     # What can't be asked without its tables is not asked.
     assert verdicts.keys() == SERVERS - {"outbox"}
-    assert look(rig)["schema"].found == "missing: notifications_log, orders_idempotency_key"
+    assert look(rig)["schema"].found == "missing: notifications_log, outbox_ready, orders_idempotency_key"
 
     assert rig.brewctl("db", "init").returncode == 0
     assert rig.brewctl("topic", "create").returncode == 0

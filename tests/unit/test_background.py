@@ -15,6 +15,8 @@ from brewctl.lab import background
 from brewctl.lab.background import Condition, Ending
 from brewctl.lifecycle import wait_until
 from brewctl.sandbox import cluster, processes, state
+from brewctl.sandbox.processes import Server
+from brewctl.sandbox.state import State
 
 # Works until SIGTERM, as a role does; how, its environment says.
 PROGRAM = """
@@ -61,6 +63,10 @@ def kill(home: Path, name: str) -> None:
     node = background.nodes(home)[name]
     background.send(home, name, signal.SIGKILL)
     wait_until("its end", lambda: processes.find(node) is None, timeout_s=10, every_s=0.01)
+
+
+def condition(node: Server) -> Condition:
+    return background._condition(processes.find(node))
 
 
 def test_they_are_numbered_as_in_the_story(home: Path) -> None:
@@ -110,6 +116,20 @@ def test_a_name_that_runs_is_refused_and_nothing_is_started(home: Path) -> None:
     assert start(home, "order", name="mine") == ["mine"]
 
 
+def test_one_that_can_not_be_remembered_does_not_stay(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spawned: list[Server] = []
+
+    def save(_home: Path, known: State) -> None:
+        spawned.extend(known.nodes.values())
+        raise BrewError("no space left on device")
+
+    monkeypatch.setattr(state, "save", save)
+    with pytest.raises(BrewError, match="no space left"):
+        background.start(home, SETTINGS, ["inventory"])
+    (node,) = spawned
+    assert processes.find(node) is None
+
+
 def test_secrets_are_in_the_environment_alone(home: Path) -> None:
     (node,) = background.start(home, SETTINGS, ["inventory"])
     process = processes.find(node)
@@ -127,7 +147,7 @@ def test_ready_counts_from_its_own_start(home: Path, monkeypatch: pytest.MonkeyP
     (node,) = background.start(home, SETTINGS, ["inventory"])
     with pytest.raises(BrewError, match="inventory-1 is not ready yet"):
         background.wait_ready(node, timeout_s=0)
-    assert background.condition(node) == Condition.RUNS
+    assert condition(node) == Condition.RUNS
 
 
 def test_one_that_ends_at_its_start_shows_why(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +164,7 @@ def test_all_drain_at_the_same_time_paused_ones_too_and_say_their_last_line(home
     start(home, "inventory", "inventory", "inventory")
     background.send(home, "inventory-1", signal.SIGSTOP)
     paused = background.nodes(home)["inventory-1"]
-    wait_until("the pause", lambda: background.condition(paused) == Condition.PAUSED, timeout_s=10, every_s=0.01)
+    wait_until("the pause", lambda: condition(paused) == Condition.PAUSED, timeout_s=10, every_s=0.01)
     kill(home, "inventory-2")
     rows = {row.name: row for row in background.status(home)}
     assert {name: row.state for name, row in rows.items()} == {
@@ -200,7 +220,7 @@ def test_the_sandbox_ends_without_them(home: Path, monkeypatch: pytest.MonkeyPat
     node = background.nodes(home)["inventory-1"]
     assert cluster.down(home) == []
     assert cluster.status(home) == []
-    assert background.condition(node) == Condition.RUNS
+    assert condition(node) == Condition.RUNS
     assert background.nodes(home) == {"inventory-1": node}
     monkeypatch.setattr(cluster, "_LAST_CHILDREN_S", 0)
     known = (home / "state.json").read_text()

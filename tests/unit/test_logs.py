@@ -70,6 +70,19 @@ def test_the_last_lines_of_each(folder: Path, tail: int, left: list[str]) -> Non
     assert shown(folder, tail=tail) == left
 
 
+@pytest.mark.parametrize("tail", [0, 1, 5, 400])
+def test_a_large_log_is_not_read_from_its_beginning(folder: Path, monkeypatch: pytest.MonkeyPatch, tail: int) -> None:
+    monkeypatch.setattr(logs, "_LONGEST_BYTES", 64)
+    lines = [f"ts=2026-01-01T00:00:00.{number:03}Z {number}" for number in range(400)]
+    with (folder / "a.log").open("w") as log:
+        log.write("".join(f"{line}\n" for line in lines))
+    assert shown(folder, tail=tail) == [f"a: {line}" for line in lines[len(lines) - tail :]]
+    with (folder / "a.log").open("rb") as log:
+        logs._near_end(log, tail)
+        left = len(log.readlines())
+    assert tail < left <= 2 * tail + 3 or left == 400
+
+
 def test_a_line_whose_end_is_missing(folder: Path) -> None:
     """What a node left that died in the middle of it is shown; what it is still writing is waited for."""
     log = folder / "a.log"

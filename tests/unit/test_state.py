@@ -87,7 +87,7 @@ def test_a_save_that_fails_leaves_the_old_state(tmp_path: Path, monkeypatch: pyt
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(BrewError, match=r"can't be written \(no space left"):
         state.save(tmp_path, sandbox(running=False))
     assert state.load(tmp_path) == sandbox()
 

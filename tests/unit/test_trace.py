@@ -141,14 +141,14 @@ READS, SILENT = node("inventory-1", silent_s=0.5), node("inventory-2", silent_s=
 @pytest.mark.parametrize(
     ("members", "said"),
     [
-        ([], Standing(f"{NEXT}, and nobody reads for the group", "brewctl consume inventory")),
+        ([], Standing(f"{NEXT}, and nobody reads for the group", "brewctl start inventory")),
         ([member("inventory-1", 3)], Standing(f"{NEXT}, which inventory-1 reads")),
         ([member("inventory-1", 0)], Standing(f"{NEXT}, which nobody owns: the group is Stable")),
         (
             [member("inventory-2", 3)],
             Standing(
                 f"{NEXT}, whose owner inventory-2 is silent: kafka gives it to another within 15 s",
-                "brewctl consume inventory",
+                "brewctl start inventory",
             ),
         ),
         (

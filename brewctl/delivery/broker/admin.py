@@ -11,7 +11,7 @@ from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
 
 from brewctl.config import Settings
 from brewctl.delivery.broker.admin_client import EARLIEST, LATEST, AdminClient
-from brewctl.delivery.broker.client import DEAD_LETTER_BYTES, connection, explained, require_headers
+from brewctl.delivery.broker.client import DEAD_LETTER_BYTES, absent, connection, explained, require_headers
 from brewctl.errors import BrewError
 
 PARTITIONS = 6
@@ -107,7 +107,7 @@ class Admin:
         def delete() -> bool:
             for _, error in self._client.delete_consumer_groups([group]):
                 if error is errors.NonEmptyGroupError:
-                    raise BrewError(f"consumer group {group} has live members", hint="stop its consumers first")
+                    raise _alive(group)
                 if error not in (errors.NoError, errors.GroupIdNotFoundError):
                     raise error
             return True
@@ -149,7 +149,7 @@ class Admin:
         try:
             self._patiently(lambda: self._client.commit_offsets(group, topic, offsets))
         except errors.UnknownMemberIdError:
-            raise BrewError(f"consumer group {group} has live members", hint="stop its consumers first") from None
+            raise _alive(group) from None
 
     def ends(self, topic: str) -> dict[int, tuple[int, int]]:
         """Return, for each partition, the first offset there is and the one that the next record will have.
@@ -170,7 +170,7 @@ class Admin:
     def describe(self, topic: str) -> list[Partition]:
         """Return the partitions of a topic, as the answering broker knows them. BrewError where it knows none."""
         if not (partitions := self._partitions(topic)):
-            raise BrewError(f"topic {topic} missing in kafka", hint="run `brewctl topic create`")
+            raise absent(topic)
         return partitions
 
     def configuration(self, topic: str) -> dict[str, str]:
@@ -180,7 +180,7 @@ class Admin:
         )
         ((code, _, _, _, entries),) = answer.resources
         if code == errors.UnknownTopicOrPartitionError.errno:
-            raise BrewError(f"topic {topic} missing in kafka", hint="run `brewctl topic create`")
+            raise absent(topic)
         if code:
             raise errors.for_code(code)(topic)
         return {name: value for name, value, *_ in entries}
@@ -219,6 +219,10 @@ class Admin:
             time.sleep(0.2)
 
 
+def _alive(group: str) -> BrewError:
+    return BrewError(f"consumer group {group} has live members", hint="stop its consumers first")
+
+
 @contextlib.contextmanager
 def open_admin(settings: Settings, *, broker: str = "") -> Iterator[Admin]:
     """Administration, through any broker or just the one at `broker`. Raises UnreachableError, BrewError."""
@@ -239,4 +243,4 @@ def require_topic(settings: Settings) -> None:
     with open_admin(settings) as admin:
         missing = sorted({settings.topic, settings.dead_letter_topic} - admin.topics())
     if missing:
-        raise BrewError(f"topic {' and '.join(missing)} missing in kafka", hint="run `brewctl topic create`")
+        raise absent(*missing)

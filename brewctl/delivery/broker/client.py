@@ -111,6 +111,11 @@ def explained(settings: Settings) -> Iterator[None]:
         raise BrewError(f"kafka {where}: {words(error)}") from error
 
 
+def absent(*topics: str) -> BrewError:
+    """Return the error of who needs topics that are not there."""
+    return BrewError(f"topic {' and '.join(topics)} missing in kafka", hint="run `brewctl topic create`")
+
+
 def words(error: Exception | None) -> str:
     """Write an error of the client in one line."""
     text = " ".join(str(error).split())

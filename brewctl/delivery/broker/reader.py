@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from kafka import KafkaConsumer, TopicPartition, errors
 
 from brewctl.config import Settings
-from brewctl.delivery.broker.client import Record, connection, explained, require_headers
+from brewctl.delivery.broker.client import Record, absent, connection, explained, require_headers
 from brewctl.delivery.broker.consumer import as_record
 from brewctl.errors import BrewError, UnreachableError
 
@@ -29,17 +29,21 @@ class Reader:
         )
         require_headers(self._consumer)
 
-    def bounds(self, topic: str) -> dict[int, tuple[int, int]]:
+    def bounds(self, topic: str, *, since_ms: int | None = None) -> dict[int, tuple[int, int]]:
         """Return, for each partition, the first offset there is and the one that the next record will have.
 
-        Raises BrewError where there is no such topic.
+        `since_ms`: the first of a record that is no older, by its timestamp, since the epoch. Raises BrewError where
+        there is no such topic.
         """
         partitions = self._consumer.partitions_for_topic(topic)
         if not partitions:
-            raise BrewError(f"topic {topic} missing in kafka", hint="run `brewctl topic create`")
+            raise absent(topic)
         places = [TopicPartition(topic, partition) for partition in sorted(partitions)]
         starts = self._consumer.beginning_offsets(places)
         ends = self._consumer.end_offsets(places)
+        if since_ms is not None:
+            found = self._consumer.offsets_for_times(dict.fromkeys(places, since_ms))
+            starts = {place: first.offset if first else ends[place] for place, first in found.items()}
         return {place.partition: (starts[place], ends[place]) for place in places}
 
     def read(self, topic: str, ranges: Mapping[int, tuple[int, int]]) -> Iterator[list[Record]]:

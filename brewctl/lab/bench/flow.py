@@ -10,6 +10,7 @@ from brewctl.lab.bench.figures import Figure
 from brewctl.lab.bench.ground import Ground
 from brewctl.lab.measure import measure
 from brewctl.lab.nodes import CAST, ORDER_NODES, Node
+from brewctl.lifecycle import beside
 from brewctl.sql import bench_queries
 
 _RATE = 100.0
@@ -50,13 +51,8 @@ def memory(ground: Ground) -> Iterator[Figure]:
                 if not warm and overview.counts(ground.connection).orders >= _WARM:
                     warm.update({node.name: _resident_mb(node) for node in nodes})
 
-        looking = threading.Thread(target=look, name="look")
-        looking.start()
-        try:
+        with beside({"look": look}, done):
             measure(_addresses(nodes), concurrency=32, warmup_s=0, orders=_ORDERS)
-        finally:
-            done.set()
-            looking.join()
         ground.wait("every effect", _settled)
         for node in nodes:
             if (resident := _resident_mb(node)) and warm.get(node.name):

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -19,6 +20,7 @@ from brewctl.errors import BrewError, UnreachableError
 from brewctl.lab.top.counting import Counting
 from brewctl.lab.top.processes import processes_of
 from brewctl.lab.top.snapshot import Counters, Group, Place, Snapshot
+from brewctl.lifecycle import beside
 from brewctl.overview import GroupView
 from brewctl.sandbox import state
 
@@ -73,18 +75,9 @@ class Observer:
     def looking(self) -> Iterator[Self]:
         """Look while the block runs."""
         asked = {"postgres": self._ask_postgres, "kafka": self._ask_kafka}
-        threads = [
-            threading.Thread(target=self._again_and_again, args=(server, ask), name=f"top-{server}")
-            for server, ask in asked.items()
-        ]
-        for thread in threads:
-            thread.start()
-        try:
+        actors = {f"top-{server}": partial(self._again_and_again, server, ask) for server, ask in asked.items()}
+        with beside(actors, self._stop):
             yield self
-        finally:
-            self._stop.set()
-            for thread in threads:
-                thread.join()
 
     def wait_for_first_look(self, *, within_s: float) -> None:
         """Wait until both servers have said something, or have been found away."""
