@@ -1,18 +1,20 @@
 """`brewctl counts`: the four counters."""
 
 import sys
-import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from brewctl.cli import options, output
+from brewctl.cli import options, output, watching
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from brewctl.delivery.database import Connection
     from brewctl.overview import Counts
+
+    Seen = tuple[Counts, dict[str, int]]  # the counters, and who reserved how many
 
 _EVERY_S = 0.5
 
@@ -27,40 +29,35 @@ def counts(
     from brewctl import overview
     from brewctl.delivery import database
 
+    def look(connection: "Connection") -> "Seen":
+        return overview.counts(connection), overview.distribution(connection)
+
     with database.connect(settings) as connection:
-
-        def look() -> tuple["Counts", dict[str, int]]:
-            return overview.counts(connection), overview.distribution(connection)
-
-        if as_json or not sys.stdout.isatty():
-            while True:
-                now, shares = look()
-                if as_json:
-                    output.emit_json({**asdict(now), "inventory_distribution": shares})
-                else:
-                    output.emit(str(now))
-                    if now.outbox_failed:
-                        output.emit(f"outbox_failed={now.outbox_failed}: see `brewctl outbox list --failed`")
-                if not watch:
-                    return
-                time.sleep(_EVERY_S)
-        from rich.console import Console
-        from rich.live import Live
-
-        console = Console()
-        if not watch:
-            console.print(_table(*look()))
-            return
-        with Live(_table(*look()), console=console, auto_refresh=False) as live:
-            while True:
-                time.sleep(_EVERY_S)
-                live.update(_table(*look()), refresh=True)
+        first = look(connection)
+    later = watching.later(lambda: database.connect(settings.impatient), look, every_s=_EVERY_S) if watch else ()
+    if sys.stdout.isatty() and not as_json:
+        watching.show_live(first, later, _table)
+    else:
+        watching.show_lines(first, later, _emit_json if as_json else _print, server="postgres")
 
 
-def _table(now: "Counts", shares: dict[str, int]) -> "Table":
+def _emit_json(seen: "Seen") -> None:
+    now, shares = seen
+    output.emit_json({**asdict(now), "inventory_distribution": shares})
+
+
+def _print(seen: "Seen") -> None:
+    now, _ = seen
+    output.emit(str(now))
+    if now.outbox_failed:
+        output.emit(f"outbox_failed={now.outbox_failed}: see `brewctl outbox list --failed`")
+
+
+def _table(seen: "Seen") -> "Table":
     from rich import box
     from rich.table import Table
 
+    now, shares = seen
     table = Table(box=box.SIMPLE, show_header=False)
     table.add_column(style="bold")
     table.add_column(justify="right")

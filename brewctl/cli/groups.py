@@ -1,22 +1,19 @@
 """`brewctl groups`: who reads the topic, and how far they are."""
 
-import itertools
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from brewctl.cli import groups_reset, options, output
-from brewctl.errors import BrewError, UsageError
+from brewctl.cli import groups_reset, options, output, watching
+from brewctl.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.text import Text
 
-    from brewctl.config import Settings
     from brewctl.delivery.broker import Admin, Member
     from brewctl.delivery.offsets import Progress
     from brewctl.overview import GroupView
@@ -40,72 +37,19 @@ def show(
             raise UsageError(f"options of `groups {ctx.invoked_subcommand}` go behind it")
         return
     settings = options.settings(brokers=brokers, topic=topic)
+    from brewctl import overview
     from brewctl.delivery.broker import open_admin
+
+    def look(admin: "Admin") -> list["GroupView"]:
+        return overview.groups(admin, settings.topic, overview.readers(admin, settings.topic))
 
     with open_admin(settings) as admin:
-        first = _look(admin, settings.topic)
-    later = _later(settings) if watch else iter(())
+        first = look(admin)
+    later = watching.later(lambda: open_admin(settings.impatient), look, every_s=_EVERY_S) if watch else ()
     if sys.stdout.isatty() and not as_json:
-        _show_live(first, later)
+        watching.show_live(first, later, _drawn)
     else:
-        _show_lines(first, later, as_json=as_json)
-
-
-def _look(admin: "Admin", topic: str) -> list["GroupView"]:
-    from brewctl import overview
-
-    return overview.groups(admin, topic, overview.readers(admin, topic))
-
-
-def _later(settings: "Settings") -> Iterator["list[GroupView] | BrewError"]:
-    """Look every second, for ever; or say what is wrong."""
-    from brewctl.delivery.broker import open_admin
-
-    while True:
-        time.sleep(_EVERY_S)
-        try:
-            with open_admin(settings.impatient) as admin:
-                while True:
-                    yield _look(admin, settings.topic)
-                    time.sleep(_EVERY_S)
-        except BrewError as error:
-            yield error
-
-
-def _show_lines(first: list["GroupView"], later: Iterator["list[GroupView] | BrewError"], *, as_json: bool) -> None:
-    wrong = ""
-    for seen in itertools.chain([first], later):
-        if isinstance(seen, BrewError):
-            if seen.message != wrong:
-                output.note(f"brewctl: {_away(seen)}")
-            wrong = seen.message
-            continue
-        if wrong:
-            output.note("brewctl: kafka answers again")
-            wrong = ""
-        if as_json:
-            output.emit_json([_summary(view) for view in seen])
-        else:
-            _print(seen)
-
-
-def _show_live(first: list["GroupView"], later: Iterator["list[GroupView] | BrewError"]) -> None:
-    from rich.console import Console, Group
-    from rich.live import Live
-    from rich.text import Text
-
-    drawn = _drawn(first)
-    with Live(drawn, console=Console(), auto_refresh=False) as live:
-        for seen in later:
-            if isinstance(seen, BrewError):
-                live.update(Group(drawn, Text(_away(seen), style="bold red")), refresh=True)
-            else:
-                drawn = _drawn(seen)
-                live.update(drawn, refresh=True)
-
-
-def _away(error: BrewError) -> str:
-    return f"{error.message}: trying again"
+        watching.show_lines(first, later, _emit_json if as_json else _print, server="kafka")
 
 
 def _drawn(views: list["GroupView"]) -> "Group":
@@ -146,8 +90,9 @@ def _rows(
     for member in members:
         strip = row(output.fitted(member.client_id, _LABEL), [], colours[member.client_id])
         for each in partitions:
-            strip.append(" " * (_CELL - 3))
-            strip.append_text(look.strip([each.partition], member.partitions, colour=colours[member.client_id]))
+            cell = look.strip([each.partition], member.partitions, colour=colours[member.client_id])
+            strip.append(" " * (_CELL - len(cell)))
+            strip.append_text(cell)
         yield strip
     yield row("committed", [each.committed for each in partitions])
     yield row("end", [each.end for each in partitions])
@@ -173,6 +118,10 @@ def _row(group: str, state: str, *rest: object) -> str:
 def _state(view: "GroupView") -> str:
     """Shorten Kafka's word, so that each has its column: PreparingRebalance and CompletingRebalance are one to see."""
     return "Rebalancing" if view.state.endswith("Rebalance") else output.fitted(view.state, 11)
+
+
+def _emit_json(views: list["GroupView"]) -> None:
+    output.emit_json([_summary(view) for view in views])
 
 
 def _summary(view: "GroupView") -> dict[str, object]:

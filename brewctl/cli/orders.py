@@ -38,6 +38,12 @@ def create_order(
     settings = options.settings(order_addrs=",".join(addr or []))
     from brewctl.client import OrderClient
 
+    if trace:
+        from brewctl.delivery import database
+
+        # Now: nobody is left with an order that he can't follow.
+        with database.connect(settings) as connection:
+            database.check_schema(connection)
     with OrderClient(settings.order_addrs, tenant=tenant, timeout_s=timeout, on_retry=_Once()) as client:
         for number in range(1, count + 1):
             key = f"{idempotency_key}-{number}" if idempotency_key and count > 1 else idempotency_key

@@ -170,8 +170,17 @@ def emptied(
         options.confirm_destruction(what, mine=False, yes=yes)
         yield settings
     else:
+        _refuse_nodes(config.home())
         with borrowed(config.home(), keep=keep):
             yield options.settings(topic=topic)
+
+
+def _refuse_nodes(home: Path) -> None:
+    # They would take part, and their groups can't be emptied.
+    from brewctl.lab import background as lab
+
+    if running := [node.name for node in lab.status(home) if node.pid]:
+        raise BrewError(f"nodes run in the background ({', '.join(running)})", hint="run `brewctl stop --all`")
 
 
 def _up(home: Path, chosen: "Options") -> "State":

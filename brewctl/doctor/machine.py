@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from brewctl.doctor.finding import Finding, fail, failed, ok, warn
@@ -105,23 +105,36 @@ def _look_at_home(home: Path) -> Iterator[Finding]:
     else:
         yield from _sandbox(known, home)
     if known and known.nodes:
-        yield _nodes([node for node in known.nodes.values() if not processes.find(node)], len(known.nodes))
+        yield _nodes([*known.nodes.values()])
 
 
 def _sandbox(known: State, home: Path) -> Iterator[Finding]:
     running = {name for name, server in known.servers.items() if processes.find(server)}
     if gone := [server for name, server in known.servers.items() if name not in running]:
         yield warn("sandbox", _gone(gone), mend="run `brewctl up`")
+    elif paused := _paused(known.servers.values()):
+        yield _resume("sandbox", paused)
     else:
         yield ok("sandbox", f"{len(running)} servers run in {home}" if running else f"is stopped, in {home}")
     if len(running) < len(known.ports):
         yield _ports(known, running)
 
 
-def _nodes(gone: Sequence[Server], count: int) -> Finding:
-    if gone:
+def _nodes(nodes: Sequence[Server]) -> Finding:
+    if gone := [node for node in nodes if not processes.find(node)]:
         return warn("nodes", _gone(gone), mend=f"run `brewctl start {gone[0].role} --node {gone[0].name}`")
-    return ok("nodes", f"{count} in the background run")
+    if paused := _paused(nodes):
+        return _resume("nodes", paused)
+    return ok("nodes", f"{len(nodes)} in the background run")
+
+
+def _paused(servers: Iterable[Server]) -> list[Server]:
+    return [server for server in servers if (process := processes.find(server)) and processes.is_paused(process)]
+
+
+def _resume(check: str, paused: Sequence[Server]) -> Finding:
+    pids = " ".join(str(server.pid) for server in paused)
+    return warn(check, f"paused: {', '.join(server.name for server in paused)}", mend=f"run `kill -CONT {pids}`")
 
 
 def _gone(servers: Sequence[Server]) -> str:

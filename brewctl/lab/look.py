@@ -45,10 +45,10 @@ def strip(partitions: Iterable[int], owned: Iterable[int], *, colour: str, quiet
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """Draw the last `width` values as bars, from 0 to the highest of them."""
-    shown = [0.0] * (width - len(values)) + [*values[-width:]]
+    """Draw the last `width` values as bars, from 0 to the highest of them; nothing where there was none yet."""
+    shown = values[-width:]
     highest = max(shown, default=0.0) or 1.0
-    return "".join(_BARS[round(value / highest * (len(_BARS) - 1))] for value in shown)
+    return "".join(_BARS[round(value / highest * (len(_BARS) - 1))] for value in shown).rjust(width)
 
 
 def ago(seconds: float) -> str:

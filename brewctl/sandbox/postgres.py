@@ -9,9 +9,12 @@ import pwd
 import shutil
 import signal
 import subprocess
+import time
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
 import psycopg
 
 from brewctl.errors import BrewError
@@ -21,6 +24,8 @@ from brewctl.sandbox.state import State
 
 USER = DATABASE = "brew"
 _READY_S = 60.0
+_LAST_CHILDREN_S = 5.0
+_LOOK_EVERY_S = 0.05
 # Fast shutdown, immediate shutdown, and what no process survives.
 STOP = ((signal.SIGINT, 10.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0))
 _SETTINGS = {
@@ -40,6 +45,7 @@ def start(home: Path, state: State) -> Server:
     folder = home / "postgres"
     data = folder / "data"
     processes.require_free("postgres", state.postgres_port)
+    _forget_killed(data)
     if not (data / "PG_VERSION").exists():
         _initialize(folder, data, state.password)
     settings = [part for key, value in _SETTINGS.items() for part in ("-c", f"{key}={value}")]
@@ -53,6 +59,21 @@ def start(home: Path, state: State) -> Server:
         *settings,
     ]
     return processes.spawn("postgres", command, port=state.postgres_port, log=folder / "postgres.log", cwd=folder)
+
+
+def _forget_killed(data: Path) -> None:
+    """Clear away what keeps a server from starting after one that was killed."""
+    # Its children end soon after it.
+    deadline = time.monotonic() + _LAST_CHILDREN_S
+    while processes.working_in(data):
+        if time.monotonic() > deadline:
+            return
+        time.sleep(_LOOK_EVERY_S)
+    lock = data / "postmaster.pid"
+    # PostgreSQL takes a zombie for a server, and PID 1 of many containers never asks how one ended.
+    with suppress(OSError, ValueError, IndexError, psutil.Error):
+        if psutil.Process(int(lock.read_text("ascii").splitlines()[0])).status() == psutil.STATUS_ZOMBIE:
+            lock.unlink()
 
 
 def wait_ready(server: Server, state: State) -> None:

@@ -45,6 +45,12 @@ def test_the_story_in_one_terminal(stage: Path) -> None:
         assert f"{name:<14} | [{name}] order-service listening on {address}" in lines
         assert any(line.startswith(f"{name:<14} | ts=") and " event=published " in line for line in lines)
 
+    # They would take part in it.
+    demo = brewctl(stage, "demo")
+    assert demo.returncode == 1
+    assert demo.stderr == f"brewctl: nodes run in the background ({', '.join(CAST)}): run `brewctl stop --all`\n"
+    assert done.fullmatch(brewctl(stage, "counts").stdout), "emptied"
+
     killed = psutil.Process(int(str(rows["inventory-1"]["pid"])))
     killed.kill()
     psutil.wait_procs([killed], timeout=10)

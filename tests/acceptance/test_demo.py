@@ -28,6 +28,8 @@ def test_the_tour_in_a_terminal(rig: Rig, tmp_path: Path) -> None:
     with opened(*arguments, env={**rig.env, "NO_COLOR": "1"}) as terminal:
         for act in range(2, 7):
             terminal.wait_for(f"any key: act {act} of 6", timeout_s=60)
+            if act == 3:
+                assert rig.connection.execute("SELECT count(*) FROM orders").fetchone() == (0,)
             if act == 6:
                 terminal.wait_for("orders are reserved", "act 5 of 6", "✗ killed", "what happens")
             terminal.press(" ")

@@ -52,7 +52,7 @@ def test_watched_and_disturbed(home: Path) -> None:
 
             select(terminal, "postgres")
             terminal.press("k")
-            terminal.wait_for("✗ postgres 127.0.0.1:", "what it said last stays")
+            terminal.wait_for("✗ out of date: postgres ")
             terminal.press("r")
             terminal.wait_for("postgres answers again: recovered", timeout_s=60)
             terminal.press("l")

@@ -3,12 +3,15 @@
 import json
 import re
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
+import psutil
 import pytest
 import typer.core
 import typer.main
@@ -21,6 +24,7 @@ from brewctl.doctor import Finding, Verdict, examination, kafka, machine, orders
 from brewctl.doctor.finding import ok, warn
 from brewctl.doctor.postgres import Setting
 from brewctl.errors import BrewError
+from brewctl.lifecycle import wait_until
 from brewctl.overview import GroupView
 from brewctl.sandbox import processes, state
 from brewctl.sandbox.processes import Server
@@ -142,6 +146,24 @@ def test_a_background_node_that_ended_by_itself(tmp_path: Path) -> None:
     assert verdicts(none, nodes) == ["ok", "warn"]
     assert "/logs/inventory-1.log" in nodes.found
     assert "brewctl start inventory --node inventory-1" in nodes.mend
+
+
+def test_what_is_paused_is_not_said_to_run(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        try:
+            paused = psutil.Process(process.pid)
+            paused.suspend()
+            wait_until("the pause", lambda: paused.status() == psutil.STATUS_STOPPED, timeout_s=10, every_s=0.01)
+            server = Server("kafka-1", process.pid, paused.create_time(), 1, "/logs/server.log")
+            known = sandbox(**{"kafka-1": server})
+            known.nodes["order-1"] = replace(server, name="order-1", role="order")
+            state.save(tmp_path, known)
+            servers, *_, nodes = machine._look_at_home(tmp_path)
+        finally:
+            process.kill()
+    assert verdicts(servers, nodes) == ["warn", "warn"]
+    assert (servers.found, nodes.found) == ("paused: kafka-1", "paused: order-1")
+    assert servers.mend == f"run `kill -CONT {process.pid}`"
 
 
 # PostgreSQL

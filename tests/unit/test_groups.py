@@ -82,8 +82,8 @@ def test_what_is_no_place(text: str) -> None:
 
 @pytest.fixture
 def views() -> list[GroupView]:
-    members = (Member("inventory-1", (0, 2), "127.0.0.1"), Member("inv\x1b[31m" + "y" * 40, (1, 7), "127.0.0.1"))
-    here = [Progress(number, "inventory-1", None if number else 12, 0, 12_345_678) for number in range(8)]
+    members = (Member("inventory-1", (0, 2), "127.0.0.1"), Member("inv\x1b[31m" + "y" * 40, (1, 10), "127.0.0.1"))
+    here = [Progress(number, "inventory-1", None if number else 12, 0, 12_345_678) for number in range(12)]
     return [GroupView("inventory", "PreparingRebalance", "roundrobin", members, tuple(here))]
 
 
@@ -93,8 +93,8 @@ def test_in_a_terminal_each_member_has_a_strip_above_its_figures(views: list[Gro
         console.print(_drawn(views))
     lines = captured.get().splitlines()
     assert max(map(len, lines)) <= 80
-    assert lines[0] == f"inventory  Rebalancing  roundrobin  lag {8 * 12_345_678 - 12}"
-    partition, first, second, committed, end, lag, rest, *_ = lines[1:]
+    assert lines[0] == f"inventory  Rebalancing  roundrobin  lag {12 * 12_345_678 - 12}"
+    partition, first, second, committed, end, lag, rest, _, again, *_ = lines[1:]
     assert partition.split() == ["partition", "0", "1", "2", "3", "4", "5"]
     assert first.split() == ["inventory-1", "0", "·", "2", "·", "·", "·"]
     assert second.split() == ["inv\\x1b[31myyy…", "·", "1", "·", "·", "·", "·"]
@@ -102,7 +102,9 @@ def test_in_a_terminal_each_member_has_a_strip_above_its_figures(views: list[Gro
     assert committed.split() == ["committed", "12", *["-"] * 5]
     assert end.split() == ["end", *["12345678"] * 6]
     assert lag.split() == ["lag", "12345666", *["12345678"] * 5]
-    assert rest.split() == ["partition", "6", "7"]
+    assert rest.split() == ["partition", "6", "7", "8", "9", "10", "11"]
+    assert rest.find("10") == again.find("10")
+    assert again.rfind("·") == rest.rfind("11") + 1
 
 
 def test_in_a_pipe_each_partition_has_a_line(views: list[GroupView], capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,7 +112,7 @@ def test_in_a_pipe_each_partition_has_a_line(views: list[GroupView], capsys: pyt
     header, first, *others = capsys.readouterr().out.splitlines()
     assert header.split() == ["group", "state", "partition", "owner", "committed", "end", "lag"]
     assert first.split() == ["inventory", "Rebalancing", "0", "inventory-1", "12", "12345678", "12345666"]
-    assert len(others) == 7
+    assert len(others) == 11
     assert {len(line) for line in (header, first)} <= set(range(81))
 
 

@@ -28,7 +28,7 @@ def test_a_strip_shows_what_is_owned_without_colours_too() -> None:
 
 @pytest.mark.parametrize(
     ("values", "drawn"),
-    [([], "▁▁▁"), ([7], "▁▁█"), ([0, 0, 0], "▁▁▁"), ([9, 0, 7, 3.5], "▁█▅"), ([1e9, 1, 1], "█▁▁")],
+    [([], "   "), ([7], "  █"), ([0, 0, 0], "▁▁▁"), ([9, 0, 7, 3.5], "▁█▅"), ([1e9, 1, 1], "█▁▁")],
 )
 def test_a_sparkline_shows_the_last_values(values: list[float], drawn: str) -> None:
     assert look.sparkline(values, 3) == drawn

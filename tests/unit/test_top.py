@@ -16,6 +16,7 @@ from textual.pilot import Pilot
 from textual.widgets import DataTable, Static
 
 from brewctl.config import Settings
+from brewctl.delivery.broker import Broker, Partition
 from brewctl.errors import BrewError
 from brewctl.lab.load import Call, Outcome
 from brewctl.lab.top import changes, controls, panels
@@ -105,9 +106,9 @@ def test_dead_letters_have_a_rate_whatever_postgres_says() -> None:
 
 
 def test_counters_of_a_server_that_was_never_there() -> None:
-    lines = panels.counters(Snapshot(0.0, troubles={"postgres": "postgres h:1/b refused: run `x`"}), Rates(), 80).plain
+    lines = panels.counters(Snapshot(0.0, troubles={"postgres": "postgres refused"}), Rates(), 80).plain
     assert "orders                   -" in lines
-    assert "✗ postgres h:1/b refused; what it said last stays" in lines
+    assert "✗ out of date: postgres refused" in lines
 
 
 def test_a_table_that_was_emptied_did_not_grow() -> None:
@@ -123,11 +124,19 @@ def test_the_map_of_partitions_tells_owners_without_colours() -> None:
     assert drawn[1].split() == ["inventory", *["1", "+0", "2", "+0"] * 3]
 
 
+def test_the_map_says_that_it_has_not_room_for_all() -> None:
+    wide = replace(SNAPSHOT, groups=(Group("inventory", "Stable", places(*["inventory-1"] * 12)),))
+    narrow, wider = (panels.partitions(wide, {}, width).plain.splitlines() for width in (80, 150))
+    assert narrow[0].split() == ["first", "6", "of", "12", *"012345"]
+    assert wider[0].split() == ["partition", *map(str, range(12))]
+    assert max(map(len, narrow)) <= 80
+
+
 def test_the_map_shows_what_stands_still() -> None:
     gone = replace(SNAPSHOT, processes=(replica("inventory-1", state="gone"),))
     owned = (Place(0, "inventory-1", 123, 12.2), Place(1, "inventory-1", 12_345, 720), Place(2, "", 3, 1.0))
     drawn = panels.partitions(replace(gone, groups=(Group("inventory", "PreparingRebalance", owned),)), {}, 80).plain
-    assert drawn.splitlines()[1].split() == ["inventory", "…", "1✗+123", "12s", "1✗+12k", "12m", "-", "+3"]
+    assert drawn.splitlines()[1].split() == ["inventory…", "1✗+123", "12s", "1✗+12k", "12m", "-", "+3"]
 
 
 def test_each_process_says_what_it_does() -> None:
@@ -179,6 +188,14 @@ def test_a_row_of_an_earlier_process_says_nothing_of_the_new_one() -> None:
     assert states(known, [row("inventory-1", "inventory", pid=me.pid)])["inventory-1"] == "runs"
 
 
+def test_a_broker_that_is_gone_leads_nothing_whatever_kafka_said_last() -> None:
+    gone = Server("kafka-1", 2**22 - 1, 0.0, 1, "log")
+    known = replace(State.without_sandbox(), kafka_ports=[(1, 2)], servers={"kafka-1": gone})
+    said = [Broker(1, "127.0.0.1:1")], [Partition(0, 1, (1,), (1,))]
+    broker = next(iter(processes_of(Settings(), known, [], *said, {"kafka": "away"})))
+    assert (broker.state, broker.leads, broker.in_sync) == ("gone", (), 0)
+
+
 # What happened
 
 
@@ -187,7 +204,7 @@ def test_a_row_of_an_earlier_process_says_nothing_of_the_new_one() -> None:
     [
         ("runs", "gone", "inventory-1 (4711) gone: killed, or crashed"),
         ("runs", "killed", "inventory-1 (4711) killed: kill -9"),
-        ("runs", "paused", "inventory-1 (4711) paused: what it owns stands still"),
+        ("runs", "paused", "inventory-1 (4711) paused: its partitions stand still"),
         ("paused", "runs", "inventory-1 (4711) resumed"),
         ("runs", "stopped", "inventory-1 (4711) stopped: it drained"),
         ("silent", "runs", "inventory-1 (4711) is back: recovered"),
@@ -198,6 +215,12 @@ def test_a_row_of_an_earlier_process_says_nothing_of_the_new_one() -> None:
 def test_a_change_of_state(before: str, after: str, said: str | None) -> None:
     one, other = (replace(SNAPSHOT, processes=(replica("inventory-1", state=state),)) for state in (before, after))
     assert list(changes.between(one, other)) == ([said] if said else [])
+
+
+@pytest.mark.parametrize(("role", "state"), [("order", "paused"), ("postgres", "paused"), ("kafka", "gone")])
+def test_a_change_that_may_mean_this_or_that(role: str, state: str) -> None:
+    one, other = (replace(SNAPSHOT, processes=(Process("it", role, each, 1),)) for each in ("runs", state))
+    assert list(changes.between(one, other)) == [f"it (1) {state}"]
 
 
 def test_a_process_that_takes_the_place_of_a_gone_one() -> None:
@@ -470,11 +493,42 @@ def test_a_load_waits_while_no_order_service_runs(monkeypatch: pytest.MonkeyPatc
     assert load.finish() == "load: orders 2 acknowledged"
 
 
+def test_a_load_follows_the_order_services_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    loads: list[tuple[list[str], threading.Event]] = []
+
+    class Waiting:
+        """Stands for a load."""
+
+        def __init__(self, addresses: list[str], *_: object, **__: object) -> None:
+            self.addresses = addresses
+
+        def run(self, stop: threading.Event) -> None:
+            loads.append((self.addresses, stop))
+            stop.wait(30)
+
+    monkeypatch.setattr(controls, "Load", Waiting)
+
+    async def script(pilot: Pilot[None], observer: Scripted, _controls: Recorded) -> None:
+        order, *others = SNAPSHOT.processes
+        await pilot.press("l")
+        for state, title in (("paused", "load 20/s"), ("gone", "load waits"), ("runs", "load 20/s")):
+            observer.snapshot = replace(SNAPSHOT, processes=(replace(order, state=state), *others))
+            await until(pilot, lambda word=f" {state}", said=title: word in screen(pilot) and said in screen(pilot))  # type: ignore[misc]
+        assert "load: waits for an order-service: press o" in screen(pilot)
+
+    play(script)
+    assert [addresses for addresses, _ in loads] == [["127.0.0.1:50081"]] * 2
+    assert all(stop.is_set() for _, stop in loads)
+
+
 def test_a_server_that_goes_away_is_named_in_its_place() -> None:
     async def script(pilot: Pilot[None], observer: Scripted, _controls: Recorded) -> None:
-        away = {"kafka": "kafka h:1 does not answer: run `brewctl up`", "postgres": "postgres h:2/b refused"}
+        away = {"kafka": "kafka does not answer", "postgres": "postgres refused"}
         observer.snapshot = replace(SNAPSHOT, troubles=away)
-        for part, words in (("#counters", "✗ postgres h:2/b refused"), ("#partitions", "✗ kafka h:1 does not answer")):
+        for part, words in (
+            ("#counters", "✗ out of date: postgres refused"),
+            ("#partitions", "✗ out of date: kafka does"),
+        ):
             await until(pilot, lambda part=part, words=words: words in str(pilot.app.query_one(part, Static).render()))  # type: ignore[misc]
         observer.snapshot = SNAPSHOT
         await until(pilot, lambda: "kafka answers again: recovered" in screen(pilot))

@@ -78,6 +78,7 @@ def run(
                 customer = Customer(
                     addresses, orders=orders, rest_at=max(1, kill_at // 2), kill_at=kill_at, kill=play.kill_victim
                 )
+                play.announce_orders(customer)
                 with customer.sending():
                     play.let_orders_flow(customer)
                     play.await_kill(customer, kill_at)
@@ -133,12 +134,15 @@ class _Play:
         say(narration.group_of_one(*NOTIFICATION_NODES))
         return [node.address for node in servers]
 
+    def announce_orders(self, customer: Customer) -> None:
+        """Say what is about to be sent: none is before its act."""
+        self._begin(3)
+        self._recorder.say(narration.orders(self._orders, customer.rate))
+        self._recorder.say(narration.COMMITS)
+
     def let_orders_flow(self, customer: Customer) -> None:
         """Wait until the first orders are sent."""
-        self._begin(3)
         say = self._recorder.say
-        say(narration.orders(self._orders, customer.rate))
-        say(narration.COMMITS)
         self._watch_until(lambda: customer.rests or customer.done)
         say(narration.PUBLISHES)
         say(narration.progress(self._counts))

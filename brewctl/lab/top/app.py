@@ -160,6 +160,8 @@ class Top(App[None]):
             self.exit(return_code=ExitCode.FAILED)
 
     def _look(self) -> None:
+        if not self.is_running:  # it is being closed: the parts are gone
+            return
         with self._guarded():
             if self._jobs.failure:
                 raise self._jobs.failure

@@ -2,18 +2,18 @@
 
 from collections.abc import Iterator, Mapping
 
-from brewctl.delivery import topics
 from brewctl.lab.top.snapshot import Group, Process, Snapshot
 
 _WORKS = {"runs", "starts"}
 _EXPECTED = {*_WORKS, "stopped"}  # after which a start mends nothing
-_SAID = {
-    "paused": "paused",
-    "killed": "killed: kill -9",
-    "gone": "gone: killed, or crashed",
-    "stopped": "stopped: it drained",
-    "silent": "silent",
+_MEANS = {
+    "paused": "its partitions stand still",
+    "killed": "kill -9",
+    "gone": "killed, or crashed",
+    "stopped": "it drained",
 }
+# Of whom that can't be said: who owns no partitions, and who may have been asked to end and keeps no row of it.
+_MAY_DIFFER = {("paused", "order"), ("paused", "postgres"), ("gone", "kafka"), ("gone", "postgres")}
 
 
 def between(before: Snapshot, after: Snapshot) -> Iterator[str]:
@@ -37,11 +37,17 @@ def _process(before: Process | None, after: Process) -> Iterator[str]:
     elif after.state in _WORKS and after.pid != before.pid:
         yield f"{who} started{'' if before.state in _EXPECTED else ': recovered'}"
     elif before.state not in {after.state, "starts"}:
-        resumed = "resumed" if before.state == "paused" else "is back: recovered"
-        waits = ": what it owns stands still" if after.state == "paused" and after.role in topics.GROUPS else ""
-        yield f"{who} {_SAID.get(after.state, resumed)}{waits}"
+        yield f"{who} {_became(before, after)}"
     if before and before.in_sync < before.holds and after.in_sync == after.holds:
         yield f"{after.name} has all its {after.holds} replicas in sync: recovered"
+
+
+def _became(before: Process, after: Process) -> str:
+    if after.state in _WORKS:
+        return "resumed" if before.state == "paused" else "is back: recovered"
+    if after.state in _MEANS and (after.state, after.role) not in _MAY_DIFFER:
+        return f"{after.state}: {_MEANS[after.state]}"
+    return after.state
 
 
 def _owners(owned: Mapping[int, str], after: Group) -> Iterator[str]:

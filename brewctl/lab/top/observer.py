@@ -16,7 +16,7 @@ from brewctl import overview
 from brewctl.config import Settings
 from brewctl.delivery import database
 from brewctl.delivery.broker import Admin, Broker, Partition, open_admin
-from brewctl.errors import BrewError
+from brewctl.errors import BrewError, UnreachableError
 from brewctl.lab.top.counting import Counting
 from brewctl.lab.top.processes import processes_of
 from brewctl.lab.top.snapshot import Counters, Group, Place, Process, Snapshot
@@ -67,6 +67,8 @@ class Observer:
         self._cluster = Cluster()
         self._owners: dict[str, _Owners] = {}
         self._troubles: dict[str, str] = {}
+        # Where they are is shown anyway, and would leave no room for what is wrong.
+        self._places = {"postgres": database.place(settings.database_url), "kafka": ",".join(settings.brokers)}
         self._first_looks = {"postgres": threading.Event(), "kafka": threading.Event()}
 
     @contextlib.contextmanager
@@ -110,10 +112,16 @@ class Observer:
             try:
                 ask()
             except Exception as error:  # noqa: BLE001 - shown, whatever it is: looking on goes on
-                known = isinstance(error, BrewError)
-                self._troubles[server] = str(error) if known else f"{server}: {type(error).__name__} {error}"
+                self._troubles[server] = self._said(server, error)
                 self._first_looks[server].set()
             self._stop.wait(EVERY_S)
+
+    def _said(self, server: str, error: Exception) -> str:
+        if not isinstance(error, BrewError):
+            return f"{server}: {type(error).__name__} {error}"
+        # One that is away may be started by a key; what else is wrong, by the command that its hint names.
+        said = error.message if isinstance(error, UnreachableError) else str(error)
+        return said.replace(f" {self._places[server]}", "")
 
     def _answered(self, server: str, began: float) -> None:
         self._troubles.pop(server, None)

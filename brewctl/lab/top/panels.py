@@ -24,7 +24,7 @@ def counters(snapshot: Snapshot, rates: Rates, width: int) -> Text:
 
 
 def _trouble(words: str) -> Text:
-    return Text(f"✗ {words.partition(': run ')[0]}; what it said last stays", style="bold red")
+    return Text(f"✗ out of date: {words}", style="bold red")
 
 
 def _counter(name: str, now: Counters | None, rates: Rates, width: int) -> Text:
@@ -60,7 +60,8 @@ def partitions(snapshot: Snapshot, colours: Mapping[str, str], width: int) -> Te
     """Draw the map of each group's partitions: who owns each, how far behind it is, and since when."""
     numbers = sorted({place.partition for group in snapshot.groups for place in group.places})
     shown = numbers[: max(1, (width - _LABEL) // (_CELL + 1))]
-    head = Text(f"{'partition':<{_LABEL}}" + " ".join(f"{number:<{_CELL}}" for number in shown), style="underline")
+    label = "partition" if shown == numbers else f"first {len(shown)} of {len(numbers)}"
+    head = Text(f"{label:<{_LABEL}}" + " ".join(f"{number:<{_CELL}}" for number in shown), style="underline")
     if "kafka" in snapshot.troubles:
         head = _trouble(snapshot.troubles["kafka"])
     states = {process.name: process.state for process in snapshot.processes}
@@ -69,7 +70,8 @@ def partitions(snapshot: Snapshot, colours: Mapping[str, str], width: int) -> Te
 
 def _group(group: Group, shown: list[int], colours: Mapping[str, str], states: Mapping[str, str]) -> Text:
     steady = group.state in {"Stable", "Empty", "Dead"}
-    line = Text(f"{group.name if steady else f'{group.name} …':<{_LABEL}}", style="bold" if steady else "bold yellow")
+    name = group.name if steady else f"{group.name[: _LABEL - 1]}…"
+    line = Text(f"{name:<{_LABEL}}", style="bold" if steady else "bold yellow")
     places = {place.partition: place for place in group.places}
     for number in shown:
         if place := places.get(number):

@@ -36,8 +36,8 @@ def processes_of(
     names |= {f"kafka-{number}": number for number in alive if number not in names.values()}
     for name, number in names.items():
         process = processes.find(servers[name]) if name in servers else None
-        # Where Kafka as a whole does not answer, what it said of each broker last stays.
-        there = number in alive and (name in servers or "kafka" not in troubles)
+        # Where Kafka as a whole does not answer, what it said last of a broker that is there stays.
+        there = number in alive and (process is not None if name in servers else "kafka" not in troubles)
         yield Process(
             name,
             "kafka",

@@ -83,9 +83,9 @@ class Snapshot:
 
     @property
     def addresses(self) -> list[str]:
-        """Where order-services that run take orders."""
+        """Where order-services take orders; a paused one listens, and its callers wait."""
         return [
             process.row.address
             for process in self.processes
-            if process.state == "runs" and process.row and process.row.address
+            if process.state in {"runs", "paused"} and process.row and process.row.address
         ]
