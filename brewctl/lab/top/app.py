@@ -113,6 +113,10 @@ class Top(App[None]):
             self._show()
         self.set_interval(EVERY_S, self._look)
 
+    def on_unmount(self) -> None:
+        """Leave no load behind."""
+        self._load.stop()
+
     def on_resize(self, event: Resize) -> None:
         """Say where there is not room enough."""
         size = event.size
@@ -141,8 +145,7 @@ class Top(App[None]):
         return drawn
 
     def finish(self) -> Iterator[str]:
-        """Once it has run: end the load, let what a key began come to its end, and say what is waited for."""
-        self._load.stop()
+        """Once it has run: let what keys began come to its end, and say what is waited for and what came of it."""
         last = ["the last answers"] if self._load.answering else []
         if waits := [*self._jobs.running, *last]:
             yield f"waiting for {', '.join(waits)}"
