@@ -74,6 +74,7 @@ def test_watched_and_disturbed(home: Path) -> None:
         assert taken.returncode == 0, taken.stderr
         drawn = "".join(ET.parse(picture).getroot().itertext()).replace("\xa0", " ")
         assert "inventory-1" in drawn
+        assert "@font-face" not in drawn
         picture.unlink()
     finally:
         brewctl(home, "stop", "--all")
