@@ -4,7 +4,11 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from tests.acceptance.conftest import brewctl
+import pytest
+
+from brewctl.config import resolve
+from brewctl.delivery import topics
+from tests.acceptance.conftest import brewctl, environment
 from tests.conftest import Rig, run
 from tests.terminal import Terminal, opened
 
@@ -23,6 +27,13 @@ def select(terminal: Terminal, name: str) -> None:
     terminal.press(*["\x1b[A"] * len(rows), *[DOWN] * rows.index(name))
 
 
+@pytest.fixture
+def quiet(home: Path) -> None:
+    """Groups of which nobody is a member any more who was killed by a test before."""
+    topics.await_empty_groups(resolve({}, environment(home), {}), timeout_s=30)
+
+
+@pytest.mark.usefixtures("quiet")
 def test_watched_and_disturbed(home: Path) -> None:
     assert brewctl(home, "db", "init", "--reset").returncode == 0
     env = {"BREW_HOME": str(home)}
