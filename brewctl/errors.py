@@ -43,7 +43,12 @@ class PortError(BrewError):
     """A port that can't be listened on."""
 
     def __init__(self, host: str, port: int) -> None:
-        super().__init__(f"port {port} on {host} can't be listened on", hint="is it taken? choose another with --port")
+        super().__init__(self.words(host, port), hint="is it taken? choose another with --port")
+
+    @staticmethod
+    def words(host: str, port: int) -> str:
+        """Say so of a port; who started the process finds it in its log."""
+        return f"port {port} on {host} can't be listened on"
 
 
 class DrainTimeoutError(BrewError):

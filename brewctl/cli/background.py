@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -54,7 +55,8 @@ def start(
     from brewctl.lab import background
 
     _require_servers(settings, roles)
-    if late := _await_ready(background.start(config.home(), settings, roles, name=node)):
+    home = config.home()
+    if late := _await_ready(home, settings, background.start(home, settings, roles, name=node)):
         raise BrewError(f"{', '.join(late)} did not get ready", hint="see `brewctl status` for what runs")
     output.note("next: brewctl logs --follow; `brewctl stop --all`, or `brewctl down`, ends them")
 
@@ -142,7 +144,7 @@ def _require_servers(settings: "Settings", roles: Sequence[str]) -> None:
         broker.require_topic(settings)
 
 
-def _await_ready(started: "Sequence[Server]") -> list[str]:
+def _await_ready(home: Path, settings: "Settings", started: "Sequence[Server]") -> list[str]:
     """Print each node once it is ready. Returns the names of those that did not get ready in time."""
     from brewctl.lab import background
 
@@ -151,13 +153,13 @@ def _await_ready(started: "Sequence[Server]") -> list[str]:
     deadline, late = time.monotonic() + background.READY_S, []
     for node in started:
         try:
-            background.wait_ready(node, timeout_s=deadline - time.monotonic())
+            ready = background.settle(home, settings, node, timeout_s=deadline - time.monotonic())
         except BrewError as error:
             output.note("\n".join(output.plain(line) for line in error.message.splitlines()))
             late.append(node.name)
         else:
-            place = f"127.0.0.1:{node.port}" if node.port else node.role
-            output.emit(f"{node.name:<{width}}{node.pid:>9}  {place:<17}{node.log}")
+            place = f"127.0.0.1:{ready.port}" if ready.port else ready.role
+            output.emit(f"{ready.name:<{width}}{ready.pid:>9}  {place:<17}{ready.log}")
     return late
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 
 from brewctl.config import Settings, environment
-from brewctl.errors import BrewError
+from brewctl.errors import BrewError, PortError
 from brewctl.lab.nodes import ROLES, program
 from brewctl.lifecycle import interrupts_held
 from brewctl.sandbox import processes, state
@@ -28,6 +28,7 @@ READY_S = 30.0
 # Longer than config's drain_s, after which a role gives up by itself and says what it left.
 STOP_S = 15.0
 _KILL_S = 5.0
+_HOST = "127.0.0.1"
 _PORTS = range(50081, 51081)  # the first is where clients look by default
 
 
@@ -139,6 +140,23 @@ def wait_ready(node: Server, *, timeout_s: float = READY_S) -> None:
             what = "ended at its start" if ended else "is not ready yet"
             raise BrewError(f"{node.name} {what}\n{processes.indented(lines[-10:])}\nthe whole log is {node.log}")
         time.sleep(0.1)
+
+
+def settle(home: Path, settings: Settings, node: Server, *, timeout_s: float = READY_S) -> Server:
+    """Wait until a node works, and return it; where its port was taken since it was free, by one on the next port.
+
+    Raises what `wait_ready` raises.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            wait_ready(node, timeout_s=deadline - time.monotonic())
+            return node
+        except BrewError:
+            lost = any(PortError.words(_HOST, node.port) in line for line in _lines(node))
+            if not lost or processes.find(node) or time.monotonic() > deadline:
+                raise
+        (node,) = start(home, settings, [node.role], name=node.name)
 
 
 def stop(home: Path, names: Iterable[str], *, within_s: float = STOP_S) -> list[Stopped]:

@@ -2,6 +2,7 @@
 
 import secrets
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -58,6 +59,7 @@ def up(home: Path, options: Options, progress: kafka.Progress) -> State:
             parts.require(java=options.java)
         if not known.kafka_detours:
             known.kafka_detours = [(processes.free_port(), processes.free_port()) for _ in known.kafka_ports]
+        _resume(known)
         with _ended_on_failure(home, known, missing):
             _start(home, known, missing, options, progress)
             settings = Settings(database_url=known.database_url, brokers=tuple(known.brokers))
@@ -183,6 +185,14 @@ def _start(home: Path, known: State, missing: list[str], options: Options, progr
             _record(home, known, postgres.start(home, known))
     postgres.wait_ready(known.servers["postgres"], known)
     kafka.wait_ready(known)
+
+
+def _resume(known: State) -> None:
+    """Let servers go on that are paused: they would never answer."""
+    for server in known.servers.values():
+        process = processes.find(server)
+        if process and processes.is_paused(process):
+            process.send_signal(signal.SIGCONT)
 
 
 def _record(home: Path, known: State, server: Server) -> None:

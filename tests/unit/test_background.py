@@ -20,7 +20,7 @@ from brewctl.sandbox.state import State
 
 # Works until SIGTERM, as a role does; how, its environment says.
 PROGRAM = """
-import os, signal, sys
+import os, signal, socket, sys
 
 def stop(*_):
     if how != "deaf":
@@ -32,6 +32,12 @@ signal.signal(signal.SIGTERM, stop)
 signal.alarm(300)  # whatever becomes of the test
 if how == "broken":
     sys.exit("brewctl: no room")
+if how == "taken":
+    port = int(sys.argv[sys.argv.index("--port") + 1])
+    try:
+        listening = socket.create_server(("127.0.0.1", port))
+    except OSError:
+        sys.exit(f"brewctl: port {port} on 127.0.0.1 can't be listened on: is it taken?")
 if how != "slow":
     print("[node] partitions assigned [] listening on 127.0.0.1:1", flush=True)
 while True:
@@ -97,6 +103,22 @@ def test_order_nodes_take_the_first_free_ports(home: Path, monkeypatch: pytest.M
     assert state.endpoints(home) == {"order_addrs": f"127.0.0.1:{first.port},127.0.0.1:{second.port}"}
     kill(home, "order-1")
     assert state.endpoints(home) == {"order_addrs": f"127.0.0.1:{second.port}"}
+
+
+def test_one_whose_port_is_taken_meanwhile_gets_the_next(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOW", "taken")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        busy = other.getsockname()[1]
+        monkeypatch.setattr(background, "_PORTS", range(busy, busy + 200))
+        with monkeypatch.context() as patch:
+            patch.setattr(processes, "is_free", lambda _port: True)
+            (node,) = background.start(home, SETTINGS, ["order"])
+        assert node.port == busy
+        settled = background.settle(home, SETTINGS, node)
+    assert (settled.name, settled.port) == ("order-1", background.nodes(home)["order-1"].port)
+    assert settled.port > busy
+    with pytest.raises(BrewError, match="order-2 is not ready yet"):
+        background.settle(home, SETTINGS, background.start(home, SETTINGS, ["order"], name="order-2")[0], timeout_s=0)
 
 
 def test_no_port_is_free(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

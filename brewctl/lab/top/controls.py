@@ -115,7 +115,9 @@ class Controls:
 
     def start(self, role: str) -> None:
         """Start another node of a role: order, inventory or notifications."""
-        background.start(self._home, self._settings, [role])
+        (node,) = background.start(self._home, self._settings, [role])
+        if node.port:
+            background.settle(self._home, self._settings, node)
 
     def send(self, process: Process, number: signal.Signals) -> None:
         """Send a signal to a node or to a server."""
@@ -132,4 +134,6 @@ class Controls:
             self._servers.restore()
         else:
             background.stop(self._home, [process.name])
-            background.start(self._home, self._settings, [process.role], name=process.name)
+            (node,) = background.start(self._home, self._settings, [process.role], name=process.name)
+            if node.port:
+                background.settle(self._home, self._settings, node)
