@@ -112,7 +112,10 @@ def test_an_act_is_a_picture_of_its_own(tmp_path: Path, act: Act) -> None:
     report.write_svg(path := tmp_path / "act.svg", act)
     picture = ET.parse(path).getroot()
     assert picture.get("viewBox", "").startswith("0 0 960 ")
-    assert not re.search(r"\b(nan|inf)\b", ET.tostring(picture, "unicode"))
+    text = ET.tostring(picture, "unicode")
+    assert not re.search(r"\b(nan|inf)\b", text)
+    assert "var(" not in text, "not every viewer knows variables"
+    assert text.count("stroke: #0067a6") == text.count("stroke: #5cb2ea") == 1, "light and dark"
 
 
 def test_it_runs_nothing_and_loads_nothing(page: str) -> None:

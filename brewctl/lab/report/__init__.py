@@ -26,7 +26,7 @@ def write(path: Path, *, title: str, subtitle: str, acts: Sequence[Act], facts: 
 
 def write_svg(path: Path, act: Act) -> None:
     """Write an act as a picture of its own. Raises BrewError where the file can't be written."""
-    _save(path, chart.poster(act, _style("chart.css")))
+    _save(path, chart.poster(act, _written_out(_style("chart.css"))))
 
 
 def write_terminal(path: Path, drawn: str) -> None:
@@ -46,3 +46,25 @@ def _save(path: Path, text: str) -> None:
 
 def _style(name: str) -> str:
     return resources.files(__name__).joinpath(name).read_text("utf-8")
+
+
+def _written_out(style: str) -> str:
+    """Put the values of a style sheet's variables in their places: what shows an SVG often knows no variables."""
+    light, dark = (
+        dict(re.findall(r"--(\w+): ([^;]+);", root)) for root in re.findall(r":root \{(.*?)\}", style, re.DOTALL)
+    )
+    rules = [line for line in style.splitlines() if line.startswith(".")]
+
+    def valued(line: str, values: dict[str, str]) -> str:
+        return re.sub(r"var\(--(\w+)\)", lambda found: values[found[1]], line)
+
+    coloured = [valued(line, light | dark) for line in rules if "var(" in line]
+    return "\n".join(
+        [
+            *(valued(line, light) for line in rules),
+            "@media screen and (prefers-color-scheme: dark) {",
+            *coloured,
+            "}",
+            "",
+        ]
+    )
