@@ -254,7 +254,9 @@ def test_lost_connections_alone_are_no_outage(service: Service) -> None:
         def sessions() -> object:
             return (service.rig.connection.execute(f"SELECT count(*) {mine}", (node.name,)).fetchone() or (0,))[0]
 
-        wait_until("a session each of handlers, writer, publisher and watch", lambda: sessions() == 4, timeout_s=20)
+        wait_until(
+            "a session each of handlers, writer, publisher, watch and presence", lambda: sessions() == 5, timeout_s=20
+        )
         service.rig.connection.execute(f"SELECT pg_terminate_backend(pid, 5000) {mine}", (node.name,))
         assert cut.create().code is grpc.StatusCode.OK
         assert cut.health().response.status == SERVING
