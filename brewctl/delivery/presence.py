@@ -63,20 +63,26 @@ class _Writer:
         self._began = time.monotonic()
 
     def run(self, over: threading.Event) -> None:
-        """Write until `over` is set, and once more."""
-        while not over.is_set():
+        """Write until `over` is set, and once more: where the connection is lost just then, by another one."""
+        last = False
+        while not last:
+            last = over.is_set()
             try:
-                with database.connect(self._settings, name=self._who["node"]) as connection:
-                    # A row that a crash of PostgreSQL forgets is written again: no commit waits for the disk.
-                    connection.execute(queries["commit_lazily"])
-                    connection.execute(queries["forget_old_nodes"])
-                    while not over.is_set():
-                        self._write(connection, stopped=False)
-                        over.wait(EVERY_S)
-                    self._write(connection, stopped=True)
+                self._keep(over)
+                return
             except BrewError as error:
                 logger.debug("presence_unwritten", reason=error.message)
                 over.wait(EVERY_S)
+
+    def _keep(self, over: threading.Event) -> None:
+        with database.connect(self._settings, name=self._who["node"]) as connection:
+            # A row that a crash of PostgreSQL forgets is written again: no commit waits for the disk.
+            connection.execute(queries["commit_lazily"])
+            connection.execute(queries["forget_old_nodes"])
+            while not over.is_set():
+                self._write(connection, stopped=False)
+                over.wait(EVERY_S)
+            self._write(connection, stopped=True)
 
     def _write(self, connection: BoundedConnection, *, stopped: bool) -> None:
         row = {**self._who, **asdict(self._work()), "age_s": time.monotonic() - self._began, "stopped": stopped}

@@ -31,6 +31,9 @@ def test_replicas_say_who_they_are_and_what_they_have_done(rig: Rig) -> None:
     rig.connection.execute("DELETE FROM nodes")
     rig.wait("the rows again", lambda: len(overview.nodes(rig.connection)) == 2)
 
+    # Told to stop just when its connections were cut, it says so all the same.
+    cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'inventory-1'"
+    rig.connection.execute(cut)
     inventory.process.send_signal(signal.SIGTERM)
     assert inventory.process.wait(30) == 0
     stopped = row(rig, "inventory-1")
