@@ -53,6 +53,12 @@ def test_the_chart_has_three_curves_that_need_no_colour(width: int) -> None:
     assert "░" in waiting
 
 
+def test_a_row_that_is_hardly_begun_is_not_reached() -> None:
+    act = Act("demo", "a gap", samples=[Sample(at_s, 200, 0, 154, 200) for at_s in (0.0, 1.0)])
+    rows = [line.partition("┤")[2] for line in chart.draw(act, 40).plain.splitlines() if "┤" in line]
+    assert ["".join({*row}) for row in rows[:3]] == ["•", "░", "█"]
+
+
 def test_the_chart_has_the_kill_and_the_rebalance_on_its_axis() -> None:
     *_, axis, _, kill, rebalance = chart.draw(played(), 80).plain.splitlines()
     assert kill.strip() == "▲ kill -9 inventory-1, 5.0 s"

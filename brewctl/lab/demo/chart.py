@@ -14,7 +14,6 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from math import ceil
 
 from rich.text import Text
 
@@ -73,12 +72,12 @@ def _seen(samples: Sequence[Sample], time: Scale, column: int) -> Sample:
 
 def _cell(sample: Sample, row: Scale, number: int) -> str:
     """Say what a row shows of a sample. What is notified shows only where it isn't level with what is reserved."""
-    reserved, notified = ceil(row(sample.reservations)), ceil(row(sample.notifications))
+    orders, reserved, notified = (round(row(n)) for n in (sample.orders, sample.reservations, sample.notifications))
     if number == notified != reserved:
         return _NOTIFIED
     if number <= reserved:
         return _RESERVED
-    return _WAITS if number <= ceil(row(sample.orders)) else " "
+    return _WAITS if number <= orders else " "
 
 
 def _labels(act: Act, time: Scale, columns: int) -> list[_Label]:
