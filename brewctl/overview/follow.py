@@ -45,8 +45,8 @@ def _watch(settings: Settings, connection: Connection, order_id: UUID, until: fl
     look_at = time.monotonic() + _STILL_S
     while True:
         life = trace.read(connection, order_id)
-        if life.steps() != steps:
-            steps = life.steps()
+        if (now_steps := life.steps()) != steps:
+            steps = now_steps
             yield Look(life)
             look_at = time.monotonic() + _STILL_S
         now = time.monotonic()

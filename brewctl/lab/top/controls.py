@@ -115,9 +115,7 @@ class Controls:
 
     def start(self, role: str) -> None:
         """Start another node of a role: order, inventory or notifications."""
-        (node,) = background.start(self._home, self._settings, [role])
-        if node.port:
-            background.settle(self._home, self._settings, node)
+        self._start(role)
 
     def send(self, process: Process, number: signal.Signals) -> None:
         """Send a signal to a node or to a server."""
@@ -134,6 +132,9 @@ class Controls:
             self._servers.restore()
         else:
             background.stop(self._home, [process.name])
-            (node,) = background.start(self._home, self._settings, [process.role], name=process.name)
-            if node.port:
-                background.settle(self._home, self._settings, node)
+            self._start(process.role, name=process.name)
+
+    def _start(self, role: str, *, name: str = "") -> None:
+        (node,) = background.start(self._home, self._settings, [role], name=name)
+        if node.port:  # which somebody else may take first
+            background.settle(self._home, self._settings, node)
