@@ -66,7 +66,7 @@ class Move:
 
 def progress(group: Group, committed: Mapping[int, int], ends: Mapping[int, tuple[int, int]]) -> list[Progress]:
     """Put together how far a group has come. `committed` must be the older of the two, else lags are too small."""
-    owners = {partition: member.client_id for member in group.members for partition in member.partitions}
+    owners = group.owners
     return [
         Progress(partition, owners.get(partition, ""), committed.get(partition), first, end)
         for partition, (first, end) in sorted(ends.items())

@@ -48,7 +48,7 @@ def await_empty_groups(settings: Settings, *, timeout_s: float) -> None:
 
     def empty() -> bool:
         try:
-            return not any(admin.members(group, settings.topic) for group in GROUPS)
+            return not any(admin.group(group, settings.topic).members for group in GROUPS)
         except BrewError:
             return False  # not known yet
 

@@ -60,11 +60,7 @@ class Watch:
             with contextlib.suppress(BrewError), open_admin(self._settings) as admin:
                 while not self._stop.wait(_ASK_EVERY_S):
                     for group in topics.GROUPS:
-                        owners = {
-                            partition: member.client_id
-                            for member in admin.members(group, self._settings.topic)
-                            for partition in member.partitions
-                        }
+                        owners = admin.group(group, self._settings.topic).owners
                         self.ownerships.append(Ownership(self.now_s, group, owners))
 
     def longest_standstill_s(self, load_end_s: float) -> float:

@@ -56,7 +56,9 @@ def reset(rig: Rig, *arguments: str) -> dict[str, Any]:
 def test_a_group_from_its_members_to_its_reset(rig: Rig, admin: Admin, ends: dict[int, int]) -> None:
     topic = rig.settings.topic
     nodes = [rig.start(f"inventory-{number}", "consume", "inventory") for number in (1, 2)]
-    rig.wait("both own partitions", lambda: all(member.partitions for member in admin.members("inventory", topic)))
+    rig.wait(
+        "both own partitions", lambda: all(member.partitions for member in admin.group("inventory", topic).members)
+    )
     rig.wait("committed offsets", lambda: sum(admin.committed("inventory", topic).values()) == sum(ends.values()))
 
     group = groups(rig)["inventory"]

@@ -60,6 +60,11 @@ class Group:
     assignor: str  # empty where the group has no members
     members: tuple[Member, ...]  # by client_id
 
+    @property
+    def owners(self) -> dict[int, str]:
+        """The client id of the member that owns each partition; none of a partition that nobody owns."""
+        return {partition: member.client_id for member in self.members for partition in member.partitions}
+
 
 class Admin:
     """Questions to the cluster and changes to its topics and groups."""
@@ -134,10 +139,6 @@ class Admin:
         return Group(
             name, described.state, described.protocol, tuple(sorted(members, key=lambda member: member.client_id))
         )
-
-    def members(self, group: str, topic: str) -> list[Member]:
-        """Members of a group, by name, with what each owns of the topic. Empty where there is no such group."""
-        return list(self.group(group, topic).members)
 
     def committed(self, group: str, topic: str) -> dict[int, int]:
         """Return the group's committed offset of each partition that has one."""

@@ -89,15 +89,14 @@ class Recorder:
         """See how far everything is, in PostgreSQL, in Kafka and in the process table, and show it."""
         at_s, counts = self.now_s, overview.counts(connection)
         self.act.samples.append(Sample(at_s, **counts.story()))
-        members = {group: admin.members(group, settings.topic) for group in topics.GROUPS}
-        for group in topics.GROUPS:
-            owners = {partition: member.client_id for member in members[group] for partition in member.partitions}
-            self.act.ownerships.append(Ownership(self.now_s, group, owners))
+        groups = [admin.group(name, settings.topic) for name in topics.GROUPS]
+        for group in groups:
+            self.act.ownerships.append(Ownership(self.now_s, group.name, group.owners))
         self.scene = replace(
             self.scene,
             counts=counts,
             work=overview.work_by_node(connection),
-            owners=[member for group in topics.GROUPS for member in members[group]],
+            owners=[member for group in groups for member in group.members],
             states={node.name: _state(node) for node in nodes},
             pids={node.name: node.process.pid for node in nodes},
         )
