@@ -14,7 +14,7 @@ from brewctl.errors import BrewError, UsageError
 if TYPE_CHECKING:
     from brewctl.config import Settings
     from brewctl.lab.background import Stopped
-    from brewctl.sandbox.processes import Server
+    from brewctl.sandbox.server import Server
 
 UNDRAINED = "what was not committed will be delivered again"
 

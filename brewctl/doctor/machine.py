@@ -11,7 +11,7 @@ from pathlib import Path
 from brewctl.doctor.finding import Finding, fail, failed, ok, warn
 from brewctl.errors import BrewError
 from brewctl.sandbox import kafka, parts, processes, state
-from brewctl.sandbox.processes import Server
+from brewctl.sandbox.server import Server
 from brewctl.sandbox.state import State
 
 _PYTHON = (3, 11)

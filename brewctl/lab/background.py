@@ -21,7 +21,7 @@ from brewctl.errors import BrewError, PortError
 from brewctl.lab.nodes import ROLES, program
 from brewctl.lifecycle import interrupts_held
 from brewctl.sandbox import processes, state
-from brewctl.sandbox.processes import Server
+from brewctl.sandbox.server import Server
 from brewctl.sandbox.state import State
 
 READY_S = 30.0

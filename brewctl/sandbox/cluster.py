@@ -14,7 +14,7 @@ from brewctl.delivery import database, topics
 from brewctl.errors import BrewError, UsageError
 from brewctl.lifecycle import interrupts_held
 from brewctl.sandbox import kafka, kafka_node, parts, postgres, processes, state
-from brewctl.sandbox.processes import Server
+from brewctl.sandbox.server import Server
 from brewctl.sandbox.state import State
 
 # The folders of a home.

@@ -23,7 +23,7 @@ from brewctl.config import Settings
 from brewctl.delivery.broker import Broker, open_admin
 from brewctl.errors import BrewError
 from brewctl.sandbox import jars, kafka_node, parts, processes, state
-from brewctl.sandbox.processes import Server
+from brewctl.sandbox.server import Server
 from brewctl.sandbox.state import State
 
 _READY_S = 90.0

@@ -19,7 +19,7 @@ import psycopg
 
 from brewctl.errors import BrewError
 from brewctl.sandbox import parts, processes
-from brewctl.sandbox.processes import Server
+from brewctl.sandbox.server import Server
 from brewctl.sandbox.state import State
 
 USER = DATABASE = "brew"

@@ -8,12 +8,12 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from brewctl.errors import BrewError
+from brewctl.sandbox.server import Server
 
 # Where a process's start is told by the clock alone, which may be adjusted a little.
 _SAME_START_S = 1.0
@@ -22,20 +22,6 @@ _RECENT_BYTES = 64 * 1024
 _PORTS = (15_000, 32_000)
 _PORT_TRIES = 200
 _LOOK_EVERY_S = 0.05
-
-
-@dataclass(frozen=True)
-class Server:
-    """A process that we started. A pid is believed only together with its start time."""
-
-    name: str  # postgres, kafka-1, kafka-2, …; a background node's
-    pid: int
-    started: float  # seconds since the epoch, by a clock that may be set anew while the process runs
-    port: int  # 0 where it listens on none
-    log: str
-    birth: str = ""  # its start in a form that no clock changes, where the system tells one
-    role: str = ""  # a background node's: order, inventory, notifications
-    log_start: int = 0  # bytes that others before it wrote to where its output goes
 
 
 def spawn(

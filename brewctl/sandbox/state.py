@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from brewctl.errors import BrewError
-from brewctl.sandbox import processes
-from brewctl.sandbox.processes import Server
+from brewctl.sandbox.server import Server
 
 _VERSION = 1
 _LOCK_WAIT_S = 180
@@ -114,9 +113,11 @@ def endpoints(home: Path) -> dict[str, str]:
     if known is None:
         return {}
     found = {"database_url": known.database_url, "brokers": ",".join(known.brokers)} if known.servers else {}
-    orders = [node for node in known.nodes.values() if node.role == "order" and processes.find(node)]
-    if orders:
-        found["order_addrs"] = ",".join(f"127.0.0.1:{node.port}" for node in orders)
+    if orders := [node for node in known.nodes.values() if node.role == "order"]:
+        from brewctl.sandbox import processes  # noqa: PLC0415 - psutil, which few commands need
+
+        if running := [node for node in orders if processes.find(node)]:
+            found["order_addrs"] = ",".join(f"127.0.0.1:{node.port}" for node in running)
     return found
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from brewctl.lifecycle import wait_until
 from brewctl.sandbox import postgres
-from brewctl.sandbox.processes import Server
+from brewctl.sandbox.server import Server
 from brewctl.sandbox.state import State, load, save
 from tests.acceptance.conftest import brewctl, environment, pid, status
 from tests.conftest import begin

@@ -15,7 +15,7 @@ from brewctl.lab import background
 from brewctl.lab.background import Condition, Ending
 from brewctl.lifecycle import wait_until
 from brewctl.sandbox import cluster, processes, state
-from brewctl.sandbox.processes import Server
+from brewctl.sandbox.server import Server
 from brewctl.sandbox.state import State
 
 # Works until SIGTERM, as a role does; how, its environment says.

@@ -17,7 +17,7 @@ from brewctl import __version__
 from brewctl.cli import reference
 from brewctl.cli.main import app, root_command
 from brewctl.sandbox import state
-from brewctl.sandbox.processes import Server
+from brewctl.sandbox.server import Server
 from brewctl.sandbox.state import State
 from brewctl.sql import schema
 from tests.conftest import BREWCTL, run

@@ -27,7 +27,7 @@ from brewctl.errors import BrewError
 from brewctl.lifecycle import wait_until
 from brewctl.overview import GroupView
 from brewctl.sandbox import processes, state
-from brewctl.sandbox.processes import Server
+from brewctl.sandbox.server import Server
 from brewctl.sandbox.state import State
 from tests.conftest import run
 from tests.order_server import serving

@@ -14,7 +14,7 @@ import pytest
 from brewctl.errors import BrewError
 from brewctl.lifecycle import wait_until
 from brewctl.sandbox import processes
-from brewctl.sandbox.processes import Server
+from brewctl.sandbox.server import Server
 
 Spawn = Callable[..., Server]
 TERM = ((signal.SIGTERM, 10.0),)

@@ -15,7 +15,7 @@ import pytest
 
 from brewctl.errors import BrewError
 from brewctl.sandbox import state
-from brewctl.sandbox.processes import Server
+from brewctl.sandbox.server import Server
 from brewctl.sandbox.state import State
 
 

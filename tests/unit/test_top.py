@@ -27,7 +27,7 @@ from brewctl.lab.top.processes import processes_of
 from brewctl.lab.top.rates import Rates
 from brewctl.lab.top.snapshot import Counters, Group, Place, Process, Snapshot
 from brewctl.overview import NodeRow
-from brewctl.sandbox.processes import Server
+from brewctl.sandbox.server import Server
 from brewctl.sandbox.state import State
 
 COUNTERS = Counters(1234, 5, 1229, 1200, 1210, set_aside=0, oldest_s=2.4)

@@ -11,7 +11,7 @@ from brewctl.delivery.broker import Broker, Partition
 from brewctl.lab.top.snapshot import Process
 from brewctl.overview import NodeRow
 from brewctl.sandbox import processes
-from brewctl.sandbox.processes import Server
+from brewctl.sandbox.server import Server
 from brewctl.sandbox.state import State
 
 _FORGOTTEN_S = 300.0  # after which one that has ended is shown no more
