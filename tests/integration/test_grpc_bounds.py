@@ -156,6 +156,7 @@ def test_too_many_in_flight_are_turned_away_and_the_rest_are_served(service: Ser
         assert turned_away.retry_after_s == RETRY_AFTER_S
         for call in gone:
             call.cancel()
+        knows_of_the_end(service)
     wait_until("no call in hand", lambda: transactions(service.rig) == 0, timeout_s=20, every_s=0.02)
     # Those that went before their turn have left their places.
     with locked_orders(service.rig):
