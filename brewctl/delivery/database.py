@@ -1,25 +1,25 @@
 """PostgreSQL: connections, the pool, the schema, and its errors in the user's words."""
 
 import contextlib
-import math
 import select
-import time
 from collections.abc import Iterator
-from typing import Any
 
 import psycopg
-from psycopg.abc import RV, PQGen
 from psycopg.conninfo import conninfo_to_dict
-from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from brewctl.config import Limits, Settings
+from brewctl.config import Settings
+from brewctl.delivery import bounded
+from brewctl.delivery.session import Session, blamed
 from brewctl.errors import BrewError, UnreachableError, UsageError
 from brewctl.sql import queries, schema
 
-Connection = psycopg.Connection[TupleRow]
+Connection = bounded.Connection
+BoundedConnection = bounded.BoundedConnection
+NoAnswerError = bounded.NoAnswerError
 
 _EXAMPLE = "use postgresql://USER@HOST:PORT/NAME"
+_ANOTHER_MODE = "set `pool_mode = transaction` there, or name postgres itself in BREW_DATABASE_URL"
 _PORTS = 65536
 _SCHEMA_S = 600  # indexes of tables of any size are made
 # What a lost, refused or overloaded server raises, one that gave up on a paused process, or one that another has
@@ -31,64 +31,6 @@ UNAVAILABLE = (
     psycopg.errors.ReadOnlySqlTransaction,
     PoolTimeout,
 )
-
-
-class NoAnswerError(psycopg.OperationalError):
-    """A server that took a question and says nothing any more. The connection is closed: what it did is unknown."""
-
-
-class BoundedConnection(Connection):
-    """A connection that waits for each answer a bounded time, whatever becomes of the server: NoAnswerError.
-
-    statement_timeout is counted by the server, and TCP's timeouts end once its kernel has the question: neither
-    helps against a stopped server or a proxy that swallows bytes.
-    """
-
-    limits = Limits()
-    # What the session's statements are bounded by, as the server counts.
-    statement_s: float = limits.database_statement_s
-    _until: float | None = None
-
-    @contextlib.contextmanager
-    def answering_within(self, seconds: float) -> Iterator[None]:
-        """Wait for all the answers inside for `seconds` together, instead of database_answer_s for each."""
-        self._until = time.monotonic() + seconds
-        try:
-            yield
-        finally:
-            self._until = None
-
-    @contextlib.contextmanager
-    def transaction_within(self, seconds: float) -> Iterator[None]:
-        """A transaction whose statements the server ends after `seconds`, rounded up to whole ones, each.
-
-        Its answers, the commit's too, are waited for as long as that and database_look_s more, together.
-        """
-        bound_s = math.ceil(seconds)
-        with self.answering_within(bound_s + self.limits.database_look_s), self.transaction():
-            # A statement of its own: spared where the session's bound will do.
-            if bound_s < self.statement_s:
-                self.execute(queries["bound_statements"], {"timeout": f"{bound_s}s"})
-            yield
-
-    def wait(self, gen: PQGen[RV], *args: Any, **kwargs: Any) -> RV:
-        """Wait for an answer, as psycopg does, until the bound."""
-        until = self._until or time.monotonic() + self.limits.database_answer_s
-        return super().wait(self._steps(gen, until), *args, **kwargs)
-
-    def _steps(self, gen: PQGen[RV], until: float) -> PQGen[RV]:
-        # psycopg resumes this when the socket is ready, and ten times a second.
-        try:
-            wanted = next(gen)
-            while True:
-                wanted = gen.send((yield wanted))
-                if time.monotonic() > until:
-                    break
-        except StopIteration as done:
-            answer: RV = done.value
-            return answer
-        self.close()
-        raise NoAnswerError("the server does not answer")
 
 
 Pool = ConnectionPool[BoundedConnection]
@@ -111,8 +53,7 @@ def place(url: str) -> str:
 @contextlib.contextmanager
 def connect(settings: Settings, *, name: str = "brewctl") -> Iterator[BoundedConnection]:
     """One autocommit connection. Raises UnreachableError, BrewError, in what is done with it too."""
-    with explained(settings), BoundedConnection.connect(**_arguments(settings, name)) as connection:
-        connection.limits = settings.limits
+    with explained(settings), BoundedConnection.connect(session=_session(settings, name)) as connection:
         yield connection
 
 
@@ -126,22 +67,15 @@ def open_pool(
     lock after `lock_s` (0: no sooner). The first connection is made now: raises UnreachableError where that fails,
     BrewError where the schema is missing.
     """
-    limits = settings.limits
-    statement_s = statement_s or limits.database_statement_s
     with connect(settings, name=name) as connection:
         check_schema(connection)
-
-    def configure(connection: BoundedConnection) -> None:
-        connection.limits, connection.statement_s = limits, statement_s
-
     pool: Pool = ConnectionPool(
         connection_class=BoundedConnection,
-        kwargs=_arguments(settings, name, statement_s=statement_s, lock_s=lock_s),
+        kwargs={"session": _session(settings, name, statement_s=statement_s, lock_s=lock_s)},
         min_size=1,
         max_size=size,
-        timeout=limits.database_wait_s,
-        reconnect_timeout=limits.database_wait_s,
-        configure=configure,
+        timeout=settings.limits.database_wait_s,
+        reconnect_timeout=settings.limits.database_wait_s,
         check=_check,
         name=name,
         open=True,
@@ -155,6 +89,14 @@ def _check(connection: BoundedConnection) -> None:
     if has_news(connection, within_s=0):
         with connection.answering_within(connection.limits.database_look_s):
             connection.execute("")
+
+
+def require_direct(connection: BoundedConnection, command: str) -> None:
+    """Raise BrewError where a pooler stands between: what lasts longer than a transaction is not ours there."""
+    if connection.pooled:
+        where = place(connection.session.url)
+        hint = f"name postgres itself: BREW_DATABASE_URL=postgresql://… {command}"
+        raise BrewError(f"`{command}` needs a connection of its own, and {where} is a pooler", hint=hint)
 
 
 def has_news(connection: Connection, *, within_s: float) -> bool:
@@ -203,33 +145,24 @@ def explained(settings: Settings) -> Iterator[None]:
             f"postgres {place(settings.database_url)}: the tables are in use", hint="stop the roles that use them"
         ) from error
     except UNAVAILABLE as error:
+        if "statement pooling mode" in str(error):
+            message = f"the pooler at {place(settings.database_url)} pools statements, and orders need transactions"
+            raise BrewError(message, hint=_ANOTHER_MODE) from error
         if "invalid" in str(error) and "value" in str(error):  # an option of the URL, such as sslmode
             raise UsageError(f"BREW_DATABASE_URL: {str(error).splitlines()[0]}", hint=_EXAMPLE) from error
         hint = "run `brewctl up`, or set BREW_DATABASE_URL"
+        if variables := blamed(error, settings.database_url):
+            hint = f"unset {' and '.join(variables)}, or say in BREW_DATABASE_URL what holds for this server"
         raise UnreachableError(f"postgres {place(settings.database_url)} {_reason(error)}", hint=hint) from error
     except psycopg.Error as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BrewError(f"postgres {place(settings.database_url)}: {reason}") from error
 
 
-def _arguments(settings: Settings, name: str, *, statement_s: float | None = None, lock_s: float = 0) -> dict[str, Any]:
+def _session(settings: Settings, name: str, *, statement_s: float | None = None, lock_s: float = 0) -> Session:
     place(settings.database_url)  # a malformed URL is a usage error
     limits = settings.limits
-    given = conninfo_to_dict(settings.database_url)
-    return {
-        # A peer that vanished without a goodbye is noticed within about 20 s.
-        "keepalives_idle": 10,
-        "keepalives_interval": 3,
-        "keepalives_count": 3,
-        "tcp_user_timeout": 20_000,
-        "connect_timeout": limits.database_connect_s,
-        "application_name": name,
-        **given,
-        "options": f"-c statement_timeout={int((statement_s or limits.database_statement_s) * 1000)}ms"
-        f" -c lock_timeout={int(lock_s * 1000)}ms"
-        f" -c idle_in_transaction_session_timeout={limits.database_idle_transaction_s}s {given.get('options', '')}",
-        "autocommit": True,
-    }
+    return Session(settings.database_url, name, limits, statement_s or limits.database_statement_s, lock_s)
 
 
 def _reason(error: Exception) -> str:
@@ -246,6 +179,8 @@ def _reason(error: Exception) -> str:
         ("name or service not known", "is an unknown host"),
         ("could not translate host name", "is an unknown host"),
         ("failed to resolve host", "is an unknown host"),
+        ("does not support ssl", "speaks no TLS"),
+        ("server login", "can't be reached by the pooler in front of it"),
     ):
         if mark in text:
             return reason

@@ -5,6 +5,16 @@
 -- Ends each later statement of the transaction after `timeout`: nobody waits longer for it.
 SELECT set_config('statement_timeout', %(timeout)s, true)
 
+-- set_locally --
+-- Settings of one transaction. Behind a pooler a commit may find what another's session left there.
+SELECT set_config(name, value, true) FROM unnest(%(names)s::text[], %(values)s::text[]) AS setting (name, value)
+ UNION ALL
+SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'
+
+-- session --
+-- Which server process answers, and whether it was started with our settings.
+SELECT pg_backend_pid(), coalesce(current_setting('brewctl.session', true) = 'on', false)
+
 -- create_orders --
 -- Orders and their events in one statement, so in one commit. Returns the ids that were written: not
 -- those whose idempotency key is taken, by an earlier order or by another one of the statement. In the

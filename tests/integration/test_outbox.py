@@ -1,6 +1,5 @@
 """The publisher: what is committed reaches Kafka, in order per aggregate, whoever dies when."""
 
-import contextlib
 import threading
 import time
 import uuid
@@ -166,8 +165,7 @@ def test_the_producer_waits_for_all_in_sync_replicas_and_keeps_order(producer: P
 def test_a_publisher_that_stands_still_gives_its_rows_up(rig: Rig, pool: Pool, producer: Producer) -> None:
     """Paused between fetch and commit, it would keep its rows from the others for ever."""
     create_order(rig)
-    arguments = database._arguments(limited(rig.settings, database_idle_transaction_s=6), "order-1")
-    with contextlib.closing(psycopg.connect(**arguments)) as paused:
+    with database.connect(limited(rig.settings, database_idle_transaction_s=6), name="order-1") as paused:
         paused.execute("BEGIN")
         assert len(paused.execute(queries["fetch_unpublished"], UNBOUNDED | {"limit": 10}).fetchall()) == 1
         publisher = Publisher(rig.settings, pool, node="order-2")

@@ -1,0 +1,167 @@
+"""A connection to PostgreSQL that ends every wait, and is correct behind a pooler too."""
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+from typing import Any, Self
+
+import psycopg
+from psycopg.abc import RV, Params, PQGen
+from psycopg.pq import PipelineStatus, TransactionStatus
+from psycopg.rows import Row, TupleRow
+
+from brewctl.config import Limits
+from brewctl.delivery.session import Session
+from brewctl.sql import queries
+
+Connection = psycopg.Connection[TupleRow]
+
+
+class NoAnswerError(psycopg.OperationalError):
+    """A server that took a question and says nothing any more. The connection is closed: what it did is unknown."""
+
+
+class BoundedConnection(Connection):
+    """A connection that waits for each answer a bounded time, whatever becomes of the server: NoAnswerError.
+
+    statement_timeout is counted by the server, and TCP's timeouts end once its kernel has the question: neither
+    helps against a stopped server or a proxy that swallows bytes.
+
+    Behind a pooler each transaction may be another server session's: so it begins with all its settings, in the same
+    round trip; a statement outside one gets a transaction of its own; and none is prepared.
+    """
+
+    session: Session
+    limits = Limits()
+    # What the session's statements are bounded by, as the server counts.
+    statement_s: float = limits.database_statement_s
+    pooled = False  # whether a pooler, such as PgBouncer, stands between
+    answers = 0  # how many of the server's answers have come
+    _until: float | None = None
+    _transaction_s: float = math.inf
+
+    @classmethod
+    def connect(cls, conninfo: str = "", *, session: Session, **kwargs: Any) -> Self:  # type: ignore[override]
+        """Connect as `session` says, and find out whether a pooler stands between. Raises what psycopg raises."""
+        try:
+            connection = super().connect(conninfo, **session.arguments() | kwargs, autocommit=True)
+        except psycopg.OperationalError as error:
+            if not session.refused(error):
+                raise
+            connection = super().connect(conninfo, **session.arguments() | kwargs, autocommit=True)
+        connection.session, connection.limits, connection.statement_s = session, session.limits, session.statement_s
+        try:
+            with connection.answering_within(session.limits.database_connect_s):
+                pid, ours = connection.execute(queries["session"]).fetchone() or (0, False)
+        except BaseException:
+            connection.close()
+            raise
+        if not ours or pid != connection.info.backend_pid:
+            connection.pooled = True
+            connection.prepare_threshold = None
+            connection.cursor_factory = _PooledCursor
+            connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
+        return connection
+
+    @contextlib.contextmanager
+    def answering_within(self, seconds: float) -> Iterator[None]:
+        """Wait for all the answers inside for `seconds` together, instead of database_answer_s for each."""
+        self._until = time.monotonic() + seconds
+        try:
+            yield
+        finally:
+            self._until = None
+
+    @contextlib.contextmanager
+    def transaction_within(self, seconds: float) -> Iterator[None]:
+        """A transaction whose statements the server ends after `seconds`, rounded up to whole ones, each.
+
+        Its answers, the commit's too, are waited for as long as that and database_look_s more, together.
+        """
+        bound_s = math.ceil(seconds)
+        with self.answering_within(bound_s + self.limits.database_look_s):
+            self._transaction_s = bound_s
+            try:
+                with self.transaction():
+                    yield
+            finally:
+                self._transaction_s = math.inf
+
+    @contextlib.contextmanager
+    def transaction(
+        self, savepoint_name: str | None = None, force_rollback: bool = False
+    ) -> Iterator[psycopg.Transaction]:
+        """A transaction, or one inside another; as psycopg's, with what the session asks for."""
+        bounded = self._transaction_s < self.statement_s
+        if self.pgconn.transaction_status != TransactionStatus.IDLE or not (self.pooled or bounded):
+            with super().transaction(savepoint_name, force_rollback) as transaction:
+                yield transaction
+            return
+        transaction = psycopg.Transaction(self, savepoint_name, force_rollback)
+        with contextlib.ExitStack() as stack:
+            with self.pipeline():  # BEGIN and the settings are one round trip
+                stack.enter_context(transaction)
+                self._set_locally()
+            yield transaction
+
+    @contextlib.contextmanager
+    def transaction_of_one(self) -> Iterator[None]:
+        """Run the one statement inside in a transaction: BEGIN, the settings, it, COMMIT, in one round trip.
+
+        Raises what ended it, rolled back. An error that ended the connection too has no SQLSTATE: the statement may
+        be committed.
+        """
+        try:
+            with self.pipeline():
+                psycopg.Cursor(self).execute("BEGIN ISOLATION LEVEL READ COMMITTED")
+                self._set_locally()
+                yield
+                psycopg.Cursor(self).execute("COMMIT")
+        except psycopg.Error as error:
+            if self.closed and error.sqlstate:
+                raise psycopg.OperationalError(str(error)) from error
+            raise
+        finally:
+            if self.pgconn.transaction_status in {TransactionStatus.INTRANS, TransactionStatus.INERROR}:
+                psycopg.Cursor(self).execute("ROLLBACK")
+
+    def _set_locally(self) -> None:
+        if self.pooled:
+            query, settings = self.session.transaction_settings(min(self._transaction_s, self.statement_s))
+            psycopg.Cursor(self).execute(query, settings)
+        else:
+            psycopg.Cursor(self).execute(queries["bound_statements"], {"timeout": f"{self._transaction_s}s"})
+
+    def wait(self, gen: PQGen[RV], *args: Any, **kwargs: Any) -> RV:
+        """Wait for an answer, as psycopg does, until the bound."""
+        until = self._until or time.monotonic() + self.limits.database_answer_s
+        return super().wait(self._steps(gen, until), *args, **kwargs)
+
+    def _steps(self, gen: PQGen[RV], until: float) -> PQGen[RV]:
+        # psycopg resumes this when the socket is ready, and ten times a second.
+        try:
+            wanted = next(gen)
+            while True:
+                wanted = gen.send((yield wanted))
+                if time.monotonic() > until:
+                    break
+        except StopIteration as done:
+            answer: RV = done.value
+            self.answers += 1
+            return answer
+        self.close()
+        raise NoAnswerError("the server does not answer")
+
+
+class _PooledCursor(psycopg.Cursor[Row]):
+    """Gives a statement outside a transaction one of its own."""
+
+    def execute(self, query: Any, params: Params | None = None, **options: Any) -> Self:
+        connection = self.connection
+        assert isinstance(connection, BoundedConnection)
+        state = connection.pgconn
+        if state.transaction_status != TransactionStatus.IDLE or state.pipeline_status != PipelineStatus.OFF:
+            return super().execute(query, params, **options)
+        with connection.transaction_of_one():
+            return super().execute(query, params, **options)

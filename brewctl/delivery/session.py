@@ -1,0 +1,190 @@
+"""What each connection asks PostgreSQL for, whatever the server, a role, a database or the shell say.
+
+On a direct connection all of it travels in the startup packet, and costs nothing. A pooler in transaction mode, such
+as PgBouncer, refuses or drops it: there each transaction begins with it (`database.BoundedConnection`).
+"""
+
+import ipaddress
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import Conninfo
+
+from brewctl.config import Limits
+from brewctl.sql import queries
+
+# A setting that only a session of ours has: where it is missing, the startup packet's options were dropped.
+MARK = "brewctl.session"
+_ISOLATION = "default_transaction_isolation"
+# What a pooler says that takes no options in the startup packet: PgBouncer, then RDS Proxy.
+_REFUSALS = ("unsupported startup parameter", "command-line options")
+# Words of the `options` in a URL, as the server reads them: a backslash keeps the character after it.
+_WORD = re.compile(r"(?:\\.|[^\s\\])+", re.DOTALL)
+_SETTING = re.compile(r"([A-Za-z_][\w.-]*)=(.*)", re.DOTALL)
+# libpq sends them to the server, or reads a file of its own, without a keyword that a connection string could have.
+_WITHOUT_KEYWORD = ("PGDATESTYLE", "PGTZ", "PGGEQO")
+# What the URL leaves out of where, as whom and with what secret is the shell's to say, as in psql. But none of its
+# variables changes what a session means, or moves a host that the URL names elsewhere.
+_MEANING = frozenset({"hostaddr", "options", "client_encoding"})
+# How a server is spoken to.
+_MANNER = (
+    *("ssl", "gss", "krb", "channel_binding", "require_auth", "requirepeer"),
+    *("target_session_attrs", "load_balance_hosts"),
+)
+# What libpq means by a keyword that is not given, where it does not say so itself.
+_UNSAID = {"sslcertmode": "allow", "require_auth": "scram-sha-256,md5,password,gss,sspi,none"}
+# Which variables decide what a refusal is about.
+_BLAMED = {
+    "PGSSL": re.compile(r"\bssl|\btls|certificate", re.IGNORECASE),
+    "PGGSS": re.compile(r"gss|kerberos", re.IGNORECASE),
+    "PGCHANNELBINDING": re.compile("channel binding"),
+    "PGREQUIREAUTH": re.compile("authentication method"),
+    "PGPASS": re.compile("password"),
+    "PGUSER": re.compile("password|role "),
+    "PGDATABASE": re.compile("database .* does not exist"),
+    "PGTARGETSESSIONATTRS": re.compile("session is|hot standby"),
+    "PGSERVICE": re.compile("definition of service|service file"),
+    "PGREQUIREPEER": re.compile("peer"),
+}
+# PostgreSQL's names know no case; these are written as it shows them.
+_SHOWN = {"datestyle": "DateStyle", "timezone": "TimeZone"}
+
+
+@dataclass
+class Session:
+    """What the connections of one pool, or one connection, ask for. The server ends a statement after `statement_s`.
+
+    Raises UsageError where the URL is none: see `database.place`.
+    """
+
+    url: str = field(repr=False)  # may hold a password
+    name: str
+    limits: Limits
+    statement_s: float
+    lock_s: float = 0  # how long a statement waits for a lock; 0: no sooner ended
+    takes_options: bool = True  # False once a pooler has refused them
+
+    def settings(self) -> dict[str, str]:
+        """Return the settings of the session by name. Those of the URL's own `options` win."""
+        return {
+            "statement_timeout": f"{int(self.statement_s * 1000)}ms",
+            "lock_timeout": f"{int(self.lock_s * 1000)}ms",
+            "idle_in_transaction_session_timeout": f"{self.limits.database_idle_transaction_s}s",
+            # A fetch of a few rows is planned over all that wait: compiling it takes longer than running it.
+            "jit": "off",
+            # An order that a statement has just waited for must be seen by the next one.
+            _ISOLATION: "read committed",
+            # What a role or a database says instead would hide our tables, or show others of the same names.
+            "search_path": '"$user", public',
+            "DateStyle": "ISO, MDY",  # psycopg reads no other
+            "TimeZone": "UTC",
+            **self._given_settings()[0],
+        }
+
+    def arguments(self) -> dict[str, Any]:
+        """Return what psycopg is to connect with."""
+        given = conninfo_to_dict(self.url)
+        _, rest = self._given_settings()
+        options = [f"-c {name}={_escaped(value)}" for name, value in (self.settings() | {MARK: "on"}).items()]
+        return {
+            # A peer that vanished without a goodbye is noticed within about 20 s.
+            "keepalives_idle": 10,
+            "keepalives_interval": 3,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 20_000,
+            "connect_timeout": self.limits.database_connect_s,
+            "application_name": self.name,
+            **explicit(given),
+            # A server whose text has another encoding converts it, or says which character it does not have.
+            "client_encoding": "UTF8",
+            "options": " ".join([*options, *rest]) if self.takes_options else "",
+        }
+
+    def refused(self, error: psycopg.OperationalError) -> bool:
+        """Note whether a pooler has refused the options: without them it takes the connection."""
+        if self.takes_options and any(refusal in str(error) for refusal in _REFUSALS):
+            self.takes_options = False
+            return True
+        return False
+
+    def transaction_settings(self, statement_s: float) -> tuple[str, dict[str, list[str]]]:
+        """Return the statement that gives one transaction these settings, which end with it."""
+        settings = self.settings()
+        del settings[_ISOLATION]  # BEGIN says it
+        if statement_s < self.statement_s:
+            settings["statement_timeout"] = f"{int(statement_s * 1000)}ms"
+        return queries["set_locally"], {"names": list(settings), "values": list(settings.values())}
+
+    def _given_settings(self) -> tuple[dict[str, str], list[str]]:
+        """Split the URL's own options into settings, and what else the server is to be started with."""
+        settings: dict[str, str] = {}
+        rest: list[str] = []
+        words = iter(_WORD.findall(str(conninfo_to_dict(self.url).get("options") or "")))
+        for word in words:
+            text = next(words, "") if word == "-c" else word.removeprefix("-c").removeprefix("--")
+            if word.startswith(("-c", "--")) and (match := _SETTING.fullmatch(re.sub(r"\\(.)", r"\1", text))):
+                name = match[1].replace("-", "_")
+                settings[_SHOWN.get(name.lower(), name)] = match[2]
+            else:
+                rest.append(word)
+        return settings, rest
+
+
+def explicit(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parts of a connection string with a value for whatever a PG* variable would change otherwise.
+
+    On this machine's own addresses none decides how a server is spoken to. To another machine PGSSLMODE and the like
+    stay the user's word, as in psql.
+    """
+    service = ("PGSERVICE",) if given.get("host") and "service" not in given else ()
+    for name in (*_WITHOUT_KEYWORD, *service):
+        os.environ.pop(name, None)
+    local = _is_local(given)
+    neutral = {
+        keyword: default
+        for keyword, variable, default in _variables()
+        if variable in os.environ and (keyword in _MEANING or (local and keyword.startswith(_MANNER)))
+    }
+    if not given.get("host"):
+        neutral.pop("hostaddr", None)  # then it says where
+    return {**neutral, **given}
+
+
+def blamed(error: Exception, url: str) -> list[str]:
+    """Name the variables of the shell that are in force for this URL and that a refusal has to do with."""
+    given = explicit(conninfo_to_dict(url))
+    prefixes = tuple(prefix for prefix, pattern in _BLAMED.items() if pattern.search(str(error)))
+    return sorted(
+        variable
+        for keyword, variable, _ in _variables()
+        if variable in os.environ and keyword not in given and variable.startswith(prefixes)
+    )
+
+
+def _variables() -> Iterator[tuple[str, str, str]]:
+    """Yield the keywords of this libpq that a variable stands for: keyword, variable, what is meant without either."""
+    for option in Conninfo.get_defaults():
+        if option.envvar:
+            keyword = option.keyword.decode()
+            yield keyword, option.envvar.decode(), _UNSAID.get(keyword) or (option.compiled or b"").decode()
+
+
+def _is_local(given: Mapping[str, Any]) -> bool:
+    hosts = str(given.get("hostaddr") or given.get("host") or "").split(",")
+    return all(host == "localhost" or _is_loopback(host) for host in hosts)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _escaped(value: str) -> str:
+    return re.sub(r"([\s\\])", r"\\\1", value)
