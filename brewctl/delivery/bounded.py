@@ -37,7 +37,7 @@ class BoundedConnection(Connection):
     # What the session's statements are bounded by, as the server counts.
     statement_s: float = limits.database_statement_s
     pooled = False  # whether a pooler, such as PgBouncer, stands between
-    answers = 0  # how many of the server's answers have come
+    began = False  # whether a transaction has begun; who wants to know sets it back
     _until: float | None = None
     _transaction_s: float = math.inf
 
@@ -53,16 +53,23 @@ class BoundedConnection(Connection):
         connection.session, connection.limits, connection.statement_s = session, session.limits, session.statement_s
         try:
             with connection.answering_within(session.limits.database_connect_s):
-                pid, ours = connection.execute(queries["session"]).fetchone() or (0, False)
+                connection._look_for_pooler()  # noqa: SLF001 - of this class
         except BaseException:
             connection.close()
             raise
-        if not ours or pid != connection.info.backend_pid:
-            connection.pooled = True
-            connection.prepare_threshold = None
-            connection.cursor_factory = _PooledCursor
-            connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
         return connection
+
+    def _look_for_pooler(self) -> None:
+        pid, ours = self.execute(queries["session"]).fetchone() or (0, False)
+        if ours and pid == self.info.backend_pid:
+            return
+        # One that pools statements takes no transaction, and says so in answer to a BEGIN that comes alone.
+        self.execute("BEGIN")
+        self.execute("ROLLBACK")
+        self.pooled = True
+        self.prepare_threshold = None
+        self.cursor_factory = _PooledCursor
+        self.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
 
     @contextlib.contextmanager
     def answering_within(self, seconds: float) -> Iterator[None]:
@@ -96,6 +103,7 @@ class BoundedConnection(Connection):
         bounded = self._transaction_s < self.statement_s
         if self.pgconn.transaction_status != TransactionStatus.IDLE or not (self.pooled or bounded):
             with super().transaction(savepoint_name, force_rollback) as transaction:
+                self.began = True
                 yield transaction
             return
         transaction = psycopg.Transaction(self, savepoint_name, force_rollback)
@@ -103,6 +111,7 @@ class BoundedConnection(Connection):
             with self.pipeline():  # BEGIN and the settings are one round trip
                 stack.enter_context(transaction)
                 self._set_locally()
+            self.began = True
             yield transaction
 
     @contextlib.contextmanager
@@ -148,7 +157,6 @@ class BoundedConnection(Connection):
                     break
         except StopIteration as done:
             answer: RV = done.value
-            self.answers += 1
             return answer
         self.close()
         raise NoAnswerError("the server does not answer")

@@ -2,7 +2,8 @@
 
 import contextlib
 import select
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -33,6 +34,7 @@ UNAVAILABLE = (
 )
 
 
+Answer = TypeVar("Answer")
 Pool = ConnectionPool[BoundedConnection]
 
 
@@ -82,6 +84,24 @@ def open_pool(
     )
     with pool:
         yield pool
+
+
+def ask(pool: Pool, question: Callable[[BoundedConnection], Answer], *, wait_s: float) -> Answer:
+    """Ask `question` with a connection of the pool, for which `wait_s` is waited; with another where it was dead.
+
+    A server's goodbye may be on its way as the pool looks for it. `question` may read, and write in transactions: one
+    that has begun is not asked again. Raises what `question` and the pool raise.
+    """
+    for _ in range(pool.max_size):
+        with pool.connection(wait_s) as connection:
+            connection.began = False
+            try:
+                return question(connection)
+            except UNAVAILABLE as error:
+                if connection.began or not connection.closed or isinstance(error, NoAnswerError):
+                    raise
+    with pool.connection(wait_s) as connection:
+        return question(connection)
 
 
 def _check(connection: BoundedConnection) -> None:

@@ -18,7 +18,7 @@ from uuid import UUID
 import psycopg
 
 from brewctl.config import Settings
-from brewctl.delivery import orders
+from brewctl.delivery import database, orders
 from brewctl.delivery.database import Pool
 from brewctl.delivery.orders import CommitFailedError, NewOrder, TooLateError
 from brewctl.proto.orders_pb2 import Order
@@ -72,8 +72,11 @@ class GroupCommit:
         TooLateError nothing was written.
         """
         try:
-            with self._alone.connection(min(self._limits.database_wait_s, max(0.0, left_s()))) as connection:
-                order = orders.create(connection, new, topic=self._settings.topic, left_s=left_s)
+            order = database.ask(
+                self._alone,
+                lambda connection: orders.create(connection, new, topic=self._settings.topic, left_s=left_s),
+                wait_s=min(self._limits.database_wait_s, max(0.0, left_s())),
+            )
         except (TooLateError, psycopg.Error) as error:
             if doubtful:
                 raise CommitFailedError(" ".join(str(error).split()) or "no answer in time") from error

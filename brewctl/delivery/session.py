@@ -41,6 +41,7 @@ _UNSAID = {"sslcertmode": "allow", "require_auth": "scram-sha-256,md5,password,g
 # Which variables decide what a refusal is about.
 _BLAMED = {
     "PGSSL": re.compile(r"\bssl|\btls|certificate", re.IGNORECASE),
+    "PGREQUIRESSL": re.compile("SSL"),
     "PGGSS": re.compile(r"gss|kerberos", re.IGNORECASE),
     "PGCHANNELBINDING": re.compile("channel binding"),
     "PGREQUIREAUTH": re.compile("authentication method"),
@@ -69,12 +70,18 @@ class Session:
     lock_s: float = 0  # how long a statement waits for a lock; 0: no sooner ended
     takes_options: bool = True  # False once a pooler has refused them
 
+    def bounds(self) -> dict[str, int]:
+        """Return the names of the server's bounds, and how many milliseconds are asked for; 0: none."""
+        return {
+            "statement_timeout": int(self.statement_s * 1000),
+            "lock_timeout": int(self.lock_s * 1000),
+            "idle_in_transaction_session_timeout": self.limits.database_idle_transaction_s * 1000,
+        }
+
     def settings(self) -> dict[str, str]:
         """Return the settings of the session by name. Those of the URL's own `options` win."""
         return {
-            "statement_timeout": f"{int(self.statement_s * 1000)}ms",
-            "lock_timeout": f"{int(self.lock_s * 1000)}ms",
-            "idle_in_transaction_session_timeout": f"{self.limits.database_idle_transaction_s}s",
+            **{name: f"{bound_ms}ms" for name, bound_ms in self.bounds().items()},
             # A fetch of a few rows is planned over all that wait: compiling it takes longer than running it.
             "jit": "off",
             # An order that a statement has just waited for must be seen by the next one.
@@ -83,13 +90,13 @@ class Session:
             "search_path": '"$user", public',
             "DateStyle": "ISO, MDY",  # psycopg reads no other
             "TimeZone": "UTC",
-            **self._given_settings()[0],
+            **self.given_settings(),
         }
 
     def arguments(self) -> dict[str, Any]:
         """Return what psycopg is to connect with."""
         given = conninfo_to_dict(self.url)
-        _, rest = self._given_settings()
+        _, rest = self._given_options()
         options = [f"-c {name}={_escaped(value)}" for name, value in (self.settings() | {MARK: "on"}).items()]
         return {
             # A peer that vanished without a goodbye is noticed within about 20 s.
@@ -120,7 +127,11 @@ class Session:
             settings["statement_timeout"] = f"{int(statement_s * 1000)}ms"
         return queries["set_locally"], {"names": list(settings), "values": list(settings.values())}
 
-    def _given_settings(self) -> tuple[dict[str, str], list[str]]:
+    def given_settings(self) -> dict[str, str]:
+        """Return the settings among the URL's own options."""
+        return self._given_options()[0]
+
+    def _given_options(self) -> tuple[dict[str, str], list[str]]:
         """Split the URL's own options into settings, and what else the server is to be started with."""
         settings: dict[str, str] = {}
         rest: list[str] = []
@@ -171,6 +182,8 @@ def _variables() -> Iterator[tuple[str, str, str]]:
     for option in Conninfo.get_defaults():
         if option.envvar:
             keyword = option.keyword.decode()
+            if keyword == "sslmode":
+                yield keyword, "PGREQUIRESSL", "prefer"  # an older word for it
             yield keyword, option.envvar.decode(), _UNSAID.get(keyword) or (option.compiled or b"").decode()
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from brewctl.config import Settings
 from brewctl.delivery import database
 from brewctl.delivery.database import Connection
+from brewctl.doctor import session
 from brewctl.doctor.finding import Finding, fail, ok, warn
 from brewctl.sql import doctor_queries, schema
 
@@ -51,6 +52,7 @@ def check(settings: Settings) -> Iterator[Finding]:
         asked = connection.execute(doctor_queries["settings"], {"names": list(_ASKED)})
         found = {name: Setting(value, source) for name, value, source in asked}
         yield _version(found, where)
+        yield from session.check(connection)
         lacking = list(dict.fromkeys([*database.missing_tables(connection), *_lacking(connection, _INDEXES)]))
         yield _schema(lacking, set(_DROPPED) - set(_lacking(connection, _DROPPED)))
         name = connection.info.dbname
@@ -111,7 +113,7 @@ def _switch(name: str, setting: Setting, database_name: str, *, to: str) -> str:
         case "command line":
             return f"start postgres without `-c {name}={setting.value}`"
         case "client" | "environment variable":
-            return f"take {name} out of BREW_DATABASE_URL, or PGOPTIONS"
+            return f"take {name} out of the options in BREW_DATABASE_URL"
         case "database":
             return f'in psql: `ALTER DATABASE "{database_name}" RESET {name};`'
         case "user" | "database user" as source:

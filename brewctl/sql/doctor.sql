@@ -4,6 +4,16 @@
 -- What is in force for this session, and so for a role's, and where it comes from.
 SELECT name, setting, source FROM pg_settings WHERE name = ANY(%(names)s)
 
+-- search_path --
+-- What the role or the database says of it, nearest first, and which of them; our sessions do not follow it.
+SELECT substr(entry, length('search_path=') + 1), CASE WHEN setrole = 0 THEN 'database' ELSE 'role' END
+  FROM pg_db_role_setting, unnest(setconfig) AS entry
+ WHERE entry LIKE 'search\_path=%%'
+   AND setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
+   AND setrole IN (0, (SELECT oid FROM pg_roles WHERE rolname = session_user))
+ ORDER BY setrole <> 0 AND setdatabase <> 0 DESC, setrole <> 0 DESC
+ LIMIT 1
+
 -- lacking --
 -- Of these tables and indexes, those that are not there.
 SELECT name FROM unnest(%(names)s::text[]) AS name WHERE to_regclass(name) IS NULL

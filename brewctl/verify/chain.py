@@ -48,6 +48,7 @@ def verify(settings: Settings, *, progress: Progress | None = None) -> Verificat
         database.connect(settings) as fresh,
         database.connect(settings) as snapshot,
     ):
+        database.require_direct(snapshot, "brewctl verify")
         database.check_schema(snapshot)
         bounds = {"statement_ms": str(_STATEMENT_S * 1000), "idle_ms": str(_IDLE_S * 1000)}
         snapshot.execute(verify_queries["bounds"], bounds)

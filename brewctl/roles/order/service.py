@@ -103,8 +103,11 @@ class OrderService:
         if early := self._early(call):
             abort(context, early)
         try:
-            with self._pool.connection(min(self._limits.database_wait_s, call.left_s())) as connection:
-                order = orders.get(connection, request.order_id)
+            order = database.ask(
+                self._pool,
+                lambda connection: orders.get(connection, request.order_id),
+                wait_s=min(self._limits.database_wait_s, call.left_s()),
+            )
         except psycopg.Error as error:
             abort(context, self._status_for(error, call))
         if order is None:
