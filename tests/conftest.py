@@ -150,7 +150,7 @@ class Rig:
 
 
 @contextlib.contextmanager
-def open_rig(servers: dict[str, str], logs: Path) -> Iterator[Rig]:
+def open_rig(servers: dict[str, str], logs: Path, *, database_options: str = "") -> Iterator[Rig]:
     """A fresh database and topic, no members in the groups; whatever was started is ended."""
     name = f"brew_test_{uuid.uuid4().hex[:12]}"
     server_url = servers["BREW_DATABASE_URL"]
@@ -161,7 +161,7 @@ def open_rig(servers: dict[str, str], logs: Path) -> Iterator[Rig]:
     )
     with psycopg.connect(server_url, autocommit=True) as maintenance:
         try:
-            maintenance.execute(f'CREATE DATABASE "{name}"')
+            maintenance.execute(f'CREATE DATABASE "{name}" {database_options}'.encode())
         except psycopg.errors.InsufficientPrivilege:
             _unavailable("the database user may not create databases")
         try:

@@ -142,7 +142,7 @@ class Session:
                 name = match[1].replace("-", "_")
                 settings[_SHOWN.get(name.lower(), name)] = match[2]
             else:
-                rest.append(word)
+                rest += [word, text] if word == "-c" and text else [word]
         return settings, rest
 
 
