@@ -20,7 +20,6 @@ from brewctl.sql import queries
 
 # A setting that only a session of ours has: where it is missing, the startup packet's options were dropped.
 MARK = "brewctl.session"
-_ISOLATION = "default_transaction_isolation"
 # What a pooler says that takes no options in the startup packet: PgBouncer, then RDS Proxy.
 _REFUSALS = ("unsupported startup parameter", "command-line options")
 # Words of the `options` in a URL, as the server reads them: a backslash keeps the character after it.
@@ -85,7 +84,7 @@ class Session:
             # A fetch of a few rows is planned over all that wait: compiling it takes longer than running it.
             "jit": "off",
             # An order that a statement has just waited for must be seen by the next one.
-            _ISOLATION: "read committed",
+            "default_transaction_isolation": "read committed",
             # What a role or a database says instead would hide our tables, or show others of the same names.
             "search_path": '"$user", public',
             "DateStyle": "ISO, MDY",  # psycopg reads no other
@@ -122,7 +121,6 @@ class Session:
     def transaction_settings(self, statement_s: float) -> tuple[str, dict[str, list[str]]]:
         """Return the statement that gives one transaction these settings, which end with it."""
         settings = self.settings()
-        del settings[_ISOLATION]  # BEGIN says it
         if statement_s < self.statement_s:
             settings["statement_timeout"] = f"{int(statement_s * 1000)}ms"
         return queries["set_locally"], {"names": list(settings), "values": list(settings.values())}

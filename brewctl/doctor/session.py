@@ -4,17 +4,16 @@ from collections.abc import Iterator
 from urllib.parse import quote
 
 from brewctl.delivery.database import BoundedConnection
-from brewctl.doctor.finding import Finding, fail, ok, warn
+from brewctl.doctor.finding import Finding, ok, warn
 from brewctl.sql import doctor_queries
 
-_ISOLATION = "transaction_isolation"
 _DEFAULT_PATH = '"$user", public'
 
 
 def check(connection: BoundedConnection) -> Iterator[Finding]:
     """Look at the session of this connection, which asks for what each role's does."""
     yield _pooler(connection)
-    names = [*connection.session.bounds(), "jit", _ISOLATION, "server_encoding"]
+    names = [*connection.session.bounds(), "jit", "server_encoding"]
     asked = connection.execute(doctor_queries["settings"], {"names": names}).fetchall()
     found = {name: value for name, value, _ in asked}
     yield _encoding(found["server_encoding"])
@@ -56,12 +55,8 @@ def _in_force(found: dict[str, str], bounds: dict[str, int]) -> Iterator[Finding
     if found["jit"] == "on":
         well = False
         yield warn("jit", "on: with many rows waiting, each fetch of the publisher is compiled anew", mend=_out("jit"))
-    if (level := found[_ISOLATION]) not in {"read committed", "read uncommitted"}:
-        well = False
-        says = f"{level}: a repeated idempotency key may be answered ALREADY_EXISTS, and batches fail beside each other"
-        yield fail("isolation", says, mend=_out("default_transaction_isolation"))
     if well:
-        yield ok("session", "bounds, isolation and JIT are as the roles ask")
+        yield ok("session", "bounds and JIT are as the roles ask")
 
 
 def _out(name: str) -> str:

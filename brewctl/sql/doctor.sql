@@ -8,7 +8,7 @@ SELECT name, setting, source FROM pg_settings WHERE name = ANY(%(names)s)
 -- What the role or the database says of it, nearest first, and which of them; our sessions do not follow it.
 SELECT substr(entry, length('search_path=') + 1), CASE WHEN setrole = 0 THEN 'database' ELSE 'role' END
   FROM pg_db_role_setting, unnest(setconfig) AS entry
- WHERE entry LIKE 'search\_path=%%'
+ WHERE starts_with(entry, 'search_path=')
    AND setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
    AND setrole IN (0, (SELECT oid FROM pg_roles WHERE rolname = session_user))
  ORDER BY setrole <> 0 AND setdatabase <> 0 DESC, setrole <> 0 DESC

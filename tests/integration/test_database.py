@@ -95,9 +95,11 @@ def test_a_command_says_that_the_server_does_not_answer(settings: Settings, prox
 
 def test_a_pool_hands_out_no_connection_that_the_server_has_ended(rig: Rig, settings: Settings) -> None:
     with database.open_pool(settings, name="ended", size=1) as pool:
-        with pool.connection() as connection:
-            pid = connection.info.backend_pid
-        rig.connection.execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
+        with pool.connection() as ended:
+            pid = ended.info.backend_pid
+        rig.connection.execute("SELECT pg_terminate_backend(%s)", (pid,))
+        # The process may take its time to end, and its goodbye to come here: the pool can't know before.
+        wait_until("its goodbye", lambda: database.has_news(ended, within_s=0), timeout_s=60)
         with pool.connection() as connection:
             assert connection.info.backend_pid != pid
 

@@ -13,6 +13,7 @@ from psycopg.conninfo import make_conninfo
 from brewctl.config import Settings
 from brewctl.delivery import database, orders
 from brewctl.delivery.broker import Producer
+from brewctl.delivery.group_commit import GroupCommit
 from brewctl.delivery.outbox import Publisher
 from brewctl.doctor import Verdict, postgres
 from brewctl.errors import UnreachableError
@@ -115,10 +116,7 @@ def test_a_session_is_the_same_whatever_the_database_says(rig: Rig) -> None:
 
 
 def test_what_the_url_says_wins_and_the_doctor_names_what_that_costs(rig: Rig) -> None:
-    options = (
-        r"-c search_path=pg_catalog,public --statement-timeout=0 -cjit=on"
-        r" -c default_transaction_isolation=repeatable\ read"
-    )
+    options = "-c search_path=pg_catalog,public --statement-timeout=0 -cjit=on"
     settings = replace(rig.settings, database_url=make_conninfo(rig.settings.database_url, options=options))
     with database.connect(settings) as connection:
         assert shown(connection, "search_path", "statement_timeout") == {
@@ -126,10 +124,9 @@ def test_what_the_url_says_wins_and_the_doctor_names_what_that_costs(rig: Rig) -
             "statement_timeout": "0",
         }
     found = {each.check: each for each in postgres.check(settings)}
-    assert {check: found[check].verdict for check in ("statement_timeout", "jit", "isolation")} == {
+    assert {check: found[check].verdict for check in ("statement_timeout", "jit")} == {
         "statement_timeout": Verdict.WARN,
         "jit": Verdict.WARN,
-        "isolation": Verdict.FAIL,
     }
     assert "session" not in found
 
@@ -233,12 +230,11 @@ def test_a_call_whose_connection_was_dead_is_asked_with_another(rig: Rig, monkey
     new = orders.accept(order(customer_id=somebody()), tenant_id=None, traceparent=None)
     with database.open_pool(rig.settings, name="ended", size=2) as pool:
         monkeypatch.setattr(database, "has_news", lambda *_args, **_kwargs: False)
-        for question in (
-            lambda connection: orders.create(connection, new, topic=rig.settings.topic),
-            lambda connection: orders.get(connection, str(new.id)),
-        ):
-            end_all(rig, "ended")
-            assert database.ask(pool, question, wait_s=20) == new.order
+        end_all(rig, "ended")
+        writer = GroupCommit(rig.settings, pool, pool, notify=lambda: None)
+        assert writer.create_alone(new, left_s=lambda: 20.0, doubtful=False) == new.order
+        end_all(rig, "ended")
+        assert database.ask(pool, lambda connection: orders.get(connection, new.order.order_id), wait_s=20) == new.order
 
 
 def test_a_transaction_that_had_begun_is_not_asked_again(rig: Rig) -> None:
