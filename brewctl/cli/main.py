@@ -10,7 +10,7 @@ import typer
 import typer.core
 import typer.main
 
-from brewctl import __version__
+from brewctl import __version__, stdout
 from brewctl.cli import (
     background,
     bench,
@@ -108,6 +108,7 @@ def root_command() -> typer.core.TyperGroup:
 
 def main() -> None:
     """Run a command; every failure becomes one line on stderr and an exit code."""
+    stdout.prepare()
     # A terminal that closes, or `timeout`, must leave as little behind as Ctrl-C does. A shell's background
     # job starts with SIGINT ignored: who sends it one means it. `nohup` is left as it is.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
