@@ -195,9 +195,8 @@ def home(environ: Mapping[str, str] = os.environ) -> Path:
 
 def cache() -> Path:
     """Where downloads are kept, of which all sandboxes of a user are made: in XDG_CACHE_HOME. Raises UsageError."""
-    return _folder("XDG_CACHE_HOME", os.environ, "brewctl") or _users_own(
-        platformdirs.user_cache_path, "XDG_CACHE_HOME"
-    )
+    named = _folder("XDG_CACHE_HOME", os.environ, "brewctl")
+    return named or _users_own(platformdirs.user_cache_path, "XDG_CACHE_HOME")
 
 
 def _folder(variable: str, environ: Mapping[str, str], *below: str) -> Path | None:

@@ -1,4 +1,4 @@
-"""The one way to stdout, which people and other programs read as it comes; and what stdin, stdout and stderr must be."""
+"""The one way to stdout, which people and other programs read as it comes; stdin and stderr are made usable with it."""
 
 import io
 import os

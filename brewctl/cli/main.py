@@ -1,5 +1,6 @@
 """The command line: the tree of commands, and how each one ends."""
 
+import errno
 import os
 import signal
 import sys
@@ -139,6 +140,8 @@ def _report(error: BaseException) -> int:
                 return code
         case BrewError():
             message, hint, code = error.message, error.hint, error.exit_code
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EIO, filename=None):  # of what prints without `put`
+            message = f"stdout can't be written ({os.strerror(error.errno or 0).lower()})"
         case KeyboardInterrupt():
             message, code = "interrupted", ExitCode.INTERRUPTED
         case typer.Abort():

@@ -1,6 +1,5 @@
 """`brewctl up`, `down`, `status`, `env`: real servers on this machine, and what runs beside them."""
 
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -148,7 +147,7 @@ def borrowed(home: Path, *, keep: bool) -> Iterator[None]:
         yield
     finally:
         if not ran_before and not keep:
-            print("the sandbox stops; `brewctl up` brings it back", file=sys.stderr, flush=True)
+            output.note("the sandbox stops; `brewctl up` brings it back")
             cluster.down(home)
 
 

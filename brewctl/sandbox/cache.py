@@ -20,10 +20,8 @@ def folder() -> Path:
     chosen = config.cache() / f"kafka-{jars.KAFKA_VERSION}"
     surroundings.require_usable(chosen, _VARIABLE)
     if "!/" in str(chosen):  # the end of a jar's name in an URL
-        raise UsageError(
-            f"{chosen}: java finds no jars below a folder whose name ends with `!`",
-            hint=f"set {_VARIABLE} to another folder",
-        )
+        hint = f"set {_VARIABLE} to another folder"
+        raise UsageError(f"{chosen}: java finds no jars below a folder whose name ends with `!`", hint=hint)
     return chosen
 
 
@@ -31,8 +29,8 @@ def folder() -> Path:
 def opened(complete: Callable[[Path], bool]) -> Iterator[Path]:
     """Yield the folder, which other commands leave alone meanwhile.
 
-    One that can't be written, as on a read-only disk, is used as it is where it is `complete`. Raises BrewError where it
-    is not, and for what goes wrong with its files, before anything is downloaded.
+    One that can't be written, as on a read-only disk, is used as it is where it is `complete`. Raises BrewError where
+    it is not, before anything is downloaded, and for what goes wrong with its files.
     """
     chosen = folder()
     with ExitStack() as stack:
@@ -50,8 +48,16 @@ def opened(complete: Callable[[Path], bool]) -> Iterator[Path]:
 
 
 def writable(chosen: Path) -> bool:
-    """Say whether anything can be added to it."""
-    return os.access(chosen, os.W_OK)
+    """Say whether anything can be added to it, or it can be made."""
+    try:
+        return os.access(next(place for place in (chosen, *chosen.parents) if place.exists()), os.W_OK | os.X_OK)
+    except OSError:
+        return False
+
+
+def unusable(chosen: Path) -> BrewError:
+    """Return the error for a folder that can't be written, though something is missing in it."""
+    return BrewError(f"{chosen} can't be written", hint=f"set {_VARIABLE} to a folder of yours")
 
 
 def require_room(chosen: Path) -> None:

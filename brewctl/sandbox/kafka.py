@@ -89,9 +89,15 @@ def prepare(java: str | None, progress: Progress) -> Kit:
             progress.step("preparing Kafka's quick start (once)")
             _train(kit, aot)
         # Where the cache doesn't fit, Java says so in the console log and starts without it.
-        return replace(
-            kit, java=[binary, f"-XX:AOTCache={kafka_node.supplied(folder, aot)}", _AOT_CHECKED, *command[1:]]
-        )
+        quick = [f"-XX:AOTCache={kafka_node.supplied(folder, aot)}", _AOT_CHECKED]
+        return replace(kit, java=[binary, *quick, *command[1:]])
+
+
+def require_cache() -> None:
+    """Raise BrewError where the cache has to be written before nodes can be started, and can't be."""
+    folder = cache.folder()
+    if not (cache.writable(folder) or (folder.is_dir() and _is_complete(folder))):
+        raise cache.unusable(folder)
 
 
 @dataclass(frozen=True)
