@@ -10,7 +10,7 @@ from pathlib import Path
 
 from brewctl.doctor.finding import Finding, fail, failed, ok, warn
 from brewctl.errors import BrewError
-from brewctl.sandbox import kafka, parts, processes, state, surroundings
+from brewctl.sandbox import kafka, parts, postgres, processes, state, surroundings
 from brewctl.sandbox.server import Server
 from brewctl.sandbox.state import State
 
