@@ -38,7 +38,8 @@ def up(
 
     Without Docker; waits until they answer. Harmless where they run.
 
-    Data, logs and state live in BREW_HOME (default: the user's state directory).
+    Data, logs and state live in BREW_HOME (default: the user's state directory). Kafka's jars are downloaded once,
+    from Maven Central or its mirror BREW_MAVEN_REPOSITORY, and kept in XDG_CACHE_HOME.
     """
     from brewctl.sandbox.cluster import Options
 

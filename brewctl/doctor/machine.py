@@ -10,7 +10,7 @@ from pathlib import Path
 
 from brewctl.doctor.finding import Finding, fail, failed, ok, warn
 from brewctl.errors import BrewError
-from brewctl.sandbox import kafka, parts, postgres, processes, state, surroundings
+from brewctl.sandbox import cluster, kafka, parts, postgres, processes, state, surroundings
 from brewctl.sandbox.server import Server
 from brewctl.sandbox.state import State
 
@@ -20,7 +20,7 @@ _JAVA_S = 5.0
 _JAVA_VERSION = re.compile(r'version "(\d+)[^"]*"')
 # A sandbox begins with 250 MB and grows with its orders.
 _LITTLE_BYTES = 2 * 10**9
-_TOO_LITTLE_BYTES = 200 * 10**6
+_TOO_LITTLE_BYTES = cluster.ROOM_BYTES
 
 
 def check(home: Path, *, java: str) -> Iterator[Finding]:

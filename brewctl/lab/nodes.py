@@ -90,11 +90,12 @@ class Node:
 
     def _read(self, on_line: Callable[[str], None]) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            with self._arrived:
-                self.lines.append(line.rstrip("\n"))
-                self._arrived.notify_all()
-            on_line(line.rstrip("\n"))
+        with self.process.stdout as lines:
+            for line in lines:
+                with self._arrived:
+                    self.lines.append(line.rstrip("\n"))
+                    self._arrived.notify_all()
+                on_line(line.rstrip("\n"))
         with self._arrived:
             self._arrived.notify_all()
 

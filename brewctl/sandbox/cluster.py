@@ -19,6 +19,8 @@ from brewctl.sandbox.state import State
 
 # The folders of a home.
 _PARTS = ("postgres", "kafka", "logs", "nodes")
+# Less is too little to begin with.
+ROOM_BYTES = 200 * 10**6
 _LAST_CHILDREN_S = 5.0  # an ended server's own children go a moment later
 
 
@@ -153,6 +155,9 @@ def _require(home: Path, known: State, missing: list[str]) -> None:
             processes.require_free(name, port)
     if "postgres" in missing:
         postgres.require(home)
+    if not (home / "postgres").exists() and (free := shutil.disk_usage(home).free) < ROOM_BYTES:
+        message = f"{free / 10**6:.0f} MB are free for {home}, and a sandbox takes {ROOM_BYTES / 10**6:.0f}"
+        raise BrewError(message, hint="make room, or set BREW_HOME to a folder on another disk")
 
 
 def _new_state(options: Options) -> State:

@@ -56,7 +56,8 @@ def download(folder: Path, coordinate: str) -> None:
     try:
         means.create_dependency(coordinate + "!").artifact.resolve()
     except exceptions.SSLError as error:
-        hint = "set SSL_CERT_FILE to a file with its authority's certificate, as a proxy that looks into TLS needs it"
+        trusted = next((name for name in _CERTIFICATES if os.environ.get(name)), "SSL_CERT_FILE")
+        hint = f"set {trusted} to a file that has its authority's too, as a proxy that looks into TLS needs it"
         raise BrewError(f"{what}: the server's certificate is not trusted", hint=hint) from error
     except exceptions.ProxyError as error:
         proxy, hint = _proxy(url), f"mend it, or set no_proxy={urlsplit(url).hostname}"
@@ -65,7 +66,8 @@ def download(folder: Path, coordinate: str) -> None:
         proxy, hint = _proxy(url), "name an http proxy there, or `pip install pysocks`"
         raise BrewError(f"{what}: the proxy in {proxy} is of an unknown kind", hint=hint) from error
     except exceptions.RequestException as error:
-        raise BrewError(f"{what} ({type(error).__name__})", hint=f"{_AGAIN}; or set {MIRROR} to a mirror") from error
+        hint = f"mend {MIRROR}, or unset it" if os.environ.get(MIRROR) else f"{_AGAIN}; or set {MIRROR} to a mirror"
+        raise BrewError(f"{what} ({type(error).__name__})", hint=hint) from error
     except OSError as error:
         raise _unwritten(what, folder, error) from error
     except (RuntimeError, ValueError, LookupError) as error:
