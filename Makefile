@@ -7,7 +7,8 @@ BREWCTL := .venv/bin/brewctl
 ORDER_ADDRS := --addr 127.0.0.1:50081 --addr 127.0.0.1:50082
 CAST := order order inventory inventory notifications
 COMPOSE := docker compose
-INSTALL := .venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
+# What pip is told for other places, such as PIP_USER, is no good in .venv.
+INSTALL := env -u PIP_USER -u PIP_TARGET -u PIP_PREFIX -u PIP_REQUIRE_HASHES .venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help
 help: ## Show this list

@@ -27,12 +27,16 @@ _RETRIED = frozenset(
         grpc.StatusCode.DEADLINE_EXCEEDED,
     }
 )
+# An order-service is where its address says, as PostgreSQL and Kafka are. https_proxy and its like, which gRPC obeys by
+# default, are meant for the web: such a proxy refuses a port like ours, and its 127.0.0.1 is another machine.
+DIRECT = (("grpc.enable_http_proxy", 0),)
 _CHANNEL = [
     # A replica that is back is found within a second.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
     # In spite of its name: what one connection attempt may take.
     ("grpc.min_reconnect_backoff_ms", 2000),
+    *DIRECT,
 ]
 # Between two rounds of the addresses: doubled from the one to the other.
 _FIRST_PAUSE_S = 0.1

@@ -5,7 +5,7 @@ Each server setting is taken from the flag, else the environment, else the runni
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -189,13 +189,34 @@ def environment(settings: Settings) -> dict[str, str]:
 
 
 def home(environ: Mapping[str, str] = os.environ) -> Path:
-    """Where the sandbox keeps its state and data: BREW_HOME, else the user's state directory."""
-    if named := environ.get("BREW_HOME"):
-        try:
-            return Path(named).expanduser().absolute()
-        except RuntimeError:
-            raise UsageError(f"BREW_HOME: no home folder for {named!r}") from None
-    return Path(platformdirs.user_state_path("brewctl"))
+    """Where the sandbox keeps its state and data: BREW_HOME, else the user's state directory. Raises UsageError."""
+    return _folder("BREW_HOME", environ) or _users_own(platformdirs.user_state_path, "BREW_HOME")
+
+
+def cache() -> Path:
+    """Where downloads are kept, of which all sandboxes of a user are made: in XDG_CACHE_HOME. Raises UsageError."""
+    named = _folder("XDG_CACHE_HOME", os.environ, "brewctl")
+    return named or _users_own(platformdirs.user_cache_path, "XDG_CACHE_HOME")
+
+
+def _folder(variable: str, environ: Mapping[str, str], *below: str) -> Path | None:
+    """Return the folder that a variable names; None where it names none."""
+    if not (named := environ.get(variable)):
+        return None
+    try:
+        return Path(named).expanduser().absolute().joinpath(*below)
+    except RuntimeError:
+        raise UsageError(f"{variable}: no home folder for {named!r}") from None
+    except OSError:
+        raise UsageError(f"{variable}: {named!r} is below a working directory that is gone") from None
+
+
+def _users_own(default: Callable[[str], Path], variable: str) -> Path:
+    try:
+        return default("brewctl")
+    except RuntimeError:
+        user = f"user {os.geteuid()} has no home folder: HOME is not set to one"
+        raise UsageError(user, hint=f"set {variable} to a folder of yours") from None
 
 
 def _addresses(name: str, text: str) -> tuple[str, ...]:

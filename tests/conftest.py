@@ -74,6 +74,8 @@ def clean_environment() -> Iterator[None]:
             patch.delenv(name, raising=False)
         patch.setenv("COLUMNS", "80")
         patch.setenv("NO_COLOR", "1")
+        for name in ("no_proxy", "NO_PROXY"):  # of the tests' own channels; downloads may need the proxy
+            patch.setenv(name, "127.0.0.1,localhost")
         yield
 
 

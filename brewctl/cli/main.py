@@ -1,5 +1,6 @@
 """The command line: the tree of commands, and how each one ends."""
 
+import errno
 import os
 import signal
 import sys
@@ -10,7 +11,7 @@ import typer
 import typer.core
 import typer.main
 
-from brewctl import __version__
+from brewctl import __version__, stdout
 from brewctl.cli import (
     background,
     bench,
@@ -108,6 +109,7 @@ def root_command() -> typer.core.TyperGroup:
 
 def main() -> None:
     """Run a command; every failure becomes one line on stderr and an exit code."""
+    stdout.prepare()
     # A terminal that closes, or `timeout`, must leave as little behind as Ctrl-C does. A shell's background
     # job starts with SIGINT ignored: who sends it one means it. `nohup` is left as it is.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -138,6 +140,8 @@ def _report(error: BaseException) -> int:
                 return code
         case BrewError():
             message, hint, code = error.message, error.hint, error.exit_code
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EIO, filename=None):  # of what prints without `put`
+            message = f"stdout can't be written ({os.strerror(error.errno or 0).lower()})"
         case KeyboardInterrupt():
             message, code = "interrupted", ExitCode.INTERRUPTED
         case typer.Abort():

@@ -93,7 +93,14 @@ def settings(
     from brewctl.sandbox import state
 
     flags = {"database_url": database_url, "brokers": brokers, "topic": topic, "order_addrs": order_addrs}
-    return config.resolve(flags, os.environ, state.endpoints(config.home()), limits)
+    try:
+        found = state.endpoints(config.home())
+    except UsageError:
+        # Without a home folder there is no sandbox; servers that are named need none.
+        if os.environ.get("BREW_HOME"):
+            raise
+        found = {}
+    return config.resolve(flags, os.environ, found, limits)
 
 
 def check_file(option: str, path: Path | None, *suffixes: str) -> None:

@@ -22,8 +22,11 @@ def emit_json(value: object) -> None:
 
 
 def note(text: str) -> None:
-    """Print a note beside the results, on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    """Print a note beside the results, on stderr, for whoever still reads it: it changes no exit code."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        stdout.let_go(sys.stderr)
 
 
 def text(raw: bytes) -> str:

@@ -6,6 +6,8 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from brewctl.cli import output
+
 
 class Shown:
     """Satisfies the sandbox's Progress. Use it as a context manager."""
@@ -47,7 +49,7 @@ class Shown:
             progress.add_task(text, total=None)
             progress.start()
         else:
-            self._console.print(text, highlight=False)
+            output.note(text)
 
     def _how(self) -> dict[str, Any]:
         return {"console": self._console, "transient": True}

@@ -14,12 +14,17 @@ Command = typer.core.TyperCommand | typer.core.TyperGroup
 
 # Read by every command: where the sandbox's state is.
 _HOME = "BREW_HOME"
+# Where the sandbox's parts come from, and where they are kept.
+_DOWNLOADS = ("BREW_MAVEN_REPOSITORY", "XDG_CACHE_HOME")
 # What a command reads beside the variables of its options.
 _MORE = {
-    "chaos": ("BREW_DATABASE_URL", "BREW_KAFKA_BROKERS", "BREW_TOPIC"),
+    "bench": _DOWNLOADS,
+    "chaos": ("BREW_DATABASE_URL", "BREW_KAFKA_BROKERS", "BREW_TOPIC", *_DOWNLOADS),
     "create-order": ("BREW_DATABASE_URL", "BREW_KAFKA_BROKERS", "BREW_TOPIC"),
-    "doctor": ("BREW_JAVA",),
+    "demo": _DOWNLOADS,
+    "doctor": ("BREW_JAVA", "XDG_CACHE_HOME"),
     "start": ("BREW_SESSION_TIMEOUT",),
+    "up": _DOWNLOADS,
 }
 _INTRODUCTION = """\
 # Commands

@@ -1,6 +1,5 @@
 """`brewctl up`, `down`, `status`, `env`: real servers on this machine, and what runs beside them."""
 
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -39,7 +38,8 @@ def up(
 
     Without Docker; waits until they answer. Harmless where they run.
 
-    Data, logs and state live in BREW_HOME (default: the user's state directory).
+    Data, logs and state live in BREW_HOME (default: the user's state directory). Kafka's jars are downloaded once,
+    from Maven Central or its mirror BREW_MAVEN_REPOSITORY, and kept in XDG_CACHE_HOME.
     """
     from brewctl.sandbox.cluster import Options
 
@@ -148,7 +148,7 @@ def borrowed(home: Path, *, keep: bool) -> Iterator[None]:
         yield
     finally:
         if not ran_before and not keep:
-            print("the sandbox stops; `brewctl up` brings it back", file=sys.stderr, flush=True)
+            output.note("the sandbox stops; `brewctl up` brings it back")
             cluster.down(home)
 
 

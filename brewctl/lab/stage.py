@@ -15,6 +15,7 @@ from typing import Self
 import psutil
 import psycopg
 
+from brewctl import stdout
 from brewctl.config import Settings, environment
 from brewctl.errors import BrewError, ExitCode
 from brewctl.lab.nodes import CAST, ORDER_NODES, Node, Nodes, command
@@ -211,11 +212,12 @@ class Stage:
     def brewctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a command on the servers, past the faulty network."""
         return subprocess.run(  # noqa: S603 - ourselves
-            [sys.executable, "-m", "brewctl", *arguments],
-            env={**environment(self.settings), "BREW_HOME": str(self.servers.home)},
+            [sys.executable, "-P", "-m", "brewctl", *arguments],
+            env={**environment(self.settings), **stdout.ENVIRONMENT, "BREW_HOME": str(self.servers.home)},
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=120,
             check=False,
         )

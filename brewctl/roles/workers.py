@@ -20,7 +20,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from brewctl import lifecycle, log
+from brewctl import lifecycle, log, stdout
 from brewctl.config import LogFormat, Settings, environment
 from brewctl.errors import BrewError, PortError
 
@@ -113,10 +113,11 @@ class Workers:
                 *("serve", "order", "--worker", "--node", name, "--host", self._host, "--port", str(port)),
                 *("--log-format", self._log_format),
             ],
-            env={**os.environ, **environment(self._settings)},
+            env={**os.environ, **environment(self._settings), **stdout.ENVIRONMENT},
             stdin=stdin,
             stdout=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             start_new_session=True,  # a Ctrl-C is ours to hand on
         )
         self._processes[name] = process

@@ -13,12 +13,14 @@ from brewctl.config import Settings
 from brewctl.delivery import database, topics
 from brewctl.errors import BrewError, UsageError
 from brewctl.lifecycle import interrupts_held
-from brewctl.sandbox import kafka, kafka_node, parts, postgres, processes, state
+from brewctl.sandbox import kafka, kafka_node, parts, postgres, processes, state, surroundings
 from brewctl.sandbox.server import Server
 from brewctl.sandbox.state import State
 
 # The folders of a home.
 _PARTS = ("postgres", "kafka", "logs", "nodes")
+# Less is too little to begin with.
+ROOM_BYTES = 200 * 10**6
 _LAST_CHILDREN_S = 5.0  # an ended server's own children go a moment later
 
 
@@ -57,6 +59,7 @@ def up(home: Path, options: Options, progress: kafka.Progress) -> State:
         missing = [name for name in known.ports if name not in known.servers or not processes.find(known.servers[name])]
         if missing:
             parts.require(java=options.java)
+            _require(home, known, missing)
         if not known.kafka_detours:
             known.kafka_detours = [(processes.free_port(), processes.free_port()) for _ in known.kafka_ports]
         _resume(known)
@@ -130,7 +133,7 @@ def status(home: Path) -> list[Health]:
         process = processes.find(server) if server else None
         answers = False
         if process:
-            answers = postgres.answers(known.database_url) if name == "postgres" else name in answering
+            answers = not postgres.refusal(known.database_url) if name == "postgres" else name in answering
         rows.append(
             Health(
                 name=name,
@@ -142,6 +145,19 @@ def status(home: Path) -> list[Health]:
             )
         )
     return rows
+
+
+def _require(home: Path, known: State, missing: list[str]) -> None:
+    """Raise BrewError where what is missing can't be started here, before anything is made or downloaded."""
+    surroundings.require_usable(home, "BREW_HOME")
+    for name in missing:
+        for port in known.ports[name]:
+            processes.require_free(name, port)
+    if "postgres" in missing:
+        postgres.require(home)
+    if not (home / "postgres").exists() and (free := shutil.disk_usage(home).free) < ROOM_BYTES:
+        message = f"{free / 10**6:.0f} MB are free for {home}, and a sandbox takes {ROOM_BYTES / 10**6:.0f}"
+        raise BrewError(message, hint="make room, or set BREW_HOME to a folder on another disk")
 
 
 def _new_state(options: Options) -> State:

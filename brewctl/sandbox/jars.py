@@ -7,13 +7,9 @@ import hashlib
 from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from brewctl.errors import BrewError
-from brewctl.sandbox import parts
-
-if TYPE_CHECKING:
-    from jgo.maven import MavenContext
+from brewctl.sandbox import maven
 
 KAFKA_VERSION = "4.3.1"
 # The trailing "!" keeps jgo from importing log4j's BOM, which would bring an older Kafka client.
@@ -37,6 +33,22 @@ def fetch_tools(folder: Path) -> list[Path]:
     return _fetched(folder, {**_lock(), **_TOOLS}, lambda _done, _total, _what: None)
 
 
+def present(folder: Path) -> list[Path] | None:
+    """Return the jars below `folder`, in the order of `fetch`, where none is missing or damaged; else None."""
+    return _present(folder, _lock())
+
+
+def present_tools(folder: Path) -> list[Path] | None:
+    """Return the jars of Kafka's command line tools, as `present` does."""
+    return _present(folder, {**_lock(), **_TOOLS})
+
+
+def _present(folder: Path, locked: Mapping[str, str]) -> list[Path] | None:
+    jars = [_path(folder, coordinate) for coordinate in locked]
+    whole = all(jar.exists() and _hash(jar) == sha256 for jar, sha256 in zip(jars, locked.values(), strict=True))
+    return jars if whole else None
+
+
 def _fetched(folder: Path, locked: Mapping[str, str], advance: Callable[[int, int, str], None]) -> list[Path]:
     jars = []
     for done, (coordinate, sha256) in enumerate(locked.items(), start=1):
@@ -44,17 +56,18 @@ def _fetched(folder: Path, locked: Mapping[str, str], advance: Callable[[int, in
         if not jar.exists() or _hash(jar) != sha256:
             jar.unlink(missing_ok=True)
             advance(done - 1, len(locked), "downloading Kafka (45 MB, once)")
-            _download(folder, coordinate)
+            maven.download(folder, coordinate)
             if _hash(jar) != sha256:
                 jar.unlink()
-                raise BrewError(f"the download of {coordinate} is damaged", hint="try again")
+                hint = "try again; a proxy or a mirror that answers in its place must let it through"
+                raise BrewError(f"the download of {coordinate} is not the file that was published", hint=hint)
         jars.append(jar)
     return jars
 
 
 def resolve(folder: Path) -> str:
     """Resolve the endpoints anew and return the text of a jars.lock. For the project's developers."""
-    context = _context(folder)
+    context = maven.context(folder)
     inputs, others = context.resolver.resolve([context.create_dependency(endpoint) for endpoint in ENDPOINTS])
     lines = []
     for dependency in (*inputs, *others):
@@ -73,30 +86,6 @@ def _path(folder: Path, coordinate: str) -> Path:
     """Return where a Maven repository keeps a jar."""
     group, artifact, version = coordinate.split(":")
     return folder.joinpath(*group.split("."), artifact, version, f"{artifact}-{version}.jar")
-
-
-def _download(folder: Path, coordinate: str) -> None:
-    context = _context(folder)
-    from requests import RequestException  # noqa: PLC0415 - jgo's, and so of the extra
-
-    try:
-        context.create_dependency(coordinate + "!").artifact.resolve()
-    except RequestException as error:
-        hint = "connect once; later starts need no network"
-        raise BrewError(
-            f"can't download {coordinate} from Maven Central ({type(error).__name__})", hint=hint
-        ) from error
-    except (RuntimeError, OSError) as error:
-        raise BrewError(f"can't download {coordinate} from Maven Central: {error}") from error
-
-
-def _context(folder: Path) -> "MavenContext":
-    try:
-        from jgo.constants import MAVEN_CENTRAL_URL  # noqa: PLC0415 - an extra
-        from jgo.maven import MavenContext, PythonResolver  # noqa: PLC0415 - an extra
-    except ImportError:
-        raise parts.missing("jgo") from None
-    return MavenContext(resolver=PythonResolver(), repo_cache=folder, remote_repos={"central": MAVEN_CENTRAL_URL})
 
 
 def _hash(jar: Path) -> str:

@@ -4,7 +4,6 @@ A node starts in half the time from an AOT cache, and is formatted without a JVM
 once a machine, by one throw-away node, and kept beside the jars. docs/operations.md has the figures.
 """
 
-import os
 import shutil
 import signal
 import socket
@@ -12,23 +11,25 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-import platformdirs
 import psutil
 
 from brewctl.config import Settings
 from brewctl.delivery.broker import Broker, open_admin
 from brewctl.errors import BrewError
-from brewctl.sandbox import jars, kafka_node, parts, processes, state
+from brewctl.sandbox import cache, jars, kafka_node, parts, processes, surroundings
 from brewctl.sandbox.server import Server
 from brewctl.sandbox.state import State
 
 _READY_S = 90.0
 _TRAINING_S = 120.0
 _STOP_S = 8.0
+_CHECKPOINT = "bootstrap.checkpoint"
+# Else a cache of which a crash of the machine left a part empty ends each node that is started with it.
+_AOT_CHECKED = "-XX:+VerifySharedSpaces"
 _JVM = (
     "-XX:+UseSerialGC",
     "-XX:TieredStopAtLevel=1",
@@ -63,40 +64,61 @@ class Kit:
 
     java: Sequence[str]  # the command, up to the main class
     environment: Mapping[str, str]
+    supplies: Path  # the folder of the jars and the AOT cache, which both are named from a node's folder
     checkpoint: Path  # what `kafka-storage format` writes beside meta.properties
 
 
 def prepare(java: str | None, progress: Progress) -> Kit:
     """Download the jars and train the AOT cache where that has not been done yet.
 
-    `java` names one of the user's own, 17 or later; it gets no AOT cache.
+    `java` names one of the user's own, 17 or later; it gets no AOT cache. Raises BrewError.
     """
-    cache = _cache()
-    with state.locked(cache):
-        environment = _environment(jars.fetch(cache / "jars", progress.advance))
-        if java is not None:
-            command = [_found(java), *_JVM]
-            return Kit(command, environment, _checkpoint(cache, command, environment))
-        binary, version = _bundled()
-        command = [binary, *_JVM, *_JVM_25]
-        checkpoint = _checkpoint(cache, command, environment)
-        aot = cache / f"java-{version}.aot"
+    binary, version = (_found(java), "") if java is not None else _bundled()
+    command = [binary, *_JVM] if java is not None else [binary, *_JVM, *_JVM_25]
+    with cache.opened(_is_complete) as folder:
+        found = jars.present(folder / "jars")
+        if found is None:
+            cache.require_room(folder)
+            found = jars.fetch(folder / "jars", progress.advance)
+        classpath = _environment([kafka_node.supplied(folder, jar) for jar in found])
+        kit = Kit(command, classpath, folder, _checkpoint(folder, command, classpath))
+        aot = folder / f"java-{version}.aot"
+        if java is not None or not (aot.exists() or cache.writable(folder)):
+            return kit
         if not aot.exists():
             progress.step("preparing Kafka's quick start (once)")
-            _train(Kit(command, environment, checkpoint), aot)
+            _train(kit, aot)
         # Where the cache doesn't fit, Java says so in the console log and starts without it.
-        return Kit([binary, f"-XX:AOTCache={aot}", *command[1:]], environment, checkpoint)
+        quick = [f"-XX:AOTCache={kafka_node.supplied(folder, aot)}", _AOT_CHECKED]
+        return replace(kit, java=[binary, *quick, *command[1:]])
 
 
-def tools() -> tuple[Sequence[str], Mapping[str, str]]:
-    """Return the command, up to the main class, and the environment for Kafka's command line tools.
+def require_cache() -> None:
+    """Raise BrewError where the cache has to be written before nodes can be started, and can't be."""
+    folder = cache.folder()
+    if not (cache.writable(folder) or (folder.is_dir() and _is_complete(folder))):
+        raise cache.unusable(folder)
 
-    By the bundled Java. Their jars are downloaded where they are missing: raises BrewError.
+
+@dataclass(frozen=True)
+class Tools:
+    """How Kafka's command line tools are run."""
+
+    java: Sequence[str]  # the command, up to the main class
+    environment: Mapping[str, str]
+    folder: Path  # where they work
+
+
+def tools() -> Tools:
+    """Return how Kafka's command line tools are run by the bundled Java.
+
+    Their jars are downloaded where they are missing: raises BrewError.
     """
     binary, _ = _bundled()
-    cache = _cache()
-    with state.locked(cache):
-        return [binary, "-Xmx512m", *_JVM_25], _environment(jars.fetch_tools(cache / "jars"))
+    with cache.opened(lambda folder: jars.present_tools(folder / "jars") is not None) as folder:
+        found = jars.fetch_tools(folder / "jars")
+        names = [str(jar.relative_to(folder)) for jar in found]
+        return Tools([binary, "-Xmx512m", *_JVM_25], _environment(names), folder)
 
 
 def java(named: str) -> str:
@@ -113,9 +135,10 @@ def start(home: Path, known: State, name: str, kit: Kit) -> Server:
     folder = home / "kafka" / str(node_id)
     kafka_node.format_storage(folder, known.cluster_id, node_id, kit.checkpoint)
     kafka_node.configure(folder, node_id, known.kafka_ports, known.kafka_detours)
+    kafka_node.supply(folder, kit.supplies)
     return processes.spawn(
         name,
-        kafka_node.command(folder, kit.java),
+        kafka_node.command(kit.java),
         port=client_port,
         log=folder / "logs" / "server.log",
         console=folder / "logs" / "console.log",
@@ -159,9 +182,9 @@ def stop(servers: Sequence[Server]) -> None:
     processes.end(servers, ((signal.SIGKILL, 5.0),))
 
 
-def _cache() -> Path:
-    """What is prepared once a machine, for all sandboxes."""
-    return Path(platformdirs.user_cache_path("brewctl")) / f"kafka-{jars.KAFKA_VERSION}"
+def _is_complete(folder: Path) -> bool:
+    """Say whether nodes can be started with what is there."""
+    return (folder / _CHECKPOINT).exists() and jars.present(folder / "jars") is not None
 
 
 def _closed(server: Server) -> bool:
@@ -196,33 +219,34 @@ def _found(java: str) -> str:
     return binary
 
 
-def _environment(classpath: Sequence[Path]) -> Mapping[str, str]:
+def _environment(classpath: Sequence[str]) -> Mapping[str, str]:
     # The class path is no argument: `ps` stays readable. Each of glibc's arenas keeps freed memory: two are enough.
-    return {**os.environ, "CLASSPATH": ":".join(str(jar) for jar in classpath), "MALLOC_ARENA_MAX": "2"}
+    return surroundings.environment({"CLASSPATH": ":".join(classpath), "MALLOC_ARENA_MAX": "2"})
 
 
-def _checkpoint(cache: Path, java: Sequence[str], environment: Mapping[str, str]) -> Path:
+def _checkpoint(folder: Path, java: Sequence[str], environment: Mapping[str, str]) -> Path:
     """Format one throw-away node with Kafka's own tool and keep the part that has no node in it."""
-    checkpoint = cache / "bootstrap.checkpoint"
+    checkpoint = folder / _CHECKPOINT
     if not checkpoint.exists():
-        with tempfile.TemporaryDirectory(dir=cache) as name:
-            folder = Path(name)
-            kafka_node.configure(folder, 1, [(processes.free_port(), processes.free_port())])
-            tool = [
-                "kafka.tools.StorageTool",
-                "format",
-                "-t",
-                kafka_node.new_id(),
-                "-c",
-                str(folder / "server.properties"),
-            ]
+        with tempfile.TemporaryDirectory(dir=folder) as name:
+            node = Path(name)
+            kafka_node.configure(node, 1, [(processes.free_port(), processes.free_port())])
+            kafka_node.supply(node, folder)
             made = subprocess.run(  # noqa: S603 - commands of our own making
-                [*java, *tool], env=environment, capture_output=True, text=True, timeout=60, check=False
+                kafka_node.format_command(java),
+                cwd=node,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=60,
+                check=False,
             )
             if made.returncode:
                 reason = (made.stderr or made.stdout).strip().splitlines()[-1:]
                 raise BrewError(f"kafka can't format its storage: {' '.join(reason)}", hint="is java 17 or later?")
-            (folder / "data" / "bootstrap.checkpoint").rename(checkpoint)
+            (node / "data" / _CHECKPOINT).rename(checkpoint)
     return checkpoint
 
 
@@ -233,7 +257,8 @@ def _train(kit: Kit, aot: Path) -> None:
         ports = [(processes.free_port(), processes.free_port())]
         kafka_node.format_storage(folder, kafka_node.new_id(), 1, kit.checkpoint)
         kafka_node.configure(folder, 1, ports)
-        command = kafka_node.command(folder, [kit.java[0], f"-XX:AOTCacheOutput={folder / 'trained'}", *kit.java[1:]])
+        kafka_node.supply(folder, kit.supplies)
+        command = kafka_node.command([kit.java[0], "-XX:AOTCacheOutput=trained", *kit.java[1:]])
         console = folder / "console.log"
         server = processes.spawn(
             "kafka-training", command, port=ports[0][0], log=console, console=console, cwd=folder, env=kit.environment

@@ -1,4 +1,8 @@
-"""A Kafka node's folder: what it is configured with, and its storage as `kafka-storage format` makes it."""
+"""A Kafka node's folder: what it is configured with, and its storage as `kafka-storage format` makes it.
+
+A node works in its folder and is told relative names alone: `log.dirs` is a list with commas, a properties file and the
+class path give other characters a meaning too, and the folder's own name may have any of them.
+"""
 
 import base64
 import shutil
@@ -6,6 +10,9 @@ import uuid
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
+
+# In a node's folder: a link to the cache.
+_SUPPLIES = "supplies"
 
 
 def new_id() -> str:
@@ -15,10 +22,29 @@ def new_id() -> str:
     return text
 
 
-def command(folder: Path, java: Sequence[str]) -> list[str]:
-    """Return how a configured node is run, by this command up to its main class."""
-    logging = [f"-Dkafka.logs.dir={folder / 'logs'}", f"-Dlog4j2.configurationFile={folder / 'log4j2.xml'}"]
-    return [java[0], *logging, *java[1:], "kafka.Kafka", str(folder / "server.properties")]
+def command(java: Sequence[str]) -> list[str]:
+    """Return how a configured node is run in its folder, by this command up to its main class."""
+    logging = ["-Dkafka.logs.dir=logs", "-Dlog4j2.configurationFile=log4j2.xml"]
+    return [java[0], *logging, *java[1:], "kafka.Kafka", "server.properties"]
+
+
+def format_command(java: Sequence[str]) -> list[str]:
+    """Return how Kafka's own tool formats a configured node, in the node's folder."""
+    return [*java, "kafka.tools.StorageTool", "format", "-t", new_id(), "-c", "server.properties"]
+
+
+def supply(folder: Path, cache: Path) -> None:
+    """Let a node find the jars and the AOT cache below its own folder, by the names that `classpath` uses."""
+    folder.mkdir(parents=True, exist_ok=True)
+    link = folder / _SUPPLIES
+    if not link.is_symlink() or link.readlink() != cache:
+        link.unlink(missing_ok=True)
+        link.symlink_to(cache)
+
+
+def supplied(cache: Path, file: Path) -> str:
+    """Return the name, in a node's folder, of a file in the cache."""
+    return f"{_SUPPLIES}/{file.relative_to(cache)}"
 
 
 def format_storage(folder: Path, cluster_id: str, node_id: int, checkpoint: Path) -> None:
@@ -29,7 +55,10 @@ def format_storage(folder: Path, cluster_id: str, node_id: int, checkpoint: Path
     data.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(checkpoint, data / "bootstrap.checkpoint")
     lines = ("version=1", f"cluster.id={cluster_id}", f"node.id={node_id}", f"directory.id={new_id()}")
-    (data / "meta.properties").write_text("\n".join(lines) + "\n")
+    # Its name comes last: a storage that a full disk or a kill left half made is made again.
+    unfinished = data / ".meta.properties"
+    unfinished.write_text("\n".join(lines) + "\n", "ascii")
+    unfinished.replace(data / "meta.properties")
 
 
 def configure(
@@ -37,13 +66,14 @@ def configure(
 ) -> None:
     """Write a node's configuration. `ports` and `detours` are those of all nodes, as `State` has them."""
     (folder / "logs").mkdir(parents=True, exist_ok=True)
-    properties = _properties(folder, node_id, ports, detours)
-    (folder / "server.properties").write_text("".join(f"{key}={value}\n" for key, value in properties.items()))
-    (folder / "log4j2.xml").write_text(resources.files(__package__).joinpath("log4j2.xml").read_text("utf-8"))
+    properties = _properties(node_id, ports, detours)
+    lines = [f"{key}={value}\n" for key, value in properties.items()]
+    (folder / "server.properties").write_text("".join(lines), "ascii")
+    (folder / "log4j2.xml").write_text(resources.files(__package__).joinpath("log4j2.xml").read_text("utf-8"), "utf-8")
 
 
 def _properties(
-    folder: Path, node_id: int, ports: Sequence[tuple[int, int]], detours: Sequence[tuple[int, int]]
+    node_id: int, ports: Sequence[tuple[int, int]], detours: Sequence[tuple[int, int]]
 ) -> dict[str, object]:
     client_port, controller_port = ports[node_id - 1]
     listeners = advertised = f"PLAINTEXT://127.0.0.1:{client_port}"
@@ -62,7 +92,7 @@ def _properties(
         "controller.listener.names": "CONTROLLER",
         "inter.broker.listener.name": "PLAINTEXT",
         "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,DETOUR:PLAINTEXT,CONTROLLER:PLAINTEXT",
-        "log.dirs": folder / "data",
+        "log.dirs": "data",
         "auto.create.topics.enable": "false",
         "default.replication.factor": replicas,
         "min.insync.replicas": in_sync,

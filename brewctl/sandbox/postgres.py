@@ -10,15 +10,16 @@ import shutil
 import signal
 import subprocess
 import time
-from contextlib import suppress
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
-import psycopg
 
+from brewctl.config import Settings
+from brewctl.delivery import database
 from brewctl.errors import BrewError
-from brewctl.sandbox import parts, processes
+from brewctl.sandbox import parts, processes, surroundings
 from brewctl.sandbox.server import Server
 from brewctl.sandbox.state import State
 
@@ -26,6 +27,10 @@ USER = DATABASE = "brew"
 _READY_S = 60.0
 _LAST_CHILDREN_S = 5.0
 _LOOK_EVERY_S = 0.05
+# A server's own lock: its pid, its data, when it started, in a line each.
+_LOCK = "postmaster.pid"
+_STARTED_AT = 2
+_SAME_START_S = 60.0  # clocks are set
 # Fast shutdown, immediate shutdown, and what no process survives.
 STOP = ((signal.SIGINT, 10.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0))
 _SETTINGS = {
@@ -40,25 +45,41 @@ _SETTINGS = {
 }
 
 
+def require(home: Path) -> None:
+    """Raise BrewError where this user can't start a server in that home, before anything is made or downloaded."""
+    first = not _is_made(home / "postgres" / "data")
+    said = _run([*_as_user(named=first), _binaries() / "initdb", "--version"], cwd=Path("/"))
+    if said.returncode == 0:
+        return
+    if os.geteuid() and _nameless():
+        raise _no_name()
+    raise BrewError(f"postgres can't be run by user {os.geteuid()}: {_reason(said)}", hint="run as an ordinary user")
+
+
 def start(home: Path, state: State) -> Server:
     """Start the server on its data, which are made at the first start. Doesn't wait: see `wait_ready`."""
     folder = home / "postgres"
     data = folder / "data"
     processes.require_free("postgres", state.postgres_port)
     _forget_killed(data)
-    if not (data / "PG_VERSION").exists():
+    if not _is_made(data):
         _initialize(folder, data, state.password)
     settings = [part for key, value in _SETTINGS.items() for part in ("-c", f"{key}={value}")]
-    command: list[str | Path] = [
-        *_unprivileged(),
-        _binaries() / "postgres",
-        "-D",
-        data,
-        "-p",
-        str(state.postgres_port),
-        *settings,
-    ]
-    return processes.spawn("postgres", command, port=state.postgres_port, log=folder / "postgres.log", cwd=folder)
+    # A relative name, as everywhere here: PostgreSQL cuts those off that are longer than 1 KiB.
+    command: list[str | Path] = [*_as_user(), _binaries() / "postgres", "-D", data.name]
+    command += ["-p", str(state.postgres_port), *settings]
+    return processes.spawn(
+        "postgres",
+        command,
+        port=state.postgres_port,
+        log=folder / "postgres.log",
+        cwd=folder,
+        env=surroundings.environment(),
+    )
+
+
+def _is_made(data: Path) -> bool:
+    return (data / "PG_VERSION").exists()
 
 
 def _forget_killed(data: Path) -> None:
@@ -69,64 +90,117 @@ def _forget_killed(data: Path) -> None:
         if time.monotonic() > deadline:
             return
         time.sleep(_LOOK_EVERY_S)
-    lock = data / "postmaster.pid"
-    # PostgreSQL takes a zombie for a server, and PID 1 of many containers never asks how one ended.
-    with suppress(OSError, ValueError, IndexError, psutil.Error):
-        if psutil.Process(int(lock.read_text("ascii").splitlines()[0])).status() == psutil.STATUS_ZOMBIE:
-            lock.unlink()
+    if stale_lock(data) is not None:
+        (data / _LOCK).unlink(missing_ok=True)
+
+
+def stale_lock(data: Path) -> int | None:
+    """Return the pid in the lock of a server that was killed, where it is another process's now; None elsewhere.
+
+    PostgreSQL takes any process of its user for the server, and a zombie too, which PID 1 of many containers leaves.
+    """
+    try:
+        lines = (data / _LOCK).read_text("ascii").splitlines()
+        pid, started = int(lines[0]), float(lines[_STARTED_AT]) if len(lines) > _STARTED_AT else None
+        process = psutil.Process(pid)
+        return None if _is_server(process, data, started) else pid
+    except (OSError, ValueError, IndexError, psutil.Error):
+        return None  # PostgreSQL itself knows what to do
+
+
+def _is_server(process: psutil.Process, data: Path, started: float | None) -> bool:
+    """Say whether a process may be the server that locked the data at `started`. A server works in its data."""
+    if process.status() == psutil.STATUS_ZOMBIE or process.name() != "postgres":
+        return False
+    try:
+        return bool(Path(process.cwd()) == data.resolve())
+    except psutil.AccessDenied:
+        return started is None or process.create_time() < started + _SAME_START_S
 
 
 def wait_ready(server: Server, state: State) -> None:
-    """Wait until the server answers a query, and make the database where it is missing."""
+    """Wait until the server answers a query, and make the database where it is missing.
+
+    Raises BrewError with what the last try was told.
+    """
     maintenance = state.database_url.rsplit("/", 1)[0] + "/postgres"
-    processes.wait_ready([server], lambda: answers(maintenance), timeout_s=_READY_S)
-    with psycopg.connect(maintenance, autocommit=True) as connection:
+    said = ""
+
+    def answers_now() -> bool:
+        nonlocal said
+        said = refusal(maintenance)
+        if "password" in said:
+            hint = "run `brewctl down --purge`, which removes its data"
+            raise BrewError(f"postgres does not take the password in this home's state.json ({said})", hint=hint)
+        return not said
+
+    processes.wait_ready([server], answers_now, timeout_s=_READY_S, why=lambda: said)
+    with database.connect(Settings(database_url=maintenance)) as connection:
         known = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,)).fetchone()
         if not known:
             connection.execute("CREATE DATABASE brew")
 
 
-def answers(url: str) -> bool:
-    """Say whether the server answers a query now."""
+def refusal(url: str) -> str:
+    """Return why the server answers no query now; empty where it does."""
     try:
-        with psycopg.connect(url, connect_timeout=2) as connection:
-            return connection.execute("SELECT 1").fetchone() is not None
-    except psycopg.Error:
-        return False
+        with database.connect(Settings(database_url=url).impatient) as connection:
+            connection.execute("SELECT 1")
+    except BrewError as error:
+        return error.message
+    return ""
 
 
 def _initialize(folder: Path, data: Path, password: str) -> None:
-    shutil.rmtree(data, ignore_errors=True)  # what an interrupted initdb left
-    data.mkdir(parents=True, mode=0o700)
+    # Under another name until all of it is there: initdb writes PG_VERSION first, and may be killed.
+    unfinished = folder / "data.new"
+    for left in (unfinished, data):
+        shutil.rmtree(left, ignore_errors=True)
+    unfinished.mkdir(parents=True, mode=0o700)
     if os.geteuid() == 0:
         owner = _unprivileged_user()
-        os.chown(data, owner.pw_uid, owner.pw_gid)
+        os.chown(unfinished, owner.pw_uid, owner.pw_gid)
     secret = folder / "password"
     with open(os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
         file.write(password)
     options = ["--auth=scram-sha-256", "--encoding=UTF8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
     options += ["--no-locale", "--no-sync", "--no-instructions"]
-    command: list[str | Path] = [
-        *_unprivileged(),
-        _binaries() / "initdb",
-        "-D",
-        data,
-        "-U",
-        USER,
-        f"--pwfile={secret}",
-        *options,
-    ]
+    command: list[str | Path] = [*_as_user(named=True), _binaries() / "initdb", "-D", unfinished.name]
     try:
-        made = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_READY_S, check=False)  # noqa: S603
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise BrewError(f"initdb failed in {data}: {error}") from error
+        made = _run([*command, "-U", USER, f"--pwfile={secret.name}", *options], cwd=folder)
+    except BrewError:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
     finally:
         secret.unlink()
     if made.returncode:
-        shutil.rmtree(data, ignore_errors=True)
-        lines = (made.stderr or made.stdout).splitlines()
-        reason = next((line for line in lines if "FATAL" in line or "error:" in line), " ".join(lines[-1:]))
-        raise BrewError(f"initdb failed in {data}: {reason}")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        reason = _reason(made)
+        hint = "make room, or set BREW_HOME to a folder on another disk" if "No space left" in made.stderr else ""
+        raise BrewError(f"initdb failed in {data}: {reason}", hint=hint)
+    unfinished.rename(data)
+
+
+def _run(command: Sequence[str | Path], *, cwd: Path) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(  # noqa: S603 - commands of our own making
+            [str(part) for part in command],
+            cwd=cwd,
+            env=surroundings.environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=_READY_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BrewError(f"{Path(command[-1]).name} can't be run in {cwd}: {error}") from error
+
+
+def _reason(ended: subprocess.CompletedProcess[str]) -> str:
+    lines = (ended.stderr or ended.stdout).splitlines()
+    return next((line for line in lines if "FATAL" in line or "error:" in line), " ".join(lines[-1:]))
 
 
 def binary(name: str) -> Path:
@@ -142,13 +216,38 @@ def _binaries() -> Path:
     return Path(found.origin).parent / "pginstall" / "bin"
 
 
+def _as_user(*, named: bool = False) -> list[str]:
+    """Return what runs PostgreSQL's programs as a user that they accept; `named`: of /etc/passwd, for initdb."""
+    if os.geteuid() == 0:
+        return _unprivileged()
+    if not named or not _nameless():
+        return []
+    # In a namespace of its own the same user may go by any name; files keep their owner. Containers often forbid it.
+    other = next((entry for entry in pwd.getpwall() if entry.pw_uid != 0), None)
+    if other is None or not (unshare := shutil.which("unshare")):
+        raise _no_name()
+    return [unshare, f"--map-user={other.pw_uid}", f"--map-group={other.pw_gid}", "--"]
+
+
+def _nameless() -> bool:
+    """Say whether this user has no entry in /etc/passwd, as in `docker run -u 12345`."""
+    try:
+        pwd.getpwuid(os.geteuid())
+    except KeyError:
+        return True
+    return False
+
+
+def _no_name() -> BrewError:
+    hint = "run as a user who has one, or set BREW_DATABASE_URL and BREW_KAFKA_BROKERS to servers of your own"
+    return BrewError(f"user {os.geteuid()} has no entry in /etc/passwd, and PostgreSQL's initdb wants one", hint=hint)
+
+
 def _unprivileged() -> list[str]:
     """PostgreSQL refuses root. Become `nobody` for it, with the right to walk into root's folders kept.
 
     Nothing outside the sandbox changes: no new user, no permission.
     """
-    if os.geteuid() != 0:
-        return []
     if not (setpriv := shutil.which("setpriv")):
         raise BrewError("postgres refuses to run as root and `setpriv` is missing", hint="run as an ordinary user")
     owner = _unprivileged_user()
@@ -159,4 +258,8 @@ def _unprivileged() -> list[str]:
 
 
 def _unprivileged_user() -> pwd.struct_passwd:
-    return pwd.getpwnam("nobody")
+    try:
+        return pwd.getpwnam("nobody")
+    except KeyError:
+        hint = "add one, or run as an ordinary user"
+        raise BrewError("postgres refuses to run as root, and there is no user `nobody`", hint=hint) from None

@@ -157,8 +157,13 @@ def _bind(port: int) -> None:
         probe.bind(("127.0.0.1", port))
 
 
-def wait_ready(servers: Sequence[Server], answers: Callable[[], bool], *, timeout_s: float) -> None:
-    """Wait until the servers answer their clients' question; a BrewError has the end of a log where they don't."""
+def wait_ready(
+    servers: Sequence[Server], answers: Callable[[], bool], *, timeout_s: float, why: Callable[[], str] = lambda: ""
+) -> None:
+    """Wait until the servers answer their clients' question.
+
+    Where they don't, a BrewError has what the last try was told, which `why` returns, and the end of a log.
+    """
     deadline = time.monotonic() + timeout_s
     while not answers():
         late = time.monotonic() > deadline
@@ -166,7 +171,8 @@ def wait_ready(servers: Sequence[Server], answers: Callable[[], bool], *, timeou
             ended = find(server) is None
             if ended or late:
                 what = "ended at its start" if ended else f"does not answer on port {server.port} after {timeout_s:g} s"
-                raise BrewError(f"{server.name} {what}\n{tail(server)}\nthe whole log is {server.log}")
+                reason = f" ({told})" if not ended and (told := why()) else ""
+                raise BrewError(f"{server.name} {what}{reason}\n{tail(server)}\nthe whole log is {server.log}")
         time.sleep(_LOOK_EVERY_S)
 
 

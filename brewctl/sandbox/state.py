@@ -79,12 +79,13 @@ def load(home: Path) -> State | None:
         for name in ("kafka_ports", "kafka_detours"):
             raw[name] = [(int(one), int(other)) for one, other in raw.get(name, [])]
         return State(**raw)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise BrewError(f"{path} is damaged", hint="run `brewctl down --purge`") from error
     except OSError as error:
-        raise BrewError(f"{path} can't be read ({error.strerror})") from error
+        reason = (error.strerror or str(error)).lower()
+        raise BrewError(f"{path} can't be read ({reason})", hint="set BREW_HOME to a folder of yours") from error
 
 
 def save(home: Path, state: State) -> None:
@@ -122,16 +123,17 @@ def endpoints(home: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def locked(home: Path) -> Iterator[None]:
-    """Let one command at a time change a home, which is made if need be, closed to other users."""
+def locked(home: Path, *, variable: str = "BREW_HOME") -> Iterator[None]:
+    """Let one command at a time change a folder, which is made if need be, closed to other users.
+
+    Raises BrewError where it can't be used; `variable` is the setting that names another.
+    """
     try:
-        home.parent.mkdir(parents=True, exist_ok=True)
-        home.mkdir(mode=0o700, exist_ok=True)
+        _make(home)
         file = (home / "lock").open("w")
     except OSError as error:
-        raise BrewError(
-            f"{home} can't be used ({error.strerror})", hint="set BREW_HOME to a folder of yours"
-        ) from error
+        message = f"{home} can't be used ({(error.strerror or str(error)).lower()})"
+        raise BrewError(message, hint=f"set {variable} to a folder of yours") from error
     with file:
         deadline = time.monotonic() + _LOCK_WAIT_S
         while True:
@@ -145,3 +147,10 @@ def locked(home: Path) -> Iterator[None]:
                     ) from None
             time.sleep(0.1)
         yield
+
+
+def _make(folder: Path) -> None:
+    """Make a folder, and those above it, so that no other user can write there, whatever the umask says."""
+    for above in reversed([place for place in folder.parents if not place.exists()]):
+        above.mkdir(mode=0o755, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)

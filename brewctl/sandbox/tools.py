@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from psycopg.conninfo import conninfo_to_dict
+
 from brewctl.errors import BrewError
-from brewctl.sandbox import kafka, postgres
+from brewctl.sandbox import kafka, postgres, surroundings
 
 _TIMEOUT_S = 180.0
 _TPS = re.compile(r"tps = ([\d.]+)")
@@ -28,7 +30,7 @@ def pgbench(url: str, script: Path, *, clients: int, seconds: int) -> Transactio
     """Run a script of SQL by so many clients. Raises BrewError."""
     said = _run(
         [postgres.binary("pgbench"), "-n", "-M", "prepared", "-c", str(clients), "-T", str(seconds), "-f", script],
-        env={"PGDATABASE": url},
+        env={**_surroundings(url), "PGDATABASE": url},
     )
     per_s, latency = _TPS.search(said), _LATENCY.search(said)
     if not per_s or not latency:
@@ -36,12 +38,19 @@ def pgbench(url: str, script: Path, *, clients: int, seconds: int) -> Transactio
     return Transactions(float(per_s[1]), float(latency[1]))
 
 
+def _surroundings(url: str) -> Mapping[str, str]:
+    """Return the variables for a client of PostgreSQL: the user's PG* are for servers of the user's own alone."""
+    place = conninfo_to_dict(url)
+    complete = place.get("host") == "127.0.0.1" and place.get("password")
+    return surroundings.environment() if complete else os.environ
+
+
 class KafkaTools:
     """Kafka's own producer and consumer, in Java."""
 
     def __init__(self, brokers: Sequence[str]) -> None:
         """Download what is missing. Raises BrewError."""
-        self._java, self._environment = kafka.tools()
+        self._tools = kafka.tools()
         self._brokers = ",".join(brokers)
 
     def produce(self, topic: str, *, records: int, size: int) -> float:
@@ -67,17 +76,21 @@ class KafkaTools:
             raise BrewError(f"kafka's ConsumerPerformance says nothing of use: {said.strip()[-200:]}") from None
 
     def _call(self, tool: str, *arguments: str) -> str:
-        return _run([*self._java, f"org.apache.kafka.tools.{tool}", *arguments], env=self._environment)
+        tools = self._tools
+        command = [*tools.java, f"org.apache.kafka.tools.{tool}", *arguments]
+        return _run(command, env=tools.environment, cwd=tools.folder)
 
 
-def _run(command: Sequence[str | Path], *, env: Mapping[str, str]) -> str:
+def _run(command: Sequence[str | Path], *, env: Mapping[str, str], cwd: Path | None = None) -> str:
     try:
         done = subprocess.run(  # noqa: S603 - commands of our own making
             [str(part) for part in command],
-            env={**os.environ, **env},
+            env=dict(env),
+            cwd=cwd,
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=_TIMEOUT_S,
             check=False,
         )

@@ -94,7 +94,7 @@ class Ground:
 @contextlib.contextmanager
 def empty_handler() -> Iterator[str]:
     """Run the floor of Create, and yield its address."""
-    server = [sys.executable, "-m", "brewctl.lab.bench.empty"]
+    server = [sys.executable, "-P", "-m", "brewctl.lab.bench.empty"]
     with subprocess.Popen(server, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
         try:
             assert process.stdout is not None

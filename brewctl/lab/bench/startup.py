@@ -50,6 +50,6 @@ def _medians(*commands: Sequence[str]) -> list[float]:
     for _ in range(_RUNS):
         for command, each in zip(commands, took, strict=True):
             began = time.perf_counter()
-            subprocess.run([sys.executable, *command], capture_output=True, check=True, stdin=subprocess.DEVNULL)  # noqa: S603
+            subprocess.run([sys.executable, "-P", *command], capture_output=True, check=True, stdin=subprocess.DEVNULL)  # noqa: S603
             each.append((time.perf_counter() - began) * 1000)
     return [statistics.median(each) for each in took]
