@@ -18,7 +18,7 @@ from brewctl.delivery.broker.admin import (
 )
 from brewctl.delivery.broker.client import Record, UnavailableError, explained, library
 from brewctl.delivery.broker.consumer import Consumer
-from brewctl.delivery.broker.producer import HeldError, Outcome, Place, Producer, RefusedError, UnsentError
+from brewctl.delivery.broker.producer import ClockError, HeldError, Outcome, Place, Producer, RefusedError, UnsentError
 from brewctl.delivery.broker.reader import Reader, open_reader
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "REPLICATION_FACTOR",
     "Admin",
     "Broker",
+    "ClockError",
     "Consumer",
     "Group",
     "HeldError",
