@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 
 from brewctl.config import Settings
 from brewctl.delivery.broker import (
+    ClockError,
     Place,
     Producer,
     Reader,
@@ -209,8 +210,9 @@ class DeadLetters:
         return settled
 
     def _send(self, letters: Sequence[Letter]) -> Sequence[Place | RefusedError | UnavailableError]:
+        (now_ms,) = self._connection.execute(queries["now_ms"]).fetchone() or (-1,)
         copies = {
-            letter.original: Record(letter.died_at[0], letter.key, letter.value, letter.headers)
+            letter.original: Record(letter.died_at[0], letter.key, letter.value, letter.headers, timestamp_ms=now_ms)
             for letter in letters
             if letter.original not in self._sent and not letter.obstacle
         }
@@ -226,6 +228,8 @@ class DeadLetters:
         if self._producer:
             self._producer.abandon()
             self._producer = None
+        if isinstance(error, ClockError):
+            raise BrewError(f"kafka refused a copy: {error}", hint="synchronise the clocks of postgres and the brokers")
         if isinstance(error, UnsentError):
             raise BrewError(f"kafka does not have the topic: {error}", hint="run `brewctl topic create`")
         raise UnreachableError(f"kafka did not acknowledge all: {error}", hint="run it again: what it has is settled")

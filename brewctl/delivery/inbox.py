@@ -18,7 +18,7 @@ import psycopg
 from brewctl import log
 from brewctl.config import Settings
 from brewctl.delivery import dead_letters, events
-from brewctl.delivery.broker import Place, Producer, Record, RefusedError, UnavailableError
+from brewctl.delivery.broker import ClockError, Place, Producer, Record, RefusedError, UnavailableError
 from brewctl.delivery.database import Pool
 from brewctl.delivery.presence import Work
 from brewctl.errors import BrewError
@@ -178,6 +178,11 @@ class Inbox:
         letters = [dead_letters.letter_for(record, reason, group=group, topic=topic) for record, reason in batch.dead]
         outcomes = self._dead_letters.send(letters, timeout_s=timeout_s)
         for position, letter in enumerate(letters):
+            if isinstance(outcomes[position], ClockError):
+                # This machine's clock is wrong: the record's own time was good enough for Kafka.
+                record, _ = batch.dead[position]
+                letters[position] = letter = replace(letter, timestamp_ms=record.timestamp_ms)  # noqa: PLW2901
+                (outcomes[position],) = self._dead_letters.send([letter], timeout_s=timeout_s)
             if isinstance(outcomes[position], RefusedError):
                 # Too large even compressed: its reason and its place are kept, the record itself is in the topic.
                 bare = dead_letters.without_value(letter)

@@ -21,6 +21,7 @@ from brewctl import log
 from brewctl.config import Settings
 from brewctl.delivery import events
 from brewctl.delivery.broker import (
+    ClockError,
     HeldError,
     Outcome,
     Place,
@@ -139,7 +140,7 @@ class Publisher:
             logger.error("set_aside", outbox_id=row_id, reason=failure, hint="see `brewctl outbox list --failed`")
         if published:
             self._done.add(rows=len(published), batches=1, took_ms=round(took_s * 1000))
-        self._note_topics({records[row_id].topic: outcome for row_id, outcome in sent.items()})
+        self._note_topics([(records[row_id].topic, outcome) for row_id, outcome in sent.items()])
         for outcome in outcomes:
             if isinstance(outcome, UnavailableError) and not isinstance(outcome, UnsentError):
                 raise outcome
@@ -161,26 +162,33 @@ class Publisher:
         elif found >= self._rows:
             self._rows = min(limits.publish_rows, self._rows * 2)
 
-    def _note_topics(self, outcomes: Mapping[str, Outcome]) -> None:
-        """Leave the topics alone that are not there, each for longer than the last time."""
-        for topic, outcome in outcomes.items():
-            if isinstance(outcome, HeldError):
-                continue
-            if isinstance(outcome, UnsentError):
-                backoff, _ = self._absent.get(topic) or (Backoff(self._wake, longest_s=_LONGEST_ABSENCE_S), 0.0)
-                pause_s, worth_a_line = backoff.next()
-                self._absent[topic] = (backoff, time.monotonic() + pause_s)
-                if worth_a_line:
-                    logger.warning("topic_absent", topic=topic, reason=str(outcome), hint="its rows wait")
-            else:
-                self._absent.pop(topic, None)
+    def _note_topics(self, outcomes: Sequence[tuple[str, Outcome]]) -> None:
+        """Leave the topics alone that took nothing, each for longer than the last time."""
+        taken = {topic for topic, outcome in outcomes if not isinstance(outcome, UnsentError)}
+        unsent = {
+            topic: outcome
+            for topic, outcome in outcomes
+            if isinstance(outcome, UnsentError) and not isinstance(outcome, HeldError)
+        }
+        for topic in taken - unsent.keys():
+            self._absent.pop(topic, None)
+        for topic, outcome in unsent.items():
+            backoff, _ = self._absent.get(topic) or (Backoff(self._wake, longest_s=_LONGEST_ABSENCE_S), 0.0)
+            pause_s, worth_a_line = backoff.next()
+            # One broker's clock may be wrong, and those of the other partitions right.
+            self._absent[topic] = (backoff, 0.0 if topic in taken else time.monotonic() + pause_s)
+            if worth_a_line:
+                event, hint = "topic_absent", "its rows wait"
+                if isinstance(outcome, ClockError):
+                    event, hint = "clock_refused", "its rows wait: synchronise the clocks of postgres and the brokers"
+                logger.warning(event, topic=topic, reason=str(outcome), hint=hint)
 
     def _records(self, rows: Sequence[TupleRow]) -> tuple[dict[int, Record], dict[int, str]]:
         """Split rows into the records they become and the reasons why others never can, by outbox id."""
         records: dict[int, Record] = {}
         refused: dict[int, str] = {}
         stopped = set()  # aggregates: what stands behind a refused row waits
-        for row_id, aggregate_id, topic, payload, _ in rows:
+        for row_id, aggregate_id, topic, payload, now_ms, _ in rows:
             if aggregate_id in stopped:
                 continue
             try:
@@ -190,7 +198,7 @@ class Publisher:
                 stopped.add(aggregate_id)
                 continue
             headers = events.headers_for(row_id, aggregate_id, order, node=self._node)
-            records[row_id] = Record(topic, aggregate_id.encode(), payload, headers)
+            records[row_id] = Record(topic, aggregate_id.encode(), payload, headers, timestamp_ms=now_ms)
         return records, refused
 
 

@@ -56,7 +56,7 @@ SELECT id, customer_id, amount_cents, currency, status, created_at
 -- has locked the head has the run: with any number of publishers no row can overtake one of its
 -- aggregate. The head is an equality, not a NOT EXISTS: that plan can collapse on stale statistics.
 -- What is locked but over a bound is free again at the end of the transaction: `candidates` says how
--- many rows there were.
+-- many rows there were. `now_ms` becomes the records' time: this server's clock, one for all publishers.
 WITH head AS MATERIALIZED (
     SELECT o.id, o.aggregate_id, o.topic, o.payload
       FROM outbox o
@@ -88,7 +88,7 @@ WITH head AS MATERIALIZED (
            count(*) OVER () AS candidates
       FROM (SELECT * FROM head UNION ALL SELECT * FROM behind) AS both_of_them
 )
-SELECT id, aggregate_id, topic, payload, candidates
+SELECT id, aggregate_id, topic, payload, (extract(epoch FROM now()) * 1000)::bigint AS now_ms, candidates
   FROM sized
  WHERE place = 1 OR (place <= %(limit)s AND bytes <= %(bytes)s)
  ORDER BY id
@@ -172,6 +172,10 @@ SELECT s."partition", s."offset", s.outcome, s.new_partition, s.new_offset
 -- lock_settlements --
 -- Held to the end of the transaction: one settles dead letters of a topic at a time.
 SELECT pg_advisory_xact_lock(hashtextextended(%(topic)s, 0))
+
+-- now_ms --
+-- This server's clock: one for all who send records.
+SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint
 
 -- settle_letters --
 INSERT INTO dead_letters_settled (topic, "partition", "offset", written_at, outcome, new_partition, new_offset)

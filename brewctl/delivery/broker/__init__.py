@@ -3,6 +3,7 @@
 The only place that imports `kafka`, so that another client of the same shape can take its place.
 """
 
+from brewctl.delivery.broker import fetching, patches  # noqa: F401 - first: they mend the library
 from brewctl.delivery.broker.admin import (
     MIN_IN_SYNC_REPLICAS,
     PARTITIONS,
@@ -17,7 +18,7 @@ from brewctl.delivery.broker.admin import (
 )
 from brewctl.delivery.broker.client import Record, UnavailableError, explained, library
 from brewctl.delivery.broker.consumer import Consumer
-from brewctl.delivery.broker.producer import HeldError, Outcome, Place, Producer, RefusedError, UnsentError
+from brewctl.delivery.broker.producer import ClockError, HeldError, Outcome, Place, Producer, RefusedError, UnsentError
 from brewctl.delivery.broker.reader import Reader, open_reader
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "REPLICATION_FACTOR",
     "Admin",
     "Broker",
+    "ClockError",
     "Consumer",
     "Group",
     "HeldError",

@@ -28,7 +28,7 @@ class Record:
     headers: Headers
     partition: int = -1
     offset: int = -1
-    timestamp_ms: int = -1  # since the epoch, by the producer's clock
+    timestamp_ms: int = -1  # since the epoch; of a record to send, negative: by this machine's clock
 
 
 class UnavailableError(Exception):

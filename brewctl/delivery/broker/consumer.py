@@ -14,6 +14,7 @@ from kafka.structs import OffsetAndMetadata
 
 from brewctl.config import Settings
 from brewctl.delivery.broker.client import Record, UnavailableError, connection, explained, require_headers, words
+from brewctl.delivery.broker.passed import Passed
 from brewctl.errors import BrewError
 
 # What no retry mends once a consumer runs: another protocol in the group, or no right to it.
@@ -71,6 +72,7 @@ class Consumer:
             self._consumer.subscribe([settings.topic], listener=self._listener)
             # Known before it joins: else its first assignment is empty, and a second rebalance follows.
             self._consumer.partitions_for_topic(settings.topic)
+        self._passed = Passed(self._consumer)
 
     def poll(self, *, timeout_s: float) -> list[Record]:
         """Read the next records, per partition in order.
@@ -80,6 +82,9 @@ class Consumer:
         """
         with self._explained():
             batches = self._consumer.poll(timeout_ms=int(timeout_s * 1000))
+            self._passed.hand_out(batches, assignment=self._listener.assignments)
+            if not batches and (offsets := self._passed.uncommitted()):
+                self._commit(offsets)  # where Kafka refuses them, a later poll tries again
         return [as_record(read) for batch in batches.values() for read in batch]
 
     @property
@@ -123,10 +128,14 @@ class Consumer:
         """
         last = {(record.topic, record.partition): record.offset for record in records}
         offsets = {TopicPartition(*place): OffsetAndMetadata(offset + 1, "") for place, offset in last.items()}
+        return self._commit(offsets)
+
+    def _commit(self, offsets: dict[TopicPartition, OffsetAndMetadata]) -> str:
         try:
             self._consumer.commit(offsets)
         except (errors.KafkaError, UnavailableError) as error:
             return words(error)
+        self._passed.take_back(offsets)
         return ""
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from kafka import KafkaProducer, errors
@@ -41,7 +42,6 @@ _REFUSED = (
     errors.MessageSizeTooLargeError,
     errors.RecordListTooLargeError,
     errors.InvalidTopicError,
-    errors.InvalidTimestampError,
     errors.UnsupportedForMessageFormatError,
     errors.PolicyViolationError,
     errors.kafka_errors[InvalidRecordError.errno],
@@ -54,6 +54,10 @@ class RefusedError(Exception):
 
 class UnsentError(UnavailableError):
     """The record is not on its way, and others may be sent meanwhile: Kafka does not have its topic now."""
+
+
+class ClockError(UnsentError):
+    """The record's time is too far from the broker's clock: it is no fault of the record, and time mends it."""
 
 
 class HeldError(UnsentError):
@@ -138,7 +142,12 @@ class Producer:
             value = b"" if record.key is None and record.value is None else record.value
             try:
                 future = self._producer.send(
-                    record.topic, value, record.key, headers=record.headers, partition=self._place(record, partitions)
+                    record.topic,
+                    value,
+                    record.key,
+                    headers=record.headers,
+                    partition=self._place(record, partitions),
+                    timestamp_ms=None if record.timestamp_ms < 0 else record.timestamp_ms,
                 )
             except errors.KafkaError as error:  # no metadata, or no room in the buffer
                 failures[record.topic] = UnsentError(f"topic {record.topic}: {words(error)}")
@@ -152,7 +161,7 @@ class Producer:
         flushing.begin_flush()
         try:
             self._producer._sender.wakeup()  # noqa: SLF001
-            return [_outcome(future, deadline) for future in sent]
+            return [_outcome(future, record, deadline) for future, record in zip(sent, records, strict=True)]
         finally:
             flushing._flushes_in_progress.decrement()  # noqa: SLF001
 
@@ -177,13 +186,17 @@ class Producer:
         self._producer.close(timeout=0)
 
 
-def _outcome(sent: Any, deadline: float) -> Outcome:
+def _outcome(sent: Any, record: Record, deadline: float) -> Outcome:
     if isinstance(sent, Outcome):
         return sent
     try:
         metadata = sent.get(timeout=max(0.0, deadline - time.monotonic()))
     except _REFUSED as error:
         return RefusedError(words(error))
+    except errors.InvalidTimestampError:
+        time_ms = time.time() * 1000 if record.timestamp_ms < 0 else record.timestamp_ms
+        when = datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="seconds")
+        return ClockError(f"topic {record.topic}: {when} is too far from the broker's clock to be a record's time")
     except errors.KafkaError as error:
         return UnavailableError(words(error))
     return Place(metadata.partition, metadata.offset)

@@ -49,8 +49,8 @@ class Reader:
     def read(self, topic: str, ranges: Mapping[int, tuple[int, int]]) -> Iterator[list[Record]]:
         """Yield the records with offsets in each partition's `ranges` (end excluded), in order per partition.
 
-        Raises UnreachableError where nothing more comes for kafka_request_s seconds, BrewError where records
-        that were there are gone.
+        Raises, where nothing more comes for kafka_request_s seconds, UnreachableError, or BrewError where that is
+        because of another producer's open transaction; BrewError where records that were there are gone.
         """
         ends = {TopicPartition(topic, partition): end for partition, (start, end) in ranges.items() if start < end}
         self._consumer.assign(list(ends))
@@ -74,13 +74,25 @@ class Reader:
                 yield records
                 heard = max(heard, time.monotonic())
             elif time.monotonic() - heard > limit_s:
-                where = ", ".join(f"{place.partition}@{self._consumer.position(place)}" for place in ends)
-                raise UnreachableError(f"kafka {topic} gave nothing more for {limit_s:g} s at {where}")
+                raise self._nothing_more(topic, ends)
             # Positions also pass what is no record, such as the marks of transactions.
             if done := [place for place, end in ends.items() if self._consumer.position(place) >= end]:
                 for place in done:
                     del ends[place]
                 self._consumer.assign(list(ends))
+
+    def _nothing_more(self, topic: str, ends: Mapping[TopicPartition, int]) -> BrewError:
+        positions = {place: self._consumer.position(place) for place in sorted(ends)}
+        stable = self._consumer._fetcher.stable  # noqa: SLF001 - see fetching
+        if held := [place.partition for place, at in positions.items() if at == stable.get(place)]:
+            return BrewError(
+                f"a transaction of another producer is open in partitions {held} of {topic}: "
+                "what is behind its first record can't be read yet",
+                hint="wait for its end, or end it: kafka-transactions.sh find-hanging, then abort",
+            )
+        where = ", ".join(f"{place.partition}@{at}" for place, at in positions.items())
+        waited_s = self._settings.limits.kafka_request_s
+        return UnreachableError(f"kafka {topic} gave nothing more for {waited_s:g} s at {where}")
 
     def close(self) -> None:
         """Let the connections go."""

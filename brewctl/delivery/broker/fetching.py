@@ -1,0 +1,127 @@
+"""The client library's fetcher with what it lacks: transactions of other producers, and a word on lost offsets.
+
+Importing this module puts it in the library's place, for every consumer of this process.
+
+A transaction ends with a marker in each partition, a batch of its own. Markers are no records, and the records of a
+transaction that was aborted have no effect: both are passed over. Records behind a transaction that is still open are
+not read before it ends, which its producer's transaction.timeout.ms bounds.
+"""
+
+import struct
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kafka import TopicPartition, errors
+from kafka.consumer import fetcher, group
+from kafka.record.default_records import DefaultRecordBatch
+
+from brewctl import log
+
+logger = log.get(__name__)
+
+_PRODUCER_ID = 9  # its place in a batch's header
+_MARKER = struct.Struct(">hh")  # the key of a marker: version, type
+_ABORT = 0
+# Their places in what version 4 answers of a partition.
+_STABLE, _ABORTED_TRANSACTIONS = 2, 3
+
+
+@dataclass(frozen=True, slots=True)
+class _Nothing:
+    """A batch that is passed over: the library goes on behind it."""
+
+    base_offset: int
+    last_offset_delta: int
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())
+
+
+class _Committed:
+    """The batches of one answer, without markers and without what was aborted."""
+
+    def __init__(self, batches: Any, aborted: Sequence[tuple[int, int]]) -> None:
+        """Take (producer, first offset) of each aborted transaction that may have records among the batches."""
+        self._batches = batches
+        self._aborted = deque(sorted(aborted, key=lambda each: each[1]))
+        self._aborting: set[int] = set()  # producers
+
+    def next_batch(self) -> Any:
+        """Return the next batch, None after the last."""
+        batch = self._batches.next_batch()
+        if not isinstance(batch, DefaultRecordBatch) or not batch.is_transactional:
+            return batch
+        producer = batch._header_data[_PRODUCER_ID]  # noqa: SLF001 - the library does not tell
+        while self._aborted and self._aborted[0][1] <= batch.base_offset + batch.last_offset_delta:
+            self._aborting.add(self._aborted.popleft()[0])
+        if batch.is_control_batch:
+            if _is_abort(batch):
+                self._aborting.discard(producer)
+        elif producer not in self._aborting:
+            return batch
+        return _Nothing(batch.base_offset, batch.last_offset_delta)
+
+
+def _is_abort(marker: DefaultRecordBatch) -> bool:
+    key = next(iter(marker)).key
+    return bool(_MARKER.unpack_from(key)[1] == _ABORT)
+
+
+class Fetcher(fetcher.Fetcher):  # type: ignore[misc]
+    """Reads what is committed, and says so where a group's offset is not in the partition any more."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._isolation_level = fetcher.READ_COMMITTED
+        self._group: str | None = options.get("group_id")
+        self._aborted: Sequence[tuple[int, int]] = ()
+        self._gone: dict[TopicPartition, int] = {}
+        # Where partitions without a committed offset began; where each can be read up to, because of open transactions.
+        self.began: dict[TopicPartition, int] = {}
+        self.stable: dict[TopicPartition, int] = {}
+
+    def _parse_fetched_data(self, completed_fetch: Any) -> Any:
+        code, *_ = answer = completed_fetch.partition_data
+        self._aborted = answer[_ABORTED_TRANSACTIONS] or ()
+        place = completed_fetch.topic_partition
+        self.stable[place] = answer[_STABLE]
+        parsed = super()._parse_fetched_data(completed_fetch)
+        state = self._subscriptions.assignment.get(place)
+        if code == errors.OffsetOutOfRangeError.errno and state and state.awaiting_reset:
+            self._gone[place] = completed_fetch.fetched_offset
+        return parsed
+
+    def _unpack_message_set(self, tp: TopicPartition, records: Any) -> Any:
+        return super()._unpack_message_set(tp, _Committed(records, self._aborted))
+
+    def _reset_offset(self, partition: TopicPartition) -> None:
+        super()._reset_offset(partition)
+        state = self._subscriptions.assignment.get(partition)
+        if not state or not state.has_valid_position:
+            return
+        first = state.position
+        self.began[partition] = first
+        wanted = self._gone.pop(partition, None)
+        if wanted is not None and self._group:
+            self._tell(partition, wanted, first)
+
+    def _tell(self, place: TopicPartition, wanted: int, first: int) -> None:
+        """Say that records are lost to a group. Nothing else would: it has no lag."""
+        if wanted < first:
+            reason = f"{first - wanted} records are gone: retention removed them before they were read"
+        else:
+            reason = "the partition ends before: it was truncated, or its topic made anew, and records are gone"
+        logger.error(
+            "offset_lost",
+            group=self._group,
+            partition=place.partition,
+            wanted=wanted,
+            first=first,
+            reason=reason,
+            hint="it goes on at the first; publish what it missed again: `brewctl outbox republish --missing`",
+        )
+
+
+group.Fetcher = Fetcher
