@@ -40,12 +40,17 @@ class Limits:
     # gRPC: more calls than this in flight are answered RESOURCE_EXHAUSTED, with the time to wait before a retry.
     concurrent_calls: int = 256
     retry_after_s: float = 0.5
-    # Threads that run handlers, each with a database connection of its own at most; threads for refusals and
-    # health checks, and as many for reflection.
-    handler_threads: int = 16
-    aside_threads: int = 2
-    # Calls of every kind, refusals on their way out too: more are refused by the transport, without a word.
+    # Threads that read orders, and those that try one alone which its batch did not write: each has a database
+    # connection of its own at most.
+    reading_threads: int = 8
+    alone_threads: int = 8
+    # Creates whose idempotency key is known to be held by another transaction; half of alone_threads try them.
+    held_orders: int = 64
+    # Calls of every kind, also those on their way out: more are refused by the transport, without a word. Of
+    # those, the ones that wait for their client, to send its message or to read its answer, and health's watchers.
     transport_calls: int = 4096
+    waiting_calls: int = 512
+    health_watchers: int = 1024
     # How long a connected client may be silent before it is asked for a sign of life, and then to give it.
     client_silence_s: float = 10.0
     # One request; what fits here fits Kafka's default record limit with room for the headers.
@@ -104,8 +109,8 @@ class Limits:
 
     @property
     def order_connections(self) -> int:
-        """Of one order-service to the database, at most: its handlers', writer's, publisher's, watch's, presence's."""
-        return self.handler_threads + 4
+        """Of one order-service to the database, at most: its threads', writer's, publisher's, watch's, presence's."""
+        return self.reading_threads + self.alone_threads + 4
 
     def __post_init__(self) -> None:
         if self.session_s < 3 * self.heartbeat_s:

@@ -4,7 +4,9 @@ Python's own logging carries the records, so that the libraries' warnings come o
 """
 
 import logging
+import math
 import sys
+import threading
 import time
 from collections import Counter
 
@@ -85,6 +87,34 @@ class Sum:
             self._logger.info(self._event, **self._counts)
             self._counts.clear()
             self._told_at = now
+
+
+class Seldom:
+    """Logs a warning that many calls may give rise to, once in `every_s` at most, from any thread."""
+
+    def __init__(self, logger: structlog.stdlib.BoundLogger, event: str, *, every_s: float = 1.0) -> None:
+        self._logger = logger
+        self._event = event
+        self._every_s = every_s
+        self._lock = threading.Lock()
+        self._told_at = -math.inf
+        self._left_out = 0
+
+    def warn(self, **words: object) -> bool:
+        """Log the line, with how many were left out since the last one, or leave it out: False."""
+        with self._lock:
+            now = time.monotonic()
+            if now < self._told_at + self._every_s:
+                self._left_out += 1
+                return False
+            self._told_at, left_out, self._left_out = now, self._left_out, 0
+        self._logger.warning(self._event, **words, **({"left_out": left_out} if left_out else {}))
+        return True
+
+
+def reason(error: BaseException) -> str:
+    """Say what an exception says, in one line; its kind where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def say(node: str, line: str) -> None:

@@ -1,63 +1,54 @@
 """Group commit: orders that wait at the same time are written by one statement, in one commit.
 
     submit ──► queue ──► writer: all that wait ──one statement, one commit──► PostgreSQL
-                           ├── on_written
-                           └── on_unwritten: the statement failed, or the idempotency key is taken
+                           ├── told, in this thread: written, or the first order of their key
+                           ├── halved, until the order that PostgreSQL will never take is alone
+                           └── alone: a lock, a lost connection
 
 The writer waits for nothing but the database: while one batch is committed the next one gathers, so a lone order
-is not delayed, and batches grow with the load. What a batch did not write is to be tried again with `create_alone`,
-in a transaction of its own: so a bad row fails alone, with its own error, and delays no neighbour.
+is not delayed, and batches grow with the load.
 """
 
 import queue
 import threading
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
 from uuid import UUID
 
 import psycopg
 
+from brewctl import log
 from brewctl.config import Settings
-from brewctl.delivery import database, orders
+from brewctl.delivery import orders
+from brewctl.delivery.alone import Alone, Submission
 from brewctl.delivery.database import Pool
-from brewctl.delivery.orders import CommitFailedError, NewOrder, TooLateError
+from brewctl.delivery.orders import KeyReusedError, TooLateError
+from brewctl.delivery.refusals import never_taken
 from brewctl.proto.orders_pb2 import Order
 
+logger = log.get(__name__)
+
 _LOST = "08"  # the family of SQLSTATE that is about connections
-_LOOK_S = 0.2  # how often an idle writer looks whether it is to stop
-
-
-class Submission(Protocol):
-    """An order to be written, and who is told: once, by one of the two, in the writer's thread."""
-
-    new: NewOrder
-
-    def left_s(self) -> float:
-        """Say how many seconds somebody still waits for it: at 0 it is not written any more."""
-
-    def on_written(self) -> None:
-        """Hear that it is committed, with its event."""
-
-    def on_unwritten(self, doubtful: bool) -> None:
-        """Hear that it is not known to be; `doubtful`: it may be all the same."""
+_LOOK_S = 0.2  # how often an idle writer looks whether it is to stop, and whose time is up
 
 
 class GroupCommit:
     """Takes orders from any number of threads, and writes them in one of its own, which is to call `run`."""
 
     def __init__(self, settings: Settings, writing: Pool, alone: Pool, *, notify: Callable[[], None]) -> None:
-        """Write batches with a connection of `writing`, single orders with one of `alone`.
+        """Write batches with a connection of `writing`, single orders with those of `alone`.
 
-        `notify` is called after each commit.
+        `notify` is called after each commit. The sessions of both pools are to wait create_lock_s for a lock.
         """
         self._settings = settings
         self._limits = settings.limits
         self._writing = writing
-        self._alone = alone
         self._notify = notify
+        self._alone = Alone(settings, alone, self, notify=self._committed)
         self._queue: queue.SimpleQueue[Submission] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self.waiting = 0  # submissions that nobody was told of yet
+        self._batch: dict[Submission, None] = {}  # what the writer has in hand
+        self._failure = log.Seldom(logger, "answer_failed")
 
     def submit(self, submission: Submission) -> None:
         """Hand an order to the writer. Returns at once; bounding how many wait is the caller's business."""
@@ -65,57 +56,155 @@ class GroupCommit:
             self.waiting += 1
         self._queue.put(submission)
 
-    def create_alone(self, new: NewOrder, *, left_s: Callable[[], float], doubtful: bool) -> Order:
-        """Write an order that its batch did not write, or find the first one of its idempotency key.
-
-        `doubtful`: its batch may have written it. Raises what `orders.create` raises; after a psycopg.Error or a
-        TooLateError nothing was written.
-        """
-        try:
-            order = database.ask(
-                self._alone,
-                lambda connection: orders.create(connection, new, topic=self._settings.topic, left_s=left_s),
-                wait_s=min(self._limits.database_wait_s, max(0.0, left_s())),
-            )
-        except (TooLateError, psycopg.Error) as error:
-            if doubtful:
-                raise CommitFailedError(" ".join(str(error).split()) or "no answer in time") from error
-            raise
-        self._notify()
-        return order
-
     def run(self, stop: threading.Event) -> None:
         """Write what is submitted until `stop` is set, which must not be before the last order was told of."""
         while not stop.is_set():
+            self._alone.end_late()
             try:
                 batch = [self._queue.get(timeout=_LOOK_S)]
             except queue.Empty:
                 continue
             while not self._queue.empty():
                 batch.append(self._queue.get())
-            self._write(batch)
+            self._batch = dict.fromkeys(batch)
+            try:
+                self._write(batch)
+            except Exception as error:  # noqa: BLE001 - its orders are told, and the writer goes on
+                self._say(error)
+                for each in list(self._batch):
+                    self.failed(each, error)
+        self._alone.close()
+
+    def created(self, submission: Submission, order: Order) -> None:
+        """Tell of an order that is committed."""
+        self._tell(submission, lambda: submission.on_created(order))
+
+    def failed(self, submission: Submission, error: Exception) -> None:
+        """Tell of an order that is not, or not surely."""
+        self._tell(submission, lambda: submission.on_failed(error))
+
+    def again(self, submission: Submission) -> None:
+        """Put an order into the next batch that was put aside."""
+        self._queue.put(submission)
 
     def _write(self, batch: list[Submission]) -> None:
-        limits, sent, doubtful = self._limits, False, False
-        written: set[UUID] = set()
-        timely = [each for each in batch if each.left_s() > 0]
+        timely = []
+        for each in batch:
+            if each.left_s() <= 0:
+                self.failed(each, TooLateError())
+            elif self._alone.has_key_of(each.new):
+                self._batch.pop(each)
+                self._alone.join(each)
+            else:
+                timely.append(each)
+        if timely:
+            self._attempt(timely)
+
+    def _attempt(self, batch: Sequence[Submission]) -> None:
+        """Write orders with one statement, and see to those that it did not write."""
+        limits, sent = self._limits, False
+        written: set[UUID] | None = None
+        found: dict[UUID, Order] = {}
+        failure: Exception | None = None
         try:
             with (
                 self._writing.connection(limits.create_connection_s) as connection,
                 connection.answering_within(limits.create_batch_s + limits.database_look_s),
             ):
                 sent = True
-                written = orders.write(connection, [each.new for each in timely], topic=self._settings.topic)
-        except psycopg.Error as error:
-            # Without a word of the server's own, or by a proxy's word that it is lost, it may have committed.
-            doubtful = sent and (error.sqlstate or _LOST).startswith(_LOST)
+                written = orders.write(connection, [each.new for each in batch], topic=self._settings.topic)
+                if len(written) < len(batch):
+                    found = orders.find(connection, [each.new for each in batch if each.new.id not in written])
+        except Exception as error:  # noqa: BLE001 - told below to whom it concerns
+            failure = error
         if written:
-            self._notify()
+            self._committed()
+        rest = self._tell_of(batch, written or set(), found)
+        if not rest:
+            return
+        if failure is None or written is not None:
+            self._try_alone(rest)  # their keys were taken, and are free again
+        elif isinstance(failure, psycopg.errors.LockNotAvailable):
+            self._around_lock(rest)
+        elif never_taken(failure) or not isinstance(failure, psycopg.Error):
+            self._halve(rest, failure)
+        else:
+            # Without a word of the server's own, or by a proxy's word that it is lost, it may have committed.
+            self._try_alone(rest, doubtful=sent and (failure.sqlstate or _LOST).startswith(_LOST))
+
+    def _tell_of(self, batch: Sequence[Submission], written: set[UUID], found: dict[UUID, Order]) -> list[Submission]:
+        """Tell of what is committed; return the others."""
+        rest = []
         for each in batch:
-            # Its place is free as it is told: a client that is answered may ask again at once.
-            with self._lock:
-                self.waiting -= 1
             if each.new.id in written:
-                each.on_written()
+                self.created(each, each.new.order)
+            elif each.new.id in found:
+                try:
+                    first = orders.first(each.new, found[each.new.id])
+                except KeyReusedError as error:
+                    self.failed(each, error)
+                else:
+                    self.created(each, first)
             else:
-                each.on_unwritten(doubtful and each in timely)
+                rest.append(each)
+        return rest
+
+    def _halve(self, batch: Sequence[Submission], failure: Exception) -> None:
+        """Find the order at fault: its neighbours wait for about 2 log2(n) statements."""
+        if len(batch) == 1:
+            self.failed(batch[0], failure)
+            return
+        half = len(batch) // 2
+        self._attempt(batch[:half])
+        self._attempt(batch[half:])
+
+    def _around_lock(self, batch: Sequence[Submission]) -> None:
+        """Write what needs no lock of another transaction: it is in the way of one key, or of all of them.
+
+        Repeated keys are read, which waits for nobody. Orders without a key may go through together.
+        """
+        keyed = [each for each in batch if each.new.idempotency_key is not None]
+        keyless = [each for each in batch if each.new.idempotency_key is None]
+        if keyed:
+            try:
+                with (
+                    self._writing.connection(self._limits.create_connection_s) as connection,
+                    connection.answering_within(self._limits.create_batch_s + self._limits.database_look_s),
+                ):
+                    found = orders.find(connection, [each.new for each in keyed])
+            except psycopg.Error:
+                found = {}
+            self._try_alone(self._tell_of(keyed, set(), found))
+        if keyed and keyless:
+            self._attempt(keyless)
+        else:
+            self._try_alone(keyless)
+
+    def _try_alone(self, batch: Sequence[Submission], *, doubtful: bool = False) -> None:
+        for each in batch:
+            self._batch.pop(each, None)
+            self._alone.submit(each, doubtful=doubtful)
+
+    def _committed(self) -> None:
+        try:
+            self._notify()
+        except Exception as error:  # noqa: BLE001 - the commit stands, and its callers are to hear of it
+            self._say(error)
+
+    def _tell(self, submission: Submission, tell: Callable[[], None]) -> None:
+        self._batch.pop(submission, None)
+        # Its place is free as it is told: a client that is answered may ask again at once.
+        with self._lock:
+            self.waiting -= 1
+        try:
+            tell()
+        except Exception as error:  # noqa: BLE001 - one call's trouble; the others are to be told
+            self._say(error)
+            try:
+                submission.on_failed(error)
+            except Exception as again:  # noqa: BLE001
+                self._say(again)
+
+    def _say(self, error: Exception) -> None:
+        self._failure.warn(reason=f"{type(error).__name__}: {log.reason(error)}", hint="with -v the log says where")
+        logger.debug("answer_failed", exc_info=error)

@@ -1,5 +1,6 @@
 """The write path: a valid request becomes an order and its event, in one commit. Nothing here talks to Kafka."""
 
+import math
 import re
 import secrets
 from collections.abc import Callable, Sequence
@@ -14,7 +15,15 @@ from iso4217 import Currency
 
 from brewctl.delivery import events
 from brewctl.delivery.database import BoundedConnection
-from brewctl.proto.orders_pb2 import ORDER_STATUS_NEW, CreateRequest, Order, OrderCreated, OrderStatus
+from brewctl.delivery.refusals import never_taken
+from brewctl.proto.orders_pb2 import (
+    ORDER_STATUS_NEW,
+    ORDER_STATUS_UNSPECIFIED,
+    CreateRequest,
+    Order,
+    OrderCreated,
+    OrderStatus,
+)
 from brewctl.sql import queries
 
 DEFAULT_TENANT = "brew"
@@ -33,6 +42,10 @@ class InvalidOrderError(Exception):
 
 class KeyReusedError(Exception):
     """An idempotency key that made another order before."""
+
+
+class KeyHeldError(Exception):
+    """An idempotency key that another transaction holds, with too many others that wait for it. Nothing was written."""
 
 
 class TooLateError(Exception):
@@ -125,23 +138,44 @@ def write(connection: BoundedConnection, new: Sequence[NewOrder], *, topic: str)
     return {order_id for (order_id,) in connection.execute(queries["create_orders"], parameters, binary=True)}
 
 
+def find(connection: BoundedConnection, new: Sequence[NewOrder]) -> dict[UUID, Order]:
+    """Send one statement that reads, and waits for no writer: of these, the orders that were committed before.
+
+    By the id of the new one: the order that has this id, else the one that its idempotency key made.
+    """
+    if not new:
+        return {}
+    columns = {
+        "ids": [each.id for each in new],
+        "tenant_ids": [each.tenant_id for each in new],
+        "idempotency_keys": [each.idempotency_key for each in new],
+    }
+    return {asked: _order(*row) for asked, *row in connection.execute(queries["orders_by_ids_or_keys"], columns)}
+
+
 def create(
-    connection: BoundedConnection, new: NewOrder, *, topic: str, left_s: Callable[[], float] | None = None
+    connection: BoundedConnection,
+    new: NewOrder,
+    *,
+    topic: str,
+    left_s: Callable[[], float] | None = None,
+    statement_s: float = math.inf,
 ) -> Order:
     """Write one order and its outbox row in a commit of their own; return it, or the first order of its key.
 
-    `left_s` says how many seconds somebody still waits for it (default: create_s): at 0 no commit is sent. Raises
-    KeyReusedError where the first order has another body, TooLateError, CommitFailedError; after a psycopg.Error
-    nothing was written.
+    `left_s` says how many seconds somebody still waits for it (default: create_s): at 0 no commit is sent. The
+    statement is ended after `statement_s`. Raises KeyReusedError where the first order has another body,
+    TooLateError, CommitFailedError; after a psycopg.Error nothing was written.
     """
     left_s = left_s or (lambda: connection.limits.create_s)
-    if (bound_s := left_s()) <= 0:
+    if (bound_s := min(left_s(), statement_s)) <= 0:
         raise TooLateError
     committing = False
     try:
         with connection.transaction_within(bound_s):
             if not write(connection, [new], topic=topic):
-                return _first(connection, new)
+                # Its key, or its id, is taken: by a committed order, the INSERT has waited for that.
+                return first(new, find(connection, [new]).get(new.id))
             # It may have waited, for a lock or for this process to be woken.
             if left_s() <= 0:
                 raise TooLateError
@@ -149,19 +183,17 @@ def create(
     except (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected):
         raise  # rolled back, in the commit too
     except psycopg.Error as error:
-        if committing:
+        if committing and not never_taken(error):
             raise CommitFailedError(" ".join(str(error).split())) from error
         raise
     return new.order
 
 
-def _first(connection: BoundedConnection, new: NewOrder) -> Order:
-    """Return the order that took the key, or the id: it is committed, the INSERT has waited for that."""
-    parameters = {"id": new.id, "tenant_id": new.tenant_id, "idempotency_key": new.idempotency_key}
-    first = _fetch(connection, "order_by_id_or_key", parameters)
-    if first is None or _body(first) != _body(new.order):
+def first(new: NewOrder, found: Order | None) -> Order:
+    """Return the order that was there before, if it is the one that is asked for again. Raises KeyReusedError."""
+    if found is None or _body(found) != _body(new.order):
         raise KeyReusedError(f"idempotency_key {_shown(new.idempotency_key or '')} made another order")
-    return first
+    return found
 
 
 def get(connection: BoundedConnection, order_id: str) -> Order | None:
@@ -169,7 +201,8 @@ def get(connection: BoundedConnection, order_id: str) -> Order | None:
     if not events.is_uuid(order_id):
         return None
     with connection.answering_within(connection.statement_s + connection.limits.database_look_s):
-        return _fetch(connection, "order_by_id", {"id": order_id})
+        row = connection.execute(queries["order_by_id"], {"id": order_id}).fetchone()
+    return None if row is None else _order(*row)
 
 
 def trace_id(traceparent: str | None) -> str:
@@ -185,19 +218,17 @@ def trace_id(traceparent: str | None) -> str:
     return secrets.token_hex(16)
 
 
-def _fetch(connection: BoundedConnection, query: str, parameters: dict[str, object]) -> Order | None:
-    row = connection.execute(queries[query], parameters).fetchone()
-    if row is None:
-        return None
-    order_id, customer_id, amount_cents, currency, status, created = row
+def _order(order_id: UUID, customer_id: str, amount_cents: int, currency: str, status: str, created: datetime) -> Order:
     created_at = Timestamp()
     created_at.FromDatetime(created)
+    # A later version may have written a status that this one does not know.
+    known = OrderStatus.DESCRIPTOR.values_by_name.get(status)
     return Order(
         order_id=str(order_id),
         customer_id=customer_id,
         amount_cents=amount_cents,
         currency=currency,
-        status=cast("OrderStatus", OrderStatus.Value(status)),
+        status=cast("OrderStatus", known.number if known else ORDER_STATUS_UNSPECIFIED),
         created_at=created_at,
     )
 

@@ -39,11 +39,19 @@ WITH new_order AS (
 )
 SELECT id FROM written
 
--- order_by_id_or_key --
--- The order that a tenant's key made first, or an earlier try to write the same one.
-SELECT id, customer_id, amount_cents, currency, status, created_at
-  FROM orders
- WHERE id = %(id)s OR (tenant_id = %(tenant_id)s AND idempotency_key = %(idempotency_key)s)
+-- orders_by_ids_or_keys --
+-- Of new orders, those that are there already: the order of the same id, which an earlier try wrote, else the one
+-- that the tenant's key made. One look into each index a row, however large the table is.
+SELECT asked.id AS asked, first.*
+  FROM unnest(%(ids)s::uuid[], %(tenant_ids)s::text[], %(idempotency_keys)s::text[])
+       AS asked (id, tenant_id, idempotency_key)
+ CROSS JOIN LATERAL (
+       (SELECT id, customer_id, amount_cents, currency, status, created_at FROM orders o WHERE o.id = asked.id)
+       UNION ALL
+       (SELECT id, customer_id, amount_cents, currency, status, created_at
+          FROM orders o
+         WHERE o.tenant_id = asked.tenant_id AND o.idempotency_key = asked.idempotency_key)
+       LIMIT 1) AS first
 
 -- order_by_id --
 SELECT id, customer_id, amount_cents, currency, status, created_at

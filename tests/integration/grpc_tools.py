@@ -18,7 +18,7 @@ from tests.conftest import Rig
 
 SERVICE = "brew.orders.v1.OrderService"
 CONCURRENT_CALLS = 256
-HANDLER_THREADS = 16
+SEVERAL = 16
 RETRY_AFTER_S = (0.5, 0.5)
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = "00f067aa0ba902b7"
@@ -136,21 +136,31 @@ def taken_key(rig: Rig, key: str) -> Iterator[None]:
         other.rollback()
 
 
-def wait_for_blocked(rig: Rig, handlers: int) -> None:
-    """Wait until so many handlers stand in front of the locked table."""
+def wait_for_blocked(rig: Rig, sessions: int) -> None:
+    """Wait until so many sessions, or more, stand in front of the locked table; of 0, until none does."""
     waiting = (
         "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'orders'::regclass"
         " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
     )
-    wait_until(
-        f"{handlers} handlers at the lock",
-        lambda: rig.connection.execute(waiting).fetchone() == (handlers,),
-        timeout_s=20,
-        every_s=0.02,
-    )
+
+    def blocked() -> bool:
+        ((count,),) = rig.connection.execute(waiting).fetchall()
+        assert isinstance(count, int)
+        return count >= sessions if sessions else count == 0
+
+    wait_until(f"{sessions} sessions at the lock", blocked, timeout_s=20, every_s=0.02)
 
 
-RAISE = "RAISE EXCEPTION 'the disk is full'"
+def knows_of(service: Service) -> None:
+    """Wait until the service has taken what was sent before, also the end of a call.
+
+    What a connection carries stays in order, so whatever is answered now came after that.
+    """
+    assert service.health("").code is grpc.StatusCode.OK
+
+
+# A failure of PostgreSQL itself, which says nothing about the order.
+BROKEN = "RAISE EXCEPTION 'a page is torn' USING ERRCODE = 'data_corrupted'"
 
 
 @contextlib.contextmanager

@@ -11,8 +11,9 @@ import psycopg
 
 from brewctl.config import Settings
 from brewctl.delivery import database
+from brewctl.delivery.alone import Submission
 from brewctl.delivery.database import Pool
-from brewctl.delivery.group_commit import GroupCommit, Submission
+from brewctl.delivery.group_commit import GroupCommit
 from brewctl.delivery.watch import Watch
 from brewctl.lifecycle import wait_until
 from brewctl.roles.order.server import Server
@@ -29,6 +30,11 @@ class Writer(GroupCommit):
         self.stop = threading.Event()
         self.submitted: list[Submission] = []
         self._thread = threading.Thread(target=self.run, args=(self.stop,), daemon=True)
+
+    @property
+    def sessions(self) -> Pool:
+        """Its connection to the database."""
+        return self._writing
 
     def submit(self, submission: Submission) -> None:
         self.submitted.append(submission)
@@ -49,6 +55,7 @@ class HeldNode:
     """The node's parts, and a client of it."""
 
     client: Service
+    server: Server
     orders: OrderService
     writer: Writer
     calls: list[Any] = field(default_factory=list)
@@ -57,7 +64,7 @@ class HeldNode:
         """Wait until so many orders wait for the writer, and nothing else is in hand."""
         wait_until(
             f"{size} orders that wait",
-            lambda: (self.writer.waiting, self.orders.calls.in_hand) == (size, 0),
+            lambda: (self.writer.waiting, self.orders.in_hand) == (size, size),
             timeout_s=30,
             every_s=0.01,
         )
@@ -83,7 +90,11 @@ def pools(settings: Settings, alone: Settings | None = None) -> Iterator[tuple[P
             settings, name="writing", size=1, statement_s=limits.create_batch_s, lock_s=limits.create_lock_s
         ) as writing,
         database.open_pool(
-            alone or settings, name="alone", size=limits.handler_threads, statement_s=limits.create_s
+            alone or settings,
+            name="alone",
+            size=limits.alone_threads,
+            statement_s=limits.create_s,
+            lock_s=limits.create_lock_s,
         ) as single,
     ):
         yield writing, single
@@ -101,10 +112,10 @@ def held_node(rig: Rig, settings: Settings | None = None) -> Iterator[HeldNode]:
         server = Server(settings, orders, watch, stop, host="127.0.0.1", port=0, share_port=False)
         try:
             with dialled(rig, server.address) as client:
-                yield HeldNode(client, orders, writer)
+                yield HeldNode(client, server, orders, writer)
                 wait_until("no call in hand", lambda: orders.in_hand == 0, timeout_s=20, every_s=0.01)
         finally:
             stop.set()
             server.drain(settings.limits.drain_s / 2)
             writer.end()
-            orders.calls.shutdown()
+            orders.shutdown()

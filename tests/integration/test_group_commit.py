@@ -9,9 +9,10 @@ import pytest
 
 from brewctl.config import Settings
 from brewctl.delivery import group_commit, orders
-from brewctl.delivery.group_commit import Submission
+from brewctl.delivery.alone import Submission
 from brewctl.delivery.orders import NewOrder
 from brewctl.lifecycle import wait_until
+from brewctl.proto.orders_pb2 import Order
 from tests.conftest import Rig, limited, open_rig
 from tests.integration.grpc_tools import locked_orders, order, rows_of, somebody, wait_for_blocked
 from tests.integration.held_node import Writer, by_way_of, pools
@@ -36,11 +37,16 @@ class Caller(Submission):
     def left_s(self) -> float:
         return 20.0
 
-    def on_written(self) -> None:
-        self._hear("written")
+    def on_created(self, order: Order) -> None:
+        self._hear(order.order_id)
 
-    def on_unwritten(self, doubtful: bool) -> None:
-        self._hear("doubtful" if doubtful else "unwritten")
+    def on_failed(self, error: Exception) -> None:
+        self._hear(type(error).__name__)
+
+    @property
+    def its_own(self) -> list[str]:
+        """What it hears where its order was written."""
+        return [self.new.order.order_id]
 
     def _hear(self, what: str) -> None:
         self.rows.append(rows_of(self._rig, self.customer))
@@ -106,7 +112,8 @@ def test_what_waits_while_a_batch_is_written_is_the_next_one_in_one_transaction(
     assert len({transaction for pair in theirs for transaction in pair}) == 1, "all of them in one commit"
     assert mine == my_event != theirs[0][0]
     # Nobody was told before another session could see it, nor twice.
-    assert {(*each.heard, *each.rows) for each in [first, *others]} == {("written", (1, 1))}
+    assert all(each.heard == each.its_own for each in [first, *others])
+    assert {tuple(each.rows) for each in [first, *others]} == {((1, 1),)}
     assert [notified.acquire(blocking=False) for _ in range(3)] == [True, True, False], "once a commit"
 
 
@@ -130,7 +137,7 @@ def test_a_lone_order_waits_for_nobody(rig: Rig, monkeypatch: pytest.MonkeyPatch
             lone = Caller(rig)
             writer.submit(lone)
             wait_until_told(lone)
-            assert lone.heard == ["written"]
+            assert lone.heard == lone.its_own
         writer.stop.set()
         writer.submit(Caller(rig))  # only an order wakes it
 
@@ -146,12 +153,9 @@ def test_of_equal_keys_in_a_batch_one_is_written_and_the_others_find_it(rig: Rig
             writer.submit(each)
         writer.begin()
         wait_until_told(*same, neighbour)
-        assert sorted(each.heard[0] for each in same) == ["unwritten", "unwritten", "written"]
-        assert neighbour.heard == ["written"]
-        (won,) = [each for each in same if each.heard == ["written"]]
-        for each in same:
-            found = writer.create_alone(each.new, left_s=each.left_s, doubtful=False)
-            assert found.order_id == won.new.order.order_id
+    assert neighbour.heard == neighbour.its_own
+    (won,) = [each for each in same if each.heard == each.its_own]
+    assert all(each.heard == won.its_own for each in same)
     assert rows_of(rig, won.customer) == (1, 1)
 
 
@@ -183,13 +187,11 @@ def test_a_commit_whose_answer_is_lost_is_found_again(rig: Rig, proxy: Proxy, lo
             proxy.swallowing.set()
         wait_until("the commit", lambda: len(transactions_of(rig, *callers)) == len(callers), timeout_s=20)
         lose(proxy)
+        # Each is looked for alone: by its id, where it has no key.
         wait_until_told(*callers)
+        assert all(each.heard == each.its_own for each in callers)
+        assert {rows_of(rig, each.customer) for each in callers} == {(1, 1)}
         proxy.swallowing.clear()  # for those that come
-        for each in callers:
-            assert each.heard == ["doubtful"]
-            again = writer.create_alone(each.new, left_s=each.left_s, doubtful=True)
-            assert again == each.new.order, "by its id, where it has no key"
-            assert rows_of(rig, each.customer) == (1, 1)
         wait_until("a writer that has got over it", lambda: written(rig, writer), timeout_s=20)
 
 
@@ -198,7 +200,7 @@ def written(rig: Rig, writer: Writer) -> bool:
     another = Caller(rig)
     writer.submit(another)
     wait_until_told(another)
-    return another.heard == ["written"]
+    return another.heard == another.its_own
 
 
 def test_a_batch_that_is_lost_with_its_connection_is_written_by_the_second_try(
@@ -218,7 +220,5 @@ def test_a_batch_that_is_lost_with_its_connection_is_written_by_the_second_try(
             )
             proxy.hang_up()
         wait_until_told(*callers)
-        for each in callers:
-            assert (each.heard, each.rows) == (["doubtful"], [(0, 0)])
-            assert writer.create_alone(each.new, left_s=each.left_s, doubtful=True) == each.new.order
-            assert rows_of(rig, each.customer) == (1, 1)
+    for each in callers:
+        assert (each.heard, each.rows) == (each.its_own, [(1, 1)])

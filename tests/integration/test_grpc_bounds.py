@@ -1,8 +1,5 @@
 """Deadlines, overload, a database that fails or goes: each wait ends; nothing is committed that nobody waits for."""
 
-import contextlib
-import socket
-import struct
 import uuid
 
 import grpc
@@ -13,15 +10,15 @@ from grpc_health.v1 import health_pb2
 from brewctl.lifecycle import wait_until
 from tests.conftest import Rig
 from tests.integration.grpc_tools import (
+    BROKEN,
     CONCURRENT_CALLS,
-    HANDLER_THREADS,
-    RAISE,
     RETRY_AFTER_S,
-    SERVICE,
+    SEVERAL,
     Service,
     answer,
     dialled,
     failing,
+    knows_of,
     locked_orders,
     order,
     rows,
@@ -42,15 +39,15 @@ def test_a_call_whose_deadline_passed_in_the_queue_writes_nothing(service: Servi
     early, late = somebody(), somebody()
     with dialled(service.rig, address) as busy:
         with locked_orders(service.rig):
-            first = [busy.stub.Create.future(order(customer_id=early)) for _ in range(HANDLER_THREADS)]
-            wait_for_blocked(service.rig, HANDLER_THREADS)
-            queued = [busy.stub.Create.future(order(customer_id=late), timeout=0.3) for _ in range(HANDLER_THREADS)]
+            first = [busy.stub.Create.future(order(customer_id=early)) for _ in range(SEVERAL)]
+            wait_for_blocked(service.rig, 1)
+            queued = [busy.stub.Create.future(order(customer_id=late), timeout=0.3) for _ in range(SEVERAL)]
             assert {call.exception().code() for call in queued} == {grpc.StatusCode.DEADLINE_EXCEEDED}
-            knows_of_the_end(busy)
+            knows_of(busy)
         assert all(call.result(30).order_id for call in first)
     # Its end says that no handler is left that could still write.
     assert finish(node) == 0
-    assert rows_of(service.rig, early) == (HANDLER_THREADS, HANDLER_THREADS)
+    assert rows_of(service.rig, early) == (SEVERAL, SEVERAL)
     assert rows_of(service.rig, late) == (0, 0)
 
 
@@ -64,19 +61,11 @@ def test_a_deadline_that_passes_at_a_lock_writes_nothing_when_the_lock_is_gone(
         # The statement is bounded in whole seconds: at 1.3 s it still waits, and gets its lock.
         late = service.create(customer_id=customer, idempotency_key=key, timeout=1.3)
         assert late.code is grpc.StatusCode.DEADLINE_EXCEEDED
-        knows_of_the_end(service)
+        knows_of(service)
     wait_until("an idle service", lambda: transactions(service.rig) == 0, timeout_s=10, every_s=0.02)
     assert rows_of(service.rig, customer) == (0, 0)
     assert service.create(customer_id=customer, idempotency_key=key).code is grpc.StatusCode.OK
     assert rows_of(service.rig, customer) == (1, 1)
-
-
-def knows_of_the_end(service: Service) -> None:
-    """Wait until the service has heard that its caller has gone: a deadline passes there later than here.
-
-    What a connection carries stays in order, so whoever is answered now came after that.
-    """
-    assert service.health("").code is grpc.StatusCode.OK
 
 
 def transactions(rig: Rig) -> int:
@@ -148,7 +137,7 @@ def test_too_many_in_flight_are_turned_away_and_the_rest_are_served(service: Ser
     with locked_orders(service.rig):
         gone = [service.stub.Create.future(order(customer_id="gone"), timeout=60) for _ in range(calls)]
         wait_until("calls turned away", lambda: refused(gone) == calls - CONCURRENT_CALLS, timeout_s=30, every_s=0.05)
-        wait_for_blocked(service.rig, HANDLER_THREADS)
+        wait_for_blocked(service.rig, 1)
         # Every handler is blocked, and the queue is full.
         assert service.health("").response.status == SERVING
         turned_away = service.create()
@@ -156,14 +145,16 @@ def test_too_many_in_flight_are_turned_away_and_the_rest_are_served(service: Ser
         assert turned_away.retry_after_s == RETRY_AFTER_S
         for call in gone:
             call.cancel()
-        knows_of_the_end(service)
+        knows_of(service)
+        # A batch that was sent before waits a moment at the lock; then nothing is tried any more.
+        wait_for_blocked(service.rig, 0)
     wait_until("no call in hand", lambda: transactions(service.rig) == 0, timeout_s=20, every_s=0.02)
     # Those that went before their turn have left their places.
     with locked_orders(service.rig):
         futures = [service.stub.Create.future(order(customer_id=customer), timeout=60) for _ in range(calls)]
         away = calls - CONCURRENT_CALLS
         wait_until(f"{away} calls turned away", lambda: refused(futures) == away, timeout_s=30, every_s=0.05)
-        wait_for_blocked(service.rig, HANDLER_THREADS)
+        wait_for_blocked(service.rig, 1)
     ended = [answer(lambda call=call: call.result(60)).code for call in futures]  # type: ignore[misc]
     assert ended.count(grpc.StatusCode.RESOURCE_EXHAUSTED) == away
     assert ended.count(grpc.StatusCode.OK) == CONCURRENT_CALLS
@@ -174,47 +165,6 @@ def test_too_many_in_flight_are_turned_away_and_the_rest_are_served(service: Ser
 
 def refused(futures: list[grpc.Future]) -> int:
     return sum(call.done() for call in futures)
-
-
-def test_clients_that_fall_silent_within_a_call_give_the_handlers_back(service: Service) -> None:
-    with contextlib.ExitStack() as calls:
-        # After its headers, or after announcing a message: that makes gRPC send a ping of its own.
-        beginnings = [b"", struct.pack(">BI", 0, 100)] * (HANDLER_THREADS // 2)
-        clients = [calls.enter_context(half_a_call(service.address, begun)) for begun in beginnings]
-        late = grpc.StatusCode.DEADLINE_EXCEEDED
-        wait_until("no handler left", lambda: service.create(timeout=1).code is late, timeout_s=20)
-        assert service.create(timeout=30).code is grpc.StatusCode.OK
-        for client in clients:
-            client.settimeout(30)
-            while client.recv(4096):
-                pass  # until the server hangs up
-
-
-def half_a_call(address: str, begun: bytes) -> socket.socket:
-    """Begin a Create as a client does that is then paused, and answers no ping: HTTP/2 by hand."""
-
-    def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-        return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
-
-    headers = {
-        ":method": "POST",
-        ":scheme": "http",
-        ":path": f"/{SERVICE}/Create",
-        ":authority": address,
-        "te": "trailers",
-        "content-type": "application/grpc",
-    }
-    block = b"".join(
-        b"\0" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
-        for name, value in headers.items()
-    )
-    host, _, port = address.rpartition(":")
-    client = socket.create_connection((host, int(port)))
-    client.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b""))  # settings
-    assert client.recv(4096)  # the server's
-    data = frame(0, 0, 1, begun) if begun else b""
-    client.sendall(frame(4, 1, 0, b"") + frame(1, 4, 1, block) + data)  # their receipt; the call
-    return client
 
 
 # A database that goes
@@ -256,7 +206,9 @@ def test_lost_connections_alone_are_no_outage(service: Service) -> None:
             return (service.rig.connection.execute(f"SELECT count(*) {mine}", (node.name,)).fetchone() or (0,))[0]
 
         wait_until(
-            "a session each of handlers, writer, publisher, watch and presence", lambda: sessions() == 5, timeout_s=20
+            "a session each of readers, writer, single tries, publisher, watch and presence",
+            lambda: sessions() == 6,
+            timeout_s=20,
         )
         service.rig.connection.execute(f"SELECT pg_terminate_backend(pid, 5000) {mine}", (node.name,))
         assert cut.create().code is grpc.StatusCode.OK
@@ -273,8 +225,8 @@ END = "PERFORM pg_terminate_backend(pg_backend_pid())"
 @pytest.mark.parametrize(
     ("action", "at_commit", "code"),
     [
-        (RAISE, True, grpc.StatusCode.INTERNAL),
-        (RAISE, False, grpc.StatusCode.INTERNAL),
+        (BROKEN, True, grpc.StatusCode.INTERNAL),
+        (BROKEN, False, grpc.StatusCode.INTERNAL),
         # The commit was sent, and nobody heard what became of it.
         (END, True, grpc.StatusCode.INTERNAL),
         (END, False, grpc.StatusCode.UNAVAILABLE),

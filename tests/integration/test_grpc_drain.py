@@ -10,11 +10,12 @@ import grpc
 from brewctl.lifecycle import wait_until
 from tests.conftest import Rig
 from tests.integration.grpc_tools import (
-    HANDLER_THREADS,
     RETRY_AFTER_S,
+    SEVERAL,
     Answer,
     Service,
     dialled,
+    knows_of,
     locked_orders,
     order,
     rows_of,
@@ -62,8 +63,9 @@ def test_sigterm_answers_the_calls_in_hand_and_publishes_their_orders(rig: Rig) 
     customer = somebody()
     with dialled(rig, address) as service:
         with locked_orders(rig):
-            calls = [service.stub.Create.future(order(customer_id=customer)) for _ in range(HANDLER_THREADS)]
-            wait_for_blocked(rig, HANDLER_THREADS)
+            calls = [service.stub.Create.future(order(customer_id=customer)) for _ in range(SEVERAL)]
+            wait_for_blocked(rig, 1)
+            knows_of(service)
             node.process.send_signal(signal.SIGTERM)
             # It drains: who comes now is refused.
             with dialled(rig, address) as late:
@@ -78,8 +80,8 @@ def test_sigterm_answers_the_calls_in_hand_and_publishes_their_orders(rig: Rig) 
                 assert answers[-1].code is grpc.StatusCode.UNAVAILABLE, (answers, node.log.read_text())
         ids = {call.result(30).order_id for call in calls}
     assert node.process.wait(30) == 0
-    assert len(ids) == HANDLER_THREADS
-    assert rows_of(rig, customer) == (HANDLER_THREADS, HANDLER_THREADS)
+    assert len(ids) == SEVERAL
+    assert rows_of(rig, customer) == (SEVERAL, SEVERAL)
     assert rig.counts().outbox_unpublished == 0
 
 

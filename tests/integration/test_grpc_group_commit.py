@@ -74,7 +74,7 @@ def test_a_bad_row_fails_alone(rig: Rig, node: HeldNode) -> None:
         node.wait_for_batch(len(customers))
         node.writer.begin()
         codes = dict(zip(customers, (each.code for each in answers(calls)), strict=True))
-    assert codes.pop(bad) is grpc.StatusCode.INTERNAL
+    assert codes.pop(bad) is grpc.StatusCode.FAILED_PRECONDITION
     assert set(codes.values()) == {OK}
     assert rows_of(rig, bad) == (0, 0)
     assert {rows_of(rig, customer) for customer in codes} == {(1, 1)}

@@ -18,7 +18,7 @@ from brewctl.client import OrderClient
 from brewctl.lifecycle import wait_until
 from brewctl.proto import orders_pb2
 from tests.conftest import begin
-from tests.integration.grpc_tools import RAISE, Answer, Service, dialled, failing, rows, rows_of, somebody
+from tests.integration.grpc_tools import BROKEN, Answer, Service, dialled, failing, rows, rows_of, somebody
 from tests.tcp_proxy import proxied
 
 
@@ -149,7 +149,7 @@ def test_create_order_goes_on_after_a_failed_commit_and_says_so_once(service: Se
     customer = somebody()
     controller, terminal = pty.openpty()
     try:
-        with failing(service.rig, RAISE, at_commit=True):
+        with failing(service.rig, BROKEN, at_commit=True):
             order = ("--addr", service.address, "--customer", customer, "--timeout", "60")
             asking = begin("create-order", *order, env=service.rig.env, stderr=terminal)
             os.close(terminal)
@@ -167,7 +167,7 @@ def test_create_order_goes_on_after_a_failed_commit_and_says_so_once(service: Se
 
 def test_create_order_that_never_hears_names_the_key_and_what_to_run(service: Service) -> None:
     customer, key = somebody(), str(uuid.uuid4())
-    with failing(service.rig, RAISE, at_commit=True):
+    with failing(service.rig, BROKEN, at_commit=True):
         failed = create_order(service, "--customer", customer, "--idempotency-key", key, "--timeout", "0.5")
     assert (failed.returncode, failed.stdout) == (3, "")
     (line,) = failed.stderr.splitlines()

@@ -19,9 +19,10 @@ from brewctl.lifecycle import wait_until
 from brewctl.roles.workers import Workers
 from tests.conftest import Rig, open_rig
 from tests.integration.grpc_tools import (
-    HANDLER_THREADS,
+    SEVERAL,
     Service,
     dialled,
+    knows_of,
     locked_orders,
     order,
     rows_of,
@@ -218,15 +219,17 @@ def test_one_signal_drains_all(crew: Crew, ask: Callable[[Crew], None]) -> None:
     customer = somebody()
     with strangers(crew) as clients:
         with locked_orders(crew.rig):
-            calls = [each.stub.Create.future(order(customer_id=customer)) for each in clients[:HANDLER_THREADS]]
-            wait_for_blocked(crew.rig, len(calls))
+            calls = [each.stub.Create.future(order(customer_id=customer)) for each in clients[:SEVERAL]]
+            wait_for_blocked(crew.rig, 1)
+            for each in clients[:SEVERAL]:
+                knows_of(each)
             ask(crew)
             wait_until("a crew that refuses new calls", lambda: drains(clients[-1]), timeout_s=4)
         ids = {call.result(30).order_id for call in calls}
     assert crew.node.process.wait(30) == 0
     assert not any(worker.is_running() for worker in workers)
-    assert len(ids) == HANDLER_THREADS
-    assert rows_of(crew.rig, customer) == (HANDLER_THREADS, HANDLER_THREADS)
+    assert len(ids) == SEVERAL
+    assert rows_of(crew.rig, customer) == (SEVERAL, SEVERAL)
     assert crew.rig.counts().outbox_unpublished == 0
     assert crew.complaints == []
     crew.rig.nodes.stop()

@@ -1,12 +1,12 @@
 """order-service: takes orders over gRPC, and publishes their events in the background.
 
-    client ──Create──► admission ──► gRPC handlers ──► writer ──one commit: orders + outbox──► PostgreSQL
+    client ──Create──► admission ──► door ──message──► writer ──one commit: orders + outbox──► PostgreSQL
               ▲            │                              │                                     ▲   ▲
               └─ refused ──┘                              └── notify ──► publisher ─fetch, mark─┘   │
                            └── away? ──── watch ──looks─────────────────────│───────────────────────┘
                                                                             └──records──► Kafka
 
-The handler never talks to Kafka: a Kafka outage leaves Create as fast as before. Nor does a call wait for a database
+A call never talks to Kafka: a Kafka outage leaves Create as fast as before. Nor does a call wait for a database
 that is away. On a stop new calls are refused and the ones in hand finished, then the publisher sends what they left.
 """
 
@@ -36,17 +36,24 @@ def run(
     """
     limits = settings.limits
     with (
-        database.open_pool(settings, name=node, size=limits.handler_threads, statement_s=limits.create_s) as pool,
+        database.open_pool(settings, name=node, size=limits.reading_threads, statement_s=limits.create_s) as reading,
         database.open_pool(
             settings, name=node, size=1, statement_s=limits.create_batch_s, lock_s=limits.create_lock_s
         ) as writing,
+        database.open_pool(
+            settings,
+            name=node,
+            size=limits.alone_threads,
+            statement_s=limits.create_s,
+            lock_s=limits.create_lock_s,
+        ) as alone,
         database.open_pool(settings, name=node, size=1) as publishing,
     ):
         _look_at_kafka(settings)
         publisher = Publisher(settings, publishing, node=node)
-        writer = GroupCommit(settings, writing, pool, notify=publisher.notify)
-        watch = Watch(settings, (pool, writing, publishing), name=node)
-        service = OrderService(settings, pool, watch, writer)
+        writer = GroupCommit(settings, writing, alone, notify=publisher.notify)
+        watch = Watch(settings, (reading, writing, alone, publishing), name=node)
+        service = OrderService(settings, reading, watch, writer)
         server = Server(settings, service, watch, stop, host=host, port=port, share_port=share_port)
         watch.on_change = server.tell_health
         log.say(node, f"order-service listening on {server.address}")

@@ -1,16 +1,33 @@
-"""One call of a client: what it brought along, how long it waits, and its end, which any thread may send."""
+"""One call of a client, from its beginning to its end, and the door that all of them come in by.
+
+No thread waits for a client: not for its message, nor until it has read its answer. grpcio's own handlers do both, so
+a few clients that hold on would stop all others. The door takes grpcio's place behind its private edge: this module
+alone knows `grpc._server` (docs/decisions/0011).
+"""
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from concurrent.futures import Executor
+from typing import Any, NamedTuple, TypeVar
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc import _server
+from grpc._cython import cygrpc
 
-P = ParamSpec("P")
-T = TypeVar("T")
+from brewctl import log
+from brewctl.config import Limits
+
+R = TypeVar("R")
+
+logger = log.get(__name__)
+
+_RECEIVE = _server._RECEIVE_MESSAGE_TOKEN  # noqa: SLF001
+_SEND = _server._SEND_MESSAGE_TOKEN  # noqa: SLF001
+# The events of one call come in one thread, grpcio's serving thread; answers come from any.
+_Ended = tuple[Any, Any]  # what grpcio wants to hear from the end of an operation
 
 
 class Status(NamedTuple):
@@ -22,63 +39,245 @@ class Status(NamedTuple):
 
 
 class Call:
-    """A call whose handler may return before it is answered: no thread waits for a commit.
+    """A call that any thread may answer, once: what comes after its end is ignored. Nothing here waits."""
 
-    For grpcio that is a stream of responses with one in it. Its own way to send one waits until that has left,
-    which would stop a writer that answers many; what ends a unary call sends message and status together and
-    waits for nothing.
-    """
+    __slots__ = ("_door", "_event", "_state", "_until", "at_rest")
 
-    __slots__ = ("_context", "_send", "_until")
-
-    def __init__(self, context: Any, send: Callable[[object], None] | None = None, *, within_s: float) -> None:
+    def __init__(self, door: "Door", event: Any, state: Any, *, within_s: float) -> None:
         """It is to be answered `within_s` seconds, or before its caller's deadline where that is nearer."""
-        self._context = context
-        self._send = send
-        self._until = time.monotonic() + min(within_s, context.time_remaining())
+        self._door = door
+        self._event = event
+        self._state = state
+        # How it ends where no further message comes, if that is no fault of its client.
+        self.at_rest: Status | None = None
+        self._until = time.monotonic() + min(within_s, self._remaining_s())
+
+    def add_done_callback(self, done: Callable[[object], object]) -> None:
+        """Call `done` once the transport has nothing to do with the call any more: grpcio counts open calls so."""
+        with self._state.condition:
+            if self._state.callbacks is not None:
+                self._state.callbacks.append(lambda: done(self))
+                return
+        done(self)
 
     def metadata(self) -> dict[str, str]:
         """Return the caller's metadata that are text; of a name that comes twice, the first."""
-        return {key: value for key, value in reversed(self._context.invocation_metadata()) if isinstance(value, str)}
+        return {key: value for key, value in reversed(self._event.invocation_metadata) if isinstance(value, str)}
+
+    @property
+    def active(self) -> bool:
+        """Whether it is not answered yet, and its caller has not gone."""
+        return bool(_server._is_rpc_state_active(self._state))  # noqa: SLF001
 
     def left_s(self) -> float:
         """How many seconds are left for it: 0 once its caller has gone."""
-        return max(0.0, self._until - time.monotonic()) if self._context.is_active() else 0.0
+        return max(0.0, self._until - time.monotonic()) if self.active else 0.0
 
     @property
     def given_up(self) -> bool:
         """Whether its caller waits no more."""
-        return not self._context.is_active() or self._context.time_remaining() <= 0
+        return not self.active or self._remaining_s() <= 0
+
+    def receive(self, then: Callable[[bytes | None], None]) -> None:
+        """Ask for a message. `then` has it, in the serving thread: None where the client sends no more."""
+        state = self._state
+
+        def received(event: Any) -> _Ended:
+            message = event.batch_operations[0].message()
+            with state.condition:
+                ended: _Ended = _server._possibly_finish_call(state, _RECEIVE)  # noqa: SLF001
+            if self.active:
+                self._door.waits_no_more(self)
+                self.guarded(lambda: then(message))
+            return ended
+
+        with state.condition:
+            if not self.active:
+                return
+            self._door.waits(self, for_message=True)
+            self._event.call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), received)
+            state.due.add(_RECEIVE)
+
+    def send(self, message: bytes, then: Callable[[], None]) -> None:
+        """Send one message of a stream; `then` is called when it has left, in the serving thread. One at a time."""
+        state = self._state
+
+        def sent(_event: object) -> _Ended:
+            with state.condition:
+                ended: _Ended = _server._possibly_finish_call(state, _SEND)  # noqa: SLF001
+            if self.active:
+                self._door.waits_no_more(self)
+                self.guarded(then)
+            return ended
+
+        with state.condition:
+            if not self.active:
+                return
+            self._door.waits(self, for_message=False)
+            operations = [cygrpc.SendMessageOperation(message, 0)]
+            if state.initial_metadata_allowed:
+                operations.insert(0, cygrpc.SendInitialMetadataOperation(None, 0))
+                state.initial_metadata_allowed = False
+            self._event.call.start_server_batch(operations, sent)
+            state.due.add(_SEND)
 
     def answer(self, message: bytes) -> None:
         """End the call with a serialized message."""
-        _server._status(self._context._rpc_event, self._context._state, message)  # noqa: SLF001
+        self._end(message)
 
     def end(self, status: Status) -> None:
         """End the call without a message."""
-        assert self._send is not None
-        self._context.set_code(status.code)
-        self._context.set_details(status.details)
-        self._context.set_trailing_metadata(status.metadata)
-        self._send(None)
+        with self._state.condition:
+            if not self.active:
+                return
+            self._state.code = status.code
+            self._state.details = status.details.encode()
+            self._state.trailing_metadata = status.metadata
+            self._end(None)
+
+    def cancel(self) -> None:
+        """Forget the call, also one whose answer its client does not read."""
+        self._event.call.cancel()
+
+    def guarded(self, step: Callable[[], object]) -> None:
+        """Take a step of the call: an exception ends this call alone, with a line in the log."""
+        try:
+            step()
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is about this call
+            self._door.failed(error)
+            self.end(Status(grpc.StatusCode.INTERNAL, "this call failed: the log of the replica says why"))
+
+    def _end(self, message: bytes | None) -> None:
+        # Message and status together: grpcio's own way to send a message waits until that has left.
+        with self._state.condition:
+            if not self.active:
+                return
+            self._door.waits(self, for_message=False)
+            _server._status(self._event, self._state, message)  # noqa: SLF001
+
+    def _remaining_s(self) -> float:
+        return float(self._event.call_details.deadline) - time.time()
 
 
-class Calls(ThreadPoolExecutor):
-    """Runs handlers, and knows how many it has: queued and running, also those whose client has gone."""
+def method(begin: Callable[[Call], None]) -> grpc.RpcMethodHandler:
+    """Describe a method to grpcio: whatever its kind, `begin` is called with each call, in the serving thread."""
+    return grpc.stream_stream_rpc_method_handler(begin)
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+
+def with_message(parse: Callable[[bytes], R], handle: Callable[[R, Call], object]) -> grpc.RpcMethodHandler:
+    """Describe a method whose calls bring one message: `handle` has each call once its message is there."""
+
+    def begin(call: Call) -> None:
+        def received(message: bytes | None) -> None:
+            if message is None:
+                call.end(Status(grpc.StatusCode.INVALID_ARGUMENT, "the call has no message"))
+                return
+            try:
+                request = parse(message)
+            except DecodeError:
+                call.end(Status(grpc.StatusCode.INVALID_ARGUMENT, "the message can't be read"))
+            else:
+                handle(request, call)
+
+        call.receive(received)
+
+    return method(begin)
+
+
+class Door(Executor):
+    """Stands where grpcio wants a pool of threads: takes each call, and ends the ones whose client holds on.
+
+    A call may wait `create_s` for its client: to send its message, or to read its answer. Where more than
+    `waiting_calls` of them do, those that have waited longest make room, and so do answers that are not read for a
+    tenth of that time.
+    """
+
+    def __init__(self, limits: Limits, *, full: Status) -> None:
+        """`full` is what a call is told that makes room before its message has come."""
+        self._within_s = limits.create_s
+        self._most = limits.waiting_calls
+        self._full = full
+        self._late = Status(grpc.StatusCode.DEADLINE_EXCEEDED, f"no message came within {limits.create_s:g} s")
         self._lock = threading.Lock()
-        self.in_hand = 0
+        # Since when each waits for its client, longest first.
+        self._silent: dict[Call, float] = {}
+        self._unread: dict[Call, float] = {}
+        self._ended: Counter[str] = Counter()
+        self._held_on = log.Seldom(logger, "calls_ended")
+        self._failed = log.Seldom(logger, "call_failed")
+        self._wake = threading.Event()
+        self._closed = False
+        self._reaper = threading.Thread(target=self._reap, name="reaper", daemon=True)
+        self._reaper.start()
 
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Run a call, and count it until it is done."""
-        future = super().submit(fn, *args, **kwargs)
-        with self._lock:
-            self.in_hand += 1
-        future.add_done_callback(self._done)
-        return future
+    def submit(self, _run: Any, _respond: Any = None, /, *args: Any, **_kwargs: Any) -> Any:
+        """Begin a call: grpcio hands over what a thread of its own would answer it with."""
+        event, state, begin, *_ = args
+        call = Call(self, event, state, within_s=self._within_s)
+        call.add_done_callback(self.waits_no_more)
+        call.guarded(lambda: begin(call))
+        return call
 
-    def _done(self, _future: Future[Any]) -> None:
+    def waits(self, call: Call, *, for_message: bool) -> None:
+        """Note that a call waits for its client from now on: for a message, or until its answer is read."""
+        waiting = self._silent if for_message else self._unread
         with self._lock:
-            self.in_hand -= 1
+            self._silent.pop(call, None)
+            self._unread.pop(call, None)
+            waiting[call] = time.monotonic()
+            if len(waiting) > self._most:
+                self._wake.set()
+
+    def waits_no_more(self, call: Any) -> None:
+        """Note that its client has done what was waited for, or that the call is over."""
+        with self._lock:
+            self._silent.pop(call, None)
+            self._unread.pop(call, None)
+
+    def refuse(self, status: Status) -> None:
+        """End the calls whose message has not come."""
+        with self._lock:
+            silent = list(self._silent)
+        for call in silent:
+            call.end(status)
+
+    def failed(self, error: Exception) -> None:
+        """Say that a call ended by an exception, and why."""
+        self._failed.warn(reason=log.reason(error), hint="with -v the log says where")
+        logger.debug("call_failed", exc_info=error)
+
+    def close(self) -> None:
+        """Look after calls no longer."""
+        self._closed = True
+        self._wake.set()
+        self._reaper.join()
+
+    def _reap(self) -> None:
+        while not self._closed:
+            self._wake.wait(self._within_s / 20)
+            self._wake.clear()
+            with self._lock:
+                silent, unread = list(self._silent.items()), list(self._unread.items())
+            now = time.monotonic()
+            for number, (call, since) in enumerate(silent):
+                if since <= now - self._within_s:
+                    self._give_up(call, call.at_rest or self._late)
+                elif number < len(silent) - self._most:
+                    self._give_up(call, self._full)
+            for number, (call, since) in enumerate(unread):
+                shorter = number < len(unread) - self._most
+                if since <= now - self._within_s / (10 if shorter else 1):
+                    self._hang_up(call)
+            hint = "their clients sent no message, or read no answer: nothing was written for the former"
+            if self._ended and self._held_on.warn(**self._ended, hint=hint):
+                self._ended.clear()
+
+    def _give_up(self, call: Call, status: Status) -> None:
+        if status.code is not grpc.StatusCode.OK:
+            self._ended["without_message"] += 1
+        call.guarded(lambda: call.end(status))
+
+    def _hang_up(self, call: Call) -> None:
+        self._ended["not_read"] += 1
+        self.waits_no_more(call)
+        call.guarded(call.cancel)

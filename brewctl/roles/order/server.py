@@ -1,30 +1,24 @@
-"""The gRPC server: one port, what is let in, and who answers what.
+"""The gRPC server: one port, what is let in, and which part answers what.
 
-call ──► admission ──► calls: a bounded queue, handler_threads threads ──► OrderService ──► writer
-             ├───────► aside: refusals, health           answered while every handler is blocked
-             └───────► reflection: streams that may stay open
+call ──► admission ──► door ──message──► OrderService ──► writer, or a thread that reads
+             │           ├─────────────► health, reflection: answered in the serving thread, they wait for nothing
+             └─ refused  └─ ended: its message does not come
 """
 
-import functools
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from collections.abc import Callable, Mapping
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from brewctl.config import Settings
 from brewctl.delivery.watch import Watch
 from brewctl.errors import PortError
 from brewctl.proto import orders_pb2
-from brewctl.roles.order import service
-from brewctl.roles.order.call import Call
-
-P = ParamSpec("P")
-T = TypeVar("T")
+from brewctl.roles.order import health, reflection, service
+from brewctl.roles.order.call import Call, Door, R, Status, method, with_message
+from brewctl.roles.order.health import Health
+from brewctl.roles.order.reflection import Reflection
 
 # Above the request bound, so that a large request is answered INVALID_ARGUMENT with the reason.
 _TRANSPORT_BYTES = 5 * 1024 * 1024
@@ -47,103 +41,141 @@ class Server:
     ) -> None:
         """Listen; `port` 0 takes a free one. Raises PortError where it can't be had."""
         limits = settings.limits
-        aside = ThreadPoolExecutor(limits.aside_threads, thread_name_prefix="aside")
-        streams = ThreadPoolExecutor(limits.aside_threads, thread_name_prefix="reflection")
         self._linger_s = limits.linger_s
-        self._left = threading.Event()
+
+        def later(code: grpc.StatusCode, details: str) -> Status:
+            return service.retry_later(code, details, after_s=limits.retry_after_s)
+
+        exhausted = grpc.StatusCode.RESOURCE_EXHAUSTED
+        self._stopping = later(grpc.StatusCode.UNAVAILABLE, "this replica is stopping: retry")
+        full = later(exhausted, f"more than {limits.concurrent_calls} calls are in flight: retry later")
+        crowded = later(exhausted, f"more than {limits.waiting_calls} calls wait for their clients: retry later")
+        away = later(grpc.StatusCode.UNAVAILABLE, service.AWAY)
+        self._kept = _Kept()
+        self._door = Door(limits, full=crowded)
         self._server = grpc.server(
-            orders.calls,
-            interceptors=[_Admission(settings, orders, watch, aside, stop=stop, left=self._left)],
+            self._door,
+            interceptors=[
+                _Admission(
+                    watch,
+                    stop,
+                    stopping=lambda call: self._kept.keep(call, self._stopping),
+                    away=lambda call: call.end(away),
+                )
+            ],
             maximum_concurrent_rpcs=limits.transport_calls,
             options=[
                 # On by default: a second server on the port would start, and steal half of the calls.
                 ("grpc.so_reuseport", int(share_port)),
                 ("grpc.max_receive_message_length", _TRANSPORT_BYTES),
-                # A client that is paused while it sends would keep a handler for ever.
+                # A client that is paused, or gone without a goodbye, would keep its connection for ever.
                 ("grpc.keepalive_time_ms", int(limits.client_silence_s * 1000)),
+                ("grpc.keepalive_permit_without_calls", 1),
                 # Bounds every ping, also the ones that gRPC measures bandwidth with: while one of those is
                 # unanswered, no other is sent, and keepalive's own timeout does not count.
                 ("grpc.http2.ping_timeout_ms", int(limits.client_silence_s * 1000)),
             ],
         )
-        handlers = _handlers(orders, within_s=limits.create_s)
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.NAME, handlers),))
-        self._server.add_registered_method_handlers(service.NAME, handlers)
-        self._health = health.HealthServicer(experimental_thread_pool=aside)
-        self._health.Check = _in_pool(aside, self._health.Check)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflected = reflection.ReflectionServicer((service.NAME, health.SERVICE_NAME, reflection.SERVICE_NAME))
-        reflected.ServerReflectionInfo = _in_pool(streams, reflected.ServerReflectionInfo)
-        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflected, self._server)
+
+        # Counted when the message is there: a call without one is not in flight. The one thread that counts is also
+        # the one that adds: its count can't be outrun.
+        def admitted(handle: Callable[[R, Call], None]) -> Callable[[R, Call], None]:
+            def admit(request: R, call: Call) -> None:
+                if orders.in_hand >= limits.concurrent_calls:
+                    call.end(full)
+                else:
+                    handle(request, call)
+
+            return admit
+
+        self._add(
+            service.NAME,
+            {
+                "Create": with_message(orders_pb2.CreateRequest.FromString, admitted(orders.create)),
+                "Get": with_message(orders_pb2.GetRequest.FromString, admitted(orders.get)),
+            },
+        )
+        watchers = later(exhausted, f"more than {limits.health_watchers} clients watch: retry later")
+        self._health = Health(most=limits.health_watchers, full=watchers)
+        self._add(health.NAME, self._health.methods)
+        self._add(reflection.NAME, Reflection((service.NAME, health.NAME, reflection.NAME)).methods)
         try:
             bound = self._server.add_insecure_port(f"{host}:{port}")
         except RuntimeError:
             bound = 0
         if not bound:
+            self._door.close()
             raise PortError(host, port)
-        self._server.start()
-        self._health.set("", health_pb2.HealthCheckResponse.SERVING)
+        self._health.set("", serving=True)
         self.tell_health(there=True)
+        self._server.start()
         self.address = f"{host}:{bound}"
+
+    def _add(self, name: str, methods: Mapping[str, grpc.RpcMethodHandler]) -> None:
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, methods),))
+        self._server.add_registered_method_handlers(name, methods)
 
     def tell_health(self, there: bool) -> None:
         """Answer health checks of the service, not of the process: restarting that would not bring a database back."""
-        status = health_pb2.HealthCheckResponse
-        self._health.set(service.NAME, status.SERVING if there else status.NOT_SERVING)
+        self._health.set(service.NAME, serving=there)
+
+    @property
+    def watchers(self) -> int:
+        """How many clients watch the health of a service."""
+        return self._health.watchers
 
     def drain(self, within_s: float) -> None:
         """Refuse new calls and wait, at most `within_s` seconds, for the ones in hand."""
-        self._health.enter_graceful_shutdown()
+        self._health.stop()
         # gRPC cancels, without a word, the calls that come while it says goodbye. So those of the last moment are
-        # kept, and refused after it: who is told to retry must not come back in between.
+        # kept, and refused after it: a client that is told to retry must not come back in between.
         time.sleep(self._linger_s)
         stopped = self._server.stop(within_s)
-        self._left.set()
+        self._kept.end(self._stopping)
+        self._door.refuse(self._stopping)
+        self._health.end_watches(self._stopping)
         stopped.wait(within_s)
+        self._door.close()
+
+
+class _Kept:
+    """Calls that are refused, but not yet."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._calls: list[Call] | None = []
+
+    def keep(self, call: Call, status: Status) -> None:
+        with self._lock:
+            if self._calls is not None:
+                self._calls.append(call)
+                return
+        call.end(status)
+
+    def end(self, status: Status) -> None:
+        with self._lock:
+            calls, self._calls = self._calls or [], None
+        for call in calls:
+            call.end(status)
 
 
 class _Admission(grpc.ServerInterceptor):  # type: ignore[misc] # grpc has no types
-    """Turns a call away before it is queued. Runs in the one thread that also queues: its count can't be outrun."""
+    """Turns a call away before anybody waits for its message."""
 
     def __init__(
-        self,
-        settings: Settings,
-        orders: service.OrderService,
-        watch: Watch,
-        aside: ThreadPoolExecutor,
-        *,
-        stop: threading.Event,
-        left: threading.Event,
+        self, watch: Watch, stop: threading.Event, *, stopping: Callable[[Call], None], away: Callable[[Call], None]
     ) -> None:
-        limits = settings.limits
-        self._bound = limits.concurrent_calls
-        self._orders = orders
         self._watch = watch
         self._stop = stop
-
-        def refusal(code: grpc.StatusCode, details: str) -> grpc.RpcMethodHandler:
-            status = service.retry_later(code, details, after_s=limits.retry_after_s)
-
-            def refuse(_requests: object, context: grpc.ServicerContext) -> None:
-                if stop.is_set():
-                    left.wait(limits.drain_s)
-                service.abort(context, status)
-
-            # As a stream of requests: nobody waits for a message that is not needed.
-            return grpc.stream_unary_rpc_method_handler(_in_pool(aside, refuse))
-
-        self._stopping = refusal(grpc.StatusCode.UNAVAILABLE, "this replica is stopping: retry")
-        self._away = refusal(grpc.StatusCode.UNAVAILABLE, service.AWAY)
-        self._full = refusal(
-            grpc.StatusCode.RESOURCE_EXHAUSTED, f"more than {self._bound} calls are in flight: retry later"
-        )
+        self._stopping = method(stopping)
+        self._away = method(away)
 
     def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler | None],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler | None:
-        """Choose who answers a call."""
+        """Choose what becomes of a call."""
         handler = continuation(handler_call_details)
         if handler is None or not handler_call_details.method.startswith(_METHODS):
             return handler
@@ -151,34 +183,4 @@ class _Admission(grpc.ServerInterceptor):  # type: ignore[misc] # grpc has no ty
             return self._stopping
         if self._watch.away:
             return self._away
-        if self._orders.in_hand >= self._bound:
-            return self._full
         return handler
-
-
-def _handlers(orders: service.OrderService, *, within_s: float) -> dict[str, grpc.RpcMethodHandler]:
-    def create(
-        request: orders_pb2.CreateRequest, context: grpc.ServicerContext, send: Callable[[object], None]
-    ) -> None:
-        orders.create(request, Call(context, send, within_s=within_s))
-
-    create.experimental_non_blocking = True  # type: ignore[attr-defined] # as grpcio's own health service does
-    return {
-        "Create": grpc.unary_stream_rpc_method_handler(
-            create, orders_pb2.CreateRequest.FromString, orders_pb2.CreateResponse.SerializeToString
-        ),
-        "Get": grpc.unary_unary_rpc_method_handler(
-            orders.get, orders_pb2.GetRequest.FromString, orders_pb2.GetResponse.SerializeToString
-        ),
-    }
-
-
-def _in_pool(pool: ThreadPoolExecutor, method: Callable[P, T]) -> Callable[P, T]:
-    """Let `pool` run a handler, by the attribute that grpcio looks for."""
-
-    @functools.wraps(method)
-    def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        return method(*args, **kwargs)
-
-    call.experimental_thread_pool = pool  # type: ignore[attr-defined]
-    return call

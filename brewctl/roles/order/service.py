@@ -1,7 +1,7 @@
 """The contract's service: what each call does, and the status that tells its caller what to do next."""
 
-import time
-from typing import NoReturn
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import psycopg
@@ -11,13 +11,13 @@ from grpc_status import rpc_status
 
 from brewctl import log
 from brewctl.config import Settings
-from brewctl.delivery import database, orders
+from brewctl.delivery import database, orders, refusals
 from brewctl.delivery.database import Pool
 from brewctl.delivery.group_commit import GroupCommit
 from brewctl.delivery.watch import Watch
 from brewctl.proto import orders_pb2
 from brewctl.proto.orders_pb2 import Order
-from brewctl.roles.order.call import Call, Calls, Status
+from brewctl.roles.order.call import Call, Status
 
 logger = log.get(__name__)
 
@@ -32,7 +32,7 @@ _BUSY = (
 )
 _FULL = "the database's disk is full: retry"
 _PUSHBACK = "grpc-retry-pushback-ms"
-_WARN_EVERY_S = 1.0
+_NEVER = ((_PUSHBACK, "-1"),)  # gRPC's word for: don't
 
 
 def retry_later(code: grpc.StatusCode, details: str, *, after_s: float) -> Status:
@@ -44,28 +44,27 @@ def retry_later(code: grpc.StatusCode, details: str, *, after_s: float) -> Statu
     return Status(code, details, (*status.trailing_metadata, (_PUSHBACK, str(round(after_s * 1000)))))
 
 
-def abort(context: grpc.ServicerContext, status: Status) -> NoReturn:
-    """End the call from within its handler."""
-    context.set_trailing_metadata(status.metadata)
-    context.abort(status.code, status.details)
-    raise AssertionError  # abort never returns
-
-
 class OrderService:
-    """The handlers. They run in threads: orders go through the writer, reads have connections of the pool."""
+    """What the methods do once their message is there. Orders go through the writer, reads through threads."""
 
-    def __init__(self, settings: Settings, pool: Pool, watch: Watch, writer: GroupCommit) -> None:
-        self.calls = Calls(settings.limits.handler_threads, thread_name_prefix="handler")
+    def __init__(self, settings: Settings, reading: Pool, watch: Watch, writer: GroupCommit) -> None:
+        """Read with connections of `reading`."""
         self._limits = settings.limits
-        self._pool = pool
+        self._reading = reading
         self._watch = watch
         self._writer = writer
-        self._warned_at = 0.0
+        self._readers = ThreadPoolExecutor(settings.limits.reading_threads, thread_name_prefix="reading")
+        self._lock = threading.Lock()
+        self._reads = 0
+        self._turned_away = log.Seldom(logger, "turned_away")
+        self._failed = log.Seldom(logger, "create_failed")
+        self._commit_failed = log.Seldom(logger, "commit_failed")
+        self._refused = log.Seldom(logger, "order_refused")
 
     @property
     def in_hand(self) -> int:
         """How many calls are not answered yet."""
-        return self.calls.in_hand + self._writer.waiting
+        return self._reads + self._writer.waiting
 
     def create(self, request: orders_pb2.CreateRequest, call: Call) -> None:
         """Acknowledge an order once it is committed, with its event, in PostgreSQL. Returns before that."""
@@ -83,77 +82,89 @@ class OrderService:
             return
         self._writer.submit(_Create(self, new, call))
 
-    def create_alone(self, new: orders.NewOrder, call: Call, doubtful: bool) -> None:
-        """Acknowledge an order that its batch did not write; `doubtful`: it may have."""
-        try:
-            order = self._writer.create_alone(new, left_s=call.left_s, doubtful=doubtful)
-        except (
-            orders.KeyReusedError,
-            orders.TooLateError,
-            orders.CommitFailedError,
-            psycopg.Error,
-        ) as error:
-            call.end(self._status_for(error, call))
-        else:
-            call.answer(_acknowledgement(order))
+    def get(self, request: orders_pb2.GetRequest, call: Call) -> None:
+        """Read one order, in a thread that waits for the database. Returns before that."""
+        with self._lock:
+            self._reads += 1
+        self._readers.submit(self._read, request, call).add_done_callback(lambda _done: self._has_read())
 
-    def get(self, request: orders_pb2.GetRequest, context: grpc.ServicerContext) -> orders_pb2.GetResponse:
-        """Read one order."""
-        call = Call(context, within_s=self._limits.create_s)
-        if early := self._early(call):
-            abort(context, early)
-        try:
-            order = database.ask(
-                self._pool,
-                lambda connection: orders.get(connection, request.order_id),
-                wait_s=min(self._limits.database_wait_s, call.left_s()),
-            )
-        except psycopg.Error as error:
-            abort(context, self._status_for(error, call))
-        if order is None:
-            abort(context, Status(grpc.StatusCode.NOT_FOUND, f"no order {request.order_id[:80]!r}"))
-        return orders_pb2.GetResponse(order=order)
+    def shutdown(self) -> None:
+        """End the threads that read."""
+        self._readers.shutdown()
 
-    def _early(self, call: Call) -> Status | None:
-        """Say how a call ends that need not be begun: it may have been queued since it was admitted."""
-        if call.left_s() <= 0:
-            return self._status_for(orders.TooLateError(), call)
-        if self._watch.away:
-            return retry_later(grpc.StatusCode.UNAVAILABLE, AWAY, after_s=self._limits.retry_after_s)
-        return None
-
-    def _status_for(self, error: Exception, call: Call) -> Status:
+    def status_for(self, error: Exception, call: Call) -> Status:
         """Tell the caller what to do next. UNAVAILABLE: surely nothing was written."""
+        if stands := self._never(error):
+            return stands
         code, details = grpc.StatusCode.UNAVAILABLE, _FULL if isinstance(error, psycopg.errors.DiskFull) else AWAY
         match error:
-            case orders.KeyReusedError():
-                return Status(grpc.StatusCode.ALREADY_EXISTS, str(error))
-            case psycopg.errors.UndefinedTable():
-                logger.error("create_failed", reason=str(error).splitlines()[0], hint="run `brewctl db init`")
-                never = ((_PUSHBACK, "-1"),)  # gRPC's word for: don't
-                return Status(grpc.StatusCode.INTERNAL, "a table is missing: run `brewctl db init`", never)
             case orders.CommitFailedError():
-                logger.error("commit_failed", reason=str(error))
+                self._commit_failed.warn(reason=str(error))
                 code, details = grpc.StatusCode.INTERNAL, "the commit failed: retry with the same idempotency key"
             case _ if call.given_up:
                 return Status(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed before the commit")
+            case orders.KeyHeldError():
+                code, details = grpc.StatusCode.RESOURCE_EXHAUSTED, str(error)
             case orders.TooLateError():
                 details = f"the database did not finish within {self._limits.create_s:g} s: retry"
             case error if isinstance(error, _BUSY):
                 details = "the database is busy: retry"
             case error if not isinstance(error, database.UNAVAILABLE):
-                logger.error("create_failed", reason=" ".join(str(error).split()))
+                self._failed.warn(reason=f"{type(error).__name__}: {log.reason(error)}")
+                logger.debug("create_failed", exc_info=error)
                 code, details = grpc.StatusCode.INTERNAL, "the commit failed: retry with the same idempotency key"
-        if code is grpc.StatusCode.UNAVAILABLE:
-            self._warn(details, error)
+        if code is grpc.StatusCode.UNAVAILABLE and not self._watch.away:
+            # Of a database that is away the watch has told.
+            self._turned_away.warn(answer=details, reason=log.reason(error))
         return retry_later(code, details, after_s=self._limits.retry_after_s)
 
-    def _warn(self, details: str, error: Exception) -> None:
-        """Say why, at most once a second, where the watch has not said it."""
-        now = time.monotonic()
-        if not self._watch.away and now >= self._warned_at + _WARN_EVERY_S:
-            self._warned_at = now
-            logger.warning("turned_away", answer=details, reason=" ".join(str(error).split()))
+    def _never(self, error: Exception) -> Status | None:
+        """Say why another try of the same would be in vain, if it would, in PostgreSQL's own words."""
+        if isinstance(error, orders.KeyReusedError):
+            return Status(grpc.StatusCode.ALREADY_EXISTS, str(error))
+        if isinstance(error, psycopg.errors.UndefinedTable):
+            self._failed.warn(reason=str(error).splitlines()[0], hint="run `brewctl db init`")
+            return Status(grpc.StatusCode.INTERNAL, "a table is missing: run `brewctl db init`", _NEVER)
+        if not refusals.never_taken(error):
+            return None
+        said = refusals.words(error)
+        if refusals.is_text(error):
+            return Status(grpc.StatusCode.INVALID_ARGUMENT, f"postgres can't store this text: {said}")
+        self._refused.warn(reason=said, sqlstate=error.sqlstate if isinstance(error, psycopg.Error) else None)
+        return Status(grpc.StatusCode.FAILED_PRECONDITION, f"postgres does not take this order: {said}", _NEVER)
+
+    def _read(self, request: orders_pb2.GetRequest, call: Call) -> None:
+        call.guarded(lambda: self._answer_get(request, call))
+
+    def _answer_get(self, request: orders_pb2.GetRequest, call: Call) -> None:
+        if early := self._early(call):
+            call.end(early)
+            return
+        try:
+            order = database.ask(
+                self._reading,
+                lambda connection: orders.get(connection, request.order_id),
+                wait_s=min(self._limits.database_wait_s, call.left_s()),
+            )
+        except psycopg.Error as error:
+            call.end(self.status_for(error, call))
+            return
+        if order is None:
+            call.end(Status(grpc.StatusCode.NOT_FOUND, f"no order {request.order_id[:80]!r}"))
+        else:
+            call.answer(orders_pb2.GetResponse(order=order).SerializeToString())
+
+    def _has_read(self) -> None:
+        with self._lock:
+            self._reads -= 1
+
+    def _early(self, call: Call) -> Status | None:
+        """Say how a call ends that need not be begun: it may have been queued since it was admitted."""
+        if call.left_s() <= 0:
+            return self.status_for(orders.TooLateError(), call)
+        if self._watch.away:
+            return retry_later(grpc.StatusCode.UNAVAILABLE, AWAY, after_s=self._limits.retry_after_s)
+        return None
 
 
 class _Create:
@@ -167,12 +178,8 @@ class _Create:
         self.new = new
         self.left_s = call.left_s
 
-    def on_written(self) -> None:
-        self._call.answer(_acknowledgement(self.new.order))
+    def on_created(self, order: Order) -> None:
+        self._call.answer(orders_pb2.CreateResponse(order_id=order.order_id, status=order.status).SerializeToString())
 
-    def on_unwritten(self, doubtful: bool) -> None:
-        self._service.calls.submit(self._service.create_alone, self.new, self._call, doubtful)
-
-
-def _acknowledgement(order: Order) -> bytes:
-    return orders_pb2.CreateResponse(order_id=order.order_id, status=order.status).SerializeToString()
+    def on_failed(self, error: Exception) -> None:
+        self._call.end(self._service.status_for(error, self._call))
