@@ -254,7 +254,8 @@ def _concurrently(connection: "BoundedConnection", part: Part) -> None:
         if own:
             connection.execute(queries["rebound_session"], {"timeout": f"{limits.schema_s}s"})
         with connection.answering_within(limits.schema_s + limits.database_look_s):
-            connection.execute(statement)
+            # A cursor of psycopg's own: it opens no transaction, in which no index is built concurrently.
+            psycopg.Cursor(connection).execute(statement)
     except (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable):
         found = _holders(connection, [part.table], snapshots=True)
         raise _in_use(f"index {part.name}", found, what_for="made or dropped") from None

@@ -178,6 +178,7 @@ SELECT set_config('synchronous_commit', 'off', false)
 DELETE FROM nodes WHERE seen_at < clock_timestamp() - interval '1 day'
 
 -- keep_presence --
+-- A row that this replica wrote before and that is another process's now is fought over: `rival` says by whom.
 INSERT INTO nodes (node_id, role, host, pid, address, started_at, seen_at, stopped_at,
                    processed, effects, skipped, dead)
 VALUES (%(node)s, %(role)s, %(host)s, %(pid)s, %(address)s,
@@ -186,7 +187,10 @@ VALUES (%(node)s, %(role)s, %(host)s, %(pid)s, %(address)s,
 ON CONFLICT (node_id) DO UPDATE
    SET (role, host, pid, address, started_at, seen_at, stopped_at, processed, effects, skipped, dead)
      = (excluded.role, excluded.host, excluded.pid, excluded.address, excluded.started_at, excluded.seen_at,
-        excluded.stopped_at, excluded.processed, excluded.effects, excluded.skipped, excluded.dead)
+        excluded.stopped_at, excluded.processed, excluded.effects, excluded.skipped, excluded.dead),
+       rival = CASE WHEN %(again)s AND (nodes.host, nodes.pid) <> (excluded.host, excluded.pid)
+                    THEN 'pid ' || nodes.pid || ' on ' || nodes.host END
+RETURNING rival
 
 -- nodes --
 -- Replicas, and for how many seconds nobody has heard of each.
@@ -371,8 +375,9 @@ SELECT count(*)
    AND relation = to_regclass(%(table)s)::oid
 
 -- statement_bound --
--- What ends this session's statements, and whether the session itself has asked for it: then it may change it too.
-SELECT setting || unit AS bound, source IN ('client', 'session') AS own FROM pg_settings WHERE name = 'statement_timeout'
+-- What ends this session's statements, and whether its connection asked for it: then the session is no pooler's, and
+-- may change it.
+SELECT setting || unit AS bound, source = 'client' AS own FROM pg_settings WHERE name = 'statement_timeout'
 
 -- rebound_session --
 -- For what runs in no transaction: CREATE INDEX CONCURRENTLY.

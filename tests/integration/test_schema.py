@@ -22,7 +22,10 @@ from tests.conftest import limited, run
 OLDER = sorted((Path(__file__).parent / "schemas").glob("*.sql"))
 # An INSERT that waits for a lock at all fails: the tables have no other writer.
 AT_ONCE = "-c lock_timeout=50ms"
-ORDER = "INSERT INTO orders (id, tenant_id, customer_id, amount_cents, currency, status) VALUES (%s, 't', 'c', 1, 'EUR', 's')"
+ORDER = (
+    "INSERT INTO orders (id, tenant_id, customer_id, amount_cents, currency, status)"
+    " VALUES (%s, 't', 'c', 1, 'EUR', 'ORDER_STATUS_NEW')"
+)
 EVENT = "INSERT INTO outbox (aggregate_id, topic, payload) VALUES ('order-' || %s, 't', '')"
 Session = psycopg.Connection[tuple[object, ...]]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import brewctl
+from brewctl.delivery.schema import TABLES
 from brewctl.sql import bench_queries, doctor_queries, parse, queries, schema, verify_queries
 
 TEXT, VERIFY_TEXT = (
