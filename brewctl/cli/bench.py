@@ -73,8 +73,12 @@ def bench(
             output.emit_json(figures.to_json(measured))
         elif measured:
             _table(measured, before)
+    missing = [figure.name for figure in measured if figure.value is None]
     if missed := [figure.name for figure in measured if figure.reached is False]:
-        raise BrewError(f"missed: {'; '.join(missed)}", hint="is the machine idle? see docs/performance.md")
+        unmeasured = f"; not measured: {'; '.join(missing)}" if missing else ""
+        raise BrewError(f"missed: {'; '.join(missed)}{unmeasured}", hint="is the machine idle? see docs/performance.md")
+    if missing:
+        raise BrewError(f"not measured: {'; '.join(missing)}", hint="is the machine idle? see docs/performance.md")
 
 
 def _chosen(names: Sequence[str] | None) -> list[str]:
@@ -106,16 +110,18 @@ def _table(figures: "Sequence[Figure]", before: Mapping[str, float]) -> None:
     head = f"{'figure':<33}{'measured':>11}{'floor':>11}{'ratio':>6}{'target':>7}"
     output.emit(f"{head}{'before':>11}" if before else head)
     for figure in figures:
-        floor = "-" if figure.floor is None else _amount(figure.floor, figure.unit)
+        floor = _amount(figure.floor, figure.unit)
         ratio = "-" if figure.ratio is None else f"{figure.ratio:.2f}"
         mark = {True: "ok", False: "miss", None: ""}[figure.reached]
         earlier = before.get(figure.name)
-        change = f"{(figure.value / earlier - 1) * 100:+5.0f}%" if earlier else ""
+        change = f"{(figure.value / earlier - 1) * 100:+5.0f}%" if earlier and figure.value is not None else ""
         row = f"{figure.name:<33}{_amount(figure.value, figure.unit):>11}{floor:>11}{ratio:>6}{figure.target:>7}"
         output.emit(f"{row} {mark:<4}{change}".rstrip())
 
 
-def _amount(value: float, unit: str) -> str:
+def _amount(value: float | None, unit: str) -> str:
+    if value is None:
+        return "-"
     return f"{value:,.0f} {unit}" if value >= 100 else f"{value:,.2f} {unit}"  # noqa: PLR2004 - three digits are enough
 
 

@@ -10,10 +10,10 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from brewctl.config import Settings
-from brewctl.delivery import bounded
+from brewctl.delivery import bounded, schema
 from brewctl.delivery.session import Session, blamed
 from brewctl.errors import BrewError, UnreachableError, UsageError
-from brewctl.sql import queries, schema
+from brewctl.sql import queries
 
 Connection = bounded.Connection
 BoundedConnection = bounded.BoundedConnection
@@ -22,7 +22,6 @@ NoAnswerError = bounded.NoAnswerError
 _EXAMPLE = "use postgresql://USER@HOST:PORT/NAME"
 _ANOTHER_MODE = "set `pool_mode = transaction` there, or name postgres itself in BREW_DATABASE_URL"
 _PORTS = 65536
-_SCHEMA_S = 600  # indexes of tables of any size are made
 # What a lost, refused or overloaded server raises, one that gave up on a paused process, or one that another has
 # taken the lead from; everything else is the statement's own fault.
 UNAVAILABLE = (
@@ -127,29 +126,25 @@ def has_news(connection: Connection, *, within_s: float) -> bool:
 
 
 def missing_tables(connection: Connection) -> list[str]:
-    """Name the tables, and what later versions added and the roles need, that are not there."""
-    return [str(name) for (name,) in connection.execute(queries["missing_tables"])]
+    """Name the tables, columns, keys and indexes that the roles need and that are not there. Locks no table."""
+    return [str(part) for part in schema.missing(connection) if part.is_needed]
 
 
 def check_schema(connection: Connection) -> None:
-    """Raise BrewError where a table is missing."""
+    """Raise BrewError where something that the roles need is missing."""
     if missing := missing_tables(connection):
-        plural = "s are" if len(missing) > 1 else " is"
-        raise BrewError(f"table{plural} missing in postgres ({', '.join(missing)})", hint="run `brewctl db init`")
+        raise BrewError(f"missing in postgres: {', '.join(missing)}", hint="run `brewctl db init`")
 
 
 def initialize(connection: BoundedConnection, *, reset: bool = False) -> None:
-    """Create what is missing of the schema, in one transaction; `reset` also empties every table.
+    """Add what is missing of the schema, beside roles at work; `reset` also empties every table.
 
-    Nobody writes meanwhile: a second or two for a million orders, where an index is new.
+    On a complete schema it runs nothing and locks nothing. Raises BrewError, which names the session at fault, where
+    a table is in use for longer than schema_wait_s.
     """
-    with connection.answering_within(_SCHEMA_S), connection.transaction():
-        connection.execute(queries["bound_statements"], {"timeout": f"{_SCHEMA_S}s"})
-        # Whoever is in the middle of a transaction is waited for, but not for ever: all others wait behind us.
-        connection.execute("SET LOCAL lock_timeout = '10s'")
-        connection.execute(schema)
-        if reset:
-            connection.execute(queries["reset"])
+    schema.complete(connection)
+    if reset:
+        schema.change(connection, schema.TABLES, queries["reset"])
 
 
 @contextlib.contextmanager

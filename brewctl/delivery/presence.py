@@ -61,6 +61,8 @@ class _Writer:
         self._who = {**asdict(replica), "host": socket.gethostname(), "pid": os.getpid()}
         self._work = work
         self._began = time.monotonic()
+        self._again = False
+        self._rival: str | None = None
 
     def run(self, over: threading.Event) -> None:
         """Write until `over` is set, and once more: where the connection is lost just then, by another one."""
@@ -87,4 +89,8 @@ class _Writer:
     def _write(self, connection: BoundedConnection, *, stopped: bool) -> None:
         row = {**self._who, **asdict(self._work()), "age_s": time.monotonic() - self._began, "stopped": stopped}
         with connection.answering_within(self._settings.limits.database_look_s):
-            connection.execute(queries["keep_presence"], row)
+            (rival,) = connection.execute(queries["keep_presence"], row | {"again": self._again}).fetchone() or (None,)
+        self._again = True
+        if rival and rival != self._rival:
+            logger.warning("node_name_taken", by=rival, hint="start one of them with another --node")
+            self._rival = rival

@@ -1,16 +1,16 @@
 """PostgreSQL: whether it is there, has our schema, keeps what it acknowledges, and has room for the roles."""
 
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from brewctl.config import Settings
-from brewctl.delivery import database
+from brewctl.delivery import database, schema
 from brewctl.delivery.database import Connection
-from brewctl.doctor import session
+from brewctl.delivery.schema import Kind
+from brewctl.doctor import session, sessions
 from brewctl.doctor.finding import Finding, fail, ok, warn
-from brewctl.sql import doctor_queries, schema
+from brewctl.sql import doctor_queries
 
 # The first with all that our statements say (MATERIALIZED); the oldest that is still maintained.
 _NEEDED, _MAINTAINED = 12, 14
@@ -26,12 +26,11 @@ _ASKED = (
     "server_version_num",
     "transaction_read_only",
     "default_transaction_read_only",
+    "default_transaction_isolation",
     "max_connections",
     "superuser_reserved_connections",
 )
-_INDEXES = re.findall(r"CREATE (?:UNIQUE )?INDEX IF NOT EXISTS (\w+)", schema)
-_DROPPED = re.findall(r"DROP INDEX IF EXISTS (\w+)", schema)
-# How old a transaction, or an unpublished row, may be.
+# How old an unpublished row may be.
 _OLD_S = 60.0
 # Records and rows carry times of several machines.
 _SKEW_S, _LARGE_SKEW_S = 1.0, 60.0
@@ -53,22 +52,20 @@ def check(settings: Settings) -> Iterator[Finding]:
         found = {name: Setting(value, source) for name, value, source in asked}
         yield _version(found, where)
         yield from session.check(connection)
-        lacking = list(dict.fromkeys([*database.missing_tables(connection), *_lacking(connection, _INDEXES)]))
-        yield _schema(lacking, set(_DROPPED) - set(_lacking(connection, _DROPPED)))
+        parts = schema.missing(connection)
+        lacking = [str(part) for part in parts if part.kind is not Kind.LEFTOVER]
+        yield _schema(lacking, {part.name for part in parts if part.kind is Kind.LEFTOVER})
         name = connection.info.dbname
         for each in _DURABLE:
             yield _durable(each, found[each], name)
         yield _writable(found, name)
         (used,) = connection.execute(doctor_queries["connections"]).fetchone() or (0,)
         yield _connections(found, used, needed=settings.limits.order_connections)
-        yield _transactions(connection.execute(doctor_queries["old_transactions"], {"age_s": _OLD_S}).fetchall())
+        yield _isolation(found["default_transaction_isolation"], sessions.isolation_of_others(settings), name)
+        yield sessions.open_for_long(connection)
         if not lacking:
             yield from _outbox(*connection.execute(doctor_queries["outbox"]).fetchone() or (0, None))
         yield _clock(*_read_clocks(connection))
-
-
-def _lacking(connection: Connection, names: Sequence[str]) -> list[str]:
-    return [str(name) for (name,) in connection.execute(doctor_queries["lacking"], {"names": names})]
 
 
 def _version(settings: Mapping[str, Setting], where: str) -> Finding:
@@ -134,13 +131,17 @@ def _connections(settings: Mapping[str, Setting], used: int, *, needed: int) -> 
     return warn("max_connections", f"{found}: one more order-service may need {needed}", mend=mend)
 
 
-def _transactions(old: Sequence[tuple[int, str, float]]) -> Finding:
-    if not old:
-        return ok("transactions", f"none is older than {_OLD_S:g} s")
-    pid, name, age_s = old[0]
-    more = f" and {len(old) - 1} more" if len(old) > 1 else ""
-    found = f"one of {name or 'nobody'}{more} is {age_s:.0f} s old: dead rows stay, and polls slow down"
-    return warn("transactions", found, mend=f"in psql: `SELECT pg_terminate_backend({pid});`")
+def _isolation(ours: Setting, others: tuple[str, str] | None, database_name: str) -> Finding:
+    """Judge the isolation level of our sessions, and that of sessions that ask for none."""
+    plain = Setting(*others) if others else ours
+    for setting, judge, what in (
+        (ours, fail, ": publishers and consumers fail where they meet"),
+        (plain, warn, " by default: what other clients write fails where they meet"),
+    ):
+        if sessions.is_above_read_committed(setting.value):
+            mend = _switch("default_transaction_isolation", setting, database_name, to="'read committed'")
+            return judge("isolation", setting.value + what, mend=mend)
+    return ok("isolation", plain.value)
 
 
 def _outbox(set_aside: int, oldest_s: float | None) -> Iterator[Finding]:

@@ -13,6 +13,7 @@ from brewctl.errors import BrewError
 from brewctl.sandbox import kafka, postgres, surroundings
 
 _TIMEOUT_S = 180.0
+_PROCESSED = re.compile(r"transactions actually processed: (\d+)")
 _TPS = re.compile(r"tps = ([\d.]+)")
 _LATENCY = re.compile(r"latency average = ([\d.]+) ms")
 _SENT = re.compile(r"records sent, ([\d.]+) records/sec")
@@ -26,12 +27,17 @@ class Transactions:
     latency_ms: float  # on average
 
 
-def pgbench(url: str, script: Path, *, clients: int, seconds: int) -> Transactions:
-    """Run a script of SQL by so many clients. Raises BrewError."""
+def pgbench(url: str, script: Path, *, clients: int, seconds: int) -> Transactions | None:
+    """Run a script of SQL by so many clients; None where none of them ended a transaction in time.
+
+    The time in which they connect counts. Raises BrewError.
+    """
     said = _run(
         [postgres.binary("pgbench"), "-n", "-M", "prepared", "-c", str(clients), "-T", str(seconds), "-f", script],
         env={**_surroundings(url), "PGDATABASE": url},
     )
+    if (processed := _PROCESSED.search(said)) and int(processed[1]) == 0:
+        return None
     per_s, latency = _TPS.search(said), _LATENCY.search(said)
     if not per_s or not latency:
         raise BrewError(f"pgbench says nothing of use: {said.strip()[-200:]}")

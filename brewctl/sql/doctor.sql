@@ -14,23 +14,29 @@ SELECT substr(entry, length('search_path=') + 1), CASE WHEN setrole = 0 THEN 'da
  ORDER BY setrole <> 0 AND setdatabase <> 0 DESC, setrole <> 0 DESC
  LIMIT 1
 
--- lacking --
--- Of these tables and indexes, those that are not there.
-SELECT name FROM unnest(%(names)s::text[]) AS name WHERE to_regclass(name) IS NULL
-
 -- connections --
 -- All of the server's: others' sessions are counted where they can't be looked at.
 SELECT coalesce(sum(numbackends), 0)::int FROM pg_stat_database
 
--- old_transactions --
--- The oldest first: who, and for how many seconds.
-SELECT pid, application_name, extract(epoch FROM clock_timestamp() - xact_start)::float8 AS age_s
+-- open_for_long --
+-- Transactions that are older than so many seconds, and replication slots without a reader: what they are, and whether
+-- vacuum must leave what was deleted since. Sessions that the user may not look at are left out.
+SELECT 'session' AS kind, pid, application_name AS name,
+       extract(epoch FROM clock_timestamp() - xact_start)::float8 AS age_s,
+       backend_xmin IS NOT NULL OR backend_xid IS NOT NULL AS holds
   FROM pg_stat_activity
  WHERE datname = current_database()
    AND pid <> pg_backend_pid()
    AND backend_type = 'client backend'
    AND xact_start < clock_timestamp() - make_interval(secs => %(age_s)s)
- ORDER BY xact_start
+UNION ALL
+SELECT 'prepared', NULL, gid, extract(epoch FROM clock_timestamp() - prepared)::float8, true
+  FROM pg_prepared_xacts
+ WHERE database = current_database() AND prepared < clock_timestamp() - make_interval(secs => %(age_s)s)
+UNION ALL
+SELECT 'slot', NULL, slot_name, NULL, true
+  FROM pg_replication_slots
+ WHERE xmin IS NOT NULL AND NOT active
 
 -- outbox --
 -- Rows that were set aside, and the age of the oldest one that a publisher could take, in seconds.
@@ -48,3 +54,26 @@ SELECT (SELECT count(*) FROM outbox WHERE published_at IS NULL AND failed_at IS 
 -- clock --
 -- The server's, in seconds since the epoch.
 SELECT extract(epoch FROM clock_timestamp())::float8
+
+-- fought_nodes --
+-- Replicas whose row another process has written in the same second.
+SELECT node_id, host, pid, rival
+  FROM nodes
+ WHERE rival IS NOT NULL AND stopped_at IS NULL
+   AND seen_at > clock_timestamp() - make_interval(secs => %(silent_s)s)
+ ORDER BY node_id
+
+-- nodes_there --
+-- Names of replicas that were heard of within the last day.
+SELECT node_id FROM nodes
+
+-- first_event --
+-- When the outbox's oldest row was made, in milliseconds since the epoch; null where it is empty.
+SELECT (extract(epoch FROM created_at) * 1000)::bigint FROM outbox ORDER BY id LIMIT 1
+
+-- unknown_events --
+-- Of these events, the places in the list of those that are not in the outbox.
+SELECT event.place
+  FROM unnest(%(ids)s::bigint[], %(keys)s::text[]) WITH ORDINALITY AS event (id, key, place)
+ WHERE NOT EXISTS (SELECT FROM outbox o WHERE o.id = event.id AND o.aggregate_id = event.key)
+ ORDER BY event.place

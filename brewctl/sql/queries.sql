@@ -200,6 +200,7 @@ SELECT set_config('synchronous_commit', 'off', false)
 DELETE FROM nodes WHERE seen_at < clock_timestamp() - interval '1 day'
 
 -- keep_presence --
+-- A row that this replica wrote before and that is another process's now is fought over: `rival` says by whom.
 INSERT INTO nodes (node_id, role, host, pid, address, started_at, seen_at, stopped_at,
                    processed, effects, skipped, dead)
 VALUES (%(node)s, %(role)s, %(host)s, %(pid)s, %(address)s,
@@ -208,7 +209,10 @@ VALUES (%(node)s, %(role)s, %(host)s, %(pid)s, %(address)s,
 ON CONFLICT (node_id) DO UPDATE
    SET (role, host, pid, address, started_at, seen_at, stopped_at, processed, effects, skipped, dead)
      = (excluded.role, excluded.host, excluded.pid, excluded.address, excluded.started_at, excluded.seen_at,
-        excluded.stopped_at, excluded.processed, excluded.effects, excluded.skipped, excluded.dead)
+        excluded.stopped_at, excluded.processed, excluded.effects, excluded.skipped, excluded.dead),
+       rival = CASE WHEN %(again)s AND (nodes.host, nodes.pid) <> (excluded.host, excluded.pid)
+                    THEN 'pid ' || nodes.pid || ' on ' || nodes.host END
+RETURNING rival
 
 -- nodes --
 -- Replicas, and for how many seconds nobody has heard of each.
@@ -333,19 +337,70 @@ SELECT extract(epoch FROM max(greatest(r.created_at, n.created_at) - o.created_a
 TRUNCATE orders, outbox, processed_events, inventory_reservations, notifications_log, dead_letters_settled, nodes
 CONTINUE IDENTITY
 
--- missing_tables --
--- What an older or an empty database lacks; a column, or an index, stands for the version that added it.
-SELECT name
-  FROM unnest(ARRAY['orders', 'outbox', 'processed_events', 'inventory_reservations', 'notifications_log',
-                    'dead_letters_settled', 'nodes']) AS name
- WHERE to_regclass(name) IS NULL
-UNION ALL
-SELECT relation || '.' || attribute
-  FROM (VALUES ('outbox', 'attempts'), ('outbox', 'kafka_offset'), ('processed_events', 'duplicate_at'))
-       AS added (relation, attribute)
- WHERE to_regclass(relation) IS NOT NULL
-   AND NOT EXISTS (SELECT FROM pg_attribute
-                    WHERE attrelid = to_regclass(relation) AND attname = attribute AND NOT attisdropped)
-UNION ALL
-SELECT 'outbox_ready'
- WHERE to_regclass('outbox') IS NOT NULL AND to_regclass('outbox_ready') IS NULL
+-- schema_state --
+-- The parts of the schema that are not there as schema.sql wants them, by their places in the list: missing, or
+-- `invalid`: an index whose build was cut off, or goes on. Looks into the catalog alone, and locks no table.
+-- A key is a unique index over exactly these columns, whatever its name; 'leftover' is an index to be dropped.
+SELECT part.place, coalesce(index.indexrelid IS NOT NULL AND part.kind <> 'leftover', false) AS invalid
+  FROM unnest(%(kinds)s::text[], %(tables)s::text[], %(names)s::text[], %(columns)s::text[])
+       WITH ORDINALITY AS part (kind, "table", name, columns, place)
+  LEFT JOIN pg_index index
+         ON index.indexrelid = to_regclass(part.name) AND part.kind IN ('index', 'leftover')
+ WHERE CASE part.kind
+            WHEN 'table' THEN to_regclass(part.name) IS NULL
+            WHEN 'column' THEN NOT EXISTS (
+                 SELECT FROM pg_attribute
+                  WHERE attrelid = to_regclass(part."table") AND attname = part.name AND NOT attisdropped)
+            WHEN 'index' THEN index.indisvalid IS NOT TRUE
+            WHEN 'leftover' THEN index.indexrelid IS NOT NULL
+            ELSE NOT EXISTS (
+                 SELECT FROM pg_index i
+                  WHERE i.indrelid = to_regclass(part."table") AND i.indisunique AND i.indisvalid AND i.indimmediate
+                    AND i.indpred IS NULL AND i.indexprs IS NULL
+                    AND (SELECT array_agg(attname::text ORDER BY attname::text)
+                           FROM pg_attribute
+                          WHERE attrelid = i.indrelid AND attnum = ANY (i.indkey[0:i.indnkeyatts - 1]))
+                      = (SELECT array_agg(c ORDER BY c) FROM unnest(string_to_array(part.columns, ',')) AS c))
+       END
+ ORDER BY part.place
+
+-- bound_locks --
+-- Ends each later wait of the transaction for a lock after `timeout`: those who wait behind it go on.
+SELECT set_config('lock_timeout', %(timeout)s, true)
+
+-- lock_schema --
+-- Held to the end of the transaction: one creates tables at a time.
+SELECT pg_advisory_xact_lock(hashtextextended('brewctl schema', 0))
+
+-- table_holders --
+-- Transactions that hold a lock of these tables, and with `snapshots` those as well that may still read what an
+-- index's build waits for; the oldest first. A prepared one has no pid, and `gid` names it. The age is null where
+-- the user may not look at other users' sessions.
+SELECT DISTINCT l.virtualtransaction AS transaction, l.pid, coalesce(a.application_name, '') AS name, p.gid,
+       extract(epoch FROM statement_timestamp() - coalesce(p.prepared, a.xact_start))::float8 AS age_s
+  FROM pg_locks l
+  LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+  LEFT JOIN pg_prepared_xacts p ON l.virtualtransaction = '-1/' || p.transaction::text
+ WHERE l.granted
+   AND l.pid IS DISTINCT FROM pg_backend_pid()
+   AND (l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+        AND l.relation = ANY (SELECT to_regclass(name)::oid FROM unnest(%(tables)s::text[]) AS name)
+        OR %(snapshots)s AND a.datname = current_database() AND a.backend_xmin IS NOT NULL)
+ ORDER BY age_s DESC NULLS LAST
+
+-- builders --
+-- Others that build or drop an index of a table, or vacuum it: one of them at a time.
+SELECT count(*)
+  FROM pg_locks
+ WHERE granted AND mode = 'ShareUpdateExclusiveLock' AND pid <> pg_backend_pid()
+   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+   AND relation = to_regclass(%(table)s)::oid
+
+-- statement_bound --
+-- What ends this session's statements, and whether its connection asked for it: then the session is no pooler's, and
+-- may change it.
+SELECT setting || unit AS bound, source = 'client' AS own FROM pg_settings WHERE name = 'statement_timeout'
+
+-- rebound_session --
+-- For what runs in no transaction: CREATE INDEX CONCURRENTLY.
+SELECT set_config('statement_timeout', %(timeout)s, false)

@@ -101,5 +101,8 @@ CREATE TABLE IF NOT EXISTS nodes (
     processed  bigint NOT NULL DEFAULT 0,
     effects    bigint NOT NULL DEFAULT 0,
     skipped    bigint NOT NULL DEFAULT 0,
-    dead       bigint NOT NULL DEFAULT 0
+    dead       bigint NOT NULL DEFAULT 0,
+    -- Another process of the same name, where one writes this row too.
+    rival      text
 );
+ALTER TABLE nodes ADD COLUMN IF NOT EXISTS rival text;

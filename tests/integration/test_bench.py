@@ -1,9 +1,12 @@
 """Every leg of the bench on real servers, in small: what it measures is there, beside a floor that was measured too."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from brewctl.errors import BrewError
 from brewctl.lab.bench import LEGS, create, drains, flow, growth, startup
@@ -48,8 +51,40 @@ def test_a_leg_measures_itself_and_its_floor(ground: Ground, leg: str, names: se
     figures = list(LEGS[leg](ground))
     assert names <= {figure.name for figure in figures}
     for figure in figures:
-        assert figure.value > 0, figure
+        assert (figure.value or 0) > 0, figure
         assert (figure.floor or 0) > 0 or not figure.floor_name, figure
+
+
+def test_pgbench_whose_clients_connect_for_longer_than_it_runs_runs_for_longer(ground: Ground, tmp_path: Path) -> None:
+    slow = make_conninfo(ground.settings.database_url, options="-c post_auth_delay=1")
+    try:
+        psycopg.connect(slow).close()
+    except psycopg.Error:
+        pytest.skip("the database user may not slow connections down")
+    script = tmp_path / "one.sql"
+    script.write_text("SELECT 1;", "utf-8")
+    assert tools.pgbench(slow, script, clients=3, seconds=1) is None
+    told: list[str] = []
+    slowed = Ground(replace(ground.settings, database_url=slow), ground.connection, logs=tmp_path, tell=told.append)
+    measured = create._insert(slowed, script, 3)
+    assert measured
+    assert measured.per_s > 0
+    assert told[:2] == ["pgbench, 3 clients"] * 2
+
+
+def test_what_brings_no_figure_is_missing_and_the_rest_is_there(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise BrewError("pgbench failed: too many clients")
+
+    monkeypatch.setattr(tools, "pgbench", failing)
+    monkeypatch.setattr(create, "_IN_FLIGHT", (1,))
+    figures = {figure.name: figure for figure in create.run(ground)}
+    for name in ("create p50, 1 in flight", "create against SQL, 1 in flight"):
+        assert figures[name].value
+        assert (figures[name].floor, figures[name].reached) == (None, None)
+    assert figures["create, 1 in flight"].floor
 
 
 def test_without_kafkas_tools_that_floor_is_missing_and_the_rest_is_there(

@@ -1,19 +1,21 @@
 """`brewctl doctor` on real servers: it finds what is wrong, its cures cure, and where all is well it says so."""
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from brewctl.delivery.broker import open_admin
-from brewctl.doctor import Finding, Verdict, examine, postgres
+from brewctl.doctor import Finding, Verdict, examine, postgres, sessions
 from tests.conftest import Rig, open_rig
 
 SERVERS = {
     *("postgres", "schema", "fsync", "full_page_writes", "synchronous_commit", "writable", "max_connections"),
-    *("transactions", "outbox", "clock", "kafka", "kafka-client", "topic", "dead-letters"),
+    *("isolation", "transactions", "outbox", "clock", "kafka", "kafka-client", "topic", "dead-letters", "deployment"),
     *("group-inventory", "group-notifications", "order-service"),
 }
 
@@ -57,7 +59,7 @@ def test_its_cures_cure(rig: Rig) -> None:
     }
     # What can't be asked without its tables is not asked.
     assert verdicts.keys() == SERVERS - {"outbox"}
-    assert look(rig)["schema"].found == "missing: notifications_log, outbox_ready, orders_idempotency_key"
+    assert look(rig)["schema"].found == "missing: orders_idempotency_key, outbox_ready, notifications_log"
 
     assert rig.brewctl("db", "init").returncode == 0
     assert rig.brewctl("topic", "create").returncode == 0
@@ -76,6 +78,50 @@ def test_what_an_older_version_left(rig: Rig) -> None:
     assert "outbox_unpublished" in left.found
     assert rig.brewctl("db", "init").returncode == 0
     assert look(rig)["schema"].verdict is Verdict.OK
+
+
+def test_an_index_that_is_not_valid_and_a_key_that_is_gone(rig: Rig) -> None:
+    rig.connection.execute(
+        "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'outbox_unpublished_by_aggregate'::regclass"
+    )
+    rig.connection.execute("ALTER TABLE processed_events DROP CONSTRAINT processed_events_pkey")
+    schema = look(rig)["schema"]
+    assert (schema.verdict, schema.mend) == (Verdict.FAIL, "run `brewctl db init`")
+    key = "the primary key of processed_events (consumer, outbox_id)"
+    assert schema.found == f"missing: outbox_unpublished_by_aggregate (invalid), {key}"
+    refused = rig.brewctl("consume", "inventory")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr.splitlines()[-1] == f"brewctl: missing in postgres: {key}: run `brewctl db init`"
+    assert rig.brewctl("db", "init").returncode == 0
+    assert look(rig)["schema"].verdict is Verdict.OK
+
+
+def test_an_isolation_level_that_makes_writes_fail(rig: Rig) -> None:
+    database = rig.connection.info.dbname
+    rig.connection.execute(f"ALTER DATABASE \"{database}\" SET default_transaction_isolation = 'repeatable read'")
+    found = look(rig)["isolation"]
+    assert found.verdict is not Verdict.OK
+    assert found.found.startswith("repeatable read")
+    mend = f'ALTER DATABASE "{database}" RESET default_transaction_isolation;'
+    assert found.mend == f"in psql: `{mend}`"
+    rig.connection.execute(mend)
+    assert look(rig)["isolation"].verdict is Verdict.OK
+
+
+def test_who_holds_vacuum_back_is_named(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "OLD_S", 0.0)
+    url = rig.settings.database_url
+    with contextlib.closing(psycopg.connect(url, application_name="pg_dump")) as dump:
+        dump.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        dump.execute("SELECT count(*) FROM outbox")
+        pid = dump.info.backend_pid
+        found = look(rig)["transactions"]
+        assert found.found.startswith("vacuum is held back for ")
+        assert f"by pid {pid} (pg_dump)" in found.found
+        command = f"SELECT pg_terminate_backend({pid});"
+        assert f"`{command}`" in found.mend
+        rig.connection.execute(command.replace(")", ", 20000)"))
+    assert look(rig)["transactions"].verdict is Verdict.OK
 
 
 def test_rows_that_wait(rig: Rig) -> None:

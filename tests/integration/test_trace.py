@@ -191,7 +191,7 @@ def test_a_schema_of_an_older_version_is_named_and_brought_up_to_date(chain: Cha
     with connection.transaction(force_rollback=True):
         connection.execute("ALTER TABLE outbox DROP COLUMN kafka_partition, DROP COLUMN kafka_offset")
         connection.execute("ALTER TABLE processed_events DROP COLUMN duplicates, DROP COLUMN duplicate_at")
-        assert database.missing_tables(connection) == ["outbox.kafka_offset", "processed_events.duplicate_at"]
+        assert {"outbox.kafka_offset", "processed_events.duplicate_at"} <= {*database.missing_tables(connection)}
         database.initialize(connection)
         assert database.missing_tables(connection) == []
 

@@ -1,10 +1,13 @@
 """The bench without servers: its figures, its table, and how it is misused."""
 
+import contextlib
 import json
 from pathlib import Path
 
 import pytest
 
+from brewctl.cli import bench as command
+from brewctl.cli import sandbox
 from brewctl.cli.bench import _WHAT, _table
 from brewctl.errors import BrewError, UsageError
 from brewctl.lab.bench import LEGS, figures
@@ -26,6 +29,9 @@ from tests.conftest import run
         # Nothing to reach; a floor that could not be measured.
         (Figure("a", 5, "/s", 10, "floor"), 0.5, None, ""),
         (Figure("a", 5, "/s", None, "floor", at_least=0.8), None, None, "≥ 0.8"),
+        # A value that could not be measured.
+        (Figure("a", None, "/s", 10, "floor", at_least=0.8), None, None, "≥ 0.8"),
+        (Figure("a", None, "ms", at_most=20), None, None, "≤ 20"),
     ],
 )
 def test_a_figure_is_judged_by_its_floor(
@@ -50,6 +56,26 @@ def test_a_run_is_compared_with_an_earlier_one(tmp_path: Path, capsys: pytest.Ca
     assert rows[0].split()[-4:] == ["≥", "0.8", "ok", "+25%"]
     assert "123,456 /s" in rows[1]
     assert "5.43 ms" in rows[2]
+
+
+def test_a_figure_that_is_missing_is_said_to_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without = [Figure("create, 64 in flight", None, "/s", None, "empty handler", at_least=0.8)]
+    path = tmp_path / "before.json"
+    path.write_text(json.dumps(figures.to_json(without)))
+    assert figures.earlier(path) == {}
+    _table(without, {"create, 64 in flight": 2000})
+    (_, row) = capsys.readouterr().out.splitlines()
+    assert row.split() == ["create,", "64", "in", "flight", "-", "-", "-", "≥", "0.8"]
+
+    def measure(_settings: object, _chosen: object, _logs: object, measured: list[Figure]) -> None:
+        measured += without
+
+    monkeypatch.setattr(command, "_measure", measure)
+    monkeypatch.setattr(sandbox, "emptied", lambda *_, **__: contextlib.nullcontext())
+    with pytest.raises(BrewError, match=r"^not measured: create, 64 in flight"):
+        command.bench(leg=["create"])
 
 
 @pytest.mark.parametrize(

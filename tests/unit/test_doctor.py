@@ -20,9 +20,10 @@ from brewctl import doctor
 from brewctl.cli import doctor as command
 from brewctl.cli.main import app
 from brewctl.delivery.broker import Member, Partition
-from brewctl.doctor import Finding, Verdict, examination, kafka, machine, orders, postgres
+from brewctl.doctor import Finding, Verdict, deployments, examination, kafka, machine, orders, postgres, sessions
 from brewctl.doctor.finding import ok, warn
 from brewctl.doctor.postgres import Setting
+from brewctl.doctor.sessions import Open
 from brewctl.errors import BrewError
 from brewctl.lifecycle import wait_until
 from brewctl.overview import GroupView
@@ -223,12 +224,71 @@ def test_room_for_one_more_order_service(used: int, verdict: str) -> None:
     assert verdicts(postgres._connections(SETTINGS, used, needed=20)) == [verdict]
 
 
-def test_old_transactions() -> None:
-    assert verdicts(postgres._transactions([])) == ["ok"]
-    finding = postgres._transactions([(4711, "psql", 300.4), (4712, "", 61.0)])
+@pytest.mark.parametrize(
+    ("found", "said", "mend"),
+    [
+        (
+            [Open("session", 4711, "pg_dump", 3000.4, holds=True), Open("session", 4712, "", 61.0, holds=True)],
+            "vacuum is held back for 50 minutes by pid 4711 (pg_dump) and 1 more: ",
+            "`SELECT pg_terminate_backend(4711);`",
+        ),
+        (
+            # One that holds nothing back is named after one that does.
+            [Open("session", 4711, "psql", 300.0, holds=False), Open("session", 4712, "", 61.0, holds=True)],
+            "vacuum is held back for 61 s by pid 4712 (no name) and 1 more: ",
+            "`SELECT pg_terminate_backend(4712);`",
+        ),
+        (
+            [Open("session", 4711, "psql", 300.0, holds=False)],
+            "pid 4711 (psql) has had a transaction open for 5 minutes: ",
+            "`SELECT pg_terminate_backend(4711);`",
+        ),
+        (
+            [Open("prepared", None, "shop-1", 7200.0, holds=True)],
+            "vacuum is held back for 120 minutes by the prepared transaction 'shop-1': ",
+            "`ROLLBACK PREPARED 'shop-1';`",
+        ),
+        (
+            [Open("slot", None, "standby", None, holds=True)],
+            "vacuum is held back by replication slot 'standby', which nobody reads: ",
+            "`SELECT pg_drop_replication_slot('standby');`",
+        ),
+    ],
+)
+def test_what_holds_vacuum_back(found: list[Open], said: str, mend: str) -> None:
+    finding = sessions._transactions(found)
     assert finding.verdict is Verdict.WARN
-    assert "one of psql and 1 more is 300 s old" in finding.found
-    assert "pg_terminate_backend(4711)" in finding.mend
+    assert finding.found.startswith(said)
+    assert mend in finding.mend
+
+
+def test_nothing_holds_vacuum_back() -> None:
+    assert verdicts(sessions._transactions([])) == ["ok"]
+
+
+@pytest.mark.parametrize(
+    ("ours", "others", "verdict"),
+    [
+        ("read committed", ("read committed", "default"), "ok"),
+        ("read committed", None, "ok"),
+        ("read uncommitted", None, "ok"),
+        ("read committed", ("repeatable read", "database"), "warn"),
+        ("serializable", ("serializable", "database"), "fail"),
+    ],
+)
+def test_the_isolation_level(ours: str, others: tuple[str, str] | None, verdict: str) -> None:
+    finding = postgres._isolation(Setting(ours, "database"), others, "shop")
+    assert verdicts(finding) == [verdict]
+    assert ("ALTER DATABASE" in finding.mend) == (verdict != "ok")
+
+
+def test_a_member_that_is_no_node() -> None:
+    members = (Member("inventory-1", (0, 1), "10.0.0.1"), Member("loyalty-7", (2,), "10.0.0.7"))
+    groups = [GroupView("inventory", "Stable", "roundrobin", members, ())]
+    (finding,) = deployments._strangers(groups, {"inventory-1"})
+    assert finding.verdict is Verdict.WARN
+    assert finding.found.startswith("loyalty-7 at 10.0.0.7 reads for group inventory, and is no node of this database")
+    assert list(deployments._strangers(groups, {"inventory-1", "loyalty-7"})) == []
 
 
 @pytest.mark.parametrize(

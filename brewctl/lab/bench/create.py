@@ -4,10 +4,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from brewctl.errors import BrewError
 from brewctl.lab.bench.figures import Figure
-from brewctl.lab.bench.ground import Ground, empty_handler
+from brewctl.lab.bench.ground import LONGER, Ground, empty_handler
 from brewctl.lab.measure import Result, measure
 from brewctl.sandbox import tools
+from brewctl.sandbox.tools import Transactions
 
 _IN_FLIGHT = (1, 8, 64)
 _WARMUP_S = 1.5
@@ -34,28 +36,56 @@ def run(ground: Ground) -> Iterator[Figure]:
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "two-inserts.sql"
         script.write_text(_TWO_INSERTS, "utf-8")
-        inserts = {}
-        for count in _IN_FLIGHT:
-            ground.tell(f"pgbench, {count} clients")
-            inserts[count] = tools.pgbench(ground.settings.database_url, script, clients=count, seconds=_SECONDS)
-    alone = inserts[1].latency_ms + empty[1].percentile_ms(50) + _ALLOWED_MS
+        inserts = {count: _insert(ground, script, count) for count in _IN_FLIGHT}
+    first, beside = inserts[1], _ms(empty[1], 50)
+    alone = first.latency_ms + beside + _ALLOWED_MS if first and beside else None
     yield Figure(
         "create p50, 1 in flight",
-        ours[1].percentile_ms(50),
+        _ms(ours[1], 50),
         "ms",
         alone,
         f"pgbench + empty + {_ALLOWED_MS:g}",
         at_most=1.0,
     )
     for count in _IN_FLIGHT:
-        rate, floor = ours[count].rate_per_s, empty[count].rate_per_s
+        rate, floor = _rate(ours[count]), _rate(empty[count])
         most = count == _IN_FLIGHT[-1]
         yield Figure(f"create, {count} in flight", rate, "/s", floor, "empty handler", at_least=0.8 if most else None)
-        yield Figure(f"create against SQL, {count} in flight", rate, "/s", inserts[count].per_s, "pgbench")
-        p99, floor = ours[count].percentile_ms(99), empty[count].percentile_ms(99)
+        sql = inserts[count]
+        yield Figure(f"create against SQL, {count} in flight", rate, "/s", sql.per_s if sql else None, "pgbench")
+        p99, floor = _ms(ours[count], 99), _ms(empty[count], 99)
         yield Figure(f"create p99, {count} in flight", p99, "ms", floor, "empty handler", at_most=2.0 if most else None)
 
 
 def _load(ground: Ground, address: str, in_flight: int, whom: str) -> Result:
-    ground.tell(f"{whom}, {in_flight} in flight")
-    return measure([address], concurrency=in_flight, warmup_s=_WARMUP_S, duration_s=_SECONDS)
+    """Load it; for longer, where no call succeeded in that time."""
+    for times in LONGER:
+        ground.tell(f"{whom}, {in_flight} in flight")
+        result = measure([address], concurrency=in_flight, warmup_s=_WARMUP_S, duration_s=_SECONDS * times)
+        if result.count > result.failed:
+            break
+    return result
+
+
+def _insert(ground: Ground, script: Path, clients: int) -> Transactions | None:
+    """Let pgbench run; for longer, where its clients hardly connected in that time. None, and why, without a figure."""
+    for times in LONGER:
+        ground.tell(f"pgbench, {clients} clients")
+        url, seconds = ground.settings.database_url, _SECONDS * times
+        try:
+            found = tools.pgbench(url, script, clients=clients, seconds=seconds)
+        except BrewError as error:
+            ground.tell(f"without it: {error.message}")
+            return None
+        if found:
+            return found
+    ground.tell(f"without it: no transaction of {clients} clients ended within {seconds} s")
+    return None
+
+
+def _rate(result: Result) -> float | None:
+    return result.rate_per_s or None
+
+
+def _ms(result: Result, percent: float) -> float | None:
+    return result.percentile_ms(percent) or None

@@ -16,14 +16,14 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class Figure:
-    """A measured value, and what it is compared with.
+    """A measured value, and what it is compared with. Either is None where it could not be measured.
 
-    `floor` is what is possible here, measured in the same run, None where it could not be. `at_least` and `at_most`
-    are what the ratio of the two is to reach; of a figure without a floor, the value itself.
+    `floor` is what is possible here, measured in the same run. `at_least` and `at_most` are what the ratio of the two
+    is to reach; of a figure without a floor, the value itself.
     """
 
     name: str
-    value: float
+    value: float | None
     unit: str  # "/s", "ms", "MB"
     floor: float | None = None
     floor_name: str = ""
@@ -33,7 +33,7 @@ class Figure:
     @property
     def ratio(self) -> float | None:
         """The value over its floor."""
-        return self.value / self.floor if self.floor else None
+        return self.value / self.floor if self.floor and self.value is not None else None
 
     @property
     def reached(self) -> bool | None:
@@ -63,7 +63,7 @@ def earlier(path: Path) -> dict[str, float]:
         run = json.loads(path.read_text("utf-8"))
         if run["version"] != _VERSION:
             raise UsageError(f"--against {path} is of another version of brewctl")
-        return {row["name"]: float(row["value"]) for row in run["figures"]}
+        return {row["name"]: float(row["value"]) for row in run["figures"] if row["value"] is not None}
     except OSError as error:
         raise UsageError(f"--against {path} can't be read ({(error.strerror or str(error)).lower()})") from None
     except (ValueError, KeyError, TypeError):

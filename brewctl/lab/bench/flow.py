@@ -30,12 +30,13 @@ def latency(ground: Ground) -> Iterator[Figure]:
         ground.tell(f"five nodes, {_RATE:g} orders a second")
         result = measure(_addresses(nodes), rate=_RATE, warmup_s=_WARMUP_S, duration_s=_SECONDS)
         ground.wait("every effect", _settled)
-    (percentiles,) = ground.connection.execute(
+    (found,) = ground.connection.execute(
         bench_queries["end_to_end"], {"shares": list(_SHARES), "warmup_s": _WARMUP_S}
-    ).fetchone() or ([],)
+    ).fetchone() or (None,)
+    percentiles = found or [None for _ in _SHARES]  # no order came after the warm-up
     yield Figure("end to end p50, 100 orders/s", percentiles[0], "ms", at_most=20.0)
     yield Figure("end to end p99, 100 orders/s", percentiles[1], "ms", at_most=80.0)
-    yield Figure("create p99, 100 orders/s", result.percentile_ms(99), "ms")
+    yield Figure("create p99, 100 orders/s", result.percentile_ms(99) or None, "ms")
 
 
 def memory(ground: Ground) -> Iterator[Figure]:
@@ -55,8 +56,10 @@ def memory(ground: Ground) -> Iterator[Figure]:
             measure(_addresses(nodes), concurrency=32, warmup_s=0, orders=_ORDERS)
         ground.wait("every effect", _settled)
         for node in nodes:
-            if (resident := _resident_mb(node)) and warm.get(node.name):
-                yield Figure(f"memory of {node.name}", resident, "MB", warm[node.name], f"after {_WARM:,}", at_most=1.1)
+            before = warm.get(node.name) or None
+            yield Figure(
+                f"memory of {node.name}", _resident_mb(node) or None, "MB", before, f"after {_WARM:,}", at_most=1.1
+            )
 
 
 def _settled(counts: overview.Counts) -> bool:

@@ -22,6 +22,9 @@ _LEAVE_S = 30.0
 _ANY_PORT = ("--port", "0")
 _WAIT_S = 300.0
 
+# How many times as long something is measured that brought nothing in the time before.
+LONGER = (1, 4, 16)
+
 Tell = Callable[[str], None]
 
 

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
+from brewctl.errors import BrewError
 from brewctl.lab.bench.figures import Figure
 from brewctl.lab.bench.ground import Ground, empty_handler
 
@@ -50,6 +51,9 @@ def _medians(*commands: Sequence[str]) -> list[float]:
     for _ in range(_RUNS):
         for command, each in zip(commands, took, strict=True):
             began = time.perf_counter()
-            subprocess.run([sys.executable, "-P", *command], capture_output=True, check=True, stdin=subprocess.DEVNULL)  # noqa: S603
+            whole = [sys.executable, "-P", *command]
+            done = subprocess.run(whole, capture_output=True, check=False, stdin=subprocess.DEVNULL)  # noqa: S603
             each.append((time.perf_counter() - began) * 1000)
+            if done.returncode:
+                raise BrewError(f"`{' '.join(command)}` failed: {done.stderr.decode(errors='replace').strip()[-300:]}")
     return [statistics.median(each) for each in took]

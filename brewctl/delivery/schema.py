@@ -1,0 +1,285 @@
+"""The schema in a database: what is missing of it, and how that is added beside roles at work.
+
+schema.sql says how it is to be. The catalog says what is missing, and only that is run: on a complete schema no
+statement is, and no table is locked. A statement that needs a table for itself waits for its lock a fraction of a
+second at a time, and not at all while another transaction keeps one: all later statements would wait behind it.
+Indexes are built concurrently.
+"""
+
+import contextlib
+import math
+import re
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, LiteralString, NamedTuple
+
+import psycopg
+
+from brewctl import lifecycle, sql
+from brewctl.errors import BrewError
+from brewctl.sql import queries
+
+if TYPE_CHECKING:
+    from brewctl.delivery.database import BoundedConnection, Connection
+
+_COMMENT = re.compile(r"--.*")
+_FIRST_S, _LONGEST_S = 0.1, 1.0  # pauses between two looks at a table that is in use
+_STATE = ("kinds", "tables", "names", "columns")
+
+
+class Kind(StrEnum):
+    """What a part of the schema is."""
+
+    TABLE = "table"
+    COLUMN = "column"  # that a later version added
+    KEY = "key"  # a table's primary key
+    INDEX = "index"
+    LEFTOVER = "leftover"  # an older version's index, to be dropped
+
+
+# How each statement of schema.sql begins, with the table and the name of the part.
+_FORMS = {
+    Kind.TABLE: re.compile(r"CREATE TABLE IF NOT EXISTS (?P<name>\w+) "),
+    Kind.COLUMN: re.compile(r"ALTER TABLE (?P<table>\w+) ADD COLUMN IF NOT EXISTS (?P<name>\w+) "),
+    Kind.INDEX: re.compile(r"CREATE (?:UNIQUE )?INDEX IF NOT EXISTS (?P<name>\w+) ON (?P<table>\w+) "),
+    Kind.LEFTOVER: re.compile(r"DROP INDEX IF EXISTS (?P<name>\w+)$"),
+}
+_KEY = re.compile(r"(\w+) [^,]*?\bPRIMARY KEY|\bPRIMARY KEY \(([^)]*)\)")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One thing of the schema, and the statement that makes it so. A leftover's table is not known."""
+
+    kind: Kind
+    name: str
+    table: str
+    statement: LiteralString
+    columns: tuple[str, ...] = ()
+    # Of one that is missing: its index is there, and its build was cut off or still goes on.
+    invalid: bool = False
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether a role must not work without it: its statements would fail, or let repeats through."""
+        return self.kind in {Kind.TABLE, Kind.COLUMN, Kind.KEY} or "UNIQUE" in self.statement or self.name in _NEEDED
+
+    def __str__(self) -> str:
+        match self.kind:
+            case Kind.COLUMN:
+                return f"{self.table}.{self.name}"
+            case Kind.KEY:
+                return f"the primary key of {self.table} ({', '.join(self.columns)})"
+            case _:
+                return f"{self.name} (invalid)" if self.invalid else self.name
+
+
+# An index that tells the version: without it, publishers read all that ever waited.
+_NEEDED = {"outbox_ready"}
+
+
+class Holder(NamedTuple):
+    """A transaction that a change of the schema has to wait for. A prepared one has a `gid` and no `pid`."""
+
+    transaction: str
+    pid: int | None
+    name: str
+    gid: str | None
+    age_s: float | None
+
+    def __str__(self) -> str:
+        who = f"prepared transaction {self.gid!r}" if self.gid else f"pid {self.pid} ({self.name or 'no name'})"
+        return who if self.age_s is None else f"{who}, whose transaction is {self.age_s:.0f} s old"
+
+    @property
+    def mend(self) -> str:
+        """The statement that ends it."""
+        return f"ROLLBACK PREPARED '{self.gid}';" if self.gid else f"SELECT pg_terminate_backend({self.pid});"
+
+
+def parse(text: LiteralString) -> list[Part]:
+    """Split a schema into its parts, in their order. Raises ValueError at a statement of an unknown form."""
+    parts: list[Part] = []
+    for piece in _COMMENT.sub("", text).split(";"):
+        if not (statement := " ".join(piece.split())):
+            continue
+        for kind, form in _FORMS.items():
+            if match := form.match(statement):
+                named = match.groupdict()
+                parts.append(Part(kind, named["name"], named.get("table", named["name"]), statement))
+                break
+        else:
+            raise ValueError(f"a statement of no known form: {statement[:60]}")
+        if kind is Kind.TABLE:
+            parts.append(_key(named["name"], statement))
+    return parts
+
+
+def _key(table: str, statement: LiteralString) -> Part:
+    found = _KEY.search(statement.partition("(")[2])
+    if not found:
+        raise ValueError(f"table {table} has no primary key")
+    columns = tuple(column.strip(' "') for column in (found[1] or found[2]).split(","))
+    quoted = ", ".join(f'"{column}"' for column in columns)
+    index = f"CREATE UNIQUE INDEX IF NOT EXISTS {table}_pkey ON {table} ({quoted})"
+    return Part(Kind.KEY, f"{table}_pkey", table, index, columns)
+
+
+PARTS = parse(sql.schema)
+TABLES = [part.name for part in PARTS if part.kind is Kind.TABLE]
+
+
+def missing(connection: "Connection") -> list[Part]:
+    """Name what is not as schema.sql wants it, leftovers too, in its order. Takes no lock of any table.
+
+    Of a table that is missing, its columns, key and indexes are not named.
+    """
+    lacking = _missing(connection, PARTS)
+    new = {part.table for part in lacking if part.kind is Kind.TABLE}
+    return [part for part in lacking if part.kind is Kind.TABLE or part.table not in new]
+
+
+def _missing(connection: "Connection", parts: Sequence[Part]) -> list[Part]:
+    rows = [(part.kind.value, part.table, part.name, ",".join(part.columns)) for part in parts]
+    asked = dict(zip(_STATE, map(list, zip(*rows, strict=True)), strict=True))
+    found = connection.execute(queries["schema_state"], asked).fetchall()
+    return [
+        Part(part.kind, part.name, part.table, part.statement, part.columns, invalid)
+        for part, invalid in ((parts[place - 1], invalid) for place, invalid in found)
+    ]
+
+
+def complete(connection: "BoundedConnection") -> None:
+    """Add what is missing, and nothing else; an index whose build was cut off is made anew. Several may call at once.
+
+    Writers go on: a statement of theirs waits at most schema_lock_s for it at a time. Raises BrewError where a table is
+    in use for longer than schema_wait_s, or where rows break a key; what was added until then stays, and a later
+    call adds the rest.
+    """
+    lacking = missing(connection)
+    # Tables with all that is theirs, at once: nobody uses them yet.
+    if new := {part.table for part in lacking if part.kind is Kind.TABLE}:
+        _create(connection, [part for part in PARTS if part.table in new])
+    for part in lacking:
+        match part.kind:
+            case Kind.COLUMN:
+                change(connection, [part.table], part.statement)
+            case Kind.INDEX:
+                _build(connection, part)
+            case Kind.KEY:
+                _build(connection, Part(Kind.INDEX, part.name, part.table, part.statement))
+                adopt = f"ALTER TABLE {part.table} ADD PRIMARY KEY USING INDEX {part.name}"
+                with contextlib.suppress(psycopg.errors.InvalidTableDefinition):  # another session was quicker
+                    change(connection, [part.table], adopt)
+            case Kind.LEFTOVER:
+                _concurrently(connection, part)
+
+
+def change(connection: "BoundedConnection", tables: Sequence[str], statement: LiteralString) -> None:
+    """Run a statement that needs tables for itself, in a transaction, as soon as they are free.
+
+    Raises BrewError, with those who hold them, where they are not free within schema_wait_s.
+    """
+    limits = connection.limits
+    deadline = time.monotonic() + limits.schema_wait_s
+    pauses = lifecycle.Backoff(threading.Event(), first_s=_FIRST_S, longest_s=_LONGEST_S)
+    seen: set[str] = set()
+    while True:
+        holders = _holders(connection, tables)
+        staying = [holder for holder in holders if holder.transaction in seen]
+        # A transaction that was there at the look before may stay for hours, as pg_dump's does: while this session
+        # waited for its lock, all later statements would wait behind. Short transactions are waited for.
+        if not staying and (seen or not holders):
+            with contextlib.suppress(psycopg.errors.LockNotAvailable), _bounded(connection):
+                connection.execute(statement)
+                return
+        if time.monotonic() > deadline:
+            raise _in_use(f"table {tables[0]}" if len(tables) == 1 else "tables", staying or holders)
+        seen = {holder.transaction for holder in holders}
+        pauses.pause()
+
+
+@contextlib.contextmanager
+def _bounded(connection: "BoundedConnection") -> Iterator[None]:
+    """A transaction whose statements wait schema_lock_s for a lock, and take schema_s at most."""
+    limits = connection.limits
+    with connection.answering_within(limits.schema_s + limits.database_look_s), connection.transaction():
+        connection.execute(queries["bound_statements"], {"timeout": f"{limits.schema_s}s"})
+        connection.execute(queries["bound_locks"], {"timeout": f"{math.ceil(limits.schema_lock_s * 1000)}ms"})
+        yield
+
+
+def _create(connection: "BoundedConnection", parts: Sequence[Part]) -> None:
+    """Create tables with their indexes, in one transaction. A table's key is part of its own statement."""
+    deadline = time.monotonic() + connection.limits.schema_wait_s
+    pauses = lifecycle.Backoff(threading.Event(), first_s=_FIRST_S, longest_s=_LONGEST_S)
+    while True:
+        try:
+            with _bounded(connection):
+                connection.execute(queries["lock_schema"])
+                for part in parts:
+                    if part.kind in {Kind.TABLE, Kind.INDEX}:
+                        connection.execute(part.statement)
+                return
+        except psycopg.errors.LockNotAvailable:
+            if time.monotonic() > deadline:
+                raise _in_use("the schema", []) from None
+            pauses.pause()
+
+
+def _build(connection: "BoundedConnection", part: Part) -> None:
+    """Build an index beside writers; one that a crash has left half-built is dropped before, and built again."""
+    deadline = time.monotonic() + connection.limits.schema_s
+    pauses = lifecycle.Backoff(threading.Event(), first_s=_FIRST_S, longest_s=_LONGEST_S)
+    while lacking := _missing(connection, [part]):
+        if time.monotonic() > deadline:
+            raise _in_use(f"table {part.table}", _holders(connection, [part.table]))
+        if not lacking[0].invalid:
+            _concurrently(connection, part)
+        elif connection.execute(queries["builders"], {"table": part.table}).fetchone() == (0,):
+            _concurrently(connection, Part(Kind.LEFTOVER, part.name, part.table, f"DROP INDEX IF EXISTS {part.name}"))
+        else:  # another session builds it, or an autovacuum is at work
+            pauses.pause()
+
+
+def _concurrently(connection: "BoundedConnection", part: Part) -> None:
+    """Build or drop an index. It waits for open transactions, up to schema_s; no writer waits behind it."""
+    statement = part.statement.replace(" INDEX IF", " INDEX CONCURRENTLY IF", 1)
+    limits = connection.limits
+    bound, own = connection.execute(queries["statement_bound"]).fetchone() or ("0ms", False)
+    try:
+        if own:
+            connection.execute(queries["rebound_session"], {"timeout": f"{limits.schema_s}s"})
+        with connection.answering_within(limits.schema_s + limits.database_look_s):
+            # A cursor of psycopg's own: it opens no transaction, in which no index is built concurrently.
+            psycopg.Cursor(connection).execute(statement)
+    except (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable):
+        found = _holders(connection, [part.table], snapshots=True)
+        raise _in_use(f"index {part.name}", found, what_for="made or dropped") from None
+    except psycopg.errors.UniqueViolation as error:
+        detail = (error.diag.message_detail or str(error).splitlines()[0]).rstrip(".")
+        raise BrewError(
+            f"{part.name} can't be made, for rows of {part.table} are there twice: {detail}",
+            hint="delete all but one of them, then run `brewctl db init` again",
+        ) from None
+    finally:
+        if own and not connection.closed:
+            connection.execute(queries["rebound_session"], {"timeout": bound})
+
+
+def _holders(connection: "Connection", tables: Sequence[str], *, snapshots: bool = False) -> list[Holder]:
+    asked = {"tables": list(tables), "snapshots": snapshots}
+    return [Holder(*row) for row in connection.execute(queries["table_holders"], asked)]
+
+
+def _in_use(what: str, holders: Sequence[Holder], *, what_for: str = "changed") -> BrewError:
+    if not holders:
+        found = f"{what} can't be {what_for}: transactions hold it one after the other"
+        return BrewError(found, hint="run `brewctl db init` again when the roles have less to do")
+    more = f", and {len(holders) - 1} more" if len(holders) > 1 else ""
+    found = f"{what} can't be {what_for}: it is in use by {holders[0]}{more}"
+    hint = f"run `brewctl db init` again when that is over, or end it in psql: `{holders[0].mend}`"
+    return BrewError(found, hint=hint)

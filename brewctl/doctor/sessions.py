@@ -1,0 +1,95 @@
+"""PostgreSQL's sessions: what other clients' begin with, and which transactions hold vacuum back."""
+
+import contextlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import psycopg
+
+from brewctl.config import Settings
+from brewctl.delivery.database import Connection
+from brewctl.doctor.finding import Finding, ok, warn
+from brewctl.sql import doctor_queries
+
+# How old a transaction may be.
+OLD_S = 60.0
+_MINUTES_FROM_S = 120.0
+_READ_COMMITTED = ("read committed", "read uncommitted")  # one and the same in PostgreSQL
+
+
+class Open(NamedTuple):
+    """A transaction that has been open for long, prepared ones too, or a replication slot without a reader.
+
+    `holds` is whether rows stay that were dead since its begin. A slot's age is not known.
+    """
+
+    kind: str
+    pid: int | None
+    name: str
+    age_s: float | None
+    holds: bool
+
+    def __str__(self) -> str:
+        match self.kind:
+            case "session":
+                return f"pid {self.pid} ({self.name or 'no name'})"
+            case "prepared":
+                return f"the prepared transaction '{self.name}'"
+            case _:
+                return f"replication slot '{self.name}', which nobody reads"
+
+    @property
+    def mend(self) -> str:
+        """What ends it."""
+        match self.kind:
+            case "session":
+                return f"let it end, or end it in psql: `SELECT pg_terminate_backend({self.pid});`"
+            case "prepared":
+                return f"in psql: `ROLLBACK PREPARED '{self.name}';`, or `COMMIT PREPARED '{self.name}';`"
+            case _:
+                return f"start its reader, or in psql: `SELECT pg_drop_replication_slot('{self.name}');`"
+
+
+def open_for_long(connection: Connection) -> Finding:
+    """Look for what keeps dead rows in the tables."""
+    return _transactions([Open(*row) for row in connection.execute(doctor_queries["open_for_long"], {"age_s": OLD_S})])
+
+
+def _transactions(found: Sequence[Open]) -> Finding:
+    if not found:
+        return ok("transactions", f"none is older than {OLD_S:g} s, and no slot holds vacuum back")
+    # Those that hold vacuum back first, the oldest of them first.
+    first = min(found, key=lambda each: (not each.holds, -(each.age_s or 0)))
+    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    ago = "" if first.age_s is None else f" for {_long(first.age_s)}"
+    if first.holds:
+        text = f"vacuum is held back{ago} by {first}{more}: dead rows stay, and polls slow down"
+    else:
+        text = f"{first}{more} has had a transaction open{ago}: a change of its tables would wait for it"
+    return warn("transactions", text, mend=first.mend)
+
+
+def _long(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < _MINUTES_FROM_S else f"{seconds / 60:.0f} minutes"
+
+
+def isolation_of_others(settings: Settings) -> tuple[str, str] | None:
+    """Return the isolation level with which a session begins that asks for none, and what set it. None: unknown."""
+    with (
+        contextlib.suppress(psycopg.Error),
+        psycopg.connect(
+            settings.database_url,
+            autocommit=True,
+            application_name="brewctl doctor",
+            connect_timeout=settings.limits.database_connect_s,
+        ) as plain,
+    ):
+        asked = {"names": ["default_transaction_isolation"]}
+        for _, value, source in plain.execute(doctor_queries["settings"], asked):
+            return value, source
+    return None
+
+
+def is_above_read_committed(level: str) -> bool:
+    """Say whether a transaction of this level fails where a row was changed since its begin."""
+    return level not in _READ_COMMITTED

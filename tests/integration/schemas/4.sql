@@ -1,0 +1,72 @@
+CREATE TABLE IF NOT EXISTS orders (
+    id              uuid PRIMARY KEY,
+    tenant_id       text NOT NULL,
+    customer_id     text NOT NULL,
+    amount_cents    bigint NOT NULL CHECK (amount_cents > 0),
+    currency        text NOT NULL,
+    status          text NOT NULL,
+    idempotency_key text,
+    created_at      timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE UNIQUE INDEX IF NOT EXISTS orders_idempotency_key
+    ON orders (tenant_id, idempotency_key) WHERE idempotency_key IS NOT NULL;
+CREATE TABLE IF NOT EXISTS outbox (
+    id             bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    aggregate_id   text NOT NULL,
+    topic          text NOT NULL,
+    payload        bytea NOT NULL,
+    created_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+    published_at   timestamptz,
+    publisher_node text,
+    failed_at      timestamptz,
+    failure        text,
+    attempts       integer NOT NULL DEFAULT 0
+);
+ALTER TABLE outbox ADD COLUMN IF NOT EXISTS attempts integer NOT NULL DEFAULT 0;
+DROP INDEX IF EXISTS outbox_unpublished;
+CREATE INDEX IF NOT EXISTS outbox_ready
+    ON outbox (id) WHERE published_at IS NULL AND failed_at IS NULL;
+CREATE INDEX IF NOT EXISTS outbox_unpublished_by_aggregate
+    ON outbox (aggregate_id, id) WHERE published_at IS NULL;
+CREATE TABLE IF NOT EXISTS processed_events (
+    consumer     text NOT NULL,
+    outbox_id    bigint NOT NULL,
+    processed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (consumer, outbox_id)
+);
+CREATE TABLE IF NOT EXISTS inventory_reservations (
+    order_id   uuid PRIMARY KEY,
+    node_id    text NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE TABLE IF NOT EXISTS notifications_log (
+    order_id   uuid PRIMARY KEY,
+    node_id    text NOT NULL,
+    channel    text NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE TABLE IF NOT EXISTS dead_letters_settled (
+    topic       text NOT NULL,
+    "partition" integer NOT NULL,
+    "offset"    bigint NOT NULL,
+    written_at  timestamptz NOT NULL,
+    outcome     text NOT NULL CHECK (outcome IN ('redriven', 'dropped')),
+    new_partition integer,
+    new_offset    bigint,
+    settled_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (topic, "partition", "offset", written_at)
+);
+CREATE TABLE IF NOT EXISTS nodes (
+    node_id    text PRIMARY KEY,
+    role       text NOT NULL,
+    host       text NOT NULL,
+    pid        integer NOT NULL,
+    address    text NOT NULL,
+    started_at timestamptz NOT NULL,
+    seen_at    timestamptz NOT NULL,
+    stopped_at timestamptz,
+    processed  bigint NOT NULL DEFAULT 0,
+    effects    bigint NOT NULL DEFAULT 0,
+    skipped    bigint NOT NULL DEFAULT 0,
+    dead       bigint NOT NULL DEFAULT 0
+);
