@@ -61,8 +61,10 @@ CHANGES = {
         'violates check constraint "ours"',
     ),
     "foreign key": (
-        "CREATE TABLE known (id text PRIMARY KEY); ALTER TABLE orders ADD CONSTRAINT ours"
-        + " FOREIGN KEY (customer_id) REFERENCES known NOT VALID",
+        (
+            "CREATE TABLE known (id text PRIMARY KEY); ALTER TABLE orders ADD CONSTRAINT ours"
+            " FOREIGN KEY (customer_id) REFERENCES known NOT VALID"
+        ),
         "ALTER TABLE orders DROP CONSTRAINT ours; DROP TABLE known",
         'violates foreign key constraint "ours"',
     ),
