@@ -254,7 +254,7 @@ SELECT count(*) AS moved_keys
   FROM (SELECT FROM seen WHERE outbox_id IS NOT NULL GROUP BY key
         HAVING min("partition") <> max("partition") AND NOT bool_or(hash IS NULL OR NOT EXISTS (
            SELECT FROM generate_series(%(first_partitions)s::int, %(partitions)s::int) AS among
-            WHERE seen.hash %% among = seen."partition"))) AS moved
+            WHERE mod(seen.hash, among) = seen."partition"))) AS moved
 
 -- event_per_order --
 SELECT bad.total, 'order ' || bad.order_id || ' has ' || coalesce('outbox rows ' || (
@@ -324,7 +324,7 @@ SELECT count(*) OVER () AS total,
  GROUP BY key
 HAVING min("partition") <> max("partition") AND bool_or(hash IS NULL OR NOT EXISTS (
            SELECT FROM generate_series(%(first_partitions)s::int, %(partitions)s::int) AS among
-            WHERE seen.hash %% among = seen."partition"))
+            WHERE mod(seen.hash, among) = seen."partition"))
  ORDER BY min(outbox_id)
  LIMIT %(shown)s
 

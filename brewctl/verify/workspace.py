@@ -20,7 +20,19 @@ from brewctl.delivery.database import BoundedConnection
 from brewctl.errors import BrewError
 from brewctl.sql import verify_queries
 
-_TABLES = ("event", "placed", "effect", "processed", "ledger", "edge", "position", "seen", "letter", "gap")
+_TABLES = (
+    "create_event",
+    "create_placed",
+    "create_effect",
+    "create_processed",
+    "create_ledger",
+    "create_edge",
+    "create_position",
+    "create_seen",
+    "create_letter",
+    "create_gap",
+)
+_COPIES = ("fill_event", "fill_placed", "fill_effect", "fill_processed")
 # How long the session of a pooled verification may wait for Kafka: longer than kafka_request_s.
 _IDLE_S = 120
 
@@ -86,11 +98,11 @@ class Workspace:
             with self._bounded():
                 # The end of a pooled session's transaction is nobody else's to clean up after.
                 kept = " ON COMMIT DROP" if self._pooled else ""
-                self._connection.execute(verify_queries[f"create_{table}"] + kept)
+                self._connection.execute(verify_queries[table] + kept)
         # From here on nothing but temporary tables can be written.
         self._connection.execute("SET TRANSACTION READ ONLY")
-        for table in ("event", "placed", "effect", "processed"):
-            self.execute(f"fill_{table}")
+        for query in _COPIES:
+            self.execute(query)
         if self.row("has_ledger")["there"]:
             self.execute("fill_ledger")
 
