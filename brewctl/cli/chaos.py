@@ -11,8 +11,9 @@ from brewctl.cli import options, output
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from brewctl.lab.chaos import Plan, Result
+    from brewctl.lab.chaos import Plan
     from brewctl.lab.history import Act
+    from brewctl.lab.result import Result
     from brewctl.lab.scenarios import Scenario
 
 # Columns of the table: what they are about, heading, width, field of a Result. 80 columns in all.
@@ -144,7 +145,9 @@ def _verdict(result: "Result") -> str:
     if result.skipped:
         return f"skipped: {result.skipped}"
     catch_up = "never caught up" if result.catch_up_s is None else f"caught up {result.catch_up_s:.1f} s after the end"
-    told = f"{result.acknowledged} acknowledged, {result.failed} failed, {result.unknown} unknown"
+    counts = {"acknowledged": result.acknowledged, "refused": result.refused}
+    counts |= {"failed": result.failed, "unknown": result.unknown}
+    told = ", ".join(f"{count} {name}" for name, count in counts.items())
     times = f"stood still {result.standstill_s:.1f} s, {catch_up}, slowest {result.slowest_s:.1f} s"
     lines = [f"{'ok' if result.ok else 'FAILED'}: {told}; {times}", *result.findings]
     return "\n    ".join(lines)

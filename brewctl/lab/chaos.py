@@ -8,18 +8,19 @@ import subprocess
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
 import psycopg
 
 from brewctl.config import Settings
-from brewctl.delivery import database, orders, topics
+from brewctl.delivery import database, topics
 from brewctl.errors import BrewError
-from brewctl.lab import history, scenarios
+from brewctl.lab import history, ledger, scenarios, verdict
 from brewctl.lab.history import Act, Event
 from brewctl.lab.load import History, Load, Outcome
+from brewctl.lab.result import Result
 from brewctl.lab.scenarios import Scenario, Step
 from brewctl.lab.stage import Servers, SkippedError, Stage
 from brewctl.lab.watch import Watch
@@ -32,6 +33,10 @@ _STEADY_S = 60.0  # until the first orders are through
 _CALM_S = 3.0  # of load after the last fault
 _CATCH_UP_S = 180.0
 _SETTLE_S = 2.0
+# Beside the load: clients that give up soon, so that many are refused, and ask for what can't be.
+_HASTY_SHARE = 8
+_HASTY_S = 1.0
+_INVALID_EVERY = 10
 
 
 @dataclass(frozen=True)
@@ -42,33 +47,6 @@ class Plan:
     rate: float  # orders a second
     seed: int
     session_s: float
-
-
-@dataclass
-class Result:
-    """What a scenario came to. Of a skipped one just the reason."""
-
-    scenario: str
-    skipped: str = ""
-    plan: list[str] = field(default_factory=list)
-    acknowledged: int = 0
-    failed: int = 0
-    unknown: int = 0  # to the client; `written` of them are in the database
-    written: int = 0
-    lost: int = 0  # acknowledged, and not there or not as acknowledged
-    repeats: int = 0  # records of the topic beyond the first of each event
-    missing: int = 0  # effects
-    doubled: int = 0  # effects
-    standstill_s: float = 0.0
-    catch_up_s: float | None = None
-    slowest_s: float = 0.0  # from the acceptance of an order to the last of its effects
-    slowest_answer_s: float = 0.0  # from the time when an order should have been sent, with all retries
-    findings: list[str] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing was found."""
-        return not self.findings
 
 
 Tell = Callable[[float, str], None]
@@ -90,6 +68,7 @@ def run(
     topics.create(settings, recreate=True)
     with database.connect(settings) as connection:
         database.initialize(connection, reset=True)
+        ledger.create(connection)
     stage = Stage(
         settings,
         servers,
@@ -108,9 +87,11 @@ def run(
             result.findings.append(str(error))
         finally:
             servers.restore()
+            with database.connect(settings) as connection:
+                ledger.drop(connection)
     act.ok = result.ok
     act.findings = result.findings
-    act.figures = _figures(result)
+    act.figures = result.figures()
     return result, act
 
 
@@ -119,23 +100,6 @@ def _effects(verification: Verification) -> tuple[int, int]:
     by_name = {check.name: check.violations for check in verification.checks}
     missing, doubled = (sum(by_name[f"{group}-{name}"] for group in topics.GROUPS) for name in ("missing", "doubled"))
     return missing, doubled
-
-
-def _figures(result: Result) -> list[tuple[str, str]]:
-    catch_up = "-" if result.catch_up_s is None else f"{result.catch_up_s:.1f} s"
-    return [
-        ("acknowledged", str(result.acknowledged)),
-        ("failed", str(result.failed)),
-        ("unknown", f"{result.unknown} ({result.written} written)" if result.unknown else "0"),
-        ("lost", str(result.lost)),
-        ("repeats in the topic", str(result.repeats)),
-        ("effects missing", str(result.missing)),
-        ("effects doubled", str(result.doubled)),
-        ("without progress", f"{result.standstill_s:.1f} s"),
-        ("to catch up", catch_up),
-        ("slowest order", f"{result.slowest_s:.1f} s"),
-        ("slowest answer", f"{result.slowest_answer_s:.1f} s"),
-    ]
 
 
 class _Play:
@@ -153,11 +117,20 @@ class _Play:
     def run(self, steps: Sequence[Step]) -> None:
         """Play the steps under load, heal, wait, and judge."""
         self._stage.start_all()
-        told = History()
+        told, hastily = History(), History()
         load = Load(self._stage.addresses, told.record, rate=self._plan.rate)
+        hasty = Load(
+            self._stage.addresses,
+            hastily.record,
+            rate=self._plan.rate / _HASTY_SHARE,
+            concurrency=8,
+            timeout_s=_HASTY_S,
+            invalid_every=_INVALID_EVERY,
+        )
         stop = threading.Event()
-        with self._watch.running(), ThreadPoolExecutor(1, thread_name_prefix="load") as executor:
+        with self._watch.running(), ThreadPoolExecutor(2, thread_name_prefix="load") as executor:
             sending = executor.submit(load.run, stop)
+            asking = executor.submit(hasty.run, stop)
             healed_s = 0.0
             try:
                 self._await("the first orders", self._flows, _STEADY_S)
@@ -176,11 +149,12 @@ class _Play:
             finally:
                 stop.set()
             sending.result()
+            asking.result()
             load_end_s = self._watch.now_s
             self._say("no more orders")
             self._catch_up()
             fell = self._stage.stop()
-        self._measure(told, healed_s, load_end_s)
+        self._measure(told, hastily, healed_s, load_end_s)
         self._judge(fell)
 
     def _disturb(self, steps: Sequence[Step]) -> None:
@@ -247,38 +221,39 @@ class _Play:
         except BrewError as error:
             self._result.findings.append(str(error))
 
-    def _measure(self, told: History, healed_s: float, load_end_s: float) -> None:
+    def _measure(self, told: History, hastily: History, healed_s: float, load_end_s: float) -> None:
         result, act = self._result, self._act
         act.samples, act.ownerships = self._watch.samples, self._watch.ownerships
-        result.acknowledged = told.count(Outcome.ACKNOWLEDGED)
+        result.acknowledged = told.count(Outcome.ACKNOWLEDGED) + hastily.count(Outcome.ACKNOWLEDGED)
         result.failed = told.count(Outcome.FAILED)
-        result.unknown = told.count(Outcome.UNKNOWN)
+        result.unknown = told.count(Outcome.UNKNOWN) + hastily.count(Outcome.UNKNOWN)
         result.standstill_s = self._watch.longest_standstill_s(load_end_s)
         result.slowest_answer_s = told.slowest_s
         result.catch_up_s = self._watch.catch_up_s(healed_s, backlog=max(2.0, self._plan.rate))
         with database.connect(self._settings) as connection:
-            acknowledged = [call for call in told.calls if call.outcome is Outcome.ACKNOWLEDGED]
-            unheard = [call.key for call in told.calls if call.outcome is Outcome.UNKNOWN]
-            parameters = {
-                "tenant_id": orders.DEFAULT_TENANT,
-                "keys": [call.key for call in acknowledged],
-                "ids": [call.order_id for call in acknowledged],
-            }
-            lost = connection.execute(queries["contradicted_calls"], parameters).fetchall()
-            result.lost = len(lost)
-            result.findings += [f"order {order_id} was acknowledged and is not there" for (order_id,) in lost[:5]]
-            parameters["keys"] = unheard
-            (result.written,) = connection.execute(queries["orders_of_keys"], parameters).fetchone() or (0,)
+            contradicted = verdict.compare(connection, told.calls + hastily.calls)
+            result.lost = len(contradicted.lost)
+            result.refused = result.failed + hastily.count(Outcome.FAILED)
+            result.refused_written = len(contradicted.refused_written)
+            result.written = contradicted.written
+            result.findings += contradicted.findings()
             (slowest_s,) = connection.execute(queries["slowest_order"]).fetchone() or (None,)
             result.slowest_s = slowest_s or 0.0
 
     def _judge(self, fell: Sequence[str]) -> None:
         result = self._result
-        verification = verify(self._settings)
+        # The load is over and the effects were waited for: nothing may be on its way any more.
+        verification = verify(self._settings, late_s=0)
         result.repeats = verification.facts.repeats
         result.missing, result.doubled = _effects(verification)
         for check in verification.checks:
             result.findings += [f"{check.claim}: {offender}" for offender in check.offenders]
+        effects = sum(verification.check(f"{group}-doubled").examined for group in topics.GROUPS)
+        if verification.facts.ledger < effects:
+            known = f"{verification.facts.ledger} of {effects}"
+            result.findings.append(f"the ledger has {known} effects: one that was done twice could not be seen")
+        if result.refused == 0:
+            result.findings.append("no call was refused: whether such a call writes nothing was not tested")
         if result.acknowledged == 0:
             result.findings.append("no order was acknowledged: nothing was tested")
         result.findings += fell

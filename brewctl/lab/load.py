@@ -14,7 +14,7 @@ from enum import StrEnum
 
 from brewctl.affinity import on_one_core
 from brewctl.client import OrderClient, UnknownOutcomeError
-from brewctl.errors import BrewError
+from brewctl.errors import BrewError, UnreachableError, UsageError
 from brewctl.lab.pace import Pace
 
 _SLICE_S = 0.1
@@ -24,8 +24,8 @@ class Outcome(StrEnum):
     """What a client knows of its order."""
 
     ACKNOWLEDGED = "acknowledged"
-    FAILED = "failed"  # surely not written
-    UNKNOWN = "unknown"  # no answer to at least one try: it may be there
+    FAILED = "failed"  # surely not written, by no try of the call
+    UNKNOWN = "unknown"  # no answer that tells to at least one try: it may be there
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +86,12 @@ class Load:
         orders: int | None = None,
         timeout_s: float = 15.0,
         seed: str = "",
+        invalid_every: int = 0,
     ) -> None:
-        """Prepare a load that ends `duration_s` after its warm-up, or with the last of `orders` begun after it."""
+        """Prepare a load that ends `duration_s` after its warm-up, or with the last of `orders` begun after it.
+
+        `invalid_every`: every so many calls ask for what no order-service may take; 0: none does.
+        """
         self._addresses = addresses
         self._record = record
         self._rate = rate
@@ -97,6 +101,7 @@ class Load:
         self._left = float("inf") if orders is None else orders
         self._timeout_s = timeout_s
         self._seed = seed or uuid.uuid4().hex[:8]
+        self._invalid_every = invalid_every
         self._began = 0.0
         self._pace: Pace | None = None
         self._turn = threading.Lock()
@@ -170,15 +175,16 @@ class Load:
 
     def _call(self, client: OrderClient, number: int, due: float, begun: float) -> Call:
         key = f"{self._seed}-{number}"
+        currency = "NONE" if self._invalid_every and number % self._invalid_every == 0 else "EUR"
         order_id, outcome, error = "", Outcome.ACKNOWLEDGED, None
         self._this_call.retried = False
         try:
             order_id = client.create(
-                f"customer-{number % 100}", amount_cents=100 + number % 900, currency="EUR", idempotency_key=key
+                f"customer-{number % 100}", amount_cents=100 + number % 900, currency=currency, idempotency_key=key
             )
         except BrewError as caught:
             error = caught.with_traceback(None)  # it would keep every frame
-            outcome = Outcome.UNKNOWN if isinstance(caught, UnknownOutcomeError) else Outcome.FAILED
+            outcome = Outcome.FAILED if _refused(caught, retried=self._this_call.retried) else Outcome.UNKNOWN
         return Call(
             key,
             outcome,
@@ -192,3 +198,10 @@ class Load:
 
     def _on_retry(self, _why: str) -> None:
         self._this_call.retried = True
+
+
+def _refused(error: BrewError, *, retried: bool) -> bool:
+    """Say whether nothing was written, by no try: an answer that stands tells nothing of the tries before it."""
+    if isinstance(error, UnknownOutcomeError):
+        return False
+    return isinstance(error, UnreachableError | UsageError) or not retried

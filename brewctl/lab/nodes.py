@@ -54,10 +54,13 @@ def command(name: str) -> tuple[str, ...]:
     return _role(name).command
 
 
-def program(name: str, *arguments: str) -> list[str]:
-    """Return how a node of this name is run as a process, for example with `consume inventory`."""
+def program(name: str, *arguments: str, module: str = "brewctl") -> list[str]:
+    """Return how a node of this name is run as a process, for example with `consume inventory`.
+
+    `module` is brewctl, or one that runs it with something added.
+    """
     # -P: whatever lies in the working directory is no module of ours.
-    return [sys.executable, "-P", "-m", "brewctl", *arguments, "--node", name]
+    return [sys.executable, "-P", "-m", module, *arguments, "--node", name]
 
 
 def _role(name: str) -> Role:
@@ -68,7 +71,14 @@ class Node:
     """One role's process. Its stdout lines are kept and handed to `on_line`; its stderr goes to `log`."""
 
     def __init__(
-        self, name: str, arguments: Sequence[str], settings: Settings, *, log: Path, on_line: Callable[[str], None]
+        self,
+        name: str,
+        arguments: Sequence[str],
+        settings: Settings,
+        *,
+        log: Path,
+        on_line: Callable[[str], None],
+        module: str = "brewctl",
     ) -> None:
         self.name = name
         self.lines: list[str] = []
@@ -76,7 +86,7 @@ class Node:
         self._arrived = threading.Condition()
         with log.open("ab") as errors:
             self.process = subprocess.Popen(  # noqa: S603 - ourselves
-                program(name, *arguments),
+                program(name, *arguments, module=module),
                 env={**os.environ, **environment(settings), **stdout.ENVIRONMENT},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -151,10 +161,14 @@ class Node:
 class Nodes:
     """A set of nodes that is never left behind. Use it as a context manager."""
 
-    def __init__(self, settings: Settings, *, logs: Path, on_line: Callable[[str], None]) -> None:
+    def __init__(
+        self, settings: Settings, *, logs: Path, on_line: Callable[[str], None], module: str = "brewctl"
+    ) -> None:
+        """Prepare nodes that run `module`, as `program` says."""
         self._settings = settings
         self._logs = logs
         self._on_line = on_line
+        self._module = module
         self.started: list[Node] = []
 
     def __enter__(self) -> Self:
@@ -170,7 +184,7 @@ class Nodes:
         if all(node.name != name for node in self.started):
             log.unlink(missing_ok=True)  # an earlier run's
         with interrupts_held():  # else one that is running might be nobody's to stop
-            node = Node(name, arguments, self._settings, log=log, on_line=self._on_line)
+            node = Node(name, arguments, self._settings, log=log, on_line=self._on_line, module=self._module)
             self.started.append(node)
         return node
 

@@ -18,6 +18,7 @@ import psycopg
 from brewctl import stdout
 from brewctl.config import Settings, environment
 from brewctl.errors import BrewError, ExitCode
+from brewctl.lab import ledger
 from brewctl.lab.nodes import CAST, ORDER_NODES, Node, Nodes, command
 from brewctl.lab.proxy import Proxy
 from brewctl.sandbox import cluster, processes, state
@@ -113,7 +114,9 @@ class Stage:
         with contextlib.ExitStack() as stack:
             if self._network:
                 self.proxies = {proxy.name: stack.enter_context(proxy) for proxy in self._lay_network()}
-            self._nodes = stack.enter_context(Nodes(self._routed(), logs=self._logs, on_line=self._on_line))
+            self._nodes = stack.enter_context(
+                Nodes(self._routed(), logs=self._logs, on_line=self._on_line, module=ledger.MODULE)
+            )
             self._closing = stack.pop_all()
         return self
 

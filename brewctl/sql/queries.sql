@@ -322,8 +322,8 @@ SELECT call.id
  WHERE o.id IS DISTINCT FROM call.id
 
 -- orders_of_keys --
--- How many of these keys made an order, though their clients never heard of it.
-SELECT count(*) FROM orders WHERE tenant_id = %(tenant_id)s AND idempotency_key = ANY(%(keys)s)
+-- The orders that these keys made.
+SELECT idempotency_key, id::text FROM orders WHERE tenant_id = %(tenant_id)s AND idempotency_key = ANY(%(keys)s)
 
 -- slowest_order --
 -- Seconds from the acceptance of an order to the last of its effects, at most.

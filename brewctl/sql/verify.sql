@@ -1,22 +1,34 @@
--- What `brewctl verify` asks, in the format of queries.sql. Its session first makes the temporary
--- tables, then looks at everything in one REPEATABLE READ, READ ONLY transaction.
+-- What `brewctl verify` asks, in the format of queries.sql. It copies what it needs of the tables into temporary
+-- ones, in one REPEATABLE READ transaction that writes nothing else; everything after that is asked of the copies.
 -- A query of a check returns the first `shown` offenders: how many there are in all, and a line of text.
 
+-- session --
+SELECT pg_backend_pid()
+
 -- bounds --
--- This session's own bounds, in milliseconds: whole tables are read.
-SELECT set_config('statement_timeout', %(statement_ms)s, false),
-       set_config('idle_in_transaction_session_timeout', %(idle_ms)s, false)
+-- This session's own bounds, in milliseconds: whole tables are read. `local`: of this transaction alone.
+SELECT set_config('statement_timeout', %(statement_ms)s, %(local)s),
+       set_config('idle_in_transaction_session_timeout', %(idle_ms)s, %(local)s)
 
 -- create_event --
--- Outbox rows, and the order that each belongs to.
+-- Outbox rows, and the order that each belongs to. `blocked`: behind a row of its aggregate that is set aside.
 CREATE TEMP TABLE event (
     outbox_id bigint NOT NULL, order_id uuid, ours boolean NOT NULL, published boolean NOT NULL,
-    set_aside boolean NOT NULL)
+    set_aside boolean NOT NULL, blocked boolean NOT NULL, created_at timestamptz NOT NULL, age_s float8 NOT NULL)
+
+-- create_placed --
+-- Orders.
+CREATE TEMP TABLE placed (order_id uuid NOT NULL, created_at timestamptz NOT NULL)
 
 -- create_effect --
-CREATE TEMP VIEW effect (consumer, order_id) AS
-SELECT 'inventory', order_id FROM inventory_reservations UNION ALL
-SELECT 'notifications', order_id FROM notifications_log
+CREATE TEMP TABLE effect (consumer text NOT NULL, order_id uuid NOT NULL)
+
+-- create_processed --
+CREATE TEMP TABLE processed (consumer text NOT NULL, outbox_id bigint NOT NULL)
+
+-- create_ledger --
+-- Effects as they were done, one row each time; empty where nobody keeps a ledger.
+CREATE TEMP TABLE ledger (consumer text NOT NULL, outbox_id bigint NOT NULL)
 
 -- create_edge --
 -- Per partition the first offset there is, and the next one.
@@ -28,10 +40,11 @@ CREATE TEMP TABLE position (consumer text NOT NULL, "partition" integer NOT NULL
 
 -- create_seen --
 -- Records of the topic; without an outbox id, an event of another type or an unreadable one.
--- Key, frame (key and headers), value and node are fingerprints.
+-- Key, frame (key and headers), value and node are fingerprints; `hash` is what chooses a key's partition.
 CREATE TEMP TABLE seen (
-    "partition" integer NOT NULL, "offset" bigint NOT NULL, outbox_id bigint, unreadable boolean NOT NULL,
-    key bigint NOT NULL, frame bigint NOT NULL, value bigint NOT NULL, node bigint NOT NULL)
+    "partition" integer NOT NULL, "offset" bigint NOT NULL, written_ms bigint NOT NULL, outbox_id bigint,
+    unreadable boolean NOT NULL, key bigint NOT NULL, hash bigint, frame bigint NOT NULL, value bigint NOT NULL,
+    node bigint NOT NULL)
 
 -- create_letter --
 -- Dead letters, each with the place of the record that died, and what it was about where that can be
@@ -41,10 +54,39 @@ CREATE TEMP TABLE letter (
     source_partition bigint NOT NULL, source_offset bigint NOT NULL, order_id uuid, outbox_id bigint,
     frame bigint NOT NULL, value bigint, outcome text NOT NULL DEFAULT 'open', new_partition integer, new_offset bigint)
 
+-- create_gap --
+-- Orders without an effect, and why. `lost`: it will never come by itself. Else it is on its way, for `age_s` seconds.
+CREATE TEMP TABLE gap (
+    consumer text NOT NULL, order_id uuid NOT NULL, created_at timestamptz NOT NULL, lost boolean NOT NULL,
+    published boolean NOT NULL, age_s float8 NOT NULL, reason text NOT NULL)
+
 -- fill_event --
 INSERT INTO event
-SELECT x.id, o.id, x.topic = %(topic)s, x.published_at IS NOT NULL, x.published_at IS NULL AND x.failed_at IS NOT NULL
+SELECT x.id, o.id, x.topic = %(topic)s, x.published_at IS NOT NULL, x.published_at IS NULL AND x.failed_at IS NOT NULL,
+       CASE WHEN x.published_at IS NULL AND x.failed_at IS NULL
+            THEN EXISTS (SELECT FROM outbox p
+                          WHERE p.aggregate_id = x.aggregate_id AND p.published_at IS NULL
+                            AND p.failed_at IS NOT NULL AND p.id < x.id)
+            ELSE false END,
+       x.created_at, extract(epoch FROM now() - x.created_at)
   FROM outbox x LEFT JOIN orders o ON x.aggregate_id = 'order-' || o.id
+
+-- fill_placed --
+INSERT INTO placed SELECT id, created_at FROM orders
+
+-- fill_effect --
+INSERT INTO effect
+SELECT 'inventory', order_id FROM inventory_reservations UNION ALL
+SELECT 'notifications', order_id FROM notifications_log
+
+-- fill_processed --
+INSERT INTO processed SELECT consumer, outbox_id FROM processed_events WHERE consumer = ANY(%(groups)s)
+
+-- has_ledger --
+SELECT to_regclass('effect_ledger') IS NOT NULL AS there
+
+-- fill_ledger --
+INSERT INTO ledger SELECT consumer, outbox_id FROM effect_ledger WHERE consumer = ANY(%(groups)s)
 
 -- fill_edge --
 INSERT INTO edge SELECT * FROM unnest(%(partitions)s::int[], %(firsts)s::bigint[], %(nexts)s::bigint[])
@@ -70,10 +112,12 @@ UPDATE letter l
 
 -- analyze --
 -- Nobody else does it for temporary tables.
-ANALYZE event, seen, letter
+ANALYZE event, placed, effect, processed, ledger, seen, letter
 
 -- outbox_rows --
-SELECT id, aggregate_id, topic, payload FROM outbox WHERE id = ANY(%(ids)s)
+SELECT id, aggregate_id, topic, payload, publisher_node, kafka_partition, kafka_offset
+  FROM outbox
+ WHERE id = ANY(%(ids)s)
 
 -- orders --
 -- Orders as their events say them; the time in microseconds since the epoch.
@@ -83,7 +127,8 @@ SELECT id::text, tenant_id, customer_id, amount_cents, currency, status,
  WHERE id = ANY(%(ids)s::uuid[])
 
 -- count_outbox --
-SELECT (SELECT count(*) FROM orders) AS orders,
+SELECT (SELECT count(*) FROM placed) AS orders,
+       (SELECT count(*) FROM ledger) AS ledger,
        count(*) AS outbox_rows,
        count(*) FILTER (WHERE NOT ours) AS other_topics,
        count(*) FILTER (WHERE published) AS published,
@@ -105,7 +150,7 @@ SELECT count(*) AS records,
 SELECT count(*) FILTER (WHERE redriven) AS repeats_redriven,
        count(*) FILTER (WHERE NOT redriven AND node = before) AS repeats_same_node,
        count(*) FILTER (WHERE NOT redriven AND node <> before) AS repeats_other_node
-  FROM (SELECT node, lag(node) OVER (PARTITION BY outbox_id ORDER BY "partition", "offset") AS before,
+  FROM (SELECT node, lag(node) OVER (PARTITION BY outbox_id ORDER BY written_ms, "partition", "offset") AS before,
                EXISTS (SELECT FROM letter l WHERE l.new_partition = s."partition" AND l.new_offset = s."offset")
                    AS redriven
           FROM seen s
@@ -126,130 +171,216 @@ SELECT count(*) AS removed_events
  WHERE ours AND published
    AND NOT EXISTS (SELECT FROM seen s WHERE s.outbox_id = e.outbox_id)
    AND EXISTS (SELECT FROM edge WHERE first > 0)
-   AND EXISTS (SELECT FROM processed_events p WHERE p.consumer = ANY(%(groups)s) AND p.outbox_id = e.outbox_id)
+   AND EXISTS (SELECT FROM processed p WHERE p.consumer = ANY(%(groups)s) AND p.outbox_id = e.outbox_id)
 
 -- count_group --
 SELECT (SELECT count(*) FROM effect WHERE consumer = %(consumer)s) AS effects,
-       (SELECT count(*) FROM processed_events WHERE consumer = %(consumer)s) AS processed,
+       (SELECT count(*) FROM processed WHERE consumer = %(consumer)s) AS processed,
        (SELECT count(*) FROM seen s JOIN position p USING ("partition")
          WHERE p.consumer = %(consumer)s AND s."offset" < p.next) AS behind
 
+-- fill_gap --
+-- What tells that an effect will never come by itself, besides its age: dedup rows are older than the snapshot, and
+-- committed offsets are older than both.
+INSERT INTO gap
+WITH bare AS (
+    SELECT * FROM placed o
+     WHERE NOT EXISTS (SELECT FROM effect f WHERE f.consumer = %(consumer)s AND f.order_id = o.order_id)
+), first_event AS (
+    SELECT DISTINCT ON (e.order_id) e.* FROM event e JOIN bare USING (order_id) ORDER BY e.order_id, e.outbox_id
+), arrival AS (
+    SELECT outbox_id, bool_or(passed) AS passed, (array_agg(place ORDER BY passed DESC, written_ms))[1] AS place
+      FROM (SELECT s.outbox_id, s.written_ms, s."partition" || '@' || s."offset" AS place,
+                   s."offset" < coalesce(g.next, 0) AS passed
+              FROM seen s
+              JOIN first_event USING (outbox_id)
+              LEFT JOIN position g ON g.consumer = %(consumer)s AND g."partition" = s."partition") AS copy
+     GROUP BY outbox_id
+), dead AS (
+    SELECT DISTINCT ON (order_id) order_id, outcome, "partition", "offset"
+      FROM letter
+     WHERE consumer = %(consumer)s AND order_id IS NOT NULL
+     ORDER BY order_id, outcome = 'open' DESC, "partition", "offset" DESC
+)
+SELECT %(consumer)s, order_id, created_at,
+       cause IN ('no event', 'processed', 'open', 'dropped', 'set aside', 'passed') OR age_s > %(late_s)s,
+       published, age_s, CASE cause
+           WHEN 'no event' THEN 'it has no event'
+           WHEN 'processed' THEN 'outbox ' || outbox_id || ' counts as processed, so it never will'
+           WHEN 'open' THEN 'its event is a dead letter: brewctl dlq redrive ' || letter_partition || ':' || letter_offset
+           WHEN 'set aside' THEN 'outbox ' || outbox_id || ' is not published'
+           WHEN 'unpublished' THEN 'outbox ' || outbox_id || ' is not published'
+           WHEN 'gone' THEN 'outbox ' || outbox_id || ' is not in the topic'
+           WHEN 'passed' THEN 'outbox ' || outbox_id || ' at ' || place || ' was passed over'
+           WHEN 'waits' THEN 'the group has not come to outbox ' || outbox_id || ' at ' || place || ' yet'
+           ELSE 'its event is the ' || cause || ' dead letter ' || letter_partition || '@' || letter_offset END
+  FROM (SELECT bare.order_id, bare.created_at, e.outbox_id, coalesce(e.published, false) AS published,
+               coalesce(e.age_s, 0) AS age_s, arrival.place,
+               dead."partition" AS letter_partition, dead."offset" AS letter_offset, CASE
+                   WHEN e.outbox_id IS NULL THEN 'no event'
+                   WHEN p.outbox_id IS NOT NULL THEN 'processed'
+                   WHEN dead.outcome IS NOT NULL THEN dead.outcome
+                   WHEN e.set_aside OR e.blocked THEN 'set aside'
+                   WHEN NOT e.published THEN 'unpublished'
+                   WHEN arrival.outbox_id IS NULL THEN 'gone'
+                   WHEN arrival.passed THEN 'passed'
+                   ELSE 'waits' END AS cause
+          FROM bare
+          LEFT JOIN first_event e ON e.order_id = bare.order_id
+          LEFT JOIN processed p ON p.consumer = %(consumer)s AND p.outbox_id = e.outbox_id
+          LEFT JOIN dead ON dead.order_id = bare.order_id
+          LEFT JOIN arrival ON arrival.outbox_id = e.outbox_id) AS judged
+
+-- count_on_the_way --
+-- Rows to publish, and for how long the oldest of all that is on its way has been: what is published a second time
+-- has no age of its own.
+WITH again AS (
+    SELECT outbox_id FROM event JOIN processed USING (outbox_id) WHERE NOT published
+     GROUP BY outbox_id HAVING count(*) = cardinality(%(groups)s::text[])
+)
+SELECT count(*) FILTER (WHERE e.age_s <= %(late_s)s OR again.outbox_id IS NOT NULL) AS unpublished,
+       greatest(0, max(e.age_s) FILTER (WHERE e.age_s <= %(late_s)s AND again.outbox_id IS NULL),
+                (SELECT max(age_s) FROM gap WHERE NOT lost)) AS oldest_s
+  FROM event e LEFT JOIN again USING (outbox_id)
+ WHERE NOT e.published AND NOT e.set_aside AND NOT e.blocked
+
+-- count_unread --
+-- Effects that are on their way, of events that are published.
+SELECT consumer, count(*) FROM gap WHERE published AND NOT lost GROUP BY consumer
+
+-- count_moved --
+-- Keys in two partitions, each right at its time.
+SELECT count(*) AS moved_keys
+  FROM (SELECT FROM seen WHERE outbox_id IS NOT NULL GROUP BY key
+        HAVING min("partition") <> max("partition") AND NOT bool_or(hash IS NULL OR NOT EXISTS (
+           SELECT FROM generate_series(%(first_partitions)s::int, %(partitions)s::int) AS among
+            WHERE mod(seen.hash, among) = seen."partition"))) AS moved
+
 -- event_per_order --
-SELECT bad.total, 'order ' || bad.id || ' has ' || coalesce('outbox rows ' || (
-           SELECT string_agg(e.outbox_id::text, ', ' ORDER BY e.outbox_id) FROM event e WHERE e.order_id = bad.id),
+SELECT bad.total, 'order ' || bad.order_id || ' has ' || coalesce('outbox rows ' || (
+           SELECT string_agg(e.outbox_id::text, ', ' ORDER BY e.outbox_id) FROM event e WHERE e.order_id = bad.order_id),
            'no outbox row')
-  FROM (SELECT o.id, o.created_at, count(*) OVER () AS total
-          FROM orders o LEFT JOIN event e ON e.order_id = o.id
-         GROUP BY o.id
+  FROM (SELECT o.order_id, min(o.created_at) AS created_at, count(*) OVER () AS total
+          FROM placed o LEFT JOIN event e USING (order_id)
+         GROUP BY o.order_id
         HAVING count(e.outbox_id) <> 1
-         ORDER BY o.created_at, o.id
+         ORDER BY min(o.created_at), o.order_id
          LIMIT %(shown)s) AS bad
- ORDER BY bad.created_at, bad.id
+ ORDER BY bad.created_at, bad.order_id
 
 -- order_per_event --
-SELECT bad.total, 'outbox ' || x.id || ' is of ' || left(x.aggregate_id, 60) || ', which is no order'
+SELECT bad.total, 'outbox ' || bad.outbox_id || coalesce(' is of ' || left(x.aggregate_id, 60), '') || ', which is no order'
   FROM (SELECT outbox_id, count(*) OVER () AS total
           FROM event WHERE order_id IS NULL ORDER BY outbox_id LIMIT %(shown)s) AS bad
-  JOIN outbox x ON x.id = bad.outbox_id
- ORDER BY x.id
+  LEFT JOIN outbox x ON x.id = bad.outbox_id
+ ORDER BY bad.outbox_id
 
 -- unpublished --
-SELECT bad.total, 'outbox ' || x.id || ' of ' || left(x.aggregate_id, 60) || CASE
+-- A row that every group has processed was published before, and is being published again.
+WITH again AS (
+    SELECT outbox_id FROM event JOIN processed USING (outbox_id) WHERE NOT published
+     GROUP BY outbox_id HAVING count(*) = cardinality(%(groups)s::text[])
+)
+SELECT bad.total, 'outbox ' || bad.outbox_id || coalesce(' of ' || left(x.aggregate_id, 60), '') || CASE
            WHEN bad.set_aside THEN ' is set aside (' || coalesce(left(x.failure, 120), 'without a reason')
-                || '): brewctl outbox retry ' || x.id
-           WHEN head.id IS NOT NULL THEN ' waits behind ' || head.id || ', which is set aside: brewctl outbox retry '
-                || head.id
-           ELSE ' is not published yet' END
-  FROM (SELECT outbox_id, set_aside, count(*) OVER () AS total
-          FROM event WHERE NOT published ORDER BY set_aside DESC, outbox_id LIMIT %(shown)s) AS bad
-  JOIN outbox x ON x.id = bad.outbox_id
+                || '): brewctl outbox retry ' || bad.outbox_id
+           WHEN bad.blocked THEN coalesce(' waits behind ' || head.id || ', which is set aside: brewctl outbox retry '
+                || head.id, ' waited behind one that was set aside')
+           ELSE ' is not published ' || round(bad.age_s) || ' s after it was written' END
+  FROM (SELECT outbox_id, set_aside, blocked, age_s, count(*) OVER () AS total
+          FROM event LEFT JOIN again USING (outbox_id)
+         WHERE NOT published AND (set_aside OR blocked OR (age_s > %(late_s)s AND again.outbox_id IS NULL))
+         ORDER BY set_aside DESC, outbox_id LIMIT %(shown)s) AS bad
+  LEFT JOIN outbox x ON x.id = bad.outbox_id
   LEFT JOIN LATERAL (SELECT p.id FROM outbox p
                       WHERE p.aggregate_id = x.aggregate_id AND p.published_at IS NULL AND p.failed_at IS NOT NULL
                         AND p.id < x.id
                       ORDER BY p.id LIMIT 1) AS head ON true
- ORDER BY bad.set_aside DESC, x.id
+ ORDER BY bad.set_aside DESC, bad.outbox_id
 
 -- lost --
 -- Where the topic's beginning is gone, a row that a group has processed was there: only that group's
 -- promise is at stake then, and it was kept.
-SELECT bad.total, 'outbox ' || x.id || ' of ' || left(x.aggregate_id, 60) || ', published by '
-       || coalesce(x.publisher_node, 'nobody') || ', is not in the topic'
+SELECT bad.total, 'outbox ' || bad.outbox_id || coalesce(' of ' || left(x.aggregate_id, 60) || ', published by '
+       || coalesce(x.publisher_node, 'nobody'), '') || ', is not in the topic'
   FROM (SELECT outbox_id, count(*) OVER () AS total
           FROM event e
          WHERE ours AND published
            AND NOT EXISTS (SELECT FROM seen s WHERE s.outbox_id = e.outbox_id)
            AND NOT (EXISTS (SELECT FROM edge WHERE first > 0)
-                    AND EXISTS (SELECT FROM processed_events p
-                                 WHERE p.consumer = ANY(%(groups)s) AND p.outbox_id = e.outbox_id))
+                    AND EXISTS (SELECT FROM processed p WHERE p.outbox_id = e.outbox_id))
          ORDER BY outbox_id LIMIT %(shown)s) AS bad
-  JOIN outbox x ON x.id = bad.outbox_id
- ORDER BY x.id
+  LEFT JOIN outbox x ON x.id = bad.outbox_id
+ ORDER BY bad.outbox_id
 
 -- split_keys --
+-- A key is where its hash puts it among the partitions that there are. Where partitions were added it may have been
+-- elsewhere before, where the hash puts it among fewer; a topic begins with `first_partitions` of them.
 SELECT count(*) OVER () AS total,
        'the key of outbox ' || min(outbox_id) || ' is in partitions '
        || string_agg(DISTINCT "partition"::text, ', ') || ', first at ' || min("partition") || '@' || min("offset")
   FROM seen
  WHERE outbox_id IS NOT NULL
  GROUP BY key
-HAVING min("partition") <> max("partition")
+HAVING min("partition") <> max("partition") AND bool_or(hash IS NULL OR NOT EXISTS (
+           SELECT FROM generate_series(%(first_partitions)s::int, %(partitions)s::int) AS among
+            WHERE mod(seen.hash, among) = seen."partition"))
  ORDER BY min(outbox_id)
  LIMIT %(shown)s
 
 -- out_of_order --
+-- Only the first arrival of each event counts. Where a partition's beginning is gone, so may be the first arrival of
+-- an event that is older than what is left.
 SELECT count(*) OVER () AS total,
        'outbox ' || outbox_id || ' came at ' || "partition" || '@' || first || ', after outbox ' || ahead
        || ' of the same key'
-  FROM (SELECT outbox_id, "partition", first,
-               max(outbox_id) OVER (PARTITION BY key, "partition" ORDER BY first
-                                    ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS ahead
-          FROM (SELECT key, "partition", outbox_id, min("offset") AS first
-                  FROM seen WHERE outbox_id IS NOT NULL
-                 GROUP BY key, "partition", outbox_id) AS arrival) AS queue
+  FROM (SELECT arrival.*, max(outbox_id) OVER (PARTITION BY key, "partition" ORDER BY first
+                                               ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS ahead
+          FROM (SELECT DISTINCT ON (outbox_id) *
+                  FROM (SELECT DISTINCT ON (outbox_id, "partition")
+                               key, "partition", outbox_id, "offset" AS first, written_ms
+                          FROM seen
+                         WHERE outbox_id IS NOT NULL
+                         ORDER BY outbox_id, "partition", "offset") AS by_partition
+                 ORDER BY outbox_id, written_ms, "partition") AS arrival) AS queue
+  LEFT JOIN event e USING (outbox_id)
+  LEFT JOIN (SELECT s."partition", min(s.written_ms) AS since_ms
+               FROM seen s JOIN edge USING ("partition")
+              WHERE edge.first > 0
+              GROUP BY s."partition") AS rest USING ("partition")
  WHERE ahead > outbox_id
+   AND (rest.since_ms IS NULL OR e.created_at IS NULL OR extract(epoch FROM e.created_at) * 1000 >= rest.since_ms)
  ORDER BY outbox_id
  LIMIT %(shown)s
 
 -- missing --
-SELECT bad.total, 'order ' || bad.id || ' has no ' || %(effect)s || ': ' || CASE
-           WHEN e.outbox_id IS NULL THEN 'it has no event'
-           WHEN p.outbox_id IS NOT NULL THEN 'outbox ' || e.outbox_id || ' counts as processed, so it never will'
-           WHEN l."offset" IS NOT NULL AND l.outcome = 'open' THEN 'its event is a dead letter: brewctl dlq redrive '
-                || l."partition" || ':' || l."offset"
-           WHEN l."offset" IS NOT NULL THEN 'its event is the ' || l.outcome || ' dead letter '
-                || l."partition" || '@' || l."offset"
-           WHEN NOT e.published THEN 'outbox ' || e.outbox_id || ' is not published'
-           WHEN s."offset" IS NULL THEN 'outbox ' || e.outbox_id || ' is not in the topic'
-           WHEN s."offset" < coalesce(g.next, 0) THEN 'outbox ' || e.outbox_id || ' at ' || s."partition" || '@'
-                || s."offset" || ' was passed over'
-           ELSE 'the group has not come to outbox ' || e.outbox_id || ' at ' || s."partition" || '@' || s."offset"
-                || ' yet' END
-  FROM (SELECT o.id, o.created_at, count(*) OVER () AS total
-          FROM orders o
-         WHERE NOT EXISTS (SELECT FROM effect f WHERE f.consumer = %(consumer)s AND f.order_id = o.id)
-         ORDER BY o.created_at, o.id LIMIT %(shown)s) AS bad
-  LEFT JOIN LATERAL (SELECT * FROM event WHERE order_id = bad.id ORDER BY outbox_id LIMIT 1) AS e ON true
-  LEFT JOIN processed_events p ON p.consumer = %(consumer)s AND p.outbox_id = e.outbox_id
-  LEFT JOIN LATERAL (SELECT * FROM letter WHERE consumer = %(consumer)s AND order_id = bad.id
-                      ORDER BY outcome = 'open' DESC, "partition", "offset" DESC LIMIT 1) AS l ON true
-  LEFT JOIN LATERAL (SELECT "partition", "offset" FROM seen WHERE outbox_id = e.outbox_id
-                      ORDER BY "partition", "offset" LIMIT 1) AS s ON true
-  LEFT JOIN position g ON g.consumer = %(consumer)s AND g."partition" = s."partition"
- ORDER BY bad.created_at, bad.id
+SELECT count(*) OVER () AS total, 'order ' || order_id || ' has no ' || %(effect)s || ': ' || reason
+  FROM gap
+ WHERE consumer = %(consumer)s AND lost
+ ORDER BY created_at, order_id
+ LIMIT %(shown)s
 
 -- doubled --
-SELECT count(*) OVER () AS total, 'order ' || order_id || ' has ' || count(*) || ' ' || %(effect)s || 's'
-  FROM effect
- WHERE consumer = %(consumer)s
- GROUP BY order_id
-HAVING count(*) > 1
- ORDER BY order_id
+-- A table with a key of its own hides a second effect; a ledger of the effects has none.
+SELECT count(*) OVER () AS total, offender
+  FROM (SELECT 'order ' || order_id || ' has ' || count(*) || ' ' || %(effect)s || 's' AS offender
+          FROM effect
+         WHERE consumer = %(consumer)s
+         GROUP BY order_id
+        HAVING count(*) > 1
+        UNION ALL
+        SELECT 'outbox ' || outbox_id || ' had its ' || %(effect)s || ' made ' || count(*) || ' times'
+          FROM ledger
+         WHERE consumer = %(consumer)s
+         GROUP BY outbox_id
+        HAVING count(*) > 1) AS bad
+ ORDER BY offender
  LIMIT %(shown)s
 
 -- orphans --
 SELECT count(*) OVER () AS total, 'there is a ' || %(effect)s || ' of ' || f.order_id || ', which is no order'
   FROM effect f
- WHERE f.consumer = %(consumer)s AND NOT EXISTS (SELECT FROM orders o WHERE o.id = f.order_id)
+ WHERE f.consumer = %(consumer)s AND NOT EXISTS (SELECT FROM placed o WHERE o.order_id = f.order_id)
  ORDER BY f.order_id
  LIMIT %(shown)s
 
@@ -259,7 +390,7 @@ SELECT count(*) OVER () AS total, offender
   FROM (SELECT p.outbox_id, 'outbox ' || p.outbox_id || CASE
                    WHEN e.outbox_id IS NULL THEN ' was processed, and is not in the outbox'
                    ELSE ' was processed, and order ' || e.order_id || ' has no ' || %(effect)s END AS offender
-          FROM processed_events p
+          FROM processed p
           LEFT JOIN event e ON e.outbox_id = p.outbox_id
          WHERE p.consumer = %(consumer)s
            AND (e.outbox_id IS NULL
@@ -271,7 +402,7 @@ SELECT count(*) OVER () AS total, offender
                || min(e.outbox_id) || ' was never processed'
           FROM event e
           JOIN effect f ON f.consumer = %(consumer)s AND f.order_id = e.order_id
-          LEFT JOIN processed_events p ON p.consumer = %(consumer)s AND p.outbox_id = e.outbox_id
+          LEFT JOIN processed p ON p.consumer = %(consumer)s AND p.outbox_id = e.outbox_id
          GROUP BY e.order_id
         HAVING count(p.outbox_id) = 0) AS bad
  ORDER BY outbox_id
@@ -292,7 +423,7 @@ SELECT count(*) OVER () AS total, offender
                    ELSE 'outbox ' || s.outbox_id || ' is not in processed_events' END
           FROM seen s
           JOIN position g ON g.consumer = %(consumer)s AND g."partition" = s."partition" AND s."offset" < g.next
-          LEFT JOIN processed_events p ON p.consumer = %(consumer)s AND p.outbox_id = s.outbox_id
+          LEFT JOIN processed p ON p.consumer = %(consumer)s AND p.outbox_id = s.outbox_id
          WHERE (s.outbox_id IS NOT NULL OR s.unreadable)
            AND p.outbox_id IS NULL
            AND NOT EXISTS (SELECT FROM letter l

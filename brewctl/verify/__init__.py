@@ -1,7 +1,7 @@
 """Whether the flow kept its promises, from the sources: PostgreSQL and the topic, and no counter of any process."""
 
-from brewctl.verify.chain import verify
+from brewctl.verify.chain import LATE_S, STATEMENT_S, verify
 from brewctl.verify.result import Check, Facts, Verification
 from brewctl.verify.settle import settle
 
-__all__ = ["Check", "Facts", "Verification", "settle", "verify"]
+__all__ = ["LATE_S", "STATEMENT_S", "Check", "Facts", "Verification", "settle", "verify"]

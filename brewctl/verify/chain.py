@@ -2,107 +2,125 @@
 
 It is sound while everything runs, because it looks against the stream:
 
-    committed offsets ─► snapshot of PostgreSQL ─► ends of the topics ─► records up to there
-      what is behind them is durable in it   what it calls published is before those
+    committed offsets ─► snapshot of PostgreSQL ─► end of the dead letters ─► their settlements ─► end of the topic
+      what is behind them is durable in it   the record that a letter, or its redrive, names is before this ─┘
 
-A record of a row that is younger than the snapshot is looked up in the present.
+A record whose row is younger than the snapshot is looked up in the present. What is merely on its way is told apart by
+its age: a row that is older than `late_s` seconds and has not come through is a fault, a younger one is counted.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-
-import psycopg
-from psycopg.rows import dict_row
 
 from brewctl.config import Settings
 from brewctl.delivery import database
-from brewctl.delivery.broker import Reader, open_admin, open_reader
-from brewctl.delivery.database import Connection
+from brewctl.delivery.broker import PARTITIONS, Reader, Record, open_admin, open_reader
 from brewctl.delivery.topics import GROUPS
-from brewctl.sql import verify_queries
+from brewctl.errors import BrewError, UnreachableError
 from brewctl.verify.letters import Letters
 from brewctl.verify.result import SHOWN, Check, Facts, Verification
 from brewctl.verify.topic import Records
+from brewctl.verify.workspace import Workspace, open_workspace
+
+LATE_S = 60.0
+STATEMENT_S = 900.0
 
 Progress = Callable[[int, int], None]
 Bounds = dict[int, tuple[int, int]]
 
-# One statement over whole tables; and how long the snapshot's session may wait for Kafka, which must be longer
-# than kafka_request_s.
-_STATEMENT_S = 900
-_IDLE_S = 120
 _EFFECTS = {"inventory": "reservation", "notifications": "notification"}
-_WORKSPACE = ("create_event", "create_effect", "create_edge", "create_position", "create_seen", "create_letter")
 
 
-def verify(settings: Settings, *, progress: Progress | None = None) -> Verification:
+def verify(
+    settings: Settings, *, late_s: float = LATE_S, statement_s: float = STATEMENT_S, progress: Progress | None = None
+) -> Verification:
     """Check the whole chain. `progress` is told how many records were read, of how many.
 
-    Memory is flat: what grows with the number of orders is kept in temporary tables of PostgreSQL. Changes nothing.
-    Raises UnreachableError, and BrewError where a table or a topic is missing.
+    What is not through yet is a fault where it is older than `late_s` seconds. Memory is flat: what grows with the
+    number of orders is kept in temporary tables of PostgreSQL. Changes nothing. Raises UnreachableError, and BrewError
+    where a table or a topic is missing, or a statement takes longer than `statement_s` seconds.
     """
     with open_admin(settings) as admin:
         committed = {group: admin.committed(group, settings.topic) for group in GROUPS}
+    parameters = {
+        "shown": SHOWN,
+        "groups": list(GROUPS),
+        "topic": settings.topic,
+        "dead_letter_topic": settings.dead_letter_topic,
+        "late_s": late_s,
+    }
     with (
         open_reader(settings) as reader,
-        database.connect(settings) as fresh,
-        database.connect(settings) as snapshot,
+        database.connect(settings) as present,
+        open_workspace(settings, parameters, statement_s=statement_s) as workspace,
     ):
-        database.require_direct(snapshot, "brewctl verify")
-        database.check_schema(snapshot)
-        bounds = {"statement_ms": str(_STATEMENT_S * 1000), "idle_ms": str(_IDLE_S * 1000)}
-        snapshot.execute(verify_queries["bounds"], bounds)
-        for table in _WORKSPACE:
-            snapshot.execute(verify_queries[table])
-        snapshot.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
-        snapshot.read_only = True
-        with snapshot.transaction():
-            return _Chain(settings, snapshot, committed).follow(reader, fresh, progress or (lambda _done, _total: None))
+        topic = _Topics(reader, progress or (lambda _done, _total: None))
+        letters = Letters(settings, workspace)
+        topic.read(settings.dead_letter_topic, reader.bounds(settings.dead_letter_topic), letters.take)
+        workspace.execute("settle_letters")
+        bounds = reader.bounds(settings.topic)
+        records = Records(settings, workspace, present, hashed=len(bounds) > PARTITIONS)
+        bounds = topic.read(settings.topic, bounds, records.take)
+        return _Chain(workspace, committed, bounds).judge(records, letters)
+
+
+class _Topics:
+    """Reads topics of which retention may remove the beginning meanwhile."""
+
+    def __init__(self, reader: Reader, progress: Progress) -> None:
+        self._reader = reader
+        self._progress = progress
+        self._done = self._total = 0
+
+    def read(self, topic: str, bounds: Bounds, take: Callable[[Sequence[Record]], None]) -> Bounds:
+        """Hand out the records within `bounds`, and return these with the beginnings that there were in the end."""
+        self._total += sum(end - start for start, end in bounds.values())
+        firsts = {partition: start for partition, (start, _) in bounds.items()}
+        rest = dict(bounds)
+        while True:
+            try:
+                for batch in self._reader.read(topic, rest):
+                    take(batch)
+                    rest |= {record.partition: (record.offset + 1, bounds[record.partition][1]) for record in batch}
+                    self._done += len(batch)
+                    self._progress(self._done, self._total)
+            except UnreachableError:
+                raise
+            except BrewError:
+                removed = {partition: start for partition, (start, _) in self._reader.bounds(topic).items()}
+                if not any(start < min(removed.get(at, 0), end) for at, (start, end) in rest.items()):
+                    raise
+                firsts = {at: max(first, min(removed.get(at, 0), bounds[at][1])) for at, first in firsts.items()}
+                rest = {at: (min(max(start, firsts[at]), end), end) for at, (start, end) in rest.items()}
+            else:
+                return {partition: (firsts[partition], end) for partition, (_, end) in bounds.items()}
 
 
 class _Chain:
-    def __init__(self, settings: Settings, snapshot: Connection, committed: Mapping[str, Mapping[int, int]]) -> None:
-        self._settings = settings
-        self._snapshot = snapshot
+    def __init__(self, workspace: Workspace, committed: Mapping[str, Mapping[int, int]], bounds: Bounds) -> None:
+        self._workspace = workspace
         self._committed = committed
-        self._parameters: dict[str, Any] = {
-            "shown": SHOWN,
-            "groups": list(GROUPS),
-            "topic": settings.topic,
-            "dead_letter_topic": settings.dead_letter_topic,
-        }
+        self._bounds = bounds
 
-    def follow(self, reader: Reader, fresh: Connection, progress: Progress) -> Verification:
-        self._execute("fill_event")  # the snapshot is of this moment
-        records = Records(self._settings, self._snapshot, fresh)
-        letters = Letters(self._settings, self._snapshot)
-        # In this order: the record that a letter names is before the topic's end.
-        letter_bounds = reader.bounds(self._settings.dead_letter_topic)
-        bounds = reader.bounds(self._settings.topic)
-        self._note_offsets(bounds)
-        done, total = 0, _size(bounds) + _size(letter_bounds)
-        for topic, ranges, take in (
-            (self._settings.dead_letter_topic, letter_bounds, letters.take),
-            (self._settings.topic, bounds, records.take),
-        ):
-            for batch in reader.read(topic, ranges):
-                take(batch)
-                done += len(batch)
-                progress(done, total)
-        self._execute("settle_letters")
-        self._execute("analyze")
-        facts = self._facts(bounds)
+    def judge(self, records: Records, letters: Letters) -> Verification:
+        """Compare everything that was noted."""
+        self._note_offsets()
+        self._workspace.execute("analyze")
+        for group in GROUPS:
+            self._workspace.execute("fill_gap", consumer=group)
+        facts = self._facts()
         checks = [*self._outbox_checks(facts), *records.checks, *self._topic_checks(facts)]
         for group in GROUPS:
             checks += self._group_checks(group, facts)
         self._judge(letters.check, "dead_letters")
         return Verification([*checks, letters.check], facts)
 
-    def _note_offsets(self, bounds: Bounds) -> None:
-        firsts, nexts = zip(*bounds.values(), strict=True)
-        self._execute("fill_edge", partitions=list(bounds), firsts=list(firsts), nexts=list(nexts))
+    def _note_offsets(self) -> None:
+        firsts, nexts = zip(*self._bounds.values(), strict=True)
+        self._workspace.execute("fill_edge", partitions=list(self._bounds), firsts=list(firsts), nexts=list(nexts))
         for group, offsets in self._committed.items():
-            self._execute("fill_position", consumer=group, partitions=list(offsets), nexts=list(offsets.values()))
+            places = {"partitions": list(offsets), "nexts": list(offsets.values())}
+            self._workspace.execute("fill_position", consumer=group, **places)
 
     def _outbox_checks(self, facts: Facts) -> list[Check]:
         return [
@@ -118,13 +136,20 @@ class _Chain:
 
     def _topic_checks(self, facts: Facts) -> list[Check]:
         return [
-            self._judge(Check("split-keys", "a key stays in one partition", facts.events), "split_keys"),
+            self._judge(
+                Check("split-keys", "a key stays in one partition", facts.events), "split_keys", **self._layout
+            ),
             self._judge(Check("out-of-order", "each key comes in the outbox's order", facts.events), "out_of_order"),
         ]
 
+    @property
+    def _layout(self) -> dict[str, int]:
+        count = len(self._bounds)
+        return {"partitions": count, "first_partitions": min(count, PARTITIONS)}
+
     def _group_checks(self, group: str, facts: Facts) -> list[Check]:
         effect = _EFFECTS[group]
-        counted = self._count("count_group", consumer=group)
+        counted = self._workspace.row("count_group", consumer=group)
         return [
             self._judge(Check(f"{group}-{name}", claim, examined), query, consumer=group, effect=effect)
             for name, claim, examined, query in (
@@ -137,41 +162,33 @@ class _Chain:
         ]
 
     def _judge(self, check: Check, query: str, **parameters: Any) -> Check:
-        rows = self._execute(query, **parameters).fetchall()
+        rows = self._workspace.execute(query, **parameters).fetchall()
         if rows:
             check.add(rows[0][0], [text for _, text in rows])
         return check
 
-    def _facts(self, bounds: Bounds) -> Facts:
+    def _facts(self) -> Facts:
         letters: dict[str, dict[str, int]] = {}
-        for group, outcome, count in self._execute("count_letters"):
+        for group, outcome, count in self._workspace.execute("count_letters"):
             letters.setdefault(group, {"open": 0, "redriven": 0, "dropped": 0})[outcome] = count
         lag = {
             group: {
                 partition: max(0, end - max(start, offsets.get(partition, 0)))
-                for partition, (start, end) in bounds.items()
+                for partition, (start, end) in self._bounds.items()
             }
             for group, offsets in self._committed.items()
         }
+        row = self._workspace.row
         return Facts(
-            **self._count("count_outbox"),
-            **self._count("count_records"),
-            **self._count("count_repeats"),
-            **self._count("count_removed_events"),
-            **self._count("count_repeated_letters"),
+            **row("count_outbox"),
+            **row("count_on_the_way"),
+            unread=dict.fromkeys(GROUPS, 0) | dict(self._workspace.execute("count_unread").fetchall()),
+            **row("count_records"),
+            **row("count_repeats"),
+            **row("count_moved", **self._layout),
+            **row("count_removed_events"),
+            **row("count_repeated_letters"),
             dead_letters=letters,
             lag=lag,
+            snapshot_s=round(self._workspace.held_s, 3),
         )
-
-    def _count(self, query: str, **parameters: Any) -> dict[str, int]:
-        with self._snapshot.cursor(row_factory=dict_row) as cursor:
-            row = cursor.execute(verify_queries[query], self._parameters | parameters).fetchone()
-        assert row is not None
-        return row
-
-    def _execute(self, query: str, **parameters: Any) -> psycopg.Cursor[Any]:
-        return self._snapshot.execute(verify_queries[query], self._parameters | parameters)
-
-
-def _size(bounds: Bounds) -> int:
-    return sum(end - start for start, end in bounds.values())

@@ -4,29 +4,27 @@ import re
 from collections.abc import Sequence
 
 from brewctl.config import Settings
-from brewctl.delivery import events
 from brewctl.delivery.broker import Record
-from brewctl.delivery.database import Connection
-from brewctl.delivery.events import Headers
-from brewctl.sql import verify_queries
+from brewctl.verify import contract
 from brewctl.verify.result import Check
-from brewctl.verify.topic import frame, order_of
+from brewctl.verify.topic import frame
+from brewctl.verify.workspace import Workspace
 
 _NUMBER = re.compile(rb"[0-9]{1,18}")
 _FIRST_NOTE = "dlq-reason"
 
 
 class Letters:
-    """Takes every record of the dead-letter topic. `snapshot` has the table `letter`."""
+    """Takes every record of the dead-letter topic."""
 
-    def __init__(self, settings: Settings, snapshot: Connection) -> None:
+    def __init__(self, settings: Settings, workspace: Workspace) -> None:
         self._topic = settings.topic.encode()
-        self._snapshot = snapshot
+        self._workspace = workspace
         self.check = Check("dead-letters", "each letter is a record of the topic")
 
     def take(self, letters: Sequence[Record]) -> None:
         """Note a batch in `letter`."""
-        with self._snapshot.cursor().copy(verify_queries["copy_letter"]) as copy:
+        with self._workspace.copy("copy_letter") as copy:
             for letter in letters:
                 self.check.examined += 1
                 # What died may be a letter itself: the last notes are this one's.
@@ -48,16 +46,8 @@ class Letters:
                     notes.get("dlq-group", b"").decode(errors="replace").replace("\0", "?"),
                     int(partition),
                     int(offset),
-                    order_of((letter.key or b"").decode(errors="replace")),
-                    _outbox_id(letter.value, letter.headers[:cut]),
+                    contract.order_of((letter.key or b"").decode(errors="replace")),
+                    contract.read(letter.value, letter.headers[:cut]).outbox_id,
                     frame(letter.key, letter.headers[:cut]),
                     None if "dlq-omitted" in notes else hash(letter.value or b""),
                 ))  # fmt: skip
-
-
-def _outbox_id(value: bytes | None, headers: Headers) -> int | None:
-    try:
-        event = events.read_record(value, headers)
-    except events.UnreadableError:
-        return None
-    return event.outbox_id if event else None

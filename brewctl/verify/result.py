@@ -31,6 +31,12 @@ class Facts:
     """What was counted. Repeats are copies of an event beyond its first, each with one explanation."""
 
     orders: int
+    ledger: int  # effects that the ledger has, where one is kept
+    unpublished: int  # rows on their way to the topic
+    unread: dict[str, int]  # group → effects on their way, of published events
+    oldest_s: float  # of what is on its way
+    moved_keys: int  # in two partitions since partitions were added
+    snapshot_s: float  # how long the snapshot was held, and with it what VACUUM could have removed
     outbox_rows: int
     other_topics: int  # of the rows: for another topic, which is not read
     published: int
@@ -49,6 +55,13 @@ class Facts:
     dead_letters: dict[str, dict[str, int]]  # group → open, redriven, dropped
     dead_letters_repeated: int
     lag: dict[str, dict[int, int]]  # group → partition → records that it has not committed
+
+    @property
+    def on_the_way(self) -> str:
+        """What is not through yet and younger than the bound, in words; "" where nothing is."""
+        moving = [f"{self.unpublished} unpublished"] * bool(self.unpublished)
+        moving += [f"{count} unread by {group}" for group, count in self.unread.items() if count]
+        return ", ".join([*moving, f"the oldest for {self.oldest_s:.1f} s"]) if moving else ""
 
 
 @dataclass(frozen=True)
@@ -77,6 +90,8 @@ class Verification:
         if not facts.orders:
             return "verdict: nothing to verify: there is no order yet"
         remarks = [f"{facts.orders} orders", *_remarks(facts)]
+        if moving := facts.on_the_way:
+            return f"verdict: no promise is broken; on the way: {moving} ({', '.join(remarks)})"
         return f"verdict: every order was published, reserved and notified exactly once ({', '.join(remarks)})"
 
 

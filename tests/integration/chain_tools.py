@@ -82,14 +82,15 @@ class Chain:
         headers = [(name, str(twin).encode() if name == "outbox-id" else value) for name, value in row.headers]
         return row._replace(outbox_id=twin, headers=headers)
 
-    def mark(self, *rows: Row, partition: int = 0, offset: int = 0) -> None:
-        mark_published(self.rig.connection, [row.outbox_id for row in rows], partition=partition, offset=offset)
+    def mark(self, *rows: Row, partition: int = 0, offset: int = 0, node: str = "order-1") -> None:
+        ids = [row.outbox_id for row in rows]
+        mark_published(self.rig.connection, ids, partition=partition, offset=offset, node=node)
 
     def send(self, row: Row, *, partition: int = 0, node: str = "order-1", **wrong: Any) -> int:
         """Publish a row, with a wrong `key`, `value` or `headers`, and return the record's offset."""
         headers = wrong.get("headers", replaced(row.headers, publisher_node=node.encode()))
         offset = self.raw(wrong.get("key", row.key), wrong.get("value", row.value), headers, partition=partition)
-        self.mark(row, partition=partition, offset=offset)
+        self.mark(row, partition=partition, offset=offset, node=node)
         return offset
 
     def raw(

@@ -47,11 +47,16 @@ def add_event(rig: Rig, order_id: str, connection: psycopg.Connection[tuple[obje
 
 
 def mark_published(
-    connection: psycopg.Connection[tuple[object, ...]], ids: Sequence[object], *, partition: int = 0, offset: int = 0
+    connection: psycopg.Connection[tuple[object, ...]],
+    ids: Sequence[object],
+    *,
+    partition: int = 0,
+    offset: int = 0,
+    node: str = "order-1",
 ) -> None:
     """Mark rows as published to the offsets from one on."""
     offsets = list(range(offset, offset + len(ids)))
-    marks = {"node": "order-1", "ids": ids, "partitions": [partition] * len(ids), "offsets": offsets}
+    marks = {"node": node, "ids": ids, "partitions": [partition] * len(ids), "offsets": offsets}
     connection.execute(queries["mark_published"], marks)
 
 

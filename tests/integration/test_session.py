@@ -231,8 +231,10 @@ def test_a_call_whose_connection_was_dead_is_asked_with_another(rig: Rig, monkey
     with database.open_pool(rig.settings, name="ended", size=2) as pool:
         monkeypatch.setattr(database, "has_news", lambda *_args, **_kwargs: False)
         end_all(rig, "ended")
-        writer = GroupCommit(rig.settings, pool, pool, notify=lambda: None)
-        assert writer.create_alone(new, left_s=lambda: 20.0, doubtful=False) == new.order
+        created = database.ask(
+            pool, lambda connection: orders.create(connection, new, topic=rig.settings.topic), wait_s=20
+        )
+        assert created == new.order
         end_all(rig, "ended")
         assert database.ask(pool, lambda connection: orders.get(connection, new.order.order_id), wait_s=20) == new.order
 

@@ -8,6 +8,7 @@ import pytest
 from brewctl.config import Settings
 from brewctl.lab import chaos
 from brewctl.lab.history import Act, Sample
+from brewctl.lab.result import Result
 from brewctl.lab.stage import Stage
 from brewctl.lab.watch import Watch
 
@@ -54,7 +55,7 @@ def test_what_was_seen_before_the_last_order_ends_no_wait(
     monkeypatch.setattr(chaos, "_CATCH_UP_S", 0.2)
     watch = Watch(Settings())
     watch.samples.append(Sample(at_s, 5, 0, 5, 5))
-    result = chaos.Result("any")
+    result = Result("any")
     stage = cast("Stage", SimpleNamespace(while_waiting=[]))
     plan = chaos.Plan(orders=5, rate=1.0, seed=1, session_s=6.0)
     play = chaos._Play(Settings(), stage, plan, result, Act("any", "any"), watch, lambda _at_s, _text: None)

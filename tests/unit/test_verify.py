@@ -6,7 +6,8 @@ import pytest
 
 from brewctl.verify import Check, Facts, Verification
 
-FACTS = Facts(**{field.name: 0 for field in dataclasses.fields(Facts) if field.type is int}, dead_letters={}, lag={})
+NUMBERS = {field.name: 0 for field in dataclasses.fields(Facts) if field.type in {int, float}}
+FACTS = Facts(**NUMBERS, dead_letters={}, lag={}, unread={})
 
 REMARKS = "2 orders, 3 repeats in the topic, 4 open dead letters, 1 events no longer in the topic"
 
@@ -35,6 +36,11 @@ def test_foreign_text_moves_no_cursor() -> None:
             {"orders": 2, "repeats": 3, "removed_events": 1, "dead_letters": {"inventory": {"open": 4, "dropped": 1}}},
             [],
             "every order was published, reserved and notified exactly once (" + REMARKS + ")",
+        ),
+        (
+            {"orders": 4, "unpublished": 1, "unread": {"inventory": 2, "notifications": 0}, "oldest_s": 3.21},
+            [],
+            "no promise is broken; on the way: 1 unpublished, 2 unread by inventory, the oldest for 3.2 s (4 orders)",
         ),
         ({"orders": 2}, [Check("lost", "", 2, 1), Check("strangers", "", 2, 0)], "FAILED: lost 1"),
         (
