@@ -110,14 +110,6 @@ def _check(connection: BoundedConnection) -> None:
             connection.execute("")
 
 
-def require_direct(connection: BoundedConnection, command: str) -> None:
-    """Raise BrewError where a pooler stands between: what lasts longer than a transaction is not ours there."""
-    if connection.pooled:
-        where = place(connection.session.url)
-        hint = f"name postgres itself: BREW_DATABASE_URL=postgresql://… {command}"
-        raise BrewError(f"`{command}` needs a connection of its own, and {where} is a pooler", hint=hint)
-
-
 def has_news(connection: Connection, *, within_s: float) -> bool:
     """Say whether the server has written something that nobody asked for, such as a goodbye, within `within_s`."""
     poll = select.poll()

@@ -2,9 +2,6 @@
 -- ones, in one REPEATABLE READ transaction that writes nothing else; everything after that is asked of the copies.
 -- A query of a check returns the first `shown` offenders: how many there are in all, and a line of text.
 
--- session --
-SELECT pg_backend_pid()
-
 -- bounds --
 -- This session's own bounds, in milliseconds: whole tables are read. `local`: of this transaction alone.
 SELECT set_config('statement_timeout', %(statement_ms)s, %(local)s),

@@ -13,7 +13,6 @@ from psycopg.conninfo import make_conninfo
 from brewctl.config import Settings
 from brewctl.delivery import database, orders
 from brewctl.delivery.broker import Producer
-from brewctl.delivery.group_commit import GroupCommit
 from brewctl.delivery.outbox import Publisher
 from brewctl.doctor import Verdict, postgres
 from brewctl.errors import UnreachableError
