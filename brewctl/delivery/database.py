@@ -117,14 +117,17 @@ def has_news(connection: Connection, *, within_s: float) -> bool:
     return bool(poll.poll(within_s * 1000))
 
 
-def missing_tables(connection: Connection) -> list[str]:
-    """Name the tables, columns, keys and indexes that the roles need and that are not there. Locks no table."""
-    return [str(part) for part in schema.missing(connection) if part.is_needed]
+def missing_tables(connection: Connection, *, reading: bool = False) -> list[str]:
+    """Name the tables, columns, keys and indexes that the roles need and that are not there. Locks no table.
+
+    `reading`: only what a query fails without, so no key and no index.
+    """
+    return [str(part) for part in schema.missing(connection) if (part.is_read if reading else part.is_needed)]
 
 
-def check_schema(connection: Connection) -> None:
-    """Raise BrewError where something that the roles need is missing."""
-    if missing := missing_tables(connection):
+def check_schema(connection: Connection, *, reading: bool = False) -> None:
+    """Raise BrewError where something that the roles need is missing, or, with `reading`, that a query needs."""
+    if missing := missing_tables(connection, reading=reading):
         raise BrewError(f"missing in postgres: {', '.join(missing)}", hint="run `brewctl db init`")
 
 

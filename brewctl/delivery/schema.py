@@ -63,9 +63,14 @@ class Part:
     invalid: bool = False
 
     @property
+    def is_read(self) -> bool:
+        """Whether a query fails without it."""
+        return self.kind in {Kind.TABLE, Kind.COLUMN}
+
+    @property
     def is_needed(self) -> bool:
         """Whether a role must not work without it: its statements would fail, or let repeats through."""
-        return self.kind in {Kind.TABLE, Kind.COLUMN, Kind.KEY} or "UNIQUE" in self.statement or self.name in _NEEDED
+        return self.is_read or self.kind is Kind.KEY or "UNIQUE" in self.statement or self.name in _NEEDED
 
     def __str__(self) -> str:
         match self.kind:

@@ -27,8 +27,7 @@ def _pooler(connection: BoundedConnection) -> Finding:
     if not connection.pooled:
         return ok("pooler", "none: postgres itself answers")
     found = "one, such as PgBouncer, stands between: each transaction brings its own bounds"
-    mend = "for `brewctl verify`, name postgres itself in BREW_DATABASE_URL; the roles work with either"
-    return warn("pooler", found, mend=mend)
+    return ok("pooler", found)
 
 
 def _encoding(name: str) -> Finding:

@@ -81,6 +81,7 @@ def isolation_of_others(settings: Settings) -> tuple[str, str] | None:
             settings.database_url,
             autocommit=True,
             application_name="brewctl doctor",
+            client_encoding="UTF8",  # an SQL_ASCII database's text comes as bytes otherwise
             connect_timeout=settings.limits.database_connect_s,
         ) as plain,
     ):

@@ -136,7 +136,7 @@ def open_workspace(settings: Settings, parameters: dict[str, Any], *, statement_
     Raises UnreachableError, BrewError where a table is missing or a statement takes longer than `statement_s` seconds.
     """
     with database.connect(settings) as connection:
-        database.check_schema(connection)
+        database.check_schema(connection, reading=True)
         workspace = Workspace(settings, connection, parameters, statement_s=statement_s)
         with workspace.open():
             yield workspace

@@ -154,7 +154,7 @@ def test_a_statement_that_fails_is_rolled_back_alone(connection: BoundedConnecti
 
 def test_the_doctor_says_that_a_pooler_stands_between(settings: Settings) -> None:
     found = {each.check: each for each in postgres.check(settings)}
-    assert found["pooler"].verdict is Verdict.WARN
+    assert "PgBouncer" in found["pooler"].found
     assert found["session"].verdict is Verdict.OK
 
 
@@ -167,9 +167,7 @@ def test_commands_work_or_say_what_they_need(rig: Rig, settings: Settings) -> No
     assert orders.write(rig.connection, [new], topic=settings.topic) == {new.id}
     assert run("trace", str(new.id), env=env).stdout.count("created") == 1
     done = run("verify", env=env)
-    assert done.returncode == 1
-    assert re.search(r"is a pooler: name postgres itself: BREW_DATABASE_URL=\S+ brewctl verify$", done.stderr.strip())
-    rig.connection.execute("DELETE FROM outbox")
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_pooler_of_statements_is_named(rig: Rig) -> None:
