@@ -50,6 +50,8 @@ _BLAMED = {
     "PGTARGETSESSIONATTRS": re.compile("session is|hot standby"),
     "PGSERVICE": re.compile("definition of service|service file"),
     "PGREQUIREPEER": re.compile("peer"),
+    "PGHOST": re.compile("refused|timeout|not known|could not translate|resolve host|No such file"),
+    "PGPORT": re.compile("refused|timeout|No such file"),
 }
 # PostgreSQL's names know no case; these are written as it shows them.
 _SHOWN = {"datestyle": "DateStyle", "timezone": "TimeZone"}
@@ -167,11 +169,14 @@ def explicit(given: Mapping[str, Any]) -> dict[str, Any]:
 def blamed(error: Exception, url: str) -> list[str]:
     """Name the variables of the shell that are in force for this URL and that a refusal has to do with."""
     given = explicit(conninfo_to_dict(url))
-    prefixes = tuple(prefix for prefix, pattern in _BLAMED.items() if pattern.search(str(error)))
+    text = str(error)
+    prefixes = tuple(prefix for prefix, pattern in _BLAMED.items() if pattern.search(text))
     return sorted(
         variable
         for keyword, variable, _ in _variables()
-        if variable in os.environ and keyword not in given and variable.startswith(prefixes)
+        if variable in os.environ
+        and keyword not in given
+        and (variable.startswith(prefixes) or f'option "{keyword}"' in text or f"invalid {keyword} value" in text)
     )
 
 
