@@ -14,8 +14,10 @@ from typing import Self
 
 import psutil
 import psycopg
+from psycopg.conninfo import conninfo_to_dict
 
 from brewctl.config import Settings, environment
+from brewctl.delivery.session import explicit
 from brewctl.errors import BrewError, ExitCode
 from brewctl.lab.nodes import CAST, ORDER_NODES, Node, Nodes, command
 from brewctl.lab.proxy import Proxy
@@ -223,8 +225,9 @@ class Stage:
     @contextlib.contextmanager
     def postgres(self) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
         """Open a connection past the faulty network, for what only an administrator does."""
+        server = explicit(conninfo_to_dict(self.settings.database_url))
         with psycopg.connect(
-            self.settings.database_url, autocommit=True, application_name="chaos", connect_timeout=5
+            **server | {"application_name": "chaos", "connect_timeout": 5}, autocommit=True
         ) as connection:
             yield connection
 
