@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from brewctl.config import Settings
 from brewctl.delivery import database
 from brewctl.delivery.database import Connection
-from brewctl.doctor import session
+from brewctl.doctor import in_force
 from brewctl.doctor.finding import Finding, fail, ok, warn
 from brewctl.sql import doctor_queries, schema
 
@@ -52,7 +52,7 @@ def check(settings: Settings) -> Iterator[Finding]:
         asked = connection.execute(doctor_queries["settings"], {"names": list(_ASKED)})
         found = {name: Setting(value, source) for name, value, source in asked}
         yield _version(found, where)
-        yield from session.check(connection)
+        yield from in_force.check(connection)
         lacking = list(dict.fromkeys([*database.missing_tables(connection), *_lacking(connection, _INDEXES)]))
         yield _schema(lacking, set(_DROPPED) - set(_lacking(connection, _DROPPED)))
         name = connection.info.dbname
