@@ -28,8 +28,8 @@ class BoundedConnection(Connection):
     statement_timeout is counted by the server, and TCP's timeouts end once its kernel has the question: neither
     helps against a stopped server or a proxy that swallows bytes.
 
-    Behind a pooler each transaction may be another server session's: so it begins with all its settings, in the same
-    round trip; a statement outside one gets a transaction of its own; and none is prepared.
+    Behind a pooler each transaction may run in another session of the server. So each begins with all its settings, in
+    the round trip of its BEGIN; a statement outside a transaction gets one of its own; and no statement is prepared.
     """
 
     session: Session
@@ -37,7 +37,7 @@ class BoundedConnection(Connection):
     # What the session's statements are bounded by, as the server counts.
     statement_s: float = limits.database_statement_s
     pooled = False  # whether a pooler, such as PgBouncer, stands between
-    began = False  # whether a transaction has begun; who wants to know sets it back
+    began = False  # set when a transaction begins, never unset here: see `database.ask`
     _until: float | None = None
     _transaction_s: float = math.inf
 
@@ -63,7 +63,7 @@ class BoundedConnection(Connection):
         pid, ours = self.execute(queries["session"]).fetchone() or (0, False)
         if ours and pid == self.info.backend_pid:
             return
-        # One that pools statements takes no transaction, and says so in answer to a BEGIN that comes alone.
+        # A pooler in statement mode takes no transaction. It says so where BEGIN is sent alone; else it just hangs up.
         self.execute("BEGIN")
         self.execute("ROLLBACK")
         self.pooled = True
@@ -118,8 +118,8 @@ class BoundedConnection(Connection):
     def transaction_of_one(self) -> Iterator[None]:
         """Run the one statement inside in a transaction: BEGIN, the settings, it, COMMIT, in one round trip.
 
-        Raises what ended it, rolled back. An error that ended the connection too has no SQLSTATE: the statement may
-        be committed.
+        Raises what psycopg raises. After an error with an SQLSTATE it was rolled back; where the connection was lost
+        the error has none, for the statement may be committed.
         """
         try:
             with self.pipeline():

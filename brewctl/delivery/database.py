@@ -1,6 +1,7 @@
 """PostgreSQL: connections, the pool, the schema, and its errors in the user's words."""
 
 import contextlib
+import os
 import select
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -47,8 +48,11 @@ def place(url: str) -> str:
         raise UsageError("BREW_DATABASE_URL is no PostgreSQL URL", hint=_EXAMPLE) from None
     if not all(0 < port < _PORTS for port in ports):
         raise UsageError(f"BREW_DATABASE_URL has no such port: {ports[0]}", hint=_EXAMPLE)
-    host = parts.get("host") or parts.get("hostaddr") or "localhost"
-    return f"{host}:{parts.get('port', 5432)}/{parts.get('dbname', parts.get('user', ''))}"
+    # What the URL leaves out the shell may say.
+    host = parts.get("host") or parts.get("hostaddr") or os.environ.get("PGHOST") or "localhost"
+    port = parts.get("port") or os.environ.get("PGPORT") or 5432
+    name = parts.get("dbname") or os.environ.get("PGDATABASE") or parts.get("user") or os.environ.get("PGUSER") or ""
+    return f"{host}:{port}/{name}"
 
 
 @contextlib.contextmanager
@@ -158,10 +162,11 @@ def explained(settings: Settings) -> Iterator[None]:
         if "statement pooling mode" in str(error):
             message = f"the pooler at {place(settings.database_url)} pools statements, and orders need transactions"
             raise BrewError(message, hint=_ANOTHER_MODE) from error
-        if "invalid" in str(error) and "value" in str(error):  # an option of the URL, such as sslmode
+        variables = blamed(error, settings.database_url)
+        if not variables and "invalid" in str(error) and "value" in str(error):  # of the URL, such as sslmode
             raise UsageError(f"BREW_DATABASE_URL: {str(error).splitlines()[0]}", hint=_EXAMPLE) from error
         hint = "run `brewctl up`, or set BREW_DATABASE_URL"
-        if variables := blamed(error, settings.database_url):
+        if variables:
             hint = f"unset {' and '.join(variables)}, or say in BREW_DATABASE_URL what holds for this server"
         raise UnreachableError(f"postgres {place(settings.database_url)} {_reason(error)}", hint=hint) from error
     except psycopg.Error as error:

@@ -22,22 +22,27 @@ from brewctl.sql import queries
 MARK = "brewctl.session"
 # What a pooler says that takes no options in the startup packet: PgBouncer, then RDS Proxy.
 _REFUSALS = ("unsupported startup parameter", "command-line options")
-# Words of the `options` in a URL, as the server reads them: a backslash keeps the character after it.
+# Words of the `options` in a URL, split as the server splits them: a backslash keeps the character after it.
 _WORD = re.compile(r"(?:\\.|[^\s\\])+", re.DOTALL)
 _SETTING = re.compile(r"([A-Za-z_][\w.-]*)=(.*)", re.DOTALL)
-# libpq sends them to the server, or reads a file of its own, without a keyword that a connection string could have.
+# libpq sends these to the server, and no keyword of a connection string wins over them.
 _WITHOUT_KEYWORD = ("PGDATESTYLE", "PGTZ", "PGGEQO")
-# What the URL leaves out of where, as whom and with what secret is the shell's to say, as in psql. But none of its
-# variables changes what a session means, or moves a host that the URL names elsewhere.
+# Keywords whose variables never count: they would change what a session means, or lead a host that the URL names to
+# another address. Host, port, user, database and password come from the shell where the URL leaves them out.
 _MEANING = frozenset({"hostaddr", "options", "client_encoding"})
-# How a server is spoken to.
+# Keywords of how a server is spoken to, by their beginnings. Their variables count for servers on other machines.
 _MANNER = (
     *("ssl", "gss", "krb", "channel_binding", "require_auth", "requirepeer"),
-    *("target_session_attrs", "load_balance_hosts"),
+    *("target_session_attrs", "load_balance_hosts", "min_protocol", "max_protocol"),
 )
 # What libpq means by a keyword that is not given, where it does not say so itself.
-_UNSAID = {"sslcertmode": "allow", "require_auth": "scram-sha-256,md5,password,gss,sspi,none"}
-# Which variables decide what a refusal is about.
+_UNSAID = {
+    "sslcertmode": "allow",
+    "require_auth": "scram-sha-256,md5,password,gss,sspi,none",
+    "min_protocol_version": "3.0",
+    "max_protocol_version": "3.0",
+}
+# Variables, by their beginnings, and what an error says that they can cause.
 _BLAMED = {
     "PGSSL": re.compile(r"\bssl|\btls|certificate", re.IGNORECASE),
     "PGREQUIRESSL": re.compile("SSL"),
@@ -50,6 +55,8 @@ _BLAMED = {
     "PGTARGETSESSIONATTRS": re.compile("session is|hot standby"),
     "PGSERVICE": re.compile("definition of service|service file"),
     "PGREQUIREPEER": re.compile("peer"),
+    "PGHOST": re.compile("refused|timeout|not known|could not translate|resolve host|No such file"),
+    "PGPORT": re.compile("refused|timeout|No such file"),
 }
 # PostgreSQL's names know no case; these are written as it shows them.
 _SHOWN = {"datestyle": "DateStyle", "timezone": "TimeZone"}
@@ -112,11 +119,11 @@ class Session:
         }
 
     def refused(self, error: psycopg.OperationalError) -> bool:
-        """Note whether a pooler has refused the options: without them it takes the connection."""
-        if self.takes_options and any(refusal in str(error) for refusal in _REFUSALS):
-            self.takes_options = False
-            return True
-        return False
+        """Say, and note, whether a pooler has refused the options: without them it takes the connection."""
+        refused = any(refusal in str(error) for refusal in _REFUSALS)
+        if refused:
+            self.takes_options = False  # for the pool's other connections too
+        return refused
 
     def transaction_settings(self, statement_s: float) -> tuple[str, dict[str, list[str]]]:
         """Return the statement that gives one transaction these settings, which end with it."""
@@ -167,11 +174,14 @@ def explicit(given: Mapping[str, Any]) -> dict[str, Any]:
 def blamed(error: Exception, url: str) -> list[str]:
     """Name the variables of the shell that are in force for this URL and that a refusal has to do with."""
     given = explicit(conninfo_to_dict(url))
-    prefixes = tuple(prefix for prefix, pattern in _BLAMED.items() if pattern.search(str(error)))
+    text = str(error)
+    prefixes = tuple(prefix for prefix, pattern in _BLAMED.items() if pattern.search(text))
     return sorted(
         variable
         for keyword, variable, _ in _variables()
-        if variable in os.environ and keyword not in given and variable.startswith(prefixes)
+        if variable in os.environ
+        and keyword not in given
+        and (variable.startswith(prefixes) or f'option "{keyword}"' in text or f"invalid {keyword} value" in text)
     )
 
 

@@ -8,7 +8,7 @@ from brewctl.config import Settings
 from brewctl.delivery import database, schema
 from brewctl.delivery.database import Connection
 from brewctl.delivery.schema import Kind
-from brewctl.doctor import session, sessions
+from brewctl.doctor import in_force, sessions
 from brewctl.doctor.finding import Finding, fail, ok, warn
 from brewctl.sql import doctor_queries
 
@@ -51,7 +51,7 @@ def check(settings: Settings) -> Iterator[Finding]:
         asked = connection.execute(doctor_queries["settings"], {"names": list(_ASKED)})
         found = {name: Setting(value, source) for name, value, source in asked}
         yield _version(found, where)
-        yield from session.check(connection)
+        yield from in_force.check(connection)
         parts = schema.missing(connection)
         lacking = [str(part) for part in parts if part.kind is not Kind.LEFTOVER]
         yield _schema(lacking, {part.name for part in parts if part.kind is Kind.LEFTOVER})

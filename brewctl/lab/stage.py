@@ -14,9 +14,11 @@ from typing import Self
 
 import psutil
 import psycopg
+from psycopg.conninfo import conninfo_to_dict
 
 from brewctl import stdout
 from brewctl.config import Settings, environment
+from brewctl.delivery.session import explicit
 from brewctl.errors import BrewError, ExitCode
 from brewctl.lab import ledger
 from brewctl.lab.nodes import CAST, ORDER_NODES, Node, Nodes, command
@@ -228,8 +230,9 @@ class Stage:
     @contextlib.contextmanager
     def postgres(self) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
         """Open a connection past the faulty network, for what only an administrator does."""
+        server = explicit(conninfo_to_dict(self.settings.database_url))
         with psycopg.connect(
-            self.settings.database_url, autocommit=True, application_name="chaos", connect_timeout=5
+            **server | {"application_name": "chaos", "connect_timeout": 5}, autocommit=True
         ) as connection:
             yield connection
 

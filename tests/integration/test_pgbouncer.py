@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -178,6 +179,18 @@ def test_a_pooler_of_statements_is_named(rig: Rig) -> None:
         assert "pool_mode = transaction" in caught.value.hint
 
 
+class Counting(Watch):
+    """Keeps why it had no connection."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.lost: list[BrewError] = []
+
+    def _lost(self, error: BrewError) -> None:
+        super()._lost(error)
+        self.lost.append(error)
+
+
 def test_the_watch_sees_through_a_pooler_that_waits_for_its_server(rig: Rig) -> None:
     """PgBouncer takes a client while its server is away: that alone does not say that the database is back."""
     told: list[bool] = []
@@ -185,7 +198,7 @@ def test_the_watch_sees_through_a_pooler_that_waits_for_its_server(rig: Rig) -> 
     limits = Limits(database_connect_s=2, database_statement_s=3, database_answer_s=3.5, database_look_s=0.5)
     with pooled(rig.settings.database_url) as url:
         settings = dataclasses.replace(rig.settings, database_url=url, limits=limits)
-        watch = Watch(settings, (), name="watch")
+        watch = Counting(settings, (), name="watch")
         watch.on_change = told.append
         thread = threading.Thread(target=watch.run, args=(stop,))
         thread.start()
@@ -194,7 +207,8 @@ def test_the_watch_sees_through_a_pooler_that_waits_for_its_server(rig: Rig) -> 
                 pass
             tell(url, "PAUSE")
             wait_until("a database that is away", lambda: watch.away and told == [False], timeout_s=60)
-            stop.wait(5)
+            seen = len(watch.lost)
+            wait_until("more tries to connect", lambda: len(watch.lost) >= seen + 3, timeout_s=120)
             assert told == [False]
             tell(url, "RESUME")
             wait_until("a database that is back", lambda: told == [False, True], timeout_s=60)

@@ -91,17 +91,21 @@ def test_a_service_is_no_part_of_a_url_that_names_a_host(url: str, kept: bool, m
 
 
 @pytest.mark.parametrize(
-    ("message", "variables"),
+    ("url", "message", "variables"),
     [
-        ("server does not support SSL, but SSL was required", ["PGREQUIRESSL", "PGSSLMODE"]),
-        ('password authentication failed for user "brew"', ["PGPASSWORD", "PGUSER"]),
-        ("connection refused", []),
-        ("could not translate host name: Name or service not known", []),
+        ("db.example/shop", "server does not support SSL, but SSL was required", ["PGREQUIRESSL", "PGSSLMODE"]),
+        ("db.example/shop?sslmode=require", "server does not support SSL, but SSL was required", []),
+        ("db.example/shop", 'password authentication failed for user "brew"', ["PGPASSWORD", "PGUSER"]),
+        ("brew:secret@db.example/shop", 'password authentication failed for user "brew"', []),
+        ("db.example/shop", 'invalid sslmode value: "1"', ["PGREQUIRESSL", "PGSSLMODE"]),
+        ("db.example/shop", 'invalid integer value "x" for connection option "port"', ["PGPORT"]),
+        ("db.example/shop", "could not translate host name: Name or service not known", []),
+        ("/shop", "connection refused", ["PGHOST", "PGPORT"]),
     ],
 )
 def test_which_variables_a_refusal_has_to_do_with(
-    message: str, variables: list[str], monkeypatch: pytest.MonkeyPatch
+    url: str, message: str, variables: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("PGSSLMODE", "PGREQUIRESSL", "PGPASSWORD", "PGUSER"):
+    for name in ("PGHOST", "PGPORT", "PGSSLMODE", "PGREQUIRESSL", "PGPASSWORD", "PGUSER"):
         monkeypatch.setenv(name, "1")
-    assert session.blamed(Exception(message), "postgresql://db.example/shop") == variables
+    assert session.blamed(Exception(message), f"postgresql://{url}") == variables

@@ -66,5 +66,5 @@ def _search_path(path: str, whose: str) -> Iterator[Finding]:
     if path.replace(" ", "") != _DEFAULT_PATH.replace(" ", ""):
         found = f"the {whose} says {path}: brewctl keeps to {_DEFAULT_PATH}, so that all roles share the same tables"
         option = quote(f"-csearch_path={path.replace(' ', '')}", safe="-")
-        mend = f"where the tables are in there, add `?options={option}` to BREW_DATABASE_URL"
+        mend = f"if the tables are there, add `?options={option}` to BREW_DATABASE_URL"
         yield warn("search_path", found, mend=mend)
