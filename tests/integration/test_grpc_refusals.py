@@ -9,7 +9,6 @@ import grpc
 import pytest
 
 from brewctl.client import OrderClient
-from brewctl.delivery import refusals
 from brewctl.errors import BrewError, UnreachableError
 from tests.conftest import Rig, open_rig
 from tests.integration.grpc_tools import Answer, Service, answer, failing, order, rows_of, somebody
@@ -239,8 +238,3 @@ def test_nothing_that_answers_ends_the_writer(
                 assert node.client.create(idempotency_key=key).code is grpc.StatusCode.INTERNAL
     assert "something unforeseen" in capsys.readouterr().out
     assert node.client.create(idempotency_key=key).code is OK, "the writer goes on"
-
-
-@pytest.mark.parametrize("error", [ValueError("\ud800"), RuntimeError()])
-def test_words_of_any_exception_are_a_line(error: Exception) -> None:
-    assert refusals.words(error)
