@@ -211,6 +211,8 @@ class _Failure:
         """Return what the caller is told where nothing was written."""
         if self._code is grpc.StatusCode.INVALID_ARGUMENT:
             return UsageError(self._details)
+        if self._code is grpc.StatusCode.FAILED_PRECONDITION:
+            return BrewError(self.text, hint="change the order, or the trigger or constraint that refuses it")
         if not self.worth_a_retry:
             return BrewError(self.text)
         port = self._address.rpartition(":")[2]

@@ -1,6 +1,7 @@
-"""An order-service: whether one answers at its address, and whether it takes orders."""
+"""An order-service: whether one answers at its address, says that it serves, and does."""
 
 import socket
+import uuid
 from collections.abc import Iterator
 
 import grpc
@@ -8,7 +9,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from brewctl.client import DIRECT
 from brewctl.doctor.finding import Finding, fail, ok, warn
-from brewctl.proto import orders_pb2
+from brewctl.proto import orders_pb2, orders_pb2_grpc
 
 _SERVICE = orders_pb2.DESCRIPTOR.services_by_name["OrderService"].full_name
 _CONNECT_S = 2.0
@@ -18,7 +19,7 @@ _CHECK = "order-service"
 
 
 def check(address: str) -> Iterator[Finding]:
-    """Look for one at HOST:PORT, as a load balancer would."""
+    """Look for one at HOST:PORT: as a load balancer would, then with a call that needs its threads and its database."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
@@ -36,17 +37,43 @@ def check(address: str) -> Iterator[Finding]:
         except grpc.RpcError as error:
             yield _stranger(address, error.code())
         else:
-            yield _health(address, answer.status)
+            yield _reads(address, channel) if answer.status == _STATUS.SERVING else _unhealthy(address, answer.status)
 
 
-def _health(address: str, status: int) -> Finding:
-    found = f"{address} is {_STATUS.Name(status)}"
-    if status == _STATUS.SERVING:
-        return ok(_CHECK, found)
+def _unhealthy(address: str, status: int) -> Finding:
     return fail(
         _CHECK,
-        f"{found}: its database is away, or it stops",
+        f"{address} is {_STATUS.Name(status)}: its database is away, or it stops",
         mend="see database_away in its log, as `brewctl logs` shows it",
+    )
+
+
+def _reads(address: str, channel: grpc.Channel) -> Finding:
+    """Ask for an order that nobody has made: the answer is that it is not there."""
+    request = orders_pb2.GetRequest(order_id=str(uuid.uuid4()))
+    try:
+        orders_pb2_grpc.OrderServiceStub(channel).Get(request, timeout=_ANSWER_S)  # type: ignore[no-untyped-call]
+    except grpc.RpcError as error:
+        code, details = error.code(), " ".join(str(error.details()).split())
+    else:
+        code, details = grpc.StatusCode.OK, ""
+    found = f"{address} is SERVING"
+    if code is grpc.StatusCode.NOT_FOUND:
+        return ok(_CHECK, f"{found}, and answers calls")
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return warn(
+            _CHECK, f"{found}, and turns calls away ({details})", mend="start another with `brewctl start order`"
+        )
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return fail(
+            _CHECK,
+            f"{found}, and answers no call within {_ANSWER_S:g} s",
+            mend="see its log, as `brewctl logs` shows it, and pg_stat_activity for a session that holds a lock",
+        )
+    return fail(
+        _CHECK,
+        f"{found}, and answers calls {code.name} ({details})",
+        mend="see its log, as `brewctl logs` shows it",
     )
 
 

@@ -162,16 +162,18 @@ def test_an_answer_that_is_not_read_ends_with_its_time_and_delays_nobody(service
 
 
 def test_watchers_that_hang_up_at_an_outage_stop_nobody(rig: Rig, servers: dict[str, str]) -> None:
-    watchers = 20
+    watchers = 60  # telling so many takes longer than the first ones need to hang up
     node, address = rig.serve("order-watched")
     heard: list[int] = []
 
     def watch() -> None:
         with grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
-            asked = health_pb2.HealthCheckRequest(service=SERVICE)
-            for told in health_pb2_grpc.HealthStub(channel).Watch(asked, timeout=120):
+            about = health_pb2.HealthCheckRequest(service=SERVICE)
+            call = health_pb2_grpc.HealthStub(channel).Watch(about, timeout=120)
+            for told in call:
                 heard.append(told.status)
                 if told.status == NOT_SERVING:
+                    call.cancel()
                     return
 
     threads = [threading.Thread(target=watch, daemon=True) for _ in range(watchers)]
@@ -180,7 +182,7 @@ def test_watchers_that_hang_up_at_an_outage_stop_nobody(rig: Rig, servers: dict[
             thread.start()
         wait_until("watchers", lambda: heard.count(SERVING) == watchers, timeout_s=20)
         with refused_connections(rig, servers, node.name):
-            wait_until("the news", lambda: heard.count(NOT_SERVING) == watchers, timeout_s=30)
+            wait_until("the news", lambda: heard.count(NOT_SERVING) == watchers, timeout_s=30, every_s=0.5)
             assert service.create(timeout=20).code is grpc.StatusCode.UNAVAILABLE
         wait_until("a healthy service", lambda: service.health().response.status == SERVING, timeout_s=20)
         is_well(service)

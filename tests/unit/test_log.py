@@ -175,3 +175,19 @@ def test_a_sum_is_logged_once_a_period_at_most_and_loses_nothing(monkeypatch: py
     done.tell(at_once=True)
     done.tell(at_once=True)
     assert logger.lines[3:] == [("published", {"rows": 2})]
+
+
+def test_a_line_that_many_calls_give_rise_to_is_said_once_and_counts_the_others() -> None:
+    program = """
+seldom = log.Seldom(logger, "refused", every_s=3600)
+print([seldom.warn(reason=str(number)) for number in range(3)], file=sys.stderr)
+seldom._told_at -= 3601
+seldom.warn(reason="again")
+"""
+    first, said, last = logged(program)
+    assert said == "[True, False, False]"
+    assert "event=refused" in first
+    assert "reason=0" in first
+    assert "left_out" not in first
+    assert "reason=again" in last
+    assert "left_out=2" in last
