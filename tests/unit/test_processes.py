@@ -213,6 +213,11 @@ def test_a_server_that_does_not_answer_in_time(spawn: Spawn) -> None:
         processes.wait_ready([spawn("sleep", "600")], lambda: False, timeout_s=0)
 
 
+def test_a_server_that_does_not_answer_in_time_says_what_the_last_try_was_told(spawn: Spawn) -> None:
+    with pytest.raises(BrewError, match=r"^server does not answer on port 1 after 0 s \(it speaks no TLS\)\n"):
+        processes.wait_ready([spawn("sleep", "600")], lambda: False, timeout_s=0, why=lambda: "it speaks no TLS")
+
+
 def test_the_tail_is_the_last_lines(tmp_path: Path) -> None:
     log = tmp_path / "server.log"
     log.write_bytes(b"".join(b"line %d\n" % number for number in range(100)) + b"caf\xff\n")
