@@ -47,6 +47,11 @@ def opened(complete: Callable[[Path], bool]) -> Iterator[Path]:
             raise BrewError(message, hint=hint) from error
 
 
+def has(file: Path) -> bool:
+    """Say whether a file is there; a crash of the machine may leave one empty."""
+    return file.exists() and file.stat().st_size > 0
+
+
 def writable(chosen: Path) -> bool:
     """Say whether anything can be added to it, or it can be made."""
     try:

@@ -83,9 +83,9 @@ def prepare(java: str | None, progress: Progress) -> Kit:
         classpath = _environment([kafka_node.supplied(folder, jar) for jar in found])
         kit = Kit(command, classpath, folder, _checkpoint(folder, command, classpath))
         aot = folder / f"java-{version}.aot"
-        if java is not None or not (aot.exists() or cache.writable(folder)):
+        if java is not None or not (cache.has(aot) or cache.writable(folder)):
             return kit
-        if not aot.exists():
+        if not cache.has(aot):
             progress.step("preparing Kafka's quick start (once)")
             _train(kit, aot)
         # Where the cache doesn't fit, Java says so in the console log and starts without it.
@@ -184,7 +184,7 @@ def stop(servers: Sequence[Server]) -> None:
 
 def _is_complete(folder: Path) -> bool:
     """Say whether nodes can be started with what is there."""
-    return (folder / _CHECKPOINT).exists() and jars.present(folder / "jars") is not None
+    return cache.has(folder / _CHECKPOINT) and jars.present(folder / "jars") is not None
 
 
 def _closed(server: Server) -> bool:
@@ -216,7 +216,7 @@ def _bundled() -> tuple[str, str]:
 def _found(java: str) -> str:
     if not (binary := shutil.which(java)):
         raise BrewError(f"java {java!r} is not there", hint="unset BREW_JAVA to use the bundled one")
-    return binary
+    return str(Path(binary).absolute())  # nodes work elsewhere
 
 
 def _environment(classpath: Sequence[str]) -> Mapping[str, str]:
@@ -227,7 +227,7 @@ def _environment(classpath: Sequence[str]) -> Mapping[str, str]:
 def _checkpoint(folder: Path, java: Sequence[str], environment: Mapping[str, str]) -> Path:
     """Format one throw-away node with Kafka's own tool and keep the part that has no node in it."""
     checkpoint = folder / _CHECKPOINT
-    if not checkpoint.exists():
+    if not cache.has(checkpoint):
         with tempfile.TemporaryDirectory(dir=folder) as name:
             node = Path(name)
             kafka_node.configure(node, 1, [(processes.free_port(), processes.free_port())])

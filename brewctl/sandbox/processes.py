@@ -22,6 +22,13 @@ _RECENT_BYTES = 64 * 1024
 _PORTS = (15_000, 32_000)
 _PORT_TRIES = 200
 _LOOK_EVERY_S = 0.05
+# What a server says of a bound of the shell or the disk, and what mends it.
+_MENDS = {
+    "Too many open files": "raise `ulimit -n`",
+    "Could not reserve": "raise `ulimit -v`, or let other programs have less memory",
+    "Could not allocate": "raise `ulimit -v`, or let other programs have less memory",
+    "No space left on device": "make room, or set BREW_HOME to a folder on another disk",
+}
 
 
 def spawn(
@@ -172,7 +179,9 @@ def wait_ready(
             if ended or late:
                 what = "ended at its start" if ended else f"does not answer on port {server.port} after {timeout_s:g} s"
                 reason = f" ({told})" if not ended and (told := why()) else ""
-                raise BrewError(f"{server.name} {what}{reason}\n{tail(server)}\nthe whole log is {server.log}")
+                end = tail(server)
+                hint = next((mend for cause, mend in _MENDS.items() if cause in end), "")
+                raise BrewError(f"{server.name} {what}{reason}\n{end}\nthe whole log is {server.log}", hint=hint)
         time.sleep(_LOOK_EVERY_S)
 
 

@@ -79,11 +79,13 @@ def load(home: Path) -> State | None:
         for name in ("kafka_ports", "kafka_detours"):
             raw[name] = [(int(one), int(other)) for one, other in raw.get(name, [])]
         return State(**raw)
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise BrewError(f"{path} is damaged", hint="run `brewctl down --purge`") from error
     except OSError as error:
+        if isinstance(error, NotADirectoryError) and not home.exists():  # below a home folder like /dev/null
+            return None
         reason = (error.strerror or str(error)).lower()
         raise BrewError(f"{path} can't be read ({reason})", hint="set BREW_HOME to a folder of yours") from error
 

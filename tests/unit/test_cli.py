@@ -461,6 +461,41 @@ def test_a_reader_that_goes_early_is_no_error(tmp_path: Path) -> None:
     assert ended.stderr == "0\n"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "closed", "code"),
+    [
+        ("db init --print-sql", ">&-", 0),
+        ("db init --print-sql", ">&- 2>&- <&-", 0),
+        ("--help", ">&- <&-", 0),
+        ("nope", "2>&-", 2),
+        ("nope", "2>/dev/full", 2),
+        ("db init --print-sql", ">/dev/full", 1),
+        ("--help", ">/dev/full", 1),
+    ],
+)
+def test_the_exit_code_is_right_whatever_the_streams_are(
+    tmp_path: Path, arguments: str, closed: str, code: int
+) -> None:
+    ended = subprocess.run(
+        ["sh", "-c", f"{BREWCTL} {arguments} {closed}"],
+        env={**os.environ, "BREW_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == code
+    assert ended.stderr.strip() in {"", "brewctl: stdout can't be written (no space left on device)"}
+
+
+def test_servers_that_are_named_need_no_home_folder(brewctl: Brewctl, tmp_path: Path) -> None:
+    """A home folder below what is none, such as /dev/null, is no sandbox's."""
+    (tmp_path / "file").write_text("")
+    refused = brewctl("counts", HOME=str(tmp_path / "file"), BREW_HOME="", XDG_STATE_HOME="", **POSTGRES)
+    assert refused.returncode == 3
+    assert "refused the connection" in refused.stderr
+
+
 def test_verbose_shows_where_an_error_comes_from(brewctl: Brewctl) -> None:
     shown = brewctl("-v", "counts", **POSTGRES)
     assert shown.returncode != 0

@@ -1,5 +1,6 @@
 """Where settings come from, which of them can't be used, and what is never shown."""
 
+import pwd
 from pathlib import Path
 
 import pytest
@@ -182,3 +183,37 @@ def test_home_by_default_is_in_the_users_state(
     home = config.home(environ)
     assert home.name == "brewctl"
     assert home.is_relative_to(tmp_path)
+
+
+def test_without_a_home_folder_the_variable_that_names_one_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`env -i` with a user id that /etc/passwd does not know."""
+
+    def unknown(_uid: int) -> pwd.struct_passwd:
+        raise KeyError
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for name in ("HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME", "BREW_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UsageError, match="has no home folder") as no_state:
+        config.home()
+    assert no_state.value.hint == "set BREW_HOME to a folder of yours"
+    with pytest.raises(UsageError, match="has no home folder") as no_cache:
+        config.cache()
+    assert no_cache.value.hint == "set XDG_CACHE_HOME to a folder of yours"
+
+
+def test_the_cache_is_where_xdg_cache_home_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "user"))
+    for named, folder in {"~/c": tmp_path / "user" / "c", "rel": tmp_path / "rel", "/abs": Path("/abs")}.items():
+        monkeypatch.setenv("XDG_CACHE_HOME", named)
+        assert config.cache() == folder / "brewctl"
+
+
+def test_a_relative_home_below_a_folder_that_is_gone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(UsageError, match=r"^BREW_HOME: 'here' is below a working directory that is gone"):
+        config.home({"BREW_HOME": "here"})

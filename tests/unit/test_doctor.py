@@ -1,6 +1,7 @@
 """`brewctl doctor` without servers: what each thing found is judged to be, and how it is said."""
 
 import json
+import os
 import re
 import socket
 import subprocess
@@ -105,6 +106,27 @@ def test_a_home_that_can_not_be_made(tmp_path: Path) -> None:
     finding = machine._look_at_disk(tmp_path / "file" / "home")
     assert finding.verdict is Verdict.FAIL
     assert "BREW_HOME" in finding.mend
+
+
+def test_a_cache_that_can_not_be_written_names_its_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers elsewhere need none: no failure."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert verdicts(*machine._unfit(tmp_path)) == []
+    (tmp_path / "cache").write_text("")
+    (finding,) = machine._unfit(tmp_path)
+    assert (finding.check, finding.verdict) == ("cache", Verdict.WARN)
+    assert finding.mend == "set XDG_CACHE_HOME to a folder of yours"
+
+
+def test_a_lock_that_names_another_program(tmp_path: Path) -> None:
+    state.save(tmp_path, sandbox())
+    data = tmp_path / "postgres" / "data"
+    data.mkdir(parents=True)
+    (data / "postmaster.pid").write_text(f"{os.getpid()}\n{data}\n1700000000\n")
+    *_, finding = machine._look_at_home(tmp_path)
+    assert finding.verdict is Verdict.WARN
+    assert f"names process {os.getpid()}, which is another program" in finding.found
+    assert "brewctl up" in finding.mend
 
 
 def sandbox(**servers: Server) -> State:

@@ -8,7 +8,7 @@ import jgo.constants
 import pytest
 
 from brewctl.errors import BrewError
-from brewctl.sandbox import jars
+from brewctl.sandbox import jars, maven
 
 GOOD = b"a good jar"
 COORDINATE = "org.example:thing:1.0"
@@ -37,7 +37,7 @@ def mirror(monkeypatch: pytest.MonkeyPatch) -> Mirror:
     """A lock of one jar, and a network that has it."""
     mirror = Mirror(GOOD)
     monkeypatch.setattr(jars, "_lock", lambda: {COORDINATE: hashlib.sha256(GOOD).hexdigest()})
-    monkeypatch.setattr(jars, "_download", mirror.download)
+    monkeypatch.setattr(maven, "download", mirror.download)
     return mirror
 
 
@@ -76,6 +76,15 @@ def test_what_is_missing_is_downloaded_once(tmp_path: Path, mirror: Mirror) -> N
     assert len(seen) == 1
 
 
+def test_what_is_there_is_told_without_a_download(tmp_path: Path, mirror: Mirror) -> None:
+    assert jars.present(tmp_path) is None
+    (jar,) = jars.fetch(tmp_path, ignore)
+    assert jars.present(tmp_path) == [jar]
+    jar.write_bytes(GOOD[:-1])
+    assert jars.present(tmp_path) is None
+    assert mirror.asked == [COORDINATE]
+
+
 @pytest.mark.parametrize("content", [b"", b"a good ja", b"a good jar!", b"evil"])
 def test_a_damaged_jar_in_the_folder_is_not_trusted(tmp_path: Path, mirror: Mirror, content: bytes) -> None:
     (jar,) = jars.fetch(tmp_path, ignore)
@@ -87,7 +96,7 @@ def test_a_damaged_jar_in_the_folder_is_not_trusted(tmp_path: Path, mirror: Mirr
 
 def test_a_damaged_download_is_refused_and_not_kept(tmp_path: Path, mirror: Mirror) -> None:
     mirror.content = b"evil"
-    with pytest.raises(BrewError, match=f"^the download of {COORDINATE} is damaged: try again$"):
+    with pytest.raises(BrewError, match=f"^the download of {COORDINATE} is not the file that was published: try again"):
         jars.fetch(tmp_path, ignore)
     assert not jars._path(tmp_path, COORDINATE).exists()
     mirror.content = GOOD

@@ -213,6 +213,22 @@ def test_a_server_that_does_not_answer_in_time(spawn: Spawn) -> None:
         processes.wait_ready([spawn("sleep", "600")], lambda: False, timeout_s=0)
 
 
+@pytest.mark.parametrize(
+    ("said", "hint"),
+    [("java.io.IOException: Too many open files", "ulimit -n"), ("No space left on device", "BREW_HOME")],
+)
+def test_what_a_shell_or_a_disk_bounds_is_named(spawn: Spawn, said: str, hint: str) -> None:
+    server = spawn("sh", "-c", f"echo {said}; exit 1")
+    with pytest.raises(BrewError, match=said) as refused:
+        processes.wait_ready([server], lambda: False, timeout_s=60)
+    assert hint in refused.value.hint
+
+
+def test_a_server_that_does_not_answer_in_time_says_what_the_last_try_was_told(spawn: Spawn) -> None:
+    with pytest.raises(BrewError, match=r"^server does not answer on port 1 after 0 s \(it speaks no TLS\)\n"):
+        processes.wait_ready([spawn("sleep", "600")], lambda: False, timeout_s=0, why=lambda: "it speaks no TLS")
+
+
 def test_the_tail_is_the_last_lines(tmp_path: Path) -> None:
     log = tmp_path / "server.log"
     log.write_bytes(b"".join(b"line %d\n" % number for number in range(100)) + b"caf\xff\n")

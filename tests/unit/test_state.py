@@ -235,3 +235,26 @@ def test_a_killed_holder_holds_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         monkeypatch.setattr(state, "_LOCK_WAIT_S", -1)
         with state.locked(tmp_path):
             pass
+
+
+def test_nobody_else_may_write_above_a_new_home(tmp_path: Path) -> None:
+    """A umask of 000 would let every user put another program's files there."""
+    before = os.umask(0)
+    try:
+        with state.locked(tmp_path / "one" / "two" / "home"):
+            pass
+    finally:
+        os.umask(before)
+    modes = [stat.S_IMODE(folder.stat().st_mode) for folder in (tmp_path / "one", tmp_path / "one" / "two")]
+    assert modes == [0o755, 0o755]
+    assert stat.S_IMODE((tmp_path / "one" / "two" / "home").stat().st_mode) == 0o700
+
+
+def test_a_folder_that_cannot_be_used_names_its_own_variable(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(BrewError, match="not a directory") as refused,
+        state.locked(tmp_path / "file" / "cache", variable="XDG_CACHE_HOME"),
+    ):
+        pass
+    assert refused.value.hint == "set XDG_CACHE_HOME to a folder of yours"
