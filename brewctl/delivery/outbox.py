@@ -19,7 +19,7 @@ from psycopg.rows import TupleRow, class_row
 
 from brewctl import log
 from brewctl.config import Settings
-from brewctl.delivery import events
+from brewctl.delivery import broker, events
 from brewctl.delivery.broker import (
     ClockError,
     HeldError,
@@ -86,7 +86,10 @@ class Publisher:
                 # Nothing of this producer may arrive after a later try of the same rows.
                 producer.abandon()
                 if backoff.pause():
-                    logger.warning("publish_failed", reason=str(error).strip(), hint="the rows stay and are retried")
+                    reason = str(error).strip()
+                    if isinstance(error, UnavailableError):
+                        reason = broker.reason(self._settings, error)
+                    logger.warning("publish_failed", reason=reason, hint="the rows stay and are retried")
 
     def _publish_until(self, stop: threading.Event, producer: Producer, backoff: Backoff) -> None:
         limits = self._settings.limits
