@@ -55,6 +55,7 @@ class Publisher:
         self._more = False  # whether the last one left rows behind, which are ours to take
         self._done = log.Sum(logger, "published")
         self._absent: dict[str, tuple[Backoff, float]] = {}  # topics, and until when their rows are left alone
+        self._partitions: dict[str, int] = {}  # of each topic, as last seen
         self._published = 0
         self._set_aside = 0
 
@@ -72,7 +73,7 @@ class Publisher:
         backoff = Backoff(stop)
         while not stop.is_set():
             try:
-                producer = Producer(self._settings, node=self._node)
+                producer = Producer(self._settings, node=self._node, seen=self._partitions)
             except BrewError as error:
                 if backoff.pause():
                     logger.warning("kafka_unreachable", reason=error.message, hint="orders are accepted and wait")
