@@ -1,5 +1,6 @@
 """Kafka: whether its brokers are there, the topics can be published to and keep what they took, and who reads."""
 
+import time
 from collections.abc import Iterator, Sequence
 
 from brewctl import overview
@@ -16,6 +17,7 @@ from brewctl.delivery.broker import (
     unreached,
     why_not,
 )
+from brewctl.doctor import clocks
 from brewctl.doctor.finding import Finding, fail, ok, warn
 from brewctl.errors import UnreachableError
 from brewctl.overview import GroupView
@@ -32,6 +34,9 @@ def check(settings: Settings) -> Iterator[Finding]:
         silent = [address for address in settings.brokers if why_not(address, timeout_s=_CONNECT_S)]
         yield _brokers(alive, silent, unreached(brokers))
         yield ok("kafka-client", f"{library()}; brokers speak as {admin.protocol} or later")
+        before = time.time()
+        if clock := admin.clock():
+            yield clocks.judge("kafka-clock", "kafka's controller", before, clock, time.time())
         there = admin.topics()
         for name, topic in (("topic", settings.topic), ("dead-letters", settings.dead_letter_topic)):
             if topic in there:

@@ -22,7 +22,7 @@ from brewctl.cli.main import app
 from brewctl.delivery.broker import Member, Partition, Unreached
 from brewctl.delivery.offsets import Progress
 from brewctl.delivery.republish import Missing, Summary
-from brewctl.doctor import Finding, Verdict, examination, kafka, machine, orders, postgres, records
+from brewctl.doctor import Finding, Verdict, clocks, examination, kafka, machine, orders, postgres, records
 from brewctl.doctor.finding import ok, warn
 from brewctl.doctor.postgres import Setting
 from brewctl.errors import BrewError
@@ -261,7 +261,7 @@ def test_rows_that_wait(set_aside: int, oldest_s: float | None, mends: list[str]
     ],
 )
 def test_clocks_apart(before: float, there: float, after: float, verdict: str) -> None:
-    assert verdicts(postgres._clock(before, there, after)) == [verdict]
+    assert verdicts(clocks.judge("clock", "postgres", before, there, after)) == [verdict]
 
 
 # Kafka
