@@ -103,6 +103,8 @@ class Limits:
     kafka_metadata_s: float = 2.0
     kafka_request_s: float = 30.0
     kafka_admin_s: float = 15.0
+    # How old a role's knowledge of its topics may be: partitions that were added are found within it.
+    kafka_metadata_age_s: float = 30.0
     # After a stop: how long a consumer waits for Kafka to take its last commit and its leave.
     kafka_leave_s: float = 3.0
     # How long a command goes on asking a cluster that answers "not yet".

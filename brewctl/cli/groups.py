@@ -68,6 +68,7 @@ def _drawn(views: list["GroupView"]) -> "Group":
             (f"  lag {view.lag}", "yellow" if view.lag else "green"),
         )
         lines.append(heading)
+        lines += [Text(f" {line}", style="red") for line in _lost(view)]
         for start in range(0, len(view.partitions), _ACROSS):
             lines += _rows(view.members, view.partitions[start : start + _ACROSS], colours)
         lines.append(Text())
@@ -109,6 +110,15 @@ def _print(views: list["GroupView"]) -> None:
                 _row(output.fitted(view.name, 13), _state(view), each.partition, owner, committed, each.end, each.lag)
             )
 
+    for line in [line for view in views for line in _lost(view)]:
+        output.note(line)
+
+
+def _lost(view: "GroupView") -> list[str]:
+    lost = [(each.partition, each.lost) for each in view.partitions if each.lost]
+    lines = [f"{output.plain(view.name)}: partition {partition}: {text}" for partition, text in lost]
+    return [*lines, "next: brewctl outbox republish --missing --dry-run"] if lines else []
+
 
 def _row(group: str, state: str, *rest: object) -> str:
     partition, owner, committed, end, lag = rest
@@ -131,7 +141,10 @@ def _summary(view: "GroupView") -> dict[str, object]:
         "assignor": view.assignor or None,
         "lag": view.lag,
         "members": [asdict(member) for member in view.members],
-        "partitions": [{**asdict(each), "owner": each.owner or None, "lag": each.lag} for each in view.partitions],
+        "partitions": [
+            {**asdict(each), "owner": each.owner or None, "lag": each.lag, "lost": each.lost or None}
+            for each in view.partitions
+        ],
     }
 
 

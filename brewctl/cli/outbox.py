@@ -1,10 +1,11 @@
-"""`brewctl outbox …`: rows that wait for Kafka, and those that Kafka refused."""
+"""`brewctl outbox …`: rows that wait for Kafka, those that Kafka refused, and those that it has lost."""
 
 from typing import Annotated
 
 import typer
 
 from brewctl.cli import options, output
+from brewctl.cli.republish import republish
 from brewctl.errors import BrewError, UsageError
 
 _WIDTH = 80
@@ -92,4 +93,5 @@ def register(app: typer.Typer) -> None:
     outbox = typer.Typer(help="Rows that wait for Kafka.", no_args_is_help=True)
     outbox.command("list", epilog="Example: brewctl outbox list --failed")(show)
     outbox.command(epilog="Example: brewctl outbox retry --all")(retry)
+    outbox.command(epilog="Example: brewctl outbox republish --missing --dry-run")(republish)
     app.add_typer(outbox, name="outbox")

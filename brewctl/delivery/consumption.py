@@ -78,7 +78,8 @@ class Consumption:
                     self._be_a_member(stop, backoff)
                 except (UnavailableError, UnreachableError) as error:
                     if backoff.pause() and not stop.is_set():
-                        logger.warning("kafka_unavailable", reason=str(error), hint="joins again")
+                        reason = broker.reason(self._settings, error)
+                        logger.warning("kafka_unavailable", reason=reason, hint="joins again")
         finally:
             self._writer.shutdown()
             self._inbox.close()

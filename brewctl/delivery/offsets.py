@@ -26,6 +26,15 @@ class Progress:
         return self.committed
 
     @property
+    def lost(self) -> str:
+        """Say what the group can't read any more, by its committed offset; empty where that is in the partition."""
+        if self.committed is None or self.first <= self.committed <= self.end:
+            return ""
+        if self.committed < self.first:
+            return f"its records {self.committed} to {self.first - 1} were removed before it read them"
+        return f"it ends at {self.end}, and {self.committed} was committed: it was truncated, or made anew"
+
+    @property
     def lag(self) -> int:
         """How many offsets are still to be read."""
         return self.end - self.position

@@ -19,7 +19,7 @@ from psycopg.rows import TupleRow, class_row
 
 from brewctl import log
 from brewctl.config import Settings
-from brewctl.delivery import events
+from brewctl.delivery import broker, events
 from brewctl.delivery.broker import (
     ClockError,
     HeldError,
@@ -55,6 +55,7 @@ class Publisher:
         self._more = False  # whether the last one left rows behind, which are ours to take
         self._done = log.Sum(logger, "published")
         self._absent: dict[str, tuple[Backoff, float]] = {}  # topics, and until when their rows are left alone
+        self._partitions: dict[str, int] = {}  # of each topic, as last seen
         self._published = 0
         self._set_aside = 0
 
@@ -72,7 +73,7 @@ class Publisher:
         backoff = Backoff(stop)
         while not stop.is_set():
             try:
-                producer = Producer(self._settings, node=self._node)
+                producer = Producer(self._settings, node=self._node, seen=self._partitions)
             except BrewError as error:
                 if backoff.pause():
                     logger.warning("kafka_unreachable", reason=error.message, hint="orders are accepted and wait")
@@ -86,7 +87,10 @@ class Publisher:
                 # Nothing of this producer may arrive after a later try of the same rows.
                 producer.abandon()
                 if backoff.pause():
-                    logger.warning("publish_failed", reason=str(error).strip(), hint="the rows stay and are retried")
+                    reason = str(error).strip()
+                    if isinstance(error, UnavailableError):
+                        reason = broker.reason(self._settings, error)
+                    logger.warning("publish_failed", reason=reason, hint="the rows stay and are retried")
 
     def _publish_until(self, stop: threading.Event, producer: Producer, backoff: Backoff) -> None:
         limits = self._settings.limits

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from brewctl.config import Limits, Settings
-from brewctl.doctor import deployments, kafka, machine, orders, postgres
+from brewctl.doctor import deployments, kafka, machine, orders, postgres, records
 from brewctl.doctor.finding import Finding, fail, failed
 from brewctl.errors import BrewError
 
@@ -48,6 +48,7 @@ def examine(settings: Settings | None, home: Path) -> Iterator[Finding]:
             _Subject("postgres", partial(postgres.check, hasty)),
             _Subject("kafka", partial(kafka.check, hasty)),
             _Subject("deployment", partial(deployments.check, hasty)),
+            _Subject("records", partial(records.check, hasty)),
             *(_Subject("order-service", partial(orders.check, address)) for address in settings.order_addrs),
         ]
     return _together(subjects, within_s=_BOUND_S)

@@ -1,6 +1,6 @@
 """Kafka: whether its brokers are there, the topics can be published to and keep what they took, and who reads."""
 
-import socket
+import time
 from collections.abc import Iterator, Sequence
 
 from brewctl import overview
@@ -10,25 +10,33 @@ from brewctl.delivery.broker import (
     PARTITIONS,
     REPLICATION_FACTOR,
     Partition,
+    Unreached,
     explained,
     library,
     open_admin,
+    unreached,
+    why_not,
 )
+from brewctl.doctor import clocks
 from brewctl.doctor.finding import Finding, fail, ok, warn
 from brewctl.errors import UnreachableError
 from brewctl.overview import GroupView
 
 _CONNECT_S = 1.0
 _START = "run `brewctl up`, or start the brokers that are missing"
-_ANEW = "`brewctl topic create --recreate`, which deletes its records"
 
 
 def check(settings: Settings) -> Iterator[Finding]:
     """Look at it. Raises UnreachableError, BrewError."""
     with open_admin(settings) as admin:
-        alive = [broker.address for broker in admin.brokers()]
-        yield _brokers(alive, [address for address in settings.brokers if not _listens(address)])
+        brokers = [(broker.node_id, broker.address) for broker in admin.brokers()]
+        alive = [address for _, address in brokers]
+        silent = [address for address in settings.brokers if why_not(address, timeout_s=_CONNECT_S)]
+        yield _brokers(alive, silent, unreached(brokers))
         yield ok("kafka-client", f"{library()}; brokers speak as {admin.protocol} or later")
+        before = time.time()
+        if clock := admin.clock():
+            yield clocks.judge("kafka-clock", "kafka's controller", before, clock, time.time())
         there = admin.topics()
         for name, topic in (("topic", settings.topic), ("dead-letters", settings.dead_letter_topic)):
             if topic in there:
@@ -47,16 +55,9 @@ def check(settings: Settings) -> Iterator[Finding]:
                 yield from map(_group, groups)
 
 
-def _listens(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
-    except OSError:
-        return False
-    return True
-
-
-def _brokers(alive: Sequence[str], silent: Sequence[str]) -> Finding:
+def _brokers(alive: Sequence[str], silent: Sequence[str], away: Sequence[Unreached] = ()) -> Finding:
+    if away:
+        return fail("kafka", "; ".join(map(str, away)), mend=Unreached.mend)
     if silent:
         found = f"{','.join(silent)} can't be connected to"
         return warn("kafka", found, mend=_START)
@@ -68,17 +69,21 @@ def _topic(check: str, topic: str, partitions: Sequence[Partition], in_sync: int
     replicas = min(len(partition.replicas) for partition in partitions)
     wanted = min(REPLICATION_FACTOR, brokers)
     problems = [*_availability(check, partitions, in_sync)]
-    if len(partitions) != PARTITIONS:
-        found = f"{topic} has {len(partitions)} partitions, not {PARTITIONS}"
-        problems.append(warn(check, found, mend=f"run {_ANEW}"))
+    if len(partitions) > PARTITIONS:
+        found = f"{topic} has {len(partitions)} partitions, not {PARTITIONS}: "
+        found += "a key's events from before they were added may be in another one than those since"
+        problems.append(warn(check, found, mend="nothing has to be done: consumers read them all, and skip repeats"))
+    if len(partitions) < PARTITIONS:
+        found = f"{topic} has {len(partitions)} partition{'s' if len(partitions) > 1 else ''}, not {PARTITIONS}: "
+        found += "was it made anew by another client, and records with it lost?"
+        add = f"kafka-topics.sh --alter --topic {topic} --partitions {PARTITIONS}"
+        problems.append(warn(check, found, mend=f"see `brewctl outbox republish --missing --dry-run`; add them: {add}"))
     if replicas < wanted:
         found = f"{topic} is on {replicas} broker{'s' if replicas > 1 else ''}, and could be on {wanted}"
-        problems.append(warn(check, found, mend=f"add replicas with kafka-reassign-partitions.sh, or run {_ANEW}"))
+        problems.append(warn(check, found, mend="add replicas with kafka-reassign-partitions.sh"))
     if in_sync < min(MIN_IN_SYNC_REPLICAS, replicas):
         found = f"min.insync.replicas is {in_sync}: what is acknowledged may be on one broker alone"
-        problems.append(
-            warn(check, found, mend=f"set it to {MIN_IN_SYNC_REPLICAS} with kafka-configs.sh, or run {_ANEW}")
-        )
+        problems.append(warn(check, found, mend=f"set it to {MIN_IN_SYNC_REPLICAS} with kafka-configs.sh"))
     yield from problems or [ok(check, f"{topic}: {len(partitions)} partitions, RF {replicas}, min ISR {in_sync}")]
 
 
@@ -97,6 +102,10 @@ def _availability(check: str, partitions: Sequence[Partition], in_sync: int) -> 
 
 def _group(group: GroupView) -> Finding:
     name = f"group-{group.name}"
+    if lost := [each for each in group.partitions if each.lost]:
+        found = "; ".join(f"partition {each.partition}: {each.lost}" for each in lost)
+        mend = f"run `brewctl outbox republish --missing`; `brewctl start {group.name}` goes on at the first record"
+        return fail(name, found, mend=mend)
     if not group.members:
         found = f"nobody reads; {group.lag} record{' waits' if group.lag == 1 else 's wait'}"
         return warn(name, found, mend=f"run `brewctl start {group.name}`")

@@ -8,7 +8,7 @@ from brewctl.config import Settings
 from brewctl.delivery import database, schema
 from brewctl.delivery.database import Connection
 from brewctl.delivery.schema import Kind
-from brewctl.doctor import in_force, sessions
+from brewctl.doctor import clocks, in_force, sessions
 from brewctl.doctor.finding import Finding, fail, ok, warn
 from brewctl.sql import doctor_queries
 
@@ -32,8 +32,6 @@ _ASKED = (
 )
 # How old an unpublished row may be.
 _OLD_S = 60.0
-# Records and rows carry times of several machines.
-_SKEW_S, _LARGE_SKEW_S = 1.0, 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +63,7 @@ def check(settings: Settings) -> Iterator[Finding]:
         yield sessions.open_for_long(connection)
         if not lacking:
             yield from _outbox(*connection.execute(doctor_queries["outbox"]).fetchone() or (0, None))
-        yield _clock(*_read_clocks(connection))
+        yield clocks.judge("clock", "postgres", *_read_clocks(connection))
 
 
 def _version(settings: Mapping[str, Setting], where: str) -> Finding:
@@ -160,14 +158,3 @@ def _read_clocks(connection: Connection) -> tuple[float, float, float]:
     before = time.time()
     (there,) = connection.execute(doctor_queries["clock"]).fetchone() or (before,)
     return before, there, time.time()
-
-
-def _clock(before: float, there: float, after: float) -> Finding:
-    """Compare the server's clock with ours right before and after it was read: all that can't be delay is skew."""
-    ahead_s = there - (before + after) / 2
-    skew_s = max(0.0, abs(ahead_s) - (after - before) / 2)
-    found = f"postgres is {abs(ahead_s):.3f} s {'ahead' if ahead_s > 0 else 'behind'}"
-    mend = "synchronise both machines' clocks: `timedatectl set-ntp true`"
-    if skew_s > _LARGE_SKEW_S:
-        return fail("clock", found, mend=mend)
-    return warn("clock", found, mend=mend) if skew_s > _SKEW_S else ok("clock", found)

@@ -138,6 +138,50 @@ UPDATE outbox
  WHERE published_at IS NULL AND failed_at IS NOT NULL AND (%(ids)s::bigint[] IS NULL OR id = ANY(%(ids)s))
 RETURNING id
 
+-- missing_rows --
+-- Of the next `limit` rows behind `after`, those that were published before `asked_at` and never come to a group any
+-- more that has not processed them: their place is not in the topic, or the group has passed it. `last` is the last
+-- row looked at, null where there was none; it comes with each missing row, or alone.
+WITH page AS MATERIALIZED (
+    SELECT id, topic, published_at, kafka_partition, kafka_offset
+      FROM outbox
+     WHERE id > %(after)s
+     ORDER BY id
+     LIMIT %(limit)s
+), missing AS (
+    SELECT page.id, g.consumer, page.kafka_partition, page.kafka_offset,
+           CASE WHEN page.kafka_offset < edge.first THEN 'removed'
+                WHEN page.kafka_offset < edge.next THEN 'passed'
+                ELSE 'cut off' END AS why
+      FROM page
+     CROSS JOIN unnest(%(groups)s::text[]) AS g (consumer)
+      LEFT JOIN unnest(%(partitions)s::integer[], %(firsts)s::bigint[], %(nexts)s::bigint[]) AS edge (number, first, next)
+             ON edge.number = page.kafka_partition
+      LEFT JOIN unnest(%(consumers)s::text[], %(numbers)s::integer[], %(positions)s::bigint[])
+                AS reader (consumer, number, next)
+             ON reader.consumer = g.consumer AND reader.number = page.kafka_partition
+     WHERE page.topic = %(topic)s
+       AND page.published_at < %(asked_at)s
+       AND page.kafka_offset IS NOT NULL
+       AND (edge.number IS NULL OR page.kafka_offset < edge.first OR page.kafka_offset >= edge.next
+            OR page.kafka_offset < reader.next)
+       AND NOT EXISTS (SELECT FROM processed_events e WHERE e.consumer = g.consumer AND e.outbox_id = page.id)
+)
+SELECT looked.last, missing.*
+  FROM (SELECT max(id) AS last FROM page) AS looked
+  LEFT JOIN missing ON true
+ ORDER BY missing.id, missing.consumer
+
+-- republish_rows --
+-- Puts published rows back into the queue: publishers take them as they take new ones.
+UPDATE outbox
+   SET published_at = NULL, publisher_node = NULL, kafka_partition = NULL, kafka_offset = NULL
+ WHERE id = ANY(%(ids)s) AND published_at IS NOT NULL
+RETURNING id
+
+-- now --
+SELECT clock_timestamp()
+
 -- inbox --
 -- The front half of every consumer's statement: takes the events that this consumer
 -- has not seen, in id order so that two takers can't deadlock, and counts how often it

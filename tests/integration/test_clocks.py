@@ -14,6 +14,7 @@ from kafka.admin import ConfigResource, ConfigResourceType
 from brewctl.delivery.broker import Consumer, Place, Producer, Record, open_admin
 from brewctl.delivery.database import Pool
 from brewctl.delivery.outbox import Publisher
+from brewctl.doctor import kafka, postgres
 from brewctl.lifecycle import wait_until
 from tests.conftest import Rig, limited
 from tests.integration.kafka_tools import good_record, kafka_admin, raw_client, send_raw
@@ -118,6 +119,17 @@ def test_rows_that_kafka_refuses_for_their_time_wait_until_a_clock_is_mended(
         running.join()
         producer.abandon()
     assert "synchronise the clocks" in said
+
+
+def test_doctor_names_a_clock_that_is_not_like_the_others(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def clocks() -> dict[str, tuple[str, str]]:
+        found = [*kafka.check(rig.settings), *postgres.check(rig.settings)]
+        return {each.check: (each.verdict, each.found.partition(" is ")[0]) for each in found if "clock" in each.check}
+
+    assert clocks() == {"kafka-clock": ("ok", "kafka's controller"), "clock": ("ok", "postgres")}
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + HOUR_S)
+    assert clocks() == {"kafka-clock": ("fail", "kafka's controller"), "clock": ("fail", "postgres")}
 
 
 @pytest.mark.parametrize("step_s", [-HOUR_S, HOUR_S])

@@ -20,8 +20,22 @@ import typer.main
 from brewctl import doctor
 from brewctl.cli import doctor as command
 from brewctl.cli.main import app
-from brewctl.delivery.broker import Member, Partition
-from brewctl.doctor import Finding, Verdict, deployments, examination, kafka, machine, orders, postgres, sessions
+from brewctl.delivery.broker import Member, Partition, Unreached
+from brewctl.delivery.offsets import Progress
+from brewctl.delivery.republish import Missing, Summary
+from brewctl.doctor import (
+    Finding,
+    Verdict,
+    clocks,
+    deployments,
+    examination,
+    kafka,
+    machine,
+    orders,
+    postgres,
+    records,
+    sessions,
+)
 from brewctl.doctor.finding import ok, warn
 from brewctl.doctor.postgres import Setting
 from brewctl.doctor.sessions import Open
@@ -341,7 +355,7 @@ def test_rows_that_wait(set_aside: int, oldest_s: float | None, mends: list[str]
     ],
 )
 def test_clocks_apart(before: float, there: float, after: float, verdict: str) -> None:
-    assert verdicts(postgres._clock(before, there, after)) == [verdict]
+    assert verdicts(clocks.judge("clock", "postgres", before, there, after)) == [verdict]
 
 
 # Kafka
@@ -362,7 +376,8 @@ WHOLE = [partition(number) for number in range(6)]
         ([partition(0, leader=-1, isr=()), *WHOLE[1:]], 2, 2, [("fail", "partitions [0] have no leader")]),
         ([*WHOLE[:5], partition(5, isr=(1,))], 2, 3, [("fail", "partitions [5] have less than 2 replicas in sync")]),
         ([*WHOLE[:5], partition(5, isr=(1, 2))], 2, 3, [("warn", "partitions [5] have replicas that are not in sync")]),
-        (WHOLE[:1], 2, 3, [("warn", "t has 1 partitions, not 6")]),
+        (WHOLE[:1], 2, 3, [("warn", "t has 1 partition, not 6")]),
+        ([partition(number) for number in range(8)], 2, 3, [("warn", "t has 8 partitions, not 6")]),
         (WHOLE, 1, 3, [("warn", "min.insync.replicas is 1")]),
         (
             [partition(number, isr=(1,), replicas=1) for number in range(6)],
@@ -377,6 +392,7 @@ def test_a_topic(partitions: list[Partition], in_sync: int, brokers: int, expect
     assert verdicts(*findings) == [verdict for verdict, _ in expected]
     assert all(said in finding.found for finding, (_, said) in zip(findings, expected, strict=True))
     assert all(finding.mend for finding in findings if finding.verdict is not Verdict.OK)
+    assert not any("recreate" in finding.mend for finding in findings), "nothing that deletes records is advised"
 
 
 def test_a_broker_that_does_not_listen() -> None:
@@ -384,6 +400,11 @@ def test_a_broker_that_does_not_listen() -> None:
     assert finding.verdict is Verdict.WARN
     assert "h:3 can't be connected to" in finding.found
     assert verdicts(kafka._brokers(["h:1"], [])) == ["ok"]
+    away = Unreached(2, "kafka-2:9092", "can't be resolved from here")
+    finding = kafka._brokers(["h:1", "kafka-2:9092"], [], [away])
+    assert finding.verdict is Verdict.FAIL
+    assert finding.found == "broker 2 is advertised as kafka-2:9092, which can't be resolved from here"
+    assert "advertised.listeners" in finding.mend
 
 
 def test_a_group_that_nobody_is_in() -> None:
@@ -392,6 +413,34 @@ def test_a_group_that_nobody_is_in() -> None:
     assert "brewctl start inventory" in finding.mend
     member = Member("inventory-1", (0, 1), "127.0.0.1")
     assert verdicts(kafka._group(GroupView("inventory", "Stable", "roundrobin", (member,), ()))) == ["ok"]
+
+
+@pytest.mark.parametrize(
+    ("committed", "says"),
+    [
+        (5, "partition 3: its records 5 to 24 were removed before it read them"),
+        (31, "partition 3: it ends at 30, and 31 was committed: it was truncated, or made anew"),
+    ],
+)
+def test_a_group_whose_offset_is_gone(committed: int, says: str) -> None:
+    member = Member("inventory-1", (3,), "127.0.0.1")
+    fine, lost = (Progress(number, "inventory-1", at, 25, 30) for number, at in ((2, 25), (3, committed)))
+    finding = kafka._group(GroupView("inventory", "Stable", "roundrobin", (member,), (fine, lost)))
+    assert (finding.verdict, finding.found) == (Verdict.FAIL, says)
+    assert "`brewctl outbox republish --missing`" in finding.mend
+
+
+def test_rows_that_a_group_never_gets() -> None:
+    found = Summary()
+    missing = [Missing(row_id, "inventory", 0, row_id, why) for row_id, why in ((1, "removed"), (2, "passed"))]
+    found.add([*missing, Missing(2, "notifications", 0, 2, "passed")])
+    assert found.rows == 2
+    first, second, third = records._judge(found, complete=False)
+    assert (first.check, first.verdict) == ("records-inventory", Verdict.FAIL)
+    assert first.found == "2 published rows never came to it, and never will (1 passed, 1 removed)"
+    assert second.found == "1 published row never came to it, and never will (1 passed)"
+    assert third.verdict is Verdict.WARN
+    assert verdicts(*records._judge(Summary(), complete=True)) == ["ok"]
 
 
 # Order services

@@ -16,7 +16,8 @@ from brewctl.delivery.broker.admin import (
     open_admin,
     require_topic,
 )
-from brewctl.delivery.broker.client import Record, UnavailableError, explained, library
+from brewctl.delivery.broker.advertised import Unreached, unreached, why_not
+from brewctl.delivery.broker.client import Record, UnavailableError, explained, library, reason
 from brewctl.delivery.broker.consumer import Consumer
 from brewctl.delivery.broker.producer import ClockError, HeldError, Outcome, Place, Producer, RefusedError, UnsentError
 from brewctl.delivery.broker.reader import Reader, open_reader
@@ -40,10 +41,14 @@ __all__ = [
     "Record",
     "RefusedError",
     "UnavailableError",
+    "Unreached",
     "UnsentError",
     "explained",
     "library",
     "open_admin",
     "open_reader",
+    "reason",
     "require_topic",
+    "unreached",
+    "why_not",
 ]

@@ -85,6 +85,10 @@ class Admin:
         found = [Broker(broker["node_id"], f"{broker['host']}:{broker['port']}") for broker in alive]
         return sorted(found, key=lambda broker: broker.node_id)
 
+    def clock(self) -> float | None:
+        """Return the time of Kafka's controller, in seconds since the epoch; None where it does not tell."""
+        return self._client.controller_clock()
+
     def topics(self) -> set[str]:
         """Names of all topics. Never creates one."""
         return set(self._client.list_topics())

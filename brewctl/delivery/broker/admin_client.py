@@ -9,6 +9,8 @@ from kafka import KafkaAdminClient, errors
 from kafka.protocol.commit import OffsetCommitRequest
 from kafka.protocol.offset import OffsetRequest, OffsetResetStrategy
 
+from brewctl.delivery.broker import clock
+
 EARLIEST: int = OffsetResetStrategy.EARLIEST
 LATEST: int = OffsetResetStrategy.LATEST
 _POLL_MS = 50
@@ -48,6 +50,18 @@ class AdminClient(KafkaAdminClient):  # type: ignore[misc]
                     _check(code, topic, partition)
                     found[-1][partition] = offset
         return found
+
+    def controller_clock(self) -> float | None:
+        """Return the time of the controller, in seconds since the epoch; None where this Kafka does not tell it."""
+        _oldest, newest = (self._client.get_api_versions() or {}).get(clock.API_KEY, (0, -1))
+        if newest < clock.API_VERSION:
+            return None
+        try:
+            future = self._send_request_to_node(None, clock.question())
+            self._wait_for_futures([future])
+        except errors.KafkaError:
+            return None
+        return clock.answer(future.value)
 
     def commit_offsets(self, group: str, topic: str, offsets: Mapping[int, int]) -> None:
         """Set a group's committed offsets, as nobody's member. Raises UnknownMemberIdError where it has members."""

@@ -10,6 +10,7 @@ from typing import Any
 from kafka import errors
 
 from brewctl.config import Settings
+from brewctl.delivery.broker import advertised
 from brewctl.delivery.events import Headers
 from brewctl.errors import BrewError, UnreachableError
 
@@ -69,6 +70,7 @@ def connection(settings: Settings, *, name: str) -> dict[str, Any]:
         "bootstrap_servers": list(settings.brokers),
         "client_id": name,
         "api_version_auto_timeout_ms": int(settings.limits.kafka_connect_s * 1000),
+        "metadata_max_age_ms": int(settings.limits.kafka_metadata_age_s * 1000),
         "selector": Selector,
     }
 
@@ -103,12 +105,30 @@ def explained(settings: Settings) -> Iterator[None]:
         errors.RequestTimedOutError,
         errors.UnrecognizedBrokerVersion,
     ) as error:
-        hint = "run `brewctl up`, or set BREW_KAFKA_BROKERS"
-        raise UnreachableError(f"kafka {where} does not answer", hint=hint) from error
+        raise _unreachable(settings) from error
     except errors.InvalidReplicationFactorError as error:
         raise BrewError(f"kafka {where} has too few brokers for that replication factor") from error
     except errors.KafkaError as error:
         raise BrewError(f"kafka {where}: {words(error)}") from error
+
+
+def _unreachable(settings: Settings) -> UnreachableError:
+    """Say who does not answer: the configured addresses, or one that an answer sent us to."""
+    where = ",".join(settings.brokers)
+    answered, away = advertised.diagnose(settings)
+    if not answered:
+        return UnreachableError(f"kafka {where} does not answer", hint="run `brewctl up`, or set BREW_KAFKA_BROKERS")
+    if not away:
+        return UnreachableError(f"kafka {where} answers, but not in time", hint="try again, or run `brewctl doctor`")
+    return UnreachableError(
+        f"kafka {','.join(answered)} answers, but {'; '.join(map(str, away))}", hint=advertised.Unreached.mend
+    )
+
+
+def reason(settings: Settings, error: Exception) -> str:
+    """Say why Kafka acknowledged nothing: a broker that is out of reach, else what the client says."""
+    _, away = advertised.diagnose(settings)
+    return "; ".join(map(str, away)) or str(error).strip()
 
 
 def absent(*topics: str) -> BrewError:

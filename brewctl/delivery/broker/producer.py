@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from kafka import KafkaProducer, errors
 
+from brewctl import log
 from brewctl.config import Settings
 from brewctl.delivery.broker.client import (
     DEAD_LETTER_BYTES,
@@ -19,6 +20,8 @@ from brewctl.delivery.broker.client import (
     words,
 )
 from brewctl.delivery.broker.partitions import partition_for
+
+logger = log.get(__name__)
 
 # Kafka's default limit for a batch is 1 MiB.
 BATCH_BYTES = 1_000_000
@@ -83,8 +86,18 @@ class Producer:
     answers now.
     """
 
-    def __init__(self, settings: Settings, *, node: str, ordered: bool = True, compressed: bool = False) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        node: str,
+        ordered: bool = True,
+        compressed: bool = False,
+        seen: dict[str, int] | None = None,
+    ) -> None:
+        """Connect. `seen`: how many partitions topics had, kept by who makes one producer after another."""
         self._ordered = ordered
+        self._seen = {} if seen is None else seen
         with explained(settings):
             self._producer = KafkaProducer(
                 acks="all",
@@ -175,7 +188,19 @@ class Producer:
             return None
         if record.topic not in partitions:
             partitions[record.topic] = len(self._producer.partitions_for(record.topic))
+            self._compare(record.topic, partitions[record.topic])
         return partition_for(record.key, partitions[record.topic])
+
+    def _compare(self, topic: str, partitions: int) -> None:
+        """Say so where a topic has not as many partitions as before: keys move."""
+        before = self._seen.setdefault(topic, partitions)
+        self._seen[topic] = partitions
+        if partitions > before:
+            hint = "later events of a key may be in another partition than earlier ones"
+            logger.warning("partitions_added", topic=topic, before=before, partitions=partitions, hint=hint)
+        elif partitions < before:
+            hint = "it was made anew, and its records are gone: see `brewctl outbox republish --missing --dry-run`"
+            logger.error("partitions_fewer", topic=topic, before=before, partitions=partitions, hint=hint)
 
     def close(self) -> None:
         """Close after a `send` that was answered: there is nothing left to lose."""

@@ -1,0 +1,81 @@
+"""Whether the addresses that brokers give for themselves can be reached: a client goes there once it has asked one."""
+
+import contextlib
+import socket
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from kafka import errors
+from kafka.conn import BrokerConnection
+from kafka.protocol.metadata import MetadataRequest_v4
+
+from brewctl.config import Settings
+
+_CONNECT_S = 2.0
+_WAIT_S = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Unreached:
+    """A broker that its cluster takes for alive, and that can't be connected to from here."""
+
+    node_id: int
+    address: str
+    why: str
+
+    mend = "start that broker, or set its advertised.listeners to an address that this machine can connect to"
+
+    def __str__(self) -> str:
+        return f"broker {self.node_id} is advertised as {self.address}, which {self.why}"
+
+
+def why_not(address: str, *, timeout_s: float = _CONNECT_S) -> str:
+    """Say why HOST:PORT can't be connected to; empty where it can."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s).close()
+    except socket.gaierror:
+        return "can't be resolved from here"
+    except TimeoutError:
+        return "does not answer"
+    except ConnectionRefusedError:
+        return "refuses connections"
+    except OSError as error:
+        return f"can't be connected to ({(error.strerror or str(error)).lower()})"
+    return ""
+
+
+def unreached(brokers: Sequence[tuple[int, str]]) -> list[Unreached]:
+    """Try brokers, each with its id and address, at the same time; return those that can't be connected to."""
+    with ThreadPoolExecutor(max(1, len(brokers))) as pool:
+        reasons = pool.map(lambda broker: why_not(broker[1]), brokers)
+        return [Unreached(*broker, why) for broker, why in zip(brokers, reasons, strict=True) if why]
+
+
+def diagnose(settings: Settings) -> tuple[list[str], list[Unreached]]:
+    """Ask each configured address who the brokers are: return those that answered, and the brokers out of reach."""
+    with ThreadPoolExecutor(len(settings.brokers)) as pool:
+        answers = dict(zip(settings.brokers, pool.map(_advertised, settings.brokers), strict=True))
+    answered = [address for address, brokers in answers.items() if brokers]
+    advertised = {broker for brokers in answers.values() for broker in brokers}
+    return answered, unreached(sorted(advertised))
+
+
+def _advertised(address: str) -> list[tuple[int, str]]:
+    """Return the brokers that the one at this address knows of; none where it does not answer."""
+    host, _, port = address.rpartition(":")
+    connection = BrokerConnection(host.strip("[]"), int(port), socket.AF_UNSPEC, client_id="brewctl")
+    deadline = time.monotonic() + _CONNECT_S
+    with contextlib.closing(connection), contextlib.suppress(errors.KafkaError, OSError):
+        if not connection.connect_blocking(_CONNECT_S):
+            return []
+        asked = connection.send(MetadataRequest_v4([], False))
+        while not asked.is_done and time.monotonic() < deadline:
+            for answer, future in connection.recv():
+                future.success(answer)
+            time.sleep(_WAIT_S)
+        if asked.succeeded():
+            return [(node_id, f"{host}:{port}") for node_id, host, port, _rack in asked.value.brokers]
+    return []

@@ -1,0 +1,17 @@
+"""How far the servers' clocks are from this machine's."""
+
+from brewctl.doctor.finding import Finding, fail, ok, warn
+
+# Records and rows carry times of several machines.
+_SKEW_S, _LARGE_SKEW_S = 1.0, 60.0
+
+
+def judge(check: str, whose: str, before: float, there: float, after: float) -> Finding:
+    """Compare a server's clock with ours right before and after it was read: all that can't be delay is skew."""
+    ahead_s = there - (before + after) / 2
+    skew_s = max(0.0, abs(ahead_s) - (after - before) / 2)
+    found = f"{whose} is {abs(ahead_s):.3f} s {'ahead' if ahead_s > 0 else 'behind'}"
+    mend = "synchronise both machines' clocks: `timedatectl set-ntp true`"
+    if skew_s > _LARGE_SKEW_S:
+        return fail(check, found, mend=mend)
+    return warn(check, found, mend=mend) if skew_s > _SKEW_S else ok(check, found)

