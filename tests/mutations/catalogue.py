@@ -54,8 +54,8 @@ class Mutation:
 
     @property
     def name(self) -> str:
-        """Its name: the change, or the check where nothing of the program is changed."""
-        return " ".join(self.changes) or f"servers: {self.check}"
+        """Its name: the changes of the program, else what is done to the servers, if anything."""
+        return " ".join(self.changes) or (self.what if self.check else "nothing")
 
 
 def _of_a_group(group: str) -> tuple[Mutation, ...]:
