@@ -48,6 +48,10 @@ test: lint ## Run every check: lint, then unit, integration and acceptance tests
 chaos: .venv/.demo ## Play every fault on the sandbox, under load, and verify; some need root
 	@$(BREWCTL) chaos --report chaos.html
 
+.PHONY: mutations
+mutations: .venv/.dev ## Break each promise on purpose, and see that verify or chaos finds it
+	@.venv/bin/python -m tests.mutations.play
+
 .PHONY: bench
 bench: .venv/.demo ## Time every leg of the flow beside its floor, on an idle machine
 	@$(BREWCTL) bench

@@ -56,6 +56,8 @@ def test_no_order_is_lost_whatever_the_seed_brings(arena: Path, tmp_path: Path) 
         assert result["plan"] == [str(step) for step in scenario.plan(chance(SEED, scenario.name), 6.0)]
         assert result["acknowledged"] >= 150, "there was no load"
         assert [result[name] for name in ("ok", "lost", "missing", "doubled", "findings")] == [True, 0, 0, 0, []]
+        assert result["refused"] > 0, "no call was refused: nothing was tested"
+        assert result["refused_written"] == 0
     assert results["kill-publisher"]["repeats"] > 0, "no batch came twice: nothing was tested"
     page = report.read_text()
     assert all(name in page for name in PLAYED)

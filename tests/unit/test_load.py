@@ -220,3 +220,35 @@ def test_a_record_that_raises_ends_it() -> None:
 
     with serving() as server, pytest.raises(ZeroDivisionError):
         run(Load([server.address], record, concurrency=4, orders=MANY))
+
+
+# What it says of a call's outcome
+
+
+def test_a_refusal_after_a_lost_answer_does_not_say_that_nothing_was_written() -> None:
+    """The first try may have been committed: the last answer tells nothing of it."""
+
+    def refuses(at: int, context: Any) -> None:
+        if at == 0:
+            context.abort(Code.CANCELLED, "the answer is lost")
+        context.abort(Code.FAILED_PRECONDITION, "not now")
+
+    with serving(refuses) as server:
+        told = History()
+        run(Load([server.address], told.record, concurrency=1, orders=1))
+    assert len(server.requests) == 2
+    assert [call.outcome for call in told.calls] == [Outcome.UNKNOWN]
+
+
+@pytest.mark.parametrize("code", [Code.RESOURCE_EXHAUSTED, Code.INVALID_ARGUMENT, Code.FAILED_PRECONDITION])
+def test_a_call_that_was_refused_at_every_try_wrote_nothing(code: grpc.StatusCode) -> None:
+    with serving(lambda _at, context: context.abort(code, "no")) as server:
+        told = History()
+        run(Load([server.address], told.record, concurrency=1, orders=1, timeout_s=0.5))
+    assert [call.outcome for call in told.calls] == [Outcome.FAILED]
+
+
+def test_some_calls_ask_for_what_no_service_may_take() -> None:
+    with serving() as server:
+        run(Load([server.address], History().record, concurrency=1, orders=9, invalid_every=3))
+    assert [request.currency for request in server.requests] == ["NONE", "EUR", "EUR"] * 3

@@ -1,0 +1,179 @@
+"""Play mutations of the system with real roles on real servers, and see that each is caught by its check alone.
+
+`python -m tests.mutations.play [PART-OF-A-NAME …]`, or `make mutations`; needs the servers that BREW_DATABASE_URL and
+BREW_KAFKA_BROKERS name, or a running sandbox.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+from brewctl import client
+from brewctl.config import Settings
+from brewctl.lab import ledger, verdict
+from brewctl.lab.load import History, Load
+from brewctl.lab.nodes import ROLES, Node, Nodes
+from brewctl.lab.proxy import Proxy
+from brewctl.lifecycle import wait_until
+from tests.conftest import Rig, open_rig, run
+from tests.mutations import mutant
+from tests.mutations.catalogue import CONTROL, MUTATIONS, ORDERS, Mutation
+
+_ROOT = Path(__file__).parents[2]
+_PATIENCE_S = 120.0
+
+
+class Play:
+    """One mutation with servers, processes and orders of its own."""
+
+    def __init__(self, rig: Rig, nodes: Nodes) -> None:
+        self._rig = rig
+        self._nodes = nodes
+        self._found: set[str] | None = None
+
+    def start(self, role: str) -> Node:
+        """Start a replica of a role and wait until it works."""
+        arguments = ("--port", "0") if role == "order" else ("--session-timeout", "6")
+        node = self._nodes.start(f"{ROLES[role].stem}-1", *ROLES[role].command, *arguments)
+        node.wait_ready(timeout_s=_PATIENCE_S)
+        return node
+
+    def failing(self, late_s: float) -> set[str] | None:
+        """Name the checks of the changed program's own `verify` that fail; None where there was no order yet."""
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", mutant.MODULE, "verify", "--json", "--late", str(late_s)],
+            env={**os.environ, **self._rig.env},
+            capture_output=True,
+            text=True,
+            timeout=_PATIENCE_S,
+            check=False,
+        )
+        if not done.stdout:
+            raise AssertionError(done.stderr)
+        answer = json.loads(done.stdout)
+        failed = {check["name"] for check in answer["checks"] if check["violations"]}
+        assert done.returncode == (1 if failed else 0), done.stderr
+        return failed if answer["facts"]["outbox_rows"] else None
+
+    def play(self, mutation: Mutation) -> set[str]:
+        """Send orders, and wait until exactly the right checks fail; return those that did in the end."""
+        order, *_ = [self.start(role) for role in mutation.roles]
+        send([order.address])
+        mutation.during(self._rig)
+        expected = {mutation.check, *mutation.also} - {""}
+
+        def caught() -> bool:
+            self._found = self.failing(mutation.late_s)
+            return self._found == expected
+
+        with contextlib.suppress(TimeoutError):
+            wait_until("the verdict", caught, timeout_s=_PATIENCE_S, every_s=0.5)
+        return self._found or set()
+
+
+def send(addresses: list[str], *, orders: int = ORDERS, timeout_s: float = 30.0) -> History:
+    """Create orders, one after the other, and return what the client was told."""
+    told = History()
+    load = Load(addresses, told.record, concurrency=1, orders=orders, timeout_s=timeout_s)
+    load.run(threading.Event())
+    return told
+
+
+@contextlib.contextmanager
+def opened(servers: dict[str, str], logs: Path, changes: tuple[str, ...]) -> Iterator[tuple[Rig, Play]]:
+    """A database and a topic of a play's own, whose processes have these changes."""
+    changed = {mutant.VARIABLE: " ".join(changes), "PYTHONPATH": str(_ROOT)}
+    with (
+        open_rig(servers, logs) as rig,
+        mock.patch.dict(os.environ, changed),
+        Nodes(rig.settings, logs=logs, on_line=lambda _line: None, module=mutant.MODULE) as nodes,
+    ):
+        ledger.create(rig.connection)
+        yield rig, Play(rig, nodes)
+
+
+def play(mutation: Mutation, servers: dict[str, str], logs: Path) -> set[str]:
+    """Play a mutation, and return which checks failed."""
+    with opened(servers, logs, mutation.changes) as (_, stage):
+        return stage.play(mutation)
+
+
+# The verdict on what clients were told
+
+
+def play_acknowledged_unwritten(servers: dict[str, str], logs: Path) -> verdict.Contradictions:
+    """Play an order-service that acknowledges what it does not write."""
+    with opened(servers, logs, ("acknowledged_unwritten",)) as (rig, stage):
+        told = send([stage.start("order").address])
+        return verdict.compare(rig.connection, told.calls)
+
+
+def play_refused_written(servers: dict[str, str], logs: Path) -> verdict.Contradictions:
+    """Play a client that takes a lost answer for a refusal, on a network that loses answers."""
+    with opened(servers, logs, ()) as (rig, stage):
+        host, _, port = stage.start("order").address.rpartition(":")
+        with (
+            Proxy("order-1", (host, int(port))) as proxy,
+            mock.patch.object(client._Failure, "doubtful", property(lambda _failure: False)),
+        ):
+            proxy.cut_response(0)
+            told = send([proxy.address], orders=2, timeout_s=1.0)
+        return verdict.compare(rig.connection, told.calls)
+
+
+VERDICTS = {
+    "chaos: acknowledged": ("order-service acknowledges what it does not write", play_acknowledged_unwritten, "lost"),
+    "chaos: refused": ("a client takes lost answers for refusals", play_refused_written, "refused_written"),
+}
+
+
+def main() -> int:
+    """Play all, or those whose name has one of the arguments in it; print a table, and fail where one was missed."""
+    servers = _servers()
+    wanted = sys.argv[1:] or [""]
+    missed = 0
+    print(f"{'check':<24}{'what is changed':<60}caught by")
+    for mutation in (CONTROL, *MUTATIONS):
+        label = f"{mutation.check or '(none)'} {mutation.name}"
+        if not any(part in label for part in wanted):
+            continue
+        with tempfile.TemporaryDirectory() as logs:
+            found = play(mutation, servers, Path(logs))
+        good = found == {mutation.check, *mutation.also} - {""}
+        missed += not good
+        shown = ", ".join(sorted(found)) or "nothing"
+        print(f"{mutation.check or '(none)':<24}{mutation.what:<60}{shown}{'' if good else '  WRONG'}", flush=True)
+    for check, (what, act, field) in VERDICTS.items():
+        if not any(part in check for part in wanted):
+            continue
+        with tempfile.TemporaryDirectory() as logs:
+            found_by_field = {name: value for name, value in vars(act(servers, Path(logs))).items() if value}
+        good = set(found_by_field) == {field}
+        missed += not good
+        print(f"{check:<24}{what:<60}{', '.join(found_by_field) or 'nothing'}{'' if good else '  WRONG'}", flush=True)
+    return 1 if missed else 0
+
+
+def _servers() -> dict[str, str]:
+    names = ("BREW_DATABASE_URL", "BREW_KAFKA_BROKERS")
+    if all(os.environ.get(name) for name in names):
+        return {name: os.environ[name] for name in names}
+    up = run("up", timeout=600)
+    if up.returncode:
+        sys.exit(up.stderr)
+    from brewctl.config import environment, home, resolve  # noqa: PLC0415
+    from brewctl.sandbox import state  # noqa: PLC0415
+
+    settings: Settings = resolve({}, os.environ, state.endpoints(home()))
+    return {name: value for name, value in environment(settings).items() if name in names}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
