@@ -14,7 +14,7 @@ from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from brewctl.config import Limits, Settings
-from brewctl.delivery import schema
+from brewctl.delivery import advice, schema
 from brewctl.errors import BrewError, UnreachableError, UsageError
 from brewctl.sql import queries
 
@@ -191,18 +191,18 @@ def explained(settings: Settings) -> Iterator[None]:
     """Turn psycopg's errors into the user's: which server, where, what to run."""
     try:
         yield
-    except psycopg.errors.UndefinedTable as error:
+    except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:
         message = str(error).splitlines()[0].replace('"', "")
         raise BrewError(f"postgres {place(settings.database_url)}: {message}", hint="run `brewctl db init`") from error
     except psycopg.errors.LockNotAvailable as error:
-        raise BrewError(
-            f"postgres {place(settings.database_url)}: the tables are in use", hint="stop the roles that use them"
-        ) from error
+        hint = "run it again when they are free: `brewctl doctor` names who holds them for long"
+        raise BrewError(f"postgres {place(settings.database_url)}: the tables are in use", hint=hint) from error
     except UNAVAILABLE as error:
         if "invalid" in str(error) and "value" in str(error):  # an option of the URL, such as sslmode
             raise UsageError(f"BREW_DATABASE_URL: {str(error).splitlines()[0]}", hint=_EXAMPLE) from error
-        hint = "run `brewctl up`, or set BREW_DATABASE_URL"
-        raise UnreachableError(f"postgres {place(settings.database_url)} {_reason(error)}", hint=hint) from error
+        reason = _reason(error)
+        hint = advice.for_postgres(settings, reason)
+        raise UnreachableError(f"postgres {place(settings.database_url)} {reason}", hint=hint) from error
     except psycopg.Error as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BrewError(f"postgres {place(settings.database_url)}: {reason}") from error
@@ -237,6 +237,7 @@ def _reason(error: Exception) -> str:
         ("does not exist", "has no such database or role"),
         ("timeout", "did not answer in time"),
         ("too many clients", "has no connection left"),
+        ("connection slots", "has no connection left"),
         ("starting up", "is still starting"),
         ("shutting down", "is shutting down"),
         ("name or service not known", "is an unknown host"),

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from brewctl.config import DEFAULT_ORDER_ADDRS
 from brewctl.doctor.finding import Finding, fail, ok, warn
 from brewctl.proto import orders_pb2
 
@@ -14,6 +15,7 @@ _CONNECT_S = 2.0
 _ANSWER_S = 2.0
 _STATUS = health_pb2.HealthCheckResponse.ServingStatus
 _CHECK = "order-service"
+_THIS_MACHINE = frozenset({"127.0.0.1", "localhost", "[::1]"})
 
 
 def check(address: str) -> Iterator[Finding]:
@@ -22,7 +24,7 @@ def check(address: str) -> Iterator[Finding]:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
     except ConnectionRefusedError:
-        yield warn(_CHECK, f"nothing listens on {address}", mend="run `brewctl start order`")
+        yield warn(_CHECK, f"nothing listens on {address}", mend=_start(host, port))
         return
     except OSError as error:
         found = f"{address} can't be connected to ({(error.strerror or str(error)).lower()})"
@@ -38,6 +40,15 @@ def check(address: str) -> Iterator[Finding]:
             yield _health(address, answer.status)
 
 
+def _start(host: str, port: str) -> str:
+    """Say how an order-service comes to listen there: `start` takes the first free port from the default one on."""
+    if host not in _THIS_MACHINE:
+        return "start an order-service there, or set BREW_ORDER_ADDRS to where they are"
+    if f"{host}:{port}" in DEFAULT_ORDER_ADDRS:
+        return "run `brewctl start order`"
+    return f"run `brewctl serve order --port {port}`, or set BREW_ORDER_ADDRS to where they are"
+
+
 def _health(address: str, status: int) -> Finding:
     found = f"{address} is {_STATUS.Name(status)}"
     if status == _STATUS.SERVING:
@@ -45,7 +56,7 @@ def _health(address: str, status: int) -> Finding:
     return fail(
         _CHECK,
         f"{found}: its database is away, or it stops",
-        mend="see database_away in its log, as `brewctl logs` shows it",
+        mend="see database_away in its log, which `brewctl logs` shows where it runs in the background",
     )
 
 

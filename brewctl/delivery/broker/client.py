@@ -10,6 +10,7 @@ from typing import Any
 from kafka import errors
 
 from brewctl.config import Settings
+from brewctl.delivery import advice
 from brewctl.delivery.events import Headers
 from brewctl.errors import BrewError, UnreachableError
 
@@ -103,8 +104,7 @@ def explained(settings: Settings) -> Iterator[None]:
         errors.RequestTimedOutError,
         errors.UnrecognizedBrokerVersion,
     ) as error:
-        hint = "run `brewctl up`, or set BREW_KAFKA_BROKERS"
-        raise UnreachableError(f"kafka {where} does not answer", hint=hint) from error
+        raise UnreachableError(f"kafka {where} does not answer", hint=advice.for_kafka(settings)) from error
     except errors.InvalidReplicationFactorError as error:
         raise BrewError(f"kafka {where} has too few brokers for that replication factor") from error
     except errors.KafkaError as error:
