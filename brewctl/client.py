@@ -38,6 +38,13 @@ _CHANNEL = [
     ("grpc.min_reconnect_backoff_ms", 2000),
     *DIRECT,
 ]
+_ADDRESSES = "BREW_ORDER_ADDRS or --addr"
+_THIS_MACHINE = frozenset({"127.0.0.1", "localhost", "[::1]"})
+# What mends a refusal that another try would meet again.
+_HINTS = {
+    grpc.StatusCode.ALREADY_EXISTS: "give another order another --idempotency-key",
+    grpc.StatusCode.UNIMPLEMENTED: f"it is another gRPC server: correct {_ADDRESSES}",
+}
 # Between two rounds of the addresses: doubled from the one to the other.
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 1.0
@@ -214,7 +221,19 @@ class _Failure:
         if self._code is grpc.StatusCode.FAILED_PRECONDITION:
             return BrewError(self.text, hint="change the order, or the trigger or constraint that refuses it")
         if not self.worth_a_retry:
-            return BrewError(self.text)
-        port = self._address.rpartition(":")[2]
-        hint = f"run `brewctl serve order --port {port}`, or set BREW_ORDER_ADDRS" if self.not_there else ""
-        return UnreachableError(self.text, hint=hint)
+            return BrewError(self.text, hint=_HINTS.get(self._code, ""))
+        return UnreachableError(self.text, hint=self._way_there)
+
+    @property
+    def _way_there(self) -> str:
+        """What brings an answer: it depends on who is there now."""
+        host, _, port = self._address.rpartition(":")
+        if not self.not_there:
+            return f"`brewctl doctor --addr {self._address}` says what it lacks"
+        if "resolving" in self._details:
+            return f"correct the host in {_ADDRESSES}"
+        if "refused" not in self._details:
+            return f"see what is there with `brewctl doctor --addr {self._address}`, or correct {_ADDRESSES}"
+        if host in _THIS_MACHINE:
+            return f"run `brewctl serve order --port {port}`, or correct {_ADDRESSES}"
+        return f"start order-service there, or correct {_ADDRESSES}"

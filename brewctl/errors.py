@@ -1,5 +1,7 @@
 """What can go wrong, in the user's words: one lower-case line, and the next command."""
 
+import errno
+import socket
 from enum import IntEnum
 
 
@@ -40,15 +42,41 @@ class UnreachableError(BrewError):
 
 
 class PortError(BrewError):
-    """A port that can't be listened on."""
+    """A port that can't be listened on, for the reason that the system gives now."""
 
     def __init__(self, host: str, port: int) -> None:
-        super().__init__(self.words(host, port), hint="is it taken? choose another with --port")
+        reason = _reason_against(host, port)
+        text = f" ({(reason.strerror or str(reason)).lower()})" if reason else ""
+        super().__init__(f"{self.words(host, port)}{text}", hint=_other_place(reason, port))
 
     @staticmethod
     def words(host: str, port: int) -> str:
         """Say so of a port; who started the process finds it in its log."""
         return f"port {port} on {host} can't be listened on"
+
+
+def _reason_against(host: str, port: int) -> OSError | None:
+    """Try to listen, and return what the system says. None: it can be listened on by now."""
+    bare = host.strip("[]")
+    try:
+        (family, kind, protocol, _, address), *_ = socket.getaddrinfo(bare, port, type=socket.SOCK_STREAM)
+        with socket.socket(family, kind, protocol) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do
+            listener.bind(address)
+            listener.listen()
+    except OSError as error:
+        return error
+    return None
+
+
+def _other_place(reason: OSError | None, port: int) -> str:
+    if isinstance(reason, socket.gaierror) or (reason and reason.errno == errno.EADDRNOTAVAIL):
+        return "give --host an address of this machine, such as 127.0.0.1"
+    if reason and reason.errno in {errno.EACCES, errno.EPERM}:
+        return "choose a port above 1023 with --port"
+    if reason is None:  # whoever had it has gone
+        return "run it again, or choose another with --port"
+    return f"see who has it with `ss -ltnp sport = :{port}`, or choose another with --port"
 
 
 class DrainTimeoutError(BrewError):

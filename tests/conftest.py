@@ -119,7 +119,7 @@ class Rig:
     def start(self, name: str, *arguments: str) -> Node:
         """Start a node and wait until it is ready: a server listens, a consumer has joined its group."""
         node = self.nodes.start(name, *arguments)
-        node.wait_ready()
+        node.wait_ready(timeout_s=120)
         return node
 
     def serve(self, name: str = "order-1") -> tuple[Node, str]:
@@ -143,7 +143,7 @@ class Rig:
             yield
             gate.rollback()
 
-    def wait(self, what: str, condition: Callable[[], bool], *, timeout_s: float = 60) -> None:
+    def wait(self, what: str, condition: Callable[[], bool], *, timeout_s: float = 120) -> None:
         """Wait for a condition; the error has the counters."""
         try:
             lifecycle.wait_until(what, condition, timeout_s=timeout_s)

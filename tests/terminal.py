@@ -66,11 +66,11 @@ class Terminal:
         fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
         self.process.send_signal(signal.SIGWINCH)  # it has no controlling terminal
 
-    def wait_for(self, *parts: str, timeout_s: float = 30) -> None:
+    def wait_for(self, *parts: str, timeout_s: float = 90) -> None:
         """Wait until the screen shows all of it."""
         self.wait_until(f"{parts} on the screen", lambda: all(part in self.text for part in parts), timeout_s=timeout_s)
 
-    def wait_until(self, what: str, condition: Callable[[], bool], *, timeout_s: float = 30) -> None:
+    def wait_until(self, what: str, condition: Callable[[], bool], *, timeout_s: float = 90) -> None:
         """Wait for a condition; the error has the screen."""
         try:
             lifecycle.wait_until(what, condition, timeout_s=timeout_s)

@@ -11,7 +11,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from brewctl.config import Settings
-from brewctl.delivery import bounded, schema
+from brewctl.delivery import advice, bounded, schema
 from brewctl.delivery.session import Session, blamed
 from brewctl.errors import BrewError, UnreachableError, UsageError
 from brewctl.sql import queries
@@ -151,13 +151,12 @@ def explained(settings: Settings) -> Iterator[None]:
     """Turn psycopg's errors into the user's: which server, where, what to run."""
     try:
         yield
-    except psycopg.errors.UndefinedTable as error:
+    except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:
         message = str(error).splitlines()[0].replace('"', "")
         raise BrewError(f"postgres {place(settings.database_url)}: {message}", hint="run `brewctl db init`") from error
     except psycopg.errors.LockNotAvailable as error:
-        raise BrewError(
-            f"postgres {place(settings.database_url)}: the tables are in use", hint="stop the roles that use them"
-        ) from error
+        hint = "run it again when they are free: `brewctl doctor` names who holds them for long"
+        raise BrewError(f"postgres {place(settings.database_url)}: the tables are in use", hint=hint) from error
     except UNAVAILABLE as error:
         if "statement pooling mode" in str(error):
             message = f"the pooler at {place(settings.database_url)} pools statements, and orders need transactions"
@@ -165,10 +164,11 @@ def explained(settings: Settings) -> Iterator[None]:
         variables = blamed(error, settings.database_url)
         if not variables and "invalid" in str(error) and "value" in str(error):  # of the URL, such as sslmode
             raise UsageError(f"BREW_DATABASE_URL: {str(error).splitlines()[0]}", hint=_EXAMPLE) from error
-        hint = "run `brewctl up`, or set BREW_DATABASE_URL"
+        reason = _reason(error)
+        hint = advice.for_postgres(settings, reason)
         if variables:
             hint = f"unset {' and '.join(variables)}, or say in BREW_DATABASE_URL what holds for this server"
-        raise UnreachableError(f"postgres {place(settings.database_url)} {_reason(error)}", hint=hint) from error
+        raise UnreachableError(f"postgres {place(settings.database_url)} {reason}", hint=hint) from error
     except psycopg.Error as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BrewError(f"postgres {place(settings.database_url)}: {reason}") from error
@@ -189,6 +189,7 @@ def _reason(error: Exception) -> str:
         ("does not exist", "has no such database or role"),
         ("timeout", "did not answer in time"),
         ("too many clients", "has no connection left"),
+        ("connection slots", "has no connection left"),
         ("starting up", "is still starting"),
         ("shutting down", "is shutting down"),
         ("name or service not known", "is an unknown host"),

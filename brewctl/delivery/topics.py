@@ -56,7 +56,7 @@ def await_empty_groups(settings: Settings, *, timeout_s: float) -> None:
         try:
             wait_until("consumer groups without members", empty, timeout_s=timeout_s)
         except TimeoutError as error:
-            raise BrewError(f"kafka: {error}", hint="stop the consumers first") from None
+            raise BrewError(f"kafka: {error}", hint="stop those that `brewctl groups` names, or run it again") from None
 
 
 def _wait_for_leaders(admin: Admin, names: list[str]) -> None:
@@ -67,4 +67,4 @@ def _wait(what: str, condition: Callable[[], bool]) -> None:
     try:
         wait_until(what, condition, timeout_s=_WAIT_S)
     except TimeoutError as error:
-        raise BrewError(f"kafka: {error}", hint="try again") from None
+        raise BrewError(f"kafka: {error}", hint="run it again once `brewctl doctor` finds every broker") from None

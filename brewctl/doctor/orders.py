@@ -8,6 +8,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from brewctl.client import DIRECT
+from brewctl.config import DEFAULT_ORDER_ADDRS
 from brewctl.doctor.finding import Finding, fail, ok, warn
 from brewctl.proto import orders_pb2, orders_pb2_grpc
 
@@ -16,6 +17,7 @@ _CONNECT_S = 2.0
 _ANSWER_S = 2.0
 _STATUS = health_pb2.HealthCheckResponse.ServingStatus
 _CHECK = "order-service"
+_THIS_MACHINE = frozenset({"127.0.0.1", "localhost", "[::1]"})
 
 
 def check(address: str) -> Iterator[Finding]:
@@ -24,7 +26,7 @@ def check(address: str) -> Iterator[Finding]:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
     except ConnectionRefusedError:
-        yield warn(_CHECK, f"nothing listens on {address}", mend="run `brewctl start order`")
+        yield warn(_CHECK, f"nothing listens on {address}", mend=_start(host, port))
         return
     except OSError as error:
         found = f"{address} can't be connected to ({(error.strerror or str(error)).lower()})"
@@ -40,11 +42,20 @@ def check(address: str) -> Iterator[Finding]:
             yield _reads(address, channel) if answer.status == _STATUS.SERVING else _unhealthy(address, answer.status)
 
 
+def _start(host: str, port: str) -> str:
+    """Say how an order-service comes to listen there: `start` takes the first free port from the default one on."""
+    if host not in _THIS_MACHINE:
+        return "start an order-service there, or set BREW_ORDER_ADDRS to where they are"
+    if f"{host}:{port}" in DEFAULT_ORDER_ADDRS:
+        return "run `brewctl start order`"
+    return f"run `brewctl serve order --port {port}`, or set BREW_ORDER_ADDRS to where they are"
+
+
 def _unhealthy(address: str, status: int) -> Finding:
     return fail(
         _CHECK,
         f"{address} is {_STATUS.Name(status)}: its database is away, or it stops",
-        mend="see database_away in its log, as `brewctl logs` shows it",
+        mend="see database_away in its log, which `brewctl logs` shows where it runs in the background",
     )
 
 

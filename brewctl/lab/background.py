@@ -222,7 +222,8 @@ def _free_port(taken: Collection[int]) -> int:
         # One that was just started does not listen yet.
         if port not in taken and processes.is_free(port):
             return port
-    raise BrewError(f"no port from {_PORTS[0]} to {_PORTS[-1]} is free")
+    hint = "stop a node that `brewctl status` names, or run `brewctl serve order --port` with another one"
+    raise BrewError(f"no port from {_PORTS[0]} to {_PORTS[-1]} is free", hint=hint)
 
 
 def _spawn(home: Path, settings: Settings, name: str, role: str, port: int) -> Server:

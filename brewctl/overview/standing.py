@@ -116,7 +116,8 @@ class _Judge:
             text = f"{row} is set aside, refused {times}: {event.failure}"
             return Standing(text, f"brewctl outbox retry {event.id}", stuck=True)
         if isinstance(self._kafka, Topics) and event.topic not in self._kafka.names:
-            return Standing(f"{row} waits: kafka has no topic {event.topic}", "brewctl topic create")
+            other = "" if event.topic == self._settings.topic else f" --topic {shlex.quote(event.topic)}"
+            return Standing(f"{row} waits: kafka has no topic {event.topic}", f"brewctl topic create{other}")
         publishers = [node.name for node in self._life.nodes if node.role == "order" and node.there]
         if not publishers:
             return Standing(f"{row} waits: no order node runs that would publish it", _start("order"))

@@ -18,7 +18,7 @@ from tests.conftest import Rig
 from tests.integration.grpc_tools import Service
 from tests.tcp_proxy import Proxy, proxied
 
-LIMITS = Limits(database_connect_s=2, database_statement_s=3, database_answer_s=3.5, database_look_s=0.5)
+LIMITS = Limits(database_connect_s=2, database_statement_s=3, database_answer_s=6, database_look_s=1.5)
 
 
 @pytest.fixture
@@ -78,9 +78,9 @@ def test_the_server_ends_a_statement_before_the_client_gives_up(connection: Boun
 
 
 def test_a_bound_is_gone_after_its_block(connection: BoundedConnection) -> None:
-    with connection.answering_within(0.2):
+    with connection.answering_within(1.5):
         connection.execute("SELECT 1")
-    assert connection.execute("SELECT 1 FROM pg_sleep(0.5)").fetchone() == (1,)
+    assert connection.execute("SELECT 1 FROM pg_sleep(2)").fetchone() == (1,)
 
 
 def test_a_command_says_that_the_server_does_not_answer(settings: Settings, proxy: Proxy) -> None:
@@ -114,9 +114,9 @@ def test_the_watch_calls_a_silent_server_away_and_finds_it_back(settings: Settin
     thread.start()
     try:
         proxy.swallowing.set()
-        wait_until("a database that is away", lambda: watch.away and told == [False], timeout_s=20)
+        wait_until("a database that is away", lambda: watch.away and told == [False], timeout_s=60)
         proxy.swallowing.clear()
-        wait_until("a database that is back", lambda: not watch.away, timeout_s=20)
+        wait_until("a database that is back", lambda: not watch.away, timeout_s=60)
     finally:
         stop.set()
         thread.join(10)

@@ -60,7 +60,7 @@ def test_a_topic_into_which_two_databases_publish(rig: Rig, other: Settings, tmp
         database.connect(other) as theirs,
     ):
         second = nodes.start("order-9", "serve", "order", "--port", "0")
-        second.wait_ready()
+        second.wait_ready(timeout_s=120)
         publish(other, second.address, 3)
         published = "SELECT count(*) FROM outbox WHERE published_at IS NOT NULL"
         rig.wait("their events", lambda: theirs.execute(published).fetchone() == (3,))

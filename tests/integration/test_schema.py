@@ -139,8 +139,8 @@ def test_no_create_waits_for_a_column_that_a_dump_holds_up(complete: Settings) -
 
 @pytest.mark.parametrize("way", ["the column", "--reset"])
 def test_who_holds_a_table_is_named_and_the_hint_is_true(complete: Settings, way: str) -> None:
-    def init() -> None:
-        with database.connect(limited(complete, schema_wait_s=0.5)) as connection:
+    def init(settings: Settings) -> None:
+        with database.connect(settings) as connection:
             database.initialize(connection, reset=way == "--reset")
 
     with session(complete) as connection:
@@ -149,14 +149,14 @@ def test_who_holds_a_table_is_named_and_the_hint_is_true(complete: Settings, way
     with dumping(complete) as dump:
         pid = dump.info.backend_pid
         with pytest.raises(BrewError) as failed:
-            init()
+            init(limited(complete, schema_wait_s=0.5))
         assert f"in use by pid {pid} (pg_dump), whose transaction is" in failed.value.message
         assert failed.value.hint.startswith("run `brewctl db init")
         command = f"SELECT pg_terminate_backend({pid});"
         assert f"`{command}`" in failed.value.hint
         with session(complete) as psql:
             psql.execute(command.replace(")", ", 20000)"))
-        init()
+        init(complete)
     assert lacking(complete) == []
 
 

@@ -58,7 +58,7 @@ def test_an_order_that_is_not_published_says_what_it_waits_for(chain: Chain) -> 
         assert standings(chain, row, kafka=False) == {f"{name} waits: kafka {NOWHERE[0]} does not answer": ""}
         ((text, command),) = standings(chain, elsewhere).items()
         assert text.endswith(f"kafka has no topic {chain.rig.settings.topic}-absent")
-        assert command == "brewctl topic create"
+        assert command == f"brewctl topic create --topic {chain.rig.settings.topic}-absent"
 
     twin = chain.twin(row)
     chain.execute(

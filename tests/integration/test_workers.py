@@ -141,7 +141,9 @@ def test_each_worker_takes_calls(shared: Crew) -> None:
 def test_nobody_else_gets_in_on_the_port(shared: Crew, more: tuple[str, ...]) -> None:
     second = shared.rig.brewctl("serve", "order", "--port", shared.port, *more, timeout=30)
     assert (second.returncode, second.stdout) == (1, "")
-    assert only_line(second.stderr).startswith(f"brewctl: port {shared.port} on 127.0.0.1 can't be listened on: ")
+    assert only_line(second.stderr).startswith(
+        f"brewctl: port {shared.port} on 127.0.0.1 can't be listened on (address already in use): "
+    )
     with dialled(shared.rig, shared.address) as client:
         assert client.create().code is grpc.StatusCode.OK
 
@@ -159,7 +161,9 @@ def test_a_busy_port_is_one_line(service: Service) -> None:
     port = service.address.rpartition(":")[2]
     second = service.rig.brewctl("serve", "order", "--workers", "2", "--port", port, timeout=30)
     assert (second.returncode, second.stdout) == (1, "")
-    assert only_line(second.stderr).startswith(f"brewctl: port {port} on 127.0.0.1 can't be listened on: ")
+    assert only_line(second.stderr).startswith(
+        f"brewctl: port {port} on 127.0.0.1 can't be listened on (address already in use): "
+    )
     assert service.create().code is grpc.StatusCode.OK
 
 

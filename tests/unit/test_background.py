@@ -68,7 +68,7 @@ def start(home: Path, *roles: str, name: str = "") -> list[str]:
 def kill(home: Path, name: str) -> None:
     node = background.nodes(home)[name]
     background.send(home, name, signal.SIGKILL)
-    wait_until("its end", lambda: processes.find(node) is None, timeout_s=10, every_s=0.01)
+    wait_until("its end", lambda: processes.find(node) is None, timeout_s=60, every_s=0.01)
 
 
 def condition(node: Server) -> Condition:
@@ -186,7 +186,7 @@ def test_all_drain_at_the_same_time_paused_ones_too_and_say_their_last_line(home
     start(home, "inventory", "inventory", "inventory")
     background.send(home, "inventory-1", signal.SIGSTOP)
     paused = background.nodes(home)["inventory-1"]
-    wait_until("the pause", lambda: condition(paused) == Condition.PAUSED, timeout_s=10, every_s=0.01)
+    wait_until("the pause", lambda: condition(paused) == Condition.PAUSED, timeout_s=60, every_s=0.01)
     kill(home, "inventory-2")
     rows = {row.name: row for row in background.status(home)}
     assert {name: row.state for name, row in rows.items()} == {

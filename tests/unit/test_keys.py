@@ -26,7 +26,7 @@ def test_a_key_counts_without_enter_and_is_not_seen(terminal: tuple[int, int]) -
     with open_keys(reader) as keys:
         assert not keys.pressed()
         os.write(typist, b" ")
-        wait_until("the key", keys.pressed, timeout_s=5)
+        wait_until("the key", keys.pressed, timeout_s=60)
         assert not keys.pressed(), "once is enough"
         os.write(reader, b"said")
         assert os.read(typist, 100) == b"said", "no echo before it"
@@ -46,7 +46,7 @@ def test_q_is_the_end(terminal: tuple[int, int], key: bytes) -> None:
     with open_keys(reader) as keys:
         os.write(typist, key)
         with pytest.raises(KeyboardInterrupt):
-            wait_until("the end", keys.pressed, timeout_s=5)
+            wait_until("the end", keys.pressed, timeout_s=60)
 
 
 def test_the_terminal_is_as_before_whatever_happens(terminal: tuple[int, int]) -> None:

@@ -104,7 +104,7 @@ def test_the_actor_that_does_not_stop_is_named(stop: threading.Event) -> None:
     finally:
         release.set()
     assert late.value.message == "test-stuck did not stop within 0.5 s"
-    wait_until("the end of the stuck actor", lambda: ended({"test-stuck"}), timeout_s=10, every_s=0.01)
+    wait_until("the end of the stuck actor", lambda: ended({"test-stuck"}), timeout_s=60, every_s=0.01)
 
 
 def test_all_that_do_not_stop_are_named(stop: threading.Event) -> None:
@@ -115,7 +115,7 @@ def test_all_that_do_not_stop_are_named(stop: threading.Event) -> None:
             run_together(actors, stop, drain_timeout_s=0.05)  # type: ignore[arg-type]
     finally:
         release.set()
-    wait_until("their end", lambda: ended({"test-one", "test-two"}), timeout_s=10, every_s=0.01)
+    wait_until("their end", lambda: ended({"test-one", "test-two"}), timeout_s=60, every_s=0.01)
 
 
 # Two phases of a role: `working` until the first signal, `draining` after it, for ever if told so.
@@ -238,7 +238,7 @@ def test_a_signal_sets_the_event_and_old_handlers_come_back(number: signal.Signa
         assert heard == []
         assert signal.getsignal(number) is mine
         os.kill(os.getpid(), number)
-        wait_until("the signal", lambda: heard == [number], timeout_s=10, every_s=0.01)
+        wait_until("the signal", lambda: heard == [number], timeout_s=60, every_s=0.01)
     finally:
         signal.signal(number, original)
 

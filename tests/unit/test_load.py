@@ -25,7 +25,7 @@ def run(load: Load, stop: threading.Event | None = None) -> None:
         expired.append("the load did not end")
         stop.set()
 
-    guard = threading.Timer(30, expire)
+    guard = threading.Timer(120, expire)
     guard.start()
     try:
         load.run(stop)

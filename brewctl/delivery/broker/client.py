@@ -10,6 +10,7 @@ from typing import Any
 from kafka import errors
 
 from brewctl.config import Settings
+from brewctl.delivery import advice
 from brewctl.delivery.broker import advertised
 from brewctl.delivery.events import Headers
 from brewctl.errors import BrewError, UnreachableError
@@ -117,7 +118,7 @@ def _unreachable(settings: Settings) -> UnreachableError:
     where = ",".join(settings.brokers)
     answered, away = advertised.diagnose(settings)
     if not answered:
-        return UnreachableError(f"kafka {where} does not answer", hint="run `brewctl up`, or set BREW_KAFKA_BROKERS")
+        return UnreachableError(f"kafka {where} does not answer", hint=advice.for_kafka(settings))
     if not away:
         return UnreachableError(f"kafka {where} answers, but not in time", hint="try again, or run `brewctl doctor`")
     return UnreachableError(

@@ -19,6 +19,7 @@ from brewctl.sql import bench_queries
 
 _WRITTEN_AT_ONCE = 1000
 _LEAVE_S = 30.0
+_READY_S = 120.0  # several start at the same time
 _ANY_PORT = ("--port", "0")
 _WAIT_S = 300.0
 
@@ -57,7 +58,7 @@ class Ground:
         with Nodes(self.settings, logs=self._logs, on_line=lambda _line: None) as nodes:
             started = [nodes.start(name, *command(name), *(_ANY_PORT if name in ORDER_NODES else ())) for name in names]
             for node in started:
-                node.wait_ready()
+                node.wait_ready(timeout_s=_READY_S)
             yield started
             if late := nodes.stop():
                 raise BrewError(f"{late[0].name} did not end cleanly", hint=f"see {late[0].log}")

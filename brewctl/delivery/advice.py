@@ -1,0 +1,35 @@
+"""What mends a server that can't be reached: it depends on the reason, and on whether the user named the server."""
+
+from brewctl.config import DEFAULT_BROKERS, DEFAULT_DATABASE_URL, Settings
+
+_URL = "BREW_DATABASE_URL or --database-url"
+# By what `database.explained` says of the server.
+_OF_POSTGRES = {
+    "refused the password": f"correct the password in {_URL}, or in PGPASSWORD or ~/.pgpass",
+    "wants a password": "put the password into BREW_DATABASE_URL, PGPASSWORD or ~/.pgpass",
+    "has no such database or role": f"create it there in psql, or correct {_URL}",
+    "is an unknown host": f"correct the host in {_URL}",
+    "has no connection left": "end some sessions, or raise max_connections and restart postgres",
+    "is still starting": "run it again when postgres has started: its log says what it waits for",
+    "is shutting down": "start postgres again",
+}
+# What is wrong with the server itself, whoever named it.
+_OF_THE_SERVER = {"has no connection left", "is still starting"}
+
+
+def for_postgres(settings: Settings, reason: str) -> str:
+    """Return the hint for a database of these settings that is away for this reason."""
+    if reason in _OF_THE_SERVER or ("database_url" in settings.configured and reason in _OF_POSTGRES):
+        return _OF_POSTGRES[reason]
+    if "database_url" in settings.configured:
+        return f"start it (`brewctl up` where it is the sandbox's), or correct {_URL}"
+    if settings.database_url == DEFAULT_DATABASE_URL:
+        return "run `brewctl up`, or set BREW_DATABASE_URL"
+    return "run `brewctl up`"  # it is the sandbox's
+
+
+def for_kafka(settings: Settings) -> str:
+    """Return the hint for brokers of these settings that do not answer."""
+    if "brokers" in settings.configured:
+        return "start them (`brewctl up` where they are the sandbox's), or correct BREW_KAFKA_BROKERS or --brokers"
+    return "run `brewctl up`, or set BREW_KAFKA_BROKERS" if settings.brokers == DEFAULT_BROKERS else "run `brewctl up`"
