@@ -41,9 +41,10 @@ def own_broker(folder: Path, *, advertised: str, properties: Mapping[str, str]) 
     own = {"advertised.listeners": f"PLAINTEXT://127.0.0.1:{port},DETOUR://{advertised}", **properties}
     with (folder / "server.properties").open("a") as configuration:  # the last of two of one name counts
         configuration.writelines(f"{name}={value}\n" for name, value in own.items())
+    kafka_node.supply(folder, kit.supplies)
     server = processes.spawn(
         "kafka-own",
-        kafka_node.command(folder, kit.java),
+        kafka_node.command(kit.java),
         port=port,
         log=folder / "logs" / "server.log",
         console=folder / "logs" / "console.log",
