@@ -88,20 +88,27 @@ class GroupCommit:
         self._queue.put(submission)
 
     def _write(self, batch: list[Submission]) -> None:
-        timely = []
+        free = []
         for each in batch:
-            if each.left_s() <= 0:
-                self.failed(each, TooLateError())
-            elif self._alone.has_key_of(each.new):
+            if self._alone.has_key_of(each.new):
                 self._batch.pop(each)
                 self._alone.join(each)
             else:
-                timely.append(each)
-        if timely:
-            self._attempt(timely)
+                free.append(each)
+        self._attempt(free)
 
     def _attempt(self, batch: Sequence[Submission]) -> None:
-        """Write orders with one statement, and see to those that it did not write."""
+        """Write orders that somebody waits for with one statement, and see to those that it did not write."""
+        timely = []
+        for each in batch:
+            if each.left_s() > 0:
+                timely.append(each)
+            else:
+                self.failed(each, TooLateError())
+        if timely:
+            self._attempt_in_time(timely)
+
+    def _attempt_in_time(self, batch: Sequence[Submission]) -> None:
         limits, sent = self._limits, False
         written: set[UUID] | None = None
         found: dict[UUID, Order] = {}

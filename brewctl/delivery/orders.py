@@ -33,6 +33,13 @@ _ISO_4217 = frozenset(currency.code for currency in Currency)
 _NEW = OrderStatus.Name(ORDER_STATUS_NEW)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # Unicode's category Cc
 _TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}")
+# The server's own words for: rolled back.
+UNDONE = (
+    psycopg.errors.SerializationFailure,
+    psycopg.errors.DeadlockDetected,
+    psycopg.errors.LockNotAvailable,
+    psycopg.errors.QueryCanceled,
+)
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?")
 
 
@@ -180,8 +187,8 @@ def create(
             if left_s() <= 0:
                 raise TooLateError
             committing = True
-    except (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected):
-        raise  # rolled back, in the commit too
+    except UNDONE:
+        raise  # in the commit too
     except psycopg.Error as error:
         if committing and not never_taken(error):
             raise CommitFailedError(" ".join(str(error).split())) from error

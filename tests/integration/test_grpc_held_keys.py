@@ -20,6 +20,7 @@ from tests.integration.grpc_tools import (
     Service,
     answer,
     dialled,
+    failing,
     knows_of,
     order,
     rows_of,
@@ -189,6 +190,17 @@ def test_a_lock_that_is_refused_at_once_is_asked_for_again_without_a_hot_loop(ri
     ((tries,),) = rig.connection.execute("SELECT last_value FROM tries").fetchall()
     assert 2 < int(str(tries)) <= 2 + 2.0 / LIMITS.create_lock_s
     rig.connection.execute("DROP SEQUENCE tries")
+
+
+def test_a_commit_that_takes_longer_than_a_batch_may_is_given_the_time_of_its_call(rig: Rig) -> None:
+    customer = somebody()
+    with (
+        held_node(rig, limited(rig.settings, create_s=30.0)) as node,
+        failing(rig, "PERFORM pg_sleep(1.5)", at_commit=True),
+    ):
+        node.writer.begin()
+        assert node.client.create(customer_id=customer).code is OK
+    assert rows_of(rig, customer) == (1, 1)
 
 
 def test_a_repeated_key_is_read_by_the_writer_and_tried_by_nobody(service: Service, monkeypatch: Any) -> None:

@@ -25,7 +25,8 @@ from tests.integration.kafka_tools import finish, refused_connections
 OK, LATE = grpc.StatusCode.OK, grpc.StatusCode.DEADLINE_EXCEEDED
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 HEALTH, REFLECTION = "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"
-LIMITS = Limits()
+NO_MESSAGE = f"no message came within {Limits().create_s:g} s"
+PATIENCE_S = 60.0  # of a client that would wait for ever
 
 
 @contextlib.contextmanager
@@ -48,12 +49,14 @@ def calls_without_a_message(address: str, method: str, count: int) -> Iterator[l
     """Open calls by a client that is well, and answers pings, and whose messages never come."""
     with silence() as requests, grpc.insecure_channel(address) as channel:
         call = channel.stream_stream(method)
-        yield [call(requests()) for _ in range(count)]
+        yield [call(requests(), timeout=PATIENCE_S) for _ in range(count)]
 
 
 def ends(calls: list[Any]) -> set[grpc.StatusCode]:
-    """How the calls end, once all have."""
-    return {answer(lambda call=call: list(call)).code for call in calls}  # type: ignore[misc]
+    """How the server ends the calls, once all have ended."""
+    answers = [answer(lambda call=call: list(call)) for call in calls]  # type: ignore[misc]
+    assert not any(each.code is LATE and each.details != NO_MESSAGE for each in answers), "their clients ended them"
+    return {each.code for each in answers}
 
 
 def is_well(service: Service) -> None:
@@ -135,8 +138,8 @@ def test_clients_that_fall_silent_within_a_call_delay_nobody_and_are_hung_up_on(
 def test_a_message_that_can_not_be_read_is_bad_input(service: Service) -> None:
     for method in (f"/{SERVICE}/Create", f"/{SERVICE}/Get", f"/{HEALTH}/Check", f"/{HEALTH}/Watch"):
         call = service.channel.stream_stream(method)
-        assert ends([call(iter([b"\xff\xff\xff"]))]) == {grpc.StatusCode.INVALID_ARGUMENT}
-        assert ends([call(iter([]))]) == {grpc.StatusCode.INVALID_ARGUMENT}, "none at all"
+        assert ends([call(iter([b"\xff\xff\xff"]), timeout=PATIENCE_S)]) == {grpc.StatusCode.INVALID_ARGUMENT}
+        assert ends([call(iter([]), timeout=PATIENCE_S)]) == {grpc.StatusCode.INVALID_ARGUMENT}, "none at all"
 
 
 # An answer that is not read
@@ -262,7 +265,7 @@ def test_streams_of_reflection_that_stay_open_delay_nobody(service: Service) -> 
             yield from requests()
 
         stub = reflection_pb2_grpc.ServerReflectionStub(service.channel)
-        streams = [stub.ServerReflectionInfo(one_question()) for _ in range(16)]
+        streams = [stub.ServerReflectionInfo(one_question(), timeout=PATIENCE_S) for _ in range(16)]
         assert all(next(stream).list_services_response.service for stream in streams)
         is_well(service)
         assert ends(streams) == {OK}, "the server ends a stream that asks nothing more"
@@ -279,7 +282,8 @@ def test_clients_that_hold_on_do_not_hold_up_a_stop(rig: Rig) -> None:
         dialled(rig, address) as service,
         by_hand(address, window=0) as blind,
     ):
-        watch = health_pb2_grpc.HealthStub(service.channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE))
+        stub = health_pb2_grpc.HealthStub(service.channel)
+        watch = stub.Watch(health_pb2.HealthCheckRequest(service=SERVICE), timeout=PATIENCE_S)
         assert next(watch).status == SERVING
         blind.attend()
         blind.call(f"/{HEALTH}/Watch", data=asked(SERVICE), complete=True)

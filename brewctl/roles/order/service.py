@@ -23,13 +23,6 @@ logger = log.get(__name__)
 
 NAME = orders_pb2.DESCRIPTOR.services_by_name["OrderService"].full_name
 AWAY = "the database is away: retry"
-# The server's own words for: undone, not lost.
-_BUSY = (
-    psycopg.errors.QueryCanceled,
-    psycopg.errors.SerializationFailure,
-    psycopg.errors.DeadlockDetected,
-    psycopg.errors.LockNotAvailable,
-)
 _FULL = "the database's disk is full: retry"
 _PUSHBACK = "grpc-retry-pushback-ms"
 _NEVER = ((_PUSHBACK, "-1"),)  # gRPC's word for: don't
@@ -107,7 +100,7 @@ class OrderService:
                 code, details = grpc.StatusCode.RESOURCE_EXHAUSTED, str(error)
             case orders.TooLateError():
                 details = f"the database did not finish within {self._limits.create_s:g} s: retry"
-            case error if isinstance(error, _BUSY):
+            case error if isinstance(error, orders.UNDONE):
                 details = "the database is busy: retry"
             case error if not isinstance(error, database.UNAVAILABLE):
                 self._failed.warn(reason=f"{type(error).__name__}: {log.reason(error)}")
