@@ -84,6 +84,8 @@ for module in (
 ):
     module.register(app)
 
+# Which of its engines a library uses: set for other programs, whose installation may have another.
+_ENGINES = ("GRPC_POLL_STRATEGY", "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "PSYCOPG_IMPL")
 # How help lists the commands.
 _PANELS = {
     "See it": ("demo", "top", "counts", "trace", "groups", "doctor"),
@@ -110,6 +112,8 @@ def root_command() -> typer.core.TyperGroup:
 def main() -> None:
     """Run a command; every failure becomes one line on stderr and an exit code."""
     stdout.prepare()
+    for name in _ENGINES:
+        os.environ.pop(name, None)
     # A terminal that closes, or `timeout`, must leave as little behind as Ctrl-C does. A shell's background
     # job starts with SIGINT ignored: who sends it one means it. `nohup` is left as it is.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -66,7 +66,7 @@ class _Once:
     def __call__(self, why: str) -> None:
         if not self._said:
             self._said = True
-            print(f"{why}; trying again …", file=sys.stderr)
+            output.note(f"{why}; trying again …")
 
 
 def register(app: typer.Typer) -> None:

@@ -5,12 +5,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from brewctl.doctor.finding import Finding, fail, failed, ok, warn
 from brewctl.errors import BrewError
-from brewctl.sandbox import cluster, kafka, parts, postgres, processes, state, surroundings
+from brewctl.sandbox import cluster, kafka, maven, parts, postgres, processes, state, surroundings
 from brewctl.sandbox.server import Server
 from brewctl.sandbox.state import State
 
@@ -111,7 +111,13 @@ def _there(folder: Path) -> Path:
 
 def _unfit(home: Path) -> Iterator[Finding]:
     """Say what keeps this user from a sandbox; nothing where all is well. Servers elsewhere need none of it."""
-    for check, look in (("cache", kafka.require_cache), ("user", lambda: postgres.require(home))):
+    looks: dict[str, Callable[[], object]] = {
+        "home": lambda: surroundings.require_usable(home, "BREW_HOME"),
+        "cache": kafka.require_cache,
+        "downloads": maven.repository,
+        "user": lambda: postgres.require(home),
+    }
+    for check, look in looks.items():
         try:
             look()
         except BrewError as error:

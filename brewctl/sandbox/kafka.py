@@ -148,13 +148,26 @@ def start(home: Path, known: State, name: str, kit: Kit) -> Server:
 
 
 def wait_ready(known: State) -> None:
-    """Wait until the cluster itself counts all of its brokers. Raises BrewError with the end of a log."""
+    """Wait until the cluster itself counts all of its brokers.
+
+    Raises BrewError with what the last try was told, and the end of a log.
+    """
     servers = [server for server in known.servers.values() if server.name != "postgres"]
+    said = ""
 
     def complete() -> bool:
-        return all(_listens(server.port) for server in servers) and len(_registered(known)) == len(servers)
+        nonlocal said
+        if not all(_listens(server.port) for server in servers):
+            return False
+        try:
+            count = len(_brokers(known))
+        except BrewError as error:
+            said = error.message
+            return False
+        said = f"the cluster counts {count} of {len(servers)} brokers"
+        return count == len(servers)
 
-    processes.wait_ready(servers, complete, timeout_s=_READY_S)
+    processes.wait_ready(servers, complete, timeout_s=_READY_S, why=lambda: said)
 
 
 def answering(known: State) -> set[str]:
@@ -191,10 +204,14 @@ def _closed(server: Server) -> bool:
     return (Path(server.log).parent.parent / "data" / ".kafka_cleanshutdown").exists()
 
 
+def _brokers(known: State, *, broker: str = "") -> list[Broker]:
+    with open_admin(Settings(brokers=tuple(known.brokers)), broker=broker) as admin:
+        return admin.brokers()
+
+
 def _registered(known: State, *, broker: str = "") -> list[Broker]:
     try:
-        with open_admin(Settings(brokers=tuple(known.brokers)), broker=broker) as admin:
-            return admin.brokers()
+        return _brokers(known, broker=broker)
     except BrewError:
         return []
 

@@ -34,6 +34,10 @@ SHELL = {
     "PGSERVICE": "nowhere",
     "PGSERVICEFILE": "/nowhere",
     "PGCLIENTENCODING": "LATIN1",
+    # Engines of libraries that other programs are installed with.
+    "PSYCOPG_IMPL": "c",
+    "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "cpp",
+    "GRPC_POLL_STRATEGY": "nowhere",
     # A terminal of long ago, or none.
     "LC_ALL": "C",
     "PYTHONUTF8": "0",

@@ -132,6 +132,16 @@ def test_a_cache_that_can_not_be_written_names_its_variable(tmp_path: Path, monk
     assert finding.mend == "set XDG_CACHE_HOME to a folder of yours"
 
 
+def test_what_a_variable_keeps_from_starting_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("BREW_MAVEN_REPOSITORY", "maven.example")
+    findings = [*machine._unfit(Path(os.fsdecode(b"/caf\xe9")))]
+    assert verdicts(*findings) == ["warn", "warn"]
+    assert [finding.check for finding in findings] == ["home", "downloads"]
+    assert "BREW_HOME" in findings[0].mend
+    assert "BREW_MAVEN_REPOSITORY" in findings[1].found
+
+
 def test_a_lock_that_names_another_program(tmp_path: Path) -> None:
     state.save(tmp_path, sandbox())
     data = tmp_path / "postgres" / "data"

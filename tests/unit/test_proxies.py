@@ -1,4 +1,4 @@
-"""Calls of an order-service reach it whatever proxy the shell names for the web."""
+"""Calls of an order-service reach it whatever proxy the shell names for the web, and which engine for libraries."""
 
 from collections.abc import Iterator
 
@@ -29,6 +29,18 @@ def test_an_order_is_made(server: OrderServer) -> None:
 
 
 def test_the_command_makes_an_order(server: OrderServer) -> None:
+    made = run("create-order", "--customer", "c1", "--addr", server.address)
+    assert (made.returncode, made.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("name", "engine"),
+    [("PSYCOPG_IMPL", "c"), ("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "cpp"), ("GRPC_POLL_STRATEGY", "nowhere")],
+)
+def test_the_command_makes_an_order_with_the_engines_that_it_is_installed_with(
+    server: OrderServer, monkeypatch: pytest.MonkeyPatch, name: str, engine: str
+) -> None:
+    monkeypatch.setenv(name, engine)
     made = run("create-order", "--customer", "c1", "--addr", server.address)
     assert (made.returncode, made.stderr) == (0, "")
 
