@@ -141,17 +141,17 @@ class _Judge:
         place = letters[-1].new_place if letters else _place(event)
         if place is None:
             return Standing(f"{undone}: where its record is was not kept when it was published", _VERIFY)
-        return self._ahead(undone, place, self._kafka.groups[group])
+        return self._ahead(undone, place, self._kafka.groups[group], f"brewctl outbox republish {event.id}")
 
-    def _ahead(self, undone: str, place: Place, group: GroupView) -> Standing:
+    def _ahead(self, undone: str, place: Place, group: GroupView, again: str) -> Standing:
         """Judge a group by the place of a record: it has not come to it, or has passed it."""
         where = f"partition {place.partition}, offset {place.offset}"
         progress = next((each for each in group.partitions if each.partition == place.partition), None)
         if progress is None or not progress.first <= place.offset < progress.end:
-            return Standing(f"{undone}: its record is no more in the topic, at {where}", _VERIFY, stuck=True)
+            return Standing(f"{undone}: its record is no more in the topic, at {where}", again, stuck=True)
         before = place.offset - progress.position
         if before < 0:
-            return Standing(f"{undone}, which has passed it at {where}: lost", _VERIFY, stuck=True)
+            return Standing(f"{undone}, which has passed it at {where}: lost", again, stuck=True)
         ahead = f"it comes after {before} record{'s' if before > 1 else ''}" if before else "it is next"
         coming = f"{undone}: {ahead} in partition {place.partition}"
         if not group.members:

@@ -10,7 +10,7 @@ from confluent_kafka import Producer as TransactionalProducer
 from brewctl.delivery.broker import open_admin, open_reader
 from brewctl.errors import BrewError
 from tests.conftest import Rig, limited
-from tests.integration.kafka_tools import Good, finish, good_record
+from tests.integration.kafka_tools import Good, finish, good_record, raw_client, send_raw
 from tests.integration.reading import read_topic
 
 PARTITION = 2
@@ -106,6 +106,20 @@ def test_a_group_gets_past_a_partition_that_has_nothing_but_what_was_aborted(rig
         rig.wait("its effect", lambda: reserved(rig) == {good.order_id})
     assert finish(node) == 0
     assert node.lines[-1].endswith("processed=1 reserved=1 skipped=0")
+
+
+def test_what_is_behind_an_open_transaction_waits_for_its_end(rig: Rig) -> None:
+    undone, behind, elsewhere = good_record(), good_record(), good_record()
+    with transactional(rig) as producer, raw_client(rig.settings) as client:
+        producer.begin_transaction()
+        send(rig, producer, [undone])
+        send_raw(client, (rig.settings.topic, PARTITION), behind.key, behind.value, behind.headers)
+        send_raw(client, (rig.settings.topic, PARTITION + 1), elsewhere.key, elsewhere.value, elsewhere.headers)
+        rig.start("inventory-1", "consume", "inventory")
+        rig.wait("the effect in another partition", lambda: rig.counts().reservations > 0)
+        assert reserved(rig) == {elsewhere.order_id}
+        producer.abort_transaction(30)
+        rig.wait("the effect behind it", lambda: reserved(rig) == {elsewhere.order_id, behind.order_id})
 
 
 def test_a_reader_reads_what_a_consumer_reads_and_waits_for_an_open_transaction(rig: Rig) -> None:

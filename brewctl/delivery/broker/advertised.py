@@ -2,10 +2,11 @@
 
 import contextlib
 import socket
+import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from kafka import errors
 from kafka.conn import BrokerConnection
@@ -13,8 +14,10 @@ from kafka.protocol.metadata import MetadataRequest_v4
 
 from brewctl.config import Settings
 
-_CONNECT_S = 2.0
+_CONNECT_S, _LATE_S = 2.0, 2.5
 _WAIT_S = 0.02
+_SILENT = "does not answer"
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,7 @@ def why_not(address: str, *, timeout_s: float = _CONNECT_S) -> str:
     except socket.gaierror:
         return "can't be resolved from here"
     except TimeoutError:
-        return "does not answer"
+        return _SILENT
     except ConnectionRefusedError:
         return "refuses connections"
     except OSError as error:
@@ -49,18 +52,34 @@ def why_not(address: str, *, timeout_s: float = _CONNECT_S) -> str:
 
 def unreached(brokers: Sequence[tuple[int, str]]) -> list[Unreached]:
     """Try brokers, each with its id and address, at the same time; return those that can't be connected to."""
-    with ThreadPoolExecutor(max(1, len(brokers))) as pool:
-        reasons = pool.map(lambda broker: why_not(broker[1]), brokers)
-        return [Unreached(*broker, why) for broker, why in zip(brokers, reasons, strict=True) if why]
+    reasons = _together(why_not, [address for _, address in brokers], _SILENT)
+    return [Unreached(*broker, why) for broker, why in zip(brokers, reasons, strict=True) if why]
 
 
 def diagnose(settings: Settings) -> tuple[list[str], list[Unreached]]:
     """Ask each configured address who the brokers are: return those that answered, and the brokers out of reach."""
-    with ThreadPoolExecutor(len(settings.brokers)) as pool:
-        answers = dict(zip(settings.brokers, pool.map(_advertised, settings.brokers), strict=True))
+    nobody: list[tuple[int, str]] = []
+    answers = dict(zip(settings.brokers, _together(_advertised, settings.brokers, nobody), strict=True))
     answered = [address for address, brokers in answers.items() if brokers]
     advertised = {broker for brokers in answers.values() for broker in brokers}
     return answered, unreached(sorted(advertised))
+
+
+def _together(ask: Callable[[str], _T], addresses: Sequence[str], late: _T) -> list[_T]:
+    """Ask about all addresses at once; `late` stands for what is not known in time: a name server may be silent."""
+    answers = dict.fromkeys(addresses, late)
+
+    def note(address: str) -> None:
+        answers[address] = ask(address)
+
+    # Daemons: nothing waits for one that is late, nor does the end of the process.
+    threads = [threading.Thread(target=note, args=(address,), daemon=True) for address in answers]
+    deadline = time.monotonic() + _LATE_S
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return [answers[address] for address in addresses]
 
 
 def _advertised(address: str) -> list[tuple[int, str]]:
