@@ -120,15 +120,14 @@ def parse(text: LiteralString) -> list[Part]:
                 break
         else:
             raise ValueError(f"a statement of no known form: {statement[:60]}")
-        if kind is Kind.TABLE:
-            parts.append(_key(named["name"], statement))
+        if kind is Kind.TABLE and (key := _key(named["name"], statement)):
+            parts.append(key)
     return parts
 
 
-def _key(table: str, statement: LiteralString) -> Part:
-    found = _KEY.search(statement.partition("(")[2])
-    if not found:
-        raise ValueError(f"table {table} has no primary key")
+def _key(table: str, statement: LiteralString) -> Part | None:
+    if not (found := _KEY.search(statement.partition("(")[2])):
+        return None
     columns = tuple(column.strip(' "') for column in (found[1] or found[2]).split(","))
     quoted = ", ".join(f'"{column}"' for column in columns)
     index = f"CREATE UNIQUE INDEX IF NOT EXISTS {table}_pkey ON {table} ({quoted})"
