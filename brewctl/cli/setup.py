@@ -13,7 +13,10 @@ def init(
     yes: options.Yes = False,
     database_url: options.DatabaseUrl = None,
 ) -> None:
-    """Create the tables that are missing."""
+    """Create the tables, columns and indexes that are missing.
+
+    Roles work on meanwhile: where all is there, nothing is locked.
+    """
     if print_sql:
         from brewctl.sql import schema
 
@@ -28,7 +31,7 @@ def init(
             f"every order in {place}", mine=options.is_sandbox(settings.configured, "database_url"), yes=yes
         )
     with database.connect(settings) as connection:
-        database.initialize(connection, reset=reset)
+        database.initialize(connection, reset=reset, tell=lambda text: output.note(output.plain(f"db init {text}")))
     output.emit(f"tables are {'empty' if reset else 'ready'} in {place}")
 
 

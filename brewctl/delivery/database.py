@@ -135,15 +135,15 @@ def check_schema(connection: Connection, *, reading: bool = False) -> None:
         raise BrewError(f"missing in postgres: {', '.join(missing)}", hint="run `brewctl db init`")
 
 
-def initialize(connection: BoundedConnection, *, reset: bool = False) -> None:
+def initialize(connection: BoundedConnection, *, reset: bool = False, tell: schema.Tell = lambda _text: None) -> None:
     """Add what is missing of the schema, beside roles at work; `reset` also empties every table.
 
     On a complete schema it runs nothing and locks nothing. Raises BrewError, which names the session at fault, where
-    a table is in use for longer than schema_wait_s.
+    a table is in use for longer than schema_wait_s; `tell` hears of it before.
     """
-    schema.complete(connection)
+    schema.complete(connection, tell)
     if reset:
-        schema.change(connection, schema.TABLES, queries["reset"])
+        schema.change(connection, schema.TABLES, queries["reset"], tell)
 
 
 @contextlib.contextmanager

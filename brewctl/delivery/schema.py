@@ -11,7 +11,7 @@ import math
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, LiteralString, NamedTuple
@@ -26,8 +26,14 @@ if TYPE_CHECKING:
     from brewctl.delivery.database import BoundedConnection, Connection
 
 _COMMENT = re.compile(r"--.*")
+_HAS_A_KEY = (psycopg.errors.InvalidTableDefinition, psycopg.errors.ObjectNotInPrerequisiteState)
 _FIRST_S, _LONGEST_S = 0.1, 1.0  # pauses between two looks at a table that is in use
+Tell = Callable[[str], None]
 _STATE = ("kinds", "tables", "names", "columns")
+
+
+def _nobody(_text: str) -> None:
+    pass
 
 
 class Kind(StrEnum):
@@ -52,7 +58,7 @@ _KEY = re.compile(r"(\w+) [^,]*?\bPRIMARY KEY|\bPRIMARY KEY \(([^)]*)\)")
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One thing of the schema, and the statement that makes it so. A leftover's table is not known."""
+    """One thing of the schema, and the statement that makes it so. A leftover's table is that of the part before."""
 
     kind: Kind
     name: str
@@ -114,19 +120,19 @@ def parse(text: LiteralString) -> list[Part]:
         for kind, form in _FORMS.items():
             if match := form.match(statement):
                 named = match.groupdict()
-                parts.append(Part(kind, named["name"], named.get("table", named["name"]), statement))
+                table = parts[-1].table if kind is Kind.LEFTOVER else named.get("table", named["name"])
+                parts.append(Part(kind, named["name"], table, statement))
                 break
         else:
             raise ValueError(f"a statement of no known form: {statement[:60]}")
-        if kind is Kind.TABLE:
-            parts.append(_key(named["name"], statement))
+        if kind is Kind.TABLE and (key := _key(named["name"], statement)):
+            parts.append(key)
     return parts
 
 
-def _key(table: str, statement: LiteralString) -> Part:
-    found = _KEY.search(statement.partition("(")[2])
-    if not found:
-        raise ValueError(f"table {table} has no primary key")
+def _key(table: str, statement: LiteralString) -> Part | None:
+    if not (found := _KEY.search(statement.partition("(")[2])):
+        return None
     columns = tuple(column.strip(' "') for column in (found[1] or found[2]).split(","))
     quoted = ", ".join(f'"{column}"' for column in columns)
     index = f"CREATE UNIQUE INDEX IF NOT EXISTS {table}_pkey ON {table} ({quoted})"
@@ -157,12 +163,12 @@ def _missing(connection: "Connection", parts: Sequence[Part]) -> list[Part]:
     ]
 
 
-def complete(connection: "BoundedConnection") -> None:
+def complete(connection: "BoundedConnection", tell: Tell = _nobody) -> None:
     """Add what is missing, and nothing else; an index whose build was cut off is made anew. Several may call at once.
 
     Writers go on: a statement of theirs waits at most schema_lock_s for it at a time. Raises BrewError where a table is
     in use for longer than schema_wait_s, or where rows break a key; what was added until then stays, and a later
-    call adds the rest.
+    call adds the rest. `tell` hears what takes a while, and whom it waits for.
     """
     lacking = missing(connection)
     # Tables with all that is theirs, at once: nobody uses them yet.
@@ -171,19 +177,19 @@ def complete(connection: "BoundedConnection") -> None:
     for part in lacking:
         match part.kind:
             case Kind.COLUMN:
-                change(connection, [part.table], part.statement)
-            case Kind.INDEX:
-                _build(connection, part)
+                change(connection, [part.table], part.statement, tell)
+            case Kind.INDEX | Kind.LEFTOVER:
+                _build(connection, part, tell)
             case Kind.KEY:
-                _build(connection, Part(Kind.INDEX, part.name, part.table, part.statement))
+                _build(connection, Part(Kind.INDEX, part.name, part.table, part.statement), tell)
                 adopt = f"ALTER TABLE {part.table} ADD PRIMARY KEY USING INDEX {part.name}"
-                with contextlib.suppress(psycopg.errors.InvalidTableDefinition):  # another session was quicker
-                    change(connection, [part.table], adopt)
-            case Kind.LEFTOVER:
-                _concurrently(connection, part)
+                with contextlib.suppress(*_HAS_A_KEY):  # another session was quicker
+                    change(connection, [part.table], adopt, tell)
 
 
-def change(connection: "BoundedConnection", tables: Sequence[str], statement: LiteralString) -> None:
+def change(
+    connection: "BoundedConnection", tables: Sequence[str], statement: LiteralString, tell: Tell = _nobody
+) -> None:
     """Run a statement that needs tables for itself, in a transaction, as soon as they are free.
 
     Raises BrewError, with those who hold them, where they are not free within schema_wait_s.
@@ -192,6 +198,7 @@ def change(connection: "BoundedConnection", tables: Sequence[str], statement: Li
     deadline = time.monotonic() + limits.schema_wait_s
     pauses = lifecycle.Backoff(threading.Event(), first_s=_FIRST_S, longest_s=_LONGEST_S)
     seen: set[str] = set()
+    told = False
     while True:
         holders = _holders(connection, tables)
         staying = [holder for holder in holders if holder.transaction in seen]
@@ -203,6 +210,9 @@ def change(connection: "BoundedConnection", tables: Sequence[str], statement: Li
                 return
         if time.monotonic() > deadline:
             raise _in_use(f"table {tables[0]}" if len(tables) == 1 else "tables", staying or holders)
+        if staying and not told:
+            tell(f"waits for {staying[0]} …")
+            told = True
         seen = {holder.transaction for holder in holders}
         pauses.pause()
 
@@ -235,24 +245,29 @@ def _create(connection: "BoundedConnection", parts: Sequence[Part]) -> None:
             pauses.pause()
 
 
-def _build(connection: "BoundedConnection", part: Part) -> None:
-    """Build an index beside writers; one that a crash has left half-built is dropped before, and built again."""
+def _build(connection: "BoundedConnection", part: Part, tell: Tell) -> None:
+    """Build an index beside writers, or drop a leftover; one that a crash has left half-built is dropped, and built."""
     deadline = time.monotonic() + connection.limits.schema_s
     pauses = lifecycle.Backoff(threading.Event(), first_s=_FIRST_S, longest_s=_LONGEST_S)
     while lacking := _missing(connection, [part]):
         if time.monotonic() > deadline:
             raise _in_use(f"table {part.table}", _holders(connection, [part.table]))
-        if not lacking[0].invalid:
-            _concurrently(connection, part)
-        elif connection.execute(queries["builders"], {"table": part.table}).fetchone() == (0,):
-            _concurrently(connection, Part(Kind.LEFTOVER, part.name, part.table, f"DROP INDEX IF EXISTS {part.name}"))
-        else:  # another session builds it, or an autovacuum is at work
-            pauses.pause()
+        # Another session that builds an index of this table, or a vacuum: let it finish first.
+        free = connection.execute(queries["builders"], {"table": part.table}).fetchone() == (0,)
+        # Two that build at the same time may wait for each other's snapshots: PostgreSQL ends one of them.
+        with contextlib.suppress(psycopg.errors.DeadlockDetected):
+            if free and (part.kind is Kind.LEFTOVER or lacking[0].invalid):
+                _concurrently(connection, part, f"DROP INDEX IF EXISTS {part.name}")
+                continue
+            if free:
+                tell(f"builds index {part.name}, as soon as open transactions have ended …")
+                _concurrently(connection, part, part.statement)
+                continue
+        pauses.pause()
 
 
-def _concurrently(connection: "BoundedConnection", part: Part) -> None:
+def _concurrently(connection: "BoundedConnection", part: Part, statement: LiteralString) -> None:
     """Build or drop an index. It waits for open transactions, up to schema_s; no writer waits behind it."""
-    statement = part.statement.replace(" INDEX IF", " INDEX CONCURRENTLY IF", 1)
     limits = connection.limits
     bound, own = connection.execute(queries["statement_bound"]).fetchone() or ("0ms", False)
     try:
@@ -260,7 +275,7 @@ def _concurrently(connection: "BoundedConnection", part: Part) -> None:
             connection.execute(queries["rebound_session"], {"timeout": f"{limits.schema_s}s"})
         with connection.answering_within(limits.schema_s + limits.database_look_s):
             # A cursor of psycopg's own: it opens no transaction, in which no index is built concurrently.
-            psycopg.Cursor(connection).execute(statement)
+            psycopg.Cursor(connection).execute(statement.replace(" INDEX IF", " INDEX CONCURRENTLY IF", 1))
     except (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable):
         found = _holders(connection, [part.table], snapshots=True)
         raise _in_use(f"index {part.name}", found, what_for="made or dropped") from None

@@ -43,9 +43,9 @@ def settings(servers: dict[str, str]) -> Iterator[Settings]:
             maintenance.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
 
 
-def initialize(settings: Settings) -> None:
+def initialize(settings: Settings, told: list[str] | None = None) -> None:
     with database.connect(settings, name="brewctl db init") as connection:
-        database.initialize(connection)
+        database.initialize(connection, tell=([] if told is None else told).append)
 
 
 @pytest.fixture
@@ -120,11 +120,14 @@ def test_an_empty_database_gets_all_of_it_beside_transactions_of_others(settings
 def test_no_create_waits_for_a_column_that_a_dump_holds_up(complete: Settings) -> None:
     with session(complete) as connection:
         connection.execute("ALTER TABLE outbox DROP COLUMN attempts, DROP COLUMN kafka_offset")
+    told: list[str] = []
     with (
         session(complete, options=AT_ONCE) as writer,
         dumping(complete) as dump,
-        begun(lambda: initialize(complete)) as adding,
+        begun(lambda: initialize(complete, told)) as adding,
     ):
+        wait_until("a line about the dump", lambda: bool(told), timeout_s=60, every_s=0.01)
+        assert told[0].startswith(f"waits for pid {dump.info.backend_pid} (pg_dump)")
         for _ in range(300):
             write_order(writer)
         assert not adding.done()
@@ -210,6 +213,7 @@ def test_several_at_once(settings: Settings, older: Path | None) -> None:
     if older:
         with session(settings) as connection:
             connection.execute(older.read_text("utf-8"))
+            connection.execute("ALTER TABLE processed_events DROP CONSTRAINT processed_events_pkey")
     with ThreadPoolExecutor(4) as pool:
         together = threading.Barrier(4)
 
