@@ -3,13 +3,18 @@
 import contextlib
 import math
 import select
+import threading
 import time
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import psycopg
+from psycopg import generators, waiting
 from psycopg.abc import RV, PQGen
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import TransactionStatus
+from psycopg.pq.abc import PGcancelConn
 from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool, PoolTimeout
 
@@ -21,6 +26,7 @@ Connection = psycopg.Connection[TupleRow]
 
 _EXAMPLE = "use postgresql://USER@HOST:PORT/NAME"
 _PORTS = 65536
+_SLICE_S = 0.1
 _SCHEMA_S = 600  # indexes of tables of any size are made
 # What a lost, refused or overloaded server raises, one that gave up on a paused process, or one that another has
 # taken the lead from; everything else is the statement's own fault.
@@ -48,6 +54,7 @@ class BoundedConnection(Connection):
     # What the session's statements are bounded by, as the server counts.
     statement_s: float = limits.database_statement_s
     _until: float | None = None
+    _ends_at = math.inf
 
     @contextlib.contextmanager
     def answering_within(self, seconds: float) -> Iterator[None]:
@@ -82,13 +89,42 @@ class BoundedConnection(Connection):
             wanted = next(gen)
             while True:
                 wanted = gen.send((yield wanted))
-                if time.monotonic() > until:
+                if time.monotonic() > min(until, self._ends_at):
                     break
         except StopIteration as done:
             answer: RV = done.value
             return answer
+        # Closed alone it would go on in the server: at a lock it would wait on, and then write.
+        self._cancel(self.limits.database_look_s)
         self.close()
         raise NoAnswerError("the server does not answer")
+
+    @property
+    def busy(self) -> bool:
+        """Whether the server is at work for this connection, as far as is known."""
+        return self.info.transaction_status is TransactionStatus.ACTIVE
+
+    def end_statement(self, *, within_s: float) -> None:
+        """Have the server end what it does for this connection, if anything. Returns at once; for other threads too.
+
+        The thread that waits for the answer gets psycopg.errors.QueryCanceled, or NoAnswerError after `within_s`
+        seconds.
+        """
+        if self._ends_at == math.inf and self.busy:
+            self._ends_at = time.monotonic() + within_s
+            self._cancel(within_s)
+
+    def _cancel(self, within_s: float) -> None:
+        with contextlib.suppress(psycopg.Error):  # a libpq before 17 can't, and a closed connection has nothing to end
+            request = self.pgconn.cancel_conn()
+            # In a thread: a server that gives no answer gives none to this either.
+            threading.Thread(target=_send_cancel, args=(request, within_s), name="cancel", daemon=True).start()
+
+
+def _send_cancel(request: PGcancelConn, within_s: float) -> None:
+    with contextlib.suppress(psycopg.Error):
+        request.start()
+        waiting.wait_conn(generators.cancel(request), interval=_SLICE_S, timeout=within_s)
 
 
 Pool = ConnectionPool[BoundedConnection]
@@ -131,8 +167,11 @@ def open_pool(
     with connect(settings, name=name) as connection:
         check_schema(connection)
 
+    made: weakref.WeakSet[BoundedConnection] = weakref.WeakSet()
+
     def configure(connection: BoundedConnection) -> None:
         connection.limits, connection.statement_s = limits, statement_s
+        made.add(connection)
 
     pool: Pool = ConnectionPool(
         connection_class=BoundedConnection,
@@ -146,8 +185,21 @@ def open_pool(
         name=name,
         open=True,
     )
-    with pool:
+    try:
         yield pool
+    finally:
+        # A drain whose time is up leaves connections in use: nothing of this process goes on in the database, and no
+        # thread gets another connection to try it again.
+        pool.close(timeout=_SLICE_S)
+        _end_statements(list(made), within_s=limits.database_look_s / 2)
+
+
+def _end_statements(connections: Sequence[BoundedConnection], *, within_s: float) -> None:
+    for connection in connections:
+        connection.end_statement(within_s=within_s)
+    until = time.monotonic() + within_s
+    while any(connection.busy for connection in connections) and time.monotonic() < until:
+        time.sleep(_SLICE_S)
 
 
 def _check(connection: BoundedConnection) -> None:
