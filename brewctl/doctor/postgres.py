@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from brewctl.config import Settings
 from brewctl.delivery import database
 from brewctl.delivery.database import Connection
+from brewctl.doctor import replicas
 from brewctl.doctor.finding import Finding, fail, ok, warn
 from brewctl.sql import doctor_queries, schema
 
@@ -62,6 +63,7 @@ def check(settings: Settings) -> Iterator[Finding]:
         yield _transactions(connection.execute(doctor_queries["old_transactions"], {"age_s": _OLD_S}).fetchall())
         if not lacking:
             yield from _outbox(*connection.execute(doctor_queries["outbox"]).fetchone() or (0, None))
+            yield from replicas.check(connection)
         yield _clock(*_read_clocks(connection))
 
 
