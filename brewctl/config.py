@@ -91,7 +91,9 @@ class Limits:
     publish_gap_s: float = 0.1
     # Between two looks at an idle outbox, on average; commits of this process wake it at once.
     publish_poll_s: float = 0.5
-    # Consumer: records a transaction, and bytes that one partition may bring into memory at a time.
+    # Consumer: records a transaction, at first and at most, and bytes that one partition may bring into memory at a
+    # time. A consumer whose effect is slow does not begin with a transaction that runs into its timeout.
+    consume_records_first: int = 100
     consume_records: int = 2000
     consume_partition_bytes: int = 1024 * 1024
     # A member that is silent for a session loses its partitions, and so does one that has not polled for so long.

@@ -2,13 +2,16 @@
 
 import contextlib
 import math
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any, Self
 
 import psycopg
+from psycopg import generators, waiting
 from psycopg.abc import RV, Params, PQGen
 from psycopg.pq import PipelineStatus, TransactionStatus
+from psycopg.pq.abc import PGcancelConn
 from psycopg.rows import Row, TupleRow
 
 from brewctl.config import Limits
@@ -16,6 +19,8 @@ from brewctl.delivery.session import Session
 from brewctl.sql import queries
 
 Connection = psycopg.Connection[TupleRow]
+
+_SLICE_S = 0.1
 
 
 class NoAnswerError(psycopg.OperationalError):
@@ -39,6 +44,7 @@ class BoundedConnection(Connection):
     pooled = False  # whether a pooler, such as PgBouncer, stands between
     began = False  # set when a transaction begins, never unset here: see `database.ask`
     _until: float | None = None
+    _ends_at = math.inf
     _transaction_s: float = math.inf
 
     @classmethod
@@ -153,13 +159,42 @@ class BoundedConnection(Connection):
             wanted = next(gen)
             while True:
                 wanted = gen.send((yield wanted))
-                if time.monotonic() > until:
+                if time.monotonic() > min(until, self._ends_at):
                     break
         except StopIteration as done:
             answer: RV = done.value
             return answer
+        # Closed alone it would go on in the server: at a lock it would wait on, and then write.
+        self._cancel(self.limits.database_look_s)
         self.close()
         raise NoAnswerError("the server does not answer")
+
+    @property
+    def busy(self) -> bool:
+        """Whether the server is at work for this connection, as far as is known."""
+        return self.info.transaction_status is TransactionStatus.ACTIVE
+
+    def end_statement(self, *, within_s: float) -> None:
+        """Have the server end what it does for this connection, if anything. Returns at once; for other threads too.
+
+        The thread that waits for the answer gets psycopg.errors.QueryCanceled, or NoAnswerError after `within_s`
+        seconds.
+        """
+        if self._ends_at == math.inf and self.busy:
+            self._ends_at = time.monotonic() + within_s
+            self._cancel(within_s)
+
+    def _cancel(self, within_s: float) -> None:
+        with contextlib.suppress(psycopg.Error):  # a libpq before 17 can't, and a closed connection has nothing to end
+            request = self.pgconn.cancel_conn()
+            # In a thread: a server that gives no answer gives none to this either.
+            threading.Thread(target=_send_cancel, args=(request, within_s), name="cancel", daemon=True).start()
+
+
+def _send_cancel(request: PGcancelConn, within_s: float) -> None:
+    with contextlib.suppress(psycopg.Error):
+        request.start()
+        waiting.wait_conn(generators.cancel(request), interval=_SLICE_S, timeout=within_s)
 
 
 class _PooledCursor(psycopg.Cursor[Row]):

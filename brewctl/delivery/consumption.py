@@ -4,11 +4,12 @@
       └─► next poll    │ crash here: redelivered, found in processed_events
 
 While PostgreSQL works on a batch the next one is read: one is in the database and one in hand, never more, and they
-are written in their order. Before partitions leave, the one in the database is finished and its offsets are
-committed; the one in hand comes again, to whoever has them then.
+are written in their order. Before partitions leave, the transaction in the database is finished and the offsets of
+what is done are committed; the rest, and the batch in hand, come again, to whoever has the partitions then.
 """
 
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -17,19 +18,21 @@ from brewctl import log
 from brewctl.config import Settings
 from brewctl.delivery import broker, database, presence
 from brewctl.delivery.broker import Consumer, Record, UnavailableError
-from brewctl.delivery.inbox import Batch, Inbox, Projection
-from brewctl.errors import UnreachableError
+from brewctl.delivery.inbox import SLOW, Batch, Inbox, Projection
+from brewctl.errors import BrewError, UnreachableError
 from brewctl.lifecycle import Backoff, run_together
 
 logger = log.get(__name__)
 
 _POLL_S = 0.2  # also the longest that a stop waits for an idle poll
+_KEPT = "the batch is kept and retried"
 
 
 def consume(settings: Settings, projection: Projection, stop: threading.Event, *, node: str) -> None:
     """Run a projection until `stop` is set, then print its counters.
 
-    Raises UnreachableError where a server is away at the start, BrewError where a table or a topic is missing.
+    Raises UnreachableError where a server is away at the start, BrewError where a table or a topic is missing, and
+    where the transaction in hand was not finished in time after a stop: it is undone then.
     """
     broker.require_topic(settings)
     with database.open_pool(settings, name=node, size=1) as pool, database.explained(settings):
@@ -37,7 +40,7 @@ def consume(settings: Settings, projection: Projection, stop: threading.Event, *
         consumption = Consumption(settings, inbox, group=projection.consumer, node=node)
         replica = presence.Replica(node, projection.consumer)
         try:
-            with presence.kept(settings, replica, inbox.tally.work):
+            with presence.kept(settings, replica, inbox.work):
                 run_together({"consumer": lambda: consumption.run(stop)}, stop, drain_timeout_s=settings.limits.drain_s)
         finally:
             tally = inbox.tally
@@ -45,14 +48,14 @@ def consume(settings: Settings, projection: Projection, stop: threading.Event, *
             log.say(node, f"{projection.service} stopped. {counters}")
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Writing:
     """The batch that the database works on."""
 
-    records: Sequence[Record]
     batch: Batch
     assignment: int  # by which assignment of partitions it was read
     applied: Future[None]
+    committed: Sequence[Record] = ()  # those whose offsets are committed
 
 
 class Consumption:
@@ -65,11 +68,14 @@ class Consumption:
         self._node = node
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="inbox")
         self._writing: _Writing | None = None
+        self._late_at: float | None = None  # when, after a stop, the transaction in hand is waited for no more
+        self._late: _Writing | None = None  # what was ended then
 
     def run(self, stop: threading.Event) -> None:
-        """Consume until `stop` is set; the batch in the database is finished and committed first.
+        """Consume until `stop` is set; the transaction in the database is finished and its offsets committed first.
 
-        Raises BrewError for what no retry mends; outages of either server are retried for ever.
+        Raises BrewError for what no retry mends, and where that transaction had to be given up; outages of either
+        server are retried for ever.
         """
         backoff = Backoff(stop)
         try:
@@ -77,12 +83,15 @@ class Consumption:
                 try:
                     self._be_a_member(stop, backoff)
                 except (UnavailableError, UnreachableError) as error:
+                    self._inbox.trouble = f"kafka is away: {error}"
                     if backoff.pause() and not stop.is_set():
                         reason = broker.reason(self._settings, error)
                         logger.warning("kafka_unavailable", reason=reason, hint="joins again")
         finally:
             self._writer.shutdown()
             self._inbox.close()
+        if self._late and self._late.applied.exception():
+            raise BrewError("the transaction in hand was not finished in time", hint="its events are delivered again")
 
     def _be_a_member(self, stop: threading.Event, backoff: Backoff) -> None:
         """Be a member of the group until `stop`, or until a poll fails.
@@ -96,7 +105,7 @@ class Consumption:
             group=self._group,
             node=self._node,
             on_assigned=self._report_assignment,
-            on_revoked=lambda: self._let_go(consumer),
+            on_revoked=lambda: self._let_go(consumer, stop),
         )
         try:
             while not stop.is_set():
@@ -105,62 +114,118 @@ class Consumption:
                 finished = self._finish(consumer, stop)
                 # Read before partitions were assigned anew, it comes again.
                 if records and assignment == consumer.assignments and not stop.is_set():
-                    self._write(records, batch, assignment)
+                    self._write(batch, assignment)
                 if finished:
                     self._commit(consumer, finished)
                     backoff.reset()
                 elif not records:
-                    self._inbox.done.tell()
+                    self._inbox.rest()
             if finished := self._finish(consumer, stop):
                 self._commit(consumer, finished)
         finally:
-            if self._writing:
-                wait([self._writing.applied])
+            if writing := self._writing:
+                writing.batch.given_up = True
+                self._wait(writing, stop)
                 self._writing = None
             consumer.close()
 
     def _report_assignment(self, partitions: list[int]) -> None:
+        self._inbox.trouble = ""
         log.say(self._node, f"partitions assigned {partitions}")
 
-    def _write(self, records: Sequence[Record], batch: Batch, assignment: int) -> None:
-        self._writing = _Writing(records, batch, assignment, self._writer.submit(self._inbox.apply, batch))
+    def _write(self, batch: Batch, assignment: int) -> None:
+        self._writing = _Writing(batch, assignment, self._writer.submit(self._inbox.apply, batch))
 
     def _finish(self, consumer: Consumer, stop: threading.Event) -> _Writing | None:
         """Wait until the batch in the database is where it belongs, for good, and return it.
 
-        None where there is none, or where a stop or a rebalance came before that: then it comes again. An outage
-        leaves the group as it is: the member goes on polling between the tries.
+        None where there is none, or where a stop or a rebalance came before that: then the rest of it comes again. An
+        outage leaves the group as it is: the member goes on polling between the tries, as it does within a long one.
         """
         backoff = Backoff(stop)
         while writing := self._writing:
-            try:
-                writing.applied.result()
-            except database.UNAVAILABLE as error:
-                retry, reason = "postgres_unavailable", str(error).strip()
-            except (UnavailableError, UnreachableError) as error:
-                retry, reason = "dead_letter_unacknowledged", str(error)
-            else:
-                self._writing = None
+            self._wait(writing, stop, consumer)
+            if self._writing is not writing:  # its partitions have left
+                return None
+            error = writing.applied.exception()
+            if error is None:
+                self._writing, self._inbox.trouble = None, ""
                 return writing
-            if backoff.pause():
-                logger.warning(retry, reason=reason, hint="the batch is kept and retried")
+            retry, hint = _retry(error)
+            reason = str(error).strip()
+            self._inbox.trouble = f"its batch is tried again: {' '.join(reason.split()) or retry}"
+            if not stop.is_set() and backoff.pause():
+                logger.warning(retry, reason=reason, hint=hint)
             if stop.is_set():
                 break
-            consumer.keep_alive()
-            if writing.assignment != consumer.assignments:
-                logger.warning("batch_given_up", reason="partitions were assigned anew", hint="it is delivered again")
-                break
-            self._write(writing.records, writing.batch, writing.assignment)
-        self._writing = None
-        return None
-
-    def _let_go(self, consumer: Consumer) -> None:
-        """Finish what is in the database, and commit its offsets, before its partitions leave."""
-        if (writing := self._writing) and not writing.applied.exception():
+            self._stay(writing, consumer)
+            if self._writing is writing:
+                self._write(writing.batch, writing.assignment)
+        if writing:
             self._writing = None
             self._commit(consumer, writing)
+        return None
+
+    def _wait(self, writing: _Writing, stop: threading.Event, consumer: Consumer | None = None) -> None:
+        """Wait for the end of a try; meanwhile remain a member of the group, unless that takes its partitions away.
+
+        After a stop no further transaction is begun.
+        """
+        stayed_at = time.monotonic()
+        while self._writing is writing and not wait([writing.applied], _POLL_S).done:
+            if stop.is_set():
+                writing.batch.given_up = True
+                self._end_in_time(writing)
+            elif consumer and time.monotonic() >= stayed_at + self._settings.limits.heartbeat_s:
+                self._stay(writing, consumer)
+                stayed_at = time.monotonic()
+
+    def _stay(self, writing: _Writing, consumer: Consumer) -> None:
+        """Remain a member while a batch takes long, and commit the offsets of what is done of it."""
+        self._commit(consumer, writing)
+        consumer.keep_alive()
+
+    def _end_in_time(self, writing: _Writing) -> None:
+        """After a stop: end the transaction in hand, once it is late."""
+        limits = self._settings.limits
+        # Left after that: for PostgreSQL to end it, for Kafka to take a last commit and the leave.
+        late_s = max(0.0, limits.drain_s - 2 * limits.database_look_s - limits.kafka_leave_s)
+        now = time.monotonic()
+        self._late_at = self._late_at or now + late_s
+        if now >= self._late_at and not writing.applied.done():
+            self._late = writing
+            self._inbox.end_statement(within_s=limits.database_look_s)
+
+    def _let_go(self, consumer: Consumer, stop: threading.Event) -> None:
+        """Finish the transaction in the database, and commit the offsets of what is done, before partitions leave."""
+        if not (writing := self._writing):
+            return
+        writing.batch.given_up = True
+        while not writing.applied.done():
+            consumer.stay_while_leaving()
+            if stop.is_set():
+                self._end_in_time(writing)
+        self._writing = None
+        self._commit(consumer, writing)
+        if undone := len(writing.batch.records) - len(writing.batch.settled):
+            logger.info("batch_given_up", records=undone, reason="partitions leave", hint="they are delivered again")
 
     def _commit(self, consumer: Consumer, written: _Writing) -> None:
-        """Commit the offsets of a batch whose effects are committed, unless its partitions have left meanwhile."""
-        if written.assignment == consumer.assignments and (reason := consumer.commit(written.records)):
+        """Commit the offsets of what is done of a batch, unless its partitions have left meanwhile."""
+        settled = written.batch.settled
+        if settled is written.committed or written.assignment != consumer.assignments:
+            return
+        written.committed = settled
+        if settled and (reason := consumer.commit(settled)):
             logger.warning("commit_refused", reason=reason, hint="redelivered and skipped as duplicates")
+
+
+def _retry(error: BaseException) -> tuple[str, str]:
+    """Name what a batch is tried again for, and say what to do about it. Raises `error` where it is no outage."""
+    if isinstance(error, SLOW):
+        return "effect_stuck", f"{_KEPT}: see in pg_stat_activity what it waits for"
+    if isinstance(error, database.UNAVAILABLE):
+        return "postgres_unavailable", _KEPT
+    if isinstance(error, UnavailableError | UnreachableError):
+        return "dead_letter_unacknowledged", _KEPT
+    raise error

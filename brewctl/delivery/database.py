@@ -3,7 +3,9 @@
 import contextlib
 import os
 import select
-from collections.abc import Callable, Iterator
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import psycopg
@@ -23,6 +25,7 @@ NoAnswerError = bounded.NoAnswerError
 _EXAMPLE = "use postgresql://USER@HOST:PORT/NAME"
 _ANOTHER_MODE = "set `pool_mode = transaction` there, or name postgres itself in BREW_DATABASE_URL"
 _PORTS = 65536
+_SLICE_S = 0.1
 # What a lost, refused or overloaded server raises, one that gave up on a paused process, or one that another has
 # taken the lead from; everything else is the statement's own fault.
 UNAVAILABLE = (
@@ -74,6 +77,7 @@ def open_pool(
     """
     with connect(settings, name=name) as connection:
         check_schema(connection)
+    made: weakref.WeakSet[BoundedConnection] = weakref.WeakSet()
     pool: Pool = ConnectionPool(
         connection_class=BoundedConnection,
         kwargs={"session": _session(settings, name, statement_s=statement_s, lock_s=lock_s)},
@@ -81,12 +85,26 @@ def open_pool(
         max_size=size,
         timeout=settings.limits.database_wait_s,
         reconnect_timeout=settings.limits.database_wait_s,
+        configure=made.add,
         check=_check,
         name=name,
         open=True,
     )
-    with pool:
+    try:
         yield pool
+    finally:
+        # A drain whose time is up leaves connections in use: nothing of this process goes on in the database, and no
+        # thread gets another connection to try it again.
+        pool.close(timeout=_SLICE_S)
+        _end_statements(list(made), within_s=settings.limits.database_look_s / 2)
+
+
+def _end_statements(connections: Sequence[BoundedConnection], *, within_s: float) -> None:
+    for connection in connections:
+        connection.end_statement(within_s=within_s)
+    until = time.monotonic() + within_s
+    while any(connection.busy for connection in connections) and time.monotonic() < until:
+        time.sleep(_SLICE_S)
 
 
 def ask(pool: Pool, question: Callable[[BoundedConnection], Answer], *, wait_s: float) -> Answer:

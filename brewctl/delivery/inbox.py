@@ -19,7 +19,8 @@ from brewctl import log
 from brewctl.config import Settings
 from brewctl.delivery import dead_letters, events
 from brewctl.delivery.broker import ClockError, Place, Producer, Record, RefusedError, UnavailableError
-from brewctl.delivery.database import Pool
+from brewctl.delivery.database import BoundedConnection, NoAnswerError, Pool
+from brewctl.delivery.pace import Pace
 from brewctl.delivery.presence import Work
 from brewctl.errors import BrewError
 from brewctl.sql import queries
@@ -29,6 +30,12 @@ logger = log.get(__name__)
 # Families of SQLSTATE beside data and integrity: cardinality (two rows where one may be), a view's check option,
 # a program limit (a key too long for its index), and what a trigger raises.
 _ROWS_FAULT = frozenset({"21", "44", "54", "P0"})
+# The server is there, and has ended a statement, or its session, that took longer than its bound.
+SLOW = (
+    psycopg.errors.QueryCanceled,
+    psycopg.errors.LockNotAvailable,
+    psycopg.errors.TransactionTimeout,
+)
 
 
 @dataclass(frozen=True)
@@ -60,24 +67,28 @@ class Tally:
         """All records."""
         return self.effects + self.skipped + self.dead
 
-    def work(self) -> Work:
-        """Say it in the words of every role."""
-        return Work(self.processed, self.effects, self.skipped, self.dead)
-
 
 @dataclass
 class Batch:
-    """What is still to be done with the records of one poll. A retry goes on where the try before it failed."""
+    """What is still to be done with the records of one poll. A retry goes on where the try before it failed.
 
+    The thread that reads may set `given_up`: no further transaction is begun. What is `settled` then needs no
+    redelivery.
+    """
+
+    records: Sequence[Record] = ()
     readable: dict[int, tuple[Record, events.Event]] = field(default_factory=dict)
     dead: list[tuple[Record, str]] = field(default_factory=list)
     repeats: Counter[int] = field(default_factory=Counter)  # how often else each of `readable` is in it, by outbox id
     others: int = 0
+    given_up: bool = False
+    # Records whose offsets may be committed: of each partition, those before the first that is still to be done.
+    settled: Sequence[Record] = ()
 
     @classmethod
     def of(cls, records: Sequence[Record]) -> Self:
         """Tell readable events from dead letters and from other types; a repeat within the batch is a duplicate."""
-        batch = cls()
+        batch = cls(records)
         for record in records:
             try:
                 event = events.read_record(record.value, record.headers)
@@ -92,6 +103,21 @@ class Batch:
                 batch.readable[event.outbox_id] = (record, event)
         return batch
 
+    def settle(self) -> None:
+        """Note what is done so far."""
+        undone: dict[tuple[str, int], int] = {}
+        for record, _ in (*self.readable.values(), *self.dead):
+            place = record.topic, record.partition
+            undone[place] = min(record.offset, undone.get(place, record.offset))
+        if undone:
+            self.settled = [
+                record
+                for record in self.records
+                if record.offset < undone.get((record.topic, record.partition), record.offset + 1)
+            ]
+        else:
+            self.settled = self.records
+
 
 class Inbox:
     """Brings records to where they belong, for one consumer. Not for two threads at a time."""
@@ -102,8 +128,20 @@ class Inbox:
         self._projection = projection
         self._node = node
         self._dead_letters: Producer | None = None
+        self._pace = Pace(settings.limits)
+        self._asked: tuple[BoundedConnection, int, float] | None = None  # the transaction in hand: events, beginning
+        self.trouble = ""  # why a batch has to be tried again
         self.tally = Tally()
         self.done = log.Sum(logger, "consumed")
+
+    def work(self) -> Work:
+        """Say what was done, and what is in the way, in the words of every role."""
+        tally, trouble = self.tally, self.trouble or self._pace.trouble
+        if asked := self._asked:
+            _, events, began = asked
+            if (runs_s := time.monotonic() - began) > self._pace.target_s:
+                trouble = f"its transaction of {events} event{'s' if events > 1 else ''} has run for {runs_s:.0f} s"
+        return Work(tally.processed, tally.effects, tally.skipped, tally.dead, trouble)
 
     def handle(self, records: Sequence[Record]) -> None:
         """Bring records to where they belong, in one try. Raises what `apply` raises."""
@@ -115,38 +153,59 @@ class Inbox:
         if self._dead_letters:
             self._dead_letters.close()
 
+    def rest(self) -> None:
+        """Take note that there is nothing to do."""
+        self.done.tell()
+        self._pace.trouble = ""
+
+    def end_statement(self, *, within_s: float) -> None:
+        """Have PostgreSQL end the statement of `apply`, which another thread waits for, within so many seconds."""
+        if asked := self._asked:
+            asked[0].end_statement(within_s=within_s)
+
     def apply(self, batch: Batch) -> None:
         """Effects first, then dead letters: what PostgreSQL rejects is one of them.
 
-        Raises what psycopg raises, UnavailableError, BrewError: tried again, it goes on where it stopped.
+        Raises what psycopg raises, UnavailableError, BrewError: tried again, it goes on where it stopped. Returns
+        with the batch unfinished where that is given up meanwhile.
         """
         started, before = time.monotonic(), replace(self.tally)
-        self._write(batch)
-        if batch.dead:
-            self._bury(batch)
-        self.tally.duplicates += batch.repeats.total()
         self.tally.others += batch.others
+        batch.others = 0
+        try:
+            self._write(batch)
+            if batch.dead and not batch.given_up:
+                self._bury(batch)
+        finally:
+            batch.settle()
+        took_s = time.monotonic() - started
+        self._pace.note_batch(took_s)
         self.done.add(
             records=self.tally.processed - before.processed,
             effects=self.tally.effects - before.effects,
             batches=1,
-            took_ms=round((time.monotonic() - started) * 1000),
+            took_ms=round(took_s * 1000),
         )
 
     def _write(self, batch: Batch) -> None:
-        """Commit dedup rows and effects: all in one transaction, or halves of it until the rejected are alone."""
+        """Commit dedup rows and effects: all in one transaction, or parts of it.
+
+        Parts where it is more than PostgreSQL does in time, or where a row is rejected: down to that row alone.
+        """
         parts = [list(batch.readable)]
-        while parts:
+        while parts and not batch.given_up:
             part = parts.pop()
+            if len(part) > (size := self._pace.size):
+                parts += [part[size:], part[:size]]
+                continue
             try:
                 effects = self._transact([batch.readable[outbox_id][1] for outbox_id in part], batch.repeats)
             except psycopg.Error as error:
+                if halves := self._halves(part, error, batch):
+                    parts += halves
+                    continue
                 if not _blames_a_row(error):
                     raise
-                if len(part) > 1:
-                    middle = len(part) // 2
-                    parts += [part[middle:], part[:middle]]
-                    continue
                 record, _ = batch.readable.pop(part[0])
                 batch.dead.append((record, f"postgres rejected its effect: {_first_line(error)}"))
             else:
@@ -154,6 +213,21 @@ class Inbox:
                     del batch.readable[outbox_id]
                 self.tally.effects += effects
                 self.tally.duplicates += len(part) - effects
+            self.tally.duplicates += sum(batch.repeats.pop(outbox_id, 0) for outbox_id in part)
+            if parts:
+                batch.settle()
+
+    def _halves(self, part: list[int], error: psycopg.Error, batch: Batch) -> list[list[int]]:
+        """Say in which parts to try again what failed, the first one last; none where that would not help."""
+        slow = isinstance(error, SLOW) and not batch.given_up
+        if isinstance(error, NoAnswerError):  # it is away, or slow where nothing ends its statements
+            self._pace.halve(len(part))
+        elif slow:
+            self._pace.note_timeout(len(part), _first_line(error))
+        if len(part) == 1 or not (slow or _blames_a_row(error)):
+            return []
+        middle = (len(part) + 1) // 2
+        return [part[middle:], part[:middle]]
 
     def _transact(self, fresh: Sequence[events.Event], repeats: Counter[int]) -> int:
         """Commit dedup rows and effects of these events, and return how many effects there were."""
@@ -164,10 +238,18 @@ class Inbox:
             "node": self._node,
             "outbox_ids": [event.outbox_id for event in fresh],
             "order_ids": [event.order.order_id for event in fresh],
-            "repeats": [repeats[event.outbox_id] for event in fresh],
+            "repeated": [event.outbox_id for event in fresh for _ in range(repeats[event.outbox_id])],
         }
         with self._pool.connection() as connection:  # one statement is one transaction
-            return connection.execute(queries["inbox"] + "\n" + queries[self._projection.effect], parameters).rowcount
+            began = time.monotonic()
+            self._asked = connection, len(fresh), began
+            try:
+                statement = queries["inbox"] + "\n" + queries[self._projection.effect]
+                effects = connection.execute(statement, parameters).rowcount
+            finally:
+                self._asked = None
+        self._pace.note(len(fresh), time.monotonic() - began)
+        return effects
 
     def _bury(self, batch: Batch) -> None:
         """Have dead letters acknowledged; those that are not stay in the batch. Raises UnavailableError for them."""

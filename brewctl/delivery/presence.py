@@ -1,6 +1,7 @@
 """Presence: each replica keeps a row in `nodes` that says who it is, what it has done, and that it is there.
 
-For whoever looks on. The flow itself relies on none of it: a row that can't be written is written later.
+For whoever looks on. The flow itself relies on none of it: a row that can't be written is written later, and a stop
+waits for the last one about a second.
 """
 
 import contextlib
@@ -8,20 +9,24 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from typing import LiteralString
+
+from psycopg import Cursor
+from psycopg.rows import TupleRow
 
 from brewctl import log
 from brewctl.config import Settings
 from brewctl.delivery import database
 from brewctl.delivery.database import BoundedConnection
 from brewctl.errors import BrewError
-from brewctl.lifecycle import beside
 from brewctl.sql import queries
 
 logger = log.get(__name__)
 
 EVERY_S = 1.0
+_FORGET_EVERY_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,7 @@ class Work:
     effects: int = 0  # rows published, orders reserved or notified
     skipped: int = 0  # records that needed no effect
     dead: int = 0  # set aside
+    trouble: str = ""  # what keeps it from its work
 
 
 @dataclass(frozen=True)
@@ -47,12 +53,24 @@ class Replica:
 def kept(settings: Settings, replica: Replica, work: Callable[[], Work]) -> Iterator[None]:
     """Keep the row while the block runs, written every second, and at its end with `stopped_at`.
 
-    A process that is killed leaves a row without that, which grows old.
+    A process that is killed leaves a row without that, which grows old; so does one that could not write its last row
+    within about a second.
     """
     over = threading.Event()
-    writer = _Writer(settings.impatient, replica, work)  # a stop waits for it
-    with beside({"presence": lambda: writer.run(over)}, over):
+    writer = _Writer(settings.impatient, replica, work)
+    # A daemon: a connection attempt that is under way holds up no exit.
+    thread = threading.Thread(target=writer.run, args=(over,), name="presence", daemon=True)
+    thread.start()
+    try:
         yield
+    finally:
+        over.set()
+        bound_s = settings.limits.database_look_s / 2
+        thread.join(bound_s)
+        until = time.monotonic() + bound_s
+        while thread.is_alive() and time.monotonic() < until:
+            writer.give_up(within_s=bound_s)
+            thread.join(bound_s / 10)
 
 
 class _Writer:
@@ -63,11 +81,13 @@ class _Writer:
         self._began = time.monotonic()
         self._again = False
         self._rival: str | None = None
+        self._connection: BoundedConnection | None = None
+        self._given_up = False
 
     def run(self, over: threading.Event) -> None:
         """Write until `over` is set, and once more: where the connection is lost just then, by another one."""
         last = False
-        while not last:
+        while not last and not self._given_up:
             last = over.is_set()
             try:
                 self._keep(over)
@@ -76,21 +96,33 @@ class _Writer:
                 logger.debug("presence_unwritten", reason=error.message)
                 over.wait(EVERY_S)
 
-    def _keep(self, over: threading.Event) -> None:
-        with database.connect(self._settings, name=self._who["node"]) as connection:
-            # A row that a crash of PostgreSQL forgets is written again: no commit waits for the disk.
-            connection.execute(queries["commit_lazily"])
-            connection.execute(queries["forget_old_nodes"])
-            while not over.is_set():
-                self._write(connection, stopped=False)
-                over.wait(EVERY_S)
-            self._write(connection, stopped=True)
+    def give_up(self, *, within_s: float) -> None:
+        """Leave the last row unwritten: its statement, which may wait at a lock, ends in the server too."""
+        self._given_up = True
+        if connection := self._connection:
+            connection.end_statement(within_s=within_s)
 
-    def _write(self, connection: BoundedConnection, *, stopped: bool) -> None:
+    def _keep(self, over: threading.Event) -> None:
+        forget_at = time.monotonic()
+        with database.connect(self._settings, name=self._who["node"]) as self._connection:
+            while not over.is_set():
+                self._write(stopped=False)
+                if time.monotonic() >= forget_at:
+                    self._ask(queries["forget_old"])
+                    forget_at = time.monotonic() + _FORGET_EVERY_S
+                over.wait(EVERY_S)
+            if not self._given_up:
+                self._write(stopped=True)
+
+    def _write(self, *, stopped: bool) -> None:
         row = {**self._who, **asdict(self._work()), "age_s": time.monotonic() - self._began, "stopped": stopped}
-        with connection.answering_within(self._settings.limits.database_look_s):
-            (rival,) = connection.execute(queries["keep_presence"], row | {"again": self._again}).fetchone() or (None,)
+        (rival,) = self._ask(queries["keep_presence"], row | {"again": self._again}).fetchone() or (None,)
         self._again = True
         if rival and rival != self._rival:
             logger.warning("node_name_taken", by=rival, hint="start one of them with another --node")
             self._rival = rival
+
+    def _ask(self, query: LiteralString, parameters: Mapping[str, object] | None = None) -> Cursor[TupleRow]:
+        assert self._connection is not None
+        with self._connection.answering_within(self._settings.limits.database_look_s):
+            return self._connection.execute(query, parameters)

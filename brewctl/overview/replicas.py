@@ -28,6 +28,7 @@ class NodeRow:
     stopped: bool  # it ended by itself
     silent_s: float
     started_s: float  # since the epoch, by PostgreSQL's clock
+    trouble: str = ""  # what keeps it from its work
 
     @property
     def there(self) -> bool:

@@ -184,21 +184,30 @@ SELECT clock_timestamp()
 
 -- inbox --
 -- The front half of every consumer's statement: takes the events that this consumer
--- has not seen, in id order so that two takers can't deadlock, and counts how often it
--- was brought the others. `repeats` are those within the batch, so a row that was there
--- before has more. The back half, an effect, reads `fresh`; both commit together or not at all.
+-- has not seen, in id order so that two takers can't deadlock. A repeat writes nothing to
+-- processed_events. All repeats of the batch are one row of `redeliveries`, `repeated` (ids that
+-- came more than once within the batch) among them; where all ids were taken they are not looked
+-- for. The back half, an effect, reads `fresh`; all of it is committed together or not at all.
 WITH event AS (
     SELECT *
-      FROM unnest(%(outbox_ids)b::bigint[], %(order_ids)b::text[]::uuid[], %(repeats)b::integer[])
-        AS e (outbox_id, order_id, repeats)
+      FROM unnest(%(outbox_ids)b::bigint[], %(order_ids)b::text[]::uuid[]) AS e (outbox_id, order_id)
 ), taken AS (
-    INSERT INTO processed_events AS seen (consumer, outbox_id, duplicates)
-    SELECT %(consumer)s, outbox_id, repeats FROM event ORDER BY outbox_id
-    ON CONFLICT (consumer, outbox_id) DO UPDATE
-       SET duplicates = seen.duplicates + 1 + excluded.duplicates, duplicate_at = clock_timestamp()
-    RETURNING outbox_id, duplicates
+    INSERT INTO processed_events (consumer, outbox_id)
+    SELECT %(consumer)s, outbox_id FROM event ORDER BY outbox_id
+    ON CONFLICT (consumer, outbox_id) DO NOTHING
+    RETURNING outbox_id
 ), fresh AS (
-    SELECT outbox_id, order_id FROM event JOIN taken USING (outbox_id) WHERE duplicates = repeats
+    SELECT outbox_id, order_id FROM event JOIN taken USING (outbox_id)
+), again AS (
+    INSERT INTO redeliveries (consumer, node_id, outbox_ids)
+    SELECT %(consumer)s, %(node)s, array_agg(outbox_id ORDER BY outbox_id)
+      FROM (SELECT outbox_id
+              FROM event
+             WHERE outbox_id NOT IN (SELECT outbox_id FROM taken)
+               AND (SELECT count(*) FROM taken) < cardinality(%(outbox_ids)b::bigint[])
+             UNION ALL
+            SELECT unnest(%(repeated)b::bigint[])) AS repeat
+    HAVING count(*) > 0
 )
 
 -- reserve --
@@ -235,32 +244,38 @@ SELECT %(topic)s, l.p, l.o, l.written_at, %(outcome)s, l.new_p, l.new_o
   FROM unnest(%(partitions)s::integer[], %(offsets)s::bigint[], %(written)s::timestamptz[],
               %(new_partitions)s::integer[], %(new_offsets)s::bigint[]) AS l (p, o, written_at, new_p, new_o)
 
--- commit_lazily --
--- For what may be forgotten: no later commit of the session waits for the disk.
-SELECT set_config('synchronous_commit', 'off', false)
-
--- forget_old_nodes --
--- Replicas that nobody has seen for a day, such as those that were named by their pid.
-DELETE FROM nodes WHERE seen_at < clock_timestamp() - interval '1 day'
+-- forget_old --
+-- Replicas that nobody has seen for a day, such as those that were named by their pid, and what came again a week ago.
+WITH replica AS (
+    DELETE FROM nodes
+     USING set_config('synchronous_commit', 'off', true)
+     WHERE seen_at < clock_timestamp() - interval '1 day'
+)
+DELETE FROM redeliveries
+ USING set_config('synchronous_commit', 'off', true)
+ WHERE came_at < clock_timestamp() - interval '7 days'
 
 -- keep_presence --
--- A row that this replica wrote before and that is another process's now is fought over: `rival` says by whom.
+-- A row that a crash of PostgreSQL forgets is written again, so this commit does not wait for the disk. The setting
+-- ends with the transaction: behind a pooler the next one of the session may be an order's. A row that this replica
+-- wrote before and that is another process's now is fought over: `rival` says by which.
 INSERT INTO nodes (node_id, role, host, pid, address, started_at, seen_at, stopped_at,
-                   processed, effects, skipped, dead)
-VALUES (%(node)s, %(role)s, %(host)s, %(pid)s, %(address)s,
-        clock_timestamp() - make_interval(secs => %(age_s)s), clock_timestamp(),
-        CASE WHEN %(stopped)s THEN clock_timestamp() END, %(processed)s, %(effects)s, %(skipped)s, %(dead)s)
+                   processed, effects, skipped, dead, trouble)
+SELECT %(node)s, %(role)s, %(host)s, %(pid)s, %(address)s,
+       clock_timestamp() - make_interval(secs => %(age_s)s), clock_timestamp(),
+       CASE WHEN %(stopped)s THEN clock_timestamp() END, %(processed)s, %(effects)s, %(skipped)s, %(dead)s, %(trouble)s
+  FROM set_config('synchronous_commit', 'off', true)
 ON CONFLICT (node_id) DO UPDATE
-   SET (role, host, pid, address, started_at, seen_at, stopped_at, processed, effects, skipped, dead)
+   SET (role, host, pid, address, started_at, seen_at, stopped_at, processed, effects, skipped, dead, trouble)
      = (excluded.role, excluded.host, excluded.pid, excluded.address, excluded.started_at, excluded.seen_at,
-        excluded.stopped_at, excluded.processed, excluded.effects, excluded.skipped, excluded.dead),
+        excluded.stopped_at, excluded.processed, excluded.effects, excluded.skipped, excluded.dead, excluded.trouble),
        rival = CASE WHEN %(again)s AND (nodes.host, nodes.pid) <> (excluded.host, excluded.pid)
                     THEN 'pid ' || nodes.pid || ' on ' || nodes.host END
 RETURNING rival
 
 -- nodes --
 -- Replicas, and for how many seconds nobody has heard of each.
-SELECT node_id AS name, role, host, pid, address, processed, effects, skipped, dead,
+SELECT node_id AS name, role, host, pid, address, processed, effects, skipped, dead, trouble,
        stopped_at IS NOT NULL AS stopped,
        extract(epoch FROM clock_timestamp() - seen_at)::float8 AS silent_s,
        extract(epoch FROM started_at)::float8 AS started_s
@@ -293,10 +308,18 @@ SELECT id, topic, payload, created_at, published_at, publisher_node, kafka_parti
  ORDER BY id
 
 -- traced_dedup --
-SELECT consumer AS group, outbox_id, processed_at, duplicates, coalesce(duplicate_at, processed_at) AS duplicate_at
-  FROM processed_events
- WHERE consumer = ANY(%(groups)s) AND outbox_id = ANY(%(ids)s)
- ORDER BY processed_at
+-- How often an event came again is in `redeliveries`; an older version counted it in the dedup row.
+SELECT p.consumer AS group, p.outbox_id, p.processed_at, p.duplicates + again.times AS duplicates,
+       coalesce(greatest(p.duplicate_at, again.came_at), p.processed_at) AS duplicate_at
+  FROM processed_events p
+ CROSS JOIN LATERAL (
+       SELECT coalesce(sum(cardinality(array_positions(r.outbox_ids, p.outbox_id))), 0)::int AS times,
+              max(r.came_at) AS came_at
+         FROM redeliveries r
+        WHERE r.consumer = p.consumer AND p.outbox_id = ANY(r.outbox_ids)
+       ) again
+ WHERE p.consumer = ANY(%(groups)s) AND p.outbox_id = ANY(%(ids)s)
+ ORDER BY p.processed_at
 
 -- traced_effects --
 SELECT 'inventory' AS group, node_id AS node, created_at FROM inventory_reservations WHERE order_id = %(id)s
@@ -378,7 +401,8 @@ SELECT extract(epoch FROM max(greatest(r.created_at, n.created_at) - o.created_a
 
 -- reset --
 -- Empties every table. CONTINUE IDENTITY: see schema.sql.
-TRUNCATE orders, outbox, processed_events, inventory_reservations, notifications_log, dead_letters_settled, nodes
+TRUNCATE orders, outbox, processed_events, inventory_reservations, notifications_log, dead_letters_settled, nodes,
+         redeliveries
 CONTINUE IDENTITY
 
 -- schema_state --

@@ -50,13 +50,22 @@ CREATE TABLE IF NOT EXISTS processed_events (
     consumer     text NOT NULL,
     outbox_id    bigint NOT NULL,
     processed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    -- How often it came again and was skipped, and when it last was, unless that was in the batch that it first came in.
+    -- Written by older versions: how often it came again and was skipped, and when it last was.
     duplicates   integer NOT NULL DEFAULT 0,
     duplicate_at timestamptz,
     PRIMARY KEY (consumer, outbox_id)
 );
 ALTER TABLE processed_events ADD COLUMN IF NOT EXISTS duplicates integer NOT NULL DEFAULT 0;
 ALTER TABLE processed_events ADD COLUMN IF NOT EXISTS duplicate_at timestamptz;
+
+-- The events of a batch that a consumer had handled before, and skipped: one row a batch, an id for each time that it
+-- came. Kept for a week, for whoever traces an order; nothing relies on it.
+CREATE TABLE IF NOT EXISTS redeliveries (
+    consumer   text NOT NULL,
+    node_id    text NOT NULL,
+    came_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+    outbox_ids bigint[] NOT NULL
+);
 
 CREATE TABLE IF NOT EXISTS inventory_reservations (
     order_id   uuid PRIMARY KEY,
@@ -103,6 +112,9 @@ CREATE TABLE IF NOT EXISTS nodes (
     skipped    bigint NOT NULL DEFAULT 0,
     dead       bigint NOT NULL DEFAULT 0,
     -- Another process of the same name, where one writes this row too.
-    rival      text
+    rival      text,
+    -- What keeps it from its work; empty where nothing does.
+    trouble    text NOT NULL DEFAULT ''
 );
 ALTER TABLE nodes ADD COLUMN IF NOT EXISTS rival text;
+ALTER TABLE nodes ADD COLUMN IF NOT EXISTS trouble text NOT NULL DEFAULT '';

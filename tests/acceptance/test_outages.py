@@ -192,3 +192,27 @@ def test_a_watch_of_the_groups_outlasts_kafka(home: Path, settings: Settings, tm
             assert process.wait(30) == 130
     _, *rest = said.read_text().splitlines()
     assert rest == ["brewctl: kafka answers again", "brewctl: interrupted"]
+
+
+@pytest.mark.parametrize("server", ["postgres", "kafka-1"])
+def test_a_paused_server_holds_up_no_stop(home: Path, settings: Settings, nodes: Nodes, server: str) -> None:
+    """It takes what is sent and says nothing. A drain is 10 s, and what comes after it is bounded too."""
+    order, address = serve(nodes)
+    inventory = nodes.start("inventory-1", "consume", "inventory")
+    inventory.wait_ready()
+    assert brewctl(home, "create-order", "--customer", "c1", "--count", "20", "--addr", address).returncode == 0
+    process = psutil.Process(pid(home, server))
+    paused = [process, *process.children(recursive=True)]
+    for each in paused:
+        each.suspend()
+    try:
+        for node in (order, inventory):
+            node.process.send_signal(signal.SIGTERM)
+        assert {node.process.wait(25) for node in (order, inventory)} <= {0, 1}
+    finally:
+        for each in paused:
+            each.resume()
+    nodes.start("inventory-2", "consume", "inventory")
+    serve(nodes)
+    wait_until("all reserved", lambda: counts(settings).reservations == 20, timeout_s=60)
+    assert counts(settings).outbox_unpublished == 0

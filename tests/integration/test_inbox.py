@@ -1,22 +1,27 @@
 """The consumer: each record's effect once, however often it comes and whoever takes it."""
 
+import dataclasses
 import re
 import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import psycopg
 import pytest
 from psycopg import sql
 
+from brewctl.config import Settings
 from brewctl.delivery import database, events
 from brewctl.delivery.broker import Record
 from brewctl.delivery.database import Pool
-from brewctl.delivery.inbox import Batch, Inbox
+from brewctl.delivery.inbox import SLOW, Batch, Inbox
 from brewctl.proto.orders_pb2 import OrderCreated
 from brewctl.roles import inventory, notifications
-from tests.conftest import Rig
+from brewctl.sql import queries
+from tests.conftest import Rig, limited
 from tests.integration.reading import read_topic
 
 
@@ -79,23 +84,117 @@ def test_a_repeat_within_one_poll_is_a_duplicate(rig: Rig, pool: Pool) -> None:
     assert (inbox.tally.effects, inbox.tally.skipped) == (2, 1)
 
 
-def test_each_consumer_counts_how_often_an_event_came_again(rig: Rig, pool: Pool) -> None:
+def test_what_came_again_is_known_of_each_consumer(rig: Rig, pool: Pool) -> None:
     inbox = Inbox(rig.settings, pool, inventory.PROJECTION, node="inventory-1")
     twice, once, poison = record(1), record(2), record(3, str(uuid.UUID(int=3)))
     reject(rig, f"new.order_id = '{uuid.UUID(int=3)}'", "RAISE 'no stock'")
-    inbox.handle([twice, once, poison, twice])  # the batch is halved, and each repeat is counted once
-    assert duplicates(rig) == [("inventory", 1, 1, False), ("inventory", 2, 0, False)]
+    inbox.handle([twice, once, poison, twice])  # the batch is halved, and each repeat is noted once
+    assert redeliveries(rig) == [("inventory", [1])]
     inbox.handle([twice, once, twice, twice])
     Inbox(rig.settings, pool, notifications.PROJECTION, node="notification-1").handle([once])
-    assert duplicates(rig) == [("inventory", 1, 4, True), ("inventory", 2, 1, True), ("notifications", 2, 0, False)]
+    assert redeliveries(rig) == [("inventory", [1]), ("inventory", [1, 1, 1, 2])]
     assert (rows(rig, "inventory_reservations"), inbox.tally.skipped, inbox.tally.dead) == (2, 5, 1)
 
 
-def duplicates(rig: Rig) -> list[tuple[object, ...]]:
-    return rig.connection.execute(
-        "SELECT consumer, outbox_id, duplicates, duplicate_at > processed_at IS TRUE"
-        " FROM processed_events ORDER BY consumer, outbox_id"
-    ).fetchall()
+def redeliveries(rig: Rig) -> list[tuple[object, ...]]:
+    return rig.connection.execute("SELECT consumer, outbox_ids FROM redeliveries ORDER BY came_at").fetchall()
+
+
+def test_a_batch_that_comes_again_writes_next_to_nothing(rig: Rig) -> None:
+    """Measured by EXPLAIN, for others write to the same server meanwhile; see what it counts in wal_bytes."""
+    ids = list(range(1, 2001))
+    parameters = {
+        "consumer": "inventory",
+        "node": "inventory-1",
+        "outbox_ids": ids,
+        "order_ids": [str(uuid.uuid4()) for _ in ids],
+        "repeated": [],
+    }
+    statement = "EXPLAIN (ANALYZE, WAL, FORMAT JSON) " + queries["inbox"] + queries["reserve"]
+    first, _, again = [
+        wal_bytes(plan) for _ in range(3) for ((((plan,),),),) in [[rig.connection.execute(statement, parameters)]]
+    ]
+    assert rows(rig, "inventory_reservations") == 2000
+    assert 0 < again < first / 20
+
+
+def wal_bytes(plan: Any) -> int:
+    """Sum up what a plan's INSERTs wrote; one that another one waits for is counted in both."""
+    node = plan.get("Plan", plan)
+    own = node.get("WAL Bytes", 0) if node["Node Type"] == "ModifyTable" else 0
+    return own + sum(wal_bytes(child) for child in node.get("Plans", ()))
+
+
+def slow_effects(rig: Rig, seconds: float) -> None:
+    rig.connection.execute(
+        sql.SQL(
+            "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql"
+            " AS $$ BEGIN PERFORM pg_sleep({}); RETURN new; END $$;"
+            "CREATE TRIGGER slow BEFORE INSERT ON inventory_reservations FOR EACH ROW EXECUTE FUNCTION slow()"
+        ).format(seconds)
+    )
+
+
+def impatient(settings: Settings) -> Settings:
+    return limited(settings, database_connect_s=1, database_statement_s=2, database_answer_s=20.0)
+
+
+def test_a_batch_that_takes_longer_than_its_statement_may_is_halved_and_stays_in_order(
+    rig: Rig, capfd: pytest.CaptureFixture[str]
+) -> None:
+    slow_effects(rig, 0.03)
+    settings = impatient(rig.settings)
+    with database.open_pool(settings, name="slow", size=1) as pool:
+        inbox = Inbox(settings, pool, inventory.PROJECTION, node="inventory-1")
+        inbox.handle([record(number) for number in range(1, 151)])  # the first hundred of them are 3 s
+        assert (inbox.tally.effects, inbox.tally.processed, inbox.tally.dead) == (150, 150, 0)
+        assert "its effect is slow" in inbox.work().trouble
+        said = capfd.readouterr().out
+        assert (said.count("effect_slow"), "statement timeout" in said) == (1, True)
+        transactions = rig.connection.execute(
+            "SELECT min(outbox_id), max(outbox_id), count(*) FROM processed_events GROUP BY xmin"
+            " ORDER BY min(processed_at)"
+        ).fetchall()
+        assert len(transactions) > 1
+        assert [first for first, _, _ in transactions] == sorted(first for first, _, _ in transactions)
+        assert all(last - first + 1 == size for first, last, size in transactions), "neighbours stay together"
+        rig.connection.execute("DROP TRIGGER slow ON inventory_reservations")
+        inbox.handle([record(number) for number in range(151, 2151)])
+        assert inbox.work().trouble == ""
+
+
+def test_an_event_that_alone_is_not_done_in_time_is_kept_and_named(rig: Rig) -> None:
+    settings = impatient(rig.settings)
+    batch = Batch.of([record(1), record(2)])
+    with database.open_pool(settings, name="slow", size=1) as pool:
+        inbox = Inbox(settings, pool, inventory.PROJECTION, node="inventory-1")
+        with rig.no_reservations():
+            with ThreadPoolExecutor(1) as thread:
+                applied = thread.submit(inbox.apply, batch)
+                rig.wait("its trouble", lambda: "has run for" in inbox.work().trouble)
+                assert isinstance(applied.exception(), SLOW)
+            assert "its effect is slow: 1 event, not done in time" in inbox.work().trouble
+            assert len(batch.readable) == 2
+        inbox.apply(batch)
+    assert (inbox.tally.effects, batch.settled) == (2, batch.records)
+
+
+def test_what_is_done_of_a_batch_that_is_given_up_need_not_come_again(rig: Rig) -> None:
+    """Of each partition, the records before the first that is not done."""
+    slow_effects(rig, 0.03)
+    settings = impatient(rig.settings)
+    records = [dataclasses.replace(record(number), partition=number % 3, offset=number) for number in range(1, 151)]
+    batch = Batch.of(records)
+    with database.open_pool(settings, name="slow", size=1) as pool:
+        inbox = Inbox(settings, pool, inventory.PROJECTION, node="inventory-1")
+        thread = threading.Thread(target=inbox.apply, args=(batch,))
+        thread.start()
+        rig.wait("the first of its transactions", lambda: bool(batch.settled))
+        batch.given_up = True
+        thread.join()
+    done = rows(rig, "inventory_reservations")
+    assert 0 < done < 150
+    assert batch.settled == records[:done]
 
 
 def test_consumers_know_nothing_of_each_other(rig: Rig, pool: Pool) -> None:

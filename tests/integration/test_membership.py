@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from kafka import KafkaProducer
 
-from brewctl.config import Settings
+from brewctl.config import Limits, Settings
 from brewctl.delivery import database
 from brewctl.delivery.broker import PARTITIONS, Consumer, Record
 from brewctl.delivery.broker.client import connection
@@ -18,7 +18,7 @@ from brewctl.delivery.consumption import Consumption
 from brewctl.delivery.inbox import Batch, Inbox
 from brewctl.roles import inventory
 from tests.conftest import Rig
-from tests.integration.kafka_tools import good_record, refused_connections
+from tests.integration.kafka_tools import committed_offsets, good_record, kafka_admin, refused_connections
 
 PARTITION = 3
 RECORDS = 40
@@ -140,6 +140,89 @@ def test_what_is_in_the_database_when_partitions_leave_is_finished_first(rig: Ri
             other = a_member(settings, "two", joined.append)
             while not joined:
                 other.poll(timeout_s=0)
+            other.close()
+            rig.wait("all reserved", lambda: rig.counts().reservations == RECORDS)
+        finally:
+            stop.set()
+            member.join()
+    assert (inbox.tally.effects, inbox.tally.skipped) == (RECORDS, 0)
+
+
+@pytest.mark.usefixtures("goods")
+def test_a_rebalance_while_the_database_is_at_work_for_longer_than_a_session_evicts_nobody(
+    rig: Rig, settings: Settings, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One transaction takes twice the session. What it wrote is committed in time, and nothing comes twice."""
+    rig.connection.execute(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN PERFORM pg_sleep(12) WHERE (SELECT count(*) FROM inventory_reservations) = 0; RETURN new; END $$;"
+        "CREATE TRIGGER slow BEFORE INSERT ON inventory_reservations FOR EACH STATEMENT EXECUTE FUNCTION slow()"
+    )
+    limits = dataclasses.replace(Limits(), session_s=6.0, consume_records=RECORDS)
+    settings = dataclasses.replace(settings, limits=limits)
+    stop, joined = threading.Event(), list[list[int]]()
+    read: list[Record] = []
+    with database.open_pool(settings, name="inventory-1", size=1) as pool:
+        inbox = Inbox(settings, pool, inventory.PROJECTION, node="inventory-1")
+        consumption = Consumption(settings, inbox, group="inventory", node="inventory-1")
+        member = threading.Thread(target=consumption.run, args=(stop,))
+        member.start()
+        try:
+            rig.wait("a transaction at work", lambda: at_work(rig))
+            other = a_member(settings, "two", joined.append)
+            try:
+                while not joined:
+                    read += other.poll(timeout_s=0)
+                read += other.poll(timeout_s=2)
+            finally:
+                other.close()
+            rig.wait("all reserved", lambda: rig.counts().reservations == RECORDS)
+        finally:
+            stop.set()
+            member.join()
+    assert len(joined[0]) == PARTITIONS // 2, "both are members"
+    assert len(read) + inbox.tally.processed == RECORDS, "each was read once"
+    assert (inbox.tally.effects, inbox.tally.skipped) == (RECORDS - len(read), 0)
+    assert "commit_refused" not in capfd.readouterr().out
+
+
+def at_work(rig: Rig) -> bool:
+    found = rig.connection.execute(
+        "SELECT FROM pg_stat_activity"
+        " WHERE datname = current_database() AND application_name = 'inventory-1' AND wait_event = 'PgSleep'"
+    )
+    return found.fetchone() is not None
+
+
+@pytest.mark.usefixtures("goods")
+def test_a_slow_batch_lets_others_join_between_its_transactions_and_commits_what_is_done(
+    rig: Rig, settings: Settings
+) -> None:
+    """Forty effects of 0.5 s are 20 s: neither a new member nor the lag waits for all of them."""
+    rig.connection.execute(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.5); RETURN new; END $$;"
+        "CREATE TRIGGER slow BEFORE INSERT ON inventory_reservations FOR EACH ROW EXECUTE FUNCTION slow()"
+    )
+    settings = dataclasses.replace(
+        settings, limits=dataclasses.replace(settings.limits, poll_interval_s=60.0, consume_records=RECORDS)
+    )
+    stop, joined = threading.Event(), list[list[int]]()
+    with database.open_pool(settings, name="inventory-1", size=1) as pool:
+        inbox = Inbox(settings, pool, inventory.PROJECTION, node="inventory-1")
+        consumption = Consumption(settings, inbox, group="inventory", node="inventory-1")
+        member = threading.Thread(target=consumption.run, args=(stop,))
+        member.start()
+        try:
+            with kafka_admin(settings) as admin:
+
+                def committed() -> int:
+                    return committed_offsets(admin, "inventory", settings.topic).get(PARTITION, 0)
+
+                rig.wait("offsets of a part", lambda: 0 < committed() < RECORDS)
+            other = a_member(settings, "two", joined.append)
+            while not joined:
+                other.poll(timeout_s=0)
+            assert rig.counts().reservations < RECORDS, "it did not wait for all"
             other.close()
             rig.wait("all reserved", lambda: rig.counts().reservations == RECORDS)
         finally:

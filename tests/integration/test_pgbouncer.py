@@ -256,7 +256,6 @@ def test_the_story_behind_a_pooler(rig: Rig, tmp_path: Path) -> None:
     assert "prepared statement" not in logs
 
 
-@pytest.mark.xfail(reason="the presence row sets synchronous_commit for its whole session", strict=True)
 def test_no_server_session_is_left_with_commits_that_wait_for_no_disk(rig: Rig, tmp_path: Path) -> None:
     """Such a session goes on to commit orders, or another program's work, which a crash then takes back."""
     with pooled(rig.settings.database_url, size=1) as url, guest(url) as other:

@@ -3,8 +3,12 @@
 import os
 import signal
 
+import psycopg
+import pytest
+
 from brewctl import overview
 from brewctl.overview.replicas import SILENT_S
+from brewctl.sql import queries
 from tests.conftest import Rig
 
 
@@ -44,3 +48,49 @@ def test_replicas_say_who_they_are_and_what_they_have_done(rig: Rig) -> None:
     rig.wait("silence", lambda: row(rig, "order-1").silent_s > SILENT_S)
     killed = row(rig, "order-1")
     assert (killed.stopped, killed.there) == (False, False)
+
+
+ROW = {
+    "node": "order-1",
+    "role": "order",
+    "host": "h",
+    "pid": 1,
+    "address": "",
+    "age_s": 0.0,
+    "stopped": False,
+    "processed": 0,
+    "effects": 0,
+    "skipped": 0,
+    "dead": 0,
+    "trouble": "",
+}
+
+
+@pytest.mark.parametrize("query", ["keep_presence", "forget_old"])
+def test_presence_waits_for_no_disk_and_leaves_the_session_as_it_was(rig: Rig, query: str) -> None:
+    """Behind a pooler the next transaction of the session may be the commit of an order."""
+    rig.connection.execute("INSERT INTO redeliveries VALUES ('c', 'n', now() - interval '1 month', '{1}')")
+    rig.connection.execute(queries["keep_presence"], ROW)
+    with psycopg.connect(rig.settings.database_url) as connection:
+        connection.execute(queries[query], ROW)
+        assert connection.execute("SHOW synchronous_commit").fetchone() == ("off",), "when it is committed"
+        connection.commit()
+        assert connection.execute("SHOW synchronous_commit").fetchone() == ("on",)
+    assert len(overview.nodes(rig.connection)) == 1
+    kept = rig.connection.execute("SELECT count(*) FROM redeliveries").fetchone()
+    assert kept == (1 if query == "keep_presence" else 0,)
+
+
+def test_what_keeps_a_replica_from_its_work_is_in_its_row_and_doctor_says_so(rig: Rig) -> None:
+    order, address = rig.serve("order-1")
+    rig.start("inventory-1", "consume", "inventory")
+    with rig.no_reservations():
+        assert rig.brewctl("create-order", "--customer", "c1", "--addr", address).returncode == 0
+        rig.wait("its trouble", lambda: "has run for" in row(rig, "inventory-1").trouble)
+        said = rig.brewctl("doctor", "--addr", address).stdout
+        assert "warn  inventory" in said
+        assert "inventory-1: its transaction of 1 event has run for" in said
+    rig.wait("no trouble", lambda: row(rig, "inventory-1").trouble == "")
+    assert "warn  inventory" not in rig.brewctl("doctor", "--addr", address).stdout
+    assert row(rig, "order-1").trouble == ""
+    assert order.alive

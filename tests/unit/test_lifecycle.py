@@ -214,6 +214,66 @@ with stop_on_signals() as stop:
     assert (ran.returncode, ran.stdout, ran.stderr) == (130, "draining\n", "")
 
 
+def test_a_signal_that_comes_while_the_event_is_locked_waits_for_nothing() -> None:
+    """A handler runs between any two steps of the main thread: also within a wait for the event that it sets."""
+    program = """
+import signal
+from brewctl.lifecycle import stop_on_signals
+with stop_on_signals() as stop:
+    with stop._cond:
+        signal.raise_signal(signal.SIGTERM)
+        print("handled", flush=True)
+    print(stop.wait(20), flush=True)
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "handled\nTrue\n", "")
+
+
+def test_signals_are_heard_while_the_main_thread_is_in_a_call_that_no_signal_interrupts() -> None:
+    """As in the look-up of a host's name; here a C function that never returns."""
+    program = """
+import ctypes, os, signal, threading
+from brewctl.lifecycle import stop_on_signals
+
+def tell(stop):
+    os.kill(os.getpid(), signal.SIGTERM)
+    stop.wait()
+    print("draining", flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+with stop_on_signals() as stop:
+    mutex, libc = ctypes.create_string_buffer(128), ctypes.CDLL(None)
+    threading.Thread(target=tell, args=(stop,), daemon=True).start()
+    libc.pthread_mutex_lock(mutex)
+    libc.pthread_mutex_lock(mutex)  # waits for itself
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (130, "draining\n", "")
+
+
+def test_an_interrupt_that_is_held_is_the_first_signal_after_the_block() -> None:
+    program = """
+import os, signal
+from brewctl.lifecycle import interrupts_held, stop_on_signals
+with stop_on_signals() as stop:
+    with interrupts_held():
+        os.kill(os.getpid(), signal.SIGTERM)
+        print("held", stop.wait(0.2), flush=True)
+    print("draining", stop.wait(20), flush=True)
+    signal.raise_signal(signal.SIGTERM)
+    print("draining still", flush=True)
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (130, "held False\ndraining True\n", "")
+
+
+def test_the_wake_up_descriptor_comes_back() -> None:
+    with stop_on_signals():
+        pass
+    assert signal.set_wakeup_fd(-1) == -1
+    assert ended({"signals"})
+
+
 def test_the_end_of_the_input_drains() -> None:
     with role("input") as process:
         assert process.stdin is not None

@@ -28,6 +28,7 @@ _FATAL = (
     errors.UnsupportedCodecError,
 )
 _SLICE_MS = 100
+_STAY_S = 0.05
 
 
 class Consumer:
@@ -106,6 +107,16 @@ class Consumer:
                 offset = read[place][0].offset if place in read else self._consumer.position(place)
                 self._consumer.seek(place, offset)
             self._consumer.resume(*self._consumer.assignment())
+
+    def stay_while_leaving(self) -> None:
+        """Within `on_revoked`: wait a moment, in which heartbeats go on. Without them a session may end meanwhile.
+
+        For at most poll_interval_s seconds in all: so long the group waits for this member to join again.
+        """
+        # The client calls `on_revoked` with the lock held that the thread which sends heartbeats needs.
+        lock = self._consumer._coordinator._lock  # noqa: SLF001
+        with lock:
+            lock.wait(_STAY_S)
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
