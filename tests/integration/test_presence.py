@@ -58,6 +58,7 @@ ROW = {
     "address": "",
     "age_s": 0.0,
     "stopped": False,
+    "again": False,
     "processed": 0,
     "effects": 0,
     "skipped": 0,
