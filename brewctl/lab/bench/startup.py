@@ -36,11 +36,11 @@ app()
 def run(ground: Ground) -> Iterator[Figure]:
     """Measure `--help` and `create-order`, each in turn with its floor."""
     ground.tell("start-up")
-    help_ms, tiny_ms = _medians(["-m", "brewctl", "--help"], ["-c", _TINY, "--help"])
+    help_ms, tiny_ms = _medians(["-P", "-m", "brewctl", "--help"], ["-P", "-c", _TINY, "--help"])
     yield Figure("brewctl --help", help_ms, "ms", tiny_ms, "an empty Typer app's", at_most=1.5)
     with empty_handler() as address:
-        order = ["-m", "brewctl", "create-order", "--customer", "c1", "--addr", address]
-        order_ms, client_ms = _medians(order, ["-c", _CLIENT, "one", "--name", "c1"])
+        order = ["-P", "-m", "brewctl", "create-order", "--customer", "c1", "--addr", address]
+        order_ms, client_ms = _medians(order, ["-P", "-c", _CLIENT, "one", "--name", "c1"])
     yield Figure("brewctl create-order", order_ms, "ms", client_ms, "a Typer app's with grpc", at_most=1.5)
 
 
@@ -50,6 +50,6 @@ def _medians(*commands: Sequence[str]) -> list[float]:
     for _ in range(_RUNS):
         for command, each in zip(commands, took, strict=True):
             began = time.perf_counter()
-            subprocess.run([sys.executable, "-P", *command], capture_output=True, check=True, stdin=subprocess.DEVNULL)  # noqa: S603
+            subprocess.run([sys.executable, *command], capture_output=True, check=True, stdin=subprocess.DEVNULL)  # noqa: S603
             each.append((time.perf_counter() - began) * 1000)
     return [statistics.median(each) for each in took]
