@@ -11,6 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -86,7 +87,7 @@ def _forget_killed(data: Path) -> None:
     """Clear away what keeps a server from starting after one that was killed."""
     # Its children end soon after it.
     deadline = time.monotonic() + _LAST_CHILDREN_S
-    while processes.working_in(data):
+    while any(_is_postgres(process) for process in processes.working_in(data)):
         if time.monotonic() > deadline:
             return
         time.sleep(_LOOK_EVERY_S)
@@ -110,12 +111,19 @@ def stale_lock(data: Path) -> int | None:
 
 def _is_server(process: psutil.Process, data: Path, started: float | None) -> bool:
     """Say whether a process may be the server that locked the data at `started`. A server works in its data."""
-    if process.status() == psutil.STATUS_ZOMBIE or process.name() != "postgres":
+    if process.status() == psutil.STATUS_ZOMBIE or not _is_postgres(process):
         return False
     try:
         return bool(Path(process.cwd()) == data.resolve())
     except psutil.AccessDenied:
         return started is None or process.create_time() < started + _SAME_START_S
+
+
+def _is_postgres(process: psutil.Process) -> bool:
+    """Say whether it is a server, or a child of one: a shell may stand in the folder, too."""
+    with suppress(psutil.Error):
+        return bool(process.name() == "postgres")
+    return False
 
 
 def wait_ready(server: Server, state: State) -> None:

@@ -469,6 +469,8 @@ def test_a_reader_that_goes_early_is_no_error(tmp_path: Path) -> None:
         ("--help", ">&- <&-", 0),
         ("nope", "2>&-", 2),
         ("nope", "2>/dev/full", 2),
+        ("create-order --customer c1 --addr 127.0.0.1:1", "2>&-", 3),
+        ("create-order --customer c1 --addr 127.0.0.1:1", "<&- >&- 2>&-", 3),
         ("db init --print-sql", ">/dev/full", 1),
         ("--help", ">/dev/full", 1),
     ],

@@ -54,12 +54,12 @@ def test_the_lock_of_a_zombie_is_cleared_away(data: Path, tmp_path: Path) -> Non
     assert not (data / "postmaster.pid").exists()
 
 
-@pytest.mark.parametrize("name", ["cron", "postgres"])
+@pytest.mark.parametrize(("name", "folder"), [("cron", "."), ("postgres", "."), ("cron", "data")])
 def test_the_lock_of_a_process_that_is_no_server_of_these_data_is_cleared_away(
-    name: str, data: Path, tmp_path: Path
+    name: str, folder: str, data: Path, tmp_path: Path
 ) -> None:
     """After a reboot, or in a new container, the pid is another program's, or another server's. It lives on."""
-    with process(name, tmp_path, cwd=tmp_path) as stranger:
+    with process(name, tmp_path, cwd=tmp_path / folder) as stranger:
         lock(data, stranger.pid)
         assert postgres.stale_lock(data) == stranger.pid
         postgres._forget_killed(data)

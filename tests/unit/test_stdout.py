@@ -20,7 +20,7 @@ def test_a_disk_that_is_full_is_said_and_nothing_more_goes_there(monkeypatch: py
 
 
 PROGRAM = """
-import os, sys, tempfile
+import os, subprocess, sys, tempfile
 from brewctl import stdout
 stdout.prepare()
 with tempfile.TemporaryFile() as file:
@@ -28,6 +28,8 @@ with tempfile.TemporaryFile() as file:
     os.write(1, b"")
     stdout.put("✔ caf\\u00e9 \\udcff")
     print("a note", file=sys.stderr)
+    child = "import os; [os.fstat(number) for number in range(3)]"
+    subprocess.run([sys.executable, "-c", child], check=True)
     assert sys.stdin.read() == ""
     file.seek(0)
     assert file.read() == b"", "what was printed is in a file"

@@ -37,11 +37,11 @@ app()
 def run(ground: Ground) -> Iterator[Figure]:
     """Measure `--help` and `create-order`, each in turn with its floor."""
     ground.tell("start-up")
-    help_ms, tiny_ms = _medians(["-m", "brewctl", "--help"], ["-c", _TINY, "--help"])
+    help_ms, tiny_ms = _medians(["-P", "-m", "brewctl", "--help"], ["-P", "-c", _TINY, "--help"])
     yield Figure("brewctl --help", help_ms, "ms", tiny_ms, "an empty Typer app's", at_most=1.5)
     with empty_handler() as address:
-        order = ["-m", "brewctl", "create-order", "--customer", "c1", "--addr", address]
-        order_ms, client_ms = _medians(order, ["-c", _CLIENT, "one", "--name", "c1"])
+        order = ["-P", "-m", "brewctl", "create-order", "--customer", "c1", "--addr", address]
+        order_ms, client_ms = _medians(order, ["-P", "-c", _CLIENT, "one", "--name", "c1"])
     yield Figure("brewctl create-order", order_ms, "ms", client_ms, "a Typer app's with grpc", at_most=1.5)
 
 
