@@ -1,4 +1,4 @@
-"""How many events one transaction has: as many as PostgreSQL finishes in a time that everyone else can wait."""
+"""How many events one transaction of a consumer has, by the time that the last ones took."""
 
 import time
 
@@ -13,8 +13,8 @@ _SAY_EVERY_S = 60.0
 class Pace:
     """Halves what runs into a timeout, and grows again, by the time that the last transactions took.
 
-    A stop, a rebalance and the other members of the group wait for the transaction in hand. So it is to take at most
-    a quarter of the shortest time that they wait, and of what its own statement may take.
+    A stop and a rebalance wait for the transaction in hand. So it is to take at most a quarter of the drain's bound, of
+    the session, and of what its own statement may take.
     """
 
     def __init__(self, limits: Limits) -> None:

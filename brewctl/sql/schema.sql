@@ -59,7 +59,7 @@ ALTER TABLE processed_events ADD COLUMN IF NOT EXISTS duplicates integer NOT NUL
 ALTER TABLE processed_events ADD COLUMN IF NOT EXISTS duplicate_at timestamptz;
 
 -- The events of a batch that a consumer had handled before, and skipped: one row a batch, an id for each time that it
--- came. Kept for a week, for whoever traces an order; nothing relies on it.
+-- came. Kept for a week, for `brewctl trace`; nothing relies on it.
 CREATE TABLE IF NOT EXISTS redeliveries (
     consumer   text NOT NULL,
     node_id    text NOT NULL,
