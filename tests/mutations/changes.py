@@ -196,7 +196,7 @@ def consumer_stuck(group: str) -> Change:
 
 def batch_dropped(group: str) -> Change:
     """Commit the offsets of batches that were never written."""
-    return in_group(group, lambda: _put(inbox.Inbox, "apply", lambda _inbox, _batch: None))
+    return in_group(group, lambda: _put(inbox.Inbox, "_transact", lambda _inbox, fresh, *_: len(fresh)))
 
 
 def letter_forgotten(group: str) -> Change:
