@@ -50,7 +50,8 @@ def test_a_password_that_is_wrong(servers: dict[str, str]) -> None:
     code, said = counts(wrong)
     assert code == 3
     assert "refused the password: correct the password in BREW_DATABASE_URL or --database-url, or in PGPASSWORD" in said
-    password = str(conninfo_to_dict(url)["password"])
-    without = make_conninfo(url, password=None)
+    given = {name: str(value) for name, value in conninfo_to_dict(url).items()}
+    password = given.pop("password")
+    without = make_conninfo("", **given)
     assert "PGPASSWORD" in counts(without, PGPASSWORD="", PGPASSFILE="/nowhere")[1]
     assert counts(without, PGPASSWORD=password)[1].find("password") < 0
