@@ -171,6 +171,18 @@ def test_commands_work_or_say_what_they_need(rig: Rig, settings: Settings) -> No
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_db_init_adds_what_is_missing_and_leaves_no_setting_behind(rig: Rig, settings: Settings) -> None:
+    """An index is built outside a transaction, under a bound of the session's: a pooled one is not ours to change."""
+    with guest(settings.database_url) as other:
+        before = shown(other, "statement_timeout", "lock_timeout")
+    rig.connection.execute("DROP INDEX outbox_ready; ALTER TABLE nodes DROP COLUMN rival")
+    done = run("db", "init", env=environment(settings))
+    assert done.returncode == 0, done.stderr
+    assert database.missing_tables(rig.connection) == []
+    with guest(settings.database_url) as other:
+        assert shown(other, "statement_timeout", "lock_timeout") == before
+
+
 def test_a_pooler_of_statements_is_named(rig: Rig) -> None:
     with pooled(rig.settings.database_url, mode="statement") as url:
         settings = through(rig.settings, url)

@@ -51,7 +51,7 @@ def _medians(*commands: Sequence[str]) -> list[float]:
     for _ in range(_RUNS):
         for command, each in zip(commands, took, strict=True):
             began = time.perf_counter()
-            whole = [sys.executable, "-P", *command]
+            whole = [sys.executable, *command]
             done = subprocess.run(whole, capture_output=True, check=False, stdin=subprocess.DEVNULL)  # noqa: S603
             each.append((time.perf_counter() - began) * 1000)
             if done.returncode:
