@@ -128,6 +128,10 @@ class Alone:
             self._fresh.append(each)
         self._threads.submit(self._step)
 
+    def go(self, work: Callable[[], None]) -> None:
+        """Let one of the threads do something else for orders, with a connection of the same pool."""
+        self._threads.submit(work)
+
     def end_late(self) -> None:
         """Tell the orders that nobody waits for any more, and that no thread has. To be called now and then."""
         for each in self._waiting():

@@ -2,8 +2,8 @@
 
     submit ──► queue ──► writer: all that wait ──one statement, one commit──► PostgreSQL
                            ├── told, in this thread: written, or the first order of their key
-                           ├── halved, until the order that PostgreSQL will never take is alone
-                           └── alone: a lock, a lost connection
+                           ├── halved, until the order that PostgreSQL will never take is alone ─┐ beside
+                           └── alone: a lock, a lost connection ─────────────────────────────────┘ the writer
 
 The writer waits for nothing but the database: while one batch is committed the next one gathers, so a lone order
 is not delayed, and batches grow with the load.
@@ -31,6 +31,11 @@ _LOST = "08"  # the family of SQLSTATE that is about connections
 _LOOK_S = 0.2  # how often an idle writer looks whether it is to stop, and whose time is up
 
 
+def _is_lost(error: Exception) -> bool:
+    """Whether what was sent may have been committed: nobody, or a proxy, says what became of it."""
+    return (getattr(error, "sqlstate", None) or _LOST).startswith(_LOST)
+
+
 class GroupCommit:
     """Takes orders from any number of threads, and writes them in one of its own, which is to call `run`."""
 
@@ -42,6 +47,7 @@ class GroupCommit:
         self._settings = settings
         self._limits = settings.limits
         self._writing = writing
+        self._single = alone
         self._notify = notify
         self._alone = Alone(settings, alone, self, notify=self._committed)
         self._queue: queue.SimpleQueue[Submission] = queue.SimpleQueue()
@@ -97,18 +103,20 @@ class GroupCommit:
                 free.append(each)
         self._attempt(free)
 
-    def _attempt(self, batch: Sequence[Submission]) -> None:
-        """Write orders that somebody waits for with one statement, and see to those that it did not write."""
+    def _timely(self, batch: Sequence[Submission]) -> list[Submission]:
+        """Return the orders that somebody waits for, and tell the others."""
         timely = []
         for each in batch:
             if each.left_s() > 0:
                 timely.append(each)
             else:
                 self.failed(each, TooLateError())
-        if timely:
-            self._attempt_in_time(timely)
+        return timely
 
-    def _attempt_in_time(self, batch: Sequence[Submission]) -> None:
+    def _attempt(self, batch: Sequence[Submission]) -> None:
+        """Write orders with one statement, and see to those that it did not write."""
+        if not (batch := self._timely(batch)):
+            return
         limits, sent = self._limits, False
         written: set[UUID] | None = None
         found: dict[UUID, Order] = {}
@@ -131,13 +139,21 @@ class GroupCommit:
             return
         if failure is None or written is not None:
             self._try_alone(rest)  # their keys were taken, and are free again
-        elif isinstance(failure, psycopg.errors.LockNotAvailable):
-            self._around_lock(rest)
-        elif never_taken(failure) or not isinstance(failure, psycopg.Error):
-            self._halve(rest, failure)
         else:
-            # Without a word of the server's own, or by a proxy's word that it is lost, it may have committed.
-            self._try_alone(rest, doubtful=sent and (failure.sqlstate or _LOST).startswith(_LOST))
+            self._after(failure, rest, doubtful=sent and _is_lost(failure))
+
+    def _after(self, failure: Exception, batch: list[Submission], *, doubtful: bool) -> None:
+        """See to a batch whose statement failed."""
+        if isinstance(failure, psycopg.errors.LockNotAvailable):
+            self._around_lock(batch)
+        elif isinstance(failure, psycopg.Error) and not never_taken(failure):
+            self._try_alone(batch, doubtful=doubtful)
+        elif len(batch) == 1:
+            self.failed(batch[0], failure)
+        else:
+            for each in batch:
+                self._batch.pop(each)
+            self._alone.go(lambda: self._halve(batch))
 
     def _tell_of(self, batch: Sequence[Submission], written: set[UUID], found: dict[UUID, Order]) -> list[Submission]:
         """Tell of what is committed; return the others."""
@@ -156,14 +172,32 @@ class GroupCommit:
                 rest.append(each)
         return rest
 
-    def _halve(self, batch: Sequence[Submission], failure: Exception) -> None:
-        """Find the order at fault: its neighbours wait for about 2 log2(n) statements."""
-        if len(batch) == 1:
-            self.failed(batch[0], failure)
+    def _halve(self, batch: Sequence[Submission]) -> None:
+        """Find the orders at fault, beside the writer, and write the others in one commit."""
+        if not (batch := self._timely(batch)):
             return
-        half = len(batch) // 2
-        self._attempt(batch[:half])
-        self._attempt(batch[half:])
+        sent = doubtful = False
+        written: set[UUID] = set()
+        refused: dict[UUID, Exception] = {}
+        found: dict[UUID, Order] = {}
+        try:
+            with self._single.connection(self._limits.database_wait_s) as connection:
+                sent = True
+                written, refused = orders.write_around(
+                    connection, [each.new for each in batch], topic=self._settings.topic
+                )
+                sent = False
+                told = written | refused.keys()
+                found = orders.find(connection, [each.new for each in batch if each.new.id not in told])
+        except Exception as error:  # noqa: BLE001 - each order is tried alone, and hears of its own
+            doubtful = sent and _is_lost(error)
+        if written:
+            self._committed()
+        for each in batch:
+            if each.new.id in refused:
+                self.failed(each, refused[each.new.id])
+        rest = [each for each in batch if each.new.id not in refused]
+        self._try_alone(self._tell_of(rest, written, found), doubtful=doubtful)
 
     def _around_lock(self, batch: Sequence[Submission]) -> None:
         """Write what needs no lock of another transaction: it is in the way of one key, or of all of them.

@@ -145,6 +145,49 @@ def write(connection: BoundedConnection, new: Sequence[NewOrder], *, topic: str)
     return {order_id for (order_id,) in connection.execute(queries["create_orders"], parameters, binary=True)}
 
 
+def write_around(
+    connection: BoundedConnection, new: Sequence[NewOrder], *, topic: str
+) -> tuple[set[UUID], dict[UUID, Exception]]:
+    """Write, in one commit, those of several orders that PostgreSQL takes, where it has refused to take them all.
+
+    Return the ids of those that it wrote, as `write`, and why it refused the others. They are halved until each order
+    at fault is alone: at most 2 log2(n) statements for one. After a psycopg.Error nothing was written, unless the
+    connection was lost at the commit.
+    """
+    written: set[UUID] = set()
+    refused: dict[UUID, Exception] = {}
+
+    def attempt(part: Sequence[NewOrder]) -> bool:
+        try:
+            taken = write(connection, part, topic=topic)
+        except Exception as error:
+            if isinstance(error, psycopg.Error) and not never_taken(error):
+                raise
+            connection.execute("ROLLBACK TO SAVEPOINT taken")
+            if len(part) == 1:
+                refused[part[0].id] = error
+            else:
+                halve(part)
+            return False
+        connection.execute("SAVEPOINT taken")
+        written.update(taken)
+        return True
+
+    def halve(part: Sequence[NewOrder]) -> None:
+        half = len(part) // 2
+        rest = part[half:]
+        if attempt(part[:half]) and len(rest) > 1:
+            halve(rest)  # the fault is there: no need to try it whole
+        else:
+            attempt(rest)
+
+    with connection.transaction_within(connection.limits.create_s):
+        # What is checked at the commit would fail the commit of all.
+        connection.execute("SET CONSTRAINTS ALL IMMEDIATE; SAVEPOINT taken")
+        halve(new)
+    return written, refused
+
+
 def find(connection: BoundedConnection, new: Sequence[NewOrder]) -> dict[UUID, Order]:
     """Send one statement that reads, and waits for no writer: of these, the orders that were committed before.
 

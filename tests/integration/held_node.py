@@ -32,9 +32,9 @@ class Writer(GroupCommit):
         self._thread = threading.Thread(target=self.run, args=(self.stop,), daemon=True)
 
     @property
-    def sessions(self) -> Pool:
-        """Its connection to the database."""
-        return self._writing
+    def pools(self) -> tuple[Pool, Pool]:
+        """Its connections to the database: for batches, and for what a batch did not write."""
+        return self._writing, self._single
 
     def submit(self, submission: Submission) -> None:
         self.submitted.append(submission)

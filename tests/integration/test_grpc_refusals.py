@@ -163,8 +163,8 @@ def test_a_bad_order_costs_its_batch_one_bisection(rig: Rig, node: HeldNode, pla
         node.wait_for_batch(64)
         node.writer.begin()
         ended = dict(zip(customers, answers(calls), strict=True))
-        # The whole, then two halves six times: 64, 32, 16, 8, 4, 2, 1.
-        assert statements() == 1 + 2 * 6
+        # The whole, then at most two halves six times: 64, 32, 16, 8, 4, 2, 1.
+        assert statements() <= 1 + 2 * 6
     assert ended.pop(bad).code is grpc.StatusCode.FAILED_PRECONDITION
     assert {each.code for each in ended.values()} == {OK}
     assert rows_of(rig, bad) == (0, 0)
@@ -173,8 +173,11 @@ def test_a_bad_order_costs_its_batch_one_bisection(rig: Rig, node: HeldNode, pla
 
 def test_text_that_the_connection_has_no_bytes_for_ends_its_own_call(node: HeldNode) -> None:
     """The client library raises that itself, before anything is sent."""
-    with node.writer.sessions.connection() as connection:
-        connection.execute("SET client_encoding TO 'LATIN1'")
+    with contextlib.ExitStack() as all_of_them:
+        for pool in node.writer.pools:
+            for _ in range(pool.max_size):
+                connection = all_of_them.enter_context(pool.connection(20))
+                connection.execute("SET client_encoding TO 'LATIN1'")
     customers = ["café", "☕", "tea"]
     calls = [ask(node.client, customer_id=each) for each in customers]
     node.wait_for_batch(3)
