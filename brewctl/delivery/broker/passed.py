@@ -29,14 +29,15 @@ class Passed:
                 self._out.pop(place, None)
 
     def uncommitted(self) -> dict[TopicPartition, OffsetAndMetadata]:
-        """Return the positions that are ahead of what is committed, though no record before them is out."""
+        """Return the positions that are not what is committed, though no record before them is out."""
         if self._out:
             return {}
         found = {}
         states = self._consumer._subscription.assignment  # noqa: SLF001 - asked in public, it may wait for a broker
         began = self._consumer._fetcher.began  # noqa: SLF001
         for place, state in states.items():
-            behind = state.committed.offset if state.committed else began.get(place)
-            if state.has_valid_position and behind is not None and state.position > behind:
+            # Behind what is committed it is only where that offset was not in the partition any more.
+            at = state.committed.offset if state.committed else began.get(place)
+            if state.has_valid_position and at is not None and state.position != at:
                 found[place] = OffsetAndMetadata(state.position, "")
         return found
