@@ -175,6 +175,10 @@ def explained(settings: Settings) -> Iterator[None]:
     except psycopg.errors.LockNotAvailable as error:
         hint = "run it again when they are free: `brewctl doctor` names who holds them for long"
         raise BrewError(f"postgres {place(settings.database_url)}: the tables are in use", hint=hint) from error
+    except psycopg.errors.QueryCanceled as error:
+        said = error.diag.message_primary or "a statement was cancelled"
+        hint = "run it again: `brewctl doctor` names a session that holds a lock for long"
+        raise BrewError(f"postgres {place(settings.database_url)}: {said}", hint=hint) from error
     except UNAVAILABLE as error:
         if "statement pooling mode" in str(error):
             message = f"the pooler at {place(settings.database_url)} pools statements, and orders need transactions"

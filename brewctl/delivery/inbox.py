@@ -283,7 +283,8 @@ class Inbox:
                 self._dead_letters = None
                 raise outcome
             if isinstance(outcome, RefusedError):
-                raise BrewError(f"kafka refused a dead letter: {outcome}", hint="its offset stays uncommitted")
+                hint = "raise max.message.bytes of the dead-letter topic, if that is why; the offset stays uncommitted"
+                raise BrewError(f"kafka refused a dead letter: {outcome}", hint=hint)
 
 
 def _blames_a_row(error: psycopg.Error) -> bool:

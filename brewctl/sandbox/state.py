@@ -82,7 +82,8 @@ def load(home: Path) -> State | None:
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise BrewError(f"{path} is damaged", hint="run `brewctl down --purge`") from error
+        hint = "run `brewctl down --purge`, which deletes the sandbox's data"
+        raise BrewError(f"{path} is damaged", hint=hint) from error
     except OSError as error:
         if isinstance(error, NotADirectoryError) and not home.exists():  # below a home folder like /dev/null
             return None

@@ -7,7 +7,9 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from tests.conftest import run
+from brewctl.delivery import database
+from brewctl.errors import BrewError
+from tests.conftest import Rig, run
 
 
 @pytest.fixture
@@ -55,3 +57,11 @@ def test_a_password_that_is_wrong(servers: dict[str, str]) -> None:
     without = make_conninfo("", **given)
     assert "PGPASSWORD" in counts(without, PGPASSWORD="", PGPASSFILE="/nowhere")[1]
     assert counts(without, PGPASSWORD=password)[1].find("password") < 0
+
+
+def test_a_statement_that_takes_too_long_is_no_server_that_is_away(rig: Rig) -> None:
+    with pytest.raises(BrewError) as refused, database.connect(rig.settings) as connection:
+        connection.execute("SET statement_timeout = 1")
+        connection.execute("SELECT pg_sleep(60)")
+    assert refused.value.exit_code == 1
+    assert "canceling statement due to statement timeout: run it again" in str(refused.value)

@@ -603,5 +603,8 @@ def test_where_a_damaged_state_hides_the_servers_they_are_not_asked(tmp_path: Pa
     told = json.loads(done.stdout)
     assert told["ok"] is False
     (failure,) = (finding for finding in told["findings"] if finding["verdict"] == "fail")
-    assert (failure["check"], failure["mend"]) == ("sandbox", "run `brewctl down --purge`")
+    assert (failure["check"], failure["mend"]) == (
+        "sandbox",
+        "run `brewctl down --purge`, which deletes the sandbox's data",
+    )
     assert {"postgres", "kafka", "order-service"}.isdisjoint(finding["check"] for finding in told["findings"])

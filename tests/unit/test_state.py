@@ -121,7 +121,8 @@ def test_a_damaged_file_names_the_way_out(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "state.json").write_bytes(text)
     with pytest.raises(BrewError) as refused:
         state.load(tmp_path)
-    assert str(refused.value) == f"{tmp_path}/state.json is damaged: run `brewctl down --purge`"
+    mend = "run `brewctl down --purge`, which deletes the sandbox's data"
+    assert str(refused.value) == f"{tmp_path}/state.json is damaged: {mend}"
 
 
 @pytest.mark.parametrize("cut", [1, 50, 200])

@@ -225,7 +225,8 @@ class Admin:
 
 
 def _alive(group: str) -> BrewError:
-    return BrewError(f"consumer group {group} has live members", hint="stop its consumers first")
+    hint = "stop those that `brewctl groups` names; a killed one is a member until its session ends"
+    return BrewError(f"consumer group {group} has live members", hint=hint)
 
 
 @contextlib.contextmanager

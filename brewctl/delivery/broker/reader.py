@@ -62,7 +62,7 @@ class Reader:
             try:
                 batches = self._consumer.poll(timeout_ms=_POLL_MS)
             except errors.OffsetOutOfRangeError as error:
-                raise BrewError(f"records of {topic} were removed while they were read", hint="try again") from error
+                raise BrewError(f"records of {topic} were removed while they were read", hint="run it again") from error
             records = [
                 as_record(read)
                 for place, batch in batches.items()
