@@ -61,7 +61,6 @@ def test_a_password_that_is_wrong(servers: dict[str, str]) -> None:
 
 def test_a_statement_that_takes_too_long_is_no_server_that_is_away(rig: Rig) -> None:
     with pytest.raises(BrewError) as refused, database.connect(rig.settings) as connection:
-        connection.execute("SET statement_timeout = 1")
-        connection.execute("SELECT pg_sleep(60)")
+        connection.execute("SET statement_timeout = 1; SELECT pg_sleep(60)")
     assert refused.value.exit_code == 1
     assert "canceling statement due to statement timeout: run it again" in str(refused.value)
