@@ -19,6 +19,7 @@ from brewctl.delivery.database import Pool
 from brewctl.delivery.inbox import Inbox, Projection
 from brewctl.proto.orders_pb2 import CreateRequest, OrderCreated
 from brewctl.roles import inventory, notifications
+from brewctl.verify import Verification
 from tests.conftest import Rig, open_rig
 from tests.integration.kafka_tools import RawHeaders, _ready_leader, raw_client, replaced, send_raw
 from tests.integration.outbox_tools import mark_published
@@ -169,6 +170,11 @@ def open_chain(servers: dict[str, str], logs: Path) -> Iterator[Chain]:
     ):
         client.add_topic(rig.settings.dead_letter_topic)
         yield Chain(rig, client, pool, reader)
+
+
+def broken(found: Verification) -> dict[str, int]:
+    """The checks that fail, and how often."""
+    return {check.name: check.violations for check in found.checks if check.violations}
 
 
 def other_event() -> tuple[bytes, bytes, list[tuple[str, bytes]]]:

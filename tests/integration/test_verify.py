@@ -14,7 +14,7 @@ from brewctl.errors import BrewError
 from brewctl.verify import Verification
 from brewctl.verify import verify as verify_chain
 from tests.conftest import Rig, run
-from tests.integration.chain_tools import Chain, open_chain, other_event
+from tests.integration.chain_tools import Chain, broken, open_chain, other_event
 from tests.integration.faults import Faults, spoil
 from tests.integration.kafka_tools import good_record
 
@@ -23,10 +23,6 @@ from tests.integration.kafka_tools import good_record
 def chain(servers: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chain]:
     with open_chain(servers, tmp_path_factory.mktemp("logs")) as chain:
         yield chain
-
-
-def broken(found: Verification) -> dict[str, int]:
-    return {check.name: check.violations for check in found.checks if check.violations}
 
 
 def verify(settings: Settings, *, late_s: float = 0) -> Verification:

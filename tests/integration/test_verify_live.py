@@ -1,32 +1,24 @@
 """`brewctl verify` on a system that runs: what is on its way is no fault, whatever moves meanwhile."""
 
 import json
-import os
 import re
-import shutil
-import subprocess
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 from kafka.admin import NewPartitions
 
-from brewctl.config import Settings
 from brewctl.delivery import events
 from brewctl.delivery.broker import PARTITIONS, Reader
 from brewctl.delivery.broker.partitions import partition_for
-from brewctl.errors import BrewError
 from brewctl.lab.load import History, Load, Outcome
 from brewctl.lifecycle import wait_until
-from brewctl.sandbox.processes import free_port
-from brewctl.verify import Verification, verify
-from tests.conftest import Rig, limited
-from tests.integration.chain_tools import Chain, Row, open_chain
+from brewctl.verify import verify
+from tests.conftest import Rig
+from tests.integration.chain_tools import Chain, Row, broken, open_chain
 from tests.integration.kafka_tools import kafka_admin
 
 
@@ -34,10 +26,6 @@ from tests.integration.kafka_tools import kafka_admin
 def chain(servers: dict[str, str], tmp_path: Path) -> Iterator[Chain]:
     with open_chain(servers, tmp_path / "logs") as chain:
         yield chain
-
-
-def broken(found: Verification) -> dict[str, int]:
-    return {check.name: check.violations for check in found.checks if check.violations}
 
 
 def make_old(chain: Chain, *rows: Row) -> None:
@@ -229,128 +217,3 @@ def test_a_ledger_without_a_key_shows_effects_that_the_tables_hide(chain: Chain)
     found = verify(chain.rig.settings)
     assert broken(found) == {"inventory-doubled": 1}
     assert found.check("inventory-doubled").offenders == [f"outbox {row.outbox_id} had its reservation made 2 times"]
-
-
-# What it costs the others, and how long it waits
-
-
-def sessions(chain: Chain) -> Any:
-    """Sessions of a verification that hold VACUUM back."""
-    return chain.execute(
-        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        " AND application_name = 'brewctl' AND (backend_xmin IS NOT NULL OR backend_xid IS NOT NULL)"
-    ).fetchall()
-
-
-def test_no_snapshot_is_held_while_the_topic_is_read(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
-    chain.send(chain.order())
-    chain.consume()
-    held: list[Any] = []
-    read = Reader.read
-
-    def looking(reader: Reader, topic: str, ranges: dict[int, tuple[int, int]]) -> Any:
-        held.append(sessions(chain))
-        return read(reader, topic, ranges)
-
-    monkeypatch.setattr(Reader, "read", looking)
-    found = verify(chain.rig.settings)
-    assert found.ok
-    assert held == [[], []]
-    assert found.facts.snapshot_s > 0
-
-
-def locked(chain: Chain, seconds: float) -> threading.Timer:
-    """Keep anyone from reading the orders for a while."""
-    gate = psycopg.connect(chain.rig.settings.database_url)
-    gate.execute("LOCK TABLE orders")
-    timer = threading.Timer(seconds, gate.close)
-    timer.start()
-    return timer
-
-
-def test_a_statement_may_take_longer_than_the_answer_to_a_short_one(chain: Chain) -> None:
-    chain.send(chain.order())
-    chain.consume()
-    hasty = limited(chain.rig.settings, database_connect_s=1, database_statement_s=2, database_answer_s=2.5)
-    timer = locked(chain, 5)
-    try:
-        assert verify(hasty, statement_s=120).ok
-    finally:
-        timer.join()
-
-
-def test_a_statement_that_is_too_long_is_named_with_the_option_that_mends_it(chain: Chain) -> None:
-    timer = locked(chain, 30)
-    try:
-        with pytest.raises(BrewError, match=r"ended a statement of verify after \d+ s") as failure:
-            verify(chain.rig.settings, statement_s=1)
-        assert failure.value.exit_code == 1
-        assert "--statement-timeout" in failure.value.hint
-        shown = chain.rig.brewctl("verify", "--statement-timeout", "1")
-    finally:
-        timer.cancel()
-        timer.function()
-    assert shown.returncode == 1
-    assert "Traceback" not in shown.stderr
-    assert shown.stderr.count("\n") == 1
-
-
-@pytest.fixture
-def pooled(chain: Chain, tmp_path: Path) -> Iterator[Settings]:
-    """The chain's servers, with the real PgBouncer in transaction mode before PostgreSQL."""
-    if not (program := shutil.which("pgbouncer")):
-        pytest.skip("needs pgbouncer, which is not installed")
-    url = psycopg.conninfo.conninfo_to_dict(chain.rig.settings.database_url)
-    port = free_port()
-    folder = tmp_path / "pgbouncer"
-    folder.mkdir()
-    target = " ".join(f"{name}={value}" for name, value in url.items() if name in {"host", "port", "dbname"})
-    (folder / "users.txt").write_text(f'"{url["user"]}" "{url.get("password", "")}"\n')
-    (folder / "pgbouncer.ini").write_text(
-        f"[databases]\n{url['dbname']} = {target} user={url['user']} password='{url.get('password', '')}'\n"
-        f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\n"
-        f"auth_file = {folder}/users.txt\npool_mode = transaction\nignore_startup_parameters = options\n"
-    )
-    command = [program, str(folder / "pgbouncer.ini")]
-    if os.geteuid() == 0:
-        command = [program, "-u", "nobody", str(folder / "pgbouncer.ini")]
-        for path in (folder, *folder.iterdir()):
-            shutil.chown(path, "nobody")
-        for path in folder.parents:
-            if path.stat().st_mode & 0o005 != 0o005 and path != Path("/"):
-                path.chmod(path.stat().st_mode | 0o011)
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    through = replace(
-        chain.rig.settings,
-        database_url=psycopg.conninfo.make_conninfo(chain.rig.settings.database_url, port=port, host="127.0.0.1"),
-    )
-
-    def answers() -> bool:
-        assert process.poll() is None, process.stderr and process.stderr.read()
-        try:
-            psycopg.connect(through.database_url, connect_timeout=2).close()
-        except psycopg.OperationalError:
-            return False
-        return True
-
-    try:
-        wait_until("pgbouncer", answers, timeout_s=30)
-        yield through
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def test_it_works_through_pgbouncer_and_leaves_nothing_in_its_sessions(chain: Chain, pooled: Settings) -> None:
-    for _ in range(3):
-        chain.send(chain.order())
-    chain.consume()
-    found = verify(pooled, late_s=0)
-    assert broken(found) == {}
-    assert found.facts.orders == 3
-    with psycopg.connect(pooled.database_url, autocommit=True) as connection:
-        left = connection.execute("SELECT count(*) FROM pg_class WHERE relpersistence = 't'").fetchone()
-        bound = connection.execute("SHOW statement_timeout").fetchone()
-    assert (left, bound) == ((0,), ("0",))
-    chain.execute("DELETE FROM inventory_reservations")
-    assert set(broken(verify(pooled))) == {"inventory-missing", "inventory-dedup"}
