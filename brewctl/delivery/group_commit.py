@@ -148,7 +148,7 @@ class GroupCommit:
             self._around_lock(batch)
         elif isinstance(failure, psycopg.Error) and not never_taken(failure):
             self._try_alone(batch, doubtful=doubtful)
-        elif len(batch) == 1:
+        elif len(batch) == 1 and batch[0].new.idempotency_key is None:
             self.failed(batch[0], failure)
         else:
             for each in batch:
@@ -187,12 +187,16 @@ class GroupCommit:
                     connection, [each.new for each in batch], topic=self._settings.topic
                 )
                 sent = False
-                told = written | refused.keys()
-                found = orders.find(connection, [each.new for each in batch if each.new.id not in told])
+                # A constraint that came later refuses an order also where its key has made one before.
+                unknown = [each.new for each in batch if each.new.id not in written]
+                found = orders.find(
+                    connection, [new for new in unknown if new.idempotency_key or new.id not in refused]
+                )
         except Exception as error:  # noqa: BLE001 - each order is tried alone, and hears of its own
             doubtful = sent and _is_lost(error)
         if written:
             self._committed()
+        refused = {order_id: error for order_id, error in refused.items() if order_id not in found}
         for each in batch:
             if each.new.id in refused:
                 self.failed(each, refused[each.new.id])

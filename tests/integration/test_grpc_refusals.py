@@ -120,6 +120,21 @@ def test_what_a_trigger_rejects_is_answered_for_good(
     assert rows_of(rig, customer) == (0, 0)
 
 
+def test_a_repeated_key_is_answered_though_its_order_would_be_refused_by_now(rig: Rig, node: HeldNode) -> None:
+    node.writer.begin()
+    customer, key = somebody(), str(uuid.uuid4())
+    first = node.client.create(customer_id=customer, idempotency_key=key)
+    change = f"ALTER TABLE orders ADD CONSTRAINT later CHECK (customer_id <> '{customer}') NOT VALID"
+    with changed(rig, change, "ALTER TABLE orders DROP CONSTRAINT later"):
+        again = node.client.create(customer_id=customer, idempotency_key=key)
+        another = node.client.create(customer_id=customer, idempotency_key=str(uuid.uuid4()))
+        reused = node.client.create(customer_id=customer, idempotency_key=key, amount_cents=1)
+    assert (again.code, again.response) == (OK, first.response), again
+    assert another.code is grpc.StatusCode.FAILED_PRECONDITION
+    assert reused.code is grpc.StatusCode.ALREADY_EXISTS
+    assert rows_of(rig, customer) == (1, 1)
+
+
 def test_a_message_that_is_longer_than_a_header_may_be_is_cut(rig: Rig, node: HeldNode) -> None:
     node.writer.begin()
     with failing(rig, "RAISE '%', repeat('☕', 100000)", at_commit=False):
