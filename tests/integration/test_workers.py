@@ -235,7 +235,8 @@ def test_one_signal_drains_all(crew: Crew, ask: Callable[[Crew], None]) -> None:
     assert len(ids) == SEVERAL
     assert rows_of(crew.rig, customer) == (SEVERAL, SEVERAL)
     assert crew.rig.counts().outbox_unpublished == 0
-    assert crew.complaints == []
+    # The lock that keeps their calls in hand may be worth a line.
+    assert [line for line in crew.complaints if "event=orders_held" not in line] == []
     crew.rig.nodes.stop()
     assert sorted(crew.node.lines[-3:-1]) == [f"[order-1.{number}] order-service stopped." for number in (1, 2)]
     assert crew.node.lines[-1] == "[order-1] order-service stopped."
