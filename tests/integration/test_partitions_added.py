@@ -95,9 +95,9 @@ def test_running_roles_find_partitions_that_were_added(rig: Rig, capfd: pytest.C
     assert rig.brewctl("dlq", "redrive", "--all").returncode == 0
     rig.wait("its effect", lambda: rig.counts().reservations == rig.counts().orders + 1)
     copies = [record for record in read_topic(rig.settings) if record.key == dead.key]
-    assert [record.partition for record in copies] == sorted(
-        [partition_for(dead.key, 6), partition_for(dead.key, MORE)]
-    )
+    # Partitions are read in no order of theirs.
+    assert {record.partition for record in copies} == {partition_for(dead.key, 6), partition_for(dead.key, MORE)}
+    assert len(copies) == 2
 
     (shown, *_) = json.loads(rig.brewctl("groups", "--json").stdout)
     assert [each["partition"] for each in shown["partitions"]] == list(range(MORE))
