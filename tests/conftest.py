@@ -1,6 +1,6 @@
 """Real servers for the tests, and a rig of one's own for each.
 
-BREW_DATABASE_URL and BREW_KAFKA_BROKERS name the servers; else each of two test processes brings a sandbox up, in a
+BREW_DATABASE_URL and BREW_KAFKA_BROKERS name the servers; else each of three test processes brings a sandbox up, in a
 temporary home. Every test gets a database and a topic of its own. The groups have the contract's names: on servers of
 yours, stop the roles first; their offsets may be reset, which costs a redelivery and no effect.
 """
@@ -32,8 +32,8 @@ _GIVEN = {name: os.environ[name] for name in _SERVERS if os.environ.get(name)}
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Two, each with servers of its own: most tests wait. One process on servers of yours, which share the groups."""
-    return 0 if len(_GIVEN) == len(_SERVERS) else 2
+    """Three, each with servers of its own: most tests wait. One process on servers of yours, which share the groups."""
+    return 0 if len(_GIVEN) == len(_SERVERS) else 3
 
 
 def run(*arguments: str, env: dict[str, str] | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
