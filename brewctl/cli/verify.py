@@ -54,7 +54,7 @@ def verify(
     from brewctl import verify as chain
 
     if wait and (moving := chain.settle(settings, timeout_s=wait)):
-        print(f"still on its way after {wait:g} s: {moving}", file=sys.stderr)
+        output.note(f"still on its way after {wait:g} s: {moving}")
     with _progress(shown=not quiet) as progress:
         found = chain.verify(settings, late_s=late, statement_s=statement_timeout, progress=progress)
     if quiet and found.ok:
