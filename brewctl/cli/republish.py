@@ -31,11 +31,13 @@ def republish(
 ) -> None:
     """Publish rows again that were published before.
 
-    --missing finds those whose records retention or a truncation removed, or that a group passed over, before it had
-    processed them; dead letters are not among them.
+    --missing finds those whose records are gone, or passed over, before a group had processed them.
 
-    Rows go out in the order of their ids: an old event comes behind newer ones of its key. Groups that had it skip it
-    by its outbox id. Exit 1 where a named row was not published.
+    Retention or a truncation removes records; dead letters are not among them.
+
+    Rows go out in the order of their ids: an old event comes behind newer ones of its key.
+
+    Groups that had it skip it by its outbox id. Exit 1 where a named row was not published.
     """
     if bool(ids) == missing:
         raise UsageError("`outbox republish` needs ids or --missing", hint="see `brewctl outbox republish --help`")
