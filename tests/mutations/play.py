@@ -1,7 +1,7 @@
 """Play mutations of the system with real roles on real servers, and see that each is caught by its check alone.
 
-`python -m tests.mutations.play [PART-OF-A-NAME …]`, or `make mutations`; needs the servers that BREW_DATABASE_URL and
-BREW_KAFKA_BROKERS name, or a running sandbox.
+`python -m tests.mutations.play [PART-OF-A-NAME …]`, or `make mutations`; on the servers that BREW_DATABASE_URL and
+BREW_KAFKA_BROKERS name, else on a sandbox of its own.
 """
 
 import contextlib
@@ -16,12 +16,13 @@ from pathlib import Path
 from unittest import mock
 
 from brewctl import client
-from brewctl.config import Settings
+from brewctl.config import environment, resolve
 from brewctl.lab import ledger, verdict
 from brewctl.lab.load import History, Load
 from brewctl.lab.nodes import ROLES, Node, Nodes
 from brewctl.lab.proxy import Proxy
 from brewctl.lifecycle import wait_until
+from brewctl.sandbox import state
 from tests.conftest import Rig, open_rig, run
 from tests.mutations import mutant
 from tests.mutations.catalogue import CONTROL, MUTATIONS, ORDERS, Mutation
@@ -136,8 +137,12 @@ VERDICTS = {
 
 def main() -> int:
     """Play all, or those whose name has one of the arguments in it; print a table, and fail where one was missed."""
-    servers = _servers()
-    wanted = sys.argv[1:] or [""]
+    with _servers() as servers:
+        return 1 if _play_all(servers, sys.argv[1:] or [""]) else 0
+
+
+def _play_all(servers: dict[str, str], wanted: list[str]) -> int:
+    """Play what is wanted, and return how many were not caught as they should be."""
     missed = 0
     print(f"{'check':<24}{'what is changed':<60}caught by")
     for mutation in (CONTROL, *MUTATIONS):
@@ -158,21 +163,26 @@ def main() -> int:
         good = set(found_by_field) == {field}
         missed += not good
         print(f"{check:<24}{what:<60}{', '.join(found_by_field) or 'nothing'}{'' if good else '  WRONG'}", flush=True)
-    return 1 if missed else 0
+    return missed
 
 
-def _servers() -> dict[str, str]:
+@contextlib.contextmanager
+def _servers() -> Iterator[dict[str, str]]:
+    """The variables that name real servers: those that are given, else a sandbox for these plays alone."""
     names = ("BREW_DATABASE_URL", "BREW_KAFKA_BROKERS")
     if all(os.environ.get(name) for name in names):
-        return {name: os.environ[name] for name in names}
-    up = run("up", timeout=600)
-    if up.returncode:
-        sys.exit(up.stderr)
-    from brewctl.config import environment, home, resolve  # noqa: PLC0415
-    from brewctl.sandbox import state  # noqa: PLC0415
-
-    settings: Settings = resolve({}, os.environ, state.endpoints(home()))
-    return {name: value for name, value in environment(settings).items() if name in names}
+        yield {name: os.environ[name] for name in names}
+        return
+    with tempfile.TemporaryDirectory() as home:
+        env = {"BREW_HOME": home}
+        try:
+            up = run("up", env=env, timeout=600)
+            if up.returncode:
+                sys.exit(up.stderr)
+            settings = resolve({}, {}, state.endpoints(Path(home)))
+            yield {name: value for name, value in environment(settings).items() if name in names}
+        finally:
+            run("down", "--purge", env=env)
 
 
 if __name__ == "__main__":
