@@ -39,7 +39,7 @@ _CHANNEL = [
     *DIRECT,
 ]
 _ADDRESSES = "BREW_ORDER_ADDRS or --addr"
-_THIS_MACHINE = frozenset({"127.0.0.1", "localhost", "[::1]"})
+THIS_MACHINE = frozenset({"127.0.0.1", "localhost", "[::1]"})
 # What mends a refusal that another try would meet again.
 _HINTS = {
     grpc.StatusCode.ALREADY_EXISTS: "give another order another --idempotency-key",
@@ -234,6 +234,6 @@ class _Failure:
             return f"correct the host in {_ADDRESSES}"
         if "refused" not in self._details:
             return f"see what is there with `brewctl doctor --addr {self._address}`, or correct {_ADDRESSES}"
-        if host in _THIS_MACHINE:
+        if host in THIS_MACHINE:
             return f"run `brewctl serve order --port {port}`, or correct {_ADDRESSES}"
         return f"start order-service there, or correct {_ADDRESSES}"

@@ -13,6 +13,7 @@ import psycopg
 from google.protobuf.timestamp_pb2 import Timestamp
 from iso4217 import Currency
 
+from brewctl import log
 from brewctl.delivery import events
 from brewctl.delivery.database import BoundedConnection
 from brewctl.delivery.refusals import never_taken
@@ -234,7 +235,7 @@ def create(
         raise  # in the commit too
     except psycopg.Error as error:
         if committing and not never_taken(error):
-            raise CommitFailedError(" ".join(str(error).split())) from error
+            raise CommitFailedError(log.reason(error)) from error
         raise
     return new.order
 

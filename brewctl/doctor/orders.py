@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from brewctl.client import DIRECT
+from brewctl.client import DIRECT, THIS_MACHINE
 from brewctl.config import DEFAULT_ORDER_ADDRS
 from brewctl.doctor.finding import Finding, fail, ok, warn
 from brewctl.proto import orders_pb2, orders_pb2_grpc
@@ -17,7 +17,6 @@ _CONNECT_S = 2.0
 _ANSWER_S = 2.0
 _STATUS = health_pb2.HealthCheckResponse.ServingStatus
 _CHECK = "order-service"
-_THIS_MACHINE = frozenset({"127.0.0.1", "localhost", "[::1]"})
 
 
 def check(address: str) -> Iterator[Finding]:
@@ -44,7 +43,7 @@ def check(address: str) -> Iterator[Finding]:
 
 def _start(host: str, port: str) -> str:
     """Say how an order-service comes to listen there: `start` takes the first free port from the default one on."""
-    if host not in _THIS_MACHINE:
+    if host not in THIS_MACHINE:
         return "start an order-service there, or set BREW_ORDER_ADDRS to where they are"
     if f"{host}:{port}" in DEFAULT_ORDER_ADDRS:
         return "run `brewctl start order`"
