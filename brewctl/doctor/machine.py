@@ -56,16 +56,8 @@ def _ask_java(named: str) -> Finding:
     except BrewError as error:
         return failed("java", error)
     try:
-        asked = subprocess.run(  # noqa: S603 - the user's own choice
-            [binary, "-version"],
-            env=surroundings.environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=_JAVA_S,
-            check=True,
-        )
+        asked = surroundings.run([binary, "-version"], timeout_s=_JAVA_S)
+        asked.check_returncode()
     except (OSError, subprocess.SubprocessError) as error:
         return fail("java", f"does not run: {error}", mend=_other_java(named))
     return _java(asked.stderr, named)

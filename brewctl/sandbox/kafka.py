@@ -7,7 +7,6 @@ once a machine, by one throw-away node, and kept beside the jars. docs/operation
 import shutil
 import signal
 import socket
-import subprocess
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -249,17 +248,7 @@ def _checkpoint(folder: Path, java: Sequence[str], environment: Mapping[str, str
             node = Path(name)
             kafka_node.configure(node, 1, [(processes.free_port(), processes.free_port())])
             kafka_node.supply(node, folder)
-            made = subprocess.run(  # noqa: S603 - commands of our own making
-                kafka_node.format_command(java),
-                cwd=node,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                encoding="utf-8",
-                errors="replace",
-                timeout=60,
-                check=False,
-            )
+            made = surroundings.run(kafka_node.format_command(java), cwd=node, env=environment, timeout_s=60)
             if made.returncode:
                 reason = (made.stderr or made.stdout).strip().splitlines()[-1:]
                 raise BrewError(f"kafka can't format its storage: {' '.join(reason)}", hint="is java 17 or later?")

@@ -191,17 +191,7 @@ def _initialize(folder: Path, data: Path, password: str) -> None:
 
 def _run(command: Sequence[str | Path], *, cwd: Path) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(  # noqa: S603 - commands of our own making
-            [str(part) for part in command],
-            cwd=cwd,
-            env=surroundings.environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=_READY_S,
-            check=False,
-        )
+        return surroundings.run(command, cwd=cwd, timeout_s=_READY_S)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BrewError(f"{Path(command[-1]).name} can't be run in {cwd}: {error}") from error
 

@@ -1,7 +1,8 @@
 """What the sandbox's servers are started with, so that they start the same from every shell."""
 
 import os
-from collections.abc import Mapping
+import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from brewctl.errors import UsageError
@@ -17,6 +18,26 @@ def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the variables of a server: the few that it needs, and `more`. Messages are English, and names UTF-8."""
     kept = {name: value for name in _KEPT if (value := os.environ.get(name))}
     return {**kept, "LC_ALL": "C.UTF-8", **(more or {})}
+
+
+def run(
+    command: Sequence[str | Path], *, timeout_s: float, cwd: Path | None = None, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a server's own program to its end, by default with what `environment` returns; what it says is text.
+
+    Raises OSError where it can't be run, subprocess.TimeoutExpired where it takes longer than `timeout_s` seconds.
+    """
+    return subprocess.run(  # noqa: S603 - commands of our own making
+        [str(part) for part in command],
+        cwd=cwd,
+        env=environment() if env is None else dict(env),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        timeout=timeout_s,
+        check=False,
+    )
 
 
 def require_usable(folder: Path, variable: str) -> None:

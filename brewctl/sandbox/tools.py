@@ -89,17 +89,7 @@ class KafkaTools:
 
 def _run(command: Sequence[str | Path], *, env: Mapping[str, str], cwd: Path | None = None) -> str:
     try:
-        done = subprocess.run(  # noqa: S603 - commands of our own making
-            [str(part) for part in command],
-            env=dict(env),
-            cwd=cwd,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=_TIMEOUT_S,
-            check=False,
-        )
+        done = surroundings.run(command, cwd=cwd, env=env, timeout_s=_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         raise BrewError(f"{Path(command[0]).name} did not end within {_TIMEOUT_S:g} s") from None
     if done.returncode:
