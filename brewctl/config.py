@@ -24,6 +24,8 @@ _TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,245}")
 DEFAULT_DATABASE_URL = "postgresql://brew:brew@127.0.0.1:5432/brew"
 DEFAULT_BROKERS = ("127.0.0.1:9092", "127.0.0.1:9093", "127.0.0.1:9094")
 DEFAULT_ORDER_ADDRS = ("127.0.0.1:50081",)
+# The story's own.
+DEFAULT_DOWNSTREAMS = ("brewctl.roles.inventory:DOWNSTREAM", "brewctl.roles.notifications:DOWNSTREAM")
 
 
 class LogFormat(StrEnum):
@@ -143,6 +145,9 @@ class Settings:
     brokers: tuple[str, ...] = DEFAULT_BROKERS
     topic: str = TOPIC
     order_addrs: tuple[str, ...] = DEFAULT_ORDER_ADDRS
+    # What reads the topic, as MODULE:NAME; and what stands before each consumer group's name in Kafka.
+    downstreams: tuple[str, ...] = DEFAULT_DOWNSTREAMS
+    group_prefix: str = ""
     configured: frozenset[str] = frozenset()
     limits: Limits = field(default_factory=Limits)
 

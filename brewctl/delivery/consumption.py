@@ -1,4 +1,4 @@
-"""A member of a consumer group that runs a projection: reads, lets the inbox write, then commits offsets.
+"""A member of a consumer group that runs a downstream: reads, lets the inbox write, then commits offsets.
 
     poll ─► inbox: effects, COMMIT ─► commit offsets
       └─► next poll    │ crash here: redelivered, found in processed_events
@@ -18,7 +18,8 @@ from brewctl import log
 from brewctl.config import Settings
 from brewctl.delivery import broker, database, presence
 from brewctl.delivery.broker import Consumer, Record, UnavailableError
-from brewctl.delivery.inbox import SLOW, Batch, Inbox, Projection
+from brewctl.delivery.downstream import Downstream
+from brewctl.delivery.inbox import SLOW, Batch, Inbox
 from brewctl.errors import BrewError, UnreachableError
 from brewctl.lifecycle import Backoff, run_together
 
@@ -28,24 +29,24 @@ _POLL_S = 0.2  # also the longest that a stop waits for an idle poll
 _KEPT = "the batch is kept and retried"
 
 
-def consume(settings: Settings, projection: Projection, stop: threading.Event, *, node: str) -> None:
-    """Run a projection until `stop` is set, then print its counters.
+def consume(settings: Settings, downstream: Downstream, stop: threading.Event, *, node: str) -> None:
+    """Run a downstream until `stop` is set, then print its counters.
 
     Raises UnreachableError where a server is away at the start, BrewError where a table or a topic is missing, and
     where the transaction in hand was not finished in time after a stop: it is undone then.
     """
     broker.require_topic(settings)
     with database.open_pool(settings, name=node, size=1) as pool, database.explained(settings):
-        inbox = Inbox(settings, pool, projection, node=node)
-        consumption = Consumption(settings, inbox, group=projection.consumer, node=node)
-        replica = presence.Replica(node, projection.consumer)
+        inbox = Inbox(settings, pool, downstream, node=node)
+        consumption = Consumption(settings, inbox, group=downstream.group, node=node)
+        replica = presence.Replica(node, downstream.group)
         try:
             with presence.kept(settings, replica, inbox.work):
                 run_together({"consumer": lambda: consumption.run(stop)}, stop, drain_timeout_s=settings.limits.drain_s)
         finally:
             tally = inbox.tally
-            counters = f"processed={tally.processed} {projection.done}={tally.effects} skipped={tally.skipped}"
-            log.say(node, f"{projection.service} stopped. {counters}")
+            counters = f"processed={tally.processed} {downstream.verb}={tally.effects} skipped={tally.skipped}"
+            log.say(node, f"{downstream.name} stopped. {counters}")
 
 
 @dataclass
@@ -110,7 +111,7 @@ class Consumption:
         try:
             while not stop.is_set():
                 records = consumer.poll(timeout_s=0 if self._writing else _POLL_S)
-                batch, assignment = Batch.of(records), consumer.assignments
+                batch, assignment = self._inbox.read(records), consumer.assignments
                 finished = self._finish(consumer, stop)
                 # Read before partitions were assigned anew, it comes again.
                 if records and assignment == consumer.assignments and not stop.is_set():

@@ -1,32 +1,83 @@
-"""OrderCreated as the topic carries it: key, value and headers, both ways. Pure: no I/O here."""
+"""What an event is: an outbox row's columns as a record's headers, and a record read back. Pure: no I/O here.
+
+An event is identified by its outbox id and its event id. A record without an event id (another producer's, or one of
+the version before) is identified by its outbox id alone, and counts as a repeat of any event that has it.
+"""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from google.protobuf.message import DecodeError
 
-from brewctl.proto.orders_pb2 import OrderCreated
+from brewctl.proto.orders_pb2 import OrderCancelled, OrderCreated
 
 Headers = list[tuple[str, bytes]]
+Data_co = TypeVar("Data_co", covariant=True)
+Decoder = Callable[[bytes], Any]
 
-EVENT_TYPE = "order.created"
+ORDER_CREATED = "order.created"
+ORDER_CANCELLED = "order.cancelled"
 CONTENT_TYPE = "application/x-protobuf"
-_EVENT_TYPE, _CONTENT_TYPE = EVENT_TYPE.encode(), CONTENT_TYPE.encode()
+_CONTENT_TYPE = CONTENT_TYPE.encode()
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-_OUTBOX_ID = re.compile(r"[1-9][0-9]{0,18}")
-_MAX_OUTBOX_ID = 2**63 - 1  # PostgreSQL's bigint
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One readable record: `outbox_id` is what a consumer deduplicates by."""
-
-    outbox_id: int
-    order: OrderCreated
+_UUID_BYTES = re.compile(_UUID.pattern.encode())
+_NUMBER = re.compile(r"[1-9][0-9]{0,18}")
+_MOST = 2**63 - 1  # PostgreSQL's bigint
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class UnreadableError(Exception):
-    """A record, or an outbox row, that is no OrderCreated and never will be. The message is the reason."""
+    """A record that can't be read as an event and never will be. The message is the reason."""
+
+
+class Event(NamedTuple, Generic[Data_co]):
+    """One event of the topic, as a downstream gets it.
+
+    `id` is its idempotency key for whatever a handler does outside its transaction: stable over redeliveries. None
+    where the producer gave none: then `outbox_id` is all there is.
+    """
+
+    outbox_id: int
+    id: str | None  # a UUID
+    type: str
+    key: str  # the aggregate's id
+    seq: int | None  # 1, 2, 3 … within the aggregate; None where the producer gave none
+    data: Data_co  # decoded; bytes where there is no decoder for the type
+    raw: bytes
+    headers: Headers
+    timestamp_ms: int
+
+    @property
+    def tenant_id(self) -> str:
+        """Whose event it is."""
+        return dict(self.headers).get("tenant-id", b"").decode(errors="replace")
+
+    @property
+    def trace_id(self) -> str:
+        """The trace that it is part of."""
+        return dict(self.headers).get("trace-id", b"").decode(errors="replace")
+
+    @property
+    def occurred_at(self) -> datetime:
+        """When it happened, as its payload says; else when its record was sent, by PostgreSQL's clock."""
+        for name in ("created_at", "cancelled_at", "occurred_at"):
+            if hasattr(value := getattr(self.data, name, None), "ToDatetime"):
+                return value.ToDatetime(tzinfo=UTC)  # type: ignore[union-attr, no-any-return]
+        return _EPOCH + timedelta(milliseconds=self.timestamp_ms)
+
+
+def order_headers(outbox_id: int, order: OrderCreated, *, node: str) -> Headers:
+    """Return the headers of an order's record, as a producer without event ids sends it."""
+    return headers_for(
+        outbox_id,
+        aggregate_id(order.order_id),
+        ORDER_CREATED,
+        node=node,
+        tenant_id=order.tenant_id,
+        trace_id=order.trace_id,
+    )
 
 
 def is_uuid(text: str) -> bool:
@@ -35,7 +86,7 @@ def is_uuid(text: str) -> bool:
 
 
 def aggregate_id(order_id: str) -> str:
-    """Return the aggregate's name: record key, `aggregate-id` header and outbox column."""
+    """Return the aggregate of an order: record key, `aggregate-id` header and outbox column."""
     return f"order-{order_id}"
 
 
@@ -51,38 +102,117 @@ def parse_order(payload: bytes) -> OrderCreated:
     return order
 
 
-def headers_for(outbox_id: int, key: str, order: OrderCreated, *, node: str) -> Headers:
-    """Return the contract's seven headers in the contract's order. `node` is the publishing replica."""
-    pairs = (
-        ("outbox-id", str(outbox_id)),
-        ("aggregate-id", key),
-        ("publisher-node", node),
-        ("trace-id", order.trace_id),
-        ("tenant-id", order.tenant_id),
-        ("event-type", EVENT_TYPE),
-        ("content-type", CONTENT_TYPE),
-    )
-    return [(name, value.encode()) for name, value in pairs]
+def parse_cancelled(payload: bytes) -> OrderCancelled:
+    """Parse a payload. Raises UnreadableError where it is no OrderCancelled with an order id."""
+    try:
+        cancelled = OrderCancelled.FromString(payload)
+    except DecodeError:
+        raise UnreadableError("payload is not an OrderCancelled") from None
+    if not is_uuid(cancelled.order_id):
+        raise UnreadableError("payload has no order_id that is a UUID")
+    return cancelled
 
 
-def read_record(value: bytes | None, headers: Headers) -> Event | None:
-    """Read a record of the topic; None where it is an event of another type, which is not ours to judge.
+# Of the story's own events: their messages, and how each is read.
+MESSAGES: Mapping[str, Any] = {ORDER_CREATED: OrderCreated, ORDER_CANCELLED: OrderCancelled}
+DECODERS: Mapping[str, Decoder] = {
+    ORDER_CREATED: parse_order,
+    ORDER_CANCELLED: parse_cancelled,
+}
 
-    Raises UnreadableError with the reason where it can never be handled.
+
+def headers_for(
+    outbox_id: int,
+    key: str,
+    event_type: str,
+    *,
+    node: str,
+    tenant_id: str | None = None,
+    trace_id: str | None = None,
+    event_id: object = None,
+    seq: int | None = None,
+    traceparent: str | None = None,
+    content_type: str | None = None,
+) -> Headers:
+    """Return the contract's headers in the contract's order: seven, then those of the last three that are known.
+
+    `node` is the publishing replica.
+    """
+    headers = [
+        ("outbox-id", str(outbox_id).encode()),
+        ("aggregate-id", key.encode()),
+        ("publisher-node", node.encode()),
+        ("trace-id", (trace_id or "").encode()),
+        ("tenant-id", (tenant_id or "").encode()),
+        ("event-type", event_type.encode()),
+        ("content-type", (content_type or CONTENT_TYPE).encode()),
+    ]
+    if event_id is not None:
+        headers.append(("event-id", str(event_id).encode()))
+    if seq is not None:
+        headers.append(("aggregate-seq", str(seq).encode()))
+    if traceparent is not None:
+        headers.append(("traceparent", traceparent.encode()))
+    return headers
+
+
+def read(
+    key: bytes | None,
+    value: bytes | None,
+    headers: Headers,
+    timestamp_ms: int = -1,
+    *,
+    decoders: Mapping[bytes, Decoder],
+) -> Event[Any] | None:
+    """Read a record as an event of one of the types that have a decoder here; None where it is of another type.
+
+    Raises UnreadableError with the reason where nobody can ever read it.
     """
     by_name = dict(headers)
     # Compared as bytes: what is right needs no decoding, and what is wrong is looked at more closely.
-    if by_name.get("event-type") != _EVENT_TYPE:
+    raw_type = by_name.get("event-type", b"")
+    decoder = decoders.get(raw_type)
+    if decoder is None:
         _text(by_name, "event-type")
         return None
-    if by_name.get("content-type") != _CONTENT_TYPE:
+    own = raw_type.decode()
+    if own in DECODERS and by_name.get("content-type") != _CONTENT_TYPE:
         raise UnreadableError(f"content-type is {_text(by_name, 'content-type')[:80]!r}, not {CONTENT_TYPE}")
-    outbox_id = _text(by_name, "outbox-id")
-    if not _OUTBOX_ID.fullmatch(outbox_id) or int(outbox_id) > _MAX_OUTBOX_ID:
-        raise UnreadableError(f"outbox-id is {outbox_id[:80]!r}, not a positive 64-bit number")
+    outbox_id = _number(by_name, "outbox-id")
+    event_id = None
+    if (raw_id := by_name.get("event-id")) is not None:
+        if not _UUID_BYTES.fullmatch(raw_id):
+            raise UnreadableError(f"event-id is {_text(by_name, 'event-id')[:80]!r}, not a UUID")
+        event_id = raw_id.decode().lower()
+    seq = _number(by_name, "aggregate-seq") if "aggregate-seq" in by_name else None
+    name = _key(key, by_name)
     if not value:
         raise UnreadableError("value is empty")
-    return Event(int(outbox_id), parse_order(value))
+    try:
+        data = decoder(value)
+    except UnreadableError:
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split())[:200]
+        raise UnreadableError(f"payload is no {own} ({type(error).__name__}: {said})") from error
+    return Event(outbox_id, event_id, own, name, seq, data, value, headers, timestamp_ms)
+
+
+def _key(key: bytes | None, headers: dict[str, bytes]) -> str:
+    try:
+        text = (key or headers.get("aggregate-id") or b"").decode()
+    except UnicodeDecodeError:
+        raise UnreadableError("key is not UTF-8") from None
+    if not text or "\0" in text:
+        raise UnreadableError("key is missing" if not text else "key has a NUL")
+    return text
+
+
+def _number(headers: dict[str, bytes], name: str) -> int:
+    text = _text(headers, name)
+    if not _NUMBER.fullmatch(text) or int(text) > _MOST:
+        raise UnreadableError(f"{name} is {text[:80]!r}, not a positive 64-bit number")
+    return int(text)
 
 
 def _text(headers: dict[str, bytes], name: str) -> str:

@@ -9,9 +9,9 @@
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Any, Self
 
 import psycopg
 
@@ -20,12 +20,16 @@ from brewctl.config import Settings
 from brewctl.delivery import dead_letters, events
 from brewctl.delivery.broker import ClockError, Place, Producer, Record, RefusedError, UnavailableError
 from brewctl.delivery.database import BoundedConnection, NoAnswerError, Pool
+from brewctl.delivery.downstream import Downstream
+from brewctl.delivery.effects import effect_of
+from brewctl.delivery.events import Decoder, Event
 from brewctl.delivery.pace import Pace
 from brewctl.delivery.presence import Work
 from brewctl.errors import BrewError
-from brewctl.sql import queries
 
 logger = log.get(__name__)
+
+Identity = tuple[int, str | None]  # of an event: its outbox id and its event id
 
 # Families of SQLSTATE beside data and integrity: cardinality (two rows where one may be), a view's check option,
 # a program limit (a key too long for its index), and what a trigger raises.
@@ -36,16 +40,6 @@ SLOW = (
     psycopg.errors.LockNotAvailable,
     psycopg.errors.TransactionTimeout,
 )
-
-
-@dataclass(frozen=True)
-class Projection:
-    """A downstream of the topic: a new one is an effect in queries.sql and one of these."""
-
-    service: str
-    consumer: str  # the consumer group, and the name in processed_events
-    effect: str  # the query that reads `fresh`
-    done: str  # how the last line calls its effects
 
 
 @dataclass
@@ -77,7 +71,7 @@ class Batch:
     """
 
     records: Sequence[Record] = ()
-    readable: dict[int, tuple[Record, events.Event]] = field(default_factory=dict)
+    readable: dict[Identity, tuple[Record, Event[Any]]] = field(default_factory=dict)
     dead: list[tuple[Record, str]] = field(default_factory=list)
     repeats: Counter[int] = field(default_factory=Counter)  # how often else each of `readable` is in it, by outbox id
     others: int = 0
@@ -86,21 +80,25 @@ class Batch:
     settled: Sequence[Record] = ()
 
     @classmethod
-    def of(cls, records: Sequence[Record]) -> Self:
+    def of(cls, records: Sequence[Record], decoders: Mapping[bytes, Decoder]) -> Self:
         """Tell readable events from dead letters and from other types; a repeat within the batch is a duplicate."""
         batch = cls(records)
+        seen: dict[int, list[str | None]] = {}  # event ids, by outbox id
         for record in records:
             try:
-                event = events.read_record(record.value, record.headers)
+                event = events.read(record.key, record.value, record.headers, record.timestamp_ms, decoders=decoders)
             except events.UnreadableError as error:
                 batch.dead.append((record, str(error)))
                 continue
             if event is None:
                 batch.others += 1
-            elif event.outbox_id in batch.readable:
+                continue
+            known = seen.setdefault(event.outbox_id, [])
+            if known and (event.id is None or event.id in known or None in known):
                 batch.repeats[event.outbox_id] += 1
             else:
-                batch.readable[event.outbox_id] = (record, event)
+                known.append(event.id)
+                batch.readable[event.outbox_id, event.id] = (record, event)
         return batch
 
     def settle(self) -> None:
@@ -122,10 +120,11 @@ class Batch:
 class Inbox:
     """Brings records to where they belong, for one consumer. Not for two threads at a time."""
 
-    def __init__(self, settings: Settings, pool: Pool, projection: Projection, *, node: str) -> None:
+    def __init__(self, settings: Settings, pool: Pool, downstream: Downstream, *, node: str) -> None:
         self._settings = settings
         self._pool = pool
-        self._projection = projection
+        self._downstream = downstream
+        self._effect = effect_of(downstream, node=node)
         self._node = node
         self._dead_letters: Producer | None = None
         self._pace = Pace(settings.limits)
@@ -145,7 +144,11 @@ class Inbox:
 
     def handle(self, records: Sequence[Record]) -> None:
         """Bring records to where they belong, in one try. Raises what `apply` raises."""
-        self.apply(Batch.of(records))
+        self.apply(self.read(records))
+
+    def read(self, records: Sequence[Record]) -> Batch:
+        """Read the records of one poll."""
+        return Batch.of(records, self._downstream.decoder_of)
 
     def close(self) -> None:
         """Let the connection to the dead-letter topic go."""
@@ -192,14 +195,14 @@ class Inbox:
 
         Parts where it is more than PostgreSQL does in time, or where a row is rejected: down to that row alone.
         """
-        parts = [list(batch.readable)]
+        parts = _without_reused_ids(list(batch.readable))
         while parts and not batch.given_up:
             part = parts.pop()
             if len(part) > (size := self._pace.size):
                 parts += [part[size:], part[:size]]
                 continue
             try:
-                effects = self._transact([batch.readable[outbox_id][1] for outbox_id in part], batch.repeats)
+                effects = self._transact([batch.readable[identity][1] for identity in part], batch.repeats)
             except psycopg.Error as error:
                 if halves := self._halves(part, error, batch):
                     parts += halves
@@ -209,15 +212,15 @@ class Inbox:
                 record, _ = batch.readable.pop(part[0])
                 batch.dead.append((record, f"postgres rejected its effect: {_first_line(error)}"))
             else:
-                for outbox_id in part:
-                    del batch.readable[outbox_id]
+                for identity in part:
+                    del batch.readable[identity]
                 self.tally.effects += effects
                 self.tally.duplicates += len(part) - effects
-            self.tally.duplicates += sum(batch.repeats.pop(outbox_id, 0) for outbox_id in part)
+            self.tally.duplicates += sum(batch.repeats.pop(outbox_id, 0) for outbox_id, _ in part)
             if parts:
                 batch.settle()
 
-    def _halves(self, part: list[int], error: psycopg.Error, batch: Batch) -> list[list[int]]:
+    def _halves(self, part: list[Identity], error: psycopg.Error, batch: Batch) -> list[list[Identity]]:
         """Say in which parts to try again what failed, the first one last; none where that would not help."""
         slow = isinstance(error, SLOW) and not batch.given_up
         if isinstance(error, NoAnswerError):  # it is away, or slow where nothing ends its statements
@@ -229,23 +232,15 @@ class Inbox:
         middle = (len(part) + 1) // 2
         return [part[middle:], part[:middle]]
 
-    def _transact(self, fresh: Sequence[events.Event], repeats: Counter[int]) -> int:
+    def _transact(self, fresh: Sequence[Event[Any]], repeats: Counter[int]) -> int:
         """Commit dedup rows and effects of these events, and return how many effects there were."""
         if not fresh:
             return 0
-        parameters = {
-            "consumer": self._projection.consumer,
-            "node": self._node,
-            "outbox_ids": [event.outbox_id for event in fresh],
-            "order_ids": [event.order.order_id for event in fresh],
-            "repeated": [event.outbox_id for event in fresh for _ in range(repeats[event.outbox_id])],
-        }
-        with self._pool.connection() as connection:  # one statement is one transaction
+        with self._pool.connection() as connection:
             began = time.monotonic()
             self._asked = connection, len(fresh), began
             try:
-                statement = queries["inbox"] + "\n" + queries[self._projection.effect]
-                effects = connection.execute(statement, parameters).rowcount
+                effects = self._effect(connection, fresh, repeats)
             finally:
                 self._asked = None
         self._pace.note(len(fresh), time.monotonic() - began)
@@ -256,7 +251,7 @@ class Inbox:
         if self._dead_letters is None:
             self._dead_letters = dead_letters.open_producer(self._settings, node=self._node)
         timeout_s = self._settings.limits.publish_s
-        group, topic = self._projection.consumer, self._settings.dead_letter_topic
+        group, topic = self._downstream.group, self._settings.dead_letter_topic
         letters = [dead_letters.letter_for(record, reason, group=group, topic=topic) for record, reason in batch.dead]
         outcomes = self._dead_letters.send(letters, timeout_s=timeout_s)
         for position, letter in enumerate(letters):
@@ -285,6 +280,18 @@ class Inbox:
             if isinstance(outcome, RefusedError):
                 hint = "raise max.message.bytes of the dead-letter topic, if that is why; the offset stays uncommitted"
                 raise BrewError(f"kafka refused a dead letter: {outcome}", hint=hint)
+
+
+def _without_reused_ids(identities: list[Identity]) -> list[list[Identity]]:
+    """Part events so that no part has two of one outbox id, the first part last: one of a restored database, say."""
+    parts: list[list[Identity]] = []
+    while identities:
+        first: dict[int, Identity] = {}
+        for identity in identities:
+            first.setdefault(identity[0], identity)
+        parts.insert(0, list(first.values()))
+        identities = [identity for identity in identities if first[identity[0]] != identity]
+    return parts
 
 
 def _blames_a_row(error: psycopg.Error) -> bool:

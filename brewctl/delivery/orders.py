@@ -74,6 +74,7 @@ class NewOrder:
     tenant_id: str
     trace_id: str
     idempotency_key: str | None
+    traceparent: str | None = None  # as the caller sent it, where it is one
 
     def event(self) -> bytes:
         """Return the payload of its outbox row."""
@@ -115,7 +116,9 @@ def accept(request: CreateRequest, *, tenant_id: str | None, traceparent: str | 
         created_at=Timestamp(seconds=int(now.timestamp()), nanos=now.microsecond * 1000),
     )
     key = request.idempotency_key or None
-    return NewOrder(order_id, now, order, tenant_id or DEFAULT_TENANT, trace_id(traceparent), key)
+    trace = _trace_of(traceparent)
+    parent = traceparent[:55] if traceparent and trace else None
+    return NewOrder(order_id, now, order, tenant_id or DEFAULT_TENANT, trace or secrets.token_hex(16), key, parent)
 
 
 def _uuid7(now: datetime) -> UUID:
@@ -141,8 +144,10 @@ def write(connection: BoundedConnection, new: Sequence[NewOrder], *, topic: str)
         "idempotency_keys": [each.idempotency_key for each in new],
         "created_at": [each.created_at for each in new],
         "payloads": [each.event() for each in new],
+        "trace_ids": [each.trace_id for each in new],
+        "traceparents": [each.traceparent for each in new],
     }
-    parameters = {**columns, "status": _NEW, "topic": topic}
+    parameters = {**columns, "status": _NEW, "topic": topic, "event_type": events.ORDER_CREATED}
     return {order_id for (order_id,) in connection.execute(queries["create_orders"], parameters, binary=True)}
 
 
@@ -257,16 +262,18 @@ def get(connection: BoundedConnection, order_id: str) -> Order | None:
 
 
 def trace_id(traceparent: str | None) -> str:
-    """Return the trace id of a W3C traceparent, a new one where it is absent or malformed.
+    """Return the trace id of a W3C traceparent, a new one where it is absent or malformed."""
+    return _trace_of(traceparent) or secrets.token_hex(16)
 
-    https://www.w3.org/TR/trace-context/#traceparent-header
-    """
+
+def _trace_of(traceparent: str | None) -> str | None:
+    """Return the trace id of a traceparent. https://www.w3.org/TR/trace-context/#traceparent-header ."""
     match = _TRACEPARENT.fullmatch(traceparent or "")
     if match:
         version, trace, parent, more = match.groups()
         if version != "ff" and (version != "00" or not more) and set(trace) != {"0"} and set(parent) != {"0"}:
             return trace
-    return secrets.token_hex(16)
+    return None
 
 
 def _order(order_id: UUID, customer_id: str, amount_cents: int, currency: str, status: str, created: datetime) -> Order:

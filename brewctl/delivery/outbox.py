@@ -192,18 +192,36 @@ class Publisher:
         records: dict[int, Record] = {}
         refused: dict[int, str] = {}
         stopped = set()  # aggregates: what stands behind a refused row waits
-        for row_id, aggregate_id, topic, payload, now_ms, _ in rows:
-            if aggregate_id in stopped:
+        for row_id, key, topic, payload, event_type, tenant, trace, event_id, seq, parent, content, now_ms, _ in rows:
+            if key in stopped:
                 continue
-            try:
-                order = events.parse_order(payload)
-            except events.UnreadableError as error:
-                refused[row_id] = str(error)
-                stopped.add(aggregate_id)
-                continue
-            headers = events.headers_for(row_id, aggregate_id, order, node=self._node)
-            records[row_id] = Record(topic, aggregate_id.encode(), payload, headers, timestamp_ms=now_ms)
+            if event_type is None:
+                try:
+                    event_type, tenant, trace = _of_the_version_before(payload)  # noqa: PLW2901
+                except events.UnreadableError as error:
+                    refused[row_id] = str(error)
+                    stopped.add(key)
+                    continue
+            headers = events.headers_for(
+                row_id,
+                key,
+                event_type,
+                node=self._node,
+                tenant_id=tenant,
+                trace_id=trace,
+                event_id=event_id,
+                seq=seq,
+                traceparent=parent,
+                content_type=content,
+            )
+            records[row_id] = Record(topic, key.encode(), payload, headers, timestamp_ms=now_ms)
         return records, refused
+
+
+def _of_the_version_before(payload: bytes) -> tuple[str, str, str]:
+    """Return type, tenant and trace of a row that says none of them: it is an OrderCreated. Raises UnreadableError."""
+    order = events.parse_order(payload)
+    return events.ORDER_CREATED, order.tenant_id, order.trace_id
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, LiteralString, NamedTuple
 
@@ -44,6 +44,7 @@ class Kind(StrEnum):
     KEY = "key"  # a table's primary key
     INDEX = "index"
     LEFTOVER = "leftover"  # an older version's index, to be dropped
+    FUNCTION = "function"  # missing where its body is another one
 
 
 # How each statement of schema.sql begins, with the table and the name of the part.
@@ -52,7 +53,11 @@ _FORMS = {
     Kind.COLUMN: re.compile(r"ALTER TABLE (?P<table>\w+) ADD COLUMN IF NOT EXISTS (?P<name>\w+) "),
     Kind.INDEX: re.compile(r"CREATE (?:UNIQUE )?INDEX IF NOT EXISTS (?P<name>\w+) ON (?P<table>\w+) "),
     Kind.LEFTOVER: re.compile(r"DROP INDEX IF EXISTS (?P<name>\w+)$"),
+    Kind.FUNCTION: re.compile(r"CREATE OR REPLACE FUNCTION (?P<name>\w+)\("),
 }
+# A statement, up to its semicolon or that of the file's end; a function's body may have some of its own.
+_STATEMENT = re.compile(r"(?:\$\$.*?\$\$|[^;$])+", re.DOTALL)
+_BODY = re.compile(r"\$\$(.*)\$\$", re.DOTALL)
 _KEY = re.compile(r"(\w+) [^,]*?\bPRIMARY KEY|\bPRIMARY KEY \(([^)]*)\)")
 
 
@@ -67,11 +72,12 @@ class Part:
     columns: tuple[str, ...] = ()
     # Of one that is missing: its index is there, and its build was cut off or still goes on.
     invalid: bool = False
+    body: str = ""  # of a function
 
     @property
     def is_read(self) -> bool:
         """Whether a query fails without it."""
-        return self.kind in {Kind.TABLE, Kind.COLUMN}
+        return self.kind in {Kind.TABLE, Kind.COLUMN, Kind.FUNCTION}
 
     @property
     def is_needed(self) -> bool:
@@ -82,6 +88,8 @@ class Part:
         match self.kind:
             case Kind.COLUMN:
                 return f"{self.table}.{self.name}"
+            case Kind.FUNCTION:
+                return f"{self.name}()"
             case Kind.KEY:
                 return f"the primary key of {self.table} ({', '.join(self.columns)})"
             case _:
@@ -114,14 +122,15 @@ class Holder(NamedTuple):
 def parse(text: LiteralString) -> list[Part]:
     """Split a schema into its parts, in their order. Raises ValueError at a statement of an unknown form."""
     parts: list[Part] = []
-    for piece in _COMMENT.sub("", text).split(";"):
+    for piece in _STATEMENT.findall(_COMMENT.sub("", text)):
         if not (statement := " ".join(piece.split())):
             continue
         for kind, form in _FORMS.items():
             if match := form.match(statement):
                 named = match.groupdict()
                 table = parts[-1].table if kind is Kind.LEFTOVER else named.get("table", named["name"])
-                parts.append(Part(kind, named["name"], table, statement))
+                body = _BODY.search(statement)
+                parts.append(Part(kind, named["name"], table, statement, body=body[1].strip() if body else ""))
                 break
         else:
             raise ValueError(f"a statement of no known form: {statement[:60]}")
@@ -154,12 +163,11 @@ def missing(connection: "Connection") -> list[Part]:
 
 
 def _missing(connection: "Connection", parts: Sequence[Part]) -> list[Part]:
-    rows = [(part.kind.value, part.table, part.name, ",".join(part.columns)) for part in parts]
+    rows = [(part.kind.value, part.table, part.name, part.body or ",".join(part.columns)) for part in parts]
     asked = dict(zip(_STATE, map(list, zip(*rows, strict=True)), strict=True))
     found = connection.execute(queries["schema_state"], asked).fetchall()
     return [
-        Part(part.kind, part.name, part.table, part.statement, part.columns, invalid)
-        for part, invalid in ((parts[place - 1], invalid) for place, invalid in found)
+        replace(part, invalid=invalid) for part, invalid in ((parts[place - 1], invalid) for place, invalid in found)
     ]
 
 
@@ -180,6 +188,10 @@ def complete(connection: "BoundedConnection", tell: Tell = _nobody) -> None:
                 change(connection, [part.table], part.statement, tell)
             case Kind.INDEX | Kind.LEFTOVER:
                 _build(connection, part, tell)
+            case Kind.FUNCTION:
+                with _bounded(connection):
+                    connection.execute(queries["lock_schema"])
+                    connection.execute(part.statement)
             case Kind.KEY:
                 _build(connection, Part(Kind.INDEX, part.name, part.table, part.statement), tell)
                 adopt = f"ALTER TABLE {part.table} ADD PRIMARY KEY USING INDEX {part.name}"

@@ -24,6 +24,7 @@ _CHECK = "deployment"
 # How many of each partition's newest records are looked at, and for how long at most.
 _NEWEST = 100
 _READ_S = 4.0
+_STORY = {name.encode(): decoder for name, decoder in events.DECODERS.items()}
 _APART = "stop one of them, or give it a topic and brokers of its own: BREW_TOPIC, BREW_KAFKA_BROKERS"
 
 
@@ -77,7 +78,7 @@ def _unknown(connection: Connection, records: Sequence[Record]) -> list[Record]:
 def _outbox_id(record: Record) -> int | None:
     """Return an event's id; None where the record is none that a consumer takes."""
     try:
-        event = events.read_record(record.value, record.headers)
+        event = events.read(record.key, record.value, record.headers, decoders=_STORY)
     except events.UnreadableError:
         return None
     return event.outbox_id if event else None

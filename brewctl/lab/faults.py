@@ -258,7 +258,7 @@ _POISONS = ("payload", "outbox-id", "content-type", "tombstone", "no headers", "
 def _poisoned(stage: Stage, kind: str) -> Record:
     order = OrderCreated(order_id=str(uuid.UUID(int=stage.chance.getrandbits(128), version=4)), tenant_id="brew")
     key = events.aggregate_id(order.order_id)
-    headers = dict(events.headers_for(2**62 + stage.chance.getrandbits(32), key, order, node="chaos"))
+    headers = dict(events.order_headers(2**62 + stage.chance.getrandbits(32), order, node="chaos"))
     value: bytes | None = order.SerializeToString()
     match kind:
         case "payload":

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x62rewctl/proto/orders.proto\x12\x0e\x62rew.orders.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"e\n\rCreateRequest\x12\x13\n\x0b\x63ustomer_id\x18\x01 \x01(\t\x12\x14\n\x0c\x61mount_cents\x18\x02 \x01(\x03\x12\x10\n\x08\x63urrency\x18\x03 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x04 \x01(\t\"O\n\x0e\x43reateResponse\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12+\n\x06status\x18\x02 \x01(\x0e\x32\x1b.brew.orders.v1.OrderStatus\"\x1e\n\nGetRequest\x12\x10\n\x08order_id\x18\x01 \x01(\t\"3\n\x0bGetResponse\x12$\n\x05order\x18\x01 \x01(\x0b\x32\x15.brew.orders.v1.Order\"\xb3\x01\n\x05Order\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12\x13\n\x0b\x63ustomer_id\x18\x02 \x01(\t\x12\x14\n\x0c\x61mount_cents\x18\x03 \x01(\x03\x12\x10\n\x08\x63urrency\x18\x04 \x01(\t\x12+\n\x06status\x18\x05 \x01(\x0e\x32\x1b.brew.orders.v1.OrderStatus\x12.\n\ncreated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xdf\x01\n\x0cOrderCreated\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12\x13\n\x0b\x63ustomer_id\x18\x02 \x01(\t\x12\x14\n\x0c\x61mount_cents\x18\x03 \x01(\x03\x12\x10\n\x08\x63urrency\x18\x04 \x01(\t\x12+\n\x06status\x18\x05 \x01(\x0e\x32\x1b.brew.orders.v1.OrderStatus\x12.\n\ncreated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08trace_id\x18\x07 \x01(\t\x12\x11\n\ttenant_id\x18\x08 \x01(\t*A\n\x0bOrderStatus\x12\x1c\n\x18ORDER_STATUS_UNSPECIFIED\x10\x00\x12\x14\n\x10ORDER_STATUS_NEW\x10\x01\x32\x97\x01\n\x0cOrderService\x12G\n\x06\x43reate\x12\x1d.brew.orders.v1.CreateRequest\x1a\x1e.brew.orders.v1.CreateResponse\x12>\n\x03Get\x12\x1a.brew.orders.v1.GetRequest\x1a\x1b.brew.orders.v1.GetResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x62rewctl/proto/orders.proto\x12\x0e\x62rew.orders.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"e\n\rCreateRequest\x12\x13\n\x0b\x63ustomer_id\x18\x01 \x01(\t\x12\x14\n\x0c\x61mount_cents\x18\x02 \x01(\x03\x12\x10\n\x08\x63urrency\x18\x03 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x04 \x01(\t\"O\n\x0e\x43reateResponse\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12+\n\x06status\x18\x02 \x01(\x0e\x32\x1b.brew.orders.v1.OrderStatus\"\x1e\n\nGetRequest\x12\x10\n\x08order_id\x18\x01 \x01(\t\"3\n\x0bGetResponse\x12$\n\x05order\x18\x01 \x01(\x0b\x32\x15.brew.orders.v1.Order\"1\n\rCancelRequest\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"O\n\x0e\x43\x61ncelResponse\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12+\n\x06status\x18\x02 \x01(\x0e\x32\x1b.brew.orders.v1.OrderStatus\"\xe5\x01\n\x05Order\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12\x13\n\x0b\x63ustomer_id\x18\x02 \x01(\t\x12\x14\n\x0c\x61mount_cents\x18\x03 \x01(\x03\x12\x10\n\x08\x63urrency\x18\x04 \x01(\t\x12+\n\x06status\x18\x05 \x01(\x0e\x32\x1b.brew.orders.v1.OrderStatus\x12.\n\ncreated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x63\x61ncelled_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xdf\x01\n\x0cOrderCreated\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12\x13\n\x0b\x63ustomer_id\x18\x02 \x01(\t\x12\x14\n\x0c\x61mount_cents\x18\x03 \x01(\x03\x12\x10\n\x08\x63urrency\x18\x04 \x01(\t\x12+\n\x06status\x18\x05 \x01(\x0e\x32\x1b.brew.orders.v1.OrderStatus\x12.\n\ncreated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08trace_id\x18\x07 \x01(\t\x12\x11\n\ttenant_id\x18\x08 \x01(\t\"\x89\x01\n\x0eOrderCancelled\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x30\n\x0c\x63\x61ncelled_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08trace_id\x18\x04 \x01(\t\x12\x11\n\ttenant_id\x18\x05 \x01(\t*]\n\x0bOrderStatus\x12\x1c\n\x18ORDER_STATUS_UNSPECIFIED\x10\x00\x12\x14\n\x10ORDER_STATUS_NEW\x10\x01\x12\x1a\n\x16ORDER_STATUS_CANCELLED\x10\x02\x32\xe0\x01\n\x0cOrderService\x12G\n\x06\x43reate\x12\x1d.brew.orders.v1.CreateRequest\x1a\x1e.brew.orders.v1.CreateResponse\x12>\n\x03Get\x12\x1a.brew.orders.v1.GetRequest\x1a\x1b.brew.orders.v1.GetResponse\x12G\n\x06\x43\x61ncel\x12\x1d.brew.orders.v1.CancelRequest\x1a\x1e.brew.orders.v1.CancelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'brewctl.proto.orders_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ORDERSTATUS']._serialized_start=756
-  _globals['_ORDERSTATUS']._serialized_end=821
+  _globals['_ORDERSTATUS']._serialized_start=1078
+  _globals['_ORDERSTATUS']._serialized_end=1171
   _globals['_CREATEREQUEST']._serialized_start=79
   _globals['_CREATEREQUEST']._serialized_end=180
   _globals['_CREATERESPONSE']._serialized_start=182
@@ -42,10 +42,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETREQUEST']._serialized_end=293
   _globals['_GETRESPONSE']._serialized_start=295
   _globals['_GETRESPONSE']._serialized_end=346
-  _globals['_ORDER']._serialized_start=349
-  _globals['_ORDER']._serialized_end=528
-  _globals['_ORDERCREATED']._serialized_start=531
-  _globals['_ORDERCREATED']._serialized_end=754
-  _globals['_ORDERSERVICE']._serialized_start=824
-  _globals['_ORDERSERVICE']._serialized_end=975
+  _globals['_CANCELREQUEST']._serialized_start=348
+  _globals['_CANCELREQUEST']._serialized_end=397
+  _globals['_CANCELRESPONSE']._serialized_start=399
+  _globals['_CANCELRESPONSE']._serialized_end=478
+  _globals['_ORDER']._serialized_start=481
+  _globals['_ORDER']._serialized_end=710
+  _globals['_ORDERCREATED']._serialized_start=713
+  _globals['_ORDERCREATED']._serialized_end=936
+  _globals['_ORDERCANCELLED']._serialized_start=939
+  _globals['_ORDERCANCELLED']._serialized_end=1076
+  _globals['_ORDERSERVICE']._serialized_start=1174
+  _globals['_ORDERSERVICE']._serialized_end=1398
 # @@protoc_insertion_point(module_scope)

@@ -44,6 +44,11 @@ class OrderServiceStub:
                 request_serializer=brewctl_dot_proto_dot_orders__pb2.GetRequest.SerializeToString,
                 response_deserializer=brewctl_dot_proto_dot_orders__pb2.GetResponse.FromString,
                 _registered_method=True)
+        self.Cancel = channel.unary_unary(
+                '/brew.orders.v1.OrderService/Cancel',
+                request_serializer=brewctl_dot_proto_dot_orders__pb2.CancelRequest.SerializeToString,
+                response_deserializer=brewctl_dot_proto_dot_orders__pb2.CancelResponse.FromString,
+                _registered_method=True)
 
 
 class OrderServiceServicer:
@@ -66,6 +71,14 @@ class OrderServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Cancel(self, request, context):
+        """Cancels an order and adds its event `order.cancelled`, in one transaction. A second Cancel answers CANCELLED and
+        writes nothing. NOT_FOUND where there is no order of that id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OrderServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -78,6 +91,11 @@ def add_OrderServiceServicer_to_server(servicer, server):
                     servicer.Get,
                     request_deserializer=brewctl_dot_proto_dot_orders__pb2.GetRequest.FromString,
                     response_serializer=brewctl_dot_proto_dot_orders__pb2.GetResponse.SerializeToString,
+            ),
+            'Cancel': grpc.unary_unary_rpc_method_handler(
+                    servicer.Cancel,
+                    request_deserializer=brewctl_dot_proto_dot_orders__pb2.CancelRequest.FromString,
+                    response_serializer=brewctl_dot_proto_dot_orders__pb2.CancelResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +152,33 @@ class OrderService:
             '/brew.orders.v1.OrderService/Get',
             brewctl_dot_proto_dot_orders__pb2.GetRequest.SerializeToString,
             brewctl_dot_proto_dot_orders__pb2.GetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Cancel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/brew.orders.v1.OrderService/Cancel',
+            brewctl_dot_proto_dot_orders__pb2.CancelRequest.SerializeToString,
+            brewctl_dot_proto_dot_orders__pb2.CancelResponse.FromString,
             options,
             channel_credentials,
             insecure,

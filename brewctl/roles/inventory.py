@@ -8,11 +8,20 @@ import threading
 
 from brewctl.config import Settings
 from brewctl.delivery.consumption import consume
-from brewctl.delivery.inbox import Projection
+from brewctl.delivery.downstream import Downstream
+from brewctl.delivery.events import ORDER_CANCELLED, ORDER_CREATED
+from brewctl.sql import queries
 
-PROJECTION = Projection(service="inventory-service", consumer="inventory", effect="reserve", done="reserved")
+DOWNSTREAM = Downstream(
+    "inventory",
+    sql=queries["reserve"],
+    events=(ORDER_CREATED, ORDER_CANCELLED),
+    done="SELECT order_id FROM inventory_reservations",
+    service="inventory-service",
+    verb="reserved",
+)
 
 
 def run(settings: Settings, stop: threading.Event, *, node: str) -> None:
     """Consume until `stop` is set. Raises UnreachableError or BrewError where it can't start."""
-    consume(settings, PROJECTION, stop, node=node)
+    consume(settings, DOWNSTREAM, stop, node=node)

@@ -10,11 +10,20 @@ import threading
 
 from brewctl.config import Settings
 from brewctl.delivery.consumption import consume
-from brewctl.delivery.inbox import Projection
+from brewctl.delivery.downstream import Downstream
+from brewctl.delivery.events import ORDER_CANCELLED, ORDER_CREATED
+from brewctl.sql import queries
 
-PROJECTION = Projection(service="notification-service", consumer="notifications", effect="notify", done="notified")
+DOWNSTREAM = Downstream(
+    "notifications",
+    sql=queries["notify"],
+    events=(ORDER_CREATED, ORDER_CANCELLED),
+    done="SELECT order_id FROM notifications_log",
+    service="notification-service",
+    verb="notified",
+)
 
 
 def run(settings: Settings, stop: threading.Event, *, node: str) -> None:
     """Consume until `stop` is set. Raises UnreachableError or BrewError where it can't start."""
-    consume(settings, PROJECTION, stop, node=node)
+    consume(settings, DOWNSTREAM, stop, node=node)

@@ -24,8 +24,9 @@ WITH new_order AS (
     SELECT *
       FROM unnest(%(ids)b::uuid[], %(tenant_ids)b::text[], %(customer_ids)b::text[], %(amounts)b::bigint[],
                   %(currencies)b::text[], %(idempotency_keys)b::text[], %(created_at)b::timestamptz[],
-                  %(payloads)b::bytea[])
-        AS o (id, tenant_id, customer_id, amount_cents, currency, idempotency_key, created_at, payload)
+                  %(payloads)b::bytea[], %(trace_ids)b::text[], %(traceparents)b::text[])
+        AS o (id, tenant_id, customer_id, amount_cents, currency, idempotency_key, created_at, payload, trace_id,
+              traceparent)
 ), written AS (
     INSERT INTO orders (id, tenant_id, customer_id, amount_cents, currency, status, idempotency_key, created_at)
     SELECT id, tenant_id, customer_id, amount_cents, currency, %(status)s, idempotency_key, created_at
@@ -34,8 +35,10 @@ WITH new_order AS (
     ON CONFLICT DO NOTHING
     RETURNING id
 ), event AS (
-    INSERT INTO outbox (aggregate_id, topic, payload)
-    SELECT 'order-' || id, %(topic)s, payload FROM new_order JOIN written USING (id)
+    INSERT INTO outbox (aggregate_id, topic, payload, event_id, event_type, aggregate_seq, tenant_id, trace_id,
+                        traceparent)
+    SELECT 'order-' || id, %(topic)s, payload, gen_random_uuid(), %(event_type)s, 1, tenant_id, trace_id, traceparent
+      FROM new_order JOIN written USING (id)
 )
 SELECT id FROM written
 
@@ -66,7 +69,8 @@ SELECT id, customer_id, amount_cents, currency, status, created_at
 -- What is locked but over a bound is free again at the end of the transaction: `candidates` says how
 -- many rows there were. `now_ms` becomes the records' time: this server's clock, one for all publishers.
 WITH head AS MATERIALIZED (
-    SELECT o.id, o.aggregate_id, o.topic, o.payload
+    SELECT o.id, o.aggregate_id, o.topic, o.payload, o.event_type, o.tenant_id, o.trace_id, o.event_id, o.aggregate_seq,
+           o.traceparent, o.content_type
       FROM outbox o
      WHERE o.published_at IS NULL
        AND o.failed_at IS NULL
@@ -80,7 +84,8 @@ WITH head AS MATERIALIZED (
      LIMIT %(limit)s
        FOR UPDATE OF o SKIP LOCKED
 ), behind AS (
-    SELECT r.id, r.aggregate_id, r.topic, r.payload
+    SELECT r.id, r.aggregate_id, r.topic, r.payload, r.event_type, r.tenant_id, r.trace_id, r.event_id, r.aggregate_seq,
+           r.traceparent, r.content_type
       FROM head
      CROSS JOIN LATERAL (
            SELECT p.*, bool_or(p.failed_at IS NOT NULL OR p.topic = ANY(%(without_topics)s::text[]))
@@ -96,7 +101,8 @@ WITH head AS MATERIALIZED (
            count(*) OVER () AS candidates
       FROM (SELECT * FROM head UNION ALL SELECT * FROM behind) AS both_of_them
 )
-SELECT id, aggregate_id, topic, payload, (extract(epoch FROM now()) * 1000)::bigint AS now_ms, candidates
+SELECT id, aggregate_id, topic, payload, event_type, tenant_id, trace_id, event_id, aggregate_seq, traceparent,
+       content_type, (extract(epoch FROM now()) * 1000)::bigint AS now_ms, candidates
   FROM sized
  WHERE place = 1 OR (place <= %(limit)s AND bytes <= %(bytes)s)
  ORDER BY id
@@ -183,44 +189,73 @@ RETURNING id
 SELECT clock_timestamp()
 
 -- inbox --
--- The front half of every consumer's statement: takes the events that this consumer
--- has not seen, in id order so that two takers can't deadlock. A repeat writes nothing to
--- processed_events. All repeats of the batch are one row of `redeliveries`, `repeated` (ids that
--- came more than once within the batch) among them; where all ids were taken they are not looked
--- for. The back half, an effect, reads `fresh`; all of it is committed together or not at all.
+-- The front half of every consumer's statement: takes the events that this consumer has not seen, in id order so that
+-- two takers can't deadlock. An event is its outbox id and its event id: the same outbox id with another event id is
+-- another event. One of the two without an event id counts as the same. A repeat writes nothing to processed_events.
+-- All repeats of the batch are one row of `redeliveries`, `repeated` (ids that came more than once within the batch)
+-- among them; where all ids were taken they are not looked for. No outbox id is there twice. An effect
+-- reads `fresh`, which has the columns that it names; all of it is committed together or not at all.
 WITH event AS (
     SELECT *
-      FROM unnest(%(outbox_ids)b::bigint[], %(order_ids)b::text[]::uuid[]) AS e (outbox_id, order_id)
+      FROM unnest(%(outbox_ids)b::bigint[], %(event_ids)b::text[]::uuid[]/* arrays */) AS e (outbox_id, event_id/* names */)
 ), taken AS (
-    INSERT INTO processed_events (consumer, outbox_id)
-    SELECT %(consumer)s, outbox_id FROM event ORDER BY outbox_id
+    INSERT INTO processed_events (consumer, outbox_id, event_id)
+    SELECT %(consumer)s, outbox_id, event_id FROM event ORDER BY outbox_id
     ON CONFLICT (consumer, outbox_id) DO NOTHING
     RETURNING outbox_id
-), fresh AS (
-    SELECT outbox_id, order_id FROM event JOIN taken USING (outbox_id)
 ), again AS (
+    SELECT outbox_id, event_id
+      FROM event
+     WHERE (SELECT count(*) FROM taken) < cardinality(%(outbox_ids)b::bigint[])
+       AND outbox_id NOT IN (SELECT outbox_id FROM taken)
+), reused AS (
+    -- The row is locked, and looked at as it is now, also where it was committed just before.
+    INSERT INTO processed_events AS p (consumer, outbox_id, event_id)
+    SELECT %(consumer)s, again.outbox_id, again.event_id
+      FROM again LEFT JOIN processed_events known
+        ON known.consumer = %(consumer)s AND known.outbox_id = again.outbox_id
+     WHERE again.event_id IS NOT NULL
+       AND (known.outbox_id IS NULL OR known.event_id <> again.event_id)
+       AND again.event_id <> ALL(coalesce(known.earlier_ids, '{}'))
+     ORDER BY outbox_id
+    ON CONFLICT (consumer, outbox_id) DO UPDATE
+       SET event_id = excluded.event_id, earlier_ids = p.earlier_ids || p.event_id, processed_at = clock_timestamp()
+     WHERE p.event_id <> excluded.event_id AND excluded.event_id <> ALL(coalesce(p.earlier_ids, '{}'))
+    RETURNING outbox_id
+), fresh AS (
+    SELECT event.* FROM event JOIN (SELECT outbox_id FROM taken UNION ALL SELECT outbox_id FROM reused) AS new
+     USING (outbox_id)
+), repeats AS (
     INSERT INTO redeliveries (consumer, node_id, outbox_ids)
     SELECT %(consumer)s, %(node)s, array_agg(outbox_id ORDER BY outbox_id)
-      FROM (SELECT outbox_id
-              FROM event
-             WHERE outbox_id NOT IN (SELECT outbox_id FROM taken)
-               AND (SELECT count(*) FROM taken) < cardinality(%(outbox_ids)b::bigint[])
+      FROM (SELECT outbox_id FROM again WHERE outbox_id NOT IN (SELECT outbox_id FROM reused)
              UNION ALL
             SELECT unnest(%(repeated)b::bigint[])) AS repeat
     HAVING count(*) > 0
 )
 
 -- reserve --
--- Effect of inventory-service.
-INSERT INTO inventory_reservations (order_id, node_id)
-SELECT order_id, %(node)s FROM fresh ORDER BY order_id
-ON CONFLICT (order_id) DO NOTHING
+-- Effect of inventory-service: a reservation, which a cancelled order releases. Merged by seq, so that a late repeat
+-- changes nothing.
+INSERT INTO inventory_reservations AS r (order_id, node_id, seq, released_at)
+SELECT order_id, %(node)s, max(coalesce(seq, 1)), CASE WHEN bool_or(type = 'order.cancelled') THEN clock_timestamp() END
+  FROM fresh
+ GROUP BY order_id
+ ORDER BY order_id
+ON CONFLICT (order_id) DO UPDATE SET seq = excluded.seq, released_at = excluded.released_at
+ WHERE excluded.seq > r.seq
 
 -- notify --
--- Effect of notification-service.
-INSERT INTO notifications_log (order_id, node_id, channel)
-SELECT order_id, %(node)s, 'push' FROM fresh ORDER BY order_id
-ON CONFLICT (order_id) DO NOTHING
+-- Effect of notification-service: a row an order, of the last state that its customer was told of.
+INSERT INTO notifications_log AS n (order_id, node_id, channel, seq, state, cancelled_at)
+SELECT order_id, %(node)s, 'push', max(coalesce(seq, 1)),
+       CASE WHEN bool_or(type = 'order.cancelled') THEN 'cancelled' ELSE 'created' END,
+       CASE WHEN bool_or(type = 'order.cancelled') THEN clock_timestamp() END
+  FROM fresh
+ GROUP BY order_id
+ ORDER BY order_id
+ON CONFLICT (order_id) DO UPDATE SET seq = excluded.seq, state = excluded.state, cancelled_at = excluded.cancelled_at
+ WHERE excluded.seq > n.seq
 
 -- settled_letters --
 -- What became of these dead letters; no row where one is open.
@@ -402,13 +437,14 @@ SELECT extract(epoch FROM max(greatest(r.created_at, n.created_at) - o.created_a
 -- reset --
 -- Empties every table. CONTINUE IDENTITY: see schema.sql.
 TRUNCATE orders, outbox, processed_events, inventory_reservations, notifications_log, dead_letters_settled, nodes,
-         redeliveries
+         redeliveries, aggregates
 CONTINUE IDENTITY
 
 -- schema_state --
 -- The parts of the schema that are not there as schema.sql wants them, by their places in the list: missing, or
 -- `invalid`: an index whose build was cut off, or goes on. Looks into the catalog alone, and locks no table.
--- A key is a unique index over exactly these columns, whatever its name; 'leftover' is an index to be dropped.
+-- A key is a unique index over exactly these columns, whatever its name; 'leftover' is an index to be dropped; the
+-- `columns` of a function are its body, without comments, its white space single blanks.
 SELECT part.place, coalesce(index.indexrelid IS NOT NULL AND part.kind <> 'leftover', false) AS invalid
   FROM unnest(%(kinds)s::text[], %(tables)s::text[], %(names)s::text[], %(columns)s::text[])
        WITH ORDINALITY AS part (kind, "table", name, columns, place)
@@ -421,6 +457,10 @@ SELECT part.place, coalesce(index.indexrelid IS NOT NULL AND part.kind <> 'lefto
                   WHERE attrelid = to_regclass(part."table") AND attname = part.name AND NOT attisdropped)
             WHEN 'index' THEN index.indisvalid IS NOT TRUE
             WHEN 'leftover' THEN index.indexrelid IS NOT NULL
+            WHEN 'function' THEN NOT EXISTS (
+                 SELECT FROM pg_proc
+                  WHERE oid = to_regproc(part.name)
+                    AND btrim(regexp_replace(regexp_replace(prosrc, '--[^\n]*', '', 'g'), '\s+', ' ', 'g')) = part.columns)
             ELSE NOT EXISTS (
                  SELECT FROM pg_index i
                   WHERE i.indrelid = to_regclass(part."table") AND i.indisunique AND i.indisvalid AND i.indimmediate

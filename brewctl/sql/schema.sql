@@ -1,6 +1,5 @@
 -- The Brew schema. Safe to apply again: it only creates what is missing.
--- Identity values are never restarted: a reused outbox id would make every
--- consumer swallow a new event as a duplicate.
+-- Identity values are never restarted by us. A restored database may use one again: so an event has an id of its own.
 
 CREATE TABLE IF NOT EXISTS orders (
     id              uuid PRIMARY KEY,
@@ -10,8 +9,10 @@ CREATE TABLE IF NOT EXISTS orders (
     currency        text NOT NULL,
     status          text NOT NULL,
     idempotency_key text,
-    created_at      timestamptz NOT NULL DEFAULT clock_timestamp()
+    created_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
+    cancelled_at    timestamptz
 );
+ALTER TABLE orders ADD COLUMN IF NOT EXISTS cancelled_at timestamptz;
 CREATE UNIQUE INDEX IF NOT EXISTS orders_idempotency_key
     ON orders (tenant_id, idempotency_key) WHERE idempotency_key IS NOT NULL;
 
@@ -30,11 +31,28 @@ CREATE TABLE IF NOT EXISTS outbox (
     failed_at      timestamptz,
     failure        text,
     -- How often Kafka refused it.
-    attempts       integer NOT NULL DEFAULT 0
+    attempts       integer NOT NULL DEFAULT 0,
+    -- What the record's headers are made of. The version before writes none of them: its rows are order.created.
+    event_id       uuid,
+    event_type     text,
+    -- 1, 2, 3 … within the aggregate.
+    aggregate_seq  bigint,
+    tenant_id      text,
+    trace_id       text,
+    traceparent    text,
+    -- Where the payload is no Protobuf message.
+    content_type   text
 );
 ALTER TABLE outbox ADD COLUMN IF NOT EXISTS attempts integer NOT NULL DEFAULT 0;
 ALTER TABLE outbox ADD COLUMN IF NOT EXISTS kafka_partition integer;
 ALTER TABLE outbox ADD COLUMN IF NOT EXISTS kafka_offset bigint;
+ALTER TABLE outbox ADD COLUMN IF NOT EXISTS event_id uuid;
+ALTER TABLE outbox ADD COLUMN IF NOT EXISTS event_type text;
+ALTER TABLE outbox ADD COLUMN IF NOT EXISTS aggregate_seq bigint;
+ALTER TABLE outbox ADD COLUMN IF NOT EXISTS tenant_id text;
+ALTER TABLE outbox ADD COLUMN IF NOT EXISTS trace_id text;
+ALTER TABLE outbox ADD COLUMN IF NOT EXISTS traceparent text;
+ALTER TABLE outbox ADD COLUMN IF NOT EXISTS content_type text;
 -- fetch_unpublished scans in id order, and looks each aggregate's oldest unpublished row up. The planner
 -- can't take the one index for the other, whatever the statistics say: the look-up sees failed rows too.
 DROP INDEX IF EXISTS outbox_unpublished;
@@ -46,15 +64,71 @@ CREATE INDEX IF NOT EXISTS outbox_unpublished_by_aggregate
 CREATE INDEX IF NOT EXISTS outbox_published_by_aggregate
     ON outbox (aggregate_id) WHERE published_at IS NOT NULL;
 
+-- The number of each aggregate's last event, once outbox_add has given it one; its row is the aggregate's lock. An order's
+-- first event is number 1 without it.
+CREATE TABLE IF NOT EXISTS aggregates (
+    aggregate_id text PRIMARY KEY,
+    seq          bigint NOT NULL
+);
+
+-- Adds an event to the outbox in the caller's transaction, numbered within its aggregate, and returns its outbox id. The
+-- aggregate stays locked to the end of the transaction: its events are in Kafka in the order in which they were committed.
+-- `topic` NULL: the story's. `trace_id` NULL: that of the traceparent, else a new one.
+CREATE OR REPLACE FUNCTION outbox_add(
+    topic text, aggregate_id text, event_type text, payload bytea,
+    tenant_id text DEFAULT NULL, trace_id text DEFAULT NULL, traceparent text DEFAULT NULL,
+    event_id uuid DEFAULT NULL, content_type text DEFAULT NULL)
+RETURNS bigint LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    number bigint;
+    added bigint;
+BEGIN
+    IF coalesce(outbox_add.aggregate_id, '') = '' OR coalesce(outbox_add.event_type, '') = ''
+       OR outbox_add.payload IS NULL THEN
+        RAISE null_value_not_allowed USING MESSAGE = 'outbox_add needs an aggregate_id, an event_type and a payload';
+    END IF;
+    INSERT INTO aggregates AS a (aggregate_id, seq) VALUES (outbox_add.aggregate_id, 1)
+    ON CONFLICT (aggregate_id) DO UPDATE SET seq = a.seq + 1
+    RETURNING a.seq INTO number;
+    IF number = 1 THEN
+        -- It may have events that were numbered without its row here: an order's first, or the version before's.
+        SELECT greatest(max(before.aggregate_seq), count(*)) + 1 INTO number
+          FROM (SELECT o.aggregate_seq FROM outbox o
+                 WHERE o.aggregate_id = outbox_add.aggregate_id AND o.published_at IS NULL
+                 UNION ALL
+                SELECT o.aggregate_seq FROM outbox o
+                 WHERE o.aggregate_id = outbox_add.aggregate_id AND o.published_at IS NOT NULL) AS before;
+        UPDATE aggregates a SET seq = number WHERE a.aggregate_id = outbox_add.aggregate_id AND number > 1;
+    END IF;
+    INSERT INTO outbox (topic, aggregate_id, aggregate_seq, event_type, payload, event_id, tenant_id, trace_id,
+                        traceparent, content_type)
+    VALUES (coalesce(outbox_add.topic, 'usecase-09-01-order-created'), outbox_add.aggregate_id, number,
+            outbox_add.event_type, outbox_add.payload, coalesce(outbox_add.event_id, gen_random_uuid()),
+            coalesce(outbox_add.tenant_id, 'brew'),
+            coalesce(outbox_add.trace_id, substring(outbox_add.traceparent FROM '^[0-9a-f]{2}-([0-9a-f]{32})-'),
+                     replace(gen_random_uuid()::text, '-', '')),
+            outbox_add.traceparent, outbox_add.content_type)
+    RETURNING id INTO added;
+    RETURN added;
+END
+$$;
+
 CREATE TABLE IF NOT EXISTS processed_events (
     consumer     text NOT NULL,
     outbox_id    bigint NOT NULL,
     processed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    -- Which event of this outbox id it was last, and which ones before, where a restored database has used the id again.
+    -- Unknown of an event without an id, and of what the version before has processed.
+    event_id     uuid,
+    earlier_ids  uuid[],
     -- Written by older versions: how often it came again and was skipped, and when it last was.
     duplicates   integer NOT NULL DEFAULT 0,
     duplicate_at timestamptz,
     PRIMARY KEY (consumer, outbox_id)
 );
+ALTER TABLE processed_events ADD COLUMN IF NOT EXISTS event_id uuid;
+ALTER TABLE processed_events ADD COLUMN IF NOT EXISTS earlier_ids uuid[];
 ALTER TABLE processed_events ADD COLUMN IF NOT EXISTS duplicates integer NOT NULL DEFAULT 0;
 ALTER TABLE processed_events ADD COLUMN IF NOT EXISTS duplicate_at timestamptz;
 
@@ -68,17 +142,30 @@ CREATE TABLE IF NOT EXISTS redeliveries (
 );
 
 CREATE TABLE IF NOT EXISTS inventory_reservations (
-    order_id   uuid PRIMARY KEY,
-    node_id    text NOT NULL,
-    created_at timestamptz NOT NULL DEFAULT clock_timestamp()
+    order_id    uuid PRIMARY KEY,
+    node_id     text NOT NULL,
+    created_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    -- Of the last event that it shows; and when it was released, as the order was cancelled.
+    seq         bigint NOT NULL DEFAULT 1,
+    released_at timestamptz
 );
+ALTER TABLE inventory_reservations ADD COLUMN IF NOT EXISTS seq bigint NOT NULL DEFAULT 1;
+ALTER TABLE inventory_reservations ADD COLUMN IF NOT EXISTS released_at timestamptz;
 
 CREATE TABLE IF NOT EXISTS notifications_log (
-    order_id   uuid PRIMARY KEY,
-    node_id    text NOT NULL,
-    channel    text NOT NULL,
-    created_at timestamptz NOT NULL DEFAULT clock_timestamp()
+    order_id     uuid PRIMARY KEY,
+    node_id      text NOT NULL,
+    channel      text NOT NULL,
+    created_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    -- Of the last event that the customer was told of, what that was, and when the customer was told that the order
+    -- is cancelled.
+    seq          bigint NOT NULL DEFAULT 1,
+    state        text NOT NULL DEFAULT 'created',
+    cancelled_at timestamptz
 );
+ALTER TABLE notifications_log ADD COLUMN IF NOT EXISTS seq bigint NOT NULL DEFAULT 1;
+ALTER TABLE notifications_log ADD COLUMN IF NOT EXISTS state text NOT NULL DEFAULT 'created';
+ALTER TABLE notifications_log ADD COLUMN IF NOT EXISTS cancelled_at timestamptz;
 
 -- Dead letters that were redriven or dropped. The time tells a letter from one that had its
 -- place in a topic of the same name before.

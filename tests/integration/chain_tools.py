@@ -16,7 +16,8 @@ from brewctl.delivery import database, events, orders
 from brewctl.delivery.broker import Reader, open_reader
 from brewctl.delivery.broker.client import connection
 from brewctl.delivery.database import Pool
-from brewctl.delivery.inbox import Inbox, Projection
+from brewctl.delivery.downstream import Downstream
+from brewctl.delivery.inbox import Inbox
 from brewctl.proto.orders_pb2 import CreateRequest, OrderCreated
 from brewctl.roles import inventory, notifications
 from brewctl.verify import Verification
@@ -24,7 +25,7 @@ from tests.conftest import Rig, open_rig
 from tests.integration.kafka_tools import RawHeaders, _ready_leader, raw_client, replaced, send_raw
 from tests.integration.outbox_tools import mark_published
 
-PROJECTIONS = (inventory.PROJECTION, notifications.PROJECTION)
+PROJECTIONS = (inventory.DOWNSTREAM, notifications.DOWNSTREAM)
 
 
 class Row(NamedTuple):
@@ -65,9 +66,7 @@ class Chain:
         outbox_id, payload = found
         assert isinstance(outbox_id, int)
         assert isinstance(payload, bytes)
-        headers = events.headers_for(
-            outbox_id, events.aggregate_id(order_id), OrderCreated.FromString(payload), node="order-1"
-        )
+        headers = events.order_headers(outbox_id, OrderCreated.FromString(payload), node="order-1")
         return Row(order_id, outbox_id, payload, headers)
 
     def execute(self, statement: str, *parameters: object) -> Any:
@@ -124,18 +123,18 @@ class Chain:
             *(place or (None, None)),
         )
 
-    def consume(self, projections: Sequence[Projection] = PROJECTIONS) -> None:
+    def consume(self, projections: Sequence[Downstream] = PROJECTIONS) -> None:
         """Handle what is new in the topic as the roles do, and commit its end."""
         bounds = self.reader.bounds(self.rig.settings.topic)
         for projection in projections:
-            ends = self.ends.setdefault(projection.consumer, {})
+            ends = self.ends.setdefault(projection.group, {})
             ranges = {partition: (ends.get(partition, 0), end) for partition, (_, end) in bounds.items()}
-            inbox = Inbox(self.rig.settings, self.pool, projection, node=projection.consumer)
+            inbox = Inbox(self.rig.settings, self.pool, projection, node=projection.group)
             for records in self.reader.read(self.rig.settings.topic, ranges):
                 inbox.handle(records)
             if inbox._dead_letters:
                 inbox._dead_letters.close()
-            self.commit(projection.consumer, {partition: end for partition, (_, end) in bounds.items() if end})
+            self.commit(projection.group, {partition: end for partition, (_, end) in bounds.items() if end})
 
     def commit(self, group: str, offsets: Mapping[int, int]) -> None:
         """Commit offsets as a group without members may."""

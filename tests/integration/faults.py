@@ -153,7 +153,7 @@ def spoil_offsets(chain: Chain) -> Iterator[tuple[str, Fault]]:
     dead, passed = chain.order(), chain.order()
     dead_at = chain.send(dead, partition=4, headers=replaced(dead.headers, content_type=b"text/plain"))
     at = chain.send(passed, partition=5)
-    chain.consume([inventory.PROJECTION])
+    chain.consume([inventory.DOWNSTREAM])
     chain.commit("notifications", {4: dead_at + 1, 5: at + 8})
     yield "an unreadable record", Fault("lost", f"outbox {dead.outbox_id} ")
     yield "a dead one", Fault("inventory-missing", rf"{dead.order_id} .* dead letter: brewctl dlq redrive \d+:\d+$")

@@ -72,7 +72,7 @@ def good_record(*, customer_id: str = "alice") -> Good:
         tenant_id="brew",
     )
     key = events.aggregate_id(order.order_id)
-    headers = events.headers_for(next(_outbox_ids), key, order, node="another-team")
+    headers = events.order_headers(next(_outbox_ids), order, node="another-team")
     return Good(order.order_id, key.encode(), order.SerializeToString(), headers)
 
 

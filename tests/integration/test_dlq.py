@@ -14,7 +14,8 @@ from brewctl.delivery import database
 from brewctl.delivery.broker import Outcome, Place, Producer, Record, RefusedError
 from brewctl.delivery.database import Pool
 from brewctl.delivery.dead_letters import DeadLetters, Filter, Settled, open_dead_letters
-from brewctl.delivery.inbox import Inbox, Projection
+from brewctl.delivery.downstream import Downstream
+from brewctl.delivery.inbox import Inbox
 from brewctl.errors import BrewError
 from brewctl.roles import inventory, notifications
 from tests.conftest import Rig, open_rig
@@ -57,14 +58,14 @@ def placed(record: Record, place: Place) -> Record:
     return dataclasses.replace(record, partition=place.partition, offset=place.offset)
 
 
-def bury(rig: Rig, pool: Pool, *projections: Projection, count: int = 1) -> list[Record]:
+def bury(rig: Rig, pool: Pool, *projections: Downstream, count: int = 1) -> list[Record]:
     """Put readable records into the topic and have PostgreSQL reject each; then mend the cause."""
     goods = [good_record() for _ in range(count)]
     records = [Record(rig.settings.topic, good.key, good.value, good.headers) for good in goods]
     records = [placed(record, place) for record, place in zip(records, send(rig, *records), strict=True)]
     rig.connection.execute("ALTER TABLE inventory_reservations ADD CONSTRAINT closed CHECK (false) NOT VALID")
     rig.connection.execute("ALTER TABLE notifications_log ADD CONSTRAINT closed CHECK (false) NOT VALID")
-    for projection in projections or (inventory.PROJECTION,):
+    for projection in projections or (inventory.DOWNSTREAM,):
         Inbox(rig.settings, pool, projection, node="n").handle(records)
     rig.connection.execute("ALTER TABLE inventory_reservations DROP CONSTRAINT closed")
     rig.connection.execute("ALTER TABLE notifications_log DROP CONSTRAINT closed")
@@ -93,7 +94,7 @@ def test_a_redriven_record_is_the_original_and_has_its_effect_once(rig: Rig, poo
             letters.redrive(letters.find(Filter()))
     again = copies(rig, originals)
     assert sorted(map(whole, again)) == sorted(map(whole, originals))
-    inbox = Inbox(rig.settings, pool, inventory.PROJECTION, node="n")
+    inbox = Inbox(rig.settings, pool, inventory.DOWNSTREAM, node="n")
     inbox.handle([*again, *again])
     assert (inbox.tally.effects, inbox.tally.skipped, inbox.tally.dead) == (3, 3, 0)
     with opened(rig) as letters:
@@ -110,7 +111,7 @@ def test_a_redriven_record_is_the_original_and_has_its_effect_once(rig: Rig, poo
 
 
 def test_letters_of_one_record_share_a_copy_and_letters_of_two_do_not(rig: Rig, pool: Pool) -> None:
-    originals = bury(rig, pool, inventory.PROJECTION, notifications.PROJECTION)
+    originals = bury(rig, pool, inventory.DOWNSTREAM, notifications.DOWNSTREAM)
     # A topic that was made anew has another record at the same place.
     letter, _ = [each for each in read_topic(rig.settings, dead_letters=True) if each.key == originals[0].key]
     send(rig, dataclasses.replace(letter, value=b"another record"))
@@ -182,7 +183,7 @@ def test_a_crash_between_acknowledgement_and_commit_leaves_the_letter_open(rig: 
         assert len(letters.redrive(letters.find(Filter())).done) == 1
     again = copies(rig, originals)
     assert len(again) == 2, "sent twice"
-    inbox = Inbox(rig.settings, pool, inventory.PROJECTION, node="n")
+    inbox = Inbox(rig.settings, pool, inventory.DOWNSTREAM, node="n")
     inbox.handle(again)
     assert (inbox.tally.effects, inbox.tally.skipped) == (1, 1), "and has its effect once"
 
@@ -222,7 +223,7 @@ def test_of_a_letter_too_large_for_its_topic_reason_and_place_are_kept(rig: Rig,
     large = Record(rig.settings.topic, good.key, random.Random(9).randbytes(100_000), good.headers)
     (place,) = send(rig, large)
     with letters_of_at_most(rig, 50_000):
-        inbox = Inbox(rig.settings, pool, inventory.PROJECTION, node="n")
+        inbox = Inbox(rig.settings, pool, inventory.DOWNSTREAM, node="n")
         inbox.handle([placed(large, place)])
         assert (inbox.tally.dead, inbox.tally.processed) == (1, 1)
     with opened(rig) as letters:
@@ -255,12 +256,12 @@ def letters_of_at_most(rig: Rig, size: int) -> Iterator[None]:
 
 def test_the_commands(rig: Rig, pool: Pool) -> None:
     """One story on the command line, from the list to an empty list."""
-    originals = bury(rig, pool, inventory.PROJECTION, notifications.PROJECTION, count=2)
+    originals = bury(rig, pool, inventory.DOWNSTREAM, notifications.DOWNSTREAM, count=2)
     good = good_record()
     rubbish = Record(rig.settings.topic, good.key, b"\x00\x1b[31mrubbish", replaced(good.headers, outbox_id=b"x" * 60))  # type: ignore[arg-type]
     (place,) = send(rig, rubbish)
     rubbish = placed(rubbish, place)
-    Inbox(rig.settings, pool, inventory.PROJECTION, node="n").handle([rubbish])
+    Inbox(rig.settings, pool, inventory.DOWNSTREAM, node="n").handle([rubbish])
 
     listed = rig.brewctl("dlq", "list")
     assert listed.returncode == 0, listed.stderr

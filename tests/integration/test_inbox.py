@@ -28,7 +28,7 @@ from tests.integration.reading import read_topic
 def record(outbox_id: int, order_id: str | None = None) -> Record:
     order = OrderCreated(order_id=order_id or str(uuid.uuid4()), tenant_id="brew", trace_id="0" * 32)
     key = events.aggregate_id(order.order_id)
-    headers = events.headers_for(outbox_id, key, order, node="order-1")
+    headers = events.order_headers(outbox_id, order, node="order-1")
     return Record("topic", key.encode(), order.SerializeToString(), headers, 0, outbox_id)
 
 
@@ -43,7 +43,7 @@ def rows(rig: Rig, table: str) -> int:
 
 
 def test_a_batch_has_its_effects_once(rig: Rig, pool: Pool) -> None:
-    inbox = Inbox(rig.settings, pool, inventory.PROJECTION, node="inventory-1")
+    inbox = Inbox(rig.settings, pool, inventory.DOWNSTREAM, node="inventory-1")
     batch = [record(number) for number in range(1, 11)]
     inbox.handle(batch)
     inbox.handle(batch)
@@ -57,7 +57,8 @@ def test_a_batch_is_one_round_trip_and_each_payload_is_parsed_once(rig: Rig, tmp
         with pool.connection() as connection:
             connection.pgconn.trace(trace.fileno())
         with mock.patch.object(events, "parse_order", wraps=events.parse_order) as parsed:
-            inbox = Inbox(rig.settings, pool, inventory.PROJECTION, node="inventory-1")
+            counted = dataclasses.replace(inventory.DOWNSTREAM, decoders={events.ORDER_CREATED: events.parse_order})
+            inbox = Inbox(rig.settings, pool, counted, node="inventory-1")
             inbox.handle([record(1), record(2), record(3)])
         with pool.connection() as connection:
             connection.pgconn.untrace()
@@ -69,7 +70,7 @@ def test_a_batch_is_one_round_trip_and_each_payload_is_parsed_once(rig: Rig, tmp
 
 def test_the_inbox_remembers_what_its_effect_does_not(rig: Rig, pool: Pool) -> None:
     """An effect need not have a key of its own: processed_events alone says what was done."""
-    inbox = Inbox(rig.settings, pool, inventory.PROJECTION, node="inventory-1")
+    inbox = Inbox(rig.settings, pool, inventory.DOWNSTREAM, node="inventory-1")
     batch = [record(1), record(2)]
     inbox.handle(batch)
     rig.connection.execute("DELETE FROM inventory_reservations")
@@ -78,20 +79,20 @@ def test_the_inbox_remembers_what_its_effect_does_not(rig: Rig, pool: Pool) -> N
 
 
 def test_a_repeat_within_one_poll_is_a_duplicate(rig: Rig, pool: Pool) -> None:
-    inbox = Inbox(rig.settings, pool, inventory.PROJECTION, node="inventory-1")
+    inbox = Inbox(rig.settings, pool, inventory.DOWNSTREAM, node="inventory-1")
     twice = record(1)
     inbox.handle([twice, record(2), twice])
     assert (inbox.tally.effects, inbox.tally.skipped) == (2, 1)
 
 
 def test_what_came_again_is_known_of_each_consumer(rig: Rig, pool: Pool) -> None:
-    inbox = Inbox(rig.settings, pool, inventory.PROJECTION, node="inventory-1")
+    inbox = Inbox(rig.settings, pool, inventory.DOWNSTREAM, node="inventory-1")
     twice, once, poison = record(1), record(2), record(3, str(uuid.UUID(int=3)))
     reject(rig, f"new.order_id = '{uuid.UUID(int=3)}'", "RAISE 'no stock'")
     inbox.handle([twice, once, poison, twice])  # the batch is halved, and each repeat is noted once
     assert redeliveries(rig) == [("inventory", [1])]
     inbox.handle([twice, once, twice, twice])
-    Inbox(rig.settings, pool, notifications.PROJECTION, node="notification-1").handle([once])
+    Inbox(rig.settings, pool, notifications.DOWNSTREAM, node="notification-1").handle([once])
     assert redeliveries(rig) == [("inventory", [1]), ("inventory", [1, 1, 1, 2])]
     assert (rows(rig, "inventory_reservations"), inbox.tally.skipped, inbox.tally.dead) == (2, 5, 1)
 
@@ -145,7 +146,7 @@ def test_a_batch_that_takes_longer_than_its_statement_may_is_halved_and_stays_in
     slow_effects(rig, 0.03)
     settings = impatient(rig.settings)
     with database.open_pool(settings, name="slow", size=1) as pool:
-        inbox = Inbox(settings, pool, inventory.PROJECTION, node="inventory-1")
+        inbox = Inbox(settings, pool, inventory.DOWNSTREAM, node="inventory-1")
         inbox.handle([record(number) for number in range(1, 151)])  # the first hundred of them are 3 s
         assert (inbox.tally.effects, inbox.tally.processed, inbox.tally.dead) == (150, 150, 0)
         assert "its effect is slow" in inbox.work().trouble
@@ -165,9 +166,9 @@ def test_a_batch_that_takes_longer_than_its_statement_may_is_halved_and_stays_in
 
 def test_an_event_that_alone_is_not_done_in_time_is_kept_and_named(rig: Rig) -> None:
     settings = impatient(rig.settings)
-    batch = Batch.of([record(1), record(2)])
+    batch = Batch.of([record(1), record(2)], inventory.DOWNSTREAM.decoder_of)
     with database.open_pool(settings, name="slow", size=1) as pool:
-        inbox = Inbox(settings, pool, inventory.PROJECTION, node="inventory-1")
+        inbox = Inbox(settings, pool, inventory.DOWNSTREAM, node="inventory-1")
         with rig.no_reservations():
             with ThreadPoolExecutor(1) as thread:
                 applied = thread.submit(inbox.apply, batch)
@@ -184,9 +185,9 @@ def test_what_is_done_of_a_batch_that_is_given_up_need_not_come_again(rig: Rig) 
     slow_effects(rig, 0.03)
     settings = impatient(rig.settings)
     records = [dataclasses.replace(record(number), partition=number % 3, offset=number) for number in range(1, 151)]
-    batch = Batch.of(records)
+    batch = Batch.of(records, inventory.DOWNSTREAM.decoder_of)
     with database.open_pool(settings, name="slow", size=1) as pool:
-        inbox = Inbox(settings, pool, inventory.PROJECTION, node="inventory-1")
+        inbox = Inbox(settings, pool, inventory.DOWNSTREAM, node="inventory-1")
         thread = threading.Thread(target=inbox.apply, args=(batch,))
         thread.start()
         rig.wait("the first of its transactions", lambda: bool(batch.settled))
@@ -199,8 +200,8 @@ def test_what_is_done_of_a_batch_that_is_given_up_need_not_come_again(rig: Rig) 
 
 def test_consumers_know_nothing_of_each_other(rig: Rig, pool: Pool) -> None:
     batch = [record(1), record(2)]
-    Inbox(rig.settings, pool, inventory.PROJECTION, node="inventory-1").handle(batch)
-    Inbox(rig.settings, pool, notifications.PROJECTION, node="notification-1").handle(batch)
+    Inbox(rig.settings, pool, inventory.DOWNSTREAM, node="inventory-1").handle(batch)
+    Inbox(rig.settings, pool, notifications.DOWNSTREAM, node="notification-1").handle(batch)
     assert rows(rig, "inventory_reservations") == rows(rig, "notifications_log") == 2
     assert rows(rig, "processed_events") == 4
 
@@ -219,7 +220,7 @@ def reject(rig: Rig, condition: str, raised: str) -> None:
 def test_dedup_row_and_effect_commit_together_or_not_at_all(rig: Rig, pool: Pool) -> None:
     """A crash between the two would lose the effect for ever: the redelivery would look like a duplicate."""
     reject(rig, "true", "RAISE 'no right to it' USING ERRCODE = 'insufficient_privilege'")
-    inbox = Inbox(rig.settings, pool, inventory.PROJECTION, node="inventory-1")
+    inbox = Inbox(rig.settings, pool, inventory.DOWNSTREAM, node="inventory-1")
     with pytest.raises(psycopg.errors.InsufficientPrivilege):  # no row's fault: the role ends
         inbox.handle([record(1)])
     assert rows(rig, "processed_events") == 0
@@ -239,7 +240,7 @@ def test_what_postgres_rejects_for_itself_alone_is_a_dead_letter_and_the_rest_go
         for number, code in enumerate(codes, 1)
     ]
     reject(rig, "false", f"NULL; {'; '.join(verdicts)}")
-    inbox = Inbox(rig.settings, pool, inventory.PROJECTION, node="inventory-1")
+    inbox = Inbox(rig.settings, pool, inventory.DOWNSTREAM, node="inventory-1")
     batch = [record(number) for number in range(100, 130)]
     batch[2:2], batch[20:20] = rejected[:2], rejected[2:]
     inbox.handle([*batch, batch[0]])
@@ -269,8 +270,8 @@ def test_a_retry_goes_on_where_the_try_before_it_failed(rig: Rig, pool: Pool) ->
         " THEN PERFORM pg_terminate_backend(pg_backend_pid()), pg_sleep(9); END IF; RAISE 'no stock'",
     )
     rig.connection.execute("CREATE SEQUENCE looks")
-    inbox = Inbox(rig.settings, pool, inventory.PROJECTION, node="inventory-1")
-    batch = Batch.of([*(record(number) for number in range(1, 8)), record(8, bad)])
+    inbox = Inbox(rig.settings, pool, inventory.DOWNSTREAM, node="inventory-1")
+    batch = inbox.read([*(record(number) for number in range(1, 8)), record(8, bad)])
     with pytest.raises(database.UNAVAILABLE):
         inbox.apply(batch)
     inbox.apply(batch)
@@ -286,8 +287,8 @@ def test_a_zombie_finds_its_rows_taken(rig: Rig) -> None:
         database.open_pool(rig.settings, name="zombie", size=1) as hers,
         database.open_pool(rig.settings, name="owner", size=1) as theirs,
     ):
-        zombie = Inbox(rig.settings, hers, inventory.PROJECTION, node="zombie")
-        owner = Inbox(rig.settings, theirs, inventory.PROJECTION, node="owner")
+        zombie = Inbox(rig.settings, hers, inventory.DOWNSTREAM, node="zombie")
+        owner = Inbox(rig.settings, theirs, inventory.DOWNSTREAM, node="owner")
         # Holds both back at their effect, the zombie with its dedup rows taken and uncommitted.
         with rig.no_reservations():
             first = threading.Thread(target=zombie.handle, args=(batch,))
@@ -313,7 +314,7 @@ def waiting(rig: Rig, name: str) -> bool:
 
 
 def test_a_lost_connection_is_retried_with_the_same_batch(rig: Rig, pool: Pool) -> None:
-    inbox = Inbox(rig.settings, pool, inventory.PROJECTION, node="inventory-1")
+    inbox = Inbox(rig.settings, pool, inventory.DOWNSTREAM, node="inventory-1")
     inbox.handle([record(1)])
     rig.connection.execute(
         "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"

@@ -59,7 +59,7 @@ def test_an_outage_of_the_database_moves_no_partition_and_loses_no_record(
 ) -> None:
     stop, began = threading.Event(), threading.Event()
     with database.open_pool(settings, name="inventory-1", size=1) as pool:
-        inbox = Inbox(settings, pool, inventory.PROJECTION, node="inventory-1")
+        inbox = Inbox(settings, pool, inventory.DOWNSTREAM, node="inventory-1")
         apply = inbox.apply
 
         def apply_and_say(batch: Batch) -> None:
@@ -130,7 +130,7 @@ def test_what_is_in_the_database_when_partitions_leave_is_finished_first(rig: Ri
     stop = threading.Event()
     joined: list[list[int]] = []
     with database.open_pool(settings, name="inventory-1", size=1) as pool:
-        inbox = Inbox(settings, pool, inventory.PROJECTION, node="inventory-1")
+        inbox = Inbox(settings, pool, inventory.DOWNSTREAM, node="inventory-1")
         consumption = Consumption(settings, inbox, group="inventory", node="inventory-1")
         member = threading.Thread(target=consumption.run, args=(stop,))
         member.start()
@@ -163,7 +163,7 @@ def test_a_rebalance_while_the_database_is_at_work_for_longer_than_a_session_evi
     stop, joined = threading.Event(), list[list[int]]()
     read: list[Record] = []
     with database.open_pool(settings, name="inventory-1", size=1) as pool:
-        inbox = Inbox(settings, pool, inventory.PROJECTION, node="inventory-1")
+        inbox = Inbox(settings, pool, inventory.DOWNSTREAM, node="inventory-1")
         consumption = Consumption(settings, inbox, group="inventory", node="inventory-1")
         member = threading.Thread(target=consumption.run, args=(stop,))
         member.start()
@@ -208,7 +208,7 @@ def test_a_slow_batch_lets_others_join_between_its_transactions_and_commits_what
     )
     stop, joined = threading.Event(), list[list[int]]()
     with database.open_pool(settings, name="inventory-1", size=1) as pool:
-        inbox = Inbox(settings, pool, inventory.PROJECTION, node="inventory-1")
+        inbox = Inbox(settings, pool, inventory.DOWNSTREAM, node="inventory-1")
         consumption = Consumption(settings, inbox, group="inventory", node="inventory-1")
         member = threading.Thread(target=consumption.run, args=(stop,))
         member.start()

@@ -35,7 +35,7 @@ def roles(settings: Settings, pool: Pool) -> Iterator[None]:
     stop = threading.Event()
     publisher = Publisher(settings, pool, node="order-1")
     with database.open_pool(settings, name="inventory-1", size=1) as own:
-        inbox = Inbox(settings, own, inventory.PROJECTION, node="inventory-1")
+        inbox = Inbox(settings, own, inventory.DOWNSTREAM, node="inventory-1")
         consumption = Consumption(settings, inbox, group="inventory", node="inventory-1")
         threads = [threading.Thread(target=run, args=(stop,)) for run in (publisher.run, consumption.run)]
         for thread in threads:

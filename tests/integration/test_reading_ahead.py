@@ -101,7 +101,7 @@ def reader(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> type[Reader]:
 def a_member(settings: Settings) -> Iterator[Member]:
     """Enter it before the gate: that must open first."""
     with database.open_pool(settings, name="inventory-1", size=1) as pool:
-        member = Member(settings, Inbox(settings, pool, inventory.PROJECTION, node="inventory-1"))
+        member = Member(settings, Inbox(settings, pool, inventory.DOWNSTREAM, node="inventory-1"))
         try:
             yield member
         finally:

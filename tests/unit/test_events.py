@@ -24,7 +24,7 @@ ORDER = OrderCreated(
 )
 PAYLOAD = ORDER.SerializeToString()
 KEY = events.aggregate_id(ORDER_ID)
-HEADERS = events.headers_for(42, KEY, ORDER, node="order-1")
+HEADERS = events.order_headers(42, ORDER, node="order-1")
 
 
 def headers(**changed: bytes | None) -> Headers:
@@ -39,7 +39,7 @@ def test_the_key_is_the_aggregate() -> None:
 
 
 def test_seven_headers_in_the_order_of_the_contract() -> None:
-    assert events.headers_for(42, KEY, ORDER, node="order-1") == [
+    assert events.order_headers(42, ORDER, node="order-1") == [
         ("outbox-id", b"42"),
         ("aggregate-id", KEY.encode()),
         ("publisher-node", b"order-1"),

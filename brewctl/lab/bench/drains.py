@@ -79,7 +79,7 @@ def _one_by_one(ground: Ground) -> float:
             if len(records) >= _ONE_BY_ONE:
                 break
     with database.open_pool(ground.settings, name="bench", size=1) as pool:
-        inbox = Inbox(ground.settings, pool, inventory.PROJECTION, node="inventory-1")
+        inbox = Inbox(ground.settings, pool, inventory.DOWNSTREAM, node="inventory-1")
         inbox.handle(records[:1])
         began = time.perf_counter()
         for record in records[1:_ONE_BY_ONE]:
@@ -94,7 +94,7 @@ def _records(ground: Ground) -> list[Record]:
     rows = ground.connection.execute("SELECT id, aggregate_id, topic, payload FROM outbox").fetchall()
     return [
         Record(
-            topic, key.encode(), payload, events.headers_for(row_id, key, OrderCreated.FromString(payload), node="bare")
+            topic, key.encode(), payload, events.order_headers(row_id, OrderCreated.FromString(payload), node="bare")
         )
         for row_id, key, topic, payload in rows
     ]

@@ -1,0 +1,151 @@
+"""What a downstream is: a consumer group with an effect, which each event of its types has once.
+
+Three forms, one meaning: a handler of one event, a handler of a batch, or an SQL statement over `fresh`. Whatever the
+form, the effect and the dedup row are one transaction.
+"""
+
+import collections.abc
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, LiteralString, TypeVar
+
+from brewctl.delivery import events
+from brewctl.delivery.events import Decoder, Event
+from brewctl.errors import UsageError
+
+Handler = Callable[..., None]
+AnyHandler = TypeVar("AnyHandler", bound=Handler)
+
+# Kafka takes up to 249 of these; a prefix, and a name in PostgreSQL's and the shell's variables, need room.
+_GROUP = re.compile(r"[A-Za-z0-9._-]{1,100}")
+_STATEMENT = re.compile(r"\s*(INSERT|UPDATE|DELETE|MERGE|WITH)\b", re.IGNORECASE)
+
+
+class Reject(Exception):  # noqa: N818 - a handler's word, not an error of ours
+    """Raised by a handler: this event will never have its effect. It is set aside at once, with the reason."""
+
+
+class Later(Exception):  # noqa: N818
+    """Raised by a handler: nothing is wrong. The batch is kept, and tried again after so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"in {seconds:g} s")
+        self.seconds = max(0.0, float(seconds))
+
+
+@dataclass(frozen=True)
+class Downstream:
+    """A consumer group and what it does with each event of its types: exactly one of `handler`, `batch`, `sql`.
+
+    Raises UsageError where the parts do not fit together.
+    """
+
+    group: str  # the consumer group, and the name in processed_events
+    handler: Handler | None = None  # (event, tx)
+    batch: Handler | None = None  # (events, tx)
+    sql: LiteralString | None = None  # a statement that reads `fresh`
+    events: tuple[str, ...] = ()  # the event types that it takes
+    decoders: Mapping[str, Decoder] = field(default_factory=dict)  # by event type, before the story's own
+    schema: str = ""  # SQL text, or the name of a file with it
+    done: str = ""  # a query that returns the order id of each effect
+    attempts: int = 5  # tries of an event whose effect fails for itself alone
+    service: str = ""  # how its last line calls it
+    verb: str = "done"  # how its last line calls its effects
+    folder: str = ""  # where a file of `schema` is
+
+    def __post_init__(self) -> None:
+        if not _GROUP.fullmatch(self.group):
+            raise UsageError(
+                f"downstream {self.group[:80]!r}: no name of a consumer group",
+                hint="use 1 to 100 letters, digits, '.', '_', '-'",
+            )
+        if sum(form is not None for form in (self.handler, self.batch, self.sql)) != 1:
+            raise UsageError(f"downstream {self.group}: give it one of handler, batch and sql")
+        if not self.events:
+            raise UsageError(
+                f"downstream {self.group}: which events it takes is not said",
+                hint='annotate the event as Event[OrderCreated], or give events=("order.created",)',
+            )
+        if self.sql is not None and not _STATEMENT.match(self.sql):
+            raise UsageError(f"downstream {self.group}: sql must be one INSERT, UPDATE, DELETE or MERGE over `fresh`")
+        if self.attempts < 1:
+            raise UsageError(f"downstream {self.group}: attempts must be at least 1")
+
+    @cached_property
+    def decoder_of(self) -> Mapping[bytes, Decoder]:
+        """How each of its event types is read, by the bytes of the header."""
+        known = {**events.DECODERS, **self.decoders}
+        return {name.encode(): known.get(name, _undecoded) for name in self.events}
+
+    @property
+    def name(self) -> str:
+        """How its last line calls it."""
+        return self.service or self.group
+
+
+def _undecoded(payload: bytes) -> bytes:
+    return payload
+
+
+def downstream(
+    group: str,
+    *,
+    events: Sequence[str] = (),
+    decoders: Mapping[str, Decoder] | None = None,
+    schema: str = "",
+    done: str = "",
+    attempts: int = 5,
+) -> Callable[[Handler], Downstream]:
+    """Make a function a downstream: `handler(event, tx)`, or `handler(events, tx)` where that is a Sequence[Event].
+
+    Which event types it takes its annotation says, or `events`. `decoders` reads payloads of types that are not the
+    story's. `schema` is SQL, or the name of a .sql file beside the module, which `brewctl db init MODULE:NAME` runs;
+    `done` a query that returns the order id of each effect, by which `verify` and `trace` know them. An event whose
+    effect fails for itself alone is tried `attempts` times. Raises UsageError.
+    """
+
+    def make(function: Handler) -> Downstream:
+        of_batch, annotated = _annotation(function)
+        names = tuple(events) or (*_types_of(annotated), *(decoders or {}))
+        form: dict[str, Any] = {"batch" if of_batch else "handler": function}
+        return Downstream(
+            group,
+            **form,
+            events=tuple(dict.fromkeys(names)),
+            decoders=decoders or {},
+            schema=schema,
+            done=done,
+            attempts=attempts,
+            folder=_folder(function),
+        )
+
+    return make
+
+
+def _folder(function: Handler) -> str:
+    return function.__code__.co_filename.rpartition("/")[0] if hasattr(function, "__code__") else ""
+
+
+def _annotation(function: Handler) -> tuple[bool, Any]:
+    """Return whether a handler takes a batch, and what its annotation says of the data."""
+    try:
+        hints = typing.get_type_hints(function)
+    except NameError as error:
+        raise UsageError(f"downstream {function.__name__}: its annotation names what is not there: {error}") from None
+    names = list(function.__code__.co_varnames[: function.__code__.co_argcount])
+    hint = hints.get(names[0]) if names else None
+    of_batch = typing.get_origin(hint) in {collections.abc.Sequence, list, tuple}
+    if of_batch:
+        hint = next(iter(typing.get_args(hint)), None)
+    return of_batch, next(iter(typing.get_args(hint)), None) if typing.get_origin(hint) is Event else None
+
+
+def _types_of(annotated: Any) -> list[str]:
+    wanted = (
+        typing.get_args(annotated) if typing.get_origin(annotated) in {typing.Union, types.UnionType} else (annotated,)
+    )
+    return [name for name, message in events.MESSAGES.items() if message in wanted]
