@@ -46,7 +46,17 @@ ROLES = {
         Role("notifications", "notification", ("consume", "notifications"), _ASSIGNED),
     )
 }
-_BY_STEM = {role.stem: role for role in ROLES.values()}
+# Room for a node's number behind its stem, in the 64 characters of its name.
+_STEM_CHARACTERS = 58
+
+
+def role(name: str, *, group: str = "", app_dir: str = "") -> Role:
+    """Return the role of this name: one of the story's, or a downstream, MODULE:NAME, with its group."""
+    options = ("--app-dir", app_dir) if app_dir else ()
+    return ROLES.get(name) or Role(name, group[:_STEM_CHARACTERS], ("consume", name, *options), _ASSIGNED)
+
+
+_BY_STEM = {each.stem: each for each in ROLES.values()}
 
 
 def command(name: str) -> tuple[str, ...]:
