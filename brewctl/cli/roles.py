@@ -25,21 +25,21 @@ Session = Annotated[
 
 
 _ANY = "MODULE:NAME"
-_CONSUME = "Run a replica of a consumer; alone, list those that are configured."
+_CONSUME = "Run a consumer; alone, list those configured."
 
 
 class _Consumers(typer.core.TyperGroup):
     """Takes any other word for a downstream of the user's own."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Return what runs the first word, and its arguments: of MODULE:NAME that word is one."""
-        if args[0] in self.commands and args[0] != _ANY:
+        """Return the first word, what runs it, and its arguments."""
+        if args[0] in self.commands:
             return super().resolve_command(ctx, args)
-        return args[0], self.commands[_ANY], args
+        return args[0], self.commands[_ANY], args[1:]
 
 
 def configured(ctx: typer.Context) -> None:
-    """Run a replica of a consumer; alone, list those that are configured."""
+    """Run a consumer; alone, list those configured."""
     if ctx.invoked_subcommand:
         return
     from brewctl.delivery import registry
@@ -124,7 +124,7 @@ def notifications(
 
 
 def downstream(
-    name: Annotated[str, typer.Argument(help="A downstream: NAME in MODULE.", metavar="MODULE:NAME")],
+    ctx: typer.Context,
     node: options.Node = "",
     app_dir: options.AppDir = "",
     watch: Annotated[bool, typer.Option("--watch", help="Start it again when its file changes.")] = False,
@@ -134,13 +134,14 @@ def downstream(
     brokers: options.Brokers = None,
     topic: options.Topic = None,
 ) -> None:
-    """Run a replica of a downstream of your own, in its group.
+    """Run a replica of a downstream of your own.
 
-    Its tables are in BREW_<GROUP>_DATABASE_URL, where that is set. Ctrl-C drains it.
+    It is NAME in MODULE, and consumes in its group. Its tables are in BREW_<GROUP>_DATABASE_URL, where that is set. Ctrl-C drains it.
     """
     settings = options.settings(
         database_url=database_url, brokers=brokers, topic=topic, limits=_limits(session_timeout)
     )
+    name = ctx.info_name or ""
     if watch:
         _consume_watched(name, app_dir, settings, node, log_format)
     else:

@@ -45,12 +45,12 @@ def tables(settings: Settings, own: Settings) -> frozenset[str] | None:
 
 
 def check(settings: Settings, downstream: Downstream, name: str) -> None:
-    """Raise BrewError where a downstream has no tables yet, or its group is registered for another one."""
+    """Raise BrewError where a downstream of the user's has no tables yet, or its group is another one's."""
+    if registry.is_own(name):  # its tables are looked for as its pool is made; its group is nobody else's to take
+        return
     own = home(settings, downstream, name)
     with database.connect(own) as connection:
         database.check_schema(connection, tables=tables(settings, own), init_command=own.init_command)
-        if registry.is_own(name):
-            return
         holder = _holder(connection, downstream.group)
     if holder is None:
         raise BrewError(f"downstream {name} has no tables yet", hint=f"run `{own.init_command}`")
