@@ -136,7 +136,9 @@ def downstream(
 ) -> None:
     """Run a replica of a downstream of your own.
 
-    It is NAME in MODULE, and consumes in its group. Its tables are in BREW_<GROUP>_DATABASE_URL, where that is set. Ctrl-C drains it.
+    It is NAME in MODULE, and consumes in a group of its own.
+
+    Its tables are in BREW_<GROUP>_DATABASE_URL where that is set. Ctrl-C drains it.
     """
     settings = options.settings(
         database_url=database_url, brokers=brokers, topic=topic, limits=_limits(session_timeout)

@@ -69,9 +69,9 @@ def find(name: str, app_dir: str = "") -> Downstream:
 
 @functools.cache
 def _find(name: str, folder: str) -> Downstream:
-    if not _NAME.fullmatch(name):
-        raise UsageError(f"downstream {name[:80]!r} is not MODULE:NAME", hint=_mended(name))
     module_name, _, attribute = name.partition(":")
+    if not _NAME.fullmatch(name) or module_name.endswith(".py"):
+        raise UsageError(f"downstream {name[:80]!r} is not MODULE:NAME", hint=_mended(name))
     module = _import(module_name, folder)
     there = [each for each, value in vars(module).items() if isinstance(value, Downstream)]
     known = f"there {'is' if len(there) == 1 else 'are'} {', '.join(there)}"
@@ -92,18 +92,18 @@ def _find(name: str, folder: str) -> Downstream:
     return found
 
 
-_NO_DOWNSTREAM = "there is no downstream in it: put @downstream(…) above a handler"
+_NO_DOWNSTREAM = "put @downstream(…) above a handler in it"
 
 
 def _mended(name: str) -> str:
     module, colon, attribute = name.partition(":")
     folder, slash, file = module.rpartition("/")
     if slash or file.endswith(".py"):
-        option = f"--app-dir {folder or '/'} " if slash else ""
-        return f"write {option}{file.removesuffix('.py')}:{attribute or 'NAME'}"
+        option = f" --app-dir {folder or '/'}" if slash else ""
+        return f"write {file.removesuffix('.py')}:{attribute or 'NAME'}{option}"
     if not colon and (close := difflib.get_close_matches(name, SHORT, 1)):
         return f"did you mean {close[0]}"
-    return f"for example loyalty:points, which is `points` in loyalty.py; or {' or '.join(SHORT)}"
+    return f"for example loyalty:points, which is `points` in loyalty.py; the story's own are {' and '.join(SHORT)}"
 
 
 def _folder(app_dir: str) -> str:
@@ -129,7 +129,7 @@ def _import(name: str, folder: str) -> types.ModuleType:
                 raise UsageError(f"there is no module {error.name!r}", hint=hint) from None
             if isinstance(error, BrewError):  # a decorator's own words
                 raise UsageError(f"module {name}: {error.message}", hint=error.hint) from error
-            said = traceback.format_exception_only(error)[-1].strip()
+            said = " ".join(traceback.format_exception_only(error)[-1].split())
             if isinstance(error, SyntaxError):
                 said = f"{said} (line {error.lineno} of {error.filename})"
             hint = "mend it; `brewctl -v …` has the traceback"
