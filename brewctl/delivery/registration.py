@@ -5,6 +5,7 @@ BREW_<GROUP>_DATABASE_URL, or the story's database:  processed_events and the ot
                                                      what the downstream's own `schema` makes
 """
 
+import contextlib
 import os
 import threading
 import time
@@ -56,6 +57,8 @@ def check(settings: Settings, downstream: Downstream, name: str) -> None:
         raise BrewError(f"downstream {name} has no tables yet", hint=f"run `{own.init_command}`")
     if holder != name:
         raise _taken(downstream.group, holder, name)
+    if own.database_url != settings.database_url:
+        _check_story(settings, downstream.group, name)
 
 
 def initialize(
@@ -68,9 +71,14 @@ def initialize(
     """
     own = home(settings, downstream, name)
     text = schema_text(downstream)
+    apart = own.database_url != settings.database_url
+    if apart and not take_over:
+        _check_story(settings, downstream.group, name)
     with database.connect(own) as connection:
         database.initialize(connection, tell=tell, tables=tables(settings, own))
         _apply(connection, downstream, name, text, take_over=take_over)
+    if apart:
+        _register_in_story(settings, downstream.group, name, tell)
     return own
 
 
@@ -128,6 +136,27 @@ def _apply(connection: BoundedConnection, downstream: Downstream, name: str, tex
             where = f" (line {line})" if line else ""
             message = f"downstream {downstream.group}: postgres refused its schema{where}: {said}"
             raise BrewError(message, hint=f"mend `schema` of {name}; nothing of it was made") from error
+
+
+def _check_story(settings: Settings, group: str, name: str) -> None:
+    """Refuse a group that the story's database knows as another's, where that can be asked.
+
+    Two downstreams of one group would share its partitions out, and each miss what the other gets, whatever database
+    each has.
+    """
+    holder = None
+    with contextlib.suppress(BrewError), database.connect(settings.impatient) as connection:
+        holder = _holder(connection, group)
+    if holder not in {None, name}:
+        raise _taken(group, holder or "", name)
+
+
+def _register_in_story(settings: Settings, group: str, name: str, tell: schema.Tell) -> None:
+    try:
+        with database.connect(settings.impatient) as connection:
+            connection.execute(queries["register_downstream"], {"consumer": group, "name": name})
+    except BrewError as error:
+        tell(f"could not tell the story's database whose the group {group} is ({error.message})")
 
 
 def _line(text: str, position: str | None) -> int:

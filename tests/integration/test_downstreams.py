@@ -1,9 +1,10 @@
 """Downstreams of a user's own, from their tables to running nodes that are killed."""
 
 import contextlib
+import dataclasses
+import os
 import re
 import signal
-import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ import psycopg
 import pytest
 
 from brewctl.config import environment
+from brewctl.delivery import database
+from brewctl.errors import BrewError
 from brewctl.lab import background
 from brewctl.lifecycle import wait_until
 from tests.conftest import Rig, begin, run
@@ -109,7 +112,17 @@ def test_a_database_of_its_own(rig: Rig, own_url: str, tmp_path: Path) -> None:
         tables = {row[0] for row in own.execute("SELECT relname FROM pg_class WHERE relkind = 'r' AND oid > 16383")}
         assert {"seen", "processed_events", "redeliveries", "downstreams"} <= tables
         assert not tables & {"orders", "outbox", "nodes", "inventory_reservations"}
-        assert _count(rig, "downstreams") == 0, "registered in the story's database"
+        # Both know whose the group is: in another database, another downstream would share its partitions.
+        assert [
+            connection.execute("SELECT name FROM downstreams").fetchall() for connection in (own, rig.connection)
+        ] == [
+            [(name,)],
+            [(name,)],
+        ]
+        write(tmp_path, name="second")
+        for words in (("db", "init"), ("consume",)):
+            assert "the group mine is taken by mine:first" in complaint(rig, *words, "mine:second", *app)
+        write(tmp_path)
 
         create(rig, 5)
         consumer = begin("consume", name, *app, "--node", "mine-1", env=env)
@@ -129,10 +142,12 @@ def test_a_database_of_its_own(rig: Rig, own_url: str, tmp_path: Path) -> None:
 def test_it_works_on_without_the_storys_database(rig: Rig, own_url: str, tmp_path: Path) -> None:
     name, app = write(tmp_path), ("--app-dir", str(tmp_path))
     env = {**rig.env, "BREW_MINE_DATABASE_URL": own_url}
-    assert run("db", "init", name, *app, env=env).returncode == 0
     create(rig, 3)
     rig.wait("the topic", lambda: rig.counts().outbox_unpublished == 0)
     away = {**env, "BREW_DATABASE_URL": "postgresql://u@127.0.0.1:1/d"}
+    made = run("db", "init", name, *app, env=away)
+    assert made.returncode == 0, made.stderr
+    assert "db init could not tell the story's database whose the group mine is (postgres 127.0.0.1:1/d " in made.stderr
     consumer = begin("consume", name, *app, env=away)
     try:
         with psycopg.connect(own_url, autocommit=True) as own:
@@ -221,32 +236,13 @@ def test_two_at_the_same_time_make_each_table_once(rig: Rig, tmp_path: Path) -> 
         assert each.returncode == 0, problem
 
 
-def test_a_table_that_is_gone_names_the_downstream(rig: Rig, tmp_path: Path) -> None:
-    name = write(tmp_path, schema="")
-    assert rig.brewctl("db", "init", name, "--app-dir", str(tmp_path)).returncode == 0
-    create(rig, 1)
-    consumer = begin("consume", name, "--app-dir", str(tmp_path), env=rig.env)
-    try:
-        told = threading.Event()
-        lines: list[str] = []
-
-        def read() -> None:
-            assert consumer.stderr is not None
-            for line in consumer.stderr:
-                lines.append(line)
-                if "relation" in line and "seen" in line:
-                    told.set()
-
-        reader = threading.Thread(target=read, daemon=True)
-        reader.start()
-        assert told.wait(60), lines
-    finally:
-        consumer.kill()
-        consumer.wait()
-        reader.join()
-        for stream in (consumer.stdout, consumer.stderr):
-            assert stream is not None
-            stream.close()
+def test_a_table_that_is_gone_is_said_with_what_makes_it(rig: Rig) -> None:
+    settings = dataclasses.replace(rig.settings, init_command="brewctl db init mine:first")
+    with (
+        pytest.raises(BrewError, match="relation seen does not exist: run `brewctl db init mine:first`"),
+        database.connect(settings) as connection,
+    ):
+        connection.execute("SELECT FROM seen")
 
 
 def test_a_change_of_its_file_starts_it_again(rig: Rig, tmp_path: Path) -> None:
@@ -306,6 +302,6 @@ def test_in_the_background(rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyP
         stopped = run("stop", "--all", env=env)
         for node in background.nodes(home).values():
             with contextlib.suppress(ProcessLookupError):
-                psycopg.os.kill(node.pid, signal.SIGKILL)  # type: ignore[attr-defined]
+                os.kill(node.pid, signal.SIGKILL)
     assert stopped.returncode == 0, stopped.stderr
     assert re.fullmatch(r"(\[mine-[12]\] mine stopped\. processed=\d done=\d skipped=0\n){2}", stopped.stdout)
