@@ -17,6 +17,7 @@ from brewctl.delivery import database
 from brewctl.errors import BrewError
 from brewctl.lab import background
 from brewctl.lifecycle import wait_until
+from brewctl.sql import queries
 from tests.conftest import Rig, begin, run
 
 EXAMPLES = str(Path(__file__).parents[2] / "examples")
@@ -48,7 +49,7 @@ def own_url(rig: Rig) -> Iterator[str]:
 
 
 def complaint(rig: Rig, *words: str, code: int = 1, env: dict[str, str] | None = None) -> str:
-    said = run(*words, env={**rig.env, **(env or {})})
+    said = run(*words, env={**rig.env, **(env or {})}, timeout=30)
     assert (said.returncode, said.stdout) == (code, ""), said.stderr
     assert said.stderr.count("\n") == 1, said.stderr
     return said.stderr.removeprefix("brewctl: ").rstrip("\n")
@@ -228,9 +229,14 @@ def test_a_schema_of_several_statements_beside_a_table_in_use(rig: Rig, tmp_path
     assert waiting.returncode == 0, problem
 
 
-def test_two_at_the_same_time_make_each_table_once(rig: Rig, tmp_path: Path) -> None:
+def test_one_makes_tables_at_a_time(rig: Rig, tmp_path: Path) -> None:
     name = write(tmp_path)
-    at_once = [begin("db", "init", name, "--app-dir", str(tmp_path), env=rig.env) for _ in range(4)]
+    with psycopg.connect(rig.settings.database_url) as other:
+        other.execute(queries["lock_schema"])
+        at_once = [begin("db", "init", name, "--app-dir", str(tmp_path), env=rig.env) for _ in range(3)]
+        waiting = "SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        wait_until("a wait", lambda: rig.connection.execute(waiting).fetchone() == (True,), timeout_s=60)
+        assert rig.connection.execute("SELECT to_regclass('seen')").fetchone() == (None,)
     for each in at_once:
         _, problem = each.communicate(timeout=120)
         assert each.returncode == 0, problem
