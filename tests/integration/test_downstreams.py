@@ -186,6 +186,7 @@ def test_a_group_is_one_downstreams(rig: Rig, tmp_path: Path) -> None:
 
 
 def test_plain_init_registers_the_storys_own(rig: Rig) -> None:
+    rig.connection.execute("DROP TABLE downstreams")  # as in a database of the version before
     assert rig.brewctl("db", "init").returncode == 0
     names = rig.connection.execute("SELECT consumer, name FROM downstreams ORDER BY consumer").fetchall()
     assert names == [(name, f"brewctl.roles.{name}:DOWNSTREAM") for name in ("inventory", "notifications")]
