@@ -98,6 +98,8 @@ class Limits:
     consume_records_first: int = 100
     consume_records: int = 2000
     consume_partition_bytes: int = 1024 * 1024
+    # So many events whose effect fails, with no success between, are no event's fault: the downstream stops.
+    failures_in_a_row: int = 10
     # A member that is silent for a session loses its partitions, and so does one that has not polled for so long.
     session_s: float = 15.0
     heartbeat_s: float = 1.0

@@ -19,21 +19,17 @@ from brewctl import log
 from brewctl.config import Settings
 from brewctl.delivery import dead_letters, events
 from brewctl.delivery.broker import ClockError, Place, Producer, Record, RefusedError, UnavailableError
-from brewctl.delivery.database import BoundedConnection, NoAnswerError, Pool
-from brewctl.delivery.downstream import Downstream
+from brewctl.delivery.database import UNAVAILABLE, BoundedConnection, NoAnswerError, Pool
+from brewctl.delivery.downstream import Downstream, Later
 from brewctl.delivery.effects import effect_of
 from brewctl.delivery.events import Decoder, Event
+from brewctl.delivery.failures import FailingError, Failures, Identity, StoppedError, reason_of
 from brewctl.delivery.pace import Pace
 from brewctl.delivery.presence import Work
 from brewctl.errors import BrewError
 
 logger = log.get(__name__)
 
-Identity = tuple[int, str | None]  # of an event: its outbox id and its event id
-
-# Families of SQLSTATE beside data and integrity: cardinality (two rows where one may be), a view's check option,
-# a program limit (a key too long for its index), and what a trigger raises.
-_ROWS_FAULT = frozenset({"21", "44", "54", "P0"})
 # The server is there, and has ended a statement, or its session, that took longer than its bound.
 SLOW = (
     psycopg.errors.QueryCanceled,
@@ -128,6 +124,7 @@ class Inbox:
         self._node = node
         self._dead_letters: Producer | None = None
         self._pace = Pace(settings.limits)
+        self._failures = Failures(downstream, most_in_a_row=settings.limits.failures_in_a_row)
         self._asked: tuple[BoundedConnection, int, float] | None = None  # the transaction in hand: events, beginning
         self.trouble = ""  # why a batch has to be tried again
         self.tally = Tally()
@@ -135,7 +132,7 @@ class Inbox:
 
     def work(self) -> Work:
         """Say what was done, and what is in the way, in the words of every role."""
-        tally, trouble = self.tally, self.trouble or self._pace.trouble
+        tally, trouble = self.tally, self._failures.trouble or self.trouble or self._pace.trouble
         if asked := self._asked:
             _, events, began = asked
             if (runs_s := time.monotonic() - began) > self._pace.target_s:
@@ -143,8 +140,15 @@ class Inbox:
         return Work(tally.processed, tally.effects, tally.skipped, tally.dead, trouble)
 
     def handle(self, records: Sequence[Record]) -> None:
-        """Bring records to where they belong, in one try. Raises what `apply` raises."""
-        self.apply(self.read(records))
+        """Bring records to where they belong, without a pause between tries. Raises what `apply` raises but for that."""
+        batch = self.read(records)
+        while True:
+            try:
+                return self.apply(batch)
+            except StoppedError:
+                raise
+            except FailingError:
+                continue
 
     def read(self, records: Sequence[Record]) -> Batch:
         """Read the records of one poll."""
@@ -167,16 +171,21 @@ class Inbox:
             asked[0].end_statement(within_s=within_s)
 
     def apply(self, batch: Batch) -> None:
-        """Effects first, then dead letters: what PostgreSQL rejects is one of them.
+        """Effects first, then dead letters: an event whose effect failed often enough is one of them.
 
-        Raises what psycopg raises, UnavailableError, BrewError: tried again, it goes on where it stopped. Returns
-        with the batch unfinished where that is given up meanwhile.
+        Raises what psycopg raises, FailingError, Later, UnavailableError, BrewError: tried again, it goes on where it
+        stopped. Returns with the batch unfinished where that is given up meanwhile.
         """
         started, before = time.monotonic(), replace(self.tally)
         self.tally.others += batch.others
         batch.others = 0
         try:
-            self._write(batch)
+            try:
+                self._write(batch)
+            except FailingError:
+                if batch.dead and not batch.given_up:
+                    self._bury(batch)
+                raise
             if batch.dead and not batch.given_up:
                 self._bury(batch)
         finally:
@@ -193,41 +202,63 @@ class Inbox:
     def _write(self, batch: Batch) -> None:
         """Commit dedup rows and effects: all in one transaction, or parts of it.
 
-        Parts where it is more than PostgreSQL does in time, or where a row is rejected: down to that row alone.
+        Parts where it is more than PostgreSQL does in time, or where an effect fails: down to that event alone. Later
+        events of its key wait behind it. Raises FailingError where some are to be tried again.
         """
         parts = _without_reused_ids(list(batch.readable))
+        behind: set[str] = set()  # keys
+        failing = 0
+        why = ""
         while parts and not batch.given_up:
             part = parts.pop()
+            if behind:
+                part = [identity for identity in part if batch.readable[identity][1].key not in behind]
             if len(part) > (size := self._pace.size):
                 parts += [part[size:], part[:size]]
                 continue
             try:
                 effects = self._transact([batch.readable[identity][1] for identity in part], batch.repeats)
-            except psycopg.Error as error:
+            except Later:
+                raise
+            except Exception as error:
                 if halves := self._halves(part, error, batch):
                     parts += halves
                     continue
-                if not _blames_a_row(error):
+                if not self._is_countable(error):
                     raise
+                if not (reason := self._failures.failed(part[0], error)):
+                    behind.add(batch.readable[part[0]][1].key)
+                    failing, why = failing + 1, reason_of(error)
+                    logger.debug("effect_failed", outbox_id=part[0][0], exc_info=error)
+                    continue
                 record, _ = batch.readable.pop(part[0])
-                batch.dead.append((record, f"postgres rejected its effect: {_first_line(error)}"))
+                batch.dead.append((record, reason))
             else:
                 for identity in part:
                     del batch.readable[identity]
+                    self._failures.forget(identity)
+                if effects:
+                    self._failures.succeeded()
                 self.tally.effects += effects
                 self.tally.duplicates += len(part) - effects
             self.tally.duplicates += sum(batch.repeats.pop(outbox_id, 0) for outbox_id, _ in part)
             if parts:
                 batch.settle()
+        if failing and not batch.given_up:
+            raise FailingError(f"{failing} event{'s' if failing > 1 else ''} failed: {why}")
 
-    def _halves(self, part: list[Identity], error: psycopg.Error, batch: Batch) -> list[list[Identity]]:
+    def _is_countable(self, error: Exception) -> bool:
+        """Say whether a failed try counts, as the event's fault or as that of all: nothing is away, nothing was slow."""
+        return not isinstance(error, (*SLOW, *UNAVAILABLE))
+
+    def _halves(self, part: list[Identity], error: Exception, batch: Batch) -> list[list[Identity]]:
         """Say in which parts to try again what failed, the first one last; none where that would not help."""
         slow = isinstance(error, SLOW) and not batch.given_up
         if isinstance(error, NoAnswerError):  # it is away, or slow where nothing ends its statements
             self._pace.halve(len(part))
         elif slow:
-            self._pace.note_timeout(len(part), _first_line(error))
-        if len(part) == 1 or not (slow or _blames_a_row(error)):
+            self._pace.note_timeout(len(part), reason_of(error))
+        if len(part) == 1 or not (slow or self._is_countable(error)):
             return []
         middle = (len(part) + 1) // 2
         return [part[middle:], part[:middle]]
@@ -292,22 +323,3 @@ def _without_reused_ids(identities: list[Identity]) -> list[list[Identity]]:
         parts.insert(0, list(first.values()))
         identities = [identity for identity in identities if first[identity[0]] != identity]
     return parts
-
-
-def _blames_a_row(error: psycopg.Error) -> bool:
-    """Say whether PostgreSQL rejects the data of a row, not the statement, and is neither away nor overloaded."""
-    if isinstance(error, psycopg.DataError | psycopg.IntegrityError):
-        return True
-    if not error.sqlstate:
-        return False
-    family = error.sqlstate[:2]
-    try:
-        psycopg.errors.lookup(f"{family}000")
-    except KeyError:
-        return True  # no family of PostgreSQL's: a trigger's own RAISE … USING ERRCODE
-    return family in _ROWS_FAULT
-
-
-def _first_line(error: psycopg.Error) -> str:
-    """PostgreSQL's main message; its details may name other rows."""
-    return " ".join((error.diag.message_primary or str(error)).split())[:300]
