@@ -182,7 +182,7 @@ class Consumption:
                 stayed_at = time.monotonic()
 
     def _tell_and_pause(self, error: BaseException, backoff: Backoff, stop: threading.Event) -> None:
-        """Say why a batch is tried again, seldom the longer it takes, and wait before that. Raises what no retry mends."""
+        """Say why a batch is tried again, the longer it takes the more seldom, and wait. Raises what no retry mends."""
         retry, hint = _retry(error)
         reason = " ".join(str(error).split())
         self._inbox.trouble = f"its batch is tried again: {reason or retry}"
@@ -244,7 +244,7 @@ def _retry(error: BaseException) -> tuple[str, str]:
     if isinstance(error, StoppedError):
         return "downstream_stopped", "mend what they have in common: it takes no new events until one succeeds"
     if isinstance(error, FailingError):
-        return "effect_failed", "they are tried again, and set aside if that does not help"
+        return "effect_failed", "they are tried again, and parked if that does not help"
     if isinstance(error, SLOW):
         return "effect_stuck", f"{_KEPT}: see in pg_stat_activity what it waits for"
     if isinstance(error, database.UNAVAILABLE):

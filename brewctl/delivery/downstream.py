@@ -26,7 +26,7 @@ _STATEMENT = re.compile(r"\s*(INSERT|UPDATE|DELETE|MERGE|WITH)\b", re.IGNORECASE
 
 
 class Reject(Exception):  # noqa: N818 - a handler's word, not an error of ours
-    """Raised by a handler: this event will never have its effect. It is set aside at once, with the reason."""
+    """Raised by a handler: this event will never have its effect. It is parked at once, with the reason."""
 
 
 class Later(Exception):  # noqa: N818

@@ -45,10 +45,13 @@ _OF_EACH: dict[str, _Column] = {
 class Effect(Protocol):
     """The effect of a downstream."""
 
-    def __call__(self, connection: BoundedConnection, part: Sequence[Event[Any]], repeats: Counter[int]) -> int:
+    def __call__(
+        self, connection: BoundedConnection, part: Sequence[Event[Any]], repeats: Counter[int], *, looked: bool = False
+    ) -> int:
         """Commit dedup rows and effects of events, no two of one outbox id; return how many were fresh.
 
-        `repeats`: how often else an event is in the batch, by its outbox id. Raises what psycopg and a handler raise:
+        `repeats`: how often else an event is in the batch, by its outbox id. `looked`: none of their keys has parked
+        events; else, where the consumer has some, KeysParkedError is raised. Raises what psycopg and a handler raise:
         then nothing was written, unless the connection was lost at the commit.
         """
 
@@ -56,6 +59,10 @@ class Effect(Protocol):
 def effect_of(downstream: Downstream, *, node: str) -> Effect:
     """Return the effect of a downstream, as this node has it."""
     return _Statement(downstream, node) if downstream.sql is not None else _Calls(downstream, node)
+
+
+class KeysParkedError(Exception):
+    """The consumer has parked events. Nothing was written: the keys must be looked at first."""
 
 
 class _Statement:
@@ -67,13 +74,17 @@ class _Statement:
         words = set(_WORD.findall(downstream.sql.lower()))
         self._columns = {name: column for name, column in _columns(downstream).items() if name in words}
         taking = _taking({name: kind for name, (kind, _) in self._columns.items()})
-        self._text = f"{taking}, effect AS (\n{downstream.sql}\n)\nSELECT count(*) FROM fresh"
+        self._text = f"{taking}, effect AS (\n{downstream.sql}\n)\n{queries['taken']}"
 
-    def __call__(self, connection: BoundedConnection, part: Sequence[Event[Any]], repeats: Counter[int]) -> int:
-        parameters = _parameters(self._consumer, self._node, part, repeats)
+    def __call__(
+        self, connection: BoundedConnection, part: Sequence[Event[Any]], repeats: Counter[int], *, looked: bool = False
+    ) -> int:
+        parameters = _parameters(self._consumer, self._node, part, repeats, looked=looked)
         for name, (_, of) in self._columns.items():
             parameters[f"column_{name}"] = [of(event) for event in part]
-        (fresh,) = connection.execute(self._text, parameters).fetchone() or (0,)
+        fresh, there = connection.execute(self._text, parameters).fetchone() or (0, False)
+        if there:
+            raise KeysParkedError
         return int(fresh)
 
 
@@ -83,12 +94,17 @@ class _Calls:
     def __init__(self, downstream: Downstream, node: str) -> None:
         self._consumer, self._node = downstream.group, node
         self._handler, self._batch = downstream.handler, downstream.batch
-        self._take = f"{_taking({})}\nSELECT outbox_id FROM fresh"
+        self._take = f"{_taking({})}\n{queries['taken_ids']}"
 
-    def __call__(self, connection: BoundedConnection, part: Sequence[Event[Any]], repeats: Counter[int]) -> int:
+    def __call__(
+        self, connection: BoundedConnection, part: Sequence[Event[Any]], repeats: Counter[int], *, looked: bool = False
+    ) -> int:
+        asked = _parameters(self._consumer, self._node, part, repeats, looked=looked)
         with connection.transaction():
-            rows = connection.execute(self._take, _parameters(self._consumer, self._node, part, repeats))
-            taken = {outbox_id for (outbox_id,) in rows}
+            rows = connection.execute(self._take, asked).fetchall()
+            if rows[0][0]:
+                raise KeysParkedError
+            taken = {outbox_id for _, outbox_id in rows}
             fresh = [event for event in part if event.outbox_id in taken]
             if fresh and self._batch:
                 with lent(connection) as tx:
@@ -111,8 +127,11 @@ def _taking(columns: Mapping[str, str]) -> LiteralString:
     return queries["inbox"].replace("/* arrays */", arrays).replace("/* names */", names)
 
 
-def _parameters(consumer: str, node: str, part: Sequence[Event[Any]], repeats: Counter[int]) -> dict[str, Any]:
+def _parameters(
+    consumer: str, node: str, part: Sequence[Event[Any]], repeats: Counter[int], *, looked: bool
+) -> dict[str, Any]:
     return {
+        "looked": looked,
         "consumer": consumer,
         "node": node,
         "outbox_ids": [event.outbox_id for event in part],

@@ -1,8 +1,8 @@
-"""What becomes of an event whose effect fails: tried again, set aside, or the downstream stops.
+"""What becomes of an event whose effect fails: tried again, parked, or the downstream stops.
 
 fails ──► tried again, `attempts` times, with pauses; later events of its key wait behind it, other keys go on
-└── still fails ──► set aside
-many in a row, with no success between ──► no event's fault: the downstream stops, and nothing more is set aside
+└── still fails ──► parked
+many in a row, with no success between ──► no event's fault: the downstream stops, and nothing more is parked
 """
 
 from collections import Counter
@@ -41,40 +41,33 @@ class Failures:
         self._in_a_row.clear()
         self.trouble = ""
 
-    def failed(self, identity: Identity, error: Exception) -> str:
-        """Note a try that failed for one event alone; return the reason to set it aside, "" where it is tried again.
+    def failed(self, identity: Identity, error: Exception) -> int | None:
+        """Note a try that failed for one event alone.
 
-        Raises StoppedError where it is no event's fault.
+        Return how many tries there were where the event is to be parked now, None where it is tried again. Raises
+        StoppedError where it is no event's fault.
         """
-        reason = reason_of(error)
         if isinstance(error, Reject):
-            self.forget(identity)
-            return reason
+            return self.forget(identity) + 1
         self._in_a_row.add(identity)
-        if is_everyones(error) or len(self._in_a_row) >= self._most:
-            self.trouble = f"stopped, {len(self._in_a_row)} events in a row failed: {reason}"
+        if _is_everyones(error) or len(self._in_a_row) >= self._most:
+            several = "s" if len(self._in_a_row) > 1 else ""
+            self.trouble = f"stopped: {len(self._in_a_row)} event{several} in a row failed: {reason_of(error)}"
             raise StoppedError(self.trouble) from error
         self._tries[identity] += 1
-        if self._tries[identity] < self._downstream.attempts:
-            return ""
-        return f"{reason} ({self.forget(identity)} tries)" if self._downstream.attempts > 1 else reason
+        return self.forget(identity) if self._tries[identity] >= self._downstream.attempts else None
 
     def forget(self, identity: Identity) -> int:
         """Forget the tries of an event, and return how many there were."""
         return self._tries.pop(identity, 0)
 
 
-def is_the_events(error: Exception) -> bool:
-    """Say whether a failed effect may be the event's own fault, and not that of a server, or of a bound of time."""
-    return blames_a_row(error) if isinstance(error, psycopg.Error) else True
-
-
-def is_everyones(error: Exception) -> bool:
+def _is_everyones(error: Exception) -> bool:
     """Say whether the next event would fail the same way: a table is not there, or may not be written."""
-    return isinstance(error, psycopg.Error) and not blames_a_row(error)
+    return isinstance(error, psycopg.Error) and not _blames_a_row(error)
 
 
-def blames_a_row(error: psycopg.Error) -> bool:
+def _blames_a_row(error: psycopg.Error) -> bool:
     """Say whether PostgreSQL rejects the data of a row, not the statement, and is neither away nor overloaded."""
     if isinstance(error, psycopg.DataError | psycopg.IntegrityError):
         return True
@@ -89,7 +82,7 @@ def blames_a_row(error: psycopg.Error) -> bool:
 
 
 def reason_of(error: Exception) -> str:
-    """Say in a line why an effect failed. Of PostgreSQL's message only the main part: its details may name other rows."""
+    """Say in a line why an effect failed. Of PostgreSQL's message the main part: its details may name other rows."""
     if isinstance(error, psycopg.Error):
         said = f"postgres rejected its effect: {error.diag.message_primary or error}"
     elif isinstance(error, Reject):

@@ -1,8 +1,8 @@
 """The idempotent consumer: each record's effect once, however often the record comes.
 
-    records ─► one statement, one commit: dedup rows + effects
-        └────► records that can't be read, and those whose effect PostgreSQL rejects for themselves alone,
-               are acknowledged by the dead-letter topic
+    records ─► events ─► one transaction: dedup rows + effects
+        │         └────► those whose effect fails for themselves alone are parked, and later ones of their keys
+        └────► records that can't be read are acknowledged by the dead-letter topic
 
 `consumption` reads the records, and commits their offsets afterwards.
 """
@@ -17,16 +17,17 @@ import psycopg
 
 from brewctl import log
 from brewctl.config import Settings
-from brewctl.delivery import dead_letters, events
-from brewctl.delivery.broker import ClockError, Place, Producer, Record, RefusedError, UnavailableError
+from brewctl.delivery import events
+from brewctl.delivery.broker import Record
+from brewctl.delivery.burial import Burial
 from brewctl.delivery.database import UNAVAILABLE, BoundedConnection, NoAnswerError, Pool
 from brewctl.delivery.downstream import Downstream, Later
-from brewctl.delivery.effects import effect_of
+from brewctl.delivery.effects import KeysParkedError, effect_of
 from brewctl.delivery.events import Decoder, Event
 from brewctl.delivery.failures import FailingError, Failures, Identity, StoppedError, reason_of
 from brewctl.delivery.pace import Pace
+from brewctl.delivery.parking import Parking, Read
 from brewctl.delivery.presence import Work
-from brewctl.errors import BrewError
 
 logger = log.get(__name__)
 
@@ -46,6 +47,7 @@ class Tally:
     duplicates: int = 0
     others: int = 0  # events of other types
     dead: int = 0
+    parked: int = 0
 
     @property
     def skipped(self) -> int:
@@ -55,7 +57,7 @@ class Tally:
     @property
     def processed(self) -> int:
         """All records."""
-        return self.effects + self.skipped + self.dead
+        return self.effects + self.skipped + self.dead + self.parked
 
 
 @dataclass
@@ -122,8 +124,9 @@ class Inbox:
         self._downstream = downstream
         self._effect = effect_of(downstream, node=node)
         self._node = node
-        self._dead_letters: Producer | None = None
+        self._burial = Burial(settings, downstream.group, node=node)
         self._pace = Pace(settings.limits)
+        self._parking = Parking(downstream.group)
         self._failures = Failures(downstream, most_in_a_row=settings.limits.failures_in_a_row)
         self._asked: tuple[BoundedConnection, int, float] | None = None  # the transaction in hand: events, beginning
         self.trouble = ""  # why a batch has to be tried again
@@ -137,10 +140,10 @@ class Inbox:
             _, events, began = asked
             if (runs_s := time.monotonic() - began) > self._pace.target_s:
                 trouble = f"its transaction of {events} event{'s' if events > 1 else ''} has run for {runs_s:.0f} s"
-        return Work(tally.processed, tally.effects, tally.skipped, tally.dead, trouble)
+        return Work(tally.processed, tally.effects, tally.skipped, tally.dead + tally.parked, trouble)
 
     def handle(self, records: Sequence[Record]) -> None:
-        """Bring records to where they belong, without a pause between tries. Raises what `apply` raises but for that."""
+        """Bring records to where they belong, with no pause between tries. Raises what `apply` raises at the last."""
         batch = self.read(records)
         while True:
             try:
@@ -157,8 +160,7 @@ class Inbox:
     def close(self) -> None:
         """Let the connection to the dead-letter topic go."""
         self.done.tell(at_once=True)
-        if self._dead_letters:
-            self._dead_letters.close()
+        self._burial.close()
 
     def rest(self) -> None:
         """Take note that there is nothing to do."""
@@ -171,7 +173,7 @@ class Inbox:
             asked[0].end_statement(within_s=within_s)
 
     def apply(self, batch: Batch) -> None:
-        """Effects first, then dead letters: an event whose effect failed often enough is one of them.
+        """Effects first, then dead letters. An event whose effect failed often enough is parked.
 
         Raises what psycopg raises, FailingError, Later, UnavailableError, BrewError: tried again, it goes on where it
         stopped. Returns with the batch unfinished where that is given up meanwhile.
@@ -183,11 +185,9 @@ class Inbox:
             try:
                 self._write(batch)
             except FailingError:
-                if batch.dead and not batch.given_up:
-                    self._bury(batch)
+                self._bury(batch)  # they wait for nobody
                 raise
-            if batch.dead and not batch.given_up:
-                self._bury(batch)
+            self._bury(batch)
         finally:
             batch.settle()
         took_s = time.monotonic() - started
@@ -199,6 +199,15 @@ class Inbox:
             took_ms=round(took_s * 1000),
         )
 
+    def _bury(self, batch: Batch) -> None:
+        """Have dead letters acknowledged; those that are not stay in the batch. Raises UnavailableError for them."""
+        if batch.dead and not batch.given_up:
+            before = len(batch.dead)
+            try:
+                self._burial.bury(batch.dead)
+            finally:
+                self.tally.dead += before - len(batch.dead)
+
     def _write(self, batch: Batch) -> None:
         """Commit dedup rows and effects: all in one transaction, or parts of it.
 
@@ -206,50 +215,58 @@ class Inbox:
         events of its key wait behind it. Raises FailingError where some are to be tried again.
         """
         parts = _without_reused_ids(list(batch.readable))
-        behind: set[str] = set()  # keys
-        failing = 0
-        why = ""
+        failing: dict[str, str] = {}  # keys, and why
         while parts and not batch.given_up:
             part = parts.pop()
-            if behind:
-                part = [identity for identity in part if batch.readable[identity][1].key not in behind]
+            if failing:
+                part = [identity for identity in part if batch.readable[identity][1].key not in failing]
             if len(part) > (size := self._pace.size):
                 parts += [part[size:], part[:size]]
-                continue
-            try:
-                effects = self._transact([batch.readable[identity][1] for identity in part], batch.repeats)
-            except Later:
-                raise
-            except Exception as error:
-                if halves := self._halves(part, error, batch):
-                    parts += halves
-                    continue
-                if not self._is_countable(error):
-                    raise
-                if not (reason := self._failures.failed(part[0], error)):
-                    behind.add(batch.readable[part[0]][1].key)
-                    failing, why = failing + 1, reason_of(error)
-                    logger.debug("effect_failed", outbox_id=part[0][0], exc_info=error)
-                    continue
-                record, _ = batch.readable.pop(part[0])
-                batch.dead.append((record, reason))
-            else:
-                for identity in part:
-                    del batch.readable[identity]
-                    self._failures.forget(identity)
-                if effects:
-                    self._failures.succeeded()
-                self.tally.effects += effects
-                self.tally.duplicates += len(part) - effects
-            self.tally.duplicates += sum(batch.repeats.pop(outbox_id, 0) for outbox_id, _ in part)
+            elif part:
+                parts += self._attempt(part, batch, failing)
             if parts:
                 batch.settle()
         if failing and not batch.given_up:
-            raise FailingError(f"{failing} event{'s' if failing > 1 else ''} failed: {why}")
+            several = "s" if len(failing) > 1 else ""
+            raise FailingError(f"{len(failing)} event{several} failed: {next(iter(failing.values()))}")
 
-    def _is_countable(self, error: Exception) -> bool:
-        """Say whether a failed try counts, as the event's fault or as that of all: nothing is away, nothing was slow."""
-        return not isinstance(error, (*SLOW, *UNAVAILABLE))
+    def _attempt(self, part: list[Identity], batch: Batch, failing: dict[str, str]) -> list[list[Identity]]:
+        """Try a part; return parts of it that are to be tried next, the first one last."""
+        try:
+            effects, parked = self._transact([batch.readable[identity] for identity in part], batch.repeats)
+        except Later:
+            raise
+        except Exception as error:
+            if halves := self._halves(part, error, batch):
+                return halves
+            if not _is_countable(error):
+                raise
+            identity, read = part[0], batch.readable[part[0]]
+            logger.debug("effect_failed", outbox_id=identity[0], exc_info=error)
+            tries = self._failures.failed(identity, error)
+            if tries is None:
+                failing[read[1].key] = reason_of(error)
+                return []
+            effects, parked = 0, self._park(read, reason_of(error), tries=tries)
+        if effects:
+            self._failures.succeeded()
+        for identity in part:
+            del batch.readable[identity]
+            self._failures.forget(identity)
+        self.tally.effects += effects
+        self.tally.parked += parked
+        repeats = sum(batch.repeats.pop(outbox_id, 0) for outbox_id, _ in part)
+        self.tally.duplicates += len(part) - effects - parked + repeats
+        return []
+
+    def _park(self, read: Read, reason: str, *, tries: int) -> int:
+        with self._pool.connection() as connection:
+            parked = self._parking.park(connection, read, reason, attempts=tries)
+        if parked:
+            record, event = read
+            place = f"{record.partition}@{record.offset}"
+            logger.error("parked", key=event.key, record=place, reason=reason, hint="see `brewctl dlq list`")
+        return parked
 
     def _halves(self, part: list[Identity], error: Exception, batch: Batch) -> list[list[Identity]]:
         """Say in which parts to try again what failed, the first one last; none where that would not help."""
@@ -258,59 +275,37 @@ class Inbox:
             self._pace.halve(len(part))
         elif slow:
             self._pace.note_timeout(len(part), reason_of(error))
-        if len(part) == 1 or not (slow or self._is_countable(error)):
+        if len(part) == 1 or not (slow or _is_countable(error)):
             return []
         middle = (len(part) + 1) // 2
         return [part[middle:], part[:middle]]
 
-    def _transact(self, fresh: Sequence[Event[Any]], repeats: Counter[int]) -> int:
-        """Commit dedup rows and effects of these events, and return how many effects there were."""
-        if not fresh:
-            return 0
+    def _transact(self, part: Sequence[Read], repeats: Counter[int]) -> tuple[int, int]:
+        """Commit dedup rows and effects of these events; return how many effects there were, and how many it parked."""
+        fresh, parked = [event for _, event in part], 0
         with self._pool.connection() as connection:
             began = time.monotonic()
             self._asked = connection, len(fresh), began
             try:
-                effects = self._effect(connection, fresh, repeats)
+                effects = None
+                if not self._parking.used:
+                    try:
+                        effects = self._effect(connection, fresh, repeats)
+                    except KeysParkedError:
+                        self._parking.used = True
+                if effects is None:
+                    with connection.transaction():
+                        fresh, parked = self._parking.park_behind(connection, part)
+                        effects = self._effect(connection, fresh, repeats, looked=True) if fresh else 0
             finally:
                 self._asked = None
-        self._pace.note(len(fresh), time.monotonic() - began)
-        return effects
+        self._pace.note(len(part), time.monotonic() - began)
+        return effects, parked
 
-    def _bury(self, batch: Batch) -> None:
-        """Have dead letters acknowledged; those that are not stay in the batch. Raises UnavailableError for them."""
-        if self._dead_letters is None:
-            self._dead_letters = dead_letters.open_producer(self._settings, node=self._node)
-        timeout_s = self._settings.limits.publish_s
-        group, topic = self._downstream.group, self._settings.dead_letter_topic
-        letters = [dead_letters.letter_for(record, reason, group=group, topic=topic) for record, reason in batch.dead]
-        outcomes = self._dead_letters.send(letters, timeout_s=timeout_s)
-        for position, letter in enumerate(letters):
-            if isinstance(outcomes[position], ClockError):
-                # This machine's clock is wrong: the record's own time was good enough for Kafka.
-                record, _ = batch.dead[position]
-                letters[position] = letter = replace(letter, timestamp_ms=record.timestamp_ms)  # noqa: PLW2901
-                (outcomes[position],) = self._dead_letters.send([letter], timeout_s=timeout_s)
-            if isinstance(outcomes[position], RefusedError):
-                # Too large even compressed: its reason and its place are kept, the record itself is in the topic.
-                bare = dead_letters.without_value(letter)
-                (outcomes[position],) = self._dead_letters.send([bare], timeout_s=timeout_s)
-        pairs = list(zip(batch.dead, outcomes, strict=True))
-        buried = [dead for dead, outcome in pairs if isinstance(outcome, Place)]
-        batch.dead = [dead for dead, outcome in pairs if not isinstance(outcome, Place)]
-        self.tally.dead += len(buried)
-        if buried:  # one line however many: a broken trigger rejects them all
-            record, reason = buried[0]
-            first = f"{record.partition}@{record.offset}"
-            logger.error("dead_letter", count=len(buried), first=first, reason=reason, hint="see `brewctl dlq list`")
-        for outcome in outcomes:
-            if isinstance(outcome, UnavailableError):
-                self._dead_letters.abandon()
-                self._dead_letters = None
-                raise outcome
-            if isinstance(outcome, RefusedError):
-                hint = "raise max.message.bytes of the dead-letter topic, if that is why; the offset stays uncommitted"
-                raise BrewError(f"kafka refused a dead letter: {outcome}", hint=hint)
+
+def _is_countable(error: Exception) -> bool:
+    """Say whether a failed try counts, as the event's fault or as that of all: nothing is away, nothing was slow."""
+    return not isinstance(error, (*SLOW, *UNAVAILABLE))
 
 
 def _without_reused_ids(identities: list[Identity]) -> list[list[Identity]]:

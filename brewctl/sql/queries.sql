@@ -195,9 +195,13 @@ SELECT clock_timestamp()
 -- All repeats of the batch are one row of `redeliveries`, `repeated` (ids that came more than once within the batch)
 -- among them; where all ids were taken they are not looked for. No outbox id is there twice. An effect
 -- reads `fresh`, which has the columns that it names; all of it is committed together or not at all.
-WITH event AS (
+WITH waiting AS (
+    -- Whether it has parked events, and their keys were not looked at: then nothing is taken.
+    SELECT NOT %(looked)s AND EXISTS (SELECT FROM parked_events WHERE consumer = %(consumer)s AND outcome IS NULL) AS there
+), event AS (
     SELECT *
       FROM unnest(%(outbox_ids)b::bigint[], %(event_ids)b::text[]::uuid[]/* arrays */) AS e (outbox_id, event_id/* names */)
+     WHERE NOT (SELECT there FROM waiting)
 ), taken AS (
     INSERT INTO processed_events (consumer, outbox_id, event_id)
     SELECT %(consumer)s, outbox_id, event_id FROM event ORDER BY outbox_id
@@ -230,9 +234,17 @@ WITH event AS (
     SELECT %(consumer)s, %(node)s, array_agg(outbox_id ORDER BY outbox_id)
       FROM (SELECT outbox_id FROM again WHERE outbox_id NOT IN (SELECT outbox_id FROM reused)
              UNION ALL
-            SELECT unnest(%(repeated)b::bigint[])) AS repeat
+            SELECT unnest(%(repeated)b::bigint[]) FROM waiting WHERE NOT there) AS repeat
     HAVING count(*) > 0
 )
+
+-- taken --
+-- The back half of a statement with an effect.
+SELECT count(*), (SELECT there FROM waiting) FROM fresh
+
+-- taken_ids --
+-- The back half for an effect of several statements; one row with a null where nothing is fresh.
+SELECT there, outbox_id FROM waiting LEFT JOIN fresh ON true
 
 -- reserve --
 -- Effect of inventory-service: a reservation, which a cancelled order releases. Merged by seq, so that a late repeat
@@ -256,6 +268,58 @@ SELECT order_id, %(node)s, 'push', max(coalesce(seq, 1)),
  ORDER BY order_id
 ON CONFLICT (order_id) DO UPDATE SET seq = excluded.seq, state = excluded.state, cancelled_at = excluded.cancelled_at
  WHERE excluded.seq > n.seq
+
+-- parks --
+-- Whether a consumer has parked events.
+SELECT EXISTS (SELECT FROM parked_events WHERE consumer = %(consumer)s AND outcome IS NULL)
+
+-- parked_keys --
+SELECT DISTINCT key FROM parked_events WHERE consumer = %(consumer)s AND outcome IS NULL AND key = ANY(%(keys)s)
+
+-- lock_keys --
+-- Held to the end of the transaction: one at a time parks events of a key, redrives or drops them.
+SELECT pg_advisory_xact_lock(hashtextextended(%(consumer)s || ' ' || key, 0))
+  FROM (SELECT unnest(%(keys)s::text[]) AS key ORDER BY key) AS asked
+
+-- park --
+-- Passed over are events that have had their effect, and those that are parked. In the order in which they were read.
+INSERT INTO parked_events (consumer, key, seq, outbox_id, event_id, event_type, topic, "partition", "offset",
+                           written_ms, value, headers, reason, attempts)
+SELECT %(consumer)s, e.key, e.seq, e.outbox_id, e.event_id, e.event_type, e.topic, e."partition", e."offset",
+       e.written_ms, e.value, e.headers, %(reason)s, %(attempts)s
+  FROM unnest(%(keys)s::text[], %(seqs)s::bigint[], %(outbox_ids)s::bigint[], %(event_ids)s::uuid[],
+              %(event_types)s::text[], %(topics)s::text[], %(partitions)s::integer[], %(offsets)s::bigint[],
+              %(written)s::bigint[], %(values)s::bytea[], %(headers)s::text[]) WITH ORDINALITY
+       AS e (key, seq, outbox_id, event_id, event_type, topic, "partition", "offset", written_ms, value, headers, place)
+ WHERE NOT EXISTS (
+       SELECT FROM processed_events p
+        WHERE p.consumer = %(consumer)s AND p.outbox_id = e.outbox_id
+          AND (p.event_id IS NULL OR e.event_id IS NULL OR p.event_id = e.event_id OR e.event_id = ANY(p.earlier_ids)))
+ ORDER BY e.place
+ON CONFLICT DO NOTHING
+RETURNING outbox_id
+
+-- parked_events --
+-- Of these consumers, oldest first; `ids` null: all. `open`: those without an outcome alone.
+SELECT id, consumer AS group, key, seq, outbox_id, event_id::text, event_type, topic, "partition", "offset", written_ms,
+       value, headers, reason, attempts, parked_at, coalesce(outcome, '') AS outcome
+  FROM parked_events
+ WHERE consumer = ANY(%(consumers)s)
+   AND (outcome IS NULL OR NOT %(open)s)
+   AND (%(ids)s::bigint[] IS NULL OR id = ANY(%(ids)s))
+   AND (%(key)s::text IS NULL OR key = %(key)s)
+ ORDER BY id
+
+-- count_as_processed --
+-- Parked events that are given up.
+INSERT INTO processed_events (consumer, outbox_id, event_id)
+SELECT consumer, outbox_id, event_id FROM parked_events WHERE id = ANY(%(ids)s) AND outcome IS NULL
+ON CONFLICT DO NOTHING
+
+-- settle_parked --
+UPDATE parked_events
+   SET outcome = %(outcome)s, settled_at = clock_timestamp()
+ WHERE id = ANY(%(ids)s) AND outcome IS NULL
 
 -- settled_letters --
 -- What became of these dead letters; no row where one is open.
@@ -437,7 +501,7 @@ SELECT extract(epoch FROM max(greatest(r.created_at, n.created_at) - o.created_a
 -- reset --
 -- Empties every table. CONTINUE IDENTITY: see schema.sql.
 TRUNCATE orders, outbox, processed_events, inventory_reservations, notifications_log, dead_letters_settled, nodes,
-         redeliveries, aggregates
+         redeliveries, aggregates, parked_events
 CONTINUE IDENTITY
 
 -- schema_state --

@@ -141,6 +141,35 @@ CREATE TABLE IF NOT EXISTS redeliveries (
     outbox_ids bigint[] NOT NULL
 );
 
+-- Events whose effect failed for themselves alone, and later events of their keys, with the records that they were read
+-- from. While a key has one without an outcome, later events of the key are parked behind it.
+CREATE TABLE IF NOT EXISTS parked_events (
+    id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    consumer    text NOT NULL,
+    key         text NOT NULL,
+    seq         bigint,
+    outbox_id   bigint NOT NULL,
+    event_id    uuid,
+    event_type  text NOT NULL,
+    topic       text NOT NULL,
+    "partition" integer NOT NULL,
+    "offset"    bigint NOT NULL,
+    written_ms  bigint NOT NULL,
+    value       bytea NOT NULL,
+    -- JSON: [name, text], or [name, null, hex] where a header is no text.
+    headers     text NOT NULL,
+    reason      text NOT NULL,
+    -- Tries that failed; 0 of one that was parked behind another.
+    attempts    integer NOT NULL,
+    parked_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    outcome     text CHECK (outcome IN ('redriven', 'dropped')),
+    settled_at  timestamptz
+);
+CREATE UNIQUE INDEX IF NOT EXISTS parked_events_once
+    ON parked_events (consumer, outbox_id, coalesce(event_id, '00000000-0000-0000-0000-000000000000'));
+CREATE INDEX IF NOT EXISTS parked_events_open
+    ON parked_events (consumer, key, id) WHERE outcome IS NULL;
+
 CREATE TABLE IF NOT EXISTS inventory_reservations (
     order_id    uuid PRIMARY KEY,
     node_id     text NOT NULL,

@@ -132,8 +132,7 @@ class Chain:
             inbox = Inbox(self.rig.settings, self.pool, projection, node=projection.group)
             for records in self.reader.read(self.rig.settings.topic, ranges):
                 inbox.handle(records)
-            if inbox._dead_letters:
-                inbox._dead_letters.close()
+            inbox.close()
             self.commit(projection.group, {partition: end for partition, (_, end) in bounds.items() if end})
 
     def commit(self, group: str, offsets: Mapping[int, int]) -> None:
