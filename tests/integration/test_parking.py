@@ -1,6 +1,7 @@
 """Events whose effect fails: tried again, parked with what follows of their keys, redriven in order; or all stops."""
 
 import dataclasses
+import json
 import uuid
 from collections import Counter
 from collections.abc import Sequence
@@ -204,3 +205,37 @@ def test_keys_go_on_beside_one_that_is_parked_by_another_node(rig: Rig, pool: Po
     with database.connect(rig.settings) as connection:
         parking.redrive(connection, inventory.DOWNSTREAM, [events.aggregate_id(bad)], node="cli")
     assert rig.connection.execute("SELECT count(*) FROM inventory_reservations WHERE seq = 2").fetchone() == (2,)
+
+
+def test_the_commands_show_redrive_and_drop_parked_events_beside_dead_letters(rig: Rig, pool: Pool) -> None:
+    bad, worse, good = ids(3)
+    rig.connection.execute("ALTER TABLE inventory_reservations ADD CONSTRAINT closed CHECK (node_id <> 'n') NOT VALID")
+    inbox = Inbox(rig.settings, pool, dataclasses.replace(inventory.DOWNSTREAM, attempts=1), node="n")
+    inbox.handle([event(1, bad), event(2, worse)])
+    inbox.handle([event(3, bad, seq=2), event(4, good, seq=2)])
+    listed = rig.brewctl("dlq", "list")
+    assert listed.returncode == 0, listed.stderr
+    found = [json.loads(line) for line in rig.brewctl("dlq", "list", "--json").stdout.splitlines()]
+    assert [(each["state"], each["group"], each["attempts"]) for each in found] == [
+        ("parked", "inventory", attempts) for attempts in (1, 1, 0, 1)
+    ]
+    first, second, _, last = (each["id"] for each in found)
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == ["id", *(each["id"] for each in found)]
+    assert "(waits behind an event of its key)" in listed.stdout
+    shown = rig.brewctl("dlq", "show", first)
+    assert "violates check constraint" in shown.stdout
+    assert f"brewctl dlq redrive {first}" in shown.stderr
+    refused = rig.brewctl("dlq", "redrive", first)
+    assert (refused.returncode, refused.stdout) == (0, "redriven=2 already=0 refused=0\n")  # by a node of another name
+    again = rig.brewctl("dlq", "redrive", first)
+    assert (again.returncode, again.stdout) == (0, "redriven=0 already=1 refused=0\n")
+    rig.connection.execute("ALTER TABLE inventory_reservations ADD CONSTRAINT none CHECK (false) NOT VALID")
+    refused = rig.brewctl("dlq", "redrive", "--order", worse)
+    assert (refused.returncode, refused.stdout) == (1, "redriven=0 already=0 refused=1\n")
+    assert "violates check constraint" in refused.stderr
+    unknown = rig.brewctl("dlq", "redrive", "p999999")
+    assert (unknown.returncode, "no parked event p999999" in unknown.stderr) == (1, True)
+    assert rig.brewctl("dlq", "drop", second, last).returncode == 2
+    assert rig.brewctl("dlq", "drop", second, last, "--yes").stdout == "dropped=2 already=0 refused=0\n"
+    assert "nor parked events" in rig.brewctl("dlq", "list").stderr
+    assert rig.brewctl("dlq", "list", "--all").stdout.count("[dropped]") == 2
