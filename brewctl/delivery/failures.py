@@ -64,10 +64,10 @@ class Failures:
 
 def _is_everyones(error: Exception) -> bool:
     """Say whether the next event would fail the same way: a table is not there, or may not be written."""
-    return isinstance(error, psycopg.Error) and not _blames_a_row(error)
+    return isinstance(error, psycopg.Error) and not blames_a_row(error)
 
 
-def _blames_a_row(error: psycopg.Error) -> bool:
+def blames_a_row(error: psycopg.Error) -> bool:
     """Say whether PostgreSQL rejects the data of a row, not the statement, and is neither away nor overloaded."""
     if isinstance(error, psycopg.DataError | psycopg.IntegrityError):
         return True

@@ -24,7 +24,7 @@ from brewctl.delivery.database import UNAVAILABLE, BoundedConnection, NoAnswerEr
 from brewctl.delivery.downstream import Downstream, Later
 from brewctl.delivery.effects import KeysParkedError, effect_of
 from brewctl.delivery.events import Decoder, Event
-from brewctl.delivery.failures import FailingError, Failures, Identity, StoppedError, reason_of
+from brewctl.delivery.failures import FailingError, Failures, Identity, StoppedError, blames_a_row, reason_of
 from brewctl.delivery.pace import Pace
 from brewctl.delivery.parking import Parking, Read
 from brewctl.delivery.presence import Work
@@ -305,6 +305,8 @@ class Inbox:
 
 def _is_countable(error: Exception) -> bool:
     """Say whether a failed try counts, as the event's fault or as that of all: nothing is away, nothing was slow."""
+    if isinstance(error, psycopg.Error) and blames_a_row(error):
+        return True  # psycopg calls some of those operational
     return not isinstance(error, (*SLOW, *UNAVAILABLE))
 
 
