@@ -51,6 +51,10 @@ SELECT (SELECT count(*) FROM outbox WHERE published_at IS NULL AND failed_at IS 
          ORDER BY o.id
          LIMIT 1) AS oldest_s
 
+-- parked --
+-- Events that wait to be redriven, by their consumers; and how many keys they hold up.
+SELECT consumer, count(*), count(DISTINCT key) FROM parked_events WHERE outcome IS NULL GROUP BY consumer ORDER BY consumer
+
 -- clock --
 -- The server's, in seconds since the epoch.
 SELECT extract(epoch FROM clock_timestamp())::float8

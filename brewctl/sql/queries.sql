@@ -172,6 +172,7 @@ WITH page AS MATERIALIZED (
        AND (edge.number IS NULL OR page.kafka_offset < edge.first OR page.kafka_offset >= edge.next
             OR page.kafka_offset < reader.next)
        AND NOT EXISTS (SELECT FROM processed_events e WHERE e.consumer = g.consumer AND e.outbox_id = page.id)
+       AND NOT EXISTS (SELECT FROM parked_events k WHERE k.consumer = g.consumer AND k.outbox_id = page.id)
 )
 SELECT looked.last, missing.*
   FROM (SELECT max(id) AS last FROM page) AS looked

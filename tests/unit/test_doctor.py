@@ -608,3 +608,13 @@ def test_where_a_damaged_state_hides_the_servers_they_are_not_asked(tmp_path: Pa
         "run `brewctl down --purge`, which deletes the sandbox's data",
     )
     assert {"postgres", "kafka", "order-service"}.isdisjoint(finding["check"] for finding in told["findings"])
+
+
+def test_parked_events_are_named_with_the_command_that_shows_them() -> None:
+    assert verdicts(*postgres._parked([])) == ["ok"]
+    first, _ = postgres._parked([("inventory", 3, 1), ("loyalty", 1, 1)])
+    assert (first.verdict, first.found) == (
+        Verdict.WARN,
+        "inventory has parked 3 events of 1 key, whose effect failed",
+    )
+    assert "brewctl dlq list --group inventory" in first.mend
