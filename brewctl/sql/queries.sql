@@ -42,6 +42,13 @@ WITH new_order AS (
 )
 SELECT id FROM written
 
+-- add_event --
+-- One more event of any aggregate, in the transaction that is open.
+SELECT outbox_add(topic => %(topic)s::text, aggregate_id => %(aggregate_id)s::text, event_type => %(event_type)s::text,
+                  payload => %(payload)b::bytea, tenant_id => %(tenant_id)s::text, trace_id => %(trace_id)s::text,
+                  traceparent => %(traceparent)s::text, event_id => %(event_id)s::uuid,
+                  content_type => %(content_type)s::text)
+
 -- orders_by_ids_or_keys --
 -- Of new orders, those that are there already: the order of the same id, which an earlier try wrote, else the one
 -- that the tenant's key made. One look into each index a row, however large the table is.
@@ -459,7 +466,7 @@ SELECT part.place, coalesce(index.indexrelid IS NOT NULL AND part.kind <> 'lefto
             WHEN 'leftover' THEN index.indexrelid IS NOT NULL
             WHEN 'function' THEN NOT EXISTS (
                  SELECT FROM pg_proc
-                  WHERE oid = to_regproc(part.name)
+                  WHERE proname = part.name AND pg_function_is_visible(oid)
                     AND btrim(regexp_replace(regexp_replace(prosrc, '--[^\n]*', '', 'g'), '\s+', ' ', 'g')) = part.columns)
             ELSE NOT EXISTS (
                  SELECT FROM pg_index i
@@ -475,6 +482,12 @@ SELECT part.place, coalesce(index.indexrelid IS NOT NULL AND part.kind <> 'lefto
 -- bound_locks --
 -- Ends each later wait of the transaction for a lock after `timeout`: those who wait behind it go on.
 SELECT set_config('lock_timeout', %(timeout)s, true)
+
+-- fix_search_path --
+-- To the end of the transaction: the schemas that are searched, by their names. A function keeps them, and is called by
+-- other users, to whom "$user" is another schema. Temporary tables last: none is taken for one of ours.
+SELECT set_config('search_path', string_agg(quote_ident(name), ', ' ORDER BY place) || ', pg_temp', true)
+  FROM unnest(current_schemas(false)) WITH ORDINALITY AS searched (name, place)
 
 -- lock_schema --
 -- Held to the end of the transaction: one creates tables at a time.
