@@ -201,7 +201,8 @@ SELECT clock_timestamp()
 -- another event. One of the two without an event id counts as the same. A repeat writes nothing to processed_events.
 -- All repeats of the batch are one row of `redeliveries`, `repeated` (ids that came more than once within the batch)
 -- among them; where all ids were taken they are not looked for. No outbox id is there twice. An effect
--- reads `fresh`, which has the columns that it names; all of it is committed together or not at all.
+-- reads `fresh`, which has the columns that it names; all of it is committed together or not at all. A row of `reused`
+-- is locked, and looked at as it is now, also where it was committed just before.
 WITH event AS (
     SELECT *
       FROM unnest(%(outbox_ids)b::bigint[], %(event_ids)b::text[]::uuid[]/* arrays */) AS e (outbox_id, event_id/* names */)
@@ -216,7 +217,6 @@ WITH event AS (
      WHERE (SELECT count(*) FROM taken) < cardinality(%(outbox_ids)b::bigint[])
        AND outbox_id NOT IN (SELECT outbox_id FROM taken)
 ), reused AS (
-    -- The row is locked, and looked at as it is now, also where it was committed just before.
     INSERT INTO processed_events AS p (consumer, outbox_id, event_id)
     SELECT %(consumer)s, again.outbox_id, again.event_id
       FROM again LEFT JOIN processed_events known
@@ -467,7 +467,7 @@ SELECT part.place, coalesce(index.indexrelid IS NOT NULL AND part.kind <> 'lefto
             WHEN 'function' THEN NOT EXISTS (
                  SELECT FROM pg_proc
                   WHERE proname = part.name AND pg_function_is_visible(oid)
-                    AND btrim(regexp_replace(regexp_replace(prosrc, '--[^\n]*', '', 'g'), '\s+', ' ', 'g')) = part.columns)
+                    AND btrim(regexp_replace(regexp_replace(prosrc, '[-]-[^\n]*', '', 'g'), '\s+', ' ', 'g')) = part.columns)
             ELSE NOT EXISTS (
                  SELECT FROM pg_index i
                   WHERE i.indrelid = to_regclass(part."table") AND i.indisunique AND i.indisvalid AND i.indimmediate

@@ -35,7 +35,15 @@ def psql(rig: Rig, script: str) -> str:
     if not program:
         pytest.skip("no psql on this machine")
     done = subprocess.run(
-        [program, "--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--set=ON_ERROR_STOP=1", rig.settings.database_url],
+        [
+            program,
+            "--no-psqlrc",
+            "--quiet",
+            "--tuples-only",
+            "--no-align",
+            "--set=ON_ERROR_STOP=1",
+            rig.settings.database_url,
+        ],
         input=script,
         capture_output=True,
         text=True,
@@ -158,8 +166,10 @@ def test_two_publishers_one_of_which_is_killed_beside_an_order_service_that_does
         victim = next(node for node in rig.nodes.started if node.name == "publisher-1")
         rig.wait(
             "rows of publisher-1",
-            lambda: rig.connection.execute(published_by, ("publisher-1",)).fetchone() != (0,)
-            or all(done.done() for done in writing),
+            lambda: (
+                rig.connection.execute(published_by, ("publisher-1",)).fetchone() != (0,)
+                or all(done.done() for done in writing)
+            ),
         )
         victim.kill()
         for done in writing:
