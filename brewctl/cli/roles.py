@@ -67,7 +67,7 @@ def publish(
     database_url: options.DatabaseUrl = None,
     brokers: options.Brokers = None,
 ) -> None:
-    """Run a replica that only publishes: it sends the outbox's rows to Kafka.
+    """Run a replica that only publishes the outbox's rows.
 
     For rows of `serve order --no-publisher`, and of services that add events in SQL, with outbox_add().
 
