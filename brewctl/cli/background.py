@@ -23,7 +23,7 @@ def start(
     roles: Annotated[
         list[str],
         typer.Argument(
-            help="A node for each: order, inventory or notifications.",
+            help="A node for each: order, publisher, inventory or notifications.",
             metavar="ROLE…",
             autocompletion=completion.roles,
         ),
@@ -140,7 +140,7 @@ def _require_servers(settings: "Settings", roles: Sequence[str]) -> None:
 
     with database.connect(settings) as connection:
         database.check_schema(connection)
-    if set(roles) != {"order"}:  # which starts without Kafka
+    if set(roles) - {"order", "publisher"}:  # which start without Kafka
         broker.require_topic(settings)
 
 

@@ -9,7 +9,7 @@ from brewctl.config import Settings
 from brewctl.delivery import database, schema
 from brewctl.delivery.database import Connection
 from brewctl.delivery.schema import Kind
-from brewctl.doctor import clocks, in_force, replicas, sessions
+from brewctl.doctor import clocks, identity, in_force, replicas, sessions
 from brewctl.doctor.finding import Finding, fail, ok, warn
 from brewctl.sql import doctor_queries
 
@@ -65,6 +65,7 @@ def check(settings: Settings) -> Iterator[Finding]:
         if not lacking:
             yield from _outbox(*connection.execute(doctor_queries["outbox"]).fetchone() or (0, None))
             yield from _parked(connection.execute(doctor_queries["parked"]).fetchall())
+            yield from identity.check(connection)
             yield from replicas.check(connection)
         yield clocks.judge("clock", "postgres", *_read_clocks(connection))
 
@@ -160,9 +161,8 @@ def _outbox(set_aside: int, oldest_s: float | None) -> Iterator[Finding]:
 def _parked(waiting: Sequence[tuple[Any, ...]]) -> Iterator[Finding]:
     for group, events, keys in waiting:
         several = "s" if keys > 1 else ""
-        found = (
-            f"{group} has parked {events} event{'s' if events > 1 else ''} of {keys} key{several}, whose effect failed"
-        )
+        which = f"{events} event{'s' if events > 1 else ''} of {keys} key{several}"
+        found = f"{group} has parked {which}, whose effect failed"
         yield warn("parked", found, mend=f"see `brewctl dlq list --group {group}`, then `brewctl dlq redrive`")
     if not waiting:
         yield ok("parked", "no event waits to be redriven")

@@ -25,6 +25,7 @@ NOTIFICATION_NODES = ("notification-1",)
 CAST = (*ORDER_NODES, *INVENTORY_NODES, *NOTIFICATION_NODES)
 
 _ASSIGNED = re.compile(r"partitions assigned \[([\d, ]*)\]")
+_STARTED = re.compile(r"publisher started")
 _LISTENS = re.compile(r"listening on (\S+)")
 
 
@@ -42,6 +43,7 @@ ROLES = {
     role.name: role
     for role in (
         Role("order", "order", ("serve", "order"), _LISTENS),
+        Role("publisher", "publisher", ("publish",), _STARTED),
         Role("inventory", "inventory", ("consume", "inventory"), _ASSIGNED),
         Role("notifications", "notification", ("consume", "notifications"), _ASSIGNED),
     )
@@ -124,7 +126,7 @@ class Node:
 
     @property
     def ready(self) -> bool:
-        """Say whether it works: it listens, or has been assigned partitions."""
+        """Say whether it works: it listens, publishes, or has been assigned partitions."""
         ready = _role(self.name).ready
         return any(ready.search(line) for line in self.lines)
 

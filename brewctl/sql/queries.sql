@@ -42,6 +42,13 @@ WITH new_order AS (
 )
 SELECT id FROM written
 
+-- add_event --
+-- One more event of any aggregate, in the transaction that is open.
+SELECT outbox_add(topic => %(topic)s::text, aggregate_id => %(aggregate_id)s::text, event_type => %(event_type)s::text,
+                  payload => %(payload)b::bytea, tenant_id => %(tenant_id)s::text, trace_id => %(trace_id)s::text,
+                  traceparent => %(traceparent)s::text, event_id => %(event_id)s::uuid,
+                  content_type => %(content_type)s::text)
+
 -- orders_by_ids_or_keys --
 -- Of new orders, those that are there already: the order of the same id, which an earlier try wrote, else the one
 -- that the tenant's key made. One look into each index a row, however large the table is.
@@ -195,9 +202,10 @@ SELECT clock_timestamp()
 -- another event. One of the two without an event id counts as the same. A repeat writes nothing to processed_events.
 -- All repeats of the batch are one row of `redeliveries`, `repeated` (ids that came more than once within the batch)
 -- among them; where all ids were taken they are not looked for. No outbox id is there twice. An effect
--- reads `fresh`, which has the columns that it names; all of it is committed together or not at all.
+-- reads `fresh`, which has the columns that it names; all of it is committed together or not at all. A row of `reused`
+-- is locked, and looked at as it is now, also where it was committed just before. `waiting`: whether the consumer has
+-- parked events, and their keys were not looked at; then nothing is taken.
 WITH waiting AS (
-    -- Whether it has parked events, and their keys were not looked at: then nothing is taken.
     SELECT NOT %(looked)s AND EXISTS (SELECT FROM parked_events WHERE consumer = %(consumer)s AND outcome IS NULL) AS there
 ), event AS (
     SELECT *
@@ -214,7 +222,6 @@ WITH waiting AS (
      WHERE (SELECT count(*) FROM taken) < cardinality(%(outbox_ids)b::bigint[])
        AND outbox_id NOT IN (SELECT outbox_id FROM taken)
 ), reused AS (
-    -- The row is locked, and looked at as it is now, also where it was committed just before.
     INSERT INTO processed_events AS p (consumer, outbox_id, event_id)
     SELECT %(consumer)s, again.outbox_id, again.event_id
       FROM again LEFT JOIN processed_events known
@@ -524,8 +531,8 @@ SELECT part.place, coalesce(index.indexrelid IS NOT NULL AND part.kind <> 'lefto
             WHEN 'leftover' THEN index.indexrelid IS NOT NULL
             WHEN 'function' THEN NOT EXISTS (
                  SELECT FROM pg_proc
-                  WHERE oid = to_regproc(part.name)
-                    AND btrim(regexp_replace(regexp_replace(prosrc, '--[^\n]*', '', 'g'), '\s+', ' ', 'g')) = part.columns)
+                  WHERE proname = part.name AND pg_function_is_visible(oid)
+                    AND btrim(regexp_replace(regexp_replace(prosrc, '[-]-[^\n]*', '', 'g'), '\s+', ' ', 'g')) = part.columns)
             ELSE NOT EXISTS (
                  SELECT FROM pg_index i
                   WHERE i.indrelid = to_regclass(part."table") AND i.indisunique AND i.indisvalid AND i.indimmediate
@@ -540,6 +547,12 @@ SELECT part.place, coalesce(index.indexrelid IS NOT NULL AND part.kind <> 'lefto
 -- bound_locks --
 -- Ends each later wait of the transaction for a lock after `timeout`: those who wait behind it go on.
 SELECT set_config('lock_timeout', %(timeout)s, true)
+
+-- fix_search_path --
+-- To the end of the transaction: the schemas that are searched, by their names. A function keeps them, and is called by
+-- other users, to whom "$user" is another schema. Temporary tables last: none is taken for one of ours.
+SELECT set_config('search_path', string_agg(quote_ident(name), ', ' ORDER BY place) || ', pg_temp', true)
+  FROM unnest(current_schemas(false)) WITH ORDINALITY AS searched (name, place)
 
 -- lock_schema --
 -- Held to the end of the transaction: one creates tables at a time.

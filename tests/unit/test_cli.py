@@ -216,7 +216,7 @@ def test_completion_of_what_can_not_be_looked_up_is_silent(brewctl: Brewctl) -> 
         (("demo", "--picture", "demo.html"), "must be a .svg file"),
         (("up", "--brokers", "4"), "--brokers"),
         (("start",), "ROLE…"),
-        (("start", "waiter"), "no role 'waiter': choose among order, inventory, notifications"),
+        (("start", "waiter"), "no role 'waiter': choose among order, publisher, inventory, notifications"),
         (("start", "order", "inventory", "--node", "mine"), "--node names a single node"),
         (("start", "order", "--node", "../x"), "--node '../x'"),
         (("stop",), "nodes or --all: none was started: see `brewctl start --help`"),
