@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, LiteralString, TypeVar
 
-from brewctl.delivery import events
+from brewctl.delivery import events, sql_text
 from brewctl.delivery.events import Decoder, Event
 from brewctl.errors import UsageError
 
@@ -22,7 +22,6 @@ AnyHandler = TypeVar("AnyHandler", bound=Handler)
 
 # Kafka takes up to 249 of these; a prefix, and a name in PostgreSQL's and the shell's variables, need room.
 _GROUP = re.compile(r"[A-Za-z0-9._-]{1,100}")
-_STATEMENT = re.compile(r"\s*(INSERT|UPDATE|DELETE|MERGE|WITH)\b", re.IGNORECASE)
 
 
 class Reject(Exception):  # noqa: N818 - a handler's word, not an error of ours
@@ -70,8 +69,11 @@ class Downstream:
                 f"downstream {self.group}: which events it takes is not said",
                 hint='annotate the event as Event[OrderCreated], or give events=("order.created",)',
             )
-        if self.sql is not None and not _STATEMENT.match(self.sql):
-            raise UsageError(f"downstream {self.group}: sql must be one INSERT, UPDATE, DELETE or MERGE over `fresh`")
+        if self.sql is not None:
+            try:
+                sql_text.effect(self.sql)
+            except ValueError as error:
+                raise UsageError(f"downstream {self.group}: {error}") from None
         if self.attempts < 1:
             raise UsageError(f"downstream {self.group}: attempts must be at least 1")
 

@@ -197,7 +197,7 @@ SELECT clock_timestamp()
 -- reads `fresh`, which has the columns that it names; all of it is committed together or not at all.
 WITH event AS (
     SELECT *
-      FROM unnest(%(outbox_ids)b::bigint[], %(event_ids)b::text[]::uuid[]/* arrays */) AS e (outbox_id, event_id/* names */)
+      FROM unnest(%(outbox_ids)s::bigint[], %(event_ids)s::uuid[]/* arrays */) AS e (outbox_id, event_id/* names */)
 ), taken AS (
     INSERT INTO processed_events (consumer, outbox_id, event_id)
     SELECT %(consumer)s, outbox_id, event_id FROM event ORDER BY outbox_id
@@ -206,7 +206,7 @@ WITH event AS (
 ), again AS (
     SELECT outbox_id, event_id
       FROM event
-     WHERE (SELECT count(*) FROM taken) < cardinality(%(outbox_ids)b::bigint[])
+     WHERE (SELECT count(*) FROM taken) < cardinality(%(outbox_ids)s::bigint[])
        AND outbox_id NOT IN (SELECT outbox_id FROM taken)
 ), reused AS (
     -- The row is locked, and looked at as it is now, also where it was committed just before.
