@@ -198,14 +198,14 @@ def _getter(
 
 def _message(downstream: Downstream, event_type: str) -> Any:
     """Return the message class of an event type, by its decoder: Payment.FromString, or a function that says so."""
-    message = events.MESSAGES.get(event_type)
-    if decoder := downstream.decoders.get(event_type):
-        message = getattr(decoder, "__self__", None)
-        if message is None:
-            try:
-                message = typing.get_type_hints(decoder).get("return")
-            except (TypeError, NameError):
-                message = None
+    own = events.MESSAGES.get(event_type)
+    decoder = downstream.decoders.get(event_type)
+    message = getattr(decoder, "__self__", None) if decoder else own
+    if message is None:
+        try:
+            message = typing.get_type_hints(decoder).get("return", own)
+        except (TypeError, NameError):
+            message = own
     return message if hasattr(message, "DESCRIPTOR") else None
 
 

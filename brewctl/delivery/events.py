@@ -191,7 +191,7 @@ def read(
         event_id = raw_id.decode().lower()
     seq = _number(by_name, "aggregate-seq") if "aggregate-seq" in by_name else None
     name = _key(key, by_name)
-    if not value:
+    if not value and (value is None or own in DECODERS):  # an own message may well have nothing in it
         raise UnreadableError("value is empty")
     try:
         data = decoder(value)

@@ -66,9 +66,9 @@ class lent:  # noqa: N801 - used as a function is; a generator would cost each e
                     " close a COPY or a pipeline, and wait for its threads"
                 )
             return
-        if error is None and has_news(connection, within_s=0):
+        if pgconn.status == ConnStatus.OK and has_news(connection, within_s=0):
             with contextlib.suppress(psycopg.Error):
-                pgconn.consume_input()  # such as the server's goodbye, after which there is no session
+                connection.execute("")  # such as the server's goodbye, after which there is no session
         if pgconn.status != ConnStatus.OK:
             _raise_lost(error)
         if isinstance(error, psycopg.Rollback):  # psycopg would take it as a wish, and say nothing
