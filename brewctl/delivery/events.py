@@ -183,13 +183,17 @@ def read(
     own = raw_type.decode()
     if get("content-type") != _CONTENT_TYPE and own in DECODERS:
         raise UnreadableError(f"content-type is {_text(by_name, 'content-type')[:80]!r}, not {CONTENT_TYPE}")
-    outbox_id = _number(by_name, "outbox-id")
-    event_id = None
+    # A number is mostly short and has nothing but digits; what is not so is looked at in `_number`.
+    raw = get("outbox-id", b"")
+    outbox_id = int(raw) if raw.isdigit() and len(raw) < _DIGITS and raw[0] != _ZERO else _number(by_name, "outbox-id")
+    event_id = seq = None
     if (raw_id := get("event-id")) is not None:
         if not _is_uuid(raw_id):
             raise UnreadableError(f"event-id is {_text(by_name, 'event-id')[:80]!r}, not a UUID")
         event_id = raw_id.decode().lower()
-    seq = _number(by_name, "aggregate-seq") if "aggregate-seq" in by_name else None
+    if (raw := get("aggregate-seq")) is not None:
+        plain = raw.isdigit() and len(raw) < _DIGITS and raw[0] != _ZERO
+        seq = int(raw) if plain else _number(by_name, "aggregate-seq")
     name = _key(key, by_name)
     if not value and (value is None or own in DECODERS):  # an own message may well have nothing in it
         raise UnreadableError("value is empty")
@@ -215,9 +219,6 @@ def _key(key: bytes | None, headers: dict[str, bytes]) -> str:
 
 
 def _number(headers: dict[str, bytes], name: str) -> int:
-    raw = headers.get(name, b"")
-    if len(raw) < _DIGITS and raw.isdigit() and raw[0] != _ZERO:
-        return int(raw)
     text = _text(headers, name)
     if not _NUMBER.fullmatch(text) or int(text) > _MOST:
         raise UnreadableError(f"{name} is {text[:80]!r}, not a positive 64-bit number")
