@@ -81,22 +81,28 @@ class Batch:
     def of(cls, records: Sequence[Record], decoders: Mapping[bytes, Decoder]) -> Self:
         """Tell readable events from dead letters and from other types; a repeat within the batch is a duplicate."""
         batch = cls(records)
-        seen: dict[int, list[str | None]] = {}  # event ids, by outbox id
+        read, readable = events.read, batch.readable
+        event_ids: dict[int, str | None] = {}  # the first of each outbox id
+        others: dict[int, set[str | None]] = {}  # of those that came with more than one
         for record in records:
             try:
-                event = events.read(record.key, record.value, record.headers, record.timestamp_ms, decoders=decoders)
+                event = read(record.key, record.value, record.headers, record.timestamp_ms, decoders=decoders)
             except events.UnreadableError as error:
                 batch.dead.append((record, str(error)))
                 continue
             if event is None:
                 batch.others += 1
                 continue
-            known = seen.setdefault(event.outbox_id, [])
-            if known and (event.id is None or event.id in known or None in known):
-                batch.repeats[event.outbox_id] += 1
+            outbox_id, event_id = event.outbox_id, event.id
+            if outbox_id in event_ids:
+                first = event_ids[outbox_id]
+                if event_id is None or first is None or event_id in others.setdefault(outbox_id, {first}):
+                    batch.repeats[outbox_id] += 1
+                    continue
+                others[outbox_id].add(event_id)
             else:
-                known.append(event.id)
-                batch.readable[event.outbox_id, event.id] = (record, event)
+                event_ids[outbox_id] = event_id
+            readable[outbox_id, event_id] = (record, event)
         return batch
 
     def settle(self) -> None:

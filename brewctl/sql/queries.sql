@@ -209,7 +209,7 @@ WITH waiting AS (
     SELECT NOT %(looked)s AND EXISTS (SELECT FROM parked_events WHERE consumer = %(consumer)s AND outcome IS NULL) AS there
 ), event AS (
     SELECT *
-      FROM unnest(%(outbox_ids)b::bigint[], %(event_ids)b::text[]::uuid[]/* arrays */) AS e (outbox_id, event_id/* names */)
+      FROM unnest(%(outbox_ids)s::bigint[], %(event_ids)s::uuid[]/* arrays */) AS e (outbox_id, event_id/* names */)
      WHERE NOT (SELECT there FROM waiting)
 ), taken AS (
     INSERT INTO processed_events (consumer, outbox_id, event_id)
@@ -219,7 +219,7 @@ WITH waiting AS (
 ), again AS (
     SELECT outbox_id, event_id
       FROM event
-     WHERE (SELECT count(*) FROM taken) < cardinality(%(outbox_ids)b::bigint[])
+     WHERE (SELECT count(*) FROM taken) < cardinality(%(outbox_ids)s::bigint[])
        AND outbox_id NOT IN (SELECT outbox_id FROM taken)
 ), reused AS (
     INSERT INTO processed_events AS p (consumer, outbox_id, event_id)

@@ -4,6 +4,7 @@ import dataclasses
 import re
 import threading
 import uuid
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ from brewctl.config import Settings
 from brewctl.delivery import database, events, parking
 from brewctl.delivery.broker import Record
 from brewctl.delivery.database import Pool
+from brewctl.delivery.effects import effect_of
 from brewctl.delivery.failures import FailingError, StoppedError
 from brewctl.delivery.inbox import SLOW, Batch, Inbox
 from brewctl.proto.orders_pb2 import OrderCreated
 from brewctl.roles import inventory, notifications
-from brewctl.sql import queries
 from tests.conftest import Rig, limited
 from tests.integration.reading import read_topic
 
@@ -104,15 +105,13 @@ def redeliveries(rig: Rig) -> list[tuple[object, ...]]:
 
 def test_a_batch_that_comes_again_writes_next_to_nothing(rig: Rig) -> None:
     """Measured by EXPLAIN, for others write to the same server meanwhile; see what it counts in wal_bytes."""
-    ids = list(range(1, 2001))
-    parameters = {
-        "consumer": "inventory",
-        "node": "inventory-1",
-        "outbox_ids": ids,
-        "order_ids": [str(uuid.uuid4()) for _ in ids],
-        "repeated": [],
-    }
-    statement = "EXPLAIN (ANALYZE, WAL, FORMAT JSON) " + queries["inbox"] + queries["reserve"]
+    batch = Batch.of([record(number) for number in range(1, 2001)], inventory.DOWNSTREAM.decoder_of)
+    asked = mock.Mock(**{"execute.return_value.fetchone.return_value": (0,)})
+    effect_of(inventory.DOWNSTREAM, node="inventory-1")(
+        asked, [event for _, event in batch.readable.values()], Counter()
+    )
+    statement, parameters = asked.execute.call_args.args
+    statement = "EXPLAIN (ANALYZE, WAL, FORMAT JSON) " + statement
     first, _, again = [
         wal_bytes(plan) for _ in range(3) for ((((plan,),),),) in [[rig.connection.execute(statement, parameters)]]
     ]
