@@ -16,6 +16,7 @@ from brewctl.delivery.database import Pool
 from brewctl.delivery.group_commit import GroupCommit
 from brewctl.delivery.watch import Watch
 from brewctl.lifecycle import wait_until
+from brewctl.roles.order.cancelling import Cancelling
 from brewctl.roles.order.server import Server
 from brewctl.roles.order.service import OrderService
 from tests.conftest import Rig
@@ -108,7 +109,7 @@ def held_node(rig: Rig, settings: Settings | None = None) -> Iterator[HeldNode]:
     with pools(settings) as (writing, single):
         writer = Writer(settings, writing, single, notify=lambda: None)
         watch = Watch(settings, (single, writing), name="watch")
-        orders = OrderService(settings, single, watch, writer)
+        orders = OrderService(settings, single, watch, writer, Cancelling(settings, single, notify=lambda: None))
         server = Server(settings, orders, watch, stop, host="127.0.0.1", port=0, share_port=False)
         try:
             with dialled(rig, server.address) as client:

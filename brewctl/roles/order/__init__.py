@@ -21,6 +21,7 @@ from brewctl.delivery.outbox import Publisher
 from brewctl.delivery.watch import Watch
 from brewctl.errors import UnreachableError
 from brewctl.lifecycle import run_together
+from brewctl.roles.order.cancelling import Cancelling
 from brewctl.roles.order.server import Server
 from brewctl.roles.order.service import OrderService
 
@@ -47,13 +48,21 @@ def run(
             statement_s=limits.create_s,
             lock_s=limits.create_lock_s,
         ) as alone,
+        database.open_pool(
+            settings,
+            name=node,
+            size=limits.cancelling_threads,
+            statement_s=limits.create_s,
+            lock_s=limits.create_lock_s,
+        ) as cancels,
         database.open_pool(settings, name=node, size=1) as publishing,
     ):
         _look_at_kafka(settings)
         publisher = Publisher(settings, publishing, node=node)
         writer = GroupCommit(settings, writing, alone, notify=publisher.notify)
-        watch = Watch(settings, (reading, writing, alone, publishing), name=node)
-        service = OrderService(settings, reading, watch, writer)
+        cancelling = Cancelling(settings, cancels, notify=publisher.notify)
+        watch = Watch(settings, (reading, writing, alone, cancels, publishing), name=node)
+        service = OrderService(settings, reading, watch, writer, cancelling)
         server = Server(settings, service, watch, stop, host=host, port=port, share_port=share_port)
         watch.on_change = server.tell_health
         log.say(node, f"order-service listening on {server.address}")
