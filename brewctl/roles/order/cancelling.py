@@ -75,9 +75,9 @@ class Cancelling:
         except Exception as error:  # noqa: BLE001 - its caller is told, and the thread goes on
             self._tell(call, told, error)
         else:
+            self._tell(call, told, answer)
             if written:
                 self._notify()
-            self._tell(call, told, answer)
 
     def _again(self, wish: Cancellation, call: Call, told: Told, began: float) -> None:
         self._held_up.warn(
