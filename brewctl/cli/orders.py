@@ -78,7 +78,7 @@ def cancel_order(
     as_json: options.AsJson = False,
     database_url: options.DatabaseUrl = None,
 ) -> None:
-    """Cancel orders and print their ids, each once that is committed.
+    """Cancel orders and print their ids, each once it is committed.
 
     An order that is cancelled already is left as it is, and printed too.
 

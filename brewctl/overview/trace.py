@@ -170,7 +170,7 @@ class Life:
             detail = f"outbox row {event.id}"
             if event.cancels:
                 why = f": {event.reason}" if event.reason else ""
-                yield Step(event.created_at, "cancelled", f"with {detail}{why}", outbox_id=event.id)
+                yield Step(event.created_at, "cancelled", f"{detail}{why}", outbox_id=event.id)
             elif number == 0 and committed_at:  # later rows have commits of their own
                 yield Step(committed_at, "committed", f"with {detail}", outbox_id=event.id)
             else:
