@@ -152,6 +152,18 @@ def test_create_with_the_key_of_a_cancelled_order_returns_it_as_it_is_now(rig: R
     assert events_of(rig, order_id) == BOTH
 
 
+def test_the_publisher_is_told_of_each_event_once_it_is_committed(rig: Rig) -> None:
+    with held_node(rig) as node:
+        node.writer.begin()
+        order_id = created(node.client)
+        assert node.notified == []
+        assert node.client.cancel(order_id).code is OK
+        rig.wait("a word to the publisher", lambda: node.notified == [None])
+        assert node.client.cancel(order_id).code is OK
+        assert node.client.cancel(str(uuid.uuid4())).code is grpc.StatusCode.NOT_FOUND
+    assert node.notified == [None]
+
+
 # Bad input
 
 
@@ -270,9 +282,10 @@ def test_a_failing_event_leaves_the_order_as_it_was(rig: Rig, service: Service) 
     assert (state_of(rig, order_id), events_of(rig, order_id)) == (NEW, ONE)
 
 
-def test_a_failed_commit_is_internal_and_a_retry_settles_it(rig: Rig, service: Service) -> None:
+@pytest.mark.parametrize("action", [BROKEN, "PERFORM pg_terminate_backend(pg_backend_pid())"], ids=["fails", "is lost"])
+def test_a_failed_commit_is_internal_and_a_retry_settles_it(rig: Rig, service: Service, action: str) -> None:
     order_id = created(service)
-    with failing(rig, BROKEN, at_commit=True):
+    with failing(rig, action, at_commit=True):
         failed = service.cancel(order_id)
         assert (failed.code, failed.details) == (grpc.StatusCode.INTERNAL, "the commit failed: retry")
         assert failed.retry_after_s == RETRY_AFTER_S
