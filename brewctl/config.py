@@ -46,6 +46,8 @@ class Limits:
     # connection of its own at most.
     reading_threads: int = 8
     alone_threads: int = 8
+    # Threads that cancel orders, half of them those whose order another transaction holds.
+    cancelling_threads: int = 4
     # Creates whose idempotency key is known to be held by another transaction; half of alone_threads try them.
     held_orders: int = 64
     # Calls of every kind, also those on their way out: more are refused by the transport, without a word. Of
@@ -57,7 +59,7 @@ class Limits:
     client_silence_s: float = 10.0
     # One request; what fits here fits Kafka's default record limit with room for the headers.
     request_bytes: int = 64 * 1024
-    # One Create, or Get, inside the database; a Create less where its caller's deadline is nearer.
+    # One Create, Cancel or Get inside the database; a Create less where its caller's deadline is nearer.
     create_s: float = 5.0
     # Orders that are committed together: the wait for their connection, their statement, and its wait for a lock.
     # Longer than that, each of them waits alone.

@@ -117,7 +117,7 @@ class _Timeline:
             return
         self._print_steps(look.life)
         if look.life.finished:
-            output.emit(f"finished after {look.life.took_ms:.0f} ms: published, reserved and notified once")
+            output.emit(_finished(look.life))
             if look.unknown:
                 output.note(f"its dead letters, if any, are not known: {look.unknown.message}")
         for each in look.standings:
@@ -149,6 +149,12 @@ class _Timeline:
             output.note("published is when its node knew of Kafka's acknowledgement: a consumer can be quicker")
 
 
+def _finished(life: "Life") -> str:
+    if life.cancelled:
+        return f"finished {life.took_ms:.0f} ms after its cancel: published, released and told"
+    return f"finished after {life.took_ms:.0f} ms: published, reserved and notified once"
+
+
 def _document(look: "Look") -> dict[str, object]:
     order = look.life.order
     return {
@@ -157,6 +163,7 @@ def _document(look: "Look") -> dict[str, object]:
         "customer_id": order.customer_id,
         "amount_cents": order.amount_cents,
         "currency": order.currency,
+        "status": order.status,
         "trace_id": look.life.trace_id or None,
         "finished": look.life.finished,
         "took_ms": round(look.life.took_ms, 3) if look.life.finished else None,

@@ -106,8 +106,8 @@ class _Judge:
             for group in GROUPS if event.published_at else ():
                 if (group, event.id) not in handled:
                     yield self._unhandled(event, group)
-                elif group not in effects:
-                    text = f"not {trace.DONE[group]}: group {group} has handled it, and its effect is gone"
+                elif group not in effects and not event.cancels:
+                    text = f"not {trace.done(group, event)}: group {group} has handled it, and its effect is gone"
                     yield Standing(text, _VERIFY, stuck=True)
 
     def _unpublished(self, event: Event) -> Standing:
@@ -127,7 +127,7 @@ class _Judge:
         return Standing(f"{row} is to be published by {' or '.join(publishers)}")
 
     def _unhandled(self, event: Event, group: str) -> Standing:
-        undone = f"not {trace.DONE[group]} by group {group}"
+        undone = f"not {trace.done(group, event)} by group {group}"
         if isinstance(self._kafka, BrewError):
             return Standing(f"{undone}, and how far it is can't be known: {self._kafka.message}")
         letters = [letter for letter in self._kafka.letters if letter.group == group and _of(letter, event)]

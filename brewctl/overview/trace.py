@@ -23,20 +23,22 @@ from brewctl.sql import queries
 
 _DIGITS = 32  # of a UUID
 _NAMED = 3  # orders, where a prefix is one of several
-# What a group's effect is called.
+# What a group's effect is called: of an order, and of its cancel.
 DONE = dict(zip(GROUPS, ("reserved", "notified"), strict=True))
+_UNDONE = dict(zip(GROUPS, ("released", "told"), strict=True))
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Order:
-    """An order. `committed_at` is None where PostgreSQL does not keep that."""
+    """An order. `committed_at` is None where PostgreSQL does not keep that, and once the order is cancelled."""
 
     id: UUID
     tenant_id: str
     customer_id: str
     amount_cents: int
     currency: str
+    status: str
     created_at: datetime  # by the clock of the order node; all other times of PostgreSQL are by its own
     committed_at: datetime | None
 
@@ -48,6 +50,7 @@ class Event:
     id: int
     topic: str
     payload: bytes
+    type: str
     created_at: datetime
     published_at: datetime | None
     publisher_node: str | None
@@ -56,6 +59,19 @@ class Event:
     failed_at: datetime | None
     failure: str | None
     attempts: int
+
+    @property
+    def cancels(self) -> bool:
+        """Whether it is the order's cancel."""
+        return self.type == events.ORDER_CANCELLED
+
+    @property
+    def reason(self) -> str:
+        """Why the order is cancelled; empty where nobody said, or its payload can't be read."""
+        try:
+            return events.parse_cancelled(self.payload).reason
+        except events.UnreadableError:
+            return ""
 
 
 @dataclass(frozen=True)
@@ -83,7 +99,7 @@ class Step:
     """Something that happened to the order; what does not apply is empty."""
 
     at: datetime
-    what: str  # created, committed or written, published, set aside, reserved, notified, skipped, died
+    what: str  # created, committed or written, published, set aside, reserved, …, cancelled, released, …, skipped, died
     detail: str
     node: str = ""
     group: str = ""
@@ -127,11 +143,19 @@ class Life:
         )
 
     @property
+    def cancelled(self) -> bool:
+        """Whether the order is cancelled, as its events say."""
+        return any(event.cancels for event in self.events)
+
+    @property
     def took_ms(self) -> float:
-        """From the order's creation to the last of what finished it, in milliseconds."""
+        """From the order's creation, or its cancel, to the last of what finished it, in milliseconds."""
+        first = next((event.created_at for event in self.events if event.cancels), self.order.created_at)
         marks = [event.published_at for event in self.events if event.published_at]
-        last = max([*marks, *(effect.created_at for effect in self.effects)], default=self.order.created_at)
-        return (last - self.order.created_at).total_seconds() * 1000
+        marks += [effect.created_at for effect in self.effects]
+        if self.cancelled:
+            marks += [row.processed_at for row in self.dedup]
+        return (max(marks, default=first) - first).total_seconds() * 1000
 
     def steps(self) -> list[Step]:
         """What happened, in the order of its time; its creation, whose clock is another, comes first."""
@@ -144,7 +168,10 @@ class Life:
         committed_at = self.order.committed_at
         for number, event in enumerate(self.events):
             detail = f"outbox row {event.id}"
-            if number == 0 and committed_at:  # later rows have commits of their own
+            if event.cancels:
+                why = f": {event.reason}" if event.reason else ""
+                yield Step(event.created_at, "cancelled", f"{detail}{why}", outbox_id=event.id)
+            elif number == 0 and committed_at:  # later rows have commits of their own
                 yield Step(committed_at, "committed", f"with {detail}", outbox_id=event.id)
             else:
                 yield Step(event.created_at, "written", f"{detail}, in its transaction", outbox_id=event.id)
@@ -170,11 +197,16 @@ class Life:
             detail = f"by {effect.node}, group {effect.group}"
             yield Step(effect.created_at, DONE.get(effect.group, "done"), detail, effect.node, effect.group)
         had = set()
+        cancels = {event.id for event in self.events if event.cancels}
         for row in self.dedup:
-            if row.group in had:  # an order has each effect once, however many events
+            cancelling = row.outbox_id in cancels
+            if cancelling and (row.group, cancelling) not in had:
+                what = _UNDONE.get(row.group, "done")
+                yield Step(row.processed_at, what, f"by group {row.group}", group=row.group, outbox_id=row.outbox_id)
+            elif (row.group, cancelling) in had:  # an order has each effect once, however many events
                 detail = f"outbox row {row.outbox_id} by group {row.group}: the order has its effect"
                 yield Step(row.processed_at, "skipped", detail, group=row.group, outbox_id=row.outbox_id)
-            had.add(row.group)
+            had.add((row.group, cancelling))
             if row.duplicates:
                 times = "once more" if row.duplicates == 1 else f"{row.duplicates} times more"
                 detail = f"{times} by group {row.group}, which had it in processed_events"
@@ -189,6 +221,11 @@ class Life:
             detail = f"letter {letter.id} of group {letter.group}, {became}: {letter.reason}"
             yield Step(letter.written_at, "died", detail, group=letter.group, partition=letter.partition,
                        offset=letter.offset)  # fmt: skip
+
+
+def done(group: str, event: Event) -> str:
+    """Say what a group's effect of an event is called."""
+    return (_UNDONE if event.cancels else DONE).get(group, "done")
 
 
 def find(connection: Connection, text: str) -> UUID:

@@ -56,17 +56,31 @@ SELECT asked.id AS asked, first.*
   FROM unnest(%(ids)s::uuid[], %(tenant_ids)s::text[], %(idempotency_keys)s::text[])
        AS asked (id, tenant_id, idempotency_key)
  CROSS JOIN LATERAL (
-       (SELECT id, customer_id, amount_cents, currency, status, created_at FROM orders o WHERE o.id = asked.id)
+       (SELECT id, customer_id, amount_cents, currency, status, created_at, cancelled_at
+          FROM orders o WHERE o.id = asked.id)
        UNION ALL
-       (SELECT id, customer_id, amount_cents, currency, status, created_at
+       (SELECT id, customer_id, amount_cents, currency, status, created_at, cancelled_at
           FROM orders o
          WHERE o.tenant_id = asked.tenant_id AND o.idempotency_key = asked.idempotency_key)
        LIMIT 1) AS first
 
 -- order_by_id --
-SELECT id, customer_id, amount_cents, currency, status, created_at
+SELECT id, customer_id, amount_cents, currency, status, created_at, cancelled_at
   FROM orders
  WHERE id = %(id)s
+
+-- lock_order --
+-- Held to the end of the transaction: one changes an order at a time. With the time, by this server's clock.
+SELECT id, tenant_id, status, clock_timestamp() FROM orders WHERE id = %(id)s FOR NO KEY UPDATE
+
+-- cancel_order --
+-- The change and its event, of an order whose row is locked.
+WITH cancelled AS (
+    UPDATE orders SET status = %(status)s, cancelled_at = %(cancelled_at)s WHERE id = %(id)s RETURNING id
+)
+SELECT outbox_add(%(topic)s, 'order-' || id, %(event_type)s, %(payload)s, tenant_id => %(tenant_id)s,
+                  trace_id => %(trace_id)s, traceparent => %(traceparent)s)
+  FROM cancelled
 
 -- fetch_unpublished --
 -- Up to `limit` rows, of `bytes` in all or just one, in the order of their ids: the heads of aggregates
@@ -256,9 +270,10 @@ SELECT there, outbox_id FROM waiting LEFT JOIN fresh ON true
 
 -- reserve --
 -- Effect of inventory-service: a reservation, which a cancelled order releases. Merged by seq, so that a late repeat
--- changes nothing.
+-- changes nothing. A cancel is never an order's first event, whatever its producer says of its seq, or does not.
 INSERT INTO inventory_reservations AS r (order_id, node_id, seq, released_at)
-SELECT order_id, %(node)s, max(coalesce(seq, 1)), CASE WHEN bool_or(type = 'order.cancelled') THEN clock_timestamp() END
+SELECT order_id, %(node)s, max(greatest(seq, CASE WHEN type = 'order.cancelled' THEN 2 ELSE 1 END)),
+       CASE WHEN bool_or(type = 'order.cancelled') THEN clock_timestamp() END
   FROM fresh
  GROUP BY order_id
  ORDER BY order_id
@@ -266,9 +281,9 @@ ON CONFLICT (order_id) DO UPDATE SET seq = excluded.seq, released_at = excluded.
  WHERE excluded.seq > r.seq
 
 -- notify --
--- Effect of notification-service: a row an order, of the last state that its customer was told of.
+-- Effect of notification-service: a row an order, of the last state that its customer was told of. Merged as `reserve`.
 INSERT INTO notifications_log AS n (order_id, node_id, channel, seq, state, cancelled_at)
-SELECT order_id, %(node)s, 'push', max(coalesce(seq, 1)),
+SELECT order_id, %(node)s, 'push', max(greatest(seq, CASE WHEN type = 'order.cancelled' THEN 2 ELSE 1 END)),
        CASE WHEN bool_or(type = 'order.cancelled') THEN 'cancelled' ELSE 'created' END,
        CASE WHEN bool_or(type = 'order.cancelled') THEN clock_timestamp() END
   FROM fresh
@@ -394,22 +409,22 @@ SELECT node_id AS name, role, host, pid, address, processed, effects, skipped, d
 SELECT id FROM orders WHERE id BETWEEN %(first)s AND %(last)s ORDER BY id DESC LIMIT %(limit)s
 
 -- traced_order --
--- When it was committed is known only where PostgreSQL keeps that, and for as long.
-SELECT id, tenant_id, customer_id, amount_cents, currency, created_at,
-       CASE WHEN current_setting('track_commit_timestamp')::boolean THEN pg_xact_commit_timestamp(xmin) END
+-- When it was committed is known only where PostgreSQL keeps that, for as long, and until the row is changed.
+SELECT id, tenant_id, customer_id, amount_cents, currency, status, created_at,
+       CASE WHEN status = 'ORDER_STATUS_NEW' AND current_setting('track_commit_timestamp')::boolean THEN pg_xact_commit_timestamp(xmin) END
            AS committed_at
   FROM orders
  WHERE id = %(id)s
 
 -- traced_events --
 -- Rows of an aggregate in two halves: each has an index of its own.
-SELECT id, topic, payload, created_at, published_at, publisher_node, kafka_partition, kafka_offset,
-       failed_at, failure, attempts
+SELECT id, topic, payload, coalesce(event_type, 'order.created') AS type, created_at, published_at, publisher_node,
+       kafka_partition, kafka_offset, failed_at, failure, attempts
   FROM outbox
  WHERE aggregate_id = %(aggregate_id)s AND published_at IS NULL
 UNION ALL
-SELECT id, topic, payload, created_at, published_at, publisher_node, kafka_partition, kafka_offset,
-       failed_at, failure, attempts
+SELECT id, topic, payload, coalesce(event_type, 'order.created') AS type, created_at, published_at, publisher_node,
+       kafka_partition, kafka_offset, failed_at, failure, attempts
   FROM outbox
  WHERE aggregate_id = %(aggregate_id)s AND published_at IS NOT NULL
  ORDER BY id
@@ -480,7 +495,9 @@ SELECT o.id, coalesce(x.events, 0) AS events, coalesce(x.published, 0) AS publis
                FROM outbox GROUP BY aggregate_id) x ON x.aggregate_id = 'order-' || o.id
   LEFT JOIN inventory_reservations r ON r.order_id = o.id
   LEFT JOIN notifications_log n ON n.order_id = o.id
- WHERE coalesce(x.events, 0) <> 1 OR x.published <> 1 OR r.order_id IS NULL OR n.order_id IS NULL
+ CROSS JOIN LATERAL (SELECT CASE WHEN o.cancelled_at IS NULL THEN 1 ELSE 2 END AS events) AS told
+ WHERE coalesce(x.events, 0) <> told.events OR x.published <> told.events OR r.order_id IS NULL OR n.order_id IS NULL
+    OR o.cancelled_at IS NOT NULL AND (r.released_at IS NULL OR n.cancelled_at IS NULL)
  ORDER BY o.created_at
  LIMIT %(limit)s
 

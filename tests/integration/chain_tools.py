@@ -177,7 +177,7 @@ def broken(found: Verification) -> dict[str, int]:
 
 def other_event() -> tuple[bytes, bytes, list[tuple[str, bytes]]]:
     """An event of another type: key, value, headers."""
-    return uuid.uuid4().bytes, b"whatever", [("event-type", b"order.paid")]
+    return uuid.uuid4().bytes, b"whatever", [("event-type", b"order.shipped")]
 
 
 class _DeletedRecords(Response):  # type: ignore[misc]

@@ -23,6 +23,7 @@ from brewctl.delivery.outbox import Publisher
 from brewctl.delivery.watch import Watch
 from brewctl.errors import UnreachableError
 from brewctl.lifecycle import run_together
+from brewctl.roles.order.cancelling import Cancelling
 from brewctl.roles.order.server import Server
 from brewctl.roles.order.service import OrderService
 
@@ -58,9 +59,16 @@ def run(
             statement_s=limits.create_s,
             lock_s=limits.create_lock_s,
         ) as alone,
+        database.open_pool(
+            settings,
+            name=node,
+            size=limits.cancelling_threads,
+            statement_s=limits.create_s,
+            lock_s=limits.create_lock_s,
+        ) as cancels,
         contextlib.ExitStack() as own,
     ):
-        pools = [reading, writing, alone]
+        pools = [reading, writing, alone, cancels]
         publisher = None
         if publishes:
             pools.append(own.enter_context(database.open_pool(settings, name=node, size=1)))
@@ -68,8 +76,9 @@ def run(
             publisher = Publisher(settings, pools[-1], node=node)
         notify = publisher.notify if publisher else _nobody
         writer = GroupCommit(settings, writing, alone, notify=notify)
+        cancelling = Cancelling(settings, cancels, notify=notify)
         watch = Watch(settings, pools, name=node)
-        service = OrderService(settings, reading, watch, writer)
+        service = OrderService(settings, reading, watch, writer, cancelling)
         server = Server(settings, service, watch, stop, host=host, port=port, share_port=share_port)
         watch.on_change = server.tell_health
         log.say(node, f"order-service listening on {server.address}")
