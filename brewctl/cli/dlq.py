@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from brewctl.cli import options, output
+from brewctl.cli import completion, options, output
 from brewctl.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -19,7 +19,12 @@ _PREVIEW_BYTES = 64 * 4
 _ID = re.compile(r"([0-9]{1,9}):([0-9]{1,18})", re.ASCII)
 
 Ids = Annotated[list[str] | None, typer.Argument(help="Letters, as `dlq list` names them.", metavar="ID…")]
-Group = Annotated[str, typer.Option(help="Those that this consumer group could not handle.", show_default=False)]
+Group = Annotated[
+    str,
+    typer.Option(
+        help="Those that this consumer group could not handle.", show_default=False, autocompletion=completion.groups
+    ),
+]
 Reason = Annotated[str, typer.Option(help="Those with this in their reason.", metavar="TEXT", show_default=False)]
 Key = Annotated[str, typer.Option(help="Those of records with this key.", show_default=False)]
 Order = Annotated[str, typer.Option(help="Those of this order.", metavar="ORDER_ID", show_default=False)]
@@ -41,7 +46,7 @@ def show_all(
 ) -> None:
     """List dead letters, oldest first, and why each died."""
     settings = options.settings(database_url=database_url, brokers=brokers, topic=topic)
-    wanted = _filter(group, reason, key, order)
+    wanted = _filter(settings, group, reason, key, order)
     import heapq
 
     with _opened(settings) as letters:
@@ -122,7 +127,7 @@ def redrive(
     Exit 1 where one can't be redriven.
     """
     settings = options.settings(database_url=database_url, brokers=brokers, topic=topic)
-    wanted = _filter(group, reason, key, order)
+    wanted = _filter(settings, group, reason, key, order)
     places = _places("redrive", ids, wanted, every=every)
     with _opened(settings) as letters:
         chosen = _chosen(letters, places, wanted)
@@ -151,7 +156,7 @@ def drop(
     They are never redriven, and no more listed without --all.
     """
     settings = options.settings(database_url=database_url, brokers=brokers, topic=topic)
-    wanted = _filter(group, reason, key, order)
+    wanted = _filter(settings, group, reason, key, order)
     places = _places("drop", ids, wanted, every=every)
     from dataclasses import replace
 
@@ -179,13 +184,17 @@ def _opened(settings: "Settings") -> Iterator["DeadLetters"]:
             yield letters
 
 
-def _filter(group: str, reason: str, key: str, order: str) -> "Filter":
-    from brewctl.delivery import events
+def _filter(settings: "Settings", group: str, reason: str, key: str, order: str) -> "Filter":
+    from brewctl.delivery import events, registry
     from brewctl.delivery.dead_letters import Filter
 
     if key and order:
         raise UsageError("--key and --order name the same thing", hint="give one of them")
-    return Filter(group=group, reason=reason, key=(events.aggregate_id(order) if order else key).encode())
+    return Filter(
+        group=registry.kafka_name(settings, group),
+        reason=reason,
+        key=(events.aggregate_id(order) if order else key).encode(),
+    )
 
 
 def _places(command: str, ids: list[str] | None, wanted: "Filter", *, every: bool) -> list[tuple[int, int]]:
