@@ -239,13 +239,13 @@ def test_a_relative_home_below_a_folder_that_is_gone(monkeypatch: pytest.MonkeyP
     "text", ["loyalty", "loyalty:", ":points", "a b:c", "1a:b", "a:b:c", "a..b:c", "a:b;inventory"]
 )
 def test_what_is_no_downstream_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="BREW_DOWNSTREAMS: .* is not MODULE:NAME"):
+    with pytest.raises(UsageError, match=r"BREW_DOWNSTREAMS: .* is not MODULE:NAME"):
         config.resolve({}, {"BREW_DOWNSTREAMS": f"inventory,{text}"}, {})
 
 
 @pytest.mark.parametrize("text", ["team a", "team/", "x" * 101, "é"])
 def test_what_begins_no_group_name_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="BREW_GROUP_PREFIX: .* can't begin a consumer group's name"):
+    with pytest.raises(UsageError, match=r"BREW_GROUP_PREFIX: .* can't begin a consumer group's name"):
         config.resolve({}, {"BREW_GROUP_PREFIX": text}, {})
 
 
