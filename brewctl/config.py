@@ -26,6 +26,10 @@ DEFAULT_BROKERS = ("127.0.0.1:9092", "127.0.0.1:9093", "127.0.0.1:9094")
 DEFAULT_ORDER_ADDRS = ("127.0.0.1:50081",)
 # The story's own.
 DEFAULT_DOWNSTREAMS = ("brewctl.roles.inventory:DOWNSTREAM", "brewctl.roles.notifications:DOWNSTREAM")
+_SHORT_NAMES = dict(zip(("inventory", "notifications"), DEFAULT_DOWNSTREAMS, strict=True))
+_DOWNSTREAM = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+# As a group's own name; both together fit Kafka's names.
+_GROUP_PREFIX = re.compile(r"[A-Za-z0-9._-]{0,100}")
 
 
 class LogFormat(StrEnum):
@@ -174,6 +178,8 @@ ENVIRONMENT = {
     "brokers": "BREW_KAFKA_BROKERS",
     "topic": "BREW_TOPIC",
     "order_addrs": "BREW_ORDER_ADDRS",
+    "downstreams": "BREW_DOWNSTREAMS",
+    "group_prefix": "BREW_GROUP_PREFIX",
 }
 
 
@@ -195,6 +201,8 @@ def resolve(
         brokers=_addresses("brokers", chosen["brokers"]) or defaults.brokers,
         topic=_topic(chosen["topic"]) or defaults.topic,
         order_addrs=_addresses("order_addrs", chosen["order_addrs"]) or defaults.order_addrs,
+        downstreams=_downstreams(chosen["downstreams"]) or defaults.downstreams,
+        group_prefix=_group_prefix(chosen["group_prefix"]),
         configured=frozenset(name for name, value in given.items() if value),
         limits=limits or Limits(),
     )
@@ -207,8 +215,15 @@ def environment(settings: Settings) -> dict[str, str]:
         "brokers": ",".join(settings.brokers),
         "topic": settings.topic,
         "order_addrs": ",".join(settings.order_addrs),
+        "downstreams": ",".join(settings.downstreams),
+        "group_prefix": settings.group_prefix,
     }
     return {ENVIRONMENT[name]: value for name, value in values.items()}
+
+
+def short_name(downstream: str) -> str:
+    """Return what a user calls a downstream: the short name of the story's own, else MODULE:NAME itself."""
+    return next((short for short, name in _SHORT_NAMES.items() if name == downstream), downstream)
 
 
 def home(environ: Mapping[str, str] = os.environ) -> Path:
@@ -255,4 +270,21 @@ def _topic(text: str) -> str:
     if text and (text in {".", ".."} or not _TOPIC_NAME.fullmatch(text)):
         hint = "use up to 245 letters, digits, '.', '_', '-'"
         raise UsageError(f"BREW_TOPIC: {text[:80]!r} is no topic name", hint=hint)
+    return text
+
+
+def _downstreams(text: str) -> tuple[str, ...]:
+    """Return each MODULE:NAME once, in its order. Raises UsageError for a part that is none."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    for part in parts:
+        if part not in _SHORT_NAMES and not _DOWNSTREAM.fullmatch(part):
+            hint = f"use {', '.join(_SHORT_NAMES)}, or one of your own such as loyalty:points"
+            raise UsageError(f"BREW_DOWNSTREAMS: {part[:80]!r} is not MODULE:NAME", hint=hint)
+    return tuple(dict.fromkeys(_SHORT_NAMES.get(part, part) for part in parts))
+
+
+def _group_prefix(text: str) -> str:
+    if not _GROUP_PREFIX.fullmatch(text):
+        hint = "use up to 100 letters, digits, '.', '_', '-'"
+        raise UsageError(f"BREW_GROUP_PREFIX: {text[:80]!r} can't begin a consumer group's name", hint=hint)
     return text

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from brewctl.cli import dlq_parked, dlq_shown, options, output
+from brewctl.cli import completion, dlq_parked, dlq_shown, options, output
 from brewctl.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 _ID = re.compile(r"([0-9]{1,9}):([0-9]{1,18})", re.ASCII)
 
 Ids = Annotated[list[str] | None, typer.Argument(help="Which, as `dlq list` names them.", metavar="ID…")]
-Group = Annotated[str, typer.Option(help="Those that this consumer group could not handle.", show_default=False)]
+Group = Annotated[
+    str,
+    typer.Option(
+        help="Those that this consumer group could not handle.", show_default=False, autocompletion=completion.groups
+    ),
+]
 Reason = Annotated[str, typer.Option(help="Those with this in their reason.", metavar="TEXT", show_default=False)]
 Key = Annotated[str, typer.Option(help="Those of records with this key.", show_default=False)]
 Order = Annotated[str, typer.Option(help="Those of this order.", metavar="ORDER_ID", show_default=False)]
@@ -46,7 +51,7 @@ def show_all(
     A parked event (p1, p2, …) failed its effect; later ones of its key wait (so).
     """
     settings = options.settings(database_url=database_url, brokers=brokers, topic=topic)
-    wanted = _filter(group, reason, key, order)
+    wanted = _filter(settings, group, reason, key, order)
     import heapq
 
     with _opened(settings) as (letters, connection):
@@ -111,7 +116,7 @@ def redrive(
     Exit 1 where one can't be redriven.
     """
     settings = options.settings(database_url=database_url, brokers=brokers, topic=topic)
-    wanted = _filter(group, reason, key, order)
+    wanted = _filter(settings, group, reason, key, order)
     places = _places("redrive", ids, wanted, every=every)
     with _opened(settings) as (letters, connection):
         chosen = _chosen(letters, places, wanted)
@@ -142,7 +147,7 @@ def drop(
     They never have their effect, and are no more listed without --all.
     """
     settings = options.settings(database_url=database_url, brokers=brokers, topic=topic)
-    wanted = _filter(group, reason, key, order)
+    wanted = _filter(settings, group, reason, key, order)
     places = _places("drop", ids, wanted, every=every)
     from dataclasses import replace
 
@@ -176,13 +181,17 @@ def _opened(settings: "Settings") -> Iterator[tuple["DeadLetters", "BoundedConne
             yield letters, connection
 
 
-def _filter(group: str, reason: str, key: str, order: str) -> "Filter":
-    from brewctl.delivery import events
+def _filter(settings: "Settings", group: str, reason: str, key: str, order: str) -> "Filter":
+    from brewctl.delivery import events, registry
     from brewctl.delivery.dead_letters import Filter
 
     if key and order:
         raise UsageError("--key and --order name the same thing", hint="give one of them")
-    return Filter(group=group, reason=reason, key=(events.aggregate_id(order) if order else key).encode())
+    return Filter(
+        group=registry.kafka_name(settings, group),
+        reason=reason,
+        key=(events.aggregate_id(order) if order else key).encode(),
+    )
 
 
 def _places(command: str, ids: list[str] | None, wanted: "Filter", *, every: bool) -> list[int | tuple[int, int]]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from brewctl import log
 from brewctl.config import Settings
-from brewctl.delivery import broker, database, presence
+from brewctl.delivery import broker, database, presence, registry
 from brewctl.delivery.broker import Consumer, Record, UnavailableError
 from brewctl.delivery.downstream import Downstream, Later
 from brewctl.delivery.failures import FailingError, StoppedError
@@ -39,7 +39,7 @@ def consume(settings: Settings, downstream: Downstream, stop: threading.Event, *
     broker.require_topic(settings)
     with database.open_pool(settings, name=node, size=1) as pool, database.explained(settings):
         inbox = Inbox(settings, pool, downstream, node=node)
-        consumption = Consumption(settings, inbox, group=downstream.group, node=node)
+        consumption = Consumption(settings, inbox, group=registry.kafka_group(settings, downstream), node=node)
         replica = presence.Replica(node, downstream.group)
         try:
             with presence.kept(settings, replica, inbox.work):

@@ -55,6 +55,7 @@ class Downstream:
     attempts: int = 5  # tries of an event whose effect fails for itself alone
     service: str = ""  # how its last line calls it
     verb: str = "done"  # how its last line calls its effects
+    undo: str = ""  # how `trace` calls its effect of an order's cancel
     folder: str = ""  # where a file of `schema` is
 
     def __post_init__(self) -> None:

@@ -17,7 +17,7 @@ import psycopg
 
 from brewctl import log
 from brewctl.config import Settings
-from brewctl.delivery import events
+from brewctl.delivery import events, registry
 from brewctl.delivery.broker import Record
 from brewctl.delivery.burial import Burial
 from brewctl.delivery.database import UNAVAILABLE, BoundedConnection, NoAnswerError, Pool
@@ -130,7 +130,7 @@ class Inbox:
         self._downstream = downstream
         self._effect = effect_of(downstream, node=node)
         self._node = node
-        self._burial = Burial(settings, downstream.group, node=node)
+        self._burial = Burial(settings, registry.kafka_group(settings, downstream), node=node)
         self._pace = Pace(settings.limits)
         self._parking = Parking(downstream.group)
         self._failures = Failures(downstream, most_in_a_row=settings.limits.failures_in_a_row)

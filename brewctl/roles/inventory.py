@@ -16,9 +16,10 @@ DOWNSTREAM = Downstream(
     "inventory",
     sql=queries["reserve"],
     events=(ORDER_CREATED, ORDER_CANCELLED),
-    done="SELECT order_id FROM inventory_reservations",
+    done="SELECT order_id, node_id, created_at FROM inventory_reservations",
     service="inventory-service",
     verb="reserved",
+    undo="released",
 )
 
 

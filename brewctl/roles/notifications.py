@@ -18,9 +18,10 @@ DOWNSTREAM = Downstream(
     "notifications",
     sql=queries["notify"],
     events=(ORDER_CREATED, ORDER_CANCELLED),
-    done="SELECT order_id FROM notifications_log",
+    done="SELECT order_id, node_id, created_at FROM notifications_log",
     service="notification-service",
     verb="notified",
+    undo="told",
 )
 
 

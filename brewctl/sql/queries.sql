@@ -167,10 +167,10 @@ RETURNING id
 
 -- missing_rows --
 -- Of the next `limit` rows behind `after`, those that were published before `asked_at` and never come to a group any
--- more that has not processed them: their place is not in the topic, or the group has passed it. `last` is the last
+-- more that takes their type and has not processed them: their place is not in the topic, or the group has passed it. `last` is the last
 -- row looked at, null where there was none; it comes with each missing row, or alone.
 WITH page AS MATERIALIZED (
-    SELECT id, topic, published_at, kafka_partition, kafka_offset
+    SELECT id, topic, coalesce(event_type, 'order.created') AS event_type, published_at, kafka_partition, kafka_offset
       FROM outbox
      WHERE id > %(after)s
      ORDER BY id
@@ -181,7 +181,7 @@ WITH page AS MATERIALIZED (
                 WHEN page.kafka_offset < edge.next THEN 'passed'
                 ELSE 'cut off' END AS why
       FROM page
-     CROSS JOIN unnest(%(groups)s::text[]) AS g (consumer)
+      JOIN unnest(%(takers)s::text[], %(types)s::text[]) AS g (consumer, event_type) USING (event_type)
       LEFT JOIN unnest(%(partitions)s::integer[], %(firsts)s::bigint[], %(nexts)s::bigint[]) AS edge (number, first, next)
              ON edge.number = page.kafka_partition
       LEFT JOIN unnest(%(consumers)s::text[], %(numbers)s::integer[], %(positions)s::bigint[])
@@ -442,11 +442,6 @@ SELECT p.consumer AS group, p.outbox_id, p.processed_at, p.duplicates + again.ti
        ) again
  WHERE p.consumer = ANY(%(groups)s) AND p.outbox_id = ANY(%(ids)s)
  ORDER BY p.processed_at
-
--- traced_effects --
-SELECT 'inventory' AS group, node_id AS node, created_at FROM inventory_reservations WHERE order_id = %(id)s
-UNION ALL
-SELECT 'notifications', node_id, created_at FROM notifications_log WHERE order_id = %(id)s
 
 -- counts --
 -- The four counters of the story, and what was set aside, in one snapshot.

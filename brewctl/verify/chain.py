@@ -15,8 +15,8 @@ from typing import Any
 from brewctl.config import Settings
 from brewctl.delivery import database
 from brewctl.delivery.broker import PARTITIONS, Reader, Record, open_admin, open_reader
-from brewctl.delivery.topics import GROUPS
 from brewctl.errors import BrewError, UnreachableError
+from brewctl.verify.groups import GROUPS
 from brewctl.verify.letters import Letters
 from brewctl.verify.result import SHOWN, Check, Facts, Verification
 from brewctl.verify.topic import Records
@@ -41,7 +41,7 @@ def verify(
     where a table or a topic is missing, or a statement takes longer than `statement_s` seconds.
     """
     with open_admin(settings) as admin:
-        committed = {group: admin.committed(group, settings.topic) for group in GROUPS}
+        committed = {group: admin.committed(settings.group_prefix + group, settings.topic) for group in GROUPS}
     parameters = {
         "shown": SHOWN,
         "groups": list(GROUPS),

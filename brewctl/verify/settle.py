@@ -3,9 +3,9 @@
 from brewctl.config import Settings
 from brewctl.delivery import database
 from brewctl.delivery.broker import open_admin, open_reader
-from brewctl.delivery.topics import GROUPS
 from brewctl.lifecycle import wait_until
 from brewctl.sql import verify_queries
+from brewctl.verify.groups import GROUPS
 
 _EVERY_S = 0.5
 
@@ -29,7 +29,7 @@ def settle(settings: Settings, *, timeout_s: float) -> str:
             bounds = reader.bounds(settings.topic)
             lag = {}
             for group in GROUPS:
-                offsets = admin.committed(group, settings.topic)
+                offsets = admin.committed(settings.group_prefix + group, settings.topic)
                 lag[group] = sum(max(0, end - max(start, offsets.get(at, 0))) for at, (start, end) in bounds.items())
             moving[:] = [f"{rows} rows to publish"] * bool(rows)
             moving.extend(f"{group} lags by {records}" for group, records in lag.items() if records)

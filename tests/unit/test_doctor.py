@@ -418,11 +418,11 @@ def test_a_broker_that_does_not_listen() -> None:
 
 
 def test_a_group_that_nobody_is_in() -> None:
-    finding = kafka._group(GroupView("inventory", "Empty", "", (), ()))
+    finding = kafka._group(GroupView("inventory", "Empty", "", (), ()), "inventory")
     assert finding.verdict is Verdict.WARN
     assert "brewctl start inventory" in finding.mend
     member = Member("inventory-1", (0, 1), "127.0.0.1")
-    assert verdicts(kafka._group(GroupView("inventory", "Stable", "roundrobin", (member,), ()))) == ["ok"]
+    assert verdicts(kafka._group(GroupView("inventory", "Stable", "roundrobin", (member,), ()), "inventory")) == ["ok"]
 
 
 @pytest.mark.parametrize(
@@ -435,7 +435,7 @@ def test_a_group_that_nobody_is_in() -> None:
 def test_a_group_whose_offset_is_gone(committed: int, says: str) -> None:
     member = Member("inventory-1", (3,), "127.0.0.1")
     fine, lost = (Progress(number, "inventory-1", at, 25, 30) for number, at in ((2, 25), (3, committed)))
-    finding = kafka._group(GroupView("inventory", "Stable", "roundrobin", (member,), (fine, lost)))
+    finding = kafka._group(GroupView("inventory", "Stable", "roundrobin", (member,), (fine, lost)), "inventory")
     assert (finding.verdict, finding.found) == (Verdict.FAIL, says)
     assert "`brewctl outbox republish --missing`" in finding.mend
 

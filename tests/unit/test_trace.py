@@ -9,14 +9,16 @@ import pytest
 from brewctl import overview
 from brewctl.cli.trace import _Timeline
 from brewctl.config import Settings
-from brewctl.delivery import offsets
+from brewctl.delivery import offsets, registry
 from brewctl.delivery.broker import Group, Member
 from brewctl.errors import BrewError, UsageError
+from brewctl.overview.effects import Effect
 from brewctl.overview.standing import Look, Standing, Topics, judge
-from brewctl.overview.trace import Dedup, Effect, Event, Life, Order, Step, bounds
+from brewctl.overview.trace import Dedup, Event, Life, Order, Step, bounds
 from brewctl.proto.orders_pb2 import OrderCancelled, OrderCreated
 
 ORDER_ID = uuid.UUID("0199c2f4-1b2c-7000-8000-0123456789ab")
+STORY = registry.configured(Settings())
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 
 
@@ -55,7 +57,8 @@ def life(events: list[Event], *, committed_ms: float | None = 2) -> Life:
         for effect in effects
         for number, each in enumerate(events)
     ]
-    return Life(Order(ORDER_ID, "tea", "c1", 450, "EUR", status, NOON, committed_at), events, dedup, effects, [])
+    order = Order(ORDER_ID, "tea", "c1", 450, "EUR", status, NOON, committed_at)
+    return Life(order, events, dedup, effects, [], STORY)
 
 
 @pytest.mark.parametrize(

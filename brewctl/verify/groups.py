@@ -1,0 +1,3 @@
+"""The groups that are verified."""
+
+GROUPS = ("inventory", "notifications")
