@@ -157,6 +157,8 @@ class Settings:
     downstreams: tuple[str, ...] = DEFAULT_DOWNSTREAMS
     group_prefix: str = ""
     configured: frozenset[str] = frozenset()
+    # What makes the tables of this database: said where one of them is missing.
+    init_command: str = "brewctl db init"
     limits: Limits = field(default_factory=Limits)
 
     @property
@@ -171,6 +173,11 @@ class Settings:
             self.limits, database_connect_s=2, kafka_connect_s=2.0, kafka_admin_s=3.0, kafka_patience_s=1.0
         )
         return replace(self, limits=limits)
+
+
+def own_database_variable(group: str) -> str:
+    """Name the variable with the database of a downstream's own, where it has one."""
+    return f"BREW_{re.sub('[^A-Z0-9]', '_', group.upper())}_DATABASE_URL"
 
 
 ENVIRONMENT = {

@@ -35,6 +35,10 @@ class UsageError(BrewError):
     exit_code = ExitCode.USAGE
 
 
+class ModuleError(UsageError):
+    """A module of the user's that can't be imported. The cause has the traceback."""
+
+
 class UnreachableError(BrewError):
     """A server that doesn't answer."""
 

@@ -1,7 +1,7 @@
 """`brewctl start`, `stop`, `logs`: roles in the background, so that seven terminals become one."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,9 +13,11 @@ from brewctl.errors import BrewError, UsageError
 
 if TYPE_CHECKING:
     from brewctl.config import Settings
+    from brewctl.delivery.downstream import Downstream
     from brewctl.lab.background import Stopped
     from brewctl.sandbox.server import Server
 
+_MOST_NODES = 100
 UNDRAINED = "what was not committed will be delivered again"
 
 
@@ -23,7 +25,7 @@ def start(
     roles: Annotated[
         list[str],
         typer.Argument(
-            help="A node for each: order, publisher, inventory or notifications.",
+            help="A node for each: order, publisher, inventory, notifications, MODULE:NAME; a number: so many of it.",
             metavar="ROLE…",
             autocompletion=completion.roles,
         ),
@@ -34,6 +36,7 @@ def start(
             help="Name of a single node.", callback=options.node_name, show_default="numbered, as order-1, order-2"
         ),
     ] = "",
+    app_dir: options.AppDir = "",
     database_url: options.DatabaseUrl = None,
     brokers: options.Brokers = None,
     topic: options.Topic = None,
@@ -44,19 +47,17 @@ def start(
 
     Exit 1 where a node does not get ready. The others run on, as all do after a Ctrl-C.
     """
-    from brewctl.lab.nodes import ROLES
-
-    for role in roles:
-        if role not in ROLES:
-            raise UsageError(f"no role {role[:80]!r}", hint=f"choose among {', '.join(ROLES)}")
-    if node and len(roles) > 1:
+    wanted = _counted(roles)
+    if node and len(wanted) > 1:
         raise UsageError("--node names a single node", hint="leave it out, or start one role at a time")
+    found = _downstreams(wanted, app_dir)
     settings = options.settings(database_url=database_url, brokers=brokers, topic=topic)
-    from brewctl.lab import background
+    from brewctl.lab import background, nodes
 
-    _require_servers(settings, roles)
+    _require_servers(settings, wanted, found)
+    cast = [nodes.role(name, group=found[name].group if name in found else "", app_dir=app_dir) for name in wanted]
     home = config.home()
-    if late := _await_ready(home, settings, background.start(home, settings, roles, name=node)):
+    if late := _await_ready(home, settings, background.start(home, settings, cast, name=node)):
         raise BrewError(f"{', '.join(late)} did not get ready", hint="see `brewctl status` for what runs")
     output.note("next: brewctl logs --follow; `brewctl stop --all`, or `brewctl down`, ends them")
 
@@ -134,12 +135,41 @@ def logs(
         shown.emit(line.node, line.text)
 
 
-def _require_servers(settings: "Settings", roles: Sequence[str]) -> None:
-    # What keeps all of them from starting is said once, and not in as many logs.
-    from brewctl.delivery import broker, database
+def _counted(words: Sequence[str]) -> list[str]:
+    """Return a role for each node: a number among the words stands for so many of the one before it."""
+    wanted: list[str] = []
+    for before, word in zip(("", *words), words, strict=False):
+        if not word.isdecimal():
+            wanted.append(word)
+            continue
+        if not before or before.isdecimal() or not 1 <= int(word) <= _MOST_NODES:
+            hint = f"write it behind a role, from 1 to {_MOST_NODES}, as in inventory 2"
+            raise UsageError(f"{word[:80]!r} is no number of nodes", hint=hint)
+        wanted += [before] * (int(word) - 1)
+    return wanted
 
-    with database.connect(settings) as connection:
-        database.check_schema(connection)
+
+def _downstreams(roles: Sequence[str], app_dir: str) -> "dict[str, Downstream]":
+    """Find the downstreams of the user's own, by their names. Raises UsageError for a role that there is not."""
+    from brewctl.delivery import registry
+    from brewctl.lab.nodes import ROLES
+
+    for role in roles:
+        if role not in ROLES and ":" not in role:
+            hint = f"choose among {', '.join(ROLES)}, or MODULE:NAME for a downstream of your own"
+            raise UsageError(f"no role {role[:80]!r}", hint=hint)
+    return {role: registry.find(role, app_dir) for role in roles if role not in ROLES}
+
+
+def _require_servers(settings: "Settings", roles: Sequence[str], downstreams: "Mapping[str, Downstream]") -> None:
+    # What keeps all of them from starting is said once, and not in as many logs.
+    from brewctl.delivery import broker, database, registration
+
+    if downstreams.keys() != set(roles):
+        with database.connect(settings) as connection:
+            database.check_schema(connection)
+    for name, downstream in downstreams.items():
+        registration.check(settings, downstream, name)
     if set(roles) - {"order", "publisher"}:  # which start without Kafka
         broker.require_topic(settings)
 

@@ -33,7 +33,7 @@ from brewctl.cli import (
     trace,
     verify,
 )
-from brewctl.errors import BrewError, DrainTimeoutError, ExitCode
+from brewctl.errors import BrewError, DrainTimeoutError, ExitCode, ModuleError
 
 app = typer.Typer(
     name="brewctl",
@@ -125,7 +125,8 @@ def main() -> None:
             raise KeyboardInterrupt
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - reported, whatever it is
         code = _report(error)
-        if output.verbose and code not in {ExitCode.USAGE, ExitCode.INTERRUPTED}:
+        wrong = code in {ExitCode.USAGE, ExitCode.INTERRUPTED} and not isinstance(error, ModuleError)
+        if output.verbose and not wrong:
             traceback.print_exception(error)
         if isinstance(error, DrainTimeoutError):
             sys.stdout.flush()

@@ -89,6 +89,12 @@ Node = Annotated[
         help="Name of this replica, in every line and header.", callback=node_name, show_default="the role and the pid"
     ),
 ]
+AppDir = Annotated[
+    str,
+    typer.Option(
+        help="Folder with MODULE.", metavar="FOLDER", show_default="the working directory", envvar="BREW_APP_DIR"
+    ),
+]
 Format = Annotated[config.LogFormat, typer.Option("--log-format", help="How log lines are written, on stderr.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Don't ask before data are destroyed.")]

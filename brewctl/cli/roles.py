@@ -4,9 +4,10 @@ import dataclasses
 import os
 import threading
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from brewctl import config
 from brewctl.cli import options, output
@@ -21,6 +22,34 @@ Session = Annotated[
         max=300,
     ),
 ]
+
+
+_ANY = "MODULE:NAME"
+_CONSUME = "Run a consumer; alone, list those configured."
+
+
+class _Consumers(typer.core.TyperGroup):
+    """Takes any other word for a downstream of the user's own."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the first word, what runs it, and its arguments."""
+        if args[0] in self.commands:
+            return super().resolve_command(ctx, args)
+        return args[0], self.commands[_ANY], args[1:]
+
+
+def configured(ctx: typer.Context) -> None:
+    """Run a consumer; alone, list those configured."""
+    if ctx.invoked_subcommand:
+        return
+    from brewctl.delivery import registry
+
+    names = options.settings().downstreams
+    rows = [(registry.short_name(name), registry.find(name)) for name in names]
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, found in rows:
+        output.emit(f"{name:<{width}}  group {found.group}, takes {', '.join(found.events)}")
+    output.note("next: brewctl consume NAME, or MODULE:NAME for one of your own")
 
 
 def order(
@@ -94,9 +123,7 @@ def inventory(
     settings = options.settings(
         database_url=database_url, brokers=brokers, topic=topic, limits=_limits(session_timeout)
     )
-    from brewctl.roles import inventory as role
-
-    _play(node or f"inventory-{os.getpid()}", log_format, lambda node, stop: role.run(settings, stop, node=node))
+    _consume("inventory", settings, node or f"inventory-{os.getpid()}", log_format)
 
 
 def notifications(
@@ -114,9 +141,78 @@ def notifications(
     settings = options.settings(
         database_url=database_url, brokers=brokers, topic=topic, limits=_limits(session_timeout)
     )
-    from brewctl.roles import notifications as role
+    _consume("notifications", settings, node or f"notification-{os.getpid()}", log_format)
 
-    _play(node or f"notification-{os.getpid()}", log_format, lambda node, stop: role.run(settings, stop, node=node))
+
+def downstream(
+    ctx: typer.Context,
+    node: options.Node = "",
+    app_dir: options.AppDir = "",
+    watch: Annotated[bool, typer.Option("--watch", help="Start it again when its file changes.")] = False,
+    session_timeout: Session = config.Limits.session_s,
+    log_format: options.Format = config.LogFormat.LOGFMT,
+    database_url: options.DatabaseUrl = None,
+    brokers: options.Brokers = None,
+    topic: options.Topic = None,
+) -> None:
+    """Run a replica of a downstream of your own.
+
+    It is NAME in MODULE, and consumes in a group of its own.
+
+    Its tables are in BREW_<GROUP>_DATABASE_URL where that is set. Ctrl-C drains it.
+    """
+    settings = options.settings(
+        database_url=database_url, brokers=brokers, topic=topic, limits=_limits(session_timeout)
+    )
+    name = ctx.info_name or ""
+    if watch:
+        _consume_watched(name, app_dir, settings, node, log_format)
+    else:
+        _consume(name, settings, node, log_format, app_dir=app_dir)
+
+
+def _consume(name: str, settings: config.Settings, node: str, log_format: config.LogFormat, app_dir: str = "") -> None:
+    from brewctl.delivery import registry
+    from brewctl.roles import consumer
+
+    found = registry.find(name, app_dir)
+    _play(
+        node or f"{found.group[: options.NODE_CHARACTERS - 8]}-{os.getpid()}",
+        log_format,
+        lambda node, stop: consumer.run(settings, found, stop, name=name, node=node),
+    )
+
+
+def _consume_watched(
+    name: str, app_dir: str, settings: config.Settings, node: str, log_format: config.LogFormat
+) -> None:
+    """Run it, and again after each change of its file; one that can't be imported waits for the next change."""
+    from brewctl import lifecycle, log
+    from brewctl.delivery import registry
+    from brewctl.roles import consumer, reloading
+
+    files = reloading.Files(app_dir)
+    try:
+        found = registry.find(name, app_dir)
+    except UsageError as error:
+        output.note(output.plain(f"brewctl: {error}"))
+        output.note("waits for a change of it …")
+        with lifecycle.stop_on_signals() as stop:
+            again = reloading.await_change(files, stop)
+    else:
+        files.imported()
+        changes = reloading.Changes()
+
+        def run(node: str, stop: threading.Event) -> None:
+            with reloading.watched(files, stop, changes):
+                consumer.run(settings, found, stop, name=name, node=node)
+            if changes.seen:
+                log.say(node, "its file has changed: starts again")
+
+        _play(node or f"{found.group[: options.NODE_CHARACTERS - 8]}-{os.getpid()}", log_format, run)
+        again = changes.seen
+    if again:
+        reloading.restart()
 
 
 def _supervise(
@@ -168,7 +264,9 @@ def register(app: typer.Typer) -> None:
     serve.command(epilog="Example: brewctl serve order --node order-1 --port 50081")(order)
     app.add_typer(serve, name="serve")
     app.command(epilog="Example: brewctl publish --node publisher-1")(publish)
-    consume = typer.Typer(help="Run a replica of a consumer.", no_args_is_help=True)
+    consume = typer.Typer(cls=_Consumers, help=_CONSUME, invoke_without_command=True)
+    consume.callback(epilog="Example: brewctl consume")(configured)
     consume.command(epilog="Example: brewctl consume inventory --node inventory-1")(inventory)
     consume.command(epilog="Example: brewctl consume notifications --node notification-1")(notifications)
+    consume.command(_ANY, epilog="Example: brewctl consume loyalty:points --node loyalty-1")(downstream)
     app.add_typer(consume, name="consume")

@@ -4,26 +4,46 @@ from typing import Annotated
 
 import typer
 
+from brewctl import config
 from brewctl.cli import options, output
+from brewctl.errors import UsageError
 
 
 def init(
+    downstreams: Annotated[
+        list[str] | None,
+        typer.Argument(help="Of these downstreams too.", metavar="[MODULE:NAME]…", show_default=False),
+    ] = None,
     reset: Annotated[bool, typer.Option("--reset", help="Empty every table too. Identities go on.")] = False,
     print_sql: Annotated[bool, typer.Option("--print-sql", help="Print the schema; connect to nothing.")] = False,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="Give the downstream a group that another one was registered for.")
+    ] = False,
+    app_dir: options.AppDir = "",
     yes: options.Yes = False,
     database_url: options.DatabaseUrl = None,
 ) -> None:
     """Create the tables, columns and indexes that are missing.
 
     Roles work on meanwhile: where all is there, nothing is locked.
+
+    With MODULE:NAME those of a downstream, by its `schema`, with the inbox's beside them: in
+    BREW_<GROUP>_DATABASE_URL where that is set, else in the story's database. Its group is registered for it.
     """
+    if (reset or print_sql) and downstreams:
+        raise UsageError("--reset and --print-sql are of the story's tables", hint="leave MODULE:NAME out")
+    if take_over and not downstreams:
+        raise UsageError("--take-over needs the MODULE:NAME that is to have its group")
     if print_sql:
         from brewctl.sql import schema
 
         output.emit(schema.rstrip())
         return
     settings = options.settings(database_url=database_url)
-    from brewctl.delivery import database
+    if downstreams:
+        _init_downstreams(settings, downstreams, app_dir, take_over=take_over)
+        return
+    from brewctl.delivery import database, registration
 
     place = database.place(settings.database_url)
     if reset:
@@ -31,8 +51,23 @@ def init(
             f"every order in {place}", mine=options.is_sandbox(settings.configured, "database_url"), yes=yes
         )
     with database.connect(settings) as connection:
-        database.initialize(connection, reset=reset, tell=lambda text: output.note(output.plain(f"db init {text}")))
+        database.initialize(connection, reset=reset, tell=_tell)
+        registration.register_own(connection)
     output.emit(f"tables are {'empty' if reset else 'ready'} in {place}")
+
+
+def _init_downstreams(settings: config.Settings, names: list[str], app_dir: str, *, take_over: bool) -> None:
+    from brewctl.delivery import database, registration, registry
+
+    found = {name: registry.find(name, app_dir) for name in names}  # all of them, before anything is made
+    for name, downstream in found.items():
+        own = registration.initialize(settings, downstream, registry.full_name(name), take_over=take_over, tell=_tell)
+        output.emit(f"tables of {name} are ready in {database.place(own.database_url)}, group {downstream.group}")
+    output.note(f"next: brewctl start {' '.join(names)}")
+
+
+def _tell(text: str) -> None:
+    output.note(output.plain(f"db init {text}"))
 
 
 def create(

@@ -10,7 +10,7 @@ what is done are committed; the rest, and the batch in hand, come again, to whoe
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
@@ -30,14 +30,25 @@ _POLL_S = 0.2  # also the longest that a stop waits for an idle poll
 _KEPT = "the batch is kept and retried"
 
 
-def consume(settings: Settings, downstream: Downstream, stop: threading.Event, *, node: str) -> None:
+def consume(
+    settings: Settings,
+    downstream: Downstream,
+    stop: threading.Event,
+    *,
+    node: str,
+    own: Settings | None = None,
+    tables: Collection[str] | None = None,
+) -> None:
     """Run a downstream until `stop` is set, then print its counters.
+
+    `own`: its database, where that is not the story's, in which `tables` are needed; default: all.
 
     Raises UnreachableError where a server is away at the start, BrewError where a table or a topic is missing, and
     where the transaction in hand was not finished in time after a stop: it is undone then.
     """
+    own = own or settings
     broker.require_topic(settings)
-    with database.open_pool(settings, name=node, size=1) as pool, database.explained(settings):
+    with database.open_pool(own, name=node, size=1, tables=tables) as pool, database.explained(own):
         inbox = Inbox(settings, pool, downstream, node=node)
         consumption = Consumption(settings, inbox, group=registry.kafka_group(settings, downstream), node=node)
         replica = presence.Replica(node, downstream.group)

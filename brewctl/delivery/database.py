@@ -5,7 +5,7 @@ import os
 import select
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TypeVar
 
 import psycopg
@@ -67,16 +67,22 @@ def connect(settings: Settings, *, name: str = "brewctl") -> Iterator[BoundedCon
 
 @contextlib.contextmanager
 def open_pool(
-    settings: Settings, *, name: str, size: int, statement_s: float | None = None, lock_s: float = 0
+    settings: Settings,
+    *,
+    name: str,
+    size: int,
+    statement_s: float | None = None,
+    lock_s: float = 0,
+    tables: Collection[str] | None = None,
 ) -> Iterator[Pool]:
     """A pool of at most `size` autocommit connections, each checked before it is handed out.
 
     The server ends each statement after `statement_s` seconds (default: database_statement_s), and its wait for a
     lock after `lock_s` (0: no sooner). The first connection is made now: raises UnreachableError where that fails,
-    BrewError where the schema is missing.
+    BrewError where the schema is missing, or, of it, one of `tables`.
     """
     with connect(settings, name=name) as connection:
-        check_schema(connection)
+        check_schema(connection, tables=tables, init_command=settings.init_command)
     made: weakref.WeakSet[BoundedConnection] = weakref.WeakSet()
     pool: Pool = ConnectionPool(
         connection_class=BoundedConnection,
@@ -139,27 +145,42 @@ def has_news(connection: Connection, *, within_s: float) -> bool:
     return bool(poll.poll(within_s * 1000))
 
 
-def missing_tables(connection: Connection, *, reading: bool = False) -> list[str]:
+def missing_tables(
+    connection: Connection, *, reading: bool = False, tables: Collection[str] | None = None
+) -> list[str]:
     """Name the tables, columns, keys and indexes that the roles need and that are not there. Locks no table.
 
-    `reading`: only what a query fails without, so no key and no index.
+    `reading`: only what a query fails without, so no key and no index. `tables`: only of these.
     """
-    return [str(part) for part in schema.missing(connection) if (part.is_read if reading else part.is_needed)]
+    lacking = schema.missing(connection, tables)
+    return [str(part) for part in lacking if (part.is_read if reading else part.is_needed)]
 
 
-def check_schema(connection: Connection, *, reading: bool = False) -> None:
+def check_schema(
+    connection: Connection,
+    *,
+    reading: bool = False,
+    tables: Collection[str] | None = None,
+    init_command: str = "brewctl db init",
+) -> None:
     """Raise BrewError where something that the roles need is missing, or, with `reading`, that a query needs."""
-    if missing := missing_tables(connection, reading=reading):
-        raise BrewError(f"missing in postgres: {', '.join(missing)}", hint="run `brewctl db init`")
+    if missing := missing_tables(connection, reading=reading, tables=tables):
+        raise BrewError(f"missing in postgres: {', '.join(missing)}", hint=f"run `{init_command}`")
 
 
-def initialize(connection: BoundedConnection, *, reset: bool = False, tell: schema.Tell = lambda _text: None) -> None:
-    """Add what is missing of the schema, beside roles at work; `reset` also empties every table.
+def initialize(
+    connection: BoundedConnection,
+    *,
+    reset: bool = False,
+    tell: schema.Tell = lambda _text: None,
+    tables: Collection[str] | None = None,
+) -> None:
+    """Add what is missing of the schema, or of some `tables`, beside roles at work; `reset` also empties every table.
 
     On a complete schema it runs nothing and locks nothing. Raises BrewError, which names the session at fault, where
     a table is in use for longer than schema_wait_s; `tell` hears of it before.
     """
-    schema.complete(connection, tell)
+    schema.complete(connection, tell, tables)
     if reset:
         schema.change(connection, schema.TABLES, queries["reset"], tell)
 
@@ -171,7 +192,9 @@ def explained(settings: Settings) -> Iterator[None]:
         yield
     except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:
         message = str(error).splitlines()[0].replace('"', "")
-        raise BrewError(f"postgres {place(settings.database_url)}: {message}", hint="run `brewctl db init`") from error
+        raise BrewError(
+            f"postgres {place(settings.database_url)}: {message}", hint=f"run `{settings.init_command}`"
+        ) from error
     except psycopg.errors.LockNotAvailable as error:
         hint = "run it again when they are free: `brewctl doctor` names who holds them for long"
         raise BrewError(f"postgres {place(settings.database_url)}: the tables are in use", hint=hint) from error

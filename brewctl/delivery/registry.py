@@ -1,12 +1,30 @@
-"""Which downstreams there are: those that the settings name, found as MODULE:NAME."""
+"""Which downstreams there are: those that the settings name, found as MODULE:NAME.
 
+The working directory, or another folder, is searched as uvicorn and celery do, but for this import alone: what lies
+there is found first, and never taken for a module of Python's or brewctl's that is imported already or later.
+"""
+
+import contextlib
+import difflib
 import functools
 import importlib
+import os
+import re
+import sys
+import sysconfig
+import traceback
+import types
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
-from brewctl import config
-from brewctl.config import Settings
+from brewctl.config import DEFAULT_DOWNSTREAMS, Settings
 from brewctl.delivery.downstream import Downstream
-from brewctl.errors import UsageError
+from brewctl.errors import BrewError, ModuleError, UsageError
+
+# The story's own, by the names of their modules: `inventory` is short for brewctl.roles.inventory:DOWNSTREAM.
+SHORT = {name.partition(":")[0].rpartition(".")[2]: name for name in DEFAULT_DOWNSTREAMS}
+_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
 def configured(settings: Settings) -> tuple[Downstream, ...]:
@@ -30,7 +48,7 @@ def configured(settings: Settings) -> tuple[Downstream, ...]:
 
 def further(settings: Settings) -> tuple[Downstream, ...]:
     """Return the configured ones beside the story's own. Imports nothing where there are none."""
-    own = set(config.DEFAULT_DOWNSTREAMS)
+    own = set(DEFAULT_DOWNSTREAMS)
     return tuple(find(name) for name in settings.downstreams if name not in own)
 
 
@@ -49,7 +67,7 @@ def started_as(settings: Settings, group: str) -> str:
     """Return what `brewctl start` is told to run a node of a group, by the group's name in Kafka."""
     for name in settings.downstreams:
         if kafka_group(settings, find(name)) == group:
-            return config.short_name(name)
+            return short_name(name)
     return group
 
 
@@ -58,10 +76,119 @@ def kafka_group(settings: Settings, downstream: Downstream) -> str:
     return settings.group_prefix + downstream.group
 
 
-@functools.cache
-def find(name: str) -> Downstream:
-    """Return the downstream that MODULE:NAME is. Raises UsageError where it is none."""
-    module, _, attribute = name.partition(":")
-    found = getattr(importlib.import_module(module), attribute)
-    assert isinstance(found, Downstream)
+def full_name(name: str) -> str:
+    """Return the MODULE:NAME that a short name stands for, or the name itself."""
+    return SHORT.get(name, name)
+
+
+def short_name(name: str) -> str:
+    """Return the short name of a MODULE:NAME that has one, or the name itself."""
+    return next((short for short, full in SHORT.items() if full == name), name)
+
+
+def is_own(name: str) -> bool:
+    """Say whether a name is that of one of the story's own downstreams."""
+    return full_name(name) in DEFAULT_DOWNSTREAMS
+
+
+def find(name: str, app_dir: str = "") -> Downstream:
+    """Return the downstream that MODULE:NAME, or a short name, is.
+
+    `app_dir`: searched in place of BREW_APP_DIR and the working directory. Raises UsageError where it is
+    none, or where its group is that of one of the story's own.
+    """
+    found = _find(full_name(name), "" if is_own(name) else _folder(app_dir))
+    if not is_own(name):
+        for own in DEFAULT_DOWNSTREAMS:
+            if _find(own, "").group == found.group:
+                hint = 'give it another group, as in @downstream("my-group")'
+                raise UsageError(f"{name}: the group {found.group} is brewctl's own", hint=hint)
     return found
+
+
+@functools.cache
+def _find(name: str, folder: str) -> Downstream:
+    module_name, _, attribute = name.partition(":")
+    if not _NAME.fullmatch(name) or module_name.endswith(".py"):
+        raise UsageError(f"downstream {name[:80]!r} is not MODULE:NAME", hint=_mended(name))
+    module = _import(module_name, folder)
+    there = [each for each, value in vars(module).items() if isinstance(value, Downstream)]
+    known = f"there {'is' if len(there) == 1 else 'are'} {', '.join(there)}"
+    if not hasattr(module, attribute):
+        where = getattr(module, "__file__", None) or "part of python"
+        close = difflib.get_close_matches(attribute, there, 1)
+        hint = f"did you mean {module_name}:{close[0]}" if close else known if there else _NO_DOWNSTREAM
+        raise UsageError(f"module {module_name} ({where}) has no {attribute!r}", hint=hint)
+    found = getattr(module, attribute)
+    if not isinstance(found, Downstream):
+        if isinstance(found, types.FunctionType):
+            what, hint = "a plain function", f'put @downstream("{attribute}") above it'
+        else:
+            what, hint = f"of type {type(found).__name__}", known if there else _NO_DOWNSTREAM
+        raise UsageError(f"downstream {name} is {what}, and no downstream", hint=hint)
+    if not found.folder and (file := getattr(module, "__file__", None)):
+        found = replace(found, folder=str(Path(file).parent))
+    return found
+
+
+_NO_DOWNSTREAM = "put @downstream(…) above a handler in it"
+
+
+def _mended(name: str) -> str:
+    module, colon, attribute = name.partition(":")
+    folder, slash, file = module.rpartition("/")
+    if slash or file.endswith(".py"):
+        option = f" --app-dir {folder or '/'}" if slash else ""
+        return f"write {file.removesuffix('.py')}:{attribute or 'NAME'}{option}"
+    if not colon and (close := difflib.get_close_matches(name, SHORT, 1)):
+        return f"did you mean {close[0]}"
+    return f"for example loyalty:points, which is `points` in loyalty.py; the story's own are {' and '.join(SHORT)}"
+
+
+def _folder(app_dir: str) -> str:
+    app_dir = app_dir or os.environ.get("BREW_APP_DIR", "")
+    try:
+        folder = Path(app_dir or ".").resolve(strict=True)
+    except OSError as error:
+        where = f"--app-dir {app_dir}" if app_dir else "the working directory"
+        raise UsageError(f"{where} can't be read ({(error.strerror or str(error)).lower()})") from None
+    if not folder.is_dir():
+        raise UsageError(f"--app-dir {app_dir} is no folder")
+    return str(folder)
+
+
+def _import(name: str, folder: str) -> types.ModuleType:
+    with _searched(folder) if folder else contextlib.nullcontext():
+        try:
+            return importlib.import_module(name)
+        except (Exception, SystemExit) as error:
+            if isinstance(error, ModuleNotFoundError) and _is_part(error.name, name):
+                near = f"{name.replace('.', '/')}.py"
+                hint = f"is there a {near} in {folder}? --app-dir names another folder"
+                raise UsageError(f"there is no module {error.name!r}", hint=hint) from None
+            if isinstance(error, BrewError):  # a decorator's own words
+                raise UsageError(f"module {name}: {error.message}", hint=error.hint) from error
+            said = " ".join(traceback.format_exception_only(error)[-1].split())
+            if isinstance(error, SyntaxError):
+                said = f"{said} (line {error.lineno} of {error.filename})"
+            hint = "mend it; `brewctl -v …` has the traceback"
+            raise ModuleError(f"module {name} can't be imported: {said}", hint=hint) from error
+
+
+def _is_part(missing: str | None, name: str) -> bool:
+    """Say whether a module that is missing is the one that was asked for, or a package that it is in."""
+    return missing is not None and f"{name}.".startswith(f"{missing}.")
+
+
+@contextlib.contextmanager
+def _searched(folder: str) -> Iterator[None]:
+    """Search a folder for modules, behind Python's own and before what is installed."""
+    installed = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    place = next((number for number, each in enumerate(sys.path) if each in installed), len(sys.path))
+    sys.path.insert(place, folder)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(folder)

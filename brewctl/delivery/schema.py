@@ -11,7 +11,7 @@ import math
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, LiteralString, NamedTuple
@@ -152,12 +152,16 @@ PARTS = parse(sql.schema)
 TABLES = [part.name for part in PARTS if part.kind is Kind.TABLE]
 
 
-def missing(connection: "Connection") -> list[Part]:
+# What a downstream needs beside its own tables, in a database of its own: of these tables those that there are.
+INBOX_TABLES = frozenset({"processed_events", "redeliveries", "parked_events", "downstreams"}.intersection(TABLES))
+
+
+def missing(connection: "Connection", tables: Collection[str] | None = None) -> list[Part]:
     """Name what is not as schema.sql wants it, leftovers too, in its order. Takes no lock of any table.
 
-    Of a table that is missing, its columns, key and indexes are not named.
+    Of a table that is missing, its columns, key and indexes are not named. `tables`: only these, and no function.
     """
-    lacking = _missing(connection, PARTS)
+    lacking = _missing(connection, [part for part in PARTS if tables is None or part.table in tables])
     new = {part.table for part in lacking if part.kind is Kind.TABLE}
     return [part for part in lacking if part.kind is Kind.TABLE or part.table not in new]
 
@@ -171,14 +175,14 @@ def _missing(connection: "Connection", parts: Sequence[Part]) -> list[Part]:
     ]
 
 
-def complete(connection: "BoundedConnection", tell: Tell = _nobody) -> None:
+def complete(connection: "BoundedConnection", tell: Tell = _nobody, tables: Collection[str] | None = None) -> None:
     """Add what is missing, and nothing else; an index whose build was cut off is made anew. Several may call at once.
 
     Writers go on: a statement of theirs waits at most schema_lock_s for it at a time. Raises BrewError where a table is
     in use for longer than schema_wait_s, or where rows break a key; what was added until then stays, and a later
-    call adds the rest. `tell` hears what takes a while, and whom it waits for.
+    call adds the rest. `tell` hears what takes a while, and whom it waits for. `tables`: only these.
     """
-    lacking = missing(connection)
+    lacking = missing(connection, tables)
     # Tables with all that is theirs, at once: nobody uses them yet.
     if new := {part.table for part in lacking if part.kind is Kind.TABLE}:
         _create(connection, [part for part in PARTS if part.table in new])
@@ -215,7 +219,7 @@ def change(
         # A transaction that was there at the look before may stay for hours, as pg_dump's does: while this session
         # waited for its lock, all later statements would wait behind. Short transactions are waited for.
         if not staying and (seen or not holders):
-            with contextlib.suppress(psycopg.errors.LockNotAvailable), _bounded(connection):
+            with contextlib.suppress(psycopg.errors.LockNotAvailable), bounded(connection):
                 connection.execute(statement)
                 return
         if time.monotonic() > deadline:
@@ -228,7 +232,7 @@ def change(
 
 
 @contextlib.contextmanager
-def _bounded(connection: "BoundedConnection") -> Iterator[None]:
+def bounded(connection: "BoundedConnection") -> Iterator[None]:
     """A transaction whose statements wait schema_lock_s for a lock, and take schema_s at most."""
     limits = connection.limits
     with connection.answering_within(limits.schema_s + limits.database_look_s), connection.transaction():
@@ -243,7 +247,7 @@ def _create(connection: "BoundedConnection", parts: Sequence[Part]) -> None:
     pauses = lifecycle.Backoff(threading.Event(), first_s=_FIRST_S, longest_s=_LONGEST_S)
     while True:
         try:
-            with _bounded(connection):
+            with bounded(connection):
                 connection.execute(queries["lock_schema"])
                 connection.execute(queries["fix_search_path"])
                 for part in parts:

@@ -19,7 +19,8 @@ import psutil
 from brewctl import stdout
 from brewctl.config import Settings, environment
 from brewctl.errors import BrewError, PortError
-from brewctl.lab.nodes import ROLES, program
+from brewctl.lab.nodes import ROLES, Role, program
+from brewctl.lab.nodes import role as role_of
 from brewctl.lifecycle import interrupts_held
 from brewctl.sandbox import processes, state
 from brewctl.sandbox.server import Server
@@ -97,8 +98,8 @@ def status(home: Path) -> list[NodeStatus]:
     return rows
 
 
-def start(home: Path, settings: Settings, roles: Sequence[str], *, name: str = "") -> list[Server]:
-    """Start a node of each role (order, publisher, inventory, notifications) and return at once: see `wait_ready`.
+def start(home: Path, settings: Settings, roles: Sequence[str | Role], *, name: str = "") -> list[Server]:
+    """Start a node of each role (order, publisher, inventory, notifications, a downstream's); see `wait_ready`.
 
     They are numbered as in the story, each with the first number that is not running. `name` is that of a single node:
     raises BrewError where one of that name runs. An order node takes the first free port from 50081 on.
@@ -109,9 +110,10 @@ def start(home: Path, settings: Settings, roles: Sequence[str], *, name: str = "
         if name in taken:
             raise BrewError(f"{name} already runs", hint=f"`brewctl stop {name}` first, or choose another name")
         started = []
-        for role in roles:
-            node_name = name or _free_name(ROLES[role].stem, taken)
-            port = _free_port({node.port for node in taken.values()}) if role == "order" else 0
+        for each in roles:
+            role = role_of(each) if isinstance(each, str) else each
+            node_name = name or _free_name(role.stem, taken)
+            port = _free_port({node.port for node in taken.values()}) if role.name == "order" else 0
             with interrupts_held():
                 node = _spawn(home, settings, node_name, role, port)
                 known.nodes.pop(node.name, None)  # a gone one: this one comes last
@@ -130,7 +132,7 @@ def wait_ready(node: Server, *, timeout_s: float = READY_S) -> None:
 
     Raises BrewError with the end of its log where it ends before that, or is late; a late one runs on.
     """
-    ready = ROLES[node.role].ready
+    ready = role_of(node.role).ready
     deadline = time.monotonic() + timeout_s
     while True:
         ended = processes.find(node) is None
@@ -226,9 +228,9 @@ def _free_port(taken: Collection[int]) -> int:
     raise BrewError(f"no port from {_PORTS[0]} to {_PORTS[-1]} is free", hint=hint)
 
 
-def _spawn(home: Path, settings: Settings, name: str, role: str, port: int) -> Server:
+def _spawn(home: Path, settings: Settings, name: str, role: Role, port: int) -> Server:
     logs, place = home / "logs", home / "nodes"
-    arguments = (*ROLES[role].command, *(("--port", str(port)) if port else ()))
+    arguments = (*role.command, *(("--port", str(port)) if port else ()))
     try:
         for folder in (logs, place):
             folder.mkdir(mode=0o700, exist_ok=True)
@@ -237,9 +239,10 @@ def _spawn(home: Path, settings: Settings, name: str, role: str, port: int) -> S
             program(name, *arguments),
             port=port,
             log=logs / f"{name}.log",
-            cwd=place,
+            # A downstream of the user's own works where it was started: it may read files there.
+            cwd=place if role.name in ROLES else Path.cwd(),
             env={**os.environ, **environment(settings), **stdout.ENVIRONMENT, "BREW_HOME": str(home)},
-            role=role,
+            role=role.name,
         )
     except OSError as error:
         raise BrewError(f"{name} can't be started ({(error.strerror or str(error)).lower()})") from error

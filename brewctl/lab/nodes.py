@@ -48,7 +48,17 @@ ROLES = {
         Role("notifications", "notification", ("consume", "notifications"), _ASSIGNED),
     )
 }
-_BY_STEM = {role.stem: role for role in ROLES.values()}
+# Room for a node's number behind its stem, in the 64 characters of its name.
+_STEM_CHARACTERS = 58
+
+
+def role(name: str, *, group: str = "", app_dir: str = "") -> Role:
+    """Return the role of this name: one of the story's, or a downstream, MODULE:NAME, with its group."""
+    options = ("--app-dir", app_dir) if app_dir else ()
+    return ROLES.get(name) or Role(name, group[:_STEM_CHARACTERS], ("consume", name, *options), _ASSIGNED)
+
+
+_BY_STEM = {each.stem: each for each in ROLES.values()}
 
 
 def command(name: str) -> tuple[str, ...]:
@@ -127,7 +137,8 @@ class Node:
     @property
     def ready(self) -> bool:
         """Say whether it works: it listens, publishes, or has been assigned partitions."""
-        ready = _role(self.name).ready
+        role = _BY_STEM.get(self.name.rpartition("-")[0])
+        ready = role.ready if role else _ASSIGNED  # a downstream of the user's own
         return any(ready.search(line) for line in self.lines)
 
     @property

@@ -4,10 +4,6 @@ Kafka ──group "inventory"──► this node's partitions
                                └──one commit: processed_events + inventory_reservations──► PostgreSQL
 """
 
-import threading
-
-from brewctl.config import Settings
-from brewctl.delivery.consumption import consume
 from brewctl.delivery.downstream import Downstream
 from brewctl.delivery.events import ORDER_CANCELLED, ORDER_CREATED
 from brewctl.sql import queries
@@ -21,8 +17,3 @@ DOWNSTREAM = Downstream(
     verb="reserved",
     undo="released",
 )
-
-
-def run(settings: Settings, stop: threading.Event, *, node: str) -> None:
-    """Consume until `stop` is set. Raises UnreachableError or BrewError where it can't start."""
-    consume(settings, DOWNSTREAM, stop, node=node)

@@ -6,10 +6,6 @@
 A group of its own on the same topic: order-service and inventory-service don't know that it exists.
 """
 
-import threading
-
-from brewctl.config import Settings
-from brewctl.delivery.consumption import consume
 from brewctl.delivery.downstream import Downstream
 from brewctl.delivery.events import ORDER_CANCELLED, ORDER_CREATED
 from brewctl.sql import queries
@@ -23,8 +19,3 @@ DOWNSTREAM = Downstream(
     verb="notified",
     undo="told",
 )
-
-
-def run(settings: Settings, stop: threading.Event, *, node: str) -> None:
-    """Consume until `stop` is set. Raises UnreachableError or BrewError where it can't start."""
-    consume(settings, DOWNSTREAM, stop, node=node)

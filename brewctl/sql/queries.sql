@@ -518,6 +518,15 @@ SELECT extract(epoch FROM max(greatest(r.created_at, n.created_at) - o.created_a
   JOIN inventory_reservations r ON r.order_id = o.id
   JOIN notifications_log n ON n.order_id = o.id
 
+-- downstream_name --
+-- The MODULE:NAME that a consumer's name was registered for.
+SELECT name FROM downstreams WHERE consumer = %(consumer)s
+
+-- register_downstream --
+INSERT INTO downstreams AS d (consumer, name) VALUES (%(consumer)s, %(name)s)
+ON CONFLICT (consumer) DO UPDATE SET name = excluded.name, registered_at = clock_timestamp()
+ WHERE d.name <> excluded.name
+
 -- reset --
 -- Empties every table. CONTINUE IDENTITY: see schema.sql.
 TRUNCATE orders, outbox, processed_events, inventory_reservations, notifications_log, dead_letters_settled, nodes,

@@ -196,6 +196,14 @@ CREATE UNIQUE INDEX IF NOT EXISTS parked_events_once
 CREATE INDEX IF NOT EXISTS parked_events_open
     ON parked_events (consumer, key, id) WHERE outcome IS NULL;
 
+-- Whose a consumer's name is: the MODULE:NAME that it was registered for, so that no second downstream takes its events
+-- and finds them processed.
+CREATE TABLE IF NOT EXISTS downstreams (
+    consumer      text PRIMARY KEY,
+    name          text NOT NULL,
+    registered_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
 CREATE TABLE IF NOT EXISTS inventory_reservations (
     order_id    uuid PRIMARY KEY,
     node_id     text NOT NULL,

@@ -121,7 +121,8 @@ def test_all_tables_are_looked_for_and_reset() -> None:
     tables = tables_of_the_schema()
     assert {"orders", "outbox", "processed_events", "inventory_reservations", "notifications_log"} <= tables
     assert set(TABLES) == tables
-    assert set(re.findall(r"\w+", queries["reset"])) - {"TRUNCATE", "CONTINUE", "IDENTITY"} == tables
+    emptied = set(re.findall(r"\w+", queries["reset"])) - {"TRUNCATE", "CONTINUE", "IDENTITY"}
+    assert emptied == tables - {"downstreams"}  # whose group is whose stays
 
 
 @pytest.mark.parametrize("name", ["create_orders", "fetch_unpublished", "inbox"])

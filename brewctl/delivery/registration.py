@@ -1,0 +1,173 @@
+"""What a downstream has in PostgreSQL before it can run: its tables, those of the inbox, and its name.
+
+BREW_<GROUP>_DATABASE_URL, or the story's database:  processed_events and the others of the inbox
+                                                     downstreams: whose the consumer's name is
+                                                     what the downstream's own `schema` makes
+"""
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import psycopg
+
+from brewctl import lifecycle
+from brewctl.config import Settings, own_database_variable
+from brewctl.delivery import database, registry, schema
+from brewctl.delivery.database import BoundedConnection
+from brewctl.delivery.downstream import Downstream
+from brewctl.errors import BrewError, UsageError
+from brewctl.sql import queries
+
+
+def home(settings: Settings, downstream: Downstream, name: str, environ: Mapping[str, str] = os.environ) -> Settings:
+    """Return the settings with the database that a downstream of this name has its tables in.
+
+    Raises UsageError where the variable with a database of its own holds no PostgreSQL URL.
+    """
+    command = "brewctl db init" if registry.is_own(name) else f"brewctl db init {name}"
+    variable = own_database_variable(downstream.group)
+    url = environ.get(variable, "").strip() or settings.database_url
+    if url != settings.database_url:
+        try:
+            database.place(url)
+        except UsageError as error:
+            raise UsageError(error.message.replace("BREW_DATABASE_URL", variable), hint=error.hint) from None
+    return replace(settings, database_url=url, init_command=command)
+
+
+def tables(settings: Settings, own: Settings) -> frozenset[str] | None:
+    """Name the tables of schema.sql that a downstream's database needs; None: all, as it is the story's too."""
+    return None if own.database_url == settings.database_url else schema.INBOX_TABLES
+
+
+def check(settings: Settings, downstream: Downstream, name: str) -> None:
+    """Raise BrewError where a downstream of the user's has no tables yet, or its group is another one's."""
+    if registry.is_own(name):  # its tables are looked for as its pool is made; its group is nobody else's to take
+        return
+    own = home(settings, downstream, name)
+    with database.connect(own) as connection:
+        database.check_schema(connection, tables=tables(settings, own), init_command=own.init_command)
+        holder = _holder(connection, downstream.group)
+    if holder is None:
+        raise BrewError(f"downstream {name} has no tables yet", hint=f"run `{own.init_command}`")
+    if holder != name:
+        raise _taken(downstream.group, holder, name)
+    if own.database_url != settings.database_url:
+        _check_story(settings, downstream.group, name)
+
+
+def initialize(
+    settings: Settings, downstream: Downstream, name: str, *, take_over: bool, tell: schema.Tell
+) -> Settings:
+    """Make the tables of a downstream that are missing, and register its name. Returns where they are.
+
+    Beside roles at work. Raises BrewError where its `schema` is refused, or its group is another's, unless
+    `take_over`; then nothing of the downstream's own was made.
+    """
+    own = home(settings, downstream, name)
+    text = schema_text(downstream)
+    apart = own.database_url != settings.database_url
+    if apart and not take_over:
+        _check_story(settings, downstream.group, name)
+    with database.connect(own) as connection:
+        database.initialize(connection, tell=tell, tables=tables(settings, own))
+        _apply(connection, downstream, name, text, take_over=take_over)
+    if apart:
+        _register_in_story(settings, downstream.group, name, tell)
+    return own
+
+
+def register_own(connection: BoundedConnection) -> None:
+    """Register the story's own downstreams, whose tables are part of schema.sql."""
+    for full in registry.SHORT.values():
+        connection.execute(queries["register_downstream"], {"consumer": registry.find(full).group, "name": full})
+
+
+def schema_text(downstream: Downstream) -> str:
+    """Return a downstream's `schema` as SQL, read from its file where it names one. Raises UsageError."""
+    text = downstream.schema
+    if not text.endswith(".sql") or len(text.split()) != 1:
+        return text
+    try:
+        return Path(downstream.folder, text).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = (error.strerror or str(error)).lower() if isinstance(error, OSError) else "it is not utf-8"
+        where = Path(downstream.folder, text)
+        hint = f"it is looked for beside the module: {where}"
+        raise UsageError(f"downstream {downstream.group}: schema {text} can't be read ({why})", hint=hint) from None
+
+
+def _apply(connection: BoundedConnection, downstream: Downstream, name: str, text: str, *, take_over: bool) -> None:
+    """Run a downstream's schema and write its name, in one transaction, one downstream at a time.
+
+    A statement waits schema_lock_s for a table at a time, for statements of roles wait behind it.
+    """
+    limits = connection.limits
+    deadline = time.monotonic() + limits.schema_wait_s
+    pauses = lifecycle.Backoff(threading.Event(), first_s=0.1, longest_s=1.0)
+    names = {"consumer": downstream.group, "name": name}
+    while True:
+        try:
+            with schema.bounded(connection):
+                connection.execute(queries["lock_schema"])
+                holder = _holder(connection, downstream.group)
+                if holder not in {None, name} and not take_over:
+                    raise _taken(downstream.group, holder or "", name)
+                if text.strip(" \t\r\n;"):
+                    # A cursor of psycopg's own, and no parameters: several statements go in one.
+                    psycopg.Cursor(connection).execute(text.encode())
+                connection.execute(queries["register_downstream"], names)
+                return
+        except psycopg.errors.LockNotAvailable:
+            if time.monotonic() > deadline:
+                message = f"downstream {downstream.group}: a table of its schema is in use"
+                raise BrewError(message, hint="`brewctl doctor` names who holds it; run this again then") from None
+            pauses.pause()
+        except (psycopg.errors.QueryCanceled, *database.UNAVAILABLE):
+            raise
+        except psycopg.Error as error:
+            said = error.diag.message_primary or str(error).splitlines()[0]
+            line = _line(text, error.diag.statement_position)
+            where = f" (line {line})" if line else ""
+            message = f"downstream {downstream.group}: postgres refused its schema{where}: {said}"
+            raise BrewError(message, hint=f"mend `schema` of {name}; nothing of it was made") from error
+
+
+def _check_story(settings: Settings, group: str, name: str) -> None:
+    """Refuse a group that the story's database knows as another's, where that can be asked.
+
+    Two downstreams of one group would share its partitions out, and each miss what the other gets, whatever database
+    each has.
+    """
+    holder = None
+    with contextlib.suppress(BrewError), database.connect(settings.impatient) as connection:
+        holder = _holder(connection, group)
+    if holder not in {None, name}:
+        raise _taken(group, holder or "", name)
+
+
+def _register_in_story(settings: Settings, group: str, name: str, tell: schema.Tell) -> None:
+    try:
+        with database.connect(settings.impatient) as connection:
+            connection.execute(queries["register_downstream"], {"consumer": group, "name": name})
+    except BrewError as error:
+        tell(f"could not tell the story's database whose the group {group} is ({error.message})")
+
+
+def _line(text: str, position: str | None) -> int:
+    return text.count("\n", 0, int(position) - 1) + 1 if position and "\n" in text.strip() else 0
+
+
+def _holder(connection: BoundedConnection, group: str) -> str | None:
+    found = connection.execute(queries["downstream_name"], {"consumer": group}).fetchone()
+    return str(found[0]) if found else None
+
+
+def _taken(group: str, holder: str, name: str) -> BrewError:
+    hint = f"give {name} another group; if it is the same one under a new name, `brewctl db init --take-over {name}`"
+    return BrewError(f"the group {group} is taken by {holder}", hint=hint)

@@ -1,0 +1,25 @@
+"""A consumer: runs any downstream. Many replicas, one group.
+
+Kafka ──the downstream's group──► this node's partitions
+                                    └──one commit: processed_events + the effects──► the downstream's PostgreSQL
+
+No consumer knows of another: each has a group of its own on the same topic.
+"""
+
+import threading
+
+from brewctl.config import Settings
+from brewctl.delivery import registration
+from brewctl.delivery.consumption import consume
+from brewctl.delivery.downstream import Downstream
+
+
+def run(settings: Settings, downstream: Downstream, stop: threading.Event, *, name: str, node: str) -> None:
+    """Consume until `stop` is set, as the downstream that `name`, its MODULE:NAME, is.
+
+    Raises UnreachableError or BrewError where it can't start: its database has no tables of it, or its group is
+    another downstream's.
+    """
+    registration.check(settings, downstream, name)
+    own = registration.home(settings, downstream, name)
+    consume(settings, downstream, stop, node=node, own=own, tables=registration.tables(settings, own))
