@@ -183,12 +183,10 @@ def test_a_large_outbox_is_looked_up_by_its_indexes(rig: Rig) -> None:
             " SELECT 'large-' || n, 't', '', CASE WHEN n % 2 = 0 THEN now() END FROM generate_series(1, 100000) n"
         )
         rig.connection.execute("ANALYZE outbox")
-        asked = (
-            "SELECT relname, coalesce(seq_scan, 0) FROM pg_stat_xact_user_tables"
-            " WHERE relname IN ('outbox', 'orders', 'aggregates') ORDER BY 1"
-        )
+        # The other tables are small here, and may be read as a whole.
+        asked = "SELECT coalesce(seq_scan, 0) FROM pg_stat_xact_user_tables WHERE relname = 'outbox'"
         before = rig.connection.execute(asked).fetchall()
-        # Six: a plan is made anew for the first five calls of a session.
+        # A plan is made anew for the first five calls of a session, then perhaps kept.
         for number in range(1, 9):
             add(rig.connection, f"large-{number}")
         assert rig.connection.execute(asked).fetchall() == before
