@@ -191,9 +191,9 @@ def read(
         if not _is_uuid(raw_id):
             raise UnreadableError(f"event-id is {_text(by_name, 'event-id')[:80]!r}, not a UUID")
         event_id = raw_id.decode().lower()
-    if (number := get("aggregate-seq")) is not None:
-        plain = number.isdigit() and len(number) < _DIGITS and number[0] != _ZERO
-        seq = int(number) if plain else _number(by_name, "aggregate-seq")
+    if (raw_seq := get("aggregate-seq")) is not None:
+        plain = raw_seq.isdigit() and len(raw_seq) < _DIGITS and raw_seq[0] != _ZERO
+        seq = int(raw_seq) if plain else _number(by_name, "aggregate-seq")
     name = _key(key, by_name)
     if not value and (value is None or own in DECODERS):  # an own message may well have nothing in it
         raise UnreadableError("value is empty")
