@@ -158,7 +158,7 @@ def test_the_binary_names_them_and_exits_1(spoilt: tuple[Chain, Verification, Fa
     shown = chain.rig.brewctl("verify", "--late", "0")
     assert (shown.returncode, shown.stderr) == (1, "")
     lines = shown.stdout.splitlines()
-    assert lines[-1].startswith("verdict: FAILED: event-per-order 3, order-per-event 1, ")
+    assert lines[-1].startswith("verdict: FAILED: event-per-order 5, order-per-event 1, numbered 1, ")
     assert all(f"  {offender}" in lines for check in found.checks for offender in check.offenders)
 
     told = chain.rig.brewctl("verify", "--late", "0", "--json")
