@@ -14,13 +14,12 @@ import pytest
 from psycopg import sql
 
 from brewctl.config import Settings
-from brewctl.delivery import database, events
+from brewctl.delivery import database, effects, events
 from brewctl.delivery.broker import Record
 from brewctl.delivery.database import Pool
 from brewctl.delivery.inbox import SLOW, Batch, Inbox
 from brewctl.proto.orders_pb2 import OrderCreated
 from brewctl.roles import inventory, notifications
-from brewctl.sql import queries
 from tests.conftest import Rig, limited
 from tests.integration.reading import read_topic
 
@@ -104,14 +103,23 @@ def redeliveries(rig: Rig) -> list[tuple[object, ...]]:
 def test_a_batch_that_comes_again_writes_next_to_nothing(rig: Rig) -> None:
     """Measured by EXPLAIN, for others write to the same server meanwhile; see what it counts in wal_bytes."""
     ids = list(range(1, 2001))
+    columns: dict[str, list[object]] = {
+        "order_id": [str(uuid.uuid4()) for _ in ids],
+        "type": [events.ORDER_CREATED for _ in ids],
+        "seq": [1 for _ in ids],
+    }
     parameters = {
         "consumer": "inventory",
         "node": "inventory-1",
         "outbox_ids": ids,
-        "order_ids": [str(uuid.uuid4()) for _ in ids],
+        "event_ids": [str(uuid.uuid4()) for _ in ids],
         "repeated": [],
+        **{f"column_{name}": values for name, values in columns.items()},
     }
-    statement = "EXPLAIN (ANALYZE, WAL, FORMAT JSON) " + queries["inbox"] + queries["reserve"]
+    effect = effects.effect_of(inventory.DOWNSTREAM, node="inventory-1")
+    assert isinstance(effect, effects._Statement)
+    assert set(columns) == set(effect._columns)
+    statement = "EXPLAIN (ANALYZE, WAL, FORMAT JSON) " + effect._text
     first, _, again = [
         wal_bytes(plan) for _ in range(3) for ((((plan,),),),) in [[rig.connection.execute(statement, parameters)]]
     ]
