@@ -68,8 +68,8 @@ def test_orders_whose_outbox_ids_were_used_before_have_their_effects(
     assert outbox_ids(new) == outbox_ids(before)
     assert [effects(rig, pool, new, each) for each in STORY] == [ORDERS, ORDERS]
     for table in ("inventory_reservations", "notifications_log"):
-        query = f"SELECT count(*) FROM orders JOIN {table} ON order_id = id"  # noqa: S608
-        assert rig.connection.execute(query).fetchone() == (ORDERS,)  # type: ignore[arg-type]
+        query = f"SELECT count(*) FROM orders JOIN {table} ON order_id = id"
+        assert rig.connection.execute(query).fetchone() == (ORDERS,)
 
     # Redelivered, and both of them again from the beginning, as after a reset of the groups.
     assert [effects(rig, pool, new, each) for each in STORY] == [0, 0]
@@ -156,7 +156,7 @@ def test_a_zombie_takes_an_event_of_an_outbox_id_while_another_takes_one(
         (count,) = rig.connection.execute(
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
         ).fetchone() or (0,)
-        return count == 2
+        return bool(count == 2)
 
     rig.connection.execute("SELECT pg_advisory_lock(7)")
     with ThreadPoolExecutor(2) as executor:
