@@ -106,7 +106,7 @@ def redeliveries(rig: Rig) -> list[tuple[object, ...]]:
 def test_a_batch_that_comes_again_writes_next_to_nothing(rig: Rig) -> None:
     """Measured by EXPLAIN, for others write to the same server meanwhile; see what it counts in wal_bytes."""
     batch = Batch.of([record(number) for number in range(1, 2001)], inventory.DOWNSTREAM.decoder_of)
-    asked = mock.Mock(**{"execute.return_value.fetchone.return_value": (0,)})
+    asked = mock.Mock(**{"execute.return_value.fetchone.return_value": (0, False)})
     effect_of(inventory.DOWNSTREAM, node="inventory-1")(
         asked, [event for _, event in batch.readable.values()], Counter()
     )

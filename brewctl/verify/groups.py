@@ -1,3 +1,0 @@
-"""The groups that are verified."""
-
-GROUPS = ("inventory", "notifications")
