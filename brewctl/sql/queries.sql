@@ -340,8 +340,9 @@ SELECT consumer, outbox_id, event_id FROM parked_events WHERE id = ANY(%(ids)s) 
 ON CONFLICT DO NOTHING
 
 -- settle_parked --
+-- At the beginning of the transaction, so before the effects of a redrive.
 UPDATE parked_events
-   SET outcome = %(outcome)s, settled_at = clock_timestamp()
+   SET outcome = %(outcome)s, settled_at = now()
  WHERE id = ANY(%(ids)s) AND outcome IS NULL
 
 -- settled_letters --

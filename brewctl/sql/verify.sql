@@ -31,6 +31,12 @@ CREATE TEMP TABLE effect (consumer text NOT NULL, order_id uuid NOT NULL, status
 -- done of the event that had it before is left out.
 CREATE TEMP TABLE processed (consumer text NOT NULL, outbox_id bigint NOT NULL, processed_at timestamptz NOT NULL)
 
+-- create_parked --
+-- Parked events, and those that were: with the time until which their keys were held up, null where they still are.
+CREATE TEMP TABLE parked (
+    id bigint NOT NULL, consumer text NOT NULL, outbox_id bigint NOT NULL, aggregate bigint NOT NULL, outcome text,
+    parked_at timestamptz NOT NULL, settled_at timestamptz, reason text NOT NULL)
+
 -- create_ledger --
 -- Effects as they were done, one row each time; empty where nobody keeps a ledger.
 CREATE TEMP TABLE ledger (consumer text NOT NULL, outbox_id bigint NOT NULL)
@@ -92,6 +98,14 @@ SELECT p.consumer, p.outbox_id, p.processed_at
  WHERE p.consumer = ANY(%(groups)s)
    AND (x.event_id IS NULL OR p.event_id IS NULL OR x.event_id = p.event_id OR x.event_id = ANY(p.earlier_ids))
 
+-- fill_parked --
+INSERT INTO parked
+SELECT k.id, k.consumer, k.outbox_id, hashtextextended(k.key, 0), k.outcome, k.parked_at, k.settled_at, k.reason
+  FROM parked_events k
+  LEFT JOIN outbox x ON x.id = k.outbox_id
+ WHERE k.consumer = ANY(%(groups)s)
+   AND (x.event_id IS NULL OR k.event_id IS NULL OR x.event_id = k.event_id)
+
 -- has_ledger --
 SELECT to_regclass('effect_ledger') IS NOT NULL AS there
 
@@ -122,7 +136,7 @@ UPDATE letter l
 
 -- analyze --
 -- Nobody else does it for temporary tables.
-ANALYZE event, placed, taker, effect, processed, ledger, seen, letter
+ANALYZE event, placed, taker, effect, processed, parked, ledger, seen, letter
 
 -- outbox_rows --
 SELECT id, aggregate_id, topic, payload, publisher_node, kafka_partition, kafka_offset, event_type, event_id::text,
@@ -188,6 +202,25 @@ SELECT count(*) AS removed_events
    AND EXISTS (SELECT FROM edge WHERE first > 0)
    AND EXISTS (SELECT FROM processed p WHERE p.consumer = ANY(%(groups)s) AND p.outbox_id = e.outbox_id)
 
+-- count_parked --
+SELECT count(*) AS parked FROM parked WHERE outcome IS NULL
+
+-- overtaken --
+-- Events that had their effect while an earlier one of their key was parked.
+SELECT bad.total, 'outbox ' || bad.outbox_id || ' had its effect while outbox ' || bad.before || ' of its key was parked'
+  FROM (SELECT p.outbox_id, k.outbox_id AS before, count(*) OVER () AS total
+          FROM parked k
+          JOIN event e ON e.aggregate = k.aggregate AND e.outbox_id > k.outbox_id
+          JOIN processed p ON p.consumer = k.consumer AND p.outbox_id = e.outbox_id
+         WHERE k.consumer = %(consumer)s
+           AND p.processed_at > k.parked_at AND (k.settled_at IS NULL OR p.processed_at < k.settled_at)
+           AND NOT EXISTS (SELECT FROM parked other
+                            WHERE other.consumer = k.consumer AND other.outbox_id = p.outbox_id
+                              AND other.outcome = 'dropped')
+         ORDER BY p.outbox_id
+         LIMIT %(shown)s) AS bad
+ ORDER BY bad.outbox_id
+
 -- count_group --
 SELECT (SELECT count(*) FROM effect WHERE consumer = %(consumer)s) AS effects,
        (SELECT count(*) FROM processed WHERE consumer = %(consumer)s) AS processed,
@@ -220,9 +253,11 @@ WITH bare AS (
      ORDER BY order_id, outcome = 'open' DESC, "partition", "offset" DESC
 )
 SELECT %(consumer)s, order_id, created_at,
-       cause IN ('no event', 'processed', 'open', 'dropped', 'set aside', 'passed') OR age_s > %(late_s)s,
+       cause IN ('no event', 'parked', 'given up', 'processed', 'open', 'dropped', 'set aside', 'passed') OR age_s > %(late_s)s,
        published, age_s, CASE cause
            WHEN 'no event' THEN 'it has no event'
+           WHEN 'parked' THEN 'outbox ' || outbox_id || ' is parked: brewctl dlq redrive p' || parked_id
+           WHEN 'given up' THEN 'outbox ' || outbox_id || ' was parked, and dropped'
            WHEN 'processed' THEN 'outbox ' || outbox_id || ' counts as processed, so it never will'
            WHEN 'open' THEN 'its event is a dead letter: brewctl dlq redrive ' || letter_partition || ':' || letter_offset
            WHEN 'set aside' THEN 'outbox ' || outbox_id || ' is not published'
@@ -233,8 +268,10 @@ SELECT %(consumer)s, order_id, created_at,
            ELSE 'its event is the ' || cause || ' dead letter ' || letter_partition || '@' || letter_offset END
   FROM (SELECT bare.order_id, bare.created_at, e.outbox_id, coalesce(e.published, false) AS published,
                coalesce(e.age_s, 0) AS age_s, arrival.place,
-               dead."partition" AS letter_partition, dead."offset" AS letter_offset, CASE
+               dead."partition" AS letter_partition, dead."offset" AS letter_offset, k.id AS parked_id, CASE
                    WHEN e.outbox_id IS NULL THEN 'no event'
+                   WHEN k.id IS NOT NULL AND k.outcome IS NULL THEN 'parked'
+                   WHEN k.outcome = 'dropped' THEN 'given up'
                    WHEN p.outbox_id IS NOT NULL THEN 'processed'
                    WHEN dead.outcome IS NOT NULL THEN dead.outcome
                    WHEN e.set_aside OR e.blocked THEN 'set aside'
@@ -245,6 +282,7 @@ SELECT %(consumer)s, order_id, created_at,
           FROM bare
           LEFT JOIN first_event e ON e.order_id = bare.order_id
           LEFT JOIN processed p ON p.consumer = %(consumer)s AND p.outbox_id = e.outbox_id
+          LEFT JOIN parked k ON k.consumer = %(consumer)s AND k.outbox_id = e.outbox_id
           LEFT JOIN dead ON dead.order_id = bare.order_id
           LEFT JOIN arrival ON arrival.outbox_id = e.outbox_id) AS judged
 
@@ -475,7 +513,10 @@ SELECT count(*) OVER () AS total, offender
            AND (e.outbox_id IS NULL
                 OR %(shows)s AND e.order_id IS NOT NULL AND e.type = 'order.created'
                    AND NOT EXISTS (SELECT FROM effect f
-                                    WHERE f.consumer = %(consumer)s AND f.order_id = e.order_id))
+                                    WHERE f.consumer = %(consumer)s AND f.order_id = e.order_id)
+                   AND NOT EXISTS (SELECT FROM parked k
+                                    WHERE k.consumer = %(consumer)s AND k.outbox_id = e.outbox_id
+                                      AND k.outcome = 'dropped'))
         UNION ALL
         SELECT min(e.outbox_id), 'order ' || e.order_id || ' has its ' || %(effect)s || ', and its outbox '
                || min(e.outbox_id) || ' was never processed'
@@ -483,6 +524,7 @@ SELECT count(*) OVER () AS total, offender
           JOIN effect f ON f.consumer = %(consumer)s AND f.order_id = e.order_id
           LEFT JOIN processed p ON p.consumer = %(consumer)s AND p.outbox_id = e.outbox_id
          WHERE e.type = 'order.created'
+           AND NOT EXISTS (SELECT FROM parked k WHERE k.consumer = %(consumer)s AND k.outbox_id = e.outbox_id)
          GROUP BY e.order_id
         HAVING count(p.outbox_id) = 0) AS bad
  ORDER BY outbox_id
@@ -507,6 +549,7 @@ SELECT count(*) OVER () AS total, offender
          WHERE (s.outbox_id IS NOT NULL OR s.unreadable)
            AND (s.type IS NULL OR s.type IN (SELECT t.type FROM taker t WHERE t.consumer = %(consumer)s))
            AND p.outbox_id IS NULL
+           AND NOT EXISTS (SELECT FROM parked k WHERE k.consumer = %(consumer)s AND k.outbox_id = s.outbox_id)
            AND NOT EXISTS (SELECT FROM letter l
                             WHERE l.consumer = %(consumer)s AND l.source_partition = s."partition"
                               AND l.source_offset = s."offset")

@@ -178,6 +178,7 @@ class _Chain:
                 else ()
             ),
             ("sequence", f"{group} takes the events of a key in order", processed),
+            ("overtaken", f"{group} takes no event of a key that has a parked one", processed),
             ("offsets", "no offset is ahead of durable work", counted["behind"]),
         ]
         parameters = {"consumer": group, "effect": effect, "shows": _of_every_order(downstream)}
@@ -213,6 +214,7 @@ class _Chain:
             **row("count_moved", **self._layout),
             **row("count_removed_events"),
             **row("count_repeated_letters"),
+            **row("count_parked"),
             dead_letters=letters,
             lag=lag,
             snapshot_s=round(self._workspace.held_s, 3),

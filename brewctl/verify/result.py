@@ -56,6 +56,7 @@ class Facts:
     removed_events: int  # published rows among those, which a group has processed
     dead_letters: dict[str, dict[str, int]]  # group → open, redriven, dropped
     dead_letters_repeated: int
+    parked: int  # events that wait to be redriven
     lag: dict[str, dict[int, int]]  # group → partition → records that it has not committed
 
     @property
@@ -103,6 +104,8 @@ def _remarks(facts: Facts) -> Iterator[str]:
         yield f"{facts.repeats} repeats in the topic"
     if unsettled := sum(fates.get("open", 0) for fates in facts.dead_letters.values()):
         yield f"{unsettled} open dead letters"
+    if facts.parked:
+        yield f"{facts.parked} parked events"
     if facts.removed_events:
         yield f"{facts.removed_events} events no longer in the topic"
 

@@ -28,6 +28,7 @@ _TABLES = (
     "create_taker",
     "create_effect",
     "create_processed",
+    "create_parked",
     "create_ledger",
     "create_edge",
     "create_position",
@@ -35,7 +36,7 @@ _TABLES = (
     "create_letter",
     "create_gap",
 )
-_COPIES = ("fill_event", "fill_placed", "fill_taker", "fill_processed")
+_COPIES = ("fill_event", "fill_placed", "fill_taker", "fill_processed", "fill_parked")
 # How long the session of a pooled verification may wait for Kafka: longer than kafka_request_s.
 _IDLE_S = 120
 
