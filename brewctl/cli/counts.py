@@ -49,6 +49,7 @@ def _emit_json(seen: "Seen") -> None:
         {
             **now.story(),
             "outbox_failed": now.outbox_failed,
+            "parked": now.parked,
             "downstreams": now.further,
             "inventory_distribution": shares,
         }
@@ -60,6 +61,8 @@ def _print(seen: "Seen") -> None:
     output.emit(str(now))
     if now.outbox_failed:
         output.emit(f"outbox_failed={now.outbox_failed}: see `brewctl outbox list --failed`")
+    if now.parked:
+        output.emit(f"parked={now.parked}: see `brewctl dlq list`")
 
 
 def _table(seen: "Seen") -> "Table":
@@ -74,6 +77,8 @@ def _table(seen: "Seen") -> "Table":
         table.add_row(name.replace("_", " "), str(value))
     if now.outbox_failed:
         table.add_row("  set aside: see `brewctl outbox list --failed`", str(now.outbox_failed), style="red")
+    if now.parked:
+        table.add_row("  parked: see `brewctl dlq list`", str(now.parked), style="red")
     for node, share in shares.items():
         table.add_row(f"  reserved by {node}", str(share), style="dim")
     return table

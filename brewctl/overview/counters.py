@@ -12,7 +12,7 @@ from brewctl.sql import queries
 
 @dataclass(frozen=True)
 class Counts:
-    """The four counters, of one moment; and how many of the unpublished rows are set aside.
+    """The four counters, of one moment; how many unpublished rows are set aside, how many events are parked.
 
     `further`: how many effects each downstream beside the story's own has, by its group.
     """
@@ -22,6 +22,7 @@ class Counts:
     reservations: int
     notifications: int
     outbox_failed: int = 0
+    parked: int = 0
     further: Mapping[str, int] = field(default_factory=dict)
 
     def story(self) -> dict[str, int]:

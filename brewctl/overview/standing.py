@@ -103,10 +103,14 @@ class _Judge:
                 yield Standing(f"outbox row {event.id} waits behind row {waiting[0].id}", stuck=head.stuck)
         handled = {(row.group, row.outbox_id) for row in self._life.dedup}
         effects = {effect.group for effect in self._life.effects}
+        parked = {(each.group, each.outbox_id): each for each in self._life.parked}
         for event in self._life.events:
             for downstream in self._life.takers(event) if event.published_at else ():
                 group = downstream.group
-                if (group, event.id) not in handled:
+                known = parked.get((group, event.id))
+                if known and known.outcome != "redriven":
+                    yield _parked(known, downstream, event)
+                elif (group, event.id) not in handled:
                     yield self._unhandled(event, downstream)
                 elif downstream.done and group not in effects and not event.cancels:
                     text = f"not {trace.word(downstream, event)}: group {group} has handled it, and its effect is gone"
@@ -170,6 +174,13 @@ class _Judge:
             text = f"{coming}, whose owner {progress.owner} is silent: kafka gives it to another {session}"
             return Standing(text, "" if others else _start(registry.started_as(self._settings, group.name)))
         return Standing(f"{coming}, which {progress.owner} reads")
+
+
+def _parked(parked: trace.Parked, downstream: Downstream, event: Event) -> Standing:
+    undone = f"not {trace.word(downstream, event)} by group {downstream.group}"
+    if parked.outcome:
+        return Standing(f"{undone}, and never will be: p{parked.id}, which was parked, was dropped", stuck=True)
+    return Standing(f"{undone}: it is parked, {parked.reason}", f"brewctl dlq redrive p{parked.id}", stuck=True)
 
 
 def _start(role: str) -> str:

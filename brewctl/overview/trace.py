@@ -74,6 +74,18 @@ class Event:
 
 
 @dataclass(frozen=True)
+class Parked:
+    """An event that a group has parked, or had; `outcome`: redriven, dropped, or it waits."""
+
+    id: int
+    group: str
+    outbox_id: int
+    reason: str
+    parked_at: datetime
+    outcome: str
+
+
+@dataclass(frozen=True)
 class Dedup:
     """A dedup row: a group has handled an event, and skipped it so many times since."""
 
@@ -114,6 +126,7 @@ class Life:
     nodes: Sequence[NodeRow]
     downstreams: Sequence[Downstream]
     letters: Sequence[Letter] = ()
+    parked: Sequence[Parked] = ()
 
     @property
     def trace_id(self) -> str:
@@ -227,6 +240,10 @@ class Life:
                 yield Step(row.duplicate_at, "skipped", detail, group=row.group, outbox_id=row.outbox_id)
 
     def _died(self) -> Iterator[Step]:
+        for each in self.parked:
+            became = f", {each.outcome}" if each.outcome else ""
+            detail = f"p{each.id} of group {each.group}{became}: {each.reason}"
+            yield Step(each.parked_at, "parked", detail, group=each.group, outbox_id=each.outbox_id)
         for letter in self.letters:
             became = {
                 "": "open",
@@ -285,7 +302,8 @@ def read(connection: Connection, order_id: UUID, downstreams: Sequence[Downstrea
         dedup = _rows(connection, Dedup, queries["traced_dedup"], groups=groups, ids=ids)
         first = {row.group: row.processed_at for row in reversed(dedup)}
         found = effects.of_order(connection, downstreams, order_id, first)
-        return Life(orders[0], own, dedup, found, nodes(connection), downstreams)
+        parked = _rows(connection, Parked, queries["traced_parked"], groups=groups, ids=ids)
+        return Life(orders[0], own, dedup, found, nodes(connection), downstreams, parked=parked)
 
 
 def _rows(connection: Connection, shape: type[_T], query: LiteralString, **parameters: object) -> list[_T]:

@@ -430,6 +430,12 @@ SELECT id, topic, payload, coalesce(event_type, 'order.created') AS type, create
  WHERE aggregate_id = %(aggregate_id)s AND published_at IS NOT NULL
  ORDER BY id
 
+-- traced_parked --
+SELECT id, consumer AS group, outbox_id, reason, parked_at, coalesce(outcome, '') AS outcome
+  FROM parked_events
+ WHERE consumer = ANY(%(groups)s) AND outbox_id = ANY(%(ids)s)
+ ORDER BY id
+
 -- traced_dedup --
 -- How often an event came again is in `redeliveries`; an older version counted it in the dedup row.
 SELECT p.consumer AS group, p.outbox_id, p.processed_at, p.duplicates + again.times AS duplicates,
@@ -445,12 +451,13 @@ SELECT p.consumer AS group, p.outbox_id, p.processed_at, p.duplicates + again.ti
  ORDER BY p.processed_at
 
 -- counts --
--- The four counters of the story, and what was set aside, in one snapshot.
+-- The four counters of the story, and what was set aside or parked, in one snapshot.
 SELECT (SELECT count(*) FROM orders) AS orders,
        (SELECT count(*) FROM outbox WHERE published_at IS NULL) AS outbox_unpublished,
        (SELECT count(*) FROM inventory_reservations) AS reservations,
        (SELECT count(*) FROM notifications_log) AS notifications,
-       (SELECT count(*) FROM outbox WHERE published_at IS NULL AND failed_at IS NOT NULL) AS outbox_failed
+       (SELECT count(*) FROM outbox WHERE published_at IS NULL AND failed_at IS NOT NULL) AS outbox_failed,
+       (SELECT count(*) FROM parked_events WHERE outcome IS NULL) AS parked
 
 -- pulse --
 -- What is cheap to know of tables of any size: at most `most` unpublished rows are counted; then the age of

@@ -52,3 +52,16 @@ def test_an_event_that_overtakes_a_parked_one_of_its_key_is_found(chain: Chain) 
     with mock.patch.object(Parking, "park_behind", lambda _self, _connection, part: ([event for _, event in part], 0)):
         chain.consume()
     assert broken(verify(chain.rig.settings, late_s=0)) == {"inventory-overtaken": 1}
+
+
+def test_trace_and_counts_know_what_is_parked(chain: Chain) -> None:
+    park_one(chain)
+    chain.consume()
+    assert "parked=2: see `brewctl dlq list`" in chain.rig.brewctl("counts").stdout
+    ((number, key),) = chain.execute("SELECT min(id), key FROM parked_events GROUP BY key").fetchall()
+    shown = chain.rig.brewctl("trace", key.removeprefix("order-"))
+    assert f"p{number} of group inventory: postgres rejected its effect" in shown.stdout
+    assert f"brewctl dlq redrive p{number}" in shown.stdout + shown.stderr
+    assert chain.rig.brewctl("dlq", "redrive", f"p{number}").stdout == "redriven=2 already=0 refused=0\n"
+    assert chain.rig.brewctl("trace", key.removeprefix("order-")).returncode == 0
+    assert "parked=" not in chain.rig.brewctl("counts").stdout
