@@ -1,30 +1,49 @@
-"""Brew orders: a transactional outbox, Kafka and idempotent consumers, as one command."""
+"""Brew orders: a transactional outbox, Kafka and idempotent consumers, as one command.
+
+What a service or a downstream of one's own needs is imported from here: `from brewctl import add_event`.
+"""
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from brewctl.delivery.downstream import Later, Reject, downstream
+    from brewctl.delivery.adding import add_event
+    from brewctl.delivery.downstream import Downstream, Later, Reject, downstream
     from brewctl.delivery.events import Event
     from brewctl.proto.orders_pb2 import OrderCancelled, OrderCreated
 
-__all__ = ["Event", "Later", "OrderCancelled", "OrderCreated", "Reject", "downstream"]
-
 __version__ = "0.1.0"
+__all__ = [
+    "Downstream",
+    "Event",
+    "Later",
+    "OrderCancelled",
+    "OrderCreated",
+    "Reject",
+    "add_event",
+    "downstream",
+]
 
-# Imported when they are asked for: a command that needs none of them starts sooner.
-_HOMES = {
-    "Event": "brewctl.delivery.events",
-    "Later": "brewctl.delivery.downstream",
-    "OrderCancelled": "brewctl.proto.orders_pb2",
-    "OrderCreated": "brewctl.proto.orders_pb2",
-    "Reject": "brewctl.delivery.downstream",
-    "downstream": "brewctl.delivery.downstream",
+# Imported when they are asked for: the command imports this package too, and `brewctl --help` needs none of them.
+_MODULES = {
+    "Downstream": "delivery.downstream",
+    "Event": "delivery.events",
+    "Later": "delivery.downstream",
+    "OrderCancelled": "proto.orders_pb2",
+    "OrderCreated": "proto.orders_pb2",
+    "Reject": "delivery.downstream",
+    "add_event": "delivery.adding",
+    "downstream": "delivery.downstream",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Import what a downstream's module is made of."""
-    if home := _HOMES.get(name):
-        return getattr(importlib.import_module(home), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""A client of order-service: each order under an idempotency key, tried until it is answered or time is up."""
+"""A client of order-service: each call is tried until it is answered or time is up, and is made once all the same."""
 
 import itertools
 import random
@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, NamedTuple, Self
 
 import grpc
 
@@ -43,7 +43,8 @@ THIS_MACHINE = frozenset({"127.0.0.1", "localhost", "[::1]"})
 # What mends a refusal that another try would meet again.
 _HINTS = {
     grpc.StatusCode.ALREADY_EXISTS: "give another order another --idempotency-key",
-    grpc.StatusCode.UNIMPLEMENTED: f"it is another gRPC server: correct {_ADDRESSES}",
+    grpc.StatusCode.NOT_FOUND: "`brewctl create-order` prints the ids of those that it makes",
+    grpc.StatusCode.UNIMPLEMENTED: f"it is another gRPC server, or an older brewctl: correct {_ADDRESSES}",
 }
 # Between two rounds of the addresses: doubled from the one to the other.
 _FIRST_PAUSE_S = 0.1
@@ -55,22 +56,29 @@ _SHORTEST_TRY_S = 0.1
 
 
 class UnknownOutcomeError(UnreachableError):
-    """An order that may have been committed, unheard. Its `idempotency_key` settles it.
+    """An order, or a cancel, that may have been committed, unheard: the same call again settles it.
 
-    `reason` is why nothing was heard, without the key.
+    `reason` is why nothing was heard, without the `idempotency_key`, which a cancel has not.
     """
 
-    def __init__(self, message: str, *, hint: str, idempotency_key: str, reason: str) -> None:
+    def __init__(self, message: str, *, hint: str, reason: str, idempotency_key: str = "") -> None:
         super().__init__(message, hint=hint)
         self.reason = reason
         self.idempotency_key = idempotency_key
 
 
-class OrderClient:
-    """Calls `Create` round robin, from any number of threads. Use it as a context manager.
+class Placed(NamedTuple):
+    """An order, and the name of its status: one that its key made before may be cancelled since."""
 
-    An order is tried at one address after the other for `timeout_s` seconds in all, `attempt_s` at most each, and is
-    made once, however many of the tries arrive. `on_retry` is told why, before each try but the first.
+    order_id: str
+    status: str
+
+
+class OrderClient:
+    """Calls order-service round robin, from any number of threads. Use it as a context manager.
+
+    A call is tried at one address after the other for `timeout_s` seconds in all, `attempt_s` at most each, and has its
+    effect once, however many of the tries arrive. `on_retry` is told why, before each try but the first.
     """
 
     def __init__(
@@ -105,7 +113,13 @@ class OrderClient:
             channel.close()
 
     def create(self, customer_id: str, *, amount_cents: int, currency: str, idempotency_key: str = "") -> str:
-        """Create an order, or find the one that its key (default: a new one) made before, and return its id.
+        """Create an order as `place` does, and return its id."""
+        return self.place(
+            customer_id, amount_cents=amount_cents, currency=currency, idempotency_key=idempotency_key
+        ).order_id
+
+    def place(self, customer_id: str, *, amount_cents: int, currency: str, idempotency_key: str = "") -> Placed:
+        """Create an order, or find the one that its key (default: a new one) made before.
 
         Raises UsageError for bad input, BrewError for another answer that stands, such as a key that made another
         order; UnreachableError where time is up and surely nothing was written, UnknownOutcomeError where not surely.
@@ -121,36 +135,65 @@ class OrderClient:
             raise UsageError("customer, currency and idempotency key must be valid UTF-8") from None
         except ValueError:
             raise UsageError(f"amount_cents must be 1 to 10^12, not {amount_cents}") from None
+        response = self._answer("Create", request, lambda failure: self._unknown_order(failure, request))
+        return Placed(str(response.order_id), _status(response))
+
+    def cancel(self, order_id: str, *, reason: str = "") -> str:
+        """Cancel an order, also one that is cancelled already, and return the name of its status.
+
+        Raises UsageError for bad input, BrewError for another answer that stands, such as of an order that is not
+        there; UnreachableError where time is up and surely nothing was written, UnknownOutcomeError where not surely.
+        """
+        try:
+            request = orders_pb2.CancelRequest(order_id=order_id, reason=reason)
+        except UnicodeEncodeError:
+            raise UsageError("order id and reason must be valid UTF-8") from None
+        return _status(self._answer("Cancel", request, lambda failure: self._unknown_cancel(failure, request)))
+
+    def _answer(self, method: str, request: Any, unknown: "Callable[[_Failure], UnknownOutcomeError]") -> Any:
+        """Call a method, again where that may help, and return its response."""
         started, first, doubtful = time.monotonic(), next(self._turns), False
         for tries in itertools.count(1):
             left_s = started + self._timeout_s - time.monotonic()
-            outcome = self._try((first + tries - 1) % len(self._addresses), request, min(self._attempt_s, left_s))
-            if isinstance(outcome, str):
+            outcome = self._try(
+                method, (first + tries - 1) % len(self._addresses), request, min(self._attempt_s, left_s)
+            )
+            if not isinstance(outcome, _Failure):
                 return outcome
             doubtful = doubtful or outcome.doubtful
             pause_s = outcome.pause_s(rounds=tries // len(self._addresses), within=tries % len(self._addresses) > 0)
             bound_s = self._timeout_s if self._met.is_set() else min(self._timeout_s, _REFUSED_S)
             out_of_time = time.monotonic() + pause_s + _SHORTEST_TRY_S > started + bound_s
             if out_of_time or not outcome.worth_a_retry:
-                raise self._unknown(outcome, request) if doubtful and outcome.worth_a_retry else outcome.error()
+                raise unknown(outcome) if doubtful and outcome.worth_a_retry else outcome.error()
             if self._on_retry:
                 self._on_retry(outcome.text)
             time.sleep(pause_s)
         raise AssertionError  # count() has no end
 
-    def _try(self, at: int, request: orders_pb2.CreateRequest, timeout_s: float) -> "str | _Failure":
+    def _try(self, method: str, at: int, request: Any, timeout_s: float) -> Any:
         metadata = (("x-tenant-id", self._tenant),) if self._tenant else ()
         try:
-            response = self._stubs[at].Create(request, timeout=timeout_s, metadata=metadata)
+            response = getattr(self._stubs[at], method)(request, timeout=timeout_s, metadata=metadata)
         except grpc.RpcError as error:
             failure = _Failure(error, self._addresses[at])
             if not failure.not_there:
                 self._met.set()
             return failure
         self._met.set()
-        return str(response.order_id)
+        return response
 
-    def _unknown(self, failure: "_Failure", request: orders_pb2.CreateRequest) -> UnknownOutcomeError:
+    def _unknown_cancel(self, failure: "_Failure", request: orders_pb2.CancelRequest) -> UnknownOutcomeError:
+        words = ["brewctl", "cancel-order", request.order_id]
+        words += ["--reason", request.reason] if request.reason else []
+        words += [word for address in self._addresses for word in ("--addr", address)]
+        return UnknownOutcomeError(
+            f"order {request.order_id} may be cancelled, or not: {failure.text}",
+            hint=f"ask again with `{shlex.join(words)}`",
+            reason=failure.text,
+        )
+
+    def _unknown_order(self, failure: "_Failure", request: orders_pb2.CreateRequest) -> UnknownOutcomeError:
         asked = {
             "--customer": request.customer_id,
             "--amount-cents": str(request.amount_cents),
@@ -167,6 +210,12 @@ class OrderClient:
             idempotency_key=request.idempotency_key,
             reason=failure.text,
         )
+
+
+def _status(response: Any) -> str:
+    """Name the status of a response; one of a later version is not known here."""
+    known = orders_pb2.OrderStatus.DESCRIPTOR.values_by_number.get(response.status)
+    return known.name if known else "ORDER_STATUS_UNSPECIFIED"
 
 
 class _Failure:
@@ -202,7 +251,7 @@ class _Failure:
 
     @property
     def doubtful(self) -> bool:
-        """Whether the order may have been committed all the same."""
+        """Whether it may have been committed all the same."""
         if self._code is grpc.StatusCode.UNAVAILABLE:
             # Said by the service it means: not written. Said by the transport: the connection is gone, at any point.
             return not self.not_there and self._pushback is None

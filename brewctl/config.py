@@ -26,6 +26,10 @@ DEFAULT_BROKERS = ("127.0.0.1:9092", "127.0.0.1:9093", "127.0.0.1:9094")
 DEFAULT_ORDER_ADDRS = ("127.0.0.1:50081",)
 # The story's own.
 DEFAULT_DOWNSTREAMS = ("brewctl.roles.inventory:DOWNSTREAM", "brewctl.roles.notifications:DOWNSTREAM")
+_SHORT_NAMES = dict(zip(("inventory", "notifications"), DEFAULT_DOWNSTREAMS, strict=True))
+_DOWNSTREAM = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+# As a group's own name; both together fit Kafka's names.
+_GROUP_PREFIX = re.compile(r"[A-Za-z0-9._-]{0,100}")
 
 
 class LogFormat(StrEnum):
@@ -46,6 +50,8 @@ class Limits:
     # connection of its own at most.
     reading_threads: int = 8
     alone_threads: int = 8
+    # Threads that cancel orders, half of them those whose order another transaction holds.
+    cancelling_threads: int = 4
     # Creates whose idempotency key is known to be held by another transaction; half of alone_threads try them.
     held_orders: int = 64
     # Calls of every kind, also those on their way out: more are refused by the transport, without a word. Of
@@ -57,7 +63,7 @@ class Limits:
     client_silence_s: float = 10.0
     # One request; what fits here fits Kafka's default record limit with room for the headers.
     request_bytes: int = 64 * 1024
-    # One Create, or Get, inside the database; a Create less where its caller's deadline is nearer.
+    # One Create, Cancel or Get inside the database; a Create less where its caller's deadline is nearer.
     create_s: float = 5.0
     # Orders that are committed together: the wait for their connection, their statement, and its wait for a lock.
     # Longer than that, each of them waits alone.
@@ -98,6 +104,8 @@ class Limits:
     consume_records_first: int = 100
     consume_records: int = 2000
     consume_partition_bytes: int = 1024 * 1024
+    # So many events whose effect fails, with no success between, are no event's fault: the downstream stops.
+    failures_in_a_row: int = 10
     # A member that is silent for a session loses its partitions, and so does one that has not polled for so long.
     session_s: float = 15.0
     heartbeat_s: float = 1.0
@@ -177,6 +185,8 @@ ENVIRONMENT = {
     "brokers": "BREW_KAFKA_BROKERS",
     "topic": "BREW_TOPIC",
     "order_addrs": "BREW_ORDER_ADDRS",
+    "downstreams": "BREW_DOWNSTREAMS",
+    "group_prefix": "BREW_GROUP_PREFIX",
 }
 
 
@@ -198,6 +208,8 @@ def resolve(
         brokers=_addresses("brokers", chosen["brokers"]) or defaults.brokers,
         topic=_topic(chosen["topic"]) or defaults.topic,
         order_addrs=_addresses("order_addrs", chosen["order_addrs"]) or defaults.order_addrs,
+        downstreams=_downstreams(chosen["downstreams"]) or defaults.downstreams,
+        group_prefix=_group_prefix(chosen["group_prefix"]),
         configured=frozenset(name for name, value in given.items() if value),
         limits=limits or Limits(),
     )
@@ -210,8 +222,15 @@ def environment(settings: Settings) -> dict[str, str]:
         "brokers": ",".join(settings.brokers),
         "topic": settings.topic,
         "order_addrs": ",".join(settings.order_addrs),
+        "downstreams": ",".join(settings.downstreams),
+        "group_prefix": settings.group_prefix,
     }
     return {ENVIRONMENT[name]: value for name, value in values.items()}
+
+
+def short_name(downstream: str) -> str:
+    """Return what a user calls a downstream: the short name of the story's own, else MODULE:NAME itself."""
+    return next((short for short, name in _SHORT_NAMES.items() if name == downstream), downstream)
 
 
 def home(environ: Mapping[str, str] = os.environ) -> Path:
@@ -258,4 +277,21 @@ def _topic(text: str) -> str:
     if text and (text in {".", ".."} or not _TOPIC_NAME.fullmatch(text)):
         hint = "use up to 245 letters, digits, '.', '_', '-'"
         raise UsageError(f"BREW_TOPIC: {text[:80]!r} is no topic name", hint=hint)
+    return text
+
+
+def _downstreams(text: str) -> tuple[str, ...]:
+    """Return each MODULE:NAME once, in its order. Raises UsageError for a part that is none."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    for part in parts:
+        if part not in _SHORT_NAMES and not _DOWNSTREAM.fullmatch(part):
+            hint = f"use {', '.join(_SHORT_NAMES)}, or one of your own such as loyalty:points"
+            raise UsageError(f"BREW_DOWNSTREAMS: {part[:80]!r} is not MODULE:NAME", hint=hint)
+    return tuple(dict.fromkeys(_SHORT_NAMES.get(part, part) for part in parts))
+
+
+def _group_prefix(text: str) -> str:
+    if not _GROUP_PREFIX.fullmatch(text):
+        hint = "use up to 100 letters, digits, '.', '_', '-'"
+        raise UsageError(f"BREW_GROUP_PREFIX: {text[:80]!r} can't begin a consumer group's name", hint=hint)
     return text

@@ -20,7 +20,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from brewctl import lifecycle, overview
+from brewctl import config, lifecycle, overview
 from brewctl.config import Settings, environment
 from brewctl.delivery import database, topics
 from brewctl.delivery.broker import open_admin
@@ -70,7 +70,7 @@ def limited(settings: Settings, **limits: Any) -> Settings:
 def clean_environment() -> Iterator[None]:
     """Tests say themselves what they configure."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("BREW_DATABASE_URL", "BREW_KAFKA_BROKERS", "BREW_TOPIC", "BREW_ORDER_ADDRS", "BREW_HOME"):
+        for name in (*config.ENVIRONMENT.values(), "BREW_HOME"):
             patch.delenv(name, raising=False)
         patch.setenv("COLUMNS", "80")
         patch.setenv("NO_COLOR", "1")

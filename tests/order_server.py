@@ -16,13 +16,15 @@ Handle = Callable[[int, Any], object]
 
 
 class OrderServer(orders_pb2_grpc.OrderServiceServicer):
-    """Counts its calls from 0, and keeps them."""
+    """Counts its calls from 0, and keeps them; its cancels apart."""
 
-    def __init__(self, handle: Handle) -> None:
+    def __init__(self, handle: Handle, cancel: Handle) -> None:
         self.address = ""
         self.requests: list[Any] = []
         self.in_flight_at_most = 0
+        self.cancels: list[Any] = []
         self._handle = handle
+        self._cancel = cancel
         self._in_flight = 0
         self._lock = threading.Lock()
 
@@ -37,13 +39,22 @@ class OrderServer(orders_pb2_grpc.OrderServiceServicer):
         finally:
             with self._lock:
                 self._in_flight -= 1
-        return orders_pb2.CreateResponse(order_id=str(uuid.uuid4()))
+        return orders_pb2.CreateResponse(order_id=str(uuid.uuid4()), status=orders_pb2.ORDER_STATUS_NEW)
+
+    def Cancel(self, request: Any, context: Any) -> orders_pb2.CancelResponse:  # noqa: N802
+        with self._lock:
+            number = len(self.cancels)
+            self.cancels.append(request)
+        self._cancel(number, context)
+        return orders_pb2.CancelResponse(order_id=request.order_id, status=orders_pb2.ORDER_STATUS_CANCELLED)
 
 
 @contextlib.contextmanager
-def serving(handle: Handle = lambda _number, _context: None) -> Iterator[OrderServer]:
-    """Serve on a free port."""
-    served = OrderServer(handle)
+def serving(
+    handle: Handle = lambda _number, _context: None, cancel: Handle = lambda _number, _context: None
+) -> Iterator[OrderServer]:
+    """Serve on a free port; `cancel` handles Cancel as `handle` does Create."""
+    served = OrderServer(handle, cancel)
     served.address, stop = listen(served)
     try:
         yield served

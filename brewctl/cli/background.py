@@ -25,7 +25,7 @@ def start(
     roles: Annotated[
         list[str],
         typer.Argument(
-            help="A node for each: order, inventory, notifications, or MODULE:NAME; a number: so many of that.",
+            help="A node for each: order, publisher, inventory, notifications, MODULE:NAME; a number: so many of it.",
             metavar="ROLE…",
             autocompletion=completion.roles,
         ),
@@ -170,7 +170,7 @@ def _require_servers(settings: "Settings", roles: Sequence[str], downstreams: "M
             database.check_schema(connection)
     for name, downstream in downstreams.items():
         registration.check(settings, downstream, name)
-    if set(roles) != {"order"}:  # which starts without Kafka
+    if set(roles) - {"order", "publisher"}:  # which start without Kafka
         broker.require_topic(settings)
 
 

@@ -21,10 +21,13 @@ _HASTY = config.Limits(
 
 
 def roles(incomplete: str) -> list[str]:
-    """Offer the roles."""
+    """Offer the roles, and the downstreams that the settings name."""
     from brewctl.lab.nodes import ROLES
 
-    return _beginning(incomplete, lambda: ROLES)
+    def named() -> list[str]:
+        return [config.short_name(name) for name in options.settings().downstreams]
+
+    return list(dict.fromkeys([*_beginning(incomplete, lambda: ROLES), *_beginning(incomplete, named)]))
 
 
 def nodes(incomplete: str) -> list[str]:
@@ -47,15 +50,15 @@ def places(incomplete: str) -> list[str]:
 
 
 def groups(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Offer Kafka's consumer groups; the story's, where Kafka does not answer."""
-    from brewctl.delivery import topics
+    """Offer Kafka's consumer groups; the downstreams', where Kafka does not answer."""
+    from brewctl.delivery import registry
     from brewctl.delivery.broker import open_admin
 
     def asked() -> list[str]:
         with open_admin(options.settings(brokers=ctx.params.get("brokers"), limits=_HASTY)) as admin:
             return admin.groups()
 
-    return _beginning(incomplete, lambda: _quietly(asked) or topics.GROUPS)
+    return _beginning(incomplete, lambda: _quietly(asked) or registry.kafka_groups(options.settings()))
 
 
 def orders(ctx: typer.Context, incomplete: str) -> list[str]:

@@ -1,7 +1,6 @@
 """`brewctl counts`: the four counters."""
 
 import sys
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -23,14 +22,17 @@ def counts(
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Again every 500 ms, until Ctrl-C.")] = False,
     as_json: options.AsJson = False,
     database_url: options.DatabaseUrl = None,
+    downstream: options.Downstreams = None,
 ) -> None:
     """Show how many orders there are, and how far they have come."""
-    settings = options.settings(database_url=database_url)
+    settings = options.settings(database_url=database_url, downstreams=downstream)
     from brewctl import overview
-    from brewctl.delivery import database
+    from brewctl.delivery import database, registry
+
+    further = registry.further(settings)
 
     def look(connection: "Connection") -> "Seen":
-        return overview.counts(connection), overview.distribution(connection)
+        return overview.counts(connection, further), overview.distribution(connection)
 
     with database.connect(settings) as connection:
         first = look(connection)
@@ -43,7 +45,15 @@ def counts(
 
 def _emit_json(seen: "Seen") -> None:
     now, shares = seen
-    output.emit_json({**asdict(now), "inventory_distribution": shares})
+    output.emit_json(
+        {
+            **now.story(),
+            "outbox_failed": now.outbox_failed,
+            "parked": now.parked,
+            "downstreams": now.further,
+            "inventory_distribution": shares,
+        }
+    )
 
 
 def _print(seen: "Seen") -> None:
@@ -51,6 +61,8 @@ def _print(seen: "Seen") -> None:
     output.emit(str(now))
     if now.outbox_failed:
         output.emit(f"outbox_failed={now.outbox_failed}: see `brewctl outbox list --failed`")
+    if now.parked:
+        output.emit(f"parked={now.parked}: see `brewctl dlq list`")
 
 
 def _table(seen: "Seen") -> "Table":
@@ -61,10 +73,12 @@ def _table(seen: "Seen") -> "Table":
     table = Table(box=box.SIMPLE, show_header=False)
     table.add_column(style="bold")
     table.add_column(justify="right")
-    for name, value in now.story().items():
+    for name, value in now.shown().items():
         table.add_row(name.replace("_", " "), str(value))
     if now.outbox_failed:
         table.add_row("  set aside: see `brewctl outbox list --failed`", str(now.outbox_failed), style="red")
+    if now.parked:
+        table.add_row("  parked: see `brewctl dlq list`", str(now.parked), style="red")
     for node, share in shares.items():
         table.add_row(f"  reserved by {node}", str(share), style="dim")
     return table

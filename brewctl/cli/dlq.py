@@ -1,25 +1,30 @@
-"""`brewctl dlq …`: dead letters, shown, redriven, dropped."""
+"""`brewctl dlq …`: dead letters and parked events, shown, redriven, dropped."""
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from brewctl.cli import options, output
+from brewctl.cli import completion, dlq_parked, dlq_shown, options, output
 from brewctl.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from brewctl.config import Settings
+    from brewctl.delivery.database import BoundedConnection
     from brewctl.delivery.dead_letters import DeadLetters, Filter, Letter, Settled
+    from brewctl.delivery.parking import Outcome, ParkedEvent
 
-_WIDTH = 80
-_PREVIEW_BYTES = 64 * 4
 _ID = re.compile(r"([0-9]{1,9}):([0-9]{1,18})", re.ASCII)
 
-Ids = Annotated[list[str] | None, typer.Argument(help="Letters, as `dlq list` names them.", metavar="ID…")]
-Group = Annotated[str, typer.Option(help="Those that this consumer group could not handle.", show_default=False)]
+Ids = Annotated[list[str] | None, typer.Argument(help="Which, as `dlq list` names them.", metavar="ID…")]
+Group = Annotated[
+    str,
+    typer.Option(
+        help="Those that this consumer group could not handle.", show_default=False, autocompletion=completion.groups
+    ),
+]
 Reason = Annotated[str, typer.Option(help="Those with this in their reason.", metavar="TEXT", show_default=False)]
 Key = Annotated[str, typer.Option(help="Those of records with this key.", show_default=False)]
 Order = Annotated[str, typer.Option(help="Those of this order.", metavar="ORDER_ID", show_default=False)]
@@ -39,68 +44,55 @@ def show_all(
     brokers: options.Brokers = None,
     topic: options.Topic = None,
 ) -> None:
-    """List dead letters, oldest first, and why each died."""
+    """List dead letters and parked events, oldest first, and why each is there.
+
+    A dead letter could not be read: it is a record of the dead-letter topic.
+
+    A parked event (p1, p2, …) failed its effect; later ones of its key wait (so).
+    """
     settings = options.settings(database_url=database_url, brokers=brokers, topic=topic)
-    wanted = _filter(group, reason, key, order)
+    wanted = _filter(settings, group, reason, key, order)
     import heapq
 
-    with _opened(settings) as letters:
-        found = heapq.nsmallest(
+    with _opened(settings) as (letters, connection):
+        parked = dlq_parked.find(settings, connection, wanted, settled=every)
+        dead = heapq.nsmallest(
             limit + 1, letters.find(wanted, settled=every), key=lambda letter: (letter.written_at, letter.id)
         )
-    _print(found[:limit], as_json=as_json)
+    both: list[Letter | ParkedEvent] = [*dead, *parked]
+    found = sorted(both, key=dlq_shown.written_at)
+    dlq_shown.table(found[:limit], as_json=as_json)
     if not found:
+        of_these = " of these" if wanted else ""
         output.note(
-            f"no {'' if every else 'open '}dead letters{' of these' if wanted else ''} in {settings.dead_letter_topic}"
+            f"no {'' if every else 'open '}dead letters{of_these} in {settings.dead_letter_topic}, nor parked events"
         )
     elif len(found) > limit:
         output.note(f"there are more: --limit {limit * 10}")
     if found and not as_json:
-        output.note(f"next: brewctl dlq show {found[0].id}")
+        output.note(f"next: brewctl dlq show {dlq_shown.name(found[0])}")
 
 
 def show(
-    letter_id: Annotated[str, typer.Argument(help="The letter, as `dlq list` names it.", metavar="ID")],
+    letter_id: Annotated[str, typer.Argument(help="Which, as `dlq list` names it.", metavar="ID")],
     as_json: options.AsJson = False,
     database_url: options.DatabaseUrl = None,
     brokers: options.Brokers = None,
     topic: options.Topic = None,
 ) -> None:
-    """Show a dead letter whole.
+    """Show a dead letter, or a parked event, whole.
 
     Where and why it died, its headers, its order or its bytes.
     """
     place = _place(letter_id)
     settings = options.settings(database_url=database_url, brokers=brokers, topic=topic)
-    with _opened(settings) as letters:
+    with _opened(settings) as (letters, connection):
+        if isinstance(place, int):
+            (parked,) = dlq_parked.get(settings, connection, [place])
+            dlq_shown.show_parked(parked, as_json=as_json)
+            return
         letter = letters.get(*place)
-    order = _order(letter)
-    if as_json:
-        import base64
-
-        value = None if letter.value is None else base64.b64encode(letter.value).decode()
-        headers = [[name, output.text(raw)] for name, raw in letter.headers]
-        output.emit_json({**_summary(letter), "headers": headers, "value_base64": value, "order": order})
-        return
-    fields = {
-        "letter": f"{letter.id} in {settings.dead_letter_topic}",
-        "written": f"{letter.written_at:%Y-%m-%d %H:%M:%S} UTC",
-        "state": _state(letter),
-        "reason": letter.reason or "-",
-        "group": letter.group or "-",
-        "died at": "{} {}@{}".format(*letter.died_at) if letter.died_at[0] else "-",
-        "key": "-" if letter.key is None else output.text(letter.key),
-        **{f"  {name}": output.text(raw) for name, raw in letter.headers},
-        "value": _size(letter),
-        **{f"  {name}": str(value) for name, value in (order or {}).items()},
-    }
-    for name, value in fields.items():
-        output.emit(f"{output.plain(name):<16}{output.plain(value)}")
-    if order is None and letter.value:
-        _dump(letter.value)
-    if not letter.outcome:
-        redrive = "" if letter.obstacle else f"brewctl dlq redrive {letter.id}, or "
-        output.note(f"next: {redrive}brewctl dlq drop {letter.id}")
+    dlq_shown.show_letter(letter, settings.dead_letter_topic, as_json=as_json)
 
 
 def redrive(
@@ -115,22 +107,26 @@ def redrive(
     brokers: options.Brokers = None,
     topic: options.Topic = None,
 ) -> None:
-    """Send dead letters to the topic they died in, once each.
+    """Give dead letters and parked events their effect after all, once each.
 
-    Every group reads them, and deduplicates.
+    A letter goes to the topic it died in: every group reads it, and deduplicates.
+
+    Of a parked event all that is parked of its key has its effect, in order.
 
     Exit 1 where one can't be redriven.
     """
     settings = options.settings(database_url=database_url, brokers=brokers, topic=topic)
-    wanted = _filter(group, reason, key, order)
+    wanted = _filter(settings, group, reason, key, order)
     places = _places("redrive", ids, wanted, every=every)
-    with _opened(settings) as letters:
+    with _opened(settings) as (letters, connection):
         chosen = _chosen(letters, places, wanted)
+        parked = _chosen_parked(settings, connection, places, wanted)
         if dry_run:
-            _print(chosen)
-            output.note("nothing was sent: this was a dry run")
+            dlq_shown.table([*chosen, *parked])
+            output.note("nothing was redriven: this was a dry run")
         else:
-            _report("redriven", letters.redrive(chosen))
+            outcome = dlq_parked.redrive(settings, connection, parked)
+            _report("redriven", letters.redrive(chosen), outcome, [each for each in parked if each.outcome])
 
 
 def drop(
@@ -146,49 +142,59 @@ def drop(
     brokers: options.Brokers = None,
     topic: options.Topic = None,
 ) -> None:
-    """Give dead letters up.
+    """Give dead letters and parked events up.
 
-    They are never redriven, and no more listed without --all.
+    They never have their effect, and are no more listed without --all.
     """
     settings = options.settings(database_url=database_url, brokers=brokers, topic=topic)
-    wanted = _filter(group, reason, key, order)
+    wanted = _filter(settings, group, reason, key, order)
     places = _places("drop", ids, wanted, every=every)
     from dataclasses import replace
 
-    with _opened(settings) as letters:
+    from brewctl.delivery import parking
+
+    with _opened(settings) as (letters, connection):
         chosen = [replace(letter, value=None) for letter in _chosen(letters, places, wanted)]
+        parked = _chosen_parked(settings, connection, places, wanted)
         if dry_run:
-            _print(chosen)
+            dlq_shown.table([*chosen, *parked])
             output.note("nothing was dropped: this was a dry run")
             return
-        if chosen:
-            what = f"{len(chosen)} dead letter{'s' if len(chosen) > 1 else ''} of {settings.topic}"
+        if chosen or parked:
+            counted = ((len(chosen), "dead letter"), (len(parked), "parked event"))
+            named = " and ".join(f"{count} {what}{'s' if count > 1 else ''}" for count, what in counted if count)
+            what = f"{named} of {settings.topic}"
             mine = options.is_sandbox(settings.configured, "database_url", "brokers")
             options.confirm_destruction(what, mine=mine, yes=yes)
-        _report("dropped", letters.drop(chosen))
+        outcome = parking.drop(connection, [each for each in parked if not each.outcome])
+        _report("dropped", letters.drop(chosen), outcome, [each for each in parked if each.outcome])
 
 
 @contextlib.contextmanager
-def _opened(settings: "Settings") -> Iterator["DeadLetters"]:
+def _opened(settings: "Settings") -> Iterator[tuple["DeadLetters", "BoundedConnection"]]:
     from brewctl.delivery import database
     from brewctl.delivery.dead_letters import open_dead_letters
 
     with database.connect(settings) as connection:
         database.check_schema(connection)
         with open_dead_letters(settings, connection) as letters:
-            yield letters
+            yield letters, connection
 
 
-def _filter(group: str, reason: str, key: str, order: str) -> "Filter":
-    from brewctl.delivery import events
+def _filter(settings: "Settings", group: str, reason: str, key: str, order: str) -> "Filter":
+    from brewctl.delivery import events, registry
     from brewctl.delivery.dead_letters import Filter
 
     if key and order:
         raise UsageError("--key and --order name the same thing", hint="give one of them")
-    return Filter(group=group, reason=reason, key=(events.aggregate_id(order) if order else key).encode())
+    return Filter(
+        group=registry.kafka_name(settings, group),
+        reason=reason,
+        key=(events.aggregate_id(order) if order else key).encode(),
+    )
 
 
-def _places(command: str, ids: list[str] | None, wanted: "Filter", *, every: bool) -> list[tuple[int, int]]:
+def _places(command: str, ids: list[str] | None, wanted: "Filter", *, every: bool) -> list[int | tuple[int, int]]:
     if not (ids or wanted or every):
         raise UsageError(f"`dlq {command}` needs ids, a filter or --all", hint="see `brewctl dlq list`")
     if ids and (wanted or every):
@@ -196,101 +202,53 @@ def _places(command: str, ids: list[str] | None, wanted: "Filter", *, every: boo
     return [_place(each) for each in dict.fromkeys(ids or [])]
 
 
-def _place(letter_id: str) -> tuple[int, int]:
+def _place(letter_id: str) -> int | tuple[int, int]:
+    """Return the number of a parked event, or the place of a dead letter."""
+    if (number := dlq_parked.number(letter_id)) is not None:
+        return number
     if not (match := _ID.fullmatch(letter_id)):
         raise UsageError(
-            f"{letter_id[:80]!r} is no dead letter's id", hint="use PARTITION:OFFSET, see `brewctl dlq list`"
+            f"{letter_id[:80]!r} is no dead letter's id",
+            hint="use PARTITION:OFFSET, or p1, p2, …: see `brewctl dlq list`",
         )
     return int(match[1]), int(match[2])
 
 
-def _chosen(letters: "DeadLetters", places: list[tuple[int, int]], wanted: "Filter") -> Iterable["Letter"]:
+def _chosen(letters: "DeadLetters", places: Sequence[int | tuple[int, int]], wanted: "Filter") -> Iterable["Letter"]:
     # All ids are looked up before anything is settled: an unknown one changes nothing.
-    return [letters.get(*place) for place in places] if places else letters.find(wanted)
+    if places:
+        return [letters.get(*place) for place in places if not isinstance(place, int)]
+    return letters.find(wanted)
 
 
-def _report(verb: str, settled: "Settled") -> None:
+def _chosen_parked(
+    settings: "Settings", connection: "BoundedConnection", places: Sequence[int | tuple[int, int]], wanted: "Filter"
+) -> list["ParkedEvent"]:
+    if places:
+        numbers = [place for place in places if isinstance(place, int)]
+        return dlq_parked.get(settings, connection, numbers) if numbers else []
+    return dlq_parked.find(settings, connection, wanted, settled=False)
+
+
+def _report(verb: str, settled: "Settled", outcome: "Outcome", before: Sequence["ParkedEvent"]) -> None:
     for letter in settled.before:
-        output.note(f"{letter.id} {_state(letter)} before")
+        output.note(f"{letter.id} {dlq_shown.state(letter)} before")
     for letter, why in settled.refused:
         output.note(f"{letter.id} stays: {output.plain(why)}")
-    output.emit(f"{verb}={len(settled.done)} already={len(settled.before)} refused={len(settled.refused)}")
-    if settled.refused:
+    for parked in before:
+        output.note(f"{dlq_shown.name(parked)} {parked.outcome} before")
+    for parked, why in outcome.refused:
+        output.note(f"{dlq_shown.name(parked)} and what waits behind it stay: {output.plain(why)}")
+    done, already = len(settled.done) + len(outcome.done), len(settled.before) + len(before)
+    refused = len(settled.refused) + len(outcome.refused)
+    output.emit(f"{verb}={done} already={already} refused={refused}")
+    if refused:
         raise typer.Exit(ExitCode.FAILED)
-
-
-def _print(letters: Iterable["Letter"], *, as_json: bool = False) -> None:
-    header = "" if as_json else _row("id", "written", "group", "reason")
-    for letter in letters:
-        if as_json:
-            output.emit_json(_summary(letter))
-            continue
-        if header:
-            output.emit(header)
-            header = ""
-        outcome = f"[{letter.outcome}] " if letter.outcome else ""
-        output.emit(_row(letter.id, f"{letter.written_at:%Y-%m-%d %H:%M}", letter.group, outcome + letter.reason))
-
-
-def _row(letter_id: str, written: str, group: str, reason: str) -> str:
-    return output.fitted(f"{letter_id:<9} {written:<16} {output.fitted(group, 13):<13} {reason}", _WIDTH)
-
-
-def _summary(letter: "Letter") -> dict[str, object]:
-    topic, partition, offset = letter.died_at
-    return {
-        "id": letter.id,
-        "state": letter.outcome or "open",
-        "written_at": letter.written_at.isoformat(),
-        "reason": letter.reason,
-        "group": letter.group,
-        "topic": topic,
-        "partition": partition,
-        "offset": offset,
-        "key": None if letter.key is None else output.text(letter.key),
-        "value_bytes": None if letter.value is None else len(letter.value),
-        "omitted": letter.omitted or None,
-        "new_partition": letter.new_place and letter.new_place.partition,
-        "new_offset": letter.new_place and letter.new_place.offset,
-    }
-
-
-def _state(letter: "Letter") -> str:
-    place = "is now at {} {}@{}".format(letter.died_at[0], *letter.new_place) if letter.new_place else ""
-    return f"{letter.outcome or 'open'}{', ' if place else ''}{place}"
-
-
-def _size(letter: "Letter") -> str:
-    if letter.omitted:
-        return f"not kept: {letter.obstacle}"
-    return "null" if letter.value is None else f"{len(letter.value)} bytes"
-
-
-def _order(letter: "Letter") -> dict[str, object] | None:
-    from google.protobuf.json_format import MessageToDict
-
-    from brewctl.delivery import events
-
-    try:
-        order = events.parse_order(letter.value or b"")
-    except events.UnreadableError:
-        return None
-    return MessageToDict(order, preserving_proto_field_name=True)
-
-
-def _dump(value: bytes) -> None:
-    """Print the first bytes, as `hexdump -C` does."""
-    for start in range(0, min(len(value), _PREVIEW_BYTES), 16):
-        part = value[start : start + 16]
-        letters = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in part)  # noqa: PLR2004 - ASCII's printables
-        output.emit(f"  {start:04x}  {part.hex(' '):<47}  {letters}")
-    if len(value) > _PREVIEW_BYTES:
-        output.emit(f"  … {len(value) - _PREVIEW_BYTES} bytes more: --json has them all")
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    dlq = typer.Typer(help="Dead letters: records that a consumer could not handle.", no_args_is_help=True)
+    dlq = typer.Typer(help="Dead letters and parked events: what a consumer could not handle.", no_args_is_help=True)
     dlq.command("list", epilog="Example: brewctl dlq list --group inventory --reason outbox-id")(show_all)
     dlq.command(epilog="Example: brewctl dlq show 0:12")(show)
     dlq.command(epilog="Example: brewctl dlq redrive --group inventory --reason 'no stock'")(redrive)

@@ -29,6 +29,7 @@ def doctor(
     database_url: options.DatabaseUrl = None,
     brokers: options.Brokers = None,
     topic: options.Topic = None,
+    downstream: options.Downstreams = None,
 ) -> None:
     """Check machine and servers, and name what mends each failure.
 
@@ -38,7 +39,7 @@ def doctor(
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from brewctl.doctor import Verdict, examine
 
-    findings = examine(_settings(database_url, brokers, topic, addr), config.home())
+    findings = examine(_settings(database_url, brokers, topic, addr, downstream), config.home())
     shown = list(findings) if as_json else _show(findings)
     ok = all(finding.verdict is not Verdict.FAIL for finding in shown)
     if as_json:
@@ -52,12 +53,20 @@ def doctor(
 
 
 def _settings(
-    database_url: str | None, brokers: str | None, topic: str | None, addr: list[str] | None
+    database_url: str | None,
+    brokers: str | None,
+    topic: str | None,
+    addr: list[str] | None,
+    downstreams: list[str] | None,
 ) -> config.Settings | None:
     """Say where the servers are; None where the sandbox's state, which is damaged, would tell."""
     try:
         settings = options.settings(
-            database_url=database_url, brokers=brokers, topic=topic, order_addrs=",".join(addr or [])
+            database_url=database_url,
+            brokers=brokers,
+            topic=topic,
+            order_addrs=",".join(addr or []),
+            downstreams=downstreams,
         )
     except UsageError:
         raise

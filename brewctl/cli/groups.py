@@ -30,18 +30,19 @@ def show(
     as_json: options.AsJson = False,
     brokers: options.Brokers = None,
     topic: options.Topic = None,
+    downstream: options.Downstreams = None,
 ) -> None:
     """Show who reads the topic, what each owns, and the lag."""
     if ctx.invoked_subcommand:
-        if watch or as_json or brokers or topic:
+        if watch or as_json or brokers or topic or downstream:
             raise UsageError(f"options of `groups {ctx.invoked_subcommand}` go behind it")
         return
-    settings = options.settings(brokers=brokers, topic=topic)
+    settings = options.settings(brokers=brokers, topic=topic, downstreams=downstream)
     from brewctl import overview
     from brewctl.delivery.broker import open_admin
 
     def look(admin: "Admin") -> list["GroupView"]:
-        return overview.groups(admin, settings.topic, overview.readers(admin, settings.topic))
+        return overview.groups(admin, settings, overview.readers(admin, settings))
 
     with open_admin(settings) as admin:
         first = look(admin)

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 _AGO = re.compile(r"-([0-9]{1,6})([smhd])", re.ASCII)
 _OFFSET = re.compile(r"[0-9]{1,18}", re.ASCII)
 _UNITS_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-_EFFECTS = {"inventory": "reserved", "notifications": "notified"}
 
 
 def reset(
@@ -36,6 +35,7 @@ def reset(
     as_json: options.AsJson = False,
     brokers: options.Brokers = None,
     topic: options.Topic = None,
+    downstream: options.Downstreams = None,
 ) -> None:
     """Set where a group without members goes on.
 
@@ -44,10 +44,12 @@ def reset(
     An offset that a partition does not have becomes the nearest that it has.
     """
     target = _target(to)
-    settings = options.settings(brokers=brokers, topic=topic)
-    from brewctl.delivery import offsets
+    settings = options.settings(brokers=brokers, topic=topic, downstreams=downstream)
+    from brewctl.delivery import offsets, registry
     from brewctl.delivery.broker import open_admin
 
+    verbs = {registry.kafka_group(settings, each): each.verb for each in registry.configured(settings)}
+    name = registry.kafka_name(settings, name)
     with open_admin(settings) as admin:
         moves = offsets.plan(admin, name, settings.topic, target)
         if not as_json:
@@ -68,7 +70,7 @@ def reset(
         output.emit(f"{output.plain(name)}: again={again} skipped={skipped}")
     if dry_run:
         output.note("nothing was changed: this was a dry run")
-    _note_consequences(name, again, skipped)
+    _note_consequences(verbs.get(name), again, skipped)
 
 
 def _print_plan(moves: list["Move"]) -> None:
@@ -77,8 +79,7 @@ def _print_plan(moves: list["Move"]) -> None:
         output.emit(f"{move.partition:>9} {move.before:>12} {move.after:>12} {move.distance:>+12}")
 
 
-def _note_consequences(name: str, again: int, skipped: int) -> None:
-    effect = _EFFECTS.get(name)
+def _note_consequences(effect: str | None, again: int, skipped: int) -> None:
     if again:
         output.note(f"consumers see {_records(again)} again{'; the inbox skips what it knows' if effect else ''}")
     if skipped:

@@ -40,6 +40,12 @@ def load(
         int | None, typer.Option(help="Orders to measure, instead of a duration.", min=1, show_default=False)
     ] = None,
     warmup: Annotated[float, typer.Option(help="Seconds of load before that, not measured.", min=0, max=3600)] = 1.0,
+    cancel: Annotated[
+        float,
+        typer.Option(
+            help="Share of the orders that are cancelled: half of them at once, the others later.", min=0, max=1
+        ),
+    ] = 0.0,
     addr: options.Addr = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -47,7 +53,8 @@ def load(
 
     With --rate the latency of an order counts from when it should have been sent: a stall of the server is not hidden.
 
-    Ctrl-C shows what was measured so far. Exit 1 where an order failed for good, 3 where nobody answers at all.
+    Ctrl-C shows what was measured so far. Exit 1 where an order or a cancel failed for good, 3 where nobody answers
+    at all.
     """
     from brewctl.errors import BrewError, ExitCode, UsageError
 
@@ -65,19 +72,24 @@ def load(
         "duration_s": duration or (None if orders else _DURATION_S),
         "orders": orders,
     }
+    if cancel:
+        used["cancel"] = cancel
     measurement = Measurement()
-    sending = Load(settings.order_addrs, measurement.record, **used)
+    sending = Load(settings.order_addrs, measurement.record, record_cancel=measurement.record_cancel, **used)
     with stop_on_signals() as stop, _live(sending, measurement):
         sending.run(stop)
     result = measurement.result(unsent=sending.unsent)
     if as_json:
-        output.emit_json({**_figures(result), "settings": {"addresses": settings.order_addrs, **used}})
+        cancels = {"cancels": _cancels(result)} if cancel else {}
+        output.emit_json({**_figures(result), **cancels, "settings": {"addresses": settings.order_addrs, **used}})
     else:
-        output.emit(_shown(result))
+        output.emit("\n".join([*_shown(result), *(_cancels_shown(result) if cancel else ())]))
     if stop.is_set():
         raise typer.Exit(ExitCode.INTERRUPTED)
     if result.failed:
         raise BrewError(f"{result.failed:,} of {result.count:,} orders failed")
+    if result.not_cancelled:
+        raise BrewError(f"{result.not_cancelled:,} of {result.cancels.count:,} cancels failed")
 
 
 def _figures(result: "Result") -> dict[str, Any]:
@@ -98,7 +110,33 @@ def _latencies_ms(result: "Result") -> dict[str, float]:
     return {**percentiles, "max": result.max_ms, "mean": result.mean_ms}
 
 
-def _shown(result: "Result") -> str:
+def _cancels(result: "Result") -> dict[str, Any]:
+    return {
+        "count": result.cancels.count,
+        "acknowledged": result.cancels.count - result.not_cancelled,
+        "failed": result.not_cancelled,
+        "failures": result.cancel_failures,
+        "latency_ms": {name: round(value, 3) for name, value in _cancel_latencies_ms(result).items()},
+    }
+
+
+def _cancel_latencies_ms(result: "Result") -> dict[str, float]:
+    percentiles = {f"p{percent:g}": result.cancels.percentile_s(percent) * 1000 for percent in _PERCENTILES}
+    return {**percentiles, "max": result.cancels.max_s * 1000, "mean": result.cancels.mean_s * 1000}
+
+
+def _cancels_shown(result: "Result") -> list[str]:
+    count = result.cancels.count
+    lines = [
+        f"cancels     {count - result.not_cancelled:,} of {count:,} acknowledged",
+        f"{'ms':<10}" + "".join(f"{value:>11,.2f}" for value in _cancel_latencies_ms(result).values()),
+    ]
+    for reason, times in result.cancel_failures.items():
+        lines.append(output.fitted(f"{times:>9,}   {reason}", _WIDTH))
+    return lines
+
+
+def _shown(result: "Result") -> list[str]:
     latencies = _latencies_ms(result)
     lines = [
         f"orders      {result.count:,} in {result.seconds:,.1f} s, {result.rate_per_s:,.1f} created a second",
@@ -111,7 +149,7 @@ def _shown(result: "Result") -> str:
         lines.append(output.fitted(f"{count:>9,}   {reason}", _WIDTH))
     if result.unsent:
         lines.append(f"unsent      {result.unsent:,} were due at the end and still waited for a caller")
-    return "\n".join(lines)
+    return lines
 
 
 def _live(load: "Load", measurement: "Measurement") -> "AbstractContextManager[object]":

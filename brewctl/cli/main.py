@@ -90,7 +90,7 @@ _ENGINES = ("GRPC_POLL_STRATEGY", "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "PSY
 _PANELS = {
     "See it": ("demo", "top", "counts", "trace", "groups", "doctor"),
     "Servers on this machine": ("up", "down", "status", "env"),
-    "Roles": ("start", "stop", "logs", "serve", "consume", "create-order"),
+    "Roles": ("start", "stop", "logs", "serve", "publish", "consume", "create-order", "cancel-order"),
     "Tables and topics": ("db", "topic", "outbox", "dlq"),
     "Prove and measure": ("verify", "chaos", "load", "bench"),
 }

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -70,6 +71,18 @@ Addr = Annotated[
         metavar="HOST:PORT",
     ),
 ]
+Downstreams = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--downstream",
+        help=(
+            r"What reads the topic: inventory, notifications, or your own MODULE:NAME; several times. "
+            r"\[env: BREW_DOWNSTREAMS] \[default: the story's two]"
+        ),
+        metavar="NAME",
+        rich_help_panel=_PLACES,
+    ),
+]
 Node = Annotated[
     str,
     typer.Option(
@@ -93,12 +106,19 @@ def settings(
     brokers: str | None = None,
     topic: str | None = None,
     order_addrs: str | None = None,
+    downstreams: Sequence[str] | None = None,
     limits: config.Limits | None = None,
 ) -> config.Settings:
     """Resolve the settings of a command: its flags, the environment, the running sandbox, the defaults."""
     from brewctl.sandbox import state
 
-    flags = {"database_url": database_url, "brokers": brokers, "topic": topic, "order_addrs": order_addrs}
+    flags = {
+        "database_url": database_url,
+        "brokers": brokers,
+        "topic": topic,
+        "order_addrs": order_addrs,
+        "downstreams": ",".join(downstreams or ()),
+    }
     try:
         found = state.endpoints(config.home())
     except UsageError:

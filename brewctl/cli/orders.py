@@ -1,13 +1,17 @@
-"""`brewctl create-order`: orders, from the command line."""
+"""`brewctl create-order` and `cancel-order`: orders, from the command line."""
 
 import sys
 import uuid
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from brewctl.cli import options, output
+from brewctl.cli import completion, options, output
 from brewctl.cli.trace import wait_for
+from brewctl.errors import BrewError, UnreachableError, UsageError
+
+if TYPE_CHECKING:
+    from brewctl.config import Settings
 
 
 def create_order(
@@ -48,13 +52,84 @@ def create_order(
         for number in range(1, count + 1):
             key = f"{idempotency_key}-{number}" if idempotency_key and count > 1 else idempotency_key
             key = key or uuid.uuid4().hex
-            order_id = client.create(customer, amount_cents=amount_cents, currency=currency, idempotency_key=key)
+            placed = client.place(customer, amount_cents=amount_cents, currency=currency, idempotency_key=key)
+            order_id = placed.order_id
             if as_json:
-                output.emit_json({"order_id": order_id, "status": "ORDER_STATUS_NEW", "idempotency_key": key})
+                output.emit_json({**placed._asdict(), "idempotency_key": key})
             elif not trace:
                 output.emit(order_id)
             if trace:
                 wait_for(settings, uuid.UUID(order_id), as_json=as_json)
+
+
+def cancel_order(
+    order_ids: Annotated[
+        list[str],
+        typer.Argument(
+            help="The orders, or the beginning of the id of each.",
+            metavar="ORDER_ID...",
+            autocompletion=completion.orders,
+            show_default=False,
+        ),
+    ],
+    reason: Annotated[str, typer.Option(help="Why: up to 500 characters.", show_default=False)] = "",
+    timeout: Annotated[float, typer.Option(help="Seconds for each order, with its retries.", min=0.1, max=3600)] = 10.0,
+    addr: options.Addr = None,
+    as_json: options.AsJson = False,
+    database_url: options.DatabaseUrl = None,
+) -> None:
+    """Cancel orders and print their ids, each once it is committed.
+
+    An order that is cancelled already is left as it is, and printed too.
+
+    PostgreSQL is asked only where an id is not given in full. Exit 1 where an order is not there; the others are
+    cancelled all the same.
+    """
+    settings = options.settings(database_url=database_url, order_addrs=",".join(addr or []))
+    from brewctl.client import OrderClient
+
+    failed: list[BrewError] = []
+    wanted = _in_full(settings, order_ids, failed)
+    with OrderClient(settings.order_addrs, timeout_s=timeout, on_retry=_Once()) as client:
+        for order_id in wanted:
+            try:
+                status = client.cancel(order_id, reason=reason)
+            except (UsageError, UnreachableError):
+                raise  # so would the next one be
+            except BrewError as error:
+                failed.append(error)
+                continue
+            if as_json:
+                output.emit_json({"order_id": order_id, "status": status})
+            else:
+                output.emit(order_id)
+    if len(order_ids) == 1 and failed:
+        raise failed[0]
+    if failed:
+        for each in failed:
+            output.note(each.message)
+        raise BrewError(f"{len(failed)} of {len(order_ids)} orders were not cancelled", hint=failed[0].hint)
+
+
+def _in_full(settings: "Settings", texts: list[str], failed: list[BrewError]) -> list[str]:
+    """Return the ids that these, or the beginnings of them, mean; why one means none is added to `failed`."""
+    from brewctl.delivery import database
+    from brewctl.overview.trace import bounds, find
+
+    ranges = [bounds(text) for text in texts]  # misuse, before anything is cancelled
+    if all(first == last for first, last in ranges):
+        return [str(first) for first, _ in ranges]
+    found = []
+    with database.connect(settings) as connection:
+        database.check_schema(connection, reading=True)
+        for text in texts:
+            try:
+                found.append(str(find(connection, text)))
+            except UnreachableError:
+                raise
+            except BrewError as error:
+                failed.append(error)
+    return found
 
 
 class _Once:
@@ -74,3 +149,4 @@ def register(app: typer.Typer) -> None:
     app.command(
         epilog="Example: brewctl create-order --customer c1 --count 10 --addr 127.0.0.1:50081 --addr 127.0.0.1:50082"
     )(create_order)
+    app.command(epilog='Example: brewctl cancel-order 0199c2f4 --reason "out of beans"')(cancel_order)

@@ -17,13 +17,20 @@ _HOME = "BREW_HOME"
 # Where the sandbox's parts come from, and where they are kept.
 _DOWNLOADS = ("BREW_MAVEN_REPOSITORY", "XDG_CACHE_HOME")
 # What a command reads beside the variables of its options.
+_PREFIX = "BREW_GROUP_PREFIX"  # of the groups of the downstreams
 _MORE = {
     "bench": _DOWNLOADS,
+    "consume inventory": (_PREFIX,),
+    "consume notifications": (_PREFIX,),
+    "dlq list": (_PREFIX,),
+    "dlq redrive": (_PREFIX,),
+    "dlq drop": (_PREFIX,),
+    "start": ("BREW_SESSION_TIMEOUT", _PREFIX),
+    "verify": (_PREFIX,),
     "chaos": ("BREW_DATABASE_URL", "BREW_KAFKA_BROKERS", "BREW_TOPIC", *_DOWNLOADS),
     "create-order": ("BREW_DATABASE_URL", "BREW_KAFKA_BROKERS", "BREW_TOPIC"),
     "demo": _DOWNLOADS,
     "doctor": ("BREW_JAVA", "XDG_CACHE_HOME"),
-    "start": ("BREW_SESSION_TIMEOUT",),
     "up": _DOWNLOADS,
 }
 _INTRODUCTION = """\
@@ -60,6 +67,8 @@ def environment(words: tuple[str, ...], command: Command) -> list[str]:
         names.update(re.findall(r"\[env: (\w+)\]", getattr(parameter, "help", None) or ""))
         named = parameter.envvar or ()
         names.update([named] if isinstance(named, str) else named)
+    if {"BREW_DOWNSTREAMS", "BREW_KAFKA_BROKERS"} <= names:
+        names.add(_PREFIX)
     return sorted(names)
 
 

@@ -28,6 +28,7 @@ def republish(
     database_url: options.DatabaseUrl = None,
     brokers: options.Brokers = None,
     topic: options.Topic = None,
+    downstream: options.Downstreams = None,
 ) -> None:
     """Publish rows again that were published before.
 
@@ -41,7 +42,7 @@ def republish(
     """
     if bool(ids) == missing:
         raise UsageError("`outbox republish` needs ids or --missing", hint="see `brewctl outbox republish --help`")
-    settings = options.settings(database_url=database_url, brokers=brokers, topic=topic)
+    settings = options.settings(database_url=database_url, brokers=brokers, topic=topic, downstreams=downstream)
     from brewctl.delivery import database
     from brewctl.delivery import republish as rows
 

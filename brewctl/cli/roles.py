@@ -1,4 +1,4 @@
-"""`brewctl serve …` and `brewctl consume …`: one replica of a role, in the foreground."""
+"""`brewctl serve …`, `brewctl publish` and `brewctl consume …`: one replica of a role, in the foreground."""
 
 import dataclasses
 import os
@@ -59,6 +59,9 @@ def order(
     workers: Annotated[
         int, typer.Option(help="Processes that share the port, for machines with more cores.", min=1, max=64)
     ] = 1,
+    no_publisher: Annotated[
+        bool, typer.Option("--no-publisher", help="Leave publishing to `brewctl publish`.")
+    ] = False,
     log_format: options.Format = config.LogFormat.LOGFMT,
     database_url: options.DatabaseUrl = None,
     brokers: options.Brokers = None,
@@ -72,7 +75,7 @@ def order(
     settings = options.settings(database_url=database_url, brokers=brokers, topic=topic)
     node = node or f"order-{os.getpid()}"
     if workers > 1:
-        _supervise(settings, node, log_format, host=host, port=port, count=workers)
+        _supervise(settings, node, log_format, host=host, port=port, count=workers, publishes=not no_publisher)
         return
     # The C core writes its own lines for what we report in ours.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -82,9 +85,27 @@ def order(
     def run(node: str, stop: threading.Event) -> None:
         if worker:
             lifecycle.stop_at_end_of_input(stop)
-        role.run(settings, stop, node=node, host=host, port=port, share_port=worker)
+        role.run(settings, stop, node=node, host=host, port=port, share_port=worker, publishes=not no_publisher)
 
     _play(node, log_format, run)
+
+
+def publish(
+    node: options.Node = "",
+    log_format: options.Format = config.LogFormat.LOGFMT,
+    database_url: options.DatabaseUrl = None,
+    brokers: options.Brokers = None,
+) -> None:
+    """Run a replica that only publishes the outbox's rows.
+
+    For rows of `serve order --no-publisher`, and of services that add events in SQL, with outbox_add().
+
+    Many run side by side, beside order-services that publish too. Ctrl-C drains it.
+    """
+    settings = options.settings(database_url=database_url, brokers=brokers)
+    from brewctl.roles import publisher as role
+
+    _play(node or f"publisher-{os.getpid()}", log_format, lambda node, stop: role.run(settings, stop, node=node))
 
 
 def inventory(
@@ -195,7 +216,14 @@ def _consume_watched(
 
 
 def _supervise(
-    settings: config.Settings, node: str, log_format: config.LogFormat, *, host: str, port: int, count: int
+    settings: config.Settings,
+    node: str,
+    log_format: config.LogFormat,
+    *,
+    host: str,
+    port: int,
+    count: int,
+    publishes: bool,
 ) -> None:
     from brewctl.roles.workers import Workers
 
@@ -203,7 +231,14 @@ def _supervise(
         hint = f"{options.NODE_CHARACTERS - len(f'.{count}')} characters leave room for the workers' numbers"
         raise UsageError(f"--node {node!r} is too long", hint=hint)
     workers = Workers(
-        settings, node=node, count=count, host=host, port=port, log_format=log_format, verbose=output.verbose
+        settings,
+        node=node,
+        count=count,
+        host=host,
+        port=port,
+        log_format=log_format,
+        verbose=output.verbose,
+        publishes=publishes,
     )
     _play(node, log_format, lambda _node, stop: workers.run(stop), last=workers.kill)
 
@@ -228,6 +263,7 @@ def register(app: typer.Typer) -> None:
     serve = typer.Typer(help="Run a replica of a gRPC service.", no_args_is_help=True)
     serve.command(epilog="Example: brewctl serve order --node order-1 --port 50081")(order)
     app.add_typer(serve, name="serve")
+    app.command(epilog="Example: brewctl publish --node publisher-1")(publish)
     consume = typer.Typer(cls=_Consumers, help=_CONSUME, invoke_without_command=True)
     consume.callback(epilog="Example: brewctl consume")(configured)
     consume.command(epilog="Example: brewctl consume inventory --node inventory-1")(inventory)

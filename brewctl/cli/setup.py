@@ -74,21 +74,22 @@ def _tell(text: str) -> None:
 
 def create(
     recreate: Annotated[
-        bool, typer.Option("--recreate", help="Delete the topics and the groups' offsets first.")
+        bool, typer.Option("--recreate", help="Delete the topics, and the groups' offsets of them, first.")
     ] = False,
     yes: options.Yes = False,
     brokers: options.Brokers = None,
     topic: options.Topic = None,
+    downstream: options.Downstreams = None,
 ) -> None:
     """Create the topic and its dead-letter topic.
 
     6 partitions, 3 replicas, 2 of them in sync.
     """
-    settings = options.settings(brokers=brokers, topic=topic)
+    settings = options.settings(brokers=brokers, topic=topic, downstreams=downstream)
     from brewctl.delivery import topics
 
     if recreate:
-        what = f"topic {settings.topic} with its groups on {','.join(settings.brokers)}"
+        what = f"topic {settings.topic} with its groups' offsets on {','.join(settings.brokers)}"
         options.confirm_destruction(what, mine=options.is_sandbox(settings.configured, "brokers"), yes=yes)
     created = topics.create(settings, recreate=recreate)
     for name in (settings.topic, settings.dead_letter_topic):

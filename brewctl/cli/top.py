@@ -25,6 +25,7 @@ def top(
     database_url: options.DatabaseUrl = None,
     brokers: options.Brokers = None,
     topic: options.Topic = None,
+    downstream: options.Downstreams = None,
 ) -> None:
     """Watch everything that runs, on one screen.
 
@@ -40,7 +41,7 @@ def top(
     options.check_file("--picture", picture, ".svg")
     if picture is None:
         _require_terminal(WIDTH, HEIGHT)
-    settings = options.settings(database_url=database_url, brokers=brokers, topic=topic)
+    settings = options.settings(database_url=database_url, brokers=brokers, topic=topic, downstreams=downstream)
     home = config.home()
     mine = _is_sandbox(settings, home)
     where = f"sandbox {home}" if mine else ",".join(settings.brokers)

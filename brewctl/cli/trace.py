@@ -42,6 +42,7 @@ def trace(
     database_url: options.DatabaseUrl = None,
     brokers: options.Brokers = None,
     topic: options.Topic = None,
+    downstream: options.Downstreams = None,
 ) -> None:
     """Show the life of an order, and what it still waits for.
 
@@ -49,7 +50,7 @@ def trace(
     """
     if timeout is not None and not follow:
         raise UsageError("--timeout is how long --follow waits", hint="give --follow too")
-    settings = options.settings(database_url=database_url, brokers=brokers, topic=topic)
+    settings = options.settings(database_url=database_url, brokers=brokers, topic=topic, downstreams=downstream)
     from brewctl.delivery import database
     from brewctl.overview import standing
     from brewctl.overview.trace import bounds, find
@@ -117,7 +118,7 @@ class _Timeline:
             return
         self._print_steps(look.life)
         if look.life.finished:
-            output.emit(f"finished after {look.life.took_ms:.0f} ms: published, reserved and notified once")
+            output.emit(_finished(look.life))
             if look.unknown:
                 output.note(f"its dead letters, if any, are not known: {look.unknown.message}")
         for each in look.standings:
@@ -125,7 +126,7 @@ class _Timeline:
                 output.emit(textwrap.fill(output.plain(each.text), _WIDTH, break_long_words=False))
                 if each.command:
                     output.note(f"next: {output.plain(each.command)}")
-        self._explain()
+        self._explain({downstream.verb for downstream in look.life.downstreams})
 
     def _print_steps(self, life: "Life") -> None:
         if not self._shown:
@@ -140,13 +141,21 @@ class _Timeline:
                 shown = f"{gap:+d}" if gap else "0"
                 output.emit(output.fitted(f"{shown:>9} ms  {step.what:<9}  {step.detail}", _WIDTH))
 
-    def _explain(self) -> None:
+    def _explain(self, verbs: set[str]) -> None:
         """Explain what looks wrong and is not."""
         if any(round(later.after_ms(step)) < 0 for step, later in pairwise(self._shown)):
             output.note("less than 0 ms: two machines' clocks differ, or it was seen later than it happened")
         whats = [step.what for step in self._shown]
-        if "published" in whats and not {"reserved", "notified"}.isdisjoint(whats[: whats.index("published")]):
+        if "published" in whats and not {*verbs, "handled"}.isdisjoint(whats[: whats.index("published")]):
             output.note("published is when its node knew of Kafka's acknowledgement: a consumer can be quicker")
+
+
+def _finished(life: "Life") -> str:
+    *done, last = "published", *life.done
+    all_done = f"{', '.join(done)} and {last}" if done else last
+    if life.cancelled:
+        return f"finished {life.took_ms:.0f} ms after its cancel: {all_done}"
+    return f"finished after {life.took_ms:.0f} ms: {all_done} once"
 
 
 def _document(look: "Look") -> dict[str, object]:
@@ -157,6 +166,7 @@ def _document(look: "Look") -> dict[str, object]:
         "customer_id": order.customer_id,
         "amount_cents": order.amount_cents,
         "currency": order.currency,
+        "status": order.status,
         "trace_id": look.life.trace_id or None,
         "finished": look.life.finished,
         "took_ms": round(look.life.took_ms, 3) if look.life.finished else None,

@@ -139,6 +139,8 @@ def _facts(facts: "Facts") -> Iterator[tuple[str, str]]:
         yield "letters", f"{group}: {', '.join(f'{count} {fate}' for fate, count in fates.items())}"
     if facts.dead_letters_repeated:
         yield "", f"{facts.dead_letters_repeated} of them repeats"
+    if facts.parked:
+        yield "parked events", f"{facts.parked}: see `brewctl dlq list`"
     if facts.ledger:
         yield "ledger", f"{facts.ledger} effects, each as often as it was done"
     yield "on way", facts.on_the_way or "nothing"

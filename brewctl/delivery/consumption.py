@@ -16,9 +16,10 @@ from dataclasses import dataclass
 
 from brewctl import log
 from brewctl.config import Settings
-from brewctl.delivery import broker, database, presence
+from brewctl.delivery import broker, database, presence, registry
 from brewctl.delivery.broker import Consumer, Record, UnavailableError
-from brewctl.delivery.downstream import Downstream
+from brewctl.delivery.downstream import Downstream, Later
+from brewctl.delivery.failures import FailingError, StoppedError
 from brewctl.delivery.inbox import SLOW, Batch, Inbox
 from brewctl.errors import BrewError, UnreachableError
 from brewctl.lifecycle import Backoff, run_together
@@ -49,7 +50,7 @@ def consume(
     broker.require_topic(settings)
     with database.open_pool(own, name=node, size=1, tables=tables) as pool, database.explained(own):
         inbox = Inbox(settings, pool, downstream, node=node)
-        consumption = Consumption(settings, inbox, group=downstream.group, node=node)
+        consumption = Consumption(settings, inbox, group=registry.kafka_group(settings, downstream), node=node)
         replica = presence.Replica(node, downstream.group)
         try:
             with presence.kept(settings, replica, inbox.work):
@@ -163,11 +164,10 @@ class Consumption:
             if error is None:
                 self._writing, self._inbox.trouble = None, ""
                 return writing
-            retry, hint = _retry(error)
-            reason = str(error).strip()
-            self._inbox.trouble = f"its batch is tried again: {' '.join(reason.split()) or retry}"
-            if not stop.is_set() and backoff.pause():
-                logger.warning(retry, reason=reason, hint=hint)
+            if isinstance(error, Later):
+                self._stay_for(error.seconds, writing, consumer, stop)
+            else:
+                self._tell_and_pause(error, backoff, stop)
             if stop.is_set():
                 break
             self._stay(writing, consumer)
@@ -191,6 +191,24 @@ class Consumption:
             elif consumer and time.monotonic() >= stayed_at + self._settings.limits.heartbeat_s:
                 self._stay(writing, consumer)
                 stayed_at = time.monotonic()
+
+    def _tell_and_pause(self, error: BaseException, backoff: Backoff, stop: threading.Event) -> None:
+        """Say why a batch is tried again, the longer it takes the more seldom, and wait. Raises what no retry mends."""
+        retry, hint = _retry(error)
+        reason = " ".join(str(error).split())
+        self._inbox.trouble = f"its batch is tried again: {reason or retry}"
+        if not stop.is_set() and backoff.pause():
+            tell = logger.error if isinstance(error, StoppedError) else logger.warning
+            tell(retry, reason=reason, hint=hint)
+
+    def _stay_for(self, seconds: float, writing: _Writing, consumer: Consumer, stop: threading.Event) -> None:
+        """Wait before a batch is tried again, as its handler asked for, and remain a member meanwhile."""
+        until = time.monotonic() + seconds
+        logger.debug("later", seconds=seconds)
+        while self._writing is writing and (left_s := until - time.monotonic()) > 0:
+            if stop.wait(min(left_s, self._settings.limits.heartbeat_s)):
+                return
+            self._stay(writing, consumer)
 
     def _stay(self, writing: _Writing, consumer: Consumer) -> None:
         """Remain a member while a batch takes long, and commit the offsets of what is done of it."""
@@ -234,6 +252,10 @@ class Consumption:
 
 def _retry(error: BaseException) -> tuple[str, str]:
     """Name what a batch is tried again for, and say what to do about it. Raises `error` where it is no outage."""
+    if isinstance(error, StoppedError):
+        return "downstream_stopped", "mend what they have in common: it takes no new events until one succeeds"
+    if isinstance(error, FailingError):
+        return "effect_failed", "they are tried again, and parked if that does not help"
     if isinstance(error, SLOW):
         return "effect_stuck", f"{_KEPT}: see in pg_stat_activity what it waits for"
     if isinstance(error, database.UNAVAILABLE):

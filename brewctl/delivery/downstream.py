@@ -5,6 +5,7 @@ form, the effect and the dedup row are one transaction.
 """
 
 import collections.abc
+import inspect
 import re
 import types
 import typing
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, LiteralString, TypeVar
 
-from brewctl.delivery import events
+from brewctl.delivery import events, sql_text
 from brewctl.delivery.events import Decoder, Event
 from brewctl.errors import UsageError
 
@@ -22,11 +23,10 @@ AnyHandler = TypeVar("AnyHandler", bound=Handler)
 
 # Kafka takes up to 249 of these; a prefix, and a name in PostgreSQL's and the shell's variables, need room.
 _GROUP = re.compile(r"[A-Za-z0-9._-]{1,100}")
-_STATEMENT = re.compile(r"\s*(INSERT|UPDATE|DELETE|MERGE|WITH)\b", re.IGNORECASE)
 
 
 class Reject(Exception):  # noqa: N818 - a handler's word, not an error of ours
-    """Raised by a handler: this event will never have its effect. It is set aside at once, with the reason."""
+    """Raised by a handler: this event will never have its effect. It is parked at once, with the reason."""
 
 
 class Later(Exception):  # noqa: N818
@@ -55,6 +55,7 @@ class Downstream:
     attempts: int = 5  # tries of an event whose effect fails for itself alone
     service: str = ""  # how its last line calls it
     verb: str = "done"  # how its last line calls its effects
+    undo: str = ""  # how `trace` calls its effect of an order's cancel
     folder: str = ""  # where a file of `schema` is
 
     def __post_init__(self) -> None:
@@ -65,13 +66,21 @@ class Downstream:
             )
         if sum(form is not None for form in (self.handler, self.batch, self.sql)) != 1:
             raise UsageError(f"downstream {self.group}: give it one of handler, batch and sql")
+        if isinstance(self.events, str) or not all(isinstance(name, str) and name for name in self.events):
+            raise UsageError(f"downstream {self.group}: events must be a list of event types, such as 'order.created'")
+        for name, decoder in self.decoders.items():
+            if not callable(decoder):
+                raise UsageError(f"downstream {self.group}: decoders[{name!r}] is no function of the payload's bytes")
         if not self.events:
             raise UsageError(
                 f"downstream {self.group}: which events it takes is not said",
                 hint='annotate the event as Event[OrderCreated], or give events=("order.created",)',
             )
-        if self.sql is not None and not _STATEMENT.match(self.sql):
-            raise UsageError(f"downstream {self.group}: sql must be one INSERT, UPDATE, DELETE or MERGE over `fresh`")
+        if self.sql is not None:
+            try:
+                sql_text.effect(self.sql)
+            except ValueError as error:
+                raise UsageError(f"downstream {self.group}: {error}") from None
         if self.attempts < 1:
             raise UsageError(f"downstream {self.group}: attempts must be at least 1")
 
@@ -107,8 +116,13 @@ def downstream(
     `done` a query that returns the order id of each effect, by which `verify` and `trace` know them. An event whose
     effect fails for itself alone is tried `attempts` times. Raises UsageError.
     """
+    if not isinstance(group, str):
+        raise UsageError("@downstream stands without a name", hint='write @downstream("name")')
+    if isinstance(events, str):
+        events = (events,)
 
     def make(function: Handler) -> Downstream:
+        _check_call(function, group)
         of_batch, annotated = _annotation(function)
         names = tuple(events) or (*_types_of(annotated), *(decoders or {}))
         form: dict[str, Any] = {"batch" if of_batch else "handler": function}
@@ -126,6 +140,22 @@ def downstream(
     return make
 
 
+def _check_call(function: Handler, group: str) -> None:
+    """Raise UsageError where it can't be called as handlers are, or would not have run when the call returns."""
+    if not inspect.isfunction(function):
+        said = f"downstream {group}: {getattr(function, '__name__', function)!s:.80} is no function"
+        raise UsageError(said, hint='write @downstream("name") above `def name(event: Event[OrderCreated], tx)`')
+    place = f"downstream {group}: {function.__name__}"
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise UsageError(f"{place} is async, and a handler is called, not awaited", hint="write it with `def`")
+    if inspect.isgeneratorfunction(function):
+        raise UsageError(f"{place} has a `yield`: called, it would do nothing", hint="write it without `yield`")
+    try:
+        inspect.signature(function).bind(None, None)
+    except TypeError:
+        raise UsageError(f"{place} must take two arguments: the event, or the events, and tx") from None
+
+
 def _folder(function: Handler) -> str:
     return function.__code__.co_filename.rpartition("/")[0] if hasattr(function, "__code__") else ""
 
@@ -138,6 +168,8 @@ def _annotation(function: Handler) -> tuple[bool, Any]:
         raise UsageError(f"downstream {function.__name__}: its annotation names what is not there: {error}") from None
     names = list(function.__code__.co_varnames[: function.__code__.co_argcount])
     hint = hints.get(names[0]) if names else None
+    if typing.get_origin(hint) in {typing.Union, types.UnionType}:  # of a batch, or None
+        hint = next((one for one in typing.get_args(hint) if one is not type(None)), None)
     of_batch = typing.get_origin(hint) in {collections.abc.Sequence, list, tuple}
     if of_batch:
         hint = next(iter(typing.get_args(hint)), None)

@@ -5,23 +5,27 @@ batch    BEGIN, dedup rows, one call with the fresh events, COMMIT
 handler  BEGIN, dedup rows, a call for each fresh event, COMMIT
 """
 
+import operator
 import re
+import typing
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC
-from typing import Any, LiteralString, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, LiteralString, NamedTuple, Protocol
 
+import psycopg
 from google.protobuf.descriptor import FieldDescriptor
 
-from brewctl.delivery import events
+from brewctl.delivery import events, sql_text
 from brewctl.delivery.database import BoundedConnection
 from brewctl.delivery.downstream import Downstream
 from brewctl.delivery.events import Event
 from brewctl.delivery.transaction import lent
+from brewctl.errors import UsageError
 from brewctl.sql import queries
 
-_Column = tuple[str, Callable[[Event[Any]], Any]]  # its type in PostgreSQL, and what an event has there
-_WORD = re.compile(r"[a-z_][a-z0-9_]*")
+# Of a statement's `%` only these are ours; any other is the user's own.
+_PERCENT = re.compile(r"%(?!\((?:node|consumer)\)s)")
 _TIMESTAMP = "google.protobuf.Timestamp"
 _TYPES = {
     FieldDescriptor.CPPTYPE_STRING: "text",
@@ -34,21 +38,35 @@ _TYPES = {
     FieldDescriptor.CPPTYPE_FLOAT: "double precision",
     FieldDescriptor.CPPTYPE_ENUM: "text",
 }
+
+
+class _Column(NamedTuple):
+    """A column of `fresh`: its type in PostgreSQL, and what an event has there."""
+
+    kind: str
+    of: Callable[[Event[Any]], Any]
+
+
 _OF_EACH: dict[str, _Column] = {
-    "key": ("text", lambda event: event.key),
-    "type": ("text", lambda event: event.type),
-    "seq": ("bigint", lambda event: event.seq),
-    "tenant_id": ("text", lambda event: event.tenant_id),
+    "key": _Column("text", operator.attrgetter("key")),
+    "type": _Column("text", operator.attrgetter("type")),
+    "seq": _Column("bigint", operator.attrgetter("seq")),
+    "tenant_id": _Column("text", operator.attrgetter("tenant_id")),
 }
+_LITERALS = frozenset({"uuid", "integer", "bigint", "numeric", "text"})
+_IDS = frozenset({"outbox_id", "event_id"})
 
 
 class Effect(Protocol):
     """The effect of a downstream."""
 
-    def __call__(self, connection: BoundedConnection, part: Sequence[Event[Any]], repeats: Counter[int]) -> int:
+    def __call__(
+        self, connection: BoundedConnection, part: Sequence[Event[Any]], repeats: Counter[int], *, looked: bool = False
+    ) -> int:
         """Commit dedup rows and effects of events, no two of one outbox id; return how many were fresh.
 
-        `repeats`: how often else an event is in the batch, by its outbox id. Raises what psycopg and a handler raise:
+        `repeats`: how often else an event is in the batch, by its outbox id. `looked`: none of their keys has parked
+        events; else, where the consumer has some, KeysParkedError is raised. Raises what psycopg and a handler raise:
         then nothing was written, unless the connection was lost at the commit.
         """
 
@@ -58,22 +76,35 @@ def effect_of(downstream: Downstream, *, node: str) -> Effect:
     return _Statement(downstream, node) if downstream.sql is not None else _Calls(downstream, node)
 
 
+class KeysParkedError(Exception):
+    """The consumer has parked events. Nothing was written: the keys must be looked at first."""
+
+
 class _Statement:
     """The SQL form."""
 
     def __init__(self, downstream: Downstream, node: str) -> None:
         assert downstream.sql is not None
         self._consumer, self._node = downstream.group, node
-        words = set(_WORD.findall(downstream.sql.lower()))
-        self._columns = {name: column for name, column in _columns(downstream).items() if name in words}
-        taking = _taking({name: kind for name, (kind, _) in self._columns.items()})
-        self._text = f"{taking}, effect AS (\n{downstream.sql}\n)\nSELECT count(*) FROM fresh"
+        effect = sql_text.effect(downstream.sql)
+        self._columns = _columns(downstream, effect.words)
+        taking = _taking({name: column.kind for name, column in self._columns.items()})
+        if effect.recursive:
+            taking = taking.replace("WITH ", "WITH RECURSIVE ", 1)
+        # Its own WITH goes on where ours ends: what writes may only stand in the outermost one.
+        own = f"{_PERCENT.sub('%%', effect.queries)}, " if effect.queries else ""
+        statement = _PERCENT.sub("%%", effect.statement)
+        self._text = f"{taking}, {own}effect AS (\n{statement}\n)\n{queries['taken']}"
 
-    def __call__(self, connection: BoundedConnection, part: Sequence[Event[Any]], repeats: Counter[int]) -> int:
-        parameters = _parameters(self._consumer, self._node, part, repeats)
-        for name, (_, of) in self._columns.items():
-            parameters[f"column_{name}"] = [of(event) for event in part]
-        (fresh,) = connection.execute(self._text, parameters).fetchone() or (0,)
+    def __call__(
+        self, connection: BoundedConnection, part: Sequence[Event[Any]], repeats: Counter[int], *, looked: bool = False
+    ) -> int:
+        parameters = _parameters(self._consumer, self._node, part, repeats, looked=looked)
+        for name, column in self._columns.items():
+            parameters[f"column_{name}"] = _array(column.kind, list(map(column.of, part)))
+        fresh, there = connection.execute(self._text, parameters).fetchone() or (0, False)
+        if there:
+            raise KeysParkedError
         return int(fresh)
 
 
@@ -83,12 +114,17 @@ class _Calls:
     def __init__(self, downstream: Downstream, node: str) -> None:
         self._consumer, self._node = downstream.group, node
         self._handler, self._batch = downstream.handler, downstream.batch
-        self._take = f"{_taking({})}\nSELECT outbox_id FROM fresh"
+        self._take = f"{_taking({})}\n{queries['taken_ids']}"
 
-    def __call__(self, connection: BoundedConnection, part: Sequence[Event[Any]], repeats: Counter[int]) -> int:
+    def __call__(
+        self, connection: BoundedConnection, part: Sequence[Event[Any]], repeats: Counter[int], *, looked: bool = False
+    ) -> int:
+        asked = _parameters(self._consumer, self._node, part, repeats, looked=looked)
         with connection.transaction():
-            rows = connection.execute(self._take, _parameters(self._consumer, self._node, part, repeats))
-            taken = {outbox_id for (outbox_id,) in rows}
+            rows = connection.execute(self._take, asked).fetchall()
+            if rows[0][0]:
+                raise KeysParkedError
+            taken = {outbox_id for _, outbox_id in rows}
             fresh = [event for event in part if event.outbox_id in taken]
             if fresh and self._batch:
                 with lent(connection) as tx:
@@ -102,66 +138,129 @@ class _Calls:
 
 def _taking(columns: Mapping[str, str]) -> LiteralString:
     """Return the statement that takes events, with these columns of theirs and their types."""
-    arrays = "".join(f", %(column_{name})b::{'text' if kind == 'uuid' else kind}[]" for name, kind in columns.items())
     arrays = "".join(
-        f", %(column_{name})b::text[]::uuid[]" if kind == "uuid" else f", %(column_{name})b::{kind}[]"
-        for name, kind in columns.items()
+        f", %(column_{name}){'s' if kind in _LITERALS else 'b'}::{kind}[]" for name, kind in columns.items()
     )
     names = "".join(f', "{name}"' for name in columns)
     return queries["inbox"].replace("/* arrays */", arrays).replace("/* names */", names)
 
 
-def _parameters(consumer: str, node: str, part: Sequence[Event[Any]], repeats: Counter[int]) -> dict[str, Any]:
+def _parameters(
+    consumer: str, node: str, part: Sequence[Event[Any]], repeats: Counter[int], *, looked: bool
+) -> dict[str, Any]:
     return {
+        "looked": looked,
         "consumer": consumer,
         "node": node,
-        "outbox_ids": [event.outbox_id for event in part],
-        "event_ids": [event.id for event in part],
+        "outbox_ids": _array("bigint", [event.outbox_id for event in part]),
+        "event_ids": _array("uuid", [event.id for event in part]),
         "repeated": [event.outbox_id for event in part for _ in range(repeats[event.outbox_id])] if repeats else [],
     }
 
 
-def _columns(downstream: Downstream) -> dict[str, _Column]:
-    """Return what `fresh` may have besides the ids, by name: of each event, and of its payload's fields."""
-    found = {name: column for message in _messages(downstream) for name, column in _fields(message)}
-    return {**found, **_OF_EACH}
+def _array(kind: str, values: list[Any]) -> Any:
+    """Return values as psycopg is to send them: where none needs escaping, in PostgreSQL's own text for an array.
+
+    psycopg looks at each element of a list by itself, which took as long as all else that is done here.
+    """
+    if kind not in _LITERALS:
+        return values
+    if kind == "text":
+        try:
+            text = '","'.join(values)
+        except TypeError:  # a None
+            return values
+        plain = values and "\\" not in text and text.count('"') == 2 * (len(values) - 1)
+        return f'{{"{text}"}}' if plain else values
+    text = ",".join(map(str, values)).replace("None", "NULL")
+    # Not where a foreign value would be read as two: psycopg quotes it, and PostgreSQL says what is wrong with it.
+    return f"{{{text}}}" if text.count(",") == len(values) - 1 else values
 
 
-def _messages(downstream: Downstream) -> Iterator[Any]:
-    for name in downstream.events:
-        message = events.MESSAGES.get(name)
-        if decoder := downstream.decoders.get(name):
-            message = getattr(decoder, "__self__", None)  # of Payment.FromString: Payment
-        if hasattr(message, "DESCRIPTOR"):
-            yield message
+def _columns(downstream: Downstream, words: frozenset[str]) -> dict[str, _Column]:
+    """Return what `fresh` has besides the ids, of what a statement names: of each event, and of its payload's fields.
+
+    A field whose name an event's own column has is `data_` and its name. Raises UsageError where a field is of one
+    type in one message and of another in the next.
+    """
+    found = {name: column for name, column in _OF_EACH.items() if name in words or "*" in words}
+    readers: dict[str, dict[str, tuple[Any, str, Callable[[Any], Any] | None]]] = {}
+    for event_type in downstream.events:
+        message = _message(downstream, event_type)
+        for field in message.DESCRIPTOR.fields if message is not None else ():
+            name = f"data_{field.name}" if field.name in _OF_EACH or field.name in _IDS else field.name
+            if (name.lower() in words or "*" in words) and (kind := _kind(message, field)):
+                readers.setdefault(name, {})[event_type] = (field, kind, _reader(field))
+    for name, of_type in readers.items():
+        kinds = {kind for _, kind, _ in of_type.values()}
+        if len(kinds) > 1:
+            said = ", ".join(f"{kind} in {event_type}" for event_type, (_, kind, _) in of_type.items())
+            raise UsageError(
+                f"downstream {downstream.group}: `fresh` can't have the column {name}: {said}",
+                hint="write it as a handler, or as two downstreams",
+            )
+        found[name] = _Column(kinds.pop(), _getter(of_type, of_all=len(of_type) == len(downstream.events)))
+    return found
 
 
-def _fields(message: Any) -> Iterator[tuple[str, _Column]]:
-    for field in message.DESCRIPTOR.fields:
-        if column := _field(field, own=message in events.MESSAGES.values()):
-            yield field.name, column
+def _getter(
+    readers: Mapping[str, tuple[Any, str, Callable[[Any], Any] | None]], *, of_all: bool
+) -> Callable[[Event[Any]], Any]:
+    names = {field.name for field, _, _ in readers.values()}
+    if of_all and len(names) == 1 and all(reader is None for _, _, reader in readers.values()):
+        return operator.attrgetter(f"data.{names.pop()}")  # as most are, and by far the quickest
+    by_type = {
+        event_type: reader or operator.attrgetter(field.name) for event_type, (field, _, reader) in readers.items()
+    }
+    return lambda event: reader(event.data) if (reader := by_type.get(event.type)) else None
 
 
-def _field(field: Any, *, own: bool) -> _Column | None:
-    name = field.name
+def _message(downstream: Downstream, event_type: str) -> Any:
+    """Return the message class of an event type, by its decoder: Payment.FromString, or a function that says so."""
+    own = events.MESSAGES.get(event_type)
+    decoder = downstream.decoders.get(event_type)
+    message = getattr(decoder, "__self__", None) if decoder else own
+    if message is None:
+        try:
+            message = typing.get_type_hints(decoder).get("return", own)
+        except (TypeError, NameError):
+            message = own
+    return message if hasattr(message, "DESCRIPTOR") else None
+
+
+def _kind(message: Any, field: Any) -> str:
+    """Return a field's type in PostgreSQL; empty where it has none."""
     if field.is_repeated:
-        return None
+        return ""
     if field.message_type is not None:
-        if field.message_type.full_name != _TIMESTAMP:
-            return None
-        return (
-            "timestamptz",
-            lambda event: getattr(event.data, name).ToDatetime(tzinfo=UTC) if hasattr(event.data, name) else None,
-        )
-    if field.enum_type is not None:
-        words = field.enum_type.values_by_number
-        return (
-            "text",
-            lambda event: (
-                words[number].name if (number := getattr(event.data, name, None)) in words else number and str(number)
-            ),
-        )
+        return "timestamptz" if field.message_type.full_name == _TIMESTAMP else ""
     if field.type == FieldDescriptor.TYPE_BYTES:
-        return "bytea", lambda event: getattr(event.data, name, None)
-    kind = "uuid" if own and name == "order_id" else _TYPES[field.cpp_type]
-    return kind, lambda event: getattr(event.data, name, None)
+        return "bytea"
+    own: Iterable[Any] = events.MESSAGES.values()
+    return "uuid" if field.name == "order_id" and message in own else _TYPES[field.cpp_type]
+
+
+def _reader(field: Any) -> Callable[[Any], Any] | None:
+    """Return how a field is read from a message; None where it is just its attribute."""
+    name = field.name
+    if field.message_type is not None:
+        return lambda data: _time(name, getattr(data, name)) if data.HasField(name) else None
+    if field.enum_type is not None:
+        words = {number: value.name for number, value in field.enum_type.values_by_number.items()}
+
+        def read(data: Any) -> Any:
+            number = getattr(data, name)
+            return words.get(number, str(number))
+
+        return (lambda data: read(data) if data.HasField(name) else None) if field.has_presence else read
+    if field.has_presence:
+        return lambda data: getattr(data, name) if data.HasField(name) else None
+    return None
+
+
+def _time(name: str, value: Any) -> datetime:
+    try:
+        return value.ToDatetime(tzinfo=UTC)  # type: ignore[no-any-return]
+    except (ValueError, OverflowError) as error:
+        # As PostgreSQL would say it: the fault of this event, and of no other.
+        raise psycopg.DataError(f"{name} is no time: {' '.join(str(error).split())[:200]}") from None

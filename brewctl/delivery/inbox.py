@@ -1,8 +1,8 @@
 """The idempotent consumer: each record's effect once, however often the record comes.
 
-    records ─► one statement, one commit: dedup rows + effects
-        └────► records that can't be read, and those whose effect PostgreSQL rejects for themselves alone,
-               are acknowledged by the dead-letter topic
+    records ─► events ─► one transaction: dedup rows + effects
+        │         └────► those whose effect fails for themselves alone are parked, and later ones of their keys
+        └────► records that can't be read are acknowledged by the dead-letter topic
 
 `consumption` reads the records, and commits their offsets afterwards.
 """
@@ -17,23 +17,20 @@ import psycopg
 
 from brewctl import log
 from brewctl.config import Settings
-from brewctl.delivery import dead_letters, events
-from brewctl.delivery.broker import ClockError, Place, Producer, Record, RefusedError, UnavailableError
-from brewctl.delivery.database import BoundedConnection, NoAnswerError, Pool
-from brewctl.delivery.downstream import Downstream
-from brewctl.delivery.effects import effect_of
+from brewctl.delivery import events, registry
+from brewctl.delivery.broker import Record
+from brewctl.delivery.burial import Burial
+from brewctl.delivery.database import UNAVAILABLE, BoundedConnection, NoAnswerError, Pool
+from brewctl.delivery.downstream import Downstream, Later
+from brewctl.delivery.effects import KeysParkedError, effect_of
 from brewctl.delivery.events import Decoder, Event
+from brewctl.delivery.failures import FailingError, Failures, Identity, StoppedError, blames_a_row, reason_of
 from brewctl.delivery.pace import Pace
+from brewctl.delivery.parking import Parking, Read
 from brewctl.delivery.presence import Work
-from brewctl.errors import BrewError
 
 logger = log.get(__name__)
 
-Identity = tuple[int, str | None]  # of an event: its outbox id and its event id
-
-# Families of SQLSTATE beside data and integrity: cardinality (two rows where one may be), a view's check option,
-# a program limit (a key too long for its index), and what a trigger raises.
-_ROWS_FAULT = frozenset({"21", "44", "54", "P0"})
 # The server is there, and has ended a statement, or its session, that took longer than its bound.
 SLOW = (
     psycopg.errors.QueryCanceled,
@@ -50,6 +47,7 @@ class Tally:
     duplicates: int = 0
     others: int = 0  # events of other types
     dead: int = 0
+    parked: int = 0
 
     @property
     def skipped(self) -> int:
@@ -59,7 +57,7 @@ class Tally:
     @property
     def processed(self) -> int:
         """All records."""
-        return self.effects + self.skipped + self.dead
+        return self.effects + self.skipped + self.dead + self.parked
 
 
 @dataclass
@@ -83,22 +81,28 @@ class Batch:
     def of(cls, records: Sequence[Record], decoders: Mapping[bytes, Decoder]) -> Self:
         """Tell readable events from dead letters and from other types; a repeat within the batch is a duplicate."""
         batch = cls(records)
-        seen: dict[int, list[str | None]] = {}  # event ids, by outbox id
+        read, readable = events.read, batch.readable
+        event_ids: dict[int, str | None] = {}  # the first of each outbox id
+        others: dict[int, set[str | None]] = {}  # of those that came with more than one
         for record in records:
             try:
-                event = events.read(record.key, record.value, record.headers, record.timestamp_ms, decoders=decoders)
+                event = read(record.key, record.value, record.headers, record.timestamp_ms, decoders=decoders)
             except events.UnreadableError as error:
                 batch.dead.append((record, str(error)))
                 continue
             if event is None:
                 batch.others += 1
                 continue
-            known = seen.setdefault(event.outbox_id, [])
-            if known and (event.id is None or event.id in known or None in known):
-                batch.repeats[event.outbox_id] += 1
+            outbox_id, event_id = event.outbox_id, event.id
+            if outbox_id in event_ids:
+                first = event_ids[outbox_id]
+                if event_id is None or first is None or event_id in others.setdefault(outbox_id, {first}):
+                    batch.repeats[outbox_id] += 1
+                    continue
+                others[outbox_id].add(event_id)
             else:
-                known.append(event.id)
-                batch.readable[event.outbox_id, event.id] = (record, event)
+                event_ids[outbox_id] = event_id
+            readable[outbox_id, event_id] = (record, event)
         return batch
 
     def settle(self) -> None:
@@ -126,8 +130,10 @@ class Inbox:
         self._downstream = downstream
         self._effect = effect_of(downstream, node=node)
         self._node = node
-        self._dead_letters: Producer | None = None
+        self._burial = Burial(settings, registry.kafka_group(settings, downstream), node=node)
         self._pace = Pace(settings.limits)
+        self._parking = Parking(downstream.group)
+        self._failures = Failures(downstream, most_in_a_row=settings.limits.failures_in_a_row)
         self._asked: tuple[BoundedConnection, int, float] | None = None  # the transaction in hand: events, beginning
         self.trouble = ""  # why a batch has to be tried again
         self.tally = Tally()
@@ -135,16 +141,23 @@ class Inbox:
 
     def work(self) -> Work:
         """Say what was done, and what is in the way, in the words of every role."""
-        tally, trouble = self.tally, self.trouble or self._pace.trouble
+        tally, trouble = self.tally, self._failures.trouble or self.trouble or self._pace.trouble
         if asked := self._asked:
             _, events, began = asked
             if (runs_s := time.monotonic() - began) > self._pace.target_s:
                 trouble = f"its transaction of {events} event{'s' if events > 1 else ''} has run for {runs_s:.0f} s"
-        return Work(tally.processed, tally.effects, tally.skipped, tally.dead, trouble)
+        return Work(tally.processed, tally.effects, tally.skipped, tally.dead + tally.parked, trouble)
 
     def handle(self, records: Sequence[Record]) -> None:
-        """Bring records to where they belong, in one try. Raises what `apply` raises."""
-        self.apply(self.read(records))
+        """Bring records to where they belong, with no pause between tries. Raises what `apply` raises at the last."""
+        batch = self.read(records)
+        while True:
+            try:
+                return self.apply(batch)
+            except StoppedError:
+                raise
+            except FailingError:
+                continue
 
     def read(self, records: Sequence[Record]) -> Batch:
         """Read the records of one poll."""
@@ -153,8 +166,7 @@ class Inbox:
     def close(self) -> None:
         """Let the connection to the dead-letter topic go."""
         self.done.tell(at_once=True)
-        if self._dead_letters:
-            self._dead_letters.close()
+        self._burial.close()
 
     def rest(self) -> None:
         """Take note that there is nothing to do."""
@@ -167,18 +179,21 @@ class Inbox:
             asked[0].end_statement(within_s=within_s)
 
     def apply(self, batch: Batch) -> None:
-        """Effects first, then dead letters: what PostgreSQL rejects is one of them.
+        """Effects first, then dead letters. An event whose effect failed often enough is parked.
 
-        Raises what psycopg raises, UnavailableError, BrewError: tried again, it goes on where it stopped. Returns
-        with the batch unfinished where that is given up meanwhile.
+        Raises what psycopg raises, FailingError, Later, UnavailableError, BrewError: tried again, it goes on where it
+        stopped. Returns with the batch unfinished where that is given up meanwhile.
         """
         started, before = time.monotonic(), replace(self.tally)
         self.tally.others += batch.others
         batch.others = 0
         try:
-            self._write(batch)
-            if batch.dead and not batch.given_up:
-                self._bury(batch)
+            try:
+                self._write(batch)
+            except FailingError:
+                self._bury(batch)  # they wait for nobody
+                raise
+            self._bury(batch)
         finally:
             batch.settle()
         took_s = time.monotonic() - started
@@ -190,96 +205,115 @@ class Inbox:
             took_ms=round(took_s * 1000),
         )
 
+    def _bury(self, batch: Batch) -> None:
+        """Have dead letters acknowledged; those that are not stay in the batch. Raises UnavailableError for them."""
+        if batch.dead and not batch.given_up:
+            before = len(batch.dead)
+            try:
+                self._burial.bury(batch.dead)
+            finally:
+                self.tally.dead += before - len(batch.dead)
+
     def _write(self, batch: Batch) -> None:
         """Commit dedup rows and effects: all in one transaction, or parts of it.
 
-        Parts where it is more than PostgreSQL does in time, or where a row is rejected: down to that row alone.
+        Parts where it is more than PostgreSQL does in time, or where an effect fails: down to that event alone. Later
+        events of its key wait behind it. Raises FailingError where some are to be tried again.
         """
         parts = _without_reused_ids(list(batch.readable))
+        failing: dict[str, str] = {}  # keys, and why
         while parts and not batch.given_up:
             part = parts.pop()
+            if failing:
+                part = [identity for identity in part if batch.readable[identity][1].key not in failing]
             if len(part) > (size := self._pace.size):
                 parts += [part[size:], part[:size]]
-                continue
-            try:
-                effects = self._transact([batch.readable[identity][1] for identity in part], batch.repeats)
-            except psycopg.Error as error:
-                if halves := self._halves(part, error, batch):
-                    parts += halves
-                    continue
-                if not _blames_a_row(error):
-                    raise
-                record, _ = batch.readable.pop(part[0])
-                batch.dead.append((record, f"postgres rejected its effect: {_first_line(error)}"))
-            else:
-                for identity in part:
-                    del batch.readable[identity]
-                self.tally.effects += effects
-                self.tally.duplicates += len(part) - effects
-            self.tally.duplicates += sum(batch.repeats.pop(outbox_id, 0) for outbox_id, _ in part)
+            elif part:
+                parts += self._attempt(part, batch, failing)
             if parts:
                 batch.settle()
+        if failing and not batch.given_up:
+            several = "s" if len(failing) > 1 else ""
+            raise FailingError(f"{len(failing)} event{several} failed: {next(iter(failing.values()))}")
 
-    def _halves(self, part: list[Identity], error: psycopg.Error, batch: Batch) -> list[list[Identity]]:
+    def _attempt(self, part: list[Identity], batch: Batch, failing: dict[str, str]) -> list[list[Identity]]:
+        """Try a part; return parts of it that are to be tried next, the first one last."""
+        try:
+            effects, parked = self._transact([batch.readable[identity] for identity in part], batch.repeats)
+        except Later:
+            raise
+        except Exception as error:
+            if halves := self._halves(part, error, batch):
+                return halves
+            if not _is_countable(error):
+                raise
+            identity, read = part[0], batch.readable[part[0]]
+            logger.debug("effect_failed", outbox_id=identity[0], exc_info=error)
+            tries = self._failures.failed(identity, error)
+            if tries is None:
+                failing[read[1].key] = reason_of(error)
+                return []
+            effects, parked = 0, self._park(read, reason_of(error), tries=tries)
+        if effects:
+            self._failures.succeeded()
+        for identity in part:
+            del batch.readable[identity]
+            self._failures.forget(identity)
+        self.tally.effects += effects
+        self.tally.parked += parked
+        repeats = sum(batch.repeats.pop(outbox_id, 0) for outbox_id, _ in part)
+        self.tally.duplicates += len(part) - effects - parked + repeats
+        return []
+
+    def _park(self, read: Read, reason: str, *, tries: int) -> int:
+        with self._pool.connection() as connection:
+            parked = self._parking.park(connection, read, reason, attempts=tries)
+        if parked:
+            record, event = read
+            place = f"{record.partition}@{record.offset}"
+            logger.error("parked", key=event.key, record=place, reason=reason, hint="see `brewctl dlq list`")
+        return parked
+
+    def _halves(self, part: list[Identity], error: Exception, batch: Batch) -> list[list[Identity]]:
         """Say in which parts to try again what failed, the first one last; none where that would not help."""
         slow = isinstance(error, SLOW) and not batch.given_up
         if isinstance(error, NoAnswerError):  # it is away, or slow where nothing ends its statements
             self._pace.halve(len(part))
         elif slow:
-            self._pace.note_timeout(len(part), _first_line(error))
-        if len(part) == 1 or not (slow or _blames_a_row(error)):
+            self._pace.note_timeout(len(part), reason_of(error))
+        if len(part) == 1 or not (slow or _is_countable(error)):
             return []
         middle = (len(part) + 1) // 2
         return [part[middle:], part[:middle]]
 
-    def _transact(self, fresh: Sequence[Event[Any]], repeats: Counter[int]) -> int:
-        """Commit dedup rows and effects of these events, and return how many effects there were."""
-        if not fresh:
-            return 0
+    def _transact(self, part: Sequence[Read], repeats: Counter[int]) -> tuple[int, int]:
+        """Commit dedup rows and effects of these events; return how many effects there were, and how many it parked."""
+        fresh, parked = [event for _, event in part], 0
         with self._pool.connection() as connection:
             began = time.monotonic()
             self._asked = connection, len(fresh), began
             try:
-                effects = self._effect(connection, fresh, repeats)
+                effects = None
+                if not self._parking.used:
+                    try:
+                        effects = self._effect(connection, fresh, repeats)
+                    except KeysParkedError:
+                        self._parking.used = True
+                if effects is None:
+                    with connection.transaction():
+                        fresh, parked = self._parking.park_behind(connection, part)
+                        effects = self._effect(connection, fresh, repeats, looked=True) if fresh else 0
             finally:
                 self._asked = None
-        self._pace.note(len(fresh), time.monotonic() - began)
-        return effects
+        self._pace.note(len(part), time.monotonic() - began)
+        return effects, parked
 
-    def _bury(self, batch: Batch) -> None:
-        """Have dead letters acknowledged; those that are not stay in the batch. Raises UnavailableError for them."""
-        if self._dead_letters is None:
-            self._dead_letters = dead_letters.open_producer(self._settings, node=self._node)
-        timeout_s = self._settings.limits.publish_s
-        group, topic = self._downstream.group, self._settings.dead_letter_topic
-        letters = [dead_letters.letter_for(record, reason, group=group, topic=topic) for record, reason in batch.dead]
-        outcomes = self._dead_letters.send(letters, timeout_s=timeout_s)
-        for position, letter in enumerate(letters):
-            if isinstance(outcomes[position], ClockError):
-                # This machine's clock is wrong: the record's own time was good enough for Kafka.
-                record, _ = batch.dead[position]
-                letters[position] = letter = replace(letter, timestamp_ms=record.timestamp_ms)  # noqa: PLW2901
-                (outcomes[position],) = self._dead_letters.send([letter], timeout_s=timeout_s)
-            if isinstance(outcomes[position], RefusedError):
-                # Too large even compressed: its reason and its place are kept, the record itself is in the topic.
-                bare = dead_letters.without_value(letter)
-                (outcomes[position],) = self._dead_letters.send([bare], timeout_s=timeout_s)
-        pairs = list(zip(batch.dead, outcomes, strict=True))
-        buried = [dead for dead, outcome in pairs if isinstance(outcome, Place)]
-        batch.dead = [dead for dead, outcome in pairs if not isinstance(outcome, Place)]
-        self.tally.dead += len(buried)
-        if buried:  # one line however many: a broken trigger rejects them all
-            record, reason = buried[0]
-            first = f"{record.partition}@{record.offset}"
-            logger.error("dead_letter", count=len(buried), first=first, reason=reason, hint="see `brewctl dlq list`")
-        for outcome in outcomes:
-            if isinstance(outcome, UnavailableError):
-                self._dead_letters.abandon()
-                self._dead_letters = None
-                raise outcome
-            if isinstance(outcome, RefusedError):
-                hint = "raise max.message.bytes of the dead-letter topic, if that is why; the offset stays uncommitted"
-                raise BrewError(f"kafka refused a dead letter: {outcome}", hint=hint)
+
+def _is_countable(error: Exception) -> bool:
+    """Say whether a failed try counts, as the event's fault or as that of all: nothing is away, nothing was slow."""
+    if isinstance(error, psycopg.Error) and blames_a_row(error):
+        return True  # psycopg calls some of those operational
+    return not isinstance(error, (*SLOW, *UNAVAILABLE))
 
 
 def _without_reused_ids(identities: list[Identity]) -> list[list[Identity]]:
@@ -292,22 +326,3 @@ def _without_reused_ids(identities: list[Identity]) -> list[list[Identity]]:
         parts.insert(0, list(first.values()))
         identities = [identity for identity in identities if first[identity[0]] != identity]
     return parts
-
-
-def _blames_a_row(error: psycopg.Error) -> bool:
-    """Say whether PostgreSQL rejects the data of a row, not the statement, and is neither away nor overloaded."""
-    if isinstance(error, psycopg.DataError | psycopg.IntegrityError):
-        return True
-    if not error.sqlstate:
-        return False
-    family = error.sqlstate[:2]
-    try:
-        psycopg.errors.lookup(f"{family}000")
-    except KeyError:
-        return True  # no family of PostgreSQL's: a trigger's own RAISE … USING ERRCODE
-    return family in _ROWS_FAULT
-
-
-def _first_line(error: psycopg.Error) -> str:
-    """PostgreSQL's main message; its details may name other rows."""
-    return " ".join((error.diag.message_primary or str(error)).split())[:300]

@@ -94,8 +94,8 @@ class NewOrder:
 def accept(request: CreateRequest, *, tenant_id: str | None, traceparent: str | None) -> NewOrder:
     """Validate a request and give it its id and time. Raises InvalidOrderError."""
     violations = [
-        *_text_violations("customer_id", request.customer_id, shortest=1, longest=128),
-        *_text_violations("idempotency_key", request.idempotency_key, shortest=0, longest=255),
+        *text_violations("customer_id", request.customer_id, shortest=1, longest=128),
+        *text_violations("idempotency_key", request.idempotency_key, shortest=0, longest=255),
     ]
     if not 1 <= request.amount_cents <= MAX_AMOUNT_CENTS:
         violations.append(f"amount_cents must be 1 to {MAX_AMOUNT_CENTS}, not {request.amount_cents}")
@@ -116,9 +116,7 @@ def accept(request: CreateRequest, *, tenant_id: str | None, traceparent: str | 
         created_at=Timestamp(seconds=int(now.timestamp()), nanos=now.microsecond * 1000),
     )
     key = request.idempotency_key or None
-    trace = _trace_of(traceparent)
-    parent = traceparent[:55] if traceparent and trace else None
-    return NewOrder(order_id, now, order, tenant_id or DEFAULT_TENANT, trace or secrets.token_hex(16), key, parent)
+    return NewOrder(order_id, now, order, tenant_id or DEFAULT_TENANT, trace_id(traceparent), key, parent(traceparent))
 
 
 def _uuid7(now: datetime) -> UUID:
@@ -266,6 +264,11 @@ def trace_id(traceparent: str | None) -> str:
     return _trace_of(traceparent) or secrets.token_hex(16)
 
 
+def parent(traceparent: str | None) -> str | None:
+    """Return what version 0 says of a traceparent, which is kept and sent on; None where it is malformed."""
+    return traceparent[:55] if traceparent and _trace_of(traceparent) else None
+
+
 def _trace_of(traceparent: str | None) -> str | None:
     """Return the trace id of a traceparent. https://www.w3.org/TR/trace-context/#traceparent-header ."""
     match = _TRACEPARENT.fullmatch(traceparent or "")
@@ -276,18 +279,36 @@ def _trace_of(traceparent: str | None) -> str | None:
     return None
 
 
-def _order(order_id: UUID, customer_id: str, amount_cents: int, currency: str, status: str, created: datetime) -> Order:
-    created_at = Timestamp()
-    created_at.FromDatetime(created)
-    # A later version may have written a status that this one does not know.
-    known = OrderStatus.DESCRIPTOR.values_by_name.get(status)
+def status_of(name: str) -> OrderStatus:
+    """Return a status by its name in the table: a later version may have written one that this one does not know."""
+    known = OrderStatus.DESCRIPTOR.values_by_name.get(name)
+    return cast("OrderStatus", known.number if known else ORDER_STATUS_UNSPECIFIED)
+
+
+def timestamp(time: datetime) -> Timestamp:
+    """Return a time as messages have it."""
+    made = Timestamp()
+    made.FromDatetime(time)
+    return made
+
+
+def _order(
+    order_id: UUID,
+    customer_id: str,
+    amount_cents: int,
+    currency: str,
+    status: str,
+    created_at: datetime,
+    cancelled_at: datetime | None,
+) -> Order:
     return Order(
         order_id=str(order_id),
         customer_id=customer_id,
         amount_cents=amount_cents,
         currency=currency,
-        status=cast("OrderStatus", known.number if known else ORDER_STATUS_UNSPECIFIED),
-        created_at=created_at,
+        status=status_of(status),
+        created_at=timestamp(created_at),
+        cancelled_at=cancelled_at and timestamp(cancelled_at),
     )
 
 
@@ -295,7 +316,8 @@ def _body(order: Order) -> tuple[str, int, str]:
     return order.customer_id, order.amount_cents, order.currency
 
 
-def _text_violations(name: str, text: str, *, shortest: int, longest: int) -> list[str]:
+def text_violations(name: str, text: str, *, shortest: int, longest: int) -> list[str]:
+    """Say what is wrong with a text of a request."""
     violations = []
     if not shortest <= len(text) <= longest:
         violations.append(f"{name} must have {shortest} to {longest} characters, not {len(text)}")

@@ -46,8 +46,10 @@ _LONGEST_ABSENCE_S = 30.0
 class Publisher:
     """Moves unpublished rows to Kafka for one node, until told to stop."""
 
-    def __init__(self, settings: Settings, pool: Pool, *, node: str) -> None:
+    def __init__(self, settings: Settings, pool: Pool, *, node: str, polls: bool = False) -> None:
+        """Prepare it. `polls`: nobody in this process will say that a row was committed."""
         self._settings = settings
+        self._polls = polls
         self._pool = pool
         self._node = node
         self._wake = threading.Event()
@@ -94,6 +96,7 @@ class Publisher:
 
     def _publish_until(self, stop: threading.Event, producer: Producer, backoff: Backoff) -> None:
         limits = self._settings.limits
+        idle_s = limits.publish_gap_s
         while not stop.is_set():
             self._wake.clear()
             began = time.monotonic()
@@ -102,7 +105,10 @@ class Publisher:
                 backoff.reset()
             if self._more:
                 continue
-            self._wake.wait(limits.publish_poll_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, no secret
+            # Who is not told looks again soon after a row, and less and less often while there is none.
+            idle_s = min(limits.publish_poll_s, limits.publish_gap_s if found else 2 * idle_s)
+            pause_s = idle_s if self._polls else limits.publish_poll_s
+            self._wake.wait(pause_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, no secret
             self._done.tell()
             # Many commits share a transaction, and leave the process to those who make them; few wait for nothing.
             gap_s = min(limits.publish_gap_s, found * limits.publish_gap_per_row_s)

@@ -45,7 +45,7 @@ class Replica:
     """A process that plays a role."""
 
     node: str
-    role: str  # order, inventory, notifications
+    role: str  # order, publisher, inventory, notifications
     address: str = ""  # where it listens
 
 

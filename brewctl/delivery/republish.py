@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from brewctl.config import Settings
+from brewctl.delivery import registry
 from brewctl.delivery.broker import open_admin
 from brewctl.delivery.database import Connection
 from brewctl.delivery.dead_letters import Filter, open_dead_letters
-from brewctl.delivery.topics import GROUPS
 from brewctl.sql import queries
 
 # Rows looked at by one statement.
@@ -53,6 +53,7 @@ class _Topic:
     """Where the topic and its groups stood. Asked in an order in which no row that is on its way looks missing."""
 
     asked_at: datetime
+    takes: Sequence[tuple[str, str]]  # a downstream's group, and a type of event that it takes
     committed: dict[str, dict[int, int]]
     ends: dict[int, tuple[int, int]]
 
@@ -60,7 +61,8 @@ class _Topic:
         positions = [(group, *place) for group, offsets in self.committed.items() for place in offsets.items()]
         return {
             "asked_at": self.asked_at,
-            "groups": list(self.committed),
+            "takers": [group for group, _ in self.takes],
+            "types": [event_type for _, event_type in self.takes],
             "partitions": list(self.ends),
             "firsts": [first for first, _ in self.ends.values()],
             "nexts": [end for _, end in self.ends.values()],
@@ -79,9 +81,14 @@ class Search:
         self._connection = connection
         with open_admin(settings) as admin:
             # What a group has passed is durable before it is asked; what is published by now is before the end.
-            committed = {group: admin.committed(group, settings.topic) for group in GROUPS}
+            downstreams = registry.configured(settings)
+            committed = {
+                each.group: admin.committed(registry.kafka_group(settings, each), settings.topic)
+                for each in downstreams
+            }
+            takes = [(each.group, event_type) for each in downstreams for event_type in each.events]
             (asked_at,) = connection.execute(queries["now"]).fetchone() or (None,)
-            self._topic = _Topic(asked_at, committed, admin.ends(settings.topic))
+            self._topic = _Topic(asked_at, takes, committed, admin.ends(settings.topic))
         self._letters: frozenset[tuple[str, int]] | None = None
 
     def pages(self) -> Iterator[list[Missing]]:
@@ -105,7 +112,11 @@ class Search:
                     (letter.group, dict(letter.headers).get("outbox-id", b""))
                     for letter in letters.find(Filter(), settled=True)
                 ]
-            self._letters = frozenset((group, int(name)) for group, name in named if name.isdigit())
+            # A letter names the group as Kafka does, a dedup row without the prefix.
+            own = {
+                registry.kafka_group(self._settings, each): each.group for each in registry.configured(self._settings)
+            }
+            self._letters = frozenset((own.get(group, group), int(name)) for group, name in named if name.isdigit())
         return self._letters
 
 

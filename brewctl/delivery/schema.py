@@ -193,9 +193,7 @@ def complete(connection: "BoundedConnection", tell: Tell = _nobody, tables: Coll
             case Kind.INDEX | Kind.LEFTOVER:
                 _build(connection, part, tell)
             case Kind.FUNCTION:
-                with bounded(connection):
-                    connection.execute(queries["lock_schema"])
-                    connection.execute(part.statement)
+                _create(connection, [part])
             case Kind.KEY:
                 _build(connection, Part(Kind.INDEX, part.name, part.table, part.statement), tell)
                 adopt = f"ALTER TABLE {part.table} ADD PRIMARY KEY USING INDEX {part.name}"
@@ -244,15 +242,16 @@ def bounded(connection: "BoundedConnection") -> Iterator[None]:
 
 
 def _create(connection: "BoundedConnection", parts: Sequence[Part]) -> None:
-    """Create tables with their indexes, in one transaction. A table's key is part of its own statement."""
+    """Create tables with their indexes, or a function, in one transaction. A table's key is in its own statement."""
     deadline = time.monotonic() + connection.limits.schema_wait_s
     pauses = lifecycle.Backoff(threading.Event(), first_s=_FIRST_S, longest_s=_LONGEST_S)
     while True:
         try:
             with bounded(connection):
                 connection.execute(queries["lock_schema"])
+                connection.execute(queries["fix_search_path"])
                 for part in parts:
-                    if part.kind in {Kind.TABLE, Kind.INDEX}:
+                    if part.kind in {Kind.TABLE, Kind.INDEX, Kind.FUNCTION}:
                         connection.execute(part.statement)
                 return
         except psycopg.errors.LockNotAvailable:

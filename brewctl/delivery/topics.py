@@ -3,26 +3,26 @@
 from collections.abc import Callable
 
 from brewctl.config import Settings
+from brewctl.delivery import registry
 from brewctl.delivery.broker import REPLICATION_FACTOR, Admin, open_admin
 from brewctl.errors import BrewError
 from brewctl.lifecycle import wait_until
 
-GROUPS = ("inventory", "notifications")
 _WAIT_S = 60.0
 
 
 def create(settings: Settings, *, recreate: bool = False) -> list[str]:
     """Create both topics where they are missing, and wait until every partition has a leader.
 
-    `recreate` first deletes both with the groups' offsets; BrewError where a group has live members.
+    `recreate` first deletes both, with the offsets that the downstreams' groups have of them and no others. Where a
+    group has members that read them, nothing is deleted: BrewError.
     The replication factor is 3, or the number of brokers where that is smaller. Returns the names created.
     """
     names = [settings.topic, settings.dead_letter_topic]
     with open_admin(settings) as admin:
         brokers = admin.brokers()
         if recreate:
-            for group in GROUPS:
-                admin.delete_group(group)
+            _forget(settings, admin)
             for name in names:
                 admin.delete_topic(name)
             _wait("deletion of the old topics", lambda: not admin.topics() & set(names))
@@ -40,15 +40,30 @@ def create(settings: Settings, *, recreate: bool = False) -> list[str]:
     return created
 
 
+def forget_offsets(settings: Settings) -> None:
+    """Let the downstreams' groups begin anew on both topics. Raises BrewError where one has members that read them."""
+    with open_admin(settings) as admin:
+        _forget(settings, admin)
+
+
+def _forget(settings: Settings, admin: Admin) -> None:
+    names = [settings.topic, settings.dead_letter_topic]
+    groups = registry.kafka_groups(settings)
+    admin.require_no_readers(names, groups)  # all of them, before anything is deleted
+    for group in groups:
+        admin.forget(group, names)
+
+
 def await_empty_groups(settings: Settings, *, timeout_s: float) -> None:
-    """Wait until no group has members: one that was killed is a member until its session ends.
+    """Wait until no downstream's group has members: one that was killed is a member until its session ends.
 
     Raises BrewError where one has after so many seconds.
     """
+    groups = registry.kafka_groups(settings)
 
     def empty() -> bool:
         try:
-            return not any(admin.group(group, settings.topic).members for group in GROUPS)
+            return not any(admin.group(group, settings.topic).members for group in groups)
         except BrewError:
             return False  # not known yet
 

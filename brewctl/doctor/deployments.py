@@ -96,7 +96,7 @@ def _judged(foreign: Sequence[Record], seen: int, topic: str) -> Finding:
 
 def _foreign_members(settings: Settings, connection: Connection) -> Iterator[Finding]:
     with open_admin(settings) as admin:
-        groups = overview.groups(admin, settings.topic)
+        groups = overview.groups(admin, settings)
     # Asked afterwards: a member has its row before it joins.
     names = {str(name) for (name,) in connection.execute(doctor_queries["nodes_there"])}
     yield from _strangers(groups, names)

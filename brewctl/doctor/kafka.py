@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from brewctl import overview
 from brewctl.config import Settings
+from brewctl.delivery import registry
 from brewctl.delivery.broker import (
     MIN_IN_SYNC_REPLICAS,
     PARTITIONS,
@@ -47,12 +48,12 @@ def check(settings: Settings) -> Iterator[Finding]:
         if settings.topic in there:
             try:
                 with explained(settings):
-                    groups = overview.groups(admin, settings.topic)
+                    groups = overview.groups(admin, settings)
             except UnreachableError:
                 found = "a broker that leads a partition, or coordinates a group, does not answer"
                 yield fail("groups", found, mend=_START)
             else:
-                yield from map(_group, groups)
+                yield from (_group(group, registry.started_as(settings, group.name)) for group in groups)
 
 
 def _brokers(alive: Sequence[str], silent: Sequence[str], away: Sequence[Unreached] = ()) -> Finding:
@@ -100,14 +101,14 @@ def _availability(check: str, partitions: Sequence[Partition], in_sync: int) -> 
         yield warn(check, f"partitions {behind} have replicas that are not in sync", mend=_START)
 
 
-def _group(group: GroupView) -> Finding:
+def _group(group: GroupView, role: str) -> Finding:
     name = f"group-{group.name}"
     if lost := [each for each in group.partitions if each.lost]:
         found = "; ".join(f"partition {each.partition}: {each.lost}" for each in lost)
-        mend = f"run `brewctl outbox republish --missing`; `brewctl start {group.name}` goes on at the first record"
+        mend = f"run `brewctl outbox republish --missing`; `brewctl start {role}` goes on at the first record"
         return fail(name, found, mend=mend)
     if not group.members:
         found = f"nobody reads; {group.lag} record{' waits' if group.lag == 1 else 's wait'}"
-        return warn(name, found, mend=f"run `brewctl start {group.name}`")
+        return warn(name, found, mend=f"run `brewctl start {role}`")
     members = ", ".join(member.client_id for member in group.members)
     return ok(name, f"{group.state}, lag {group.lag}: {members}")

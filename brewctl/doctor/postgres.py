@@ -3,17 +3,18 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from brewctl.config import Settings
 from brewctl.delivery import database, schema
 from brewctl.delivery.database import Connection
 from brewctl.delivery.schema import Kind
-from brewctl.doctor import clocks, in_force, replicas, sessions
+from brewctl.doctor import clocks, identity, in_force, replicas, sessions
 from brewctl.doctor.finding import Finding, fail, ok, warn
 from brewctl.sql import doctor_queries
 
-# The first with all that our statements say (MATERIALIZED); the oldest that is still maintained.
-_NEEDED, _MAINTAINED = 12, 14
+# The first with all that our statements say (gen_random_uuid); the oldest that is still maintained.
+_NEEDED, _MAINTAINED = 13, 14
 # What becomes of the promises where it is off.
 _DURABLE = {
     "fsync": "a crash of the machine may damage every table",
@@ -63,6 +64,8 @@ def check(settings: Settings) -> Iterator[Finding]:
         yield sessions.open_for_long(connection)
         if not lacking:
             yield from _outbox(*connection.execute(doctor_queries["outbox"]).fetchone() or (0, None))
+            yield from _parked(connection.execute(doctor_queries["parked"]).fetchall())
+            yield from identity.check(connection)
             yield from replicas.check(connection)
         yield clocks.judge("clock", "postgres", *_read_clocks(connection))
 
@@ -153,6 +156,16 @@ def _outbox(set_aside: int, oldest_s: float | None) -> Iterator[Finding]:
         yield warn("outbox", found, mend="run `brewctl start order`, and see what its log says of Kafka")
     if not set_aside and not late:
         yield ok("outbox", "all rows are published" if oldest_s is None else "no row has waited long")
+
+
+def _parked(waiting: Sequence[tuple[Any, ...]]) -> Iterator[Finding]:
+    for group, events, keys in waiting:
+        several = "s" if keys > 1 else ""
+        which = f"{events} event{'s' if events > 1 else ''} of {keys} key{several}"
+        found = f"{group} has parked {which}, whose effect failed"
+        yield warn("parked", found, mend=f"see `brewctl dlq list --group {group}`, then `brewctl dlq redrive`")
+    if not waiting:
+        yield ok("parked", "no event waits to be redriven")
 
 
 def _read_clocks(connection: Connection) -> tuple[float, float, float]:

@@ -99,7 +99,7 @@ def status(home: Path) -> list[NodeStatus]:
 
 
 def start(home: Path, settings: Settings, roles: Sequence[str | Role], *, name: str = "") -> list[Server]:
-    """Start a node of each role (order, inventory, notifications, a downstream's) and return at once: see `wait_ready`.
+    """Start a node of each role (order, publisher, inventory, notifications, a downstream's); see `wait_ready`.
 
     They are numbered as in the story, each with the first number that is not running. `name` is that of a single node:
     raises BrewError where one of that name runs. An order node takes the first free port from 50081 on.

@@ -26,7 +26,7 @@ from brewctl.lab.stage import Servers, SkippedError, Stage
 from brewctl.lab.watch import Watch
 from brewctl.lifecycle import wait_until
 from brewctl.sql import queries
-from brewctl.verify import Verification, verify
+from brewctl.verify import Check, Verification, verify
 
 _LEAVE_S = 15.0  # beyond their session: until members that were killed are forgotten
 _STEADY_S = 60.0  # until the first orders are through
@@ -37,6 +37,8 @@ _SETTLE_S = 2.0
 _HASTY_SHARE = 8
 _HASTY_S = 1.0
 _INVALID_EVERY = 10
+# Of the checks that `verify` makes of each downstream, those of its effects.
+_EFFECT_CHECKS = ("missing", "doubled")
 
 
 @dataclass(frozen=True)
@@ -97,9 +99,13 @@ def run(
 
 def _effects(verification: Verification) -> tuple[int, int]:
     """Count missing and surplus effects."""
-    by_name = {check.name: check.violations for check in verification.checks}
-    missing, doubled = (sum(by_name[f"{group}-{name}"] for group in topics.GROUPS) for name in ("missing", "doubled"))
+    missing, doubled = (sum(check.violations for check in _of_groups(verification, name)) for name in _EFFECT_CHECKS)
     return missing, doubled
+
+
+def _of_groups(verification: Verification, name: str) -> list[Check]:
+    """Return the check of this name of every downstream."""
+    return [check for check in verification.checks if check.name.endswith(f"-{name}")]
 
 
 class _Play:
@@ -248,7 +254,7 @@ class _Play:
         result.missing, result.doubled = _effects(verification)
         for check in verification.checks:
             result.findings += [f"{check.claim}: {offender}" for offender in check.offenders]
-        effects = sum(verification.check(f"{group}-doubled").examined for group in topics.GROUPS)
+        effects = sum(check.examined for check in _of_groups(verification, "doubled"))
         if verification.facts.ledger < effects:
             known = f"{verification.facts.ledger} of {effects}"
             result.findings.append(f"the ledger has {known} effects: one that was done twice could not be seen")

@@ -15,6 +15,7 @@ from enum import StrEnum
 from brewctl.affinity import on_one_core
 from brewctl.client import OrderClient, UnknownOutcomeError
 from brewctl.errors import BrewError, UnreachableError, UsageError
+from brewctl.lab.cancels import Cancel, Cancels
 from brewctl.lab.pace import Pace
 
 _SLICE_S = 0.1
@@ -48,14 +49,19 @@ class Call:
 
 
 class History:
-    """Every call of a load."""
+    """Every call of a load, and every cancel."""
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
+        self.cancels: list[Cancel] = []
 
     def record(self, call: Call) -> None:
         """Keep a call. Safe between threads."""
         self.calls.append(call)
+
+    def record_cancel(self, cancel: Cancel) -> None:
+        """Keep a cancel. Safe between threads."""
+        self.cancels.append(cancel)
 
     def count(self, outcome: Outcome) -> int:
         """Count the calls that ended so."""
@@ -87,10 +93,13 @@ class Load:
         timeout_s: float = 15.0,
         seed: str = "",
         invalid_every: int = 0,
+        cancel: float = 0.0,
+        record_cancel: Callable[[Cancel], object] = lambda _cancel: None,
     ) -> None:
         """Prepare a load that ends `duration_s` after its warm-up, or with the last of `orders` begun after it.
 
-        `invalid_every`: every so many calls ask for what no order-service may take; 0: none does.
+        `invalid_every`: every so many calls ask for what no order-service may take; 0: none does. `cancel`: the share
+        of the orders made that is cancelled, of which `record_cancel` is told as `record` is of the calls.
         """
         self._addresses = addresses
         self._record = record
@@ -102,6 +111,8 @@ class Load:
         self._timeout_s = timeout_s
         self._seed = seed or uuid.uuid4().hex[:8]
         self._invalid_every = invalid_every
+        self._cancels = Cancels(cancel)
+        self._record_cancel = record_cancel
         self._began = 0.0
         self._pace: Pace | None = None
         self._turn = threading.Lock()
@@ -150,7 +161,17 @@ class Load:
     def _call_on(self, client: OrderClient) -> None:
         try:
             while turn := self._next():
-                self._record(self._call(client, *turn))
+                call = self._call(client, *turn)
+                self._record(call)
+                if call.outcome is Outcome.ACKNOWLEDGED and self._cancels.chosen(call.order_id):
+                    self._cancel(client, call.order_id, at_once=True)
+                while order_id := self._cancels.due():
+                    self._cancel(client, order_id, at_once=False)
+            while (left_s := self._cancels.left_s()) is not None:
+                time.sleep(min(left_s, _SLICE_S))
+                order_id = self._cancels.due()
+                if order_id and isinstance(self._cancel(client, order_id, at_once=False), UnreachableError):
+                    break  # nobody is there: the rest would take as long, one by one
         finally:
             self._over.set()
 
@@ -195,6 +216,19 @@ class Load:
             begun_s=begun - self._began,
             answered_s=time.monotonic() - self._began,
         )
+
+    def _cancel(self, client: OrderClient, order_id: str, *, at_once: bool) -> BrewError | None:
+        begun = time.monotonic()
+        outcome, error = Outcome.ACKNOWLEDGED, None
+        self._this_call.retried = False
+        try:
+            client.cancel(order_id, reason="the load changed its mind")
+        except BrewError as caught:
+            error = caught.with_traceback(None)  # it would keep every frame
+            outcome = Outcome.FAILED if _refused(caught, retried=self._this_call.retried) else Outcome.UNKNOWN
+        times = (begun - self._began, time.monotonic() - self._began)
+        self._record_cancel(Cancel(order_id, outcome, error, self._this_call.retried, at_once, *times))
+        return error
 
     def _on_retry(self, _why: str) -> None:
         self._this_call.retried = True

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from brewctl.client import UnknownOutcomeError
-from brewctl.errors import UnreachableError
+from brewctl.errors import BrewError, UnreachableError
+from brewctl.lab.cancels import Cancel
 from brewctl.lab.histogram import Histogram
 from brewctl.lab.load import Call, Load, Outcome
 
@@ -26,11 +27,18 @@ class Result:
     retries: int  # calls that needed more than one try
     unsent: int  # calls of an open loop that were due, and waited for a caller, when the load ended
     latencies: Histogram  # from when a call should have been sent to its answer, good or bad
+    cancels: Histogram  # from a cancel's beginning to its answer, good or bad
+    cancel_failures: dict[str, int]  # by reason
 
     @property
     def failed(self) -> int:
         """How many calls failed for good."""
         return sum(self.failures.values())
+
+    @property
+    def not_cancelled(self) -> int:
+        """How many cancels failed for good."""
+        return sum(self.cancel_failures.values())
 
     @property
     def rate_per_s(self) -> float:
@@ -62,6 +70,8 @@ class Measurement:
         self._failures: Counter[str] = Counter()
         self._retries = 0
         self._latencies = Histogram()
+        self._cancels = Histogram()
+        self._cancel_failures: Counter[str] = Counter()
 
     def record(self, call: Call) -> None:
         """Count a call, unless it was begun in the warm-up.
@@ -79,9 +89,16 @@ class Measurement:
             self._seconds = max(self._seconds, call.answered_s)
             self._retries += call.retried
             if call.error:
-                reason = call.error.reason if isinstance(call.error, UnknownOutcomeError) else call.error.message
-                known = reason in self._failures or len(self._failures) < _MOST_REASONS
-                self._failures[reason if known else _OTHERS] += 1
+                _count(self._failures, call.error)
+
+    def record_cancel(self, cancel: Cancel) -> None:
+        """Count a cancel, unless it was begun in the warm-up."""
+        if cancel.begun_s < 0:
+            return
+        with self._lock:
+            self._cancels.record(cancel.latency_s)
+            if cancel.error:
+                _count(self._cancel_failures, cancel.error)
 
     @property
     def failed(self) -> int:
@@ -99,7 +116,15 @@ class Measurement:
                 retries=self._retries,
                 unsent=unsent,
                 latencies=copy.deepcopy(self._latencies),
+                cancels=copy.deepcopy(self._cancels),
+                cancel_failures=dict(self._cancel_failures.most_common()),
             )
+
+
+def _count(failures: Counter[str], error: BrewError) -> None:
+    reason = error.reason if isinstance(error, UnknownOutcomeError) else error.message
+    known = reason in failures or len(failures) < _MOST_REASONS
+    failures[reason if known else _OTHERS] += 1
 
 
 def measure(

@@ -25,6 +25,7 @@ NOTIFICATION_NODES = ("notification-1",)
 CAST = (*ORDER_NODES, *INVENTORY_NODES, *NOTIFICATION_NODES)
 
 _ASSIGNED = re.compile(r"partitions assigned \[([\d, ]*)\]")
+_STARTED = re.compile(r"publisher started")
 _LISTENS = re.compile(r"listening on (\S+)")
 
 
@@ -42,6 +43,7 @@ ROLES = {
     role.name: role
     for role in (
         Role("order", "order", ("serve", "order"), _LISTENS),
+        Role("publisher", "publisher", ("publish",), _STARTED),
         Role("inventory", "inventory", ("consume", "inventory"), _ASSIGNED),
         Role("notifications", "notification", ("consume", "notifications"), _ASSIGNED),
     )
@@ -134,7 +136,7 @@ class Node:
 
     @property
     def ready(self) -> bool:
-        """Say whether it works: it listens, or has been assigned partitions."""
+        """Say whether it works: it listens, publishes, or has been assigned partitions."""
         role = _BY_STEM.get(self.name.rpartition("-")[0])
         ready = role.ready if role else _ASSIGNED  # a downstream of the user's own
         return any(ready.search(line) for line in self.lines)

@@ -9,7 +9,7 @@ import psycopg
 
 from brewctl import overview
 from brewctl.config import Settings
-from brewctl.delivery import database, topics
+from brewctl.delivery import database, registry
 from brewctl.delivery.broker import open_admin
 from brewctl.errors import BrewError
 from brewctl.lab.history import Ownership, Sample
@@ -59,9 +59,10 @@ class Watch:
         while not self._stop.wait(_ASK_EVERY_S):
             with contextlib.suppress(BrewError), open_admin(self._settings) as admin:
                 while not self._stop.wait(_ASK_EVERY_S):
-                    for group in topics.GROUPS:
+                    for downstream in registry.configured(self._settings):
+                        group = registry.kafka_group(self._settings, downstream)
                         owners = admin.group(group, self._settings.topic).owners
-                        self.ownerships.append(Ownership(self.now_s, group, owners))
+                        self.ownerships.append(Ownership(self.now_s, downstream.group, owners))
 
     def longest_standstill_s(self, load_end_s: float) -> float:
         """Return the longest time in which a role did nothing, though orders came or waited for it."""

@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from brewctl.delivery import offsets, topics
+from brewctl.config import Settings
+from brewctl.delivery import offsets, registry
 from brewctl.delivery.broker import Admin, Member
 from brewctl.delivery.offsets import Progress
 
@@ -24,12 +25,14 @@ class GroupView:
         return sum(partition.lag for partition in self.partitions)
 
 
-def groups(admin: Admin, topic: str, names: Iterable[str] = topics.GROUPS) -> list[GroupView]:
-    """Look at these groups. One that there never was is Dead, and has everything before it.
+def groups(admin: Admin, settings: Settings, names: Iterable[str] | None = None) -> list[GroupView]:
+    """Look at these groups, or at those of the downstreams. One that there never was is Dead, with all before it.
 
     Four round trips a group and two for all. Raises UnreachableError, BrewError where there is no such topic.
     """
     # Ends after offsets: what is read meanwhile makes a lag a little too large, and never negative.
+    topic = settings.topic
+    names = registry.kafka_groups(settings) if names is None else names
     known = [(admin.group(name, topic), admin.committed(name, topic)) for name in names]
     ends = admin.ends(topic)
     return [
@@ -40,7 +43,8 @@ def groups(admin: Admin, topic: str, names: Iterable[str] = topics.GROUPS) -> li
     ]
 
 
-def readers(admin: Admin, topic: str) -> list[str]:
-    """Name the groups that read the topic: the story's own, and every other that has committed an offset of it."""
-    others = [name for name in admin.groups() if name not in topics.GROUPS and admin.committed(name, topic)]
-    return [*topics.GROUPS, *others]
+def readers(admin: Admin, settings: Settings) -> list[str]:
+    """Name the groups that read the topic: the downstreams', and every other that has committed an offset of it."""
+    own = registry.kafka_groups(settings)
+    others = [name for name in admin.groups() if name not in own and admin.committed(name, settings.topic)]
+    return [*own, *others]

@@ -1,28 +1,40 @@
 """Read-only questions to PostgreSQL about the whole flow: the counters, who did what, what is unfinished or lost."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from uuid import UUID
 
 from brewctl.delivery.database import Connection
+from brewctl.delivery.downstream import Downstream
+from brewctl.overview import effects
 from brewctl.sql import queries
 
 
 @dataclass(frozen=True)
 class Counts:
-    """The four counters, of one moment; and how many of the unpublished rows are set aside."""
+    """The four counters, of one moment; how many unpublished rows are set aside, how many events are parked.
+
+    `further`: how many effects each downstream beside the story's own has, by its group.
+    """
 
     orders: int
     outbox_unpublished: int
     reservations: int
     notifications: int
     outbox_failed: int = 0
+    parked: int = 0
+    further: Mapping[str, int] = field(default_factory=dict)
 
     def story(self) -> dict[str, int]:
         """Return the four counters of the story, by name."""
-        return {name: value for name, value in asdict(self).items() if name != "outbox_failed"}
+        return {name: getattr(self, name) for name in ("orders", "outbox_unpublished", "reservations", "notifications")}
+
+    def shown(self) -> dict[str, int]:
+        """Return the four counters, then those of the further downstreams."""
+        return {**self.story(), **self.further}
 
     def __str__(self) -> str:
-        return "counts: " + " ".join(f"{name}={value}" for name, value in self.story().items())
+        return "counts: " + " ".join(f"{name}={value}" for name, value in self.shown().items())
 
 
 @dataclass(frozen=True)
@@ -43,11 +55,15 @@ class Unfinished:
         return f"order {self.order_id}: {told} reserved={yes(self.reserved)} notified={yes(self.notified)}"
 
 
-def counts(connection: Connection) -> Counts:
-    """Count orders, unpublished outbox rows, reservations and notifications in one snapshot."""
-    row = connection.execute(queries["counts"]).fetchone()
-    assert row is not None
-    return Counts(*row)
+def counts(connection: Connection, further: Sequence[Downstream] = ()) -> Counts:
+    """Count orders, unpublished outbox rows, reservations and notifications, and what `further` have done, at once.
+
+    Raises BrewError where a `done` query fails.
+    """
+    row = effects.counted(connection, queries["counts"], further)
+    own = len(row) - len(further)
+    added = {each.group: count for each, count in zip(further, row[own:], strict=True)}
+    return replace(Counts(*row[:own]), further=added)
 
 
 def distribution(connection: Connection) -> dict[str, int]:

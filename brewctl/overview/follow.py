@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from uuid import UUID
 
 from brewctl.config import Settings
-from brewctl.delivery import database
+from brewctl.delivery import database, registry
 from brewctl.delivery.database import Connection
 from brewctl.errors import UnreachableError
 from brewctl.overview import standing, trace
@@ -41,10 +41,11 @@ def follow(settings: Settings, order_id: UUID, *, timeout_s: float) -> Iterator[
 
 
 def _watch(settings: Settings, connection: Connection, order_id: UUID, until: float) -> Iterator[Look]:
+    downstreams = registry.configured(settings)
     steps: list[trace.Step] = []
     look_at = time.monotonic() + _STILL_S
     while True:
-        life = trace.read(connection, order_id)
+        life = trace.read(connection, order_id, downstreams)
         if (now_steps := life.steps()) != steps:
             steps = now_steps
             yield Look(life)

@@ -11,17 +11,18 @@ from datetime import timedelta
 from uuid import UUID
 
 from brewctl.config import Settings
-from brewctl.delivery import events
+from brewctl.delivery import events, registry
 from brewctl.delivery.broker import Place, open_admin
 from brewctl.delivery.database import Connection
 from brewctl.delivery.dead_letters import Filter, Letter, open_dead_letters
-from brewctl.delivery.topics import GROUPS
+from brewctl.delivery.downstream import Downstream
 from brewctl.errors import BrewError
 from brewctl.overview import consumer_groups, trace
 from brewctl.overview.consumer_groups import GroupView
 from brewctl.overview.trace import Event, Life, Order
 
 _VERIFY = "brewctl verify"
+_PUBLISHING = ("order", "publisher")
 # By so much a consumer's clock, which dates its dead letters, may be behind that of the order's node.
 _CLOCKS = timedelta(hours=1)
 
@@ -55,13 +56,14 @@ class Look:
 
 def look(settings: Settings, connection: Connection, order_id: UUID) -> Look:
     """Look at an order in both servers; without Kafka, at what PostgreSQL has. Raises what `trace.read` raises."""
-    order = trace.read(connection, order_id).order
+    downstreams = registry.configured(settings)
+    order = trace.read(connection, order_id, downstreams).order
     try:
         topics = _ask(settings, connection, order)
     except BrewError as error:
-        life = trace.read(connection, order_id)
+        life = trace.read(connection, order_id, downstreams)
         return Look(life, judge(settings, life, error), error)
-    life = replace(trace.read(connection, order_id), letters=topics.letters)
+    life = replace(trace.read(connection, order_id, downstreams), letters=topics.letters)
     return Look(life, judge(settings, life, topics))
 
 
@@ -72,7 +74,7 @@ def judge(settings: Settings, life: Life, kafka: Topics | BrewError) -> list[Sta
 
 def _ask(settings: Settings, connection: Connection, order: Order) -> Topics:
     with open_admin(settings) as admin:
-        groups = {view.name: view for view in consumer_groups.groups(admin, settings.topic)}
+        groups = {view.name: view for view in consumer_groups.groups(admin, settings)}
         names = frozenset(admin.topics())
     key = events.aggregate_id(str(order.id)).encode()
     with open_dead_letters(settings, connection, since=order.created_at - _CLOCKS) as letters:
@@ -101,12 +103,17 @@ class _Judge:
                 yield Standing(f"outbox row {event.id} waits behind row {waiting[0].id}", stuck=head.stuck)
         handled = {(row.group, row.outbox_id) for row in self._life.dedup}
         effects = {effect.group for effect in self._life.effects}
+        parked = {(each.group, each.outbox_id): each for each in self._life.parked}
         for event in self._life.events:
-            for group in GROUPS if event.published_at else ():
-                if (group, event.id) not in handled:
-                    yield self._unhandled(event, group)
-                elif group not in effects:
-                    text = f"not {trace.DONE[group]}: group {group} has handled it, and its effect is gone"
+            for downstream in self._life.takers(event) if event.published_at else ():
+                group = downstream.group
+                known = parked.get((group, event.id))
+                if known and known.outcome != "redriven":
+                    yield _parked(known, downstream, event)
+                elif (group, event.id) not in handled:
+                    yield self._unhandled(event, downstream)
+                elif downstream.done and group not in effects and not event.cancels:
+                    text = f"not {trace.word(downstream, event)}: group {group} has handled it, and its effect is gone"
                     yield Standing(text, _VERIFY, stuck=True)
 
     def _unpublished(self, event: Event) -> Standing:
@@ -118,15 +125,16 @@ class _Judge:
         if isinstance(self._kafka, Topics) and event.topic not in self._kafka.names:
             other = "" if event.topic == self._settings.topic else f" --topic {shlex.quote(event.topic)}"
             return Standing(f"{row} waits: kafka has no topic {event.topic}", f"brewctl topic create{other}")
-        publishers = [node.name for node in self._life.nodes if node.role == "order" and node.there]
+        publishers = [node.name for node in self._life.nodes if node.role in _PUBLISHING and node.there]
         if not publishers:
             return Standing(f"{row} waits: no order node runs that would publish it", _start("order"))
         if isinstance(self._kafka, BrewError):
             return Standing(f"{row} waits: {self._kafka.message}")
         return Standing(f"{row} is to be published by {' or '.join(publishers)}")
 
-    def _unhandled(self, event: Event, group: str) -> Standing:
-        undone = f"not {trace.DONE[group]} by group {group}"
+    def _unhandled(self, event: Event, downstream: Downstream) -> Standing:
+        undone = f"not {trace.word(downstream, event)} by group {downstream.group}"
+        group = registry.kafka_group(self._settings, downstream)
         if isinstance(self._kafka, BrewError):
             return Standing(f"{undone}, and how far it is can't be known: {self._kafka.message}")
         letters = [letter for letter in self._kafka.letters if letter.group == group and _of(letter, event)]
@@ -155,15 +163,24 @@ class _Judge:
         ahead = f"it comes after {before} record{'s' if before > 1 else ''}" if before else "it is next"
         coming = f"{undone}: {ahead} in partition {place.partition}"
         if not group.members:
-            return Standing(f"{coming}, and nobody reads for the group", _start(group.name))
+            return Standing(
+                f"{coming}, and nobody reads for the group", _start(registry.started_as(self._settings, group.name))
+            )
         if not progress.owner:
             return Standing(f"{coming}, which nobody owns: the group is {group.state}")
         if progress.owner in self._silent:
             others = any(member.client_id in self._there for member in group.members)
             session = f"within {self._settings.limits.session_s:g} s"
             text = f"{coming}, whose owner {progress.owner} is silent: kafka gives it to another {session}"
-            return Standing(text, "" if others else _start(group.name))
+            return Standing(text, "" if others else _start(registry.started_as(self._settings, group.name)))
         return Standing(f"{coming}, which {progress.owner} reads")
+
+
+def _parked(parked: trace.Parked, downstream: Downstream, event: Event) -> Standing:
+    undone = f"not {trace.word(downstream, event)} by group {downstream.group}"
+    if parked.outcome:
+        return Standing(f"{undone}, and never will be: p{parked.id}, which was parked, was dropped", stuck=True)
+    return Standing(f"{undone}: it is parked, {parked.reason}", f"brewctl dlq redrive p{parked.id}", stuck=True)
 
 
 def _start(role: str) -> str:

@@ -16,27 +16,28 @@ from psycopg.rows import class_row
 from brewctl.delivery import events
 from brewctl.delivery.database import Connection
 from brewctl.delivery.dead_letters import Letter
-from brewctl.delivery.topics import GROUPS
+from brewctl.delivery.downstream import Downstream
 from brewctl.errors import BrewError, UsageError
+from brewctl.overview import effects
+from brewctl.overview.effects import Effect
 from brewctl.overview.replicas import NodeRow, nodes
 from brewctl.sql import queries
 
 _DIGITS = 32  # of a UUID
 _NAMED = 3  # orders, where a prefix is one of several
-# What a group's effect is called.
-DONE = dict(zip(GROUPS, ("reserved", "notified"), strict=True))
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Order:
-    """An order. `committed_at` is None where PostgreSQL does not keep that."""
+    """An order. `committed_at` is None where PostgreSQL does not keep that, and once the order is cancelled."""
 
     id: UUID
     tenant_id: str
     customer_id: str
     amount_cents: int
     currency: str
+    status: str
     created_at: datetime  # by the clock of the order node; all other times of PostgreSQL are by its own
     committed_at: datetime | None
 
@@ -48,6 +49,7 @@ class Event:
     id: int
     topic: str
     payload: bytes
+    type: str
     created_at: datetime
     published_at: datetime | None
     publisher_node: str | None
@@ -56,6 +58,31 @@ class Event:
     failed_at: datetime | None
     failure: str | None
     attempts: int
+
+    @property
+    def cancels(self) -> bool:
+        """Whether it is the order's cancel."""
+        return self.type == events.ORDER_CANCELLED
+
+    @property
+    def reason(self) -> str:
+        """Why the order is cancelled; empty where nobody said, or its payload can't be read."""
+        try:
+            return events.parse_cancelled(self.payload).reason
+        except events.UnreadableError:
+            return ""
+
+
+@dataclass(frozen=True)
+class Parked:
+    """An event that a group has parked, or had; `outcome`: redriven, dropped, or it waits."""
+
+    id: int
+    group: str
+    outbox_id: int
+    reason: str
+    parked_at: datetime
+    outcome: str
 
 
 @dataclass(frozen=True)
@@ -70,20 +97,12 @@ class Dedup:
 
 
 @dataclass(frozen=True)
-class Effect:
-    """What a group has done for the order."""
-
-    group: str
-    node: str
-    created_at: datetime
-
-
-@dataclass(frozen=True)
 class Step:
     """Something that happened to the order; what does not apply is empty."""
 
     at: datetime
-    what: str  # created, committed or written, published, set aside, reserved, notified, skipped, died
+    # created, committed or written, published, set aside, a downstream's verb, cancelled, handled, skipped, died
+    what: str
     detail: str
     node: str = ""
     group: str = ""
@@ -105,7 +124,9 @@ class Life:
     dedup: Sequence[Dedup]
     effects: Sequence[Effect]
     nodes: Sequence[NodeRow]
+    downstreams: Sequence[Downstream]
     letters: Sequence[Letter] = ()
+    parked: Sequence[Parked] = ()
 
     @property
     def trace_id(self) -> str:
@@ -117,21 +138,44 @@ class Life:
 
     @property
     def finished(self) -> bool:
-        """Say whether every event is published, and every group has handled it and has its effect."""
+        """Say whether every event is published, and every downstream has handled it and has its effect."""
         handled = {(row.group, row.outbox_id) for row in self.dedup}
+        found = {effect.group for effect in self.effects}
         return (
             bool(self.events)
             and all(event.published_at for event in self.events)
-            and all((group, event.id) in handled for group in GROUPS for event in self.events)
-            and {effect.group for effect in self.effects} == set(GROUPS)
+            and all(
+                (each.group, event.id) in handled and (each.group in found or not each.done)
+                for event in self.events
+                for each in self.takers(event)
+            )
         )
+
+    def takers(self, event: Event) -> list[Downstream]:
+        """Return the downstreams that take an event: others skip it."""
+        return [downstream for downstream in self.downstreams if event.type in downstream.events]
+
+    @property
+    def done(self) -> list[str]:
+        """How the effects of all downstreams are called; one that has no word of its own is named."""
+        if self.cancelled:
+            return [downstream.undo or _verb(downstream) for downstream in self.downstreams]
+        return [_verb(downstream) for downstream in self.downstreams]
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the order is cancelled, as its events say."""
+        return any(event.cancels for event in self.events)
 
     @property
     def took_ms(self) -> float:
-        """From the order's creation to the last of what finished it, in milliseconds."""
+        """From the order's creation, or its cancel, to the last of what finished it, in milliseconds."""
+        first = next((event.created_at for event in self.events if event.cancels), self.order.created_at)
         marks = [event.published_at for event in self.events if event.published_at]
-        last = max([*marks, *(effect.created_at for effect in self.effects)], default=self.order.created_at)
-        return (last - self.order.created_at).total_seconds() * 1000
+        marks += [effect.created_at for effect in self.effects]
+        if self.cancelled:
+            marks += [row.processed_at for row in self.dedup]
+        return (max(marks, default=first) - first).total_seconds() * 1000
 
     def steps(self) -> list[Step]:
         """What happened, in the order of its time; its creation, whose clock is another, comes first."""
@@ -144,7 +188,10 @@ class Life:
         committed_at = self.order.committed_at
         for number, event in enumerate(self.events):
             detail = f"outbox row {event.id}"
-            if number == 0 and committed_at:  # later rows have commits of their own
+            if event.cancels:
+                why = f": {event.reason}" if event.reason else ""
+                yield Step(event.created_at, "cancelled", f"{detail}{why}", outbox_id=event.id)
+            elif number == 0 and committed_at:  # later rows have commits of their own
                 yield Step(committed_at, "committed", f"with {detail}", outbox_id=event.id)
             else:
                 yield Step(event.created_at, "written", f"{detail}, in its transaction", outbox_id=event.id)
@@ -166,21 +213,37 @@ class Life:
                 yield Step(event.failed_at, "set aside", f"{event.failure}", outbox_id=event.id)
 
     def _handled(self) -> Iterator[Step]:
+        verbs = {downstream.group: downstream.verb for downstream in self.downstreams}
         for effect in self.effects:
-            detail = f"by {effect.node}, group {effect.group}"
-            yield Step(effect.created_at, DONE.get(effect.group, "done"), detail, effect.node, effect.group)
-        had = set()
+            detail = f"by {effect.node}, group {effect.group}" if effect.node else f"by group {effect.group}"
+            yield Step(effect.created_at, verbs.get(effect.group, "done"), detail, effect.node, effect.group)
+        shown = {effect.group for effect in self.effects}
+        undo = {downstream.group: downstream.undo for downstream in self.downstreams}
+        types = {event.id: event.type for event in self.events}
+        had: dict[str, set[str]] = {}  # types of events, by group
         for row in self.dedup:
-            if row.group in had:  # an order has each effect once, however many events
-                detail = f"outbox row {row.outbox_id} by group {row.group}: the order has its effect"
+            known, event_type = had.setdefault(row.group, set()), types.get(row.outbox_id, "")
+            detail = f"outbox row {row.outbox_id} by group {row.group}"
+            if event_type in known:  # an order has each effect once, however many events
+                detail += ": the order has its effect"
                 yield Step(row.processed_at, "skipped", detail, group=row.group, outbox_id=row.outbox_id)
-            had.add(row.group)
+            elif event_type == events.ORDER_CANCELLED and undo.get(row.group):
+                by = f"by group {row.group}"
+                yield Step(row.processed_at, undo[row.group], by, group=row.group, outbox_id=row.outbox_id)
+            elif known or row.group not in shown:  # what no effect tells
+                detail += f", {event_type}"
+                yield Step(row.processed_at, "handled", detail, group=row.group, outbox_id=row.outbox_id)
+            known.add(event_type)
             if row.duplicates:
                 times = "once more" if row.duplicates == 1 else f"{row.duplicates} times more"
                 detail = f"{times} by group {row.group}, which had it in processed_events"
                 yield Step(row.duplicate_at, "skipped", detail, group=row.group, outbox_id=row.outbox_id)
 
     def _died(self) -> Iterator[Step]:
+        for each in self.parked:
+            became = f", {each.outcome}" if each.outcome else ""
+            detail = f"p{each.id} of group {each.group}{became}: {each.reason}"
+            yield Step(each.parked_at, "parked", detail, group=each.group, outbox_id=each.outbox_id)
         for letter in self.letters:
             became = {
                 "": "open",
@@ -224,19 +287,34 @@ def newest(connection: Connection, first: UUID, last: UUID, *, limit: int) -> li
     return [order_id for (order_id,) in found]
 
 
-def read(connection: Connection, order_id: UUID) -> Life:
-    """Read what PostgreSQL knows of an order, in one snapshot. Raises BrewError where it is gone."""
+def read(connection: Connection, order_id: UUID, downstreams: Sequence[Downstream]) -> Life:
+    """Read what PostgreSQL knows of an order, in one snapshot.
+
+    Raises BrewError where it is gone, or where the `done` query of a downstream fails.
+    """
     connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
     with connection.transaction():
         orders = _rows(connection, Order, queries["traced_order"], id=order_id)
         if not orders:
             raise BrewError(f"order {order_id} is no more in postgres", hint="was it reset?")
         own = _rows(connection, Event, queries["traced_events"], aggregate_id=events.aggregate_id(str(order_id)))
-        dedup = _rows(connection, Dedup, queries["traced_dedup"], groups=list(GROUPS), ids=[event.id for event in own])
-        effects = _rows(connection, Effect, queries["traced_effects"], id=order_id)
-        return Life(orders[0], own, dedup, effects, nodes(connection))
+        groups, ids = [each.group for each in downstreams], [event.id for event in own]
+        dedup = _rows(connection, Dedup, queries["traced_dedup"], groups=groups, ids=ids)
+        first = {row.group: row.processed_at for row in reversed(dedup)}
+        found = effects.of_order(connection, downstreams, order_id, first)
+        parked = _rows(connection, Parked, queries["traced_parked"], groups=groups, ids=ids)
+        return Life(orders[0], own, dedup, found, nodes(connection), downstreams, parked=parked)
 
 
 def _rows(connection: Connection, shape: type[_T], query: LiteralString, **parameters: object) -> list[_T]:
     with connection.cursor(row_factory=class_row(shape)) as cursor:
         return cursor.execute(query, parameters).fetchall()
+
+
+def word(downstream: Downstream, event: Event) -> str:
+    """Return what a downstream's effect of an event is called."""
+    return downstream.undo if event.cancels and downstream.undo else downstream.verb
+
+
+def _verb(downstream: Downstream) -> str:
+    return f"done by {downstream.group}" if downstream.verb == "done" else downstream.verb

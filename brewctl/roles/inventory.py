@@ -12,7 +12,10 @@ DOWNSTREAM = Downstream(
     "inventory",
     sql=queries["reserve"],
     events=(ORDER_CREATED, ORDER_CANCELLED),
-    done="SELECT order_id FROM inventory_reservations",
+    done="SELECT order_id, node_id, created_at,"
+    " CASE WHEN released_at IS NULL THEN 'ORDER_STATUS_NEW' ELSE 'ORDER_STATUS_CANCELLED' END AS order_status"
+    " FROM inventory_reservations",
     service="inventory-service",
     verb="reserved",
+    undo="released",
 )

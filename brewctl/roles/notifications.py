@@ -14,7 +14,10 @@ DOWNSTREAM = Downstream(
     "notifications",
     sql=queries["notify"],
     events=(ORDER_CREATED, ORDER_CANCELLED),
-    done="SELECT order_id FROM notifications_log",
+    done="SELECT order_id, node_id, created_at,"
+    " CASE state WHEN 'cancelled' THEN 'ORDER_STATUS_CANCELLED' ELSE 'ORDER_STATUS_NEW' END AS order_status"
+    " FROM notifications_log",
     service="notification-service",
     verb="notified",
+    undo="told",
 )

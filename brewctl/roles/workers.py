@@ -44,6 +44,7 @@ class Workers:
         port: int,
         log_format: LogFormat,
         verbose: bool,
+        publishes: bool = True,
     ) -> None:
         self._settings = settings
         self._node = node
@@ -52,6 +53,7 @@ class Workers:
         self._port = port
         self._log_format = log_format
         self._verbose = verbose
+        self._publishes = publishes
         self._processes: dict[str, subprocess.Popen[str]] = {}
         self._lock = threading.Lock()
         # The names of those that have listened, once at least.
@@ -112,6 +114,7 @@ class Workers:
                 *(sys.executable, "-P", "-m", "brewctl", *(["--verbose"] if self._verbose else [])),
                 *("serve", "order", "--worker", "--node", name, "--host", self._host, "--port", str(port)),
                 *("--log-format", self._log_format),
+                *([] if self._publishes else ["--no-publisher"]),
             ],
             env={**os.environ, **environment(self._settings), **stdout.ENVIRONMENT},
             stdin=stdin,

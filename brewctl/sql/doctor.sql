@@ -51,6 +51,31 @@ SELECT (SELECT count(*) FROM outbox WHERE published_at IS NULL AND failed_at IS 
          ORDER BY o.id
          LIMIT 1) AS oldest_s
 
+-- parked --
+-- Events that wait to be redriven, by their consumers; and how many keys they hold up.
+SELECT consumer, count(*), count(DISTINCT key) FROM parked_events WHERE outcome IS NULL GROUP BY consumer ORDER BY consumer
+
+-- outbox_ids --
+-- The sequence of the outbox's ids, the highest id of the table, and the highest that any consumer has processed. One look
+-- into an index each: the consumers are found one after the other. No row where the sequence may not be read.
+SELECT sequence.name, n.nspname, c.relname, coalesce((SELECT max(id) FROM outbox), 0) AS rows,
+       coalesce((WITH RECURSIVE known AS (
+                     (SELECT consumer, outbox_id FROM processed_events ORDER BY consumer DESC, outbox_id DESC LIMIT 1)
+                      UNION ALL
+                     SELECT before.*
+                       FROM known
+                      CROSS JOIN LATERAL (
+                            SELECT p.consumer, p.outbox_id
+                              FROM processed_events p
+                             WHERE p.consumer < known.consumer
+                             ORDER BY p.consumer DESC, p.outbox_id DESC
+                             LIMIT 1) AS before)
+                 SELECT max(outbox_id) FROM known), 0) AS processed
+  FROM (SELECT pg_get_serial_sequence('outbox', 'id') AS name) AS sequence
+  JOIN pg_class c ON c.oid = to_regclass(sequence.name)
+  JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE has_sequence_privilege(c.oid, 'SELECT')
+
 -- clock --
 -- The server's, in seconds since the epoch.
 SELECT extract(epoch FROM clock_timestamp())::float8

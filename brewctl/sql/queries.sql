@@ -42,6 +42,13 @@ WITH new_order AS (
 )
 SELECT id FROM written
 
+-- add_event --
+-- One more event of any aggregate, in the transaction that is open.
+SELECT outbox_add(topic => %(topic)s::text, aggregate_id => %(aggregate_id)s::text, event_type => %(event_type)s::text,
+                  payload => %(payload)b::bytea, tenant_id => %(tenant_id)s::text, trace_id => %(trace_id)s::text,
+                  traceparent => %(traceparent)s::text, event_id => %(event_id)s::uuid,
+                  content_type => %(content_type)s::text)
+
 -- orders_by_ids_or_keys --
 -- Of new orders, those that are there already: the order of the same id, which an earlier try wrote, else the one
 -- that the tenant's key made. One look into each index a row, however large the table is.
@@ -49,17 +56,31 @@ SELECT asked.id AS asked, first.*
   FROM unnest(%(ids)s::uuid[], %(tenant_ids)s::text[], %(idempotency_keys)s::text[])
        AS asked (id, tenant_id, idempotency_key)
  CROSS JOIN LATERAL (
-       (SELECT id, customer_id, amount_cents, currency, status, created_at FROM orders o WHERE o.id = asked.id)
+       (SELECT id, customer_id, amount_cents, currency, status, created_at, cancelled_at
+          FROM orders o WHERE o.id = asked.id)
        UNION ALL
-       (SELECT id, customer_id, amount_cents, currency, status, created_at
+       (SELECT id, customer_id, amount_cents, currency, status, created_at, cancelled_at
           FROM orders o
          WHERE o.tenant_id = asked.tenant_id AND o.idempotency_key = asked.idempotency_key)
        LIMIT 1) AS first
 
 -- order_by_id --
-SELECT id, customer_id, amount_cents, currency, status, created_at
+SELECT id, customer_id, amount_cents, currency, status, created_at, cancelled_at
   FROM orders
  WHERE id = %(id)s
+
+-- lock_order --
+-- Held to the end of the transaction: one changes an order at a time. With the time, by this server's clock.
+SELECT id, tenant_id, status, clock_timestamp() FROM orders WHERE id = %(id)s FOR NO KEY UPDATE
+
+-- cancel_order --
+-- The change and its event, of an order whose row is locked.
+WITH cancelled AS (
+    UPDATE orders SET status = %(status)s, cancelled_at = %(cancelled_at)s WHERE id = %(id)s RETURNING id
+)
+SELECT outbox_add(%(topic)s, 'order-' || id, %(event_type)s, %(payload)s, tenant_id => %(tenant_id)s,
+                  trace_id => %(trace_id)s, traceparent => %(traceparent)s)
+  FROM cancelled
 
 -- fetch_unpublished --
 -- Up to `limit` rows, of `bytes` in all or just one, in the order of their ids: the heads of aggregates
@@ -146,10 +167,10 @@ RETURNING id
 
 -- missing_rows --
 -- Of the next `limit` rows behind `after`, those that were published before `asked_at` and never come to a group any
--- more that has not processed them: their place is not in the topic, or the group has passed it. `last` is the last
+-- more that takes their type and has not processed them: their place is not in the topic, or the group has passed it. `last` is the last
 -- row looked at, null where there was none; it comes with each missing row, or alone.
 WITH page AS MATERIALIZED (
-    SELECT id, topic, published_at, kafka_partition, kafka_offset
+    SELECT id, topic, coalesce(event_type, 'order.created') AS event_type, published_at, kafka_partition, kafka_offset
       FROM outbox
      WHERE id > %(after)s
      ORDER BY id
@@ -160,7 +181,7 @@ WITH page AS MATERIALIZED (
                 WHEN page.kafka_offset < edge.next THEN 'passed'
                 ELSE 'cut off' END AS why
       FROM page
-     CROSS JOIN unnest(%(groups)s::text[]) AS g (consumer)
+      JOIN unnest(%(takers)s::text[], %(types)s::text[]) AS g (consumer, event_type) USING (event_type)
       LEFT JOIN unnest(%(partitions)s::integer[], %(firsts)s::bigint[], %(nexts)s::bigint[]) AS edge (number, first, next)
              ON edge.number = page.kafka_partition
       LEFT JOIN unnest(%(consumers)s::text[], %(numbers)s::integer[], %(positions)s::bigint[])
@@ -172,6 +193,7 @@ WITH page AS MATERIALIZED (
        AND (edge.number IS NULL OR page.kafka_offset < edge.first OR page.kafka_offset >= edge.next
             OR page.kafka_offset < reader.next)
        AND NOT EXISTS (SELECT FROM processed_events e WHERE e.consumer = g.consumer AND e.outbox_id = page.id)
+       AND NOT EXISTS (SELECT FROM parked_events k WHERE k.consumer = g.consumer AND k.outbox_id = page.id)
 )
 SELECT looked.last, missing.*
   FROM (SELECT max(id) AS last FROM page) AS looked
@@ -194,10 +216,15 @@ SELECT clock_timestamp()
 -- another event. One of the two without an event id counts as the same. A repeat writes nothing to processed_events.
 -- All repeats of the batch are one row of `redeliveries`, `repeated` (ids that came more than once within the batch)
 -- among them; where all ids were taken they are not looked for. No outbox id is there twice. An effect
--- reads `fresh`, which has the columns that it names; all of it is committed together or not at all.
-WITH event AS (
+-- reads `fresh`, which has the columns that it names; all of it is committed together or not at all. A row of `reused`
+-- is locked, and looked at as it is now, also where it was committed just before. `waiting`: whether the consumer has
+-- parked events, and their keys were not looked at; then nothing is taken.
+WITH waiting AS (
+    SELECT NOT %(looked)s AND EXISTS (SELECT FROM parked_events WHERE consumer = %(consumer)s AND outcome IS NULL) AS there
+), event AS (
     SELECT *
-      FROM unnest(%(outbox_ids)b::bigint[], %(event_ids)b::text[]::uuid[]/* arrays */) AS e (outbox_id, event_id/* names */)
+      FROM unnest(%(outbox_ids)s::bigint[], %(event_ids)s::uuid[]/* arrays */) AS e (outbox_id, event_id/* names */)
+     WHERE NOT (SELECT there FROM waiting)
 ), taken AS (
     INSERT INTO processed_events (consumer, outbox_id, event_id)
     SELECT %(consumer)s, outbox_id, event_id FROM event ORDER BY outbox_id
@@ -206,10 +233,9 @@ WITH event AS (
 ), again AS (
     SELECT outbox_id, event_id
       FROM event
-     WHERE (SELECT count(*) FROM taken) < cardinality(%(outbox_ids)b::bigint[])
+     WHERE (SELECT count(*) FROM taken) < cardinality(%(outbox_ids)s::bigint[])
        AND outbox_id NOT IN (SELECT outbox_id FROM taken)
 ), reused AS (
-    -- The row is locked, and looked at as it is now, also where it was committed just before.
     INSERT INTO processed_events AS p (consumer, outbox_id, event_id)
     SELECT %(consumer)s, again.outbox_id, again.event_id
       FROM again LEFT JOIN processed_events known
@@ -230,15 +256,24 @@ WITH event AS (
     SELECT %(consumer)s, %(node)s, array_agg(outbox_id ORDER BY outbox_id)
       FROM (SELECT outbox_id FROM again WHERE outbox_id NOT IN (SELECT outbox_id FROM reused)
              UNION ALL
-            SELECT unnest(%(repeated)b::bigint[])) AS repeat
+            SELECT unnest(%(repeated)b::bigint[]) FROM waiting WHERE NOT there) AS repeat
     HAVING count(*) > 0
 )
 
+-- taken --
+-- The back half of a statement with an effect.
+SELECT count(*), (SELECT there FROM waiting) FROM fresh
+
+-- taken_ids --
+-- The back half for an effect of several statements; one row with a null where nothing is fresh.
+SELECT there, outbox_id FROM waiting LEFT JOIN fresh ON true
+
 -- reserve --
 -- Effect of inventory-service: a reservation, which a cancelled order releases. Merged by seq, so that a late repeat
--- changes nothing.
+-- changes nothing. A cancel is never an order's first event, whatever its producer says of its seq, or does not.
 INSERT INTO inventory_reservations AS r (order_id, node_id, seq, released_at)
-SELECT order_id, %(node)s, max(coalesce(seq, 1)), CASE WHEN bool_or(type = 'order.cancelled') THEN clock_timestamp() END
+SELECT order_id, %(node)s, max(greatest(seq, CASE WHEN type = 'order.cancelled' THEN 2 ELSE 1 END)),
+       CASE WHEN bool_or(type = 'order.cancelled') THEN clock_timestamp() END
   FROM fresh
  GROUP BY order_id
  ORDER BY order_id
@@ -246,9 +281,9 @@ ON CONFLICT (order_id) DO UPDATE SET seq = excluded.seq, released_at = excluded.
  WHERE excluded.seq > r.seq
 
 -- notify --
--- Effect of notification-service: a row an order, of the last state that its customer was told of.
+-- Effect of notification-service: a row an order, of the last state that its customer was told of. Merged as `reserve`.
 INSERT INTO notifications_log AS n (order_id, node_id, channel, seq, state, cancelled_at)
-SELECT order_id, %(node)s, 'push', max(coalesce(seq, 1)),
+SELECT order_id, %(node)s, 'push', max(greatest(seq, CASE WHEN type = 'order.cancelled' THEN 2 ELSE 1 END)),
        CASE WHEN bool_or(type = 'order.cancelled') THEN 'cancelled' ELSE 'created' END,
        CASE WHEN bool_or(type = 'order.cancelled') THEN clock_timestamp() END
   FROM fresh
@@ -256,6 +291,59 @@ SELECT order_id, %(node)s, 'push', max(coalesce(seq, 1)),
  ORDER BY order_id
 ON CONFLICT (order_id) DO UPDATE SET seq = excluded.seq, state = excluded.state, cancelled_at = excluded.cancelled_at
  WHERE excluded.seq > n.seq
+
+-- parks --
+-- Whether a consumer has parked events.
+SELECT EXISTS (SELECT FROM parked_events WHERE consumer = %(consumer)s AND outcome IS NULL)
+
+-- parked_keys --
+SELECT DISTINCT key FROM parked_events WHERE consumer = %(consumer)s AND outcome IS NULL AND key = ANY(%(keys)s)
+
+-- lock_keys --
+-- Held to the end of the transaction: one at a time parks events of a key, redrives or drops them.
+SELECT pg_advisory_xact_lock(hashtextextended(%(consumer)s || ' ' || key, 0))
+  FROM (SELECT unnest(%(keys)s::text[]) AS key ORDER BY key) AS asked
+
+-- park --
+-- Passed over are events that have had their effect, and those that are parked. In the order in which they were read.
+INSERT INTO parked_events (consumer, key, seq, outbox_id, event_id, event_type, topic, "partition", "offset",
+                           written_ms, value, headers, reason, attempts)
+SELECT %(consumer)s, e.key, e.seq, e.outbox_id, e.event_id, e.event_type, e.topic, e."partition", e."offset",
+       e.written_ms, e.value, e.headers, %(reason)s, %(attempts)s
+  FROM unnest(%(keys)s::text[], %(seqs)s::bigint[], %(outbox_ids)s::bigint[], %(event_ids)s::uuid[],
+              %(event_types)s::text[], %(topics)s::text[], %(partitions)s::integer[], %(offsets)s::bigint[],
+              %(written)s::bigint[], %(values)s::bytea[], %(headers)s::text[]) WITH ORDINALITY
+       AS e (key, seq, outbox_id, event_id, event_type, topic, "partition", "offset", written_ms, value, headers, place)
+ WHERE NOT EXISTS (
+       SELECT FROM processed_events p
+        WHERE p.consumer = %(consumer)s AND p.outbox_id = e.outbox_id
+          AND (p.event_id IS NULL OR e.event_id IS NULL OR p.event_id = e.event_id OR e.event_id = ANY(p.earlier_ids)))
+ ORDER BY e.place
+ON CONFLICT DO NOTHING
+RETURNING outbox_id
+
+-- parked_events --
+-- Of these consumers, oldest first; `ids` null: all. `open`: those without an outcome alone.
+SELECT id, consumer AS group, key, seq, outbox_id, event_id::text, event_type, topic, "partition", "offset", written_ms,
+       value, headers, reason, attempts, parked_at, coalesce(outcome, '') AS outcome
+  FROM parked_events
+ WHERE consumer = ANY(%(consumers)s)
+   AND (outcome IS NULL OR NOT %(open)s)
+   AND (%(ids)s::bigint[] IS NULL OR id = ANY(%(ids)s))
+   AND (%(key)s::text IS NULL OR key = %(key)s)
+ ORDER BY id
+
+-- count_as_processed --
+-- Parked events that are given up.
+INSERT INTO processed_events (consumer, outbox_id, event_id)
+SELECT consumer, outbox_id, event_id FROM parked_events WHERE id = ANY(%(ids)s) AND outcome IS NULL
+ON CONFLICT DO NOTHING
+
+-- settle_parked --
+-- At the beginning of the transaction, so before the effects of a redrive.
+UPDATE parked_events
+   SET outcome = %(outcome)s, settled_at = now()
+ WHERE id = ANY(%(ids)s) AND outcome IS NULL
 
 -- settled_letters --
 -- What became of these dead letters; no row where one is open.
@@ -322,24 +410,30 @@ SELECT node_id AS name, role, host, pid, address, processed, effects, skipped, d
 SELECT id FROM orders WHERE id BETWEEN %(first)s AND %(last)s ORDER BY id DESC LIMIT %(limit)s
 
 -- traced_order --
--- When it was committed is known only where PostgreSQL keeps that, and for as long.
-SELECT id, tenant_id, customer_id, amount_cents, currency, created_at,
-       CASE WHEN current_setting('track_commit_timestamp')::boolean THEN pg_xact_commit_timestamp(xmin) END
+-- When it was committed is known only where PostgreSQL keeps that, for as long, and until the row is changed.
+SELECT id, tenant_id, customer_id, amount_cents, currency, status, created_at,
+       CASE WHEN status = 'ORDER_STATUS_NEW' AND current_setting('track_commit_timestamp')::boolean THEN pg_xact_commit_timestamp(xmin) END
            AS committed_at
   FROM orders
  WHERE id = %(id)s
 
 -- traced_events --
 -- Rows of an aggregate in two halves: each has an index of its own.
-SELECT id, topic, payload, created_at, published_at, publisher_node, kafka_partition, kafka_offset,
-       failed_at, failure, attempts
+SELECT id, topic, payload, coalesce(event_type, 'order.created') AS type, created_at, published_at, publisher_node,
+       kafka_partition, kafka_offset, failed_at, failure, attempts
   FROM outbox
  WHERE aggregate_id = %(aggregate_id)s AND published_at IS NULL
 UNION ALL
-SELECT id, topic, payload, created_at, published_at, publisher_node, kafka_partition, kafka_offset,
-       failed_at, failure, attempts
+SELECT id, topic, payload, coalesce(event_type, 'order.created') AS type, created_at, published_at, publisher_node,
+       kafka_partition, kafka_offset, failed_at, failure, attempts
   FROM outbox
  WHERE aggregate_id = %(aggregate_id)s AND published_at IS NOT NULL
+ ORDER BY id
+
+-- traced_parked --
+SELECT id, consumer AS group, outbox_id, reason, parked_at, coalesce(outcome, '') AS outcome
+  FROM parked_events
+ WHERE consumer = ANY(%(groups)s) AND outbox_id = ANY(%(ids)s)
  ORDER BY id
 
 -- traced_dedup --
@@ -356,18 +450,14 @@ SELECT p.consumer AS group, p.outbox_id, p.processed_at, p.duplicates + again.ti
  WHERE p.consumer = ANY(%(groups)s) AND p.outbox_id = ANY(%(ids)s)
  ORDER BY p.processed_at
 
--- traced_effects --
-SELECT 'inventory' AS group, node_id AS node, created_at FROM inventory_reservations WHERE order_id = %(id)s
-UNION ALL
-SELECT 'notifications', node_id, created_at FROM notifications_log WHERE order_id = %(id)s
-
 -- counts --
--- The four counters of the story, and what was set aside, in one snapshot.
+-- The four counters of the story, and what was set aside or parked, in one snapshot.
 SELECT (SELECT count(*) FROM orders) AS orders,
        (SELECT count(*) FROM outbox WHERE published_at IS NULL) AS outbox_unpublished,
        (SELECT count(*) FROM inventory_reservations) AS reservations,
        (SELECT count(*) FROM notifications_log) AS notifications,
-       (SELECT count(*) FROM outbox WHERE published_at IS NULL AND failed_at IS NOT NULL) AS outbox_failed
+       (SELECT count(*) FROM outbox WHERE published_at IS NULL AND failed_at IS NOT NULL) AS outbox_failed,
+       (SELECT count(*) FROM parked_events WHERE outcome IS NULL) AS parked
 
 -- pulse --
 -- What is cheap to know of tables of any size: at most `most` unpublished rows are counted; then the age of
@@ -408,7 +498,9 @@ SELECT o.id, coalesce(x.events, 0) AS events, coalesce(x.published, 0) AS publis
                FROM outbox GROUP BY aggregate_id) x ON x.aggregate_id = 'order-' || o.id
   LEFT JOIN inventory_reservations r ON r.order_id = o.id
   LEFT JOIN notifications_log n ON n.order_id = o.id
- WHERE coalesce(x.events, 0) <> 1 OR x.published <> 1 OR r.order_id IS NULL OR n.order_id IS NULL
+ CROSS JOIN LATERAL (SELECT CASE WHEN o.cancelled_at IS NULL THEN 1 ELSE 2 END AS events) AS told
+ WHERE coalesce(x.events, 0) <> told.events OR x.published <> told.events OR r.order_id IS NULL OR n.order_id IS NULL
+    OR o.cancelled_at IS NOT NULL AND (r.released_at IS NULL OR n.cancelled_at IS NULL)
  ORDER BY o.created_at
  LIMIT %(limit)s
 
@@ -446,7 +538,7 @@ ON CONFLICT (consumer) DO UPDATE SET name = excluded.name, registered_at = clock
 -- reset --
 -- Empties every table. CONTINUE IDENTITY: see schema.sql.
 TRUNCATE orders, outbox, processed_events, inventory_reservations, notifications_log, dead_letters_settled, nodes,
-         redeliveries, aggregates
+         redeliveries, aggregates, parked_events
 CONTINUE IDENTITY
 
 -- schema_state --
@@ -468,8 +560,8 @@ SELECT part.place, coalesce(index.indexrelid IS NOT NULL AND part.kind <> 'lefto
             WHEN 'leftover' THEN index.indexrelid IS NOT NULL
             WHEN 'function' THEN NOT EXISTS (
                  SELECT FROM pg_proc
-                  WHERE oid = to_regproc(part.name)
-                    AND btrim(regexp_replace(regexp_replace(prosrc, '--[^\n]*', '', 'g'), '\s+', ' ', 'g')) = part.columns)
+                  WHERE proname = part.name AND pg_function_is_visible(oid)
+                    AND btrim(regexp_replace(regexp_replace(prosrc, '[-]-[^\n]*', '', 'g'), '\s+', ' ', 'g')) = part.columns)
             ELSE NOT EXISTS (
                  SELECT FROM pg_index i
                   WHERE i.indrelid = to_regclass(part."table") AND i.indisunique AND i.indisvalid AND i.indimmediate
@@ -484,6 +576,12 @@ SELECT part.place, coalesce(index.indexrelid IS NOT NULL AND part.kind <> 'lefto
 -- bound_locks --
 -- Ends each later wait of the transaction for a lock after `timeout`: those who wait behind it go on.
 SELECT set_config('lock_timeout', %(timeout)s, true)
+
+-- fix_search_path --
+-- To the end of the transaction: the schemas that are searched, by their names. A function keeps them, and is called by
+-- other users, to whom "$user" is another schema. Temporary tables last: none is taken for one of ours.
+SELECT set_config('search_path', string_agg(quote_ident(name), ', ' ORDER BY place) || ', pg_temp', true)
+  FROM unnest(current_schemas(false)) WITH ORDINALITY AS searched (name, place)
 
 -- lock_schema --
 -- Held to the end of the transaction: one creates tables at a time.

@@ -8,20 +8,34 @@ SELECT set_config('statement_timeout', %(statement_ms)s, %(local)s),
        set_config('idle_in_transaction_session_timeout', %(idle_ms)s, %(local)s)
 
 -- create_event --
--- Outbox rows, and the order that each belongs to. `blocked`: behind a row of its aggregate that is set aside.
+-- Outbox rows; of the story's own types the order that each belongs to. `aggregate` is a fingerprint of its id.
+-- `blocked`: behind a row of its aggregate that is set aside.
 CREATE TEMP TABLE event (
-    outbox_id bigint NOT NULL, order_id uuid, ours boolean NOT NULL, published boolean NOT NULL,
+    outbox_id bigint NOT NULL, type text NOT NULL, aggregate bigint NOT NULL, seq bigint, order_id uuid, ours boolean NOT NULL, published boolean NOT NULL,
     set_aside boolean NOT NULL, blocked boolean NOT NULL, created_at timestamptz NOT NULL, age_s float8 NOT NULL)
 
 -- create_placed --
 -- Orders.
-CREATE TEMP TABLE placed (order_id uuid NOT NULL, created_at timestamptz NOT NULL)
+CREATE TEMP TABLE placed (order_id uuid NOT NULL, created_at timestamptz NOT NULL, status text NOT NULL)
+
+-- create_taker --
+-- Which downstream takes events of which type.
+CREATE TEMP TABLE taker (consumer text NOT NULL, type text NOT NULL)
 
 -- create_effect --
-CREATE TEMP TABLE effect (consumer text NOT NULL, order_id uuid NOT NULL)
+-- What the `done` queries of the downstreams return; `status` is the one of its order that an effect shows, if any.
+CREATE TEMP TABLE effect (consumer text NOT NULL, order_id uuid NOT NULL, status text)
 
 -- create_processed --
-CREATE TEMP TABLE processed (consumer text NOT NULL, outbox_id bigint NOT NULL)
+-- Dedup rows of events that are in the outbox, and of ids that are not. Where the outbox has used an id again, what was
+-- done of the event that had it before is left out.
+CREATE TEMP TABLE processed (consumer text NOT NULL, outbox_id bigint NOT NULL, processed_at timestamptz NOT NULL)
+
+-- create_parked --
+-- Parked events, and those that were: with the time until which their keys were held up, null where they still are.
+CREATE TEMP TABLE parked (
+    id bigint NOT NULL, consumer text NOT NULL, outbox_id bigint NOT NULL, aggregate bigint NOT NULL, outcome text,
+    parked_at timestamptz NOT NULL, settled_at timestamptz, reason text NOT NULL)
 
 -- create_ledger --
 -- Effects as they were done, one row each time; empty where nobody keeps a ledger.
@@ -36,10 +50,10 @@ CREATE TEMP TABLE edge ("partition" integer NOT NULL, first bigint NOT NULL, nex
 CREATE TEMP TABLE position (consumer text NOT NULL, "partition" integer NOT NULL, next bigint NOT NULL)
 
 -- create_seen --
--- Records of the topic; without an outbox id, an event of another type or an unreadable one.
+-- Records of the topic; without an outbox id, an event of nobody's outbox here or an unreadable one.
 -- Key, frame (key and headers), value and node are fingerprints; `hash` is what chooses a key's partition.
 CREATE TEMP TABLE seen (
-    "partition" integer NOT NULL, "offset" bigint NOT NULL, written_ms bigint NOT NULL, outbox_id bigint,
+    "partition" integer NOT NULL, "offset" bigint NOT NULL, written_ms bigint NOT NULL, outbox_id bigint, type text,
     unreadable boolean NOT NULL, key bigint NOT NULL, hash bigint, frame bigint NOT NULL, value bigint NOT NULL,
     node bigint NOT NULL)
 
@@ -59,25 +73,38 @@ CREATE TEMP TABLE gap (
 
 -- fill_event --
 INSERT INTO event
-SELECT x.id, o.id, x.topic = %(topic)s, x.published_at IS NOT NULL, x.published_at IS NULL AND x.failed_at IS NOT NULL,
+SELECT x.id, coalesce(x.event_type, 'order.created'), hashtextextended(x.aggregate_id, 0), x.aggregate_seq, o.id, x.topic = %(topic)s, x.published_at IS NOT NULL, x.published_at IS NULL AND x.failed_at IS NOT NULL,
        CASE WHEN x.published_at IS NULL AND x.failed_at IS NULL
             THEN EXISTS (SELECT FROM outbox p
                           WHERE p.aggregate_id = x.aggregate_id AND p.published_at IS NULL
                             AND p.failed_at IS NOT NULL AND p.id < x.id)
             ELSE false END,
        x.created_at, extract(epoch FROM now() - x.created_at)
-  FROM outbox x LEFT JOIN orders o ON x.aggregate_id = 'order-' || o.id
+  FROM outbox x
+  LEFT JOIN orders o ON x.aggregate_id = 'order-' || o.id
+                    AND coalesce(x.event_type, 'order.created') IN ('order.created', 'order.cancelled')
 
 -- fill_placed --
-INSERT INTO placed SELECT id, created_at FROM orders
+INSERT INTO placed SELECT id, created_at, status FROM orders
 
--- fill_effect --
-INSERT INTO effect
-SELECT 'inventory', order_id FROM inventory_reservations UNION ALL
-SELECT 'notifications', order_id FROM notifications_log
+-- fill_taker --
+INSERT INTO taker SELECT * FROM unnest(%(takers)s::text[], %(types)s::text[])
 
 -- fill_processed --
-INSERT INTO processed SELECT consumer, outbox_id FROM processed_events WHERE consumer = ANY(%(groups)s)
+INSERT INTO processed
+SELECT p.consumer, p.outbox_id, p.processed_at
+  FROM processed_events p
+  LEFT JOIN outbox x ON x.id = p.outbox_id
+ WHERE p.consumer = ANY(%(groups)s)
+   AND (x.event_id IS NULL OR p.event_id IS NULL OR x.event_id = p.event_id OR x.event_id = ANY(p.earlier_ids))
+
+-- fill_parked --
+INSERT INTO parked
+SELECT k.id, k.consumer, k.outbox_id, hashtextextended(k.key, 0), k.outcome, k.parked_at, k.settled_at, k.reason
+  FROM parked_events k
+  LEFT JOIN outbox x ON x.id = k.outbox_id
+ WHERE k.consumer = ANY(%(groups)s)
+   AND (x.event_id IS NULL OR k.event_id IS NULL OR x.event_id = k.event_id)
 
 -- has_ledger --
 SELECT to_regclass('effect_ledger') IS NOT NULL AS there
@@ -109,17 +136,20 @@ UPDATE letter l
 
 -- analyze --
 -- Nobody else does it for temporary tables.
-ANALYZE event, placed, effect, processed, ledger, seen, letter
+ANALYZE event, placed, taker, effect, processed, parked, ledger, seen, letter
 
 -- outbox_rows --
-SELECT id, aggregate_id, topic, payload, publisher_node, kafka_partition, kafka_offset
+SELECT id, aggregate_id, topic, payload, publisher_node, kafka_partition, kafka_offset, event_type, event_id::text,
+       aggregate_seq, tenant_id, trace_id, traceparent, content_type
   FROM outbox
  WHERE id = ANY(%(ids)s)
 
 -- orders --
--- Orders as their events say them; the time in microseconds since the epoch.
-SELECT id::text, tenant_id, customer_id, amount_cents, currency, status,
-       (extract(epoch FROM created_at) * 1000000)::bigint
+-- Orders as their events say them; times in microseconds since the epoch. A cancelled order was a new one before.
+SELECT id::text AS order_id, tenant_id, customer_id, amount_cents, currency,
+       CASE status WHEN 'ORDER_STATUS_CANCELLED' THEN 'ORDER_STATUS_NEW' ELSE status END AS first_status,
+       (extract(epoch FROM created_at) * 1000000)::bigint AS created_at,
+       (extract(epoch FROM cancelled_at) * 1000000)::bigint AS cancelled_at
   FROM orders
  WHERE id = ANY(%(ids)s::uuid[])
 
@@ -130,14 +160,16 @@ SELECT (SELECT count(*) FROM placed) AS orders,
        count(*) FILTER (WHERE NOT ours) AS other_topics,
        count(*) FILTER (WHERE published) AS published,
        count(*) FILTER (WHERE ours AND published) AS published_here,
-       count(*) FILTER (WHERE set_aside) AS set_aside
+       count(*) FILTER (WHERE set_aside) AS set_aside,
+       count(*) FILTER (WHERE type IN ('order.created', 'order.cancelled')) AS order_events,
+       count(seq) AS numbered
   FROM event
 
 -- count_records --
 SELECT count(*) AS records,
        count(DISTINCT outbox_id) AS events,
        count(outbox_id) - count(DISTINCT outbox_id) AS repeats,
-       count(*) FILTER (WHERE outbox_id IS NULL AND NOT unreadable) AS other_types,
+       count(*) FILTER (WHERE NOT unreadable AND type NOT IN ('order.created', 'order.cancelled')) AS other_types,
        count(*) FILTER (WHERE unreadable) AS unreadable,
        (SELECT coalesce(sum(first), 0)::bigint FROM edge) AS removed
   FROM seen
@@ -170,6 +202,25 @@ SELECT count(*) AS removed_events
    AND EXISTS (SELECT FROM edge WHERE first > 0)
    AND EXISTS (SELECT FROM processed p WHERE p.consumer = ANY(%(groups)s) AND p.outbox_id = e.outbox_id)
 
+-- count_parked --
+SELECT count(*) AS parked FROM parked WHERE outcome IS NULL
+
+-- overtaken --
+-- Events that had their effect while an earlier one of their key was parked.
+SELECT bad.total, 'outbox ' || bad.outbox_id || ' had its effect while outbox ' || bad.before || ' of its key was parked'
+  FROM (SELECT p.outbox_id, k.outbox_id AS before, count(*) OVER () AS total
+          FROM parked k
+          JOIN event e ON e.aggregate = k.aggregate AND e.outbox_id > k.outbox_id
+          JOIN processed p ON p.consumer = k.consumer AND p.outbox_id = e.outbox_id
+         WHERE k.consumer = %(consumer)s
+           AND p.processed_at > k.parked_at AND (k.settled_at IS NULL OR p.processed_at < k.settled_at)
+           AND NOT EXISTS (SELECT FROM parked other
+                            WHERE other.consumer = k.consumer AND other.outbox_id = p.outbox_id
+                              AND other.outcome = 'dropped')
+         ORDER BY p.outbox_id
+         LIMIT %(shown)s) AS bad
+ ORDER BY bad.outbox_id
+
 -- count_group --
 SELECT (SELECT count(*) FROM effect WHERE consumer = %(consumer)s) AS effects,
        (SELECT count(*) FROM processed WHERE consumer = %(consumer)s) AS processed,
@@ -177,6 +228,7 @@ SELECT (SELECT count(*) FROM effect WHERE consumer = %(consumer)s) AS effects,
          WHERE p.consumer = %(consumer)s AND s."offset" < p.next) AS behind
 
 -- fill_gap --
+-- Orders whose order.created has not had its effect.
 -- What tells that an effect will never come by itself, besides its age: dedup rows are older than the snapshot, and
 -- committed offsets are older than both.
 INSERT INTO gap
@@ -184,7 +236,8 @@ WITH bare AS (
     SELECT * FROM placed o
      WHERE NOT EXISTS (SELECT FROM effect f WHERE f.consumer = %(consumer)s AND f.order_id = o.order_id)
 ), first_event AS (
-    SELECT DISTINCT ON (e.order_id) e.* FROM event e JOIN bare USING (order_id) ORDER BY e.order_id, e.outbox_id
+    SELECT DISTINCT ON (e.order_id) e.* FROM event e JOIN bare USING (order_id)
+     WHERE e.type = 'order.created' ORDER BY e.order_id, e.outbox_id
 ), arrival AS (
     SELECT outbox_id, bool_or(passed) AS passed, (array_agg(place ORDER BY passed DESC, written_ms))[1] AS place
       FROM (SELECT s.outbox_id, s.written_ms, s."partition" || '@' || s."offset" AS place,
@@ -200,9 +253,11 @@ WITH bare AS (
      ORDER BY order_id, outcome = 'open' DESC, "partition", "offset" DESC
 )
 SELECT %(consumer)s, order_id, created_at,
-       cause IN ('no event', 'processed', 'open', 'dropped', 'set aside', 'passed') OR age_s > %(late_s)s,
+       cause IN ('no event', 'parked', 'given up', 'processed', 'open', 'dropped', 'set aside', 'passed') OR age_s > %(late_s)s,
        published, age_s, CASE cause
            WHEN 'no event' THEN 'it has no event'
+           WHEN 'parked' THEN 'outbox ' || outbox_id || ' is parked: brewctl dlq redrive p' || parked_id
+           WHEN 'given up' THEN 'outbox ' || outbox_id || ' was parked, and dropped'
            WHEN 'processed' THEN 'outbox ' || outbox_id || ' counts as processed, so it never will'
            WHEN 'open' THEN 'its event is a dead letter: brewctl dlq redrive ' || letter_partition || ':' || letter_offset
            WHEN 'set aside' THEN 'outbox ' || outbox_id || ' is not published'
@@ -213,8 +268,10 @@ SELECT %(consumer)s, order_id, created_at,
            ELSE 'its event is the ' || cause || ' dead letter ' || letter_partition || '@' || letter_offset END
   FROM (SELECT bare.order_id, bare.created_at, e.outbox_id, coalesce(e.published, false) AS published,
                coalesce(e.age_s, 0) AS age_s, arrival.place,
-               dead."partition" AS letter_partition, dead."offset" AS letter_offset, CASE
+               dead."partition" AS letter_partition, dead."offset" AS letter_offset, k.id AS parked_id, CASE
                    WHEN e.outbox_id IS NULL THEN 'no event'
+                   WHEN k.id IS NOT NULL AND k.outcome IS NULL THEN 'parked'
+                   WHEN k.outcome = 'dropped' THEN 'given up'
                    WHEN p.outbox_id IS NOT NULL THEN 'processed'
                    WHEN dead.outcome IS NOT NULL THEN dead.outcome
                    WHEN e.set_aside OR e.blocked THEN 'set aside'
@@ -225,6 +282,7 @@ SELECT %(consumer)s, order_id, created_at,
           FROM bare
           LEFT JOIN first_event e ON e.order_id = bare.order_id
           LEFT JOIN processed p ON p.consumer = %(consumer)s AND p.outbox_id = e.outbox_id
+          LEFT JOIN parked k ON k.consumer = %(consumer)s AND k.outbox_id = e.outbox_id
           LEFT JOIN dead ON dead.order_id = bare.order_id
           LEFT JOIN arrival ON arrival.outbox_id = e.outbox_id) AS judged
 
@@ -232,8 +290,8 @@ SELECT %(consumer)s, order_id, created_at,
 -- Rows to publish, and for how long the oldest of all that is on its way has been: what is published a second time
 -- has no age of its own.
 WITH again AS (
-    SELECT outbox_id FROM event JOIN processed USING (outbox_id) WHERE NOT published
-     GROUP BY outbox_id HAVING count(*) = cardinality(%(groups)s::text[])
+    SELECT outbox_id FROM event e JOIN processed USING (outbox_id) WHERE NOT published
+     GROUP BY outbox_id, type HAVING count(*) = (SELECT count(*) FROM taker t WHERE t.type = e.type)
 )
 SELECT count(*) FILTER (WHERE e.age_s <= %(late_s)s OR again.outbox_id IS NOT NULL) AS unpublished,
        greatest(0, max(e.age_s) FILTER (WHERE e.age_s <= %(late_s)s AND again.outbox_id IS NULL),
@@ -254,29 +312,45 @@ SELECT count(*) AS moved_keys
             WHERE mod(seen.hash, among) = seen."partition"))) AS moved
 
 -- event_per_order --
-SELECT bad.total, 'order ' || bad.order_id || ' has ' || coalesce('outbox rows ' || (
-           SELECT string_agg(e.outbox_id::text, ', ' ORDER BY e.outbox_id) FROM event e WHERE e.order_id = bad.order_id),
-           'no outbox row')
-  FROM (SELECT o.order_id, min(o.created_at) AS created_at, count(*) OVER () AS total
+-- One order.created an order, and one order.cancelled exactly where it is cancelled: each change of its status has one
+-- event, and each event one change.
+SELECT bad.total, 'order ' || bad.order_id || CASE
+           WHEN bad.created + bad.cancelled = 0 THEN ' has no outbox row'
+           WHEN bad.created = 0 THEN ' has no order.created'
+           WHEN bad.created > 1 THEN ' has outbox rows ' || rows_of.created
+           WHEN bad.cancelled = 0 THEN ' is cancelled, and has no order.cancelled'
+           WHEN bad.cancelled > 1 THEN ' has more than one order.cancelled: outbox rows ' || rows_of.cancelled
+           ELSE ' is ' || left(bad.status, 60) || ', and outbox ' || rows_of.cancelled || ' says that it is cancelled' END
+  FROM (SELECT o.order_id, min(o.created_at) AS created_at, min(o.status) AS status, count(*) OVER () AS total,
+               count(*) FILTER (WHERE e.type = 'order.created') AS created,
+               count(*) FILTER (WHERE e.type = 'order.cancelled') AS cancelled
           FROM placed o LEFT JOIN event e USING (order_id)
          GROUP BY o.order_id
-        HAVING count(e.outbox_id) <> 1
+        HAVING count(*) FILTER (WHERE e.type = 'order.created') <> 1
+            OR count(*) FILTER (WHERE e.type = 'order.cancelled') <> (min(o.status) = 'ORDER_STATUS_CANCELLED')::int
          ORDER BY min(o.created_at), o.order_id
          LIMIT %(shown)s) AS bad
+ CROSS JOIN LATERAL (
+       SELECT string_agg(e.outbox_id::text, ', ' ORDER BY e.outbox_id) FILTER (WHERE e.type = 'order.created') AS created,
+              string_agg(e.outbox_id::text, ', ' ORDER BY e.outbox_id) FILTER (WHERE e.type = 'order.cancelled')
+                  AS cancelled
+         FROM event e WHERE e.order_id = bad.order_id) AS rows_of
  ORDER BY bad.created_at, bad.order_id
 
 -- order_per_event --
 SELECT bad.total, 'outbox ' || bad.outbox_id || coalesce(' is of ' || left(x.aggregate_id, 60), '') || ', which is no order'
   FROM (SELECT outbox_id, count(*) OVER () AS total
-          FROM event WHERE order_id IS NULL ORDER BY outbox_id LIMIT %(shown)s) AS bad
+          FROM event
+         WHERE order_id IS NULL AND type IN ('order.created', 'order.cancelled')
+         ORDER BY outbox_id LIMIT %(shown)s) AS bad
   LEFT JOIN outbox x ON x.id = bad.outbox_id
  ORDER BY bad.outbox_id
 
 -- unpublished --
 -- A row that every group has processed was published before, and is being published again.
 WITH again AS (
-    SELECT outbox_id FROM event JOIN processed USING (outbox_id) WHERE NOT published
-     GROUP BY outbox_id HAVING count(*) = cardinality(%(groups)s::text[])
+    SELECT outbox_id FROM event e JOIN processed USING (outbox_id) WHERE NOT published
+     GROUP BY outbox_id, type HAVING count(*) = (SELECT count(*) FROM taker t WHERE t.type = e.type)
 )
 SELECT bad.total, 'outbox ' || bad.outbox_id || coalesce(' of ' || left(x.aggregate_id, 60), '') || CASE
            WHEN bad.set_aside THEN ' is set aside (' || coalesce(left(x.failure, 120), 'without a reason')
@@ -350,6 +424,51 @@ SELECT count(*) OVER () AS total,
  ORDER BY outbox_id
  LIMIT %(shown)s
 
+-- numbered --
+-- 1, 2, 3 … within the aggregate, in the order of the outbox, which is the topic's order by another check. The version
+-- before gave its events no number, but they count.
+SELECT bad.total, 'outbox ' || bad.outbox_id || coalesce(' of ' || left(x.aggregate_id, 60), '') || ' has the number '
+       || bad.seq || ' and is event ' || bad.place || ' of its aggregate'
+  FROM (SELECT outbox_id, seq, place, count(*) OVER () AS total
+          FROM (SELECT outbox_id, seq, row_number() OVER (PARTITION BY aggregate ORDER BY outbox_id) AS place
+                  FROM event) AS counted
+         WHERE seq <> place
+         ORDER BY outbox_id LIMIT %(shown)s) AS bad
+  LEFT JOIN outbox x ON x.id = bad.outbox_id
+ ORDER BY bad.outbox_id
+
+-- state --
+-- An effect that is behind is on its way, until the event that tells of the change has been processed, or is late.
+-- An order that has no such event is another check's.
+SELECT count(*) OVER () AS total,
+       'order ' || f.order_id || ' is ' || left(o.status, 60) || ', and its ' || %(effect)s || ' shows ' || left(f.status, 60)
+       || CASE WHEN o.status <> 'ORDER_STATUS_CANCELLED' THEN ''
+               WHEN p.outbox_id IS NULL THEN ': outbox ' || e.outbox_id || ' has not come to the group'
+               ELSE ': outbox ' || e.outbox_id || ' counts as processed' END
+  FROM effect f
+  JOIN placed o USING (order_id)
+  LEFT JOIN event e ON e.order_id = f.order_id AND e.type = 'order.cancelled'
+  LEFT JOIN processed p ON p.consumer = %(consumer)s AND p.outbox_id = e.outbox_id
+ WHERE f.consumer = %(consumer)s AND f.status <> o.status
+   AND (o.status <> 'ORDER_STATUS_CANCELLED' OR p.outbox_id IS NOT NULL OR e.age_s > %(late_s)s)
+ ORDER BY f.order_id
+ LIMIT %(shown)s
+
+-- sequence --
+-- What was redriven from the dead letters came later for that reason.
+SELECT count(*) OVER () AS total,
+       'outbox ' || outbox_id || ' had its ' || %(effect)s || ' after outbox ' || ahead || ' of the same key'
+  FROM (SELECT outbox_id, max(outbox_id) OVER (PARTITION BY aggregate ORDER BY processed_at, outbox_id
+                                               ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS ahead
+          FROM processed p
+          JOIN event e USING (outbox_id)
+         WHERE p.consumer = %(consumer)s AND e.aggregate IN (SELECT aggregate FROM event WHERE seq > 1)) AS applied
+ WHERE ahead > outbox_id
+   AND NOT EXISTS (SELECT FROM letter l
+                    WHERE l.consumer = %(consumer)s AND l.outbox_id = applied.outbox_id AND l.outcome = 'redriven')
+ ORDER BY outbox_id
+ LIMIT %(shown)s
+
 -- missing --
 SELECT count(*) OVER () AS total, 'order ' || order_id || ' has no ' || %(effect)s || ': ' || reason
   FROM gap
@@ -375,14 +494,15 @@ SELECT count(*) OVER () AS total, offender
  LIMIT %(shown)s
 
 -- orphans --
-SELECT count(*) OVER () AS total, 'there is a ' || %(effect)s || ' of ' || f.order_id || ', which is no order'
+SELECT count(*) OVER () AS total, 'there is the ' || %(effect)s || ' of ' || f.order_id || ', which is no order'
   FROM effect f
  WHERE f.consumer = %(consumer)s AND NOT EXISTS (SELECT FROM placed o WHERE o.order_id = f.order_id)
  ORDER BY f.order_id
  LIMIT %(shown)s
 
 -- dedup --
--- Dedup row and effect are one commit: neither is without the other, nor without its event.
+-- Dedup row and effect are one commit: neither is without the other, nor without its event. `shows`: the downstream
+-- says how its effects are found.
 SELECT count(*) OVER () AS total, offender
   FROM (SELECT p.outbox_id, 'outbox ' || p.outbox_id || CASE
                    WHEN e.outbox_id IS NULL THEN ' was processed, and is not in the outbox'
@@ -391,15 +511,20 @@ SELECT count(*) OVER () AS total, offender
           LEFT JOIN event e ON e.outbox_id = p.outbox_id
          WHERE p.consumer = %(consumer)s
            AND (e.outbox_id IS NULL
-                OR e.order_id IS NOT NULL
+                OR %(shows)s AND e.order_id IS NOT NULL AND e.type = 'order.created'
                    AND NOT EXISTS (SELECT FROM effect f
-                                    WHERE f.consumer = %(consumer)s AND f.order_id = e.order_id))
+                                    WHERE f.consumer = %(consumer)s AND f.order_id = e.order_id)
+                   AND NOT EXISTS (SELECT FROM parked k
+                                    WHERE k.consumer = %(consumer)s AND k.outbox_id = e.outbox_id
+                                      AND k.outcome = 'dropped'))
         UNION ALL
-        SELECT min(e.outbox_id), 'order ' || e.order_id || ' has a ' || %(effect)s || ', and its outbox '
+        SELECT min(e.outbox_id), 'order ' || e.order_id || ' has its ' || %(effect)s || ', and its outbox '
                || min(e.outbox_id) || ' was never processed'
           FROM event e
           JOIN effect f ON f.consumer = %(consumer)s AND f.order_id = e.order_id
           LEFT JOIN processed p ON p.consumer = %(consumer)s AND p.outbox_id = e.outbox_id
+         WHERE e.type = 'order.created'
+           AND NOT EXISTS (SELECT FROM parked k WHERE k.consumer = %(consumer)s AND k.outbox_id = e.outbox_id)
          GROUP BY e.order_id
         HAVING count(p.outbox_id) = 0) AS bad
  ORDER BY outbox_id
@@ -422,7 +547,9 @@ SELECT count(*) OVER () AS total, offender
           JOIN position g ON g.consumer = %(consumer)s AND g."partition" = s."partition" AND s."offset" < g.next
           LEFT JOIN processed p ON p.consumer = %(consumer)s AND p.outbox_id = s.outbox_id
          WHERE (s.outbox_id IS NOT NULL OR s.unreadable)
+           AND (s.type IS NULL OR s.type IN (SELECT t.type FROM taker t WHERE t.consumer = %(consumer)s))
            AND p.outbox_id IS NULL
+           AND NOT EXISTS (SELECT FROM parked k WHERE k.consumer = %(consumer)s AND k.outbox_id = s.outbox_id)
            AND NOT EXISTS (SELECT FROM letter l
                             WHERE l.consumer = %(consumer)s AND l.source_partition = s."partition"
                               AND l.source_offset = s."offset")

@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from brewctl.config import Settings
-from brewctl.delivery import database
+from brewctl.delivery import database, events, registry
 from brewctl.delivery.broker import PARTITIONS, Reader, Record, open_admin, open_reader
-from brewctl.delivery.topics import GROUPS
+from brewctl.delivery.downstream import Downstream
 from brewctl.errors import BrewError, UnreachableError
 from brewctl.verify.letters import Letters
 from brewctl.verify.result import SHOWN, Check, Facts, Verification
@@ -28,8 +28,6 @@ STATEMENT_S = 900.0
 Progress = Callable[[int, int], None]
 Bounds = dict[int, tuple[int, int]]
 
-_EFFECTS = {"inventory": "reservation", "notifications": "notification"}
-
 
 def verify(
     settings: Settings, *, late_s: float = LATE_S, statement_s: float = STATEMENT_S, progress: Progress | None = None
@@ -38,13 +36,17 @@ def verify(
 
     What is not through yet is a fault where it is older than `late_s` seconds. Memory is flat: what grows with the
     number of orders is kept in temporary tables of PostgreSQL. Changes nothing. Raises UnreachableError, and BrewError
-    where a table or a topic is missing, or a statement takes longer than `statement_s` seconds.
+    where a table or a topic is missing, a statement takes longer than `statement_s` seconds, or a downstream's `done`
+    query fails.
     """
+    downstreams = registry.configured(settings)
     with open_admin(settings) as admin:
-        committed = {group: admin.committed(group, settings.topic) for group in GROUPS}
+        committed = {
+            downstream.group: admin.committed(registry.kafka_group(settings, downstream), settings.topic)
+            for downstream in downstreams
+        }
     parameters = {
         "shown": SHOWN,
-        "groups": list(GROUPS),
         "topic": settings.topic,
         "dead_letter_topic": settings.dead_letter_topic,
         "late_s": late_s,
@@ -52,7 +54,7 @@ def verify(
     with (
         open_reader(settings) as reader,
         database.connect(settings) as present,
-        open_workspace(settings, parameters, statement_s=statement_s) as workspace,
+        open_workspace(settings, downstreams, parameters, statement_s=statement_s) as workspace,
     ):
         topic = _Topics(reader, progress or (lambda _done, _total: None))
         letters = Letters(settings, workspace)
@@ -61,7 +63,7 @@ def verify(
         bounds = reader.bounds(settings.topic)
         records = Records(settings, workspace, present, hashed=len(bounds) > PARTITIONS)
         bounds = topic.read(settings.topic, bounds, records.take)
-        return _Chain(workspace, committed, bounds).judge(records, letters)
+        return _Chain(workspace, downstreams, committed, bounds).judge(records, letters)
 
 
 class _Topics:
@@ -97,8 +99,15 @@ class _Topics:
 
 
 class _Chain:
-    def __init__(self, workspace: Workspace, committed: Mapping[str, Mapping[int, int]], bounds: Bounds) -> None:
+    def __init__(
+        self,
+        workspace: Workspace,
+        downstreams: Sequence[Downstream],
+        committed: Mapping[str, Mapping[int, int]],
+        bounds: Bounds,
+    ) -> None:
         self._workspace = workspace
+        self._downstreams = downstreams
         self._committed = committed
         self._bounds = bounds
 
@@ -106,14 +115,16 @@ class _Chain:
         """Compare everything that was noted."""
         self._note_offsets()
         self._workspace.execute("analyze")
-        for group in GROUPS:
-            self._workspace.execute("fill_gap", consumer=group)
+        for downstream in self._downstreams:
+            if _of_every_order(downstream):
+                self._workspace.execute("fill_gap", consumer=downstream.group)
         facts = self._facts()
         checks = [*self._outbox_checks(facts), *records.checks, *self._topic_checks(facts)]
-        for group in GROUPS:
-            checks += self._group_checks(group, facts)
+        for downstream in self._downstreams:
+            checks += self._group_checks(downstream, facts)
         self._judge(letters.check, "dead_letters")
-        return Verification([*checks, letters.check], facts)
+        verbs = tuple(_verb(downstream) for downstream in self._downstreams if _of_every_order(downstream))
+        return Verification([*checks, letters.check], facts, verbs)
 
     def _note_offsets(self) -> None:
         firsts, nexts = zip(*self._bounds.values(), strict=True)
@@ -125,11 +136,12 @@ class _Chain:
     def _outbox_checks(self, facts: Facts) -> list[Check]:
         return [
             self._judge(
-                Check("event-per-order", "each order has exactly one outbox row", facts.orders), "event_per_order"
+                Check("event-per-order", "each change of an order has one event", facts.orders), "event_per_order"
             ),
             self._judge(
-                Check("order-per-event", "every outbox row has its order", facts.outbox_rows), "order_per_event"
+                Check("order-per-event", "every event of an order has its order", facts.order_events), "order_per_event"
             ),
+            self._judge(Check("numbered", "the events of a key are 1, 2, 3 …", facts.numbered), "numbered"),
             self._judge(Check("unpublished", "every outbox row is published", facts.outbox_rows), "unpublished"),
             self._judge(Check("lost", "every published row is in the topic", facts.published_here), "lost"),
         ]
@@ -147,18 +159,32 @@ class _Chain:
         count = len(self._bounds)
         return {"partitions": count, "first_partitions": min(count, PARTITIONS)}
 
-    def _group_checks(self, group: str, facts: Facts) -> list[Check]:
-        effect = _EFFECTS[group]
+    def _group_checks(self, downstream: Downstream, facts: Facts) -> list[Check]:
+        group = downstream.group
+        effect = f"{group} effect"
         counted = self._workspace.row("count_group", consumer=group)
+        effects, processed = counted["effects"], counted["processed"]
+        of_effects = [
+            ("missing", f"every order has its {effect}", facts.orders),
+            ("doubled", f"no order has a second {effect}", effects),
+            ("orphans", f"no {effect} is without its order", effects),
+        ]
+        asked = [
+            *(of_effects if _of_every_order(downstream) else ()),
+            ("dedup", f"each {effect} has its dedup row, and each dedup row its event", processed),
+            *(
+                [("state", f"each {effect} shows its order's status", effects)]
+                if group in self._workspace.states
+                else ()
+            ),
+            ("sequence", f"{group} takes the events of a key in order", processed),
+            ("overtaken", f"{group} takes no event of a key that has a parked one", processed),
+            ("offsets", "no offset is ahead of durable work", counted["behind"]),
+        ]
+        parameters = {"consumer": group, "effect": effect, "shows": _of_every_order(downstream)}
         return [
-            self._judge(Check(f"{group}-{name}", claim, examined), query, consumer=group, effect=effect)
-            for name, claim, examined, query in (
-                ("missing", f"every order has its {effect}", facts.orders, "missing"),
-                ("doubled", f"no order has a second {effect}", counted["effects"], "doubled"),
-                ("orphans", f"no {effect} is without its order", counted["effects"], "orphans"),
-                ("dedup", f"{effect}s and dedup rows agree", counted["processed"], "dedup"),
-                ("offsets", "no offset is ahead of durable work", counted["behind"], "offsets"),
-            )
+            self._judge(Check(f"{group}-{name}", claim, examined), name, **parameters)
+            for name, claim, examined in asked
         ]
 
     def _judge(self, check: Check, query: str, **parameters: Any) -> Check:
@@ -182,13 +208,23 @@ class _Chain:
         return Facts(
             **row("count_outbox"),
             **row("count_on_the_way"),
-            unread=dict.fromkeys(GROUPS, 0) | dict(self._workspace.execute("count_unread").fetchall()),
+            unread=dict.fromkeys(self._committed, 0) | dict(self._workspace.execute("count_unread").fetchall()),
             **row("count_records"),
             **row("count_repeats"),
             **row("count_moved", **self._layout),
             **row("count_removed_events"),
             **row("count_repeated_letters"),
+            **row("count_parked"),
             dead_letters=letters,
             lag=lag,
             snapshot_s=round(self._workspace.held_s, 3),
         )
+
+
+def _of_every_order(downstream: Downstream) -> bool:
+    """Say whether each order must have an effect of it, which can be found."""
+    return bool(downstream.done) and events.ORDER_CREATED in downstream.events
+
+
+def _verb(downstream: Downstream) -> str:
+    return f"done by {downstream.group}" if downstream.verb == "done" else downstream.verb

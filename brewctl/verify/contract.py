@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from google.protobuf.message import DecodeError
 
 from brewctl.delivery.broker import Record
-from brewctl.proto.orders_pb2 import OrderCreated
+from brewctl.proto.orders_pb2 import OrderCancelled, OrderCreated
 
 Headers = Sequence[tuple[str, bytes]]
 
@@ -24,21 +24,31 @@ HEADERS = (
     "event-type",
     "content-type",
 )
-_EVENT_TYPE = b"order.created"
+# Behind the seven, where they are known.
+FURTHER = ("event-id", "aggregate-seq", "traceparent")
+CREATED, CANCELLED = "order.created", "order.cancelled"
 _CONTENT_TYPE = b"application/x-protobuf"
 _UUID = "[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}"
 _ORDER_ID = re.compile(_UUID)
 _AGGREGATE = re.compile(f"order-({_UUID})")
-_OUTBOX_ID = re.compile(rb"[1-9][0-9]{0,18}")
+_EVENT_ID = re.compile(_UUID.encode())
+_NUMBER = re.compile(rb"[1-9][0-9]{0,18}")
 _BIGINT = 2**63 - 1
 _NODE = re.compile(rb"[A-Za-z0-9._-]+")
 _TRACE_ID = re.compile(r"[0-9a-f]{32}")
 _SHOWN_CHARACTERS = 120
 
 
+Said = OrderCreated | OrderCancelled
+_MESSAGES: dict[str, type[Said]] = {CREATED: OrderCreated, CANCELLED: OrderCancelled}
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What the outbox says of an event, and where Kafka acknowledged its newest record."""
+    """What the outbox says of an event, and where Kafka acknowledged its newest record.
+
+    The version before wrote no more than that: then it is an order.created, and the rest is in its payload.
+    """
 
     outbox_id: int
     aggregate_id: str
@@ -47,42 +57,65 @@ class Row:
     publisher_node: str | None
     partition: int | None
     offset: int | None
+    event_type: str | None = None
+    event_id: str | None = None
+    seq: int | None = None
+    tenant_id: str | None = None
+    trace_id: str | None = None
+    traceparent: str | None = None
+    content_type: str | None = None
+
+    @property
+    def type(self) -> str:
+        """Its event type."""
+        return self.event_type or CREATED
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a record is to a consumer: an order's event, an event of another type (no id), or unreadable (no id)."""
+    """What a record is to a consumer: an event (`said`: an order's, decoded), or unreadable.
 
+    Of an event that is none of the story's two nothing is asked but its ids: without an outbox id it is no outbox's.
+    """
+
+    type: str | None = None  # None where it has none that can be read
     outbox_id: int | None = None
-    order: OrderCreated | None = None
+    event_id: str | None = None
+    said: Said | None = None
     unreadable: bool = False
 
 
-_OTHER = Reading()
-_UNREADABLE = Reading(unreadable=True)
-
-
-def read(value: bytes | None, headers: Headers) -> Reading:
+def read(key: bytes | None, value: bytes | None, headers: Headers) -> Reading:
     """Tell what a record is, as the contract has it."""
-    said = dict(headers)
-    event_type, outbox_id = said.get("event-type"), said.get("outbox-id", b"")
-    if event_type is None or not _is_text(event_type):
-        return _UNREADABLE
-    if event_type != _EVENT_TYPE:
-        return _OTHER
-    if said.get("content-type") != _CONTENT_TYPE or not _OUTBOX_ID.fullmatch(outbox_id) or int(outbox_id) > _BIGINT:
-        return _UNREADABLE
-    order = parse(value or b"")
-    return Reading(int(outbox_id), order) if order else _UNREADABLE
+    names = dict(headers)
+    event_type = _text(names.get("event-type"))
+    if event_type is None:
+        return Reading(unreadable=True)
+    outbox_id, event_id = _number(names.get("outbox-id")), names.get("event-id")
+    well_formed = outbox_id is not None and (event_id is None or bool(_EVENT_ID.fullmatch(event_id)))
+    known_id = event_id.decode().lower() if well_formed and event_id is not None else None
+    if event_type not in _MESSAGES:
+        return Reading(event_type, outbox_id, known_id) if well_formed else Reading(event_type)
+    name = _text(key or names.get("aggregate-id"))
+    if (
+        not well_formed
+        or not name
+        or "\0" in name
+        or names.get("content-type") != _CONTENT_TYPE
+        or ("aggregate-seq" in names and _number(names["aggregate-seq"]) is None)
+        or (said := parse(event_type, value or b"")) is None
+    ):
+        return Reading(event_type, unreadable=True)
+    return Reading(event_type, outbox_id, known_id, said)
 
 
-def parse(payload: bytes) -> OrderCreated | None:
-    """Parse a payload; None where it is no order's."""
+def parse(event_type: str, payload: bytes) -> Said | None:
+    """Parse a payload of one of the story's types; None where it is no order's."""
     try:
-        order = OrderCreated.FromString(payload)
+        said = _MESSAGES[event_type].FromString(payload)
     except DecodeError:
         return None
-    return order if _ORDER_ID.fullmatch(order.order_id) else None
+    return said if _ORDER_ID.fullmatch(said.order_id) else None
 
 
 def order_of(aggregate_id: str) -> str | None:
@@ -91,23 +124,33 @@ def order_of(aggregate_id: str) -> str | None:
     return match[1].lower() if match else None
 
 
-def headers_differ(record: Record, row: Row, order: OrderCreated, tenant: str | None) -> str:
+def headers_differ(record: Record, row: Row, tenant: str | None) -> str:
     """Say how a record's headers differ from the contract's; "" where they don't.
 
-    `order` is the row's payload. `tenant` is the order's own, None where there is no such order: then the payload's
-    counts.
+    `tenant` is the order's own, None where there is no such order: then the row's counts.
     """
-    names = tuple(name for name, _ in record.headers)
-    if names != HEADERS:
-        return f"its headers are {shown(', '.join(names))}"
+    said = parse(row.type, row.payload) if row.type in _MESSAGES else None
+    trace_id = said.trace_id if said else row.trace_id or ""
+    if tenant is None:
+        tenant = row.tenant_id if row.tenant_id is not None else said.tenant_id if said else ""
     expected = {
         "outbox-id": str(row.outbox_id),
         "aggregate-id": row.aggregate_id,
-        "trace-id": order.trace_id,
-        "tenant-id": order.tenant_id if tenant is None else tenant,
-        "event-type": "order.created",
-        "content-type": "application/x-protobuf",
+        "trace-id": trace_id,
+        "tenant-id": tenant,
+        "event-type": row.type,
+        "content-type": row.content_type or "application/x-protobuf",
     }
+    further = {
+        name: str(value)
+        for name, value in zip(FURTHER, (row.event_id, row.seq, row.traceparent), strict=True)
+        if value is not None
+    }
+    names = tuple(name for name, _ in record.headers)
+    # A publisher of the version before knows no others than the seven, whatever the row has.
+    if names not in {HEADERS, (*HEADERS, *further)}:
+        return f"its headers are {shown(', '.join(names))}"
+    expected |= further
     node = dict(record.headers)["publisher-node"]
     if not _NODE.fullmatch(node):
         return f"publisher-node is {shown(node)}, no node's name" if node else "publisher-node is empty"
@@ -116,8 +159,8 @@ def headers_differ(record: Record, row: Row, order: OrderCreated, tenant: str | 
     for name, value in record.headers:
         if name in expected and value != expected[name].encode("utf-8"):
             return f"{name} is {shown(value)}, not {shown(expected[name])}"
-    if not _TRACE_ID.fullmatch(order.trace_id):
-        return f"trace-id is {shown(order.trace_id)}, no W3C trace id" if order.trace_id else "trace-id is empty"
+    if said and not _TRACE_ID.fullmatch(trace_id):
+        return f"trace-id is {shown(trace_id)}, no W3C trace id" if trace_id else "trace-id is empty"
     return ""
 
 
@@ -127,9 +170,12 @@ def shown(value: bytes | str | None) -> str:
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
 
 
-def _is_text(raw: bytes) -> bool:
+def _text(raw: bytes | None) -> str | None:
     try:
-        raw.decode("utf-8")
+        return None if raw is None else raw.decode("utf-8")
     except UnicodeDecodeError:
-        return False
-    return True
+        return None
+
+
+def _number(raw: bytes | None) -> int | None:
+    return int(raw) if raw and _NUMBER.fullmatch(raw) and int(raw) <= _BIGINT else None

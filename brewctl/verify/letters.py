@@ -47,7 +47,7 @@ class Letters:
                     int(partition),
                     int(offset),
                     contract.order_of((letter.key or b"").decode(errors="replace")),
-                    contract.read(letter.value, letter.headers[:cut]).outbox_id,
+                    contract.read(letter.key, letter.value, letter.headers[:cut]).outbox_id,
                     frame(letter.key, letter.headers[:cut]),
                     None if "dlq-omitted" in notes else hash(letter.value or b""),
                 ))  # fmt: skip

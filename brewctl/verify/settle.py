@@ -1,9 +1,8 @@
 """Waiting until nothing is on its way."""
 
 from brewctl.config import Settings
-from brewctl.delivery import database
+from brewctl.delivery import database, registry
 from brewctl.delivery.broker import open_admin, open_reader
-from brewctl.delivery.topics import GROUPS
 from brewctl.lifecycle import wait_until
 from brewctl.sql import verify_queries
 
@@ -17,6 +16,7 @@ def settle(settings: Settings, *, timeout_s: float) -> str:
     Raises UnreachableError, and BrewError where a table or a topic is missing.
     """
     moving: list[str] = []
+    groups = {each.group: registry.kafka_group(settings, each) for each in registry.configured(settings)}
     with (
         open_admin(settings) as admin,
         open_reader(settings) as reader,
@@ -28,8 +28,8 @@ def settle(settings: Settings, *, timeout_s: float) -> str:
             (rows,) = connection.execute(verify_queries["on_the_way"]).fetchone() or (0,)
             bounds = reader.bounds(settings.topic)
             lag = {}
-            for group in GROUPS:
-                offsets = admin.committed(group, settings.topic)
+            for group, kafka_group in groups.items():
+                offsets = admin.committed(kafka_group, settings.topic)
                 lag[group] = sum(max(0, end - max(start, offsets.get(at, 0))) for at, (start, end) in bounds.items())
             moving[:] = [f"{rows} rows to publish"] * bool(rows)
             moving.extend(f"{group} lags by {records}" for group, records in lag.items() if records)

@@ -6,6 +6,7 @@ asked of PostgreSQL, which gets a row in `seen` for each record.
 """
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 from brewctl.config import Settings
 from brewctl.delivery.broker import Record
@@ -13,12 +14,11 @@ from brewctl.delivery.broker.partitions import partition_for
 from brewctl.delivery.database import BoundedConnection
 from brewctl.proto.orders_pb2 import OrderCreated, OrderStatus
 from brewctl.verify import contract
-from brewctl.verify.contract import Headers, Row, shown
+from brewctl.verify.contract import Headers, Reading, Row, Said, shown
 from brewctl.verify.result import Check
 from brewctl.verify.workspace import Workspace
 
-_FIELDS = ("order_id", "tenant_id", "customer_id", "amount_cents", "currency", "status", "created_at")
-_Fields = tuple[str, str, str, int, str, str, int]
+_Order = dict[str, Any]  # an order's columns
 _WHOLE_HASH = 2**31
 
 
@@ -35,7 +35,7 @@ class Records:
         self._hashed = hashed
         self.strangers = Check("strangers", "every event has its outbox row")
         self.key = Check("wrong-key", "its key is the row's aggregate")
-        self.headers = Check("wrong-headers", "its headers are the contract's seven")
+        self.headers = Check("wrong-headers", "its headers are the contract's, in their order")
         self.payload = Check("wrong-payload", "its value is the row's payload")
         self.order = Check("unlike-order", "its payload says what the order says")
 
@@ -46,17 +46,24 @@ class Records:
 
     def take(self, records: Sequence[Record]) -> None:
         """Compare a batch, and note it in `seen`."""
-        found: list[tuple[Record, int, OrderCreated]] = []
+        found = [(record, contract.read(record.key, record.value, record.headers)) for record in records]
+        rows = self._rows({reading.outbox_id for _, reading in found if reading.outbox_id})
+        orders = self._orders({row.aggregate_id for row in rows.values()})
         with self._workspace.copy("copy_seen") as copy:
-            for record in records:
-                reading = contract.read(record.value, record.headers)
-                if reading.outbox_id and reading.order:
-                    found.append((record, reading.outbox_id, reading.order))
+            for record, reading in found:
+                row = rows.get(reading.outbox_id or 0)
+                if row and reading.event_id and row.event_id and reading.event_id != row.event_id:
+                    known = None  # another event's id, used again
+                elif row or reading.said:
+                    known = reading.outbox_id
+                else:
+                    known = None  # of another service, whose outbox is elsewhere
                 copy.write_row((
                     record.partition,
                     record.offset,
                     record.timestamp_ms,
-                    reading.outbox_id,
+                    known,
+                    reading.type if reading.type is None or "\0" not in reading.type else "",
                     reading.unreadable,
                     hash(record.key),
                     partition_for(record.key, _WHOLE_HASH) if self._hashed and record.key is not None else None,
@@ -64,46 +71,46 @@ class Records:
                     hash(record.value or b""),
                     hash(dict(record.headers).get("publisher-node")),
                 ))  # fmt: skip
-        rows = self._rows({outbox_id for _, outbox_id, _ in found})
-        orders = self._orders({row.aggregate_id for row in rows.values()})
-        for record, outbox_id, said in found:
-            row = rows.get(outbox_id)
-            self._compare(record, outbox_id, said, row, orders.get(row.aggregate_id) if row else None)
+                if reading.said or (row and known):
+                    self._compare(record, reading, row, orders.get(row.aggregate_id) if row else None)
 
     def _rows(self, ids: Collection[int]) -> dict[int, Row]:
         rows = self._workspace.look(self._present, "outbox_rows", ids=list(ids))
         return {row[0]: Row(*row) for row in rows}
 
-    def _orders(self, aggregates: Collection[str]) -> dict[str, _Fields]:
+    def _orders(self, aggregates: Collection[str]) -> dict[str, _Order]:
         ids = {aggregate: contract.order_of(aggregate) for aggregate in aggregates}
         wanted = [order_id for order_id in ids.values() if order_id]
-        found: dict[str, _Fields] = {row[0]: row for row in self._workspace.look(self._present, "orders", ids=wanted)}
+        rows = self._workspace.look(self._present, "orders", ids=wanted)
+        names = [column.name for column in rows.description or ()]
+        found: dict[str, _Order] = {row[0]: dict(zip(names, row, strict=True)) for row in rows}
         return {aggregate: found[order_id] for aggregate, order_id in ids.items() if order_id in found}
 
-    def _compare(
-        self, record: Record, outbox_id: int, said: OrderCreated, row: Row | None, order: _Fields | None
-    ) -> None:
-        where = f"outbox {outbox_id} at {record.partition}@{record.offset}"
+    def _compare(self, record: Record, reading: Reading, row: Row | None, order: _Order | None) -> None:
+        where = f"outbox {reading.outbox_id} at {record.partition}@{record.offset}"
         self.strangers.examined += 1
         if row is None or row.topic != self._topic:
             self.strangers.fail(f"{where} is not in the outbox" if row is None else f"{where} is for topic {row.topic}")
+            return
+        if reading.event_id and row.event_id and reading.event_id != row.event_id:
+            self.strangers.fail(
+                f"{where} is another event: its event id is {reading.event_id}, the row's {row.event_id}"
+            )
             return
         for check in (self.key, self.headers, self.payload):
             check.examined += 1
         if record.key != row.aggregate_id.encode():
             self.key.fail(f"{where}: key is {shown(record.key)}, not {row.aggregate_id}")
-        written = said if record.value == row.payload else contract.parse(row.payload) or OrderCreated()
-        if difference := contract.headers_differ(record, row, written, order[1] if order else None):
+        if difference := contract.headers_differ(record, row, order["tenant_id"] if order else None):
             self.headers.fail(f"{where}: {difference}")
         if record.value != row.payload:
             self.payload.fail(f"{where}: its {len(record.value or b'')} bytes are not the row's {len(row.payload)}")
-        if order is None:  # a row without an order is another check's
+        if order is None or reading.said is None:  # a row without an order is another check's
             return
         self.order.examined += 1
-        fields = _fields(said)
-        if fields != order:
-            differing = [name for name, this, that in zip(_FIELDS, fields, order, strict=True) if this != that]
-            self.order.fail(f"{where}: {', '.join(differing)} not as in order {order[0]}")
+        said = _fields(reading.said)
+        if differing := [name for name, value in said.items() if value != order[name]]:
+            self.order.fail(f"{where}: {', '.join(differing)} not as in order {order['order_id']}")
 
 
 def frame(key: bytes | None, headers: Headers) -> int:
@@ -111,15 +118,17 @@ def frame(key: bytes | None, headers: Headers) -> int:
     return hash((key, *headers))
 
 
-def _fields(order: OrderCreated) -> _Fields:
-    status = OrderStatus.Name(order.status) if order.status in OrderStatus.values() else str(order.status)
-    created_us = order.created_at.seconds * 1_000_000 + order.created_at.nanos // 1000
-    return (
-        order.order_id,
-        order.tenant_id,
-        order.customer_id,
-        order.amount_cents,
-        order.currency,
-        status,
-        created_us,
-    )
+def _fields(said: Said) -> _Order:
+    """Return what an event says of its order, by the names of the order's columns."""
+    if not isinstance(said, OrderCreated):
+        cancelled_us = said.cancelled_at.seconds * 1_000_000 + said.cancelled_at.nanos // 1000
+        return {"order_id": said.order_id, "tenant_id": said.tenant_id, "cancelled_at": cancelled_us}
+    return {
+        "order_id": said.order_id,
+        "tenant_id": said.tenant_id,
+        "customer_id": said.customer_id,
+        "amount_cents": said.amount_cents,
+        "currency": said.currency,
+        "first_status": OrderStatus.Name(said.status) if said.status in OrderStatus.values() else str(said.status),
+        "created_at": said.created_at.seconds * 1_000_000 + said.created_at.nanos // 1000,
+    }

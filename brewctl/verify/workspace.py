@@ -8,23 +8,27 @@ one transaction, which holds the snapshot to its end.
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import psycopg
+from psycopg import sql
 from psycopg.rows import dict_row
 
 from brewctl.config import Settings
 from brewctl.delivery import database
 from brewctl.delivery.database import BoundedConnection
+from brewctl.delivery.downstream import Downstream
 from brewctl.errors import BrewError
 from brewctl.sql import verify_queries
 
 _TABLES = (
     "create_event",
     "create_placed",
+    "create_taker",
     "create_effect",
     "create_processed",
+    "create_parked",
     "create_ledger",
     "create_edge",
     "create_position",
@@ -32,7 +36,7 @@ _TABLES = (
     "create_letter",
     "create_gap",
 )
-_COPIES = ("fill_event", "fill_placed", "fill_effect", "fill_processed")
+_COPIES = ("fill_event", "fill_placed", "fill_taker", "fill_processed", "fill_parked")
 # How long the session of a pooled verification may wait for Kafka: longer than kafka_request_s.
 _IDLE_S = 120
 
@@ -41,12 +45,24 @@ class Workspace:
     """One session with the temporary tables. Each of its statements may take `statement_s` seconds."""
 
     def __init__(
-        self, settings: Settings, connection: BoundedConnection, parameters: dict[str, Any], *, statement_s: float
+        self,
+        settings: Settings,
+        connection: BoundedConnection,
+        downstreams: Sequence[Downstream],
+        parameters: dict[str, Any],
+        *,
+        statement_s: float,
     ) -> None:
         self._settings = settings
         self._connection = connection
         bounds = {"statement_ms": str(int(statement_s * 1000)), "idle_ms": str(_IDLE_S * 1000)}
+        takers = [(downstream.group, event_type) for downstream in downstreams for event_type in downstream.events]
         self._parameters = parameters | bounds
+        self._parameters["groups"] = [downstream.group for downstream in downstreams]
+        self._parameters["takers"] = [group for group, _ in takers]
+        self._parameters["types"] = [event_type for _, event_type in takers]
+        self._downstreams = downstreams
+        self.states: set[str] = set()  # groups whose effects show their order's status
         self._statement_s = statement_s
         self._pooled = connection.pooled
         self._took = 0.0  # when the snapshot was taken
@@ -103,8 +119,35 @@ class Workspace:
         self._connection.execute("SET TRANSACTION READ ONLY")
         for query in _COPIES:
             self.execute(query)
+        for downstream in self._downstreams:
+            if downstream.done:
+                self._fill_effects(downstream)
         if self.row("has_ledger")["there"]:
             self.execute("fill_ledger")
+
+    def _fill_effects(self, downstream: Downstream) -> None:
+        """Copy what the `done` query of a downstream returns: order ids first, and `order_status` where it has that."""
+        text = downstream.done.strip().rstrip(";")  # its author is who runs it
+        table = sql.SQL("(\n{}\n) AS done (order_id)").format(sql.SQL(text))
+        try:
+            with self._bounded():
+                columns = self._connection.execute(sql.SQL("SELECT * FROM {} LIMIT 0").format(table)).description or ()
+                has_status = any(column.name == "order_status" for column in columns[1:])
+                self._connection.execute(
+                    sql.SQL("INSERT INTO effect SELECT {}, done.order_id::uuid, {} FROM {}").format(
+                        downstream.group, sql.SQL("done.order_status::text" if has_status else "NULL"), table
+                    )
+                )
+        except psycopg.errors.QueryCanceled:
+            raise
+        except (psycopg.ProgrammingError, psycopg.DataError) as error:
+            said = " ".join((error.diag.message_primary or str(error)).split())
+            raise BrewError(
+                f"the `done` query of downstream {downstream.group} fails: {said}",
+                hint="where its table is missing: run `brewctl db init MODULE:NAME` of that downstream",
+            ) from error
+        if has_status:
+            self.states.add(downstream.group)
 
     def look(self, present: BoundedConnection, query: str, **parameters: Any) -> psycopg.Cursor[Any]:
         """Run a query in another session, whose snapshot is of now, under the same bounds."""
@@ -130,13 +173,16 @@ class Workspace:
 
 
 @contextlib.contextmanager
-def open_workspace(settings: Settings, parameters: dict[str, Any], *, statement_s: float) -> Iterator[Workspace]:
+def open_workspace(
+    settings: Settings, downstreams: Sequence[Downstream], parameters: dict[str, Any], *, statement_s: float
+) -> Iterator[Workspace]:
     """Take the snapshot of this moment into temporary tables.
 
-    Raises UnreachableError, BrewError where a table is missing or a statement takes longer than `statement_s` seconds.
+    Raises UnreachableError, BrewError where a table is missing, a statement takes longer than `statement_s` seconds, or
+    the `done` query of a downstream fails.
     """
     with database.connect(settings) as connection:
         database.check_schema(connection, reading=True)
-        workspace = Workspace(settings, connection, parameters, statement_s=statement_s)
+        workspace = Workspace(settings, connection, downstreams, parameters, statement_s=statement_s)
         with workspace.open():
             yield workspace

@@ -4,6 +4,7 @@ import contextlib
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from brewctl.delivery.broker.client import connection
 from brewctl.delivery.database import Pool
 from brewctl.delivery.downstream import Downstream
 from brewctl.delivery.inbox import Inbox
-from brewctl.proto.orders_pb2 import CreateRequest, OrderCreated
+from brewctl.proto.orders_pb2 import CreateRequest, OrderCancelled
 from brewctl.roles import inventory, notifications
 from brewctl.verify import Verification
 from tests.conftest import Rig, open_rig
@@ -60,26 +61,50 @@ class Chain:
         return self.row(new.order.order_id)
 
     def row(self, order_id: str) -> Row:
-        (found,) = self.execute(
-            "SELECT id, payload FROM outbox WHERE aggregate_id = %s", events.aggregate_id(order_id)
+        """Return the newest outbox row of an order."""
+        ((outbox_id, payload, event_type, *columns),) = self.execute(
+            "SELECT id, payload, event_type, tenant_id, trace_id, event_id, aggregate_seq, traceparent FROM outbox"
+            " WHERE aggregate_id = %s ORDER BY id DESC LIMIT 1",
+            events.aggregate_id(order_id),
         ).fetchall()
-        outbox_id, payload = found
-        assert isinstance(outbox_id, int)
-        assert isinstance(payload, bytes)
-        headers = events.order_headers(outbox_id, OrderCreated.FromString(payload), node="order-1")
+        named = dict(zip(("tenant_id", "trace_id", "event_id", "seq", "traceparent"), columns, strict=True))
+        headers = events.headers_for(outbox_id, events.aggregate_id(order_id), event_type, node="order-1", **named)
         return Row(order_id, outbox_id, payload, headers)
+
+    def cancel(self, row: Row) -> Row:
+        """Cancel an order, with its event, and return that."""
+        with self.rig.connection.transaction():
+            ((now,),) = self.execute(
+                "UPDATE orders SET status = 'ORDER_STATUS_CANCELLED', cancelled_at = clock_timestamp() WHERE id = %s"
+                " RETURNING cancelled_at",
+                row.order_id,
+            ).fetchall()
+            return self.cancelled_event(row, now)
+
+    def cancelled_event(self, row: Row, at: datetime) -> Row:
+        """Add the event that an order is cancelled, without its change."""
+        said = OrderCancelled(order_id=row.order_id, trace_id="1" * 32, tenant_id="tea")
+        said.cancelled_at.FromDatetime(at)
+        self.execute(
+            "SELECT outbox_add(%s, %s, 'order.cancelled', %s, 'tea', %s)",
+            self.rig.settings.topic,
+            row.key.decode(),
+            said.SerializeToString(),
+            said.trace_id,
+        )
+        return self.row(row.order_id)
 
     def execute(self, statement: str, *parameters: object) -> Any:
         return self.rig.connection.execute(statement, parameters)
 
     def twin(self, row: Row) -> Row:
-        """Commit a second outbox row of the same order."""
+        """Commit a second outbox row of the same order, as the version before wrote it."""
         ((twin,),) = self.execute(
             "INSERT INTO outbox (aggregate_id, topic, payload)"
             " SELECT aggregate_id, topic, payload FROM outbox WHERE id = %s RETURNING id",
             row.outbox_id,
         ).fetchall()
-        headers = [(name, str(twin).encode() if name == "outbox-id" else value) for name, value in row.headers]
+        headers = [(name, str(twin).encode() if name == "outbox-id" else value) for name, value in row.headers[:7]]
         return row._replace(outbox_id=twin, headers=headers)
 
     def mark(self, *rows: Row, partition: int = 0, offset: int = 0, node: str = "order-1") -> None:
@@ -132,8 +157,7 @@ class Chain:
             inbox = Inbox(self.rig.settings, self.pool, projection, node=projection.group)
             for records in self.reader.read(self.rig.settings.topic, ranges):
                 inbox.handle(records)
-            if inbox._dead_letters:
-                inbox._dead_letters.close()
+            inbox.close()
             self.commit(projection.group, {partition: end for partition, (_, end) in bounds.items() if end})
 
     def commit(self, group: str, offsets: Mapping[int, int]) -> None:
@@ -178,7 +202,7 @@ def broken(found: Verification) -> dict[str, int]:
 
 def other_event() -> tuple[bytes, bytes, list[tuple[str, bytes]]]:
     """An event of another type: key, value, headers."""
-    return uuid.uuid4().bytes, b"whatever", [("event-type", b"order.cancelled")]
+    return uuid.uuid4().bytes, b"whatever", [("event-type", b"stock.counted")]
 
 
 class _DeletedRecords(Response):  # type: ignore[misc]

@@ -26,8 +26,8 @@ def spoil_records(chain: Chain) -> Iterator[tuple[str, Fault]]:
     stranger = good_record()
     at = chain.raw(stranger.key, stranger.value, stranger.headers)
     yield "a stranger", Fault("strangers", rf"outbox \d+ at 0@{at} is not in the outbox")
-    yield "its effect", Fault("inventory-orphans", rf"reservation of {stranger.order_id}, which is no order")
-    yield "its other effect", Fault("notifications-orphans", rf"notification of {stranger.order_id}")
+    yield "its effect", Fault("inventory-orphans", rf"inventory effect of {stranger.order_id}, which is no order")
+    yield "its other effect", Fault("notifications-orphans", rf"notifications effect of {stranger.order_id}")
     yield "its dedup row", Fault("inventory-dedup", r"outbox \d+ was processed, and is not in the outbox")
     yield "its other dedup row", Fault("notifications-dedup", r"outbox \d+ was processed, and is not in the outbox")
 
@@ -41,8 +41,12 @@ def spoil_records(chain: Chain) -> Iterator[tuple[str, Fault]]:
 
     row = chain.order()
     for name, headers, says in (
-        ("another order of headers", row.headers[::-1], "its headers are content-type, event-type"),
-        ("one header too many", [*row.headers, ("more", b"")], "its headers are .*content-type, more"),
+        (
+            "another order of headers",
+            row.headers[::-1],
+            "its headers are aggregate-seq, event-id, content-type, event-type",
+        ),
+        ("one header too many", [*row.headers, ("more", b"")], "its headers are .*aggregate-seq, more"),
         ("a wrong tenant", replaced(row.headers, tenant_id=b"coffee"), "tenant-id is coffee, not tea"),
         ("a wrong trace", replaced(row.headers, trace_id=b"1"), "trace-id is 1, not "),
         ("no node", replaced(row.headers, publisher_node=b""), "publisher-node is empty"),
@@ -80,6 +84,64 @@ def spoil_records(chain: Chain) -> Iterator[tuple[str, Fault]]:
     yield "no notification", Fault("notifications-missing", f"{row.order_id} .* {row.outbox_id} is not in the topic")
 
 
+def spoil_changes(chain: Chain) -> Iterator[tuple[str, Fault]]:
+    """Make faults of cancelled orders, and of events that have used an outbox id again."""
+    reused = chain.order()
+    chain.send(reused, headers=replaced(reused.headers, event_id=b"0" * 8 + b"-0000" * 3 + b"-" + b"0" * 12))
+    says = rf"outbox {reused.outbox_id} at .* is another event: its event id is 0{{8}}-.*, the row's "
+    yield "another event of its outbox id", Fault("strangers", says)
+    chain.send(reused)
+
+    untold, twice, numbered, unreleased, untimely, swapped = (chain.order() for _ in range(6))
+    for row in (untold, twice, numbered, unreleased, untimely, swapped):
+        chain.send(row, partition=3)
+    chain.consume()
+    chain.execute("UPDATE orders SET status = 'ORDER_STATUS_CANCELLED' WHERE id = %s", untold.order_id)
+    yield (
+        "a change without an event",
+        Fault("event-per-order", f"{untold.order_id} is cancelled, and has no order.canc"),
+    )
+
+    first = chain.cancel(twice)
+    chain.send(first, partition=3)
+    ((at,),) = chain.execute("SELECT cancelled_at FROM orders WHERE id = %s", twice.order_id).fetchall()
+    second = chain.cancelled_event(twice, at)
+    chain.send(second, partition=3)
+    says = f"{twice.order_id} has more than one order.cancelled: outbox rows {first.outbox_id}, {second.outbox_id}"
+    yield "an event without a change", Fault("event-per-order", says)
+
+    cancelled = chain.cancel(numbered)
+    chain.execute("UPDATE outbox SET aggregate_seq = 3 WHERE id = %s", cancelled.outbox_id)
+    chain.send(chain.row(numbered.order_id), partition=3)
+    says = f"outbox {cancelled.outbox_id} of .* has the number 3 and is event 2 of its aggregate"
+    yield "a gap in the numbers", Fault("numbered", says)
+
+    cancelled = chain.cancel(unreleased)
+    chain.send(cancelled, partition=3)
+    undone = [chain.cancel(untimely), chain.cancel(swapped)]
+    for row in undone:
+        chain.send(row, partition=3)
+    chain.consume()
+    chain.execute(
+        "UPDATE inventory_reservations SET released_at = NULL, seq = 1 WHERE order_id = %s", unreleased.order_id
+    )
+    says = f"{unreleased.order_id} is ORDER_STATUS_CANCELLED, and its inventory effect shows ORDER_STATUS_NEW: outbox "
+    yield "a reservation for ever", Fault("inventory-state", f"{says}{cancelled.outbox_id} counts as processed")
+    chain.execute("UPDATE notifications_log SET state = 'created' WHERE order_id = %s", untimely.order_id)
+    yield (
+        "a customer who was not told",
+        Fault("notifications-state", f"{untimely.order_id} is .* shows ORDER_STATUS_NEW"),
+    )
+    for group in ("inventory", "notifications"):
+        chain.execute(
+            "UPDATE processed_events SET processed_at = now() + interval '1 h' WHERE (consumer, outbox_id) = (%s, %s)",
+            group,
+            swapped.outbox_id,
+        )
+        says = f"outbox {swapped.outbox_id} had its {group} effect after outbox {undone[1].outbox_id} of the same key"
+        yield f"{group} in the wrong order", Fault(f"{group}-sequence", says)
+
+
 def spoil_letters(chain: Chain) -> Iterator[tuple[str, Fault]]:
     """Make faults of dead letters."""
     row = chain.order()
@@ -112,13 +174,16 @@ def spoil_tables(chain: Chain) -> Iterator[tuple[str, Fault]]:
         " VALUES (gen_random_uuid(), 'tea', 'bob', 1, 'EUR', 'ORDER_STATUS_NEW') RETURNING id::text"
     ).fetchall()
     yield "no event", Fault("event-per-order", f"order {bare} has no outbox row")
-    yield "so no reservation", Fault("inventory-missing", f"order {bare} has no reservation: it has no event")
-    yield "and no notification", Fault("notifications-missing", f"order {bare} has no notification: it has no event")
+    yield "so no reservation", Fault("inventory-missing", f"order {bare} has no inventory effect: it has no event")
+    yield (
+        "and no notification",
+        Fault("notifications-missing", f"order {bare} has no notifications effect: it has no event"),
+    )
 
     chain.execute("DELETE FROM orders WHERE id = %s", orderless.order_id)
     yield "no order", Fault("order-per-event", f"outbox {orderless.outbox_id} is of order-{orderless.order_id}, which")
-    yield "a reservation of it", Fault("inventory-orphans", f"reservation of {orderless.order_id}")
-    yield "a notification of it", Fault("notifications-orphans", f"notification of {orderless.order_id}")
+    yield "a reservation of it", Fault("inventory-orphans", f"inventory effect of {orderless.order_id}")
+    yield "a notification of it", Fault("notifications-orphans", f"notifications effect of {orderless.order_id}")
 
     chain.execute("DELETE FROM inventory_reservations WHERE order_id = %s", undone.order_id)
     yield "a lost effect", Fault("inventory-missing", f"{undone.order_id} .*: outbox {undone.outbox_id} counts as proc")
@@ -130,7 +195,7 @@ def spoil_tables(chain: Chain) -> Iterator[tuple[str, Fault]]:
     chain.execute("DELETE FROM processed_events WHERE consumer = 'inventory' AND outbox_id = %s", alone.outbox_id)
     yield (
         "an effect alone",
-        Fault("inventory-dedup", f"{alone.order_id} has a .*{alone.outbox_id} was never"),
+        Fault("inventory-dedup", f"{alone.order_id} has its .*{alone.outbox_id} was never"),
     )
     yield "its offset", Fault("inventory-offsets", f"2@{at} is committed, and outbox {alone.outbox_id} is not in")
 
@@ -180,16 +245,16 @@ def spoil_keys(chain: Chain) -> Iterator[tuple[str, Fault]]:
         " JOIN orders ON id = order_id ORDER BY order_id LIMIT 1"
     ).fetchall()
     chain.execute("ALTER TABLE inventory_reservations DROP CONSTRAINT inventory_reservations_pkey")
-    chain.execute("INSERT INTO inventory_reservations VALUES (%s, 'zombie')", order_id)
-    yield "a second reservation", Fault("inventory-doubled", f"order {order_id} has 2 reservations")
+    chain.execute("INSERT INTO inventory_reservations (order_id, node_id) VALUES (%s, 'zombie')", order_id)
+    yield "a second reservation", Fault("inventory-doubled", f"order {order_id} has 2 inventory effects")
     chain.execute("ALTER TABLE notifications_log DROP CONSTRAINT notifications_log_pkey")
     chain.execute("INSERT INTO notifications_log VALUES (%s, 'zombie', 'push')", order_id)
-    yield "a second notification", Fault("notifications-doubled", f"order {order_id} has 2 notifications")
+    yield "a second notification", Fault("notifications-doubled", f"order {order_id} has 2 notifications effects")
 
 
 def spoil(chain: Chain) -> Faults:
     """Make them all, and return what verify must say."""
     faults: Faults = {}
-    for some in (spoil_records, spoil_letters, spoil_tables, spoil_offsets, spoil_keys):
+    for some in (spoil_records, spoil_changes, spoil_letters, spoil_tables, spoil_offsets, spoil_keys):
         faults |= some(chain)
     return faults

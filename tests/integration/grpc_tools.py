@@ -49,6 +49,12 @@ class Service:
     def create(self, *, metadata: tuple[tuple[str, str], ...] = (), timeout: float = 30, **fields: Any) -> Answer:
         return answer(lambda: self.stub.Create(order(**fields), metadata=metadata, timeout=timeout))
 
+    def cancel(
+        self, order_id: str, reason: str = "", *, metadata: tuple[tuple[str, str], ...] = (), timeout: float = 30
+    ) -> Answer:
+        request = orders_pb2.CancelRequest(order_id=order_id, reason=reason)
+        return answer(lambda: self.stub.Cancel(request, metadata=metadata, timeout=timeout))
+
     def get(self, order_id: str) -> Answer:
         return answer(lambda: self.stub.Get(orders_pb2.GetRequest(order_id=order_id), timeout=30))
 

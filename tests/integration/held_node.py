@@ -16,6 +16,7 @@ from brewctl.delivery.database import Pool
 from brewctl.delivery.group_commit import GroupCommit
 from brewctl.delivery.watch import Watch
 from brewctl.lifecycle import wait_until
+from brewctl.roles.order.cancelling import Cancelling
 from brewctl.roles.order.server import Server
 from brewctl.roles.order.service import OrderService
 from tests.conftest import Rig
@@ -59,6 +60,7 @@ class HeldNode:
     orders: OrderService
     writer: Writer
     calls: list[Any] = field(default_factory=list)
+    notified: list[None] = field(default_factory=list)  # one a commit of a cancel: the publisher would look now
 
     def wait_for_batch(self, size: int) -> None:
         """Wait until so many orders wait for the writer, and nothing else is in hand."""
@@ -105,14 +107,17 @@ def held_node(rig: Rig, settings: Settings | None = None) -> Iterator[HeldNode]:
     """Serve on a free port, without a publisher; at the end whatever was taken has been answered."""
     settings = settings or rig.settings
     stop = threading.Event()
+    notified: list[None] = []
     with pools(settings) as (writing, single):
         writer = Writer(settings, writing, single, notify=lambda: None)
         watch = Watch(settings, (single, writing), name="watch")
-        orders = OrderService(settings, single, watch, writer)
+        orders = OrderService(
+            settings, single, watch, writer, Cancelling(settings, single, notify=lambda: notified.append(None))
+        )
         server = Server(settings, orders, watch, stop, host="127.0.0.1", port=0, share_port=False)
         try:
             with dialled(rig, server.address) as client:
-                yield HeldNode(client, server, orders, writer)
+                yield HeldNode(client, server, orders, writer, notified=notified)
                 wait_until("no call in hand", lambda: orders.in_hand == 0, timeout_s=20, every_s=0.01)
         finally:
             stop.set()

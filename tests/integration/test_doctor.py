@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,12 +11,23 @@ import psycopg
 import pytest
 
 from brewctl.delivery.broker import open_admin
-from brewctl.doctor import Finding, Verdict, examine, postgres, sessions
+from brewctl.doctor import Finding, Verdict, examine, identity, postgres, sessions
 from tests.conftest import Rig, open_rig
 
 SERVERS = {
     *("postgres", "schema", "fsync", "full_page_writes", "synchronous_commit", "writable", "max_connections"),
-    *("isolation", "transactions", "outbox", "clock", "kafka", "kafka-client", "topic", "dead-letters", "deployment"),
+    *(
+        "isolation",
+        "transactions",
+        "outbox",
+        "outbox-ids",
+        "clock",
+        "kafka",
+        "kafka-client",
+        "topic",
+        "dead-letters",
+        "deployment",
+    ),
     *("group-inventory", "group-notifications", "order-service"),
 }
 
@@ -58,7 +70,7 @@ def test_its_cures_cure(rig: Rig) -> None:
         "dead-letters": "run `brewctl topic create`",
     }
     # What can't be asked without its tables is not asked.
-    assert verdicts.keys() == SERVERS - {"outbox"}
+    assert verdicts.keys() == SERVERS - {"outbox", "outbox-ids"}
     assert look(rig)["schema"].found == "missing: orders_idempotency_key, outbox_ready, notifications_log"
 
     assert rig.brewctl("db", "init").returncode == 0
@@ -69,6 +81,74 @@ def test_its_cures_cure(rig: Rig) -> None:
     assert {check: found[check] for check in SERVERS} == {
         check: Verdict.WARN if check in waiting else Verdict.OK for check in SERVERS
     }
+
+
+def test_outbox_ids_that_are_used_again(rig: Rig) -> None:
+    """A restored dump without its sequences, and TRUNCATE … RESTART IDENTITY: the cure is to be run as it stands."""
+    add = "SELECT outbox_add(NULL, 'ids-1', 'e', 'x')"
+    for _ in range(3):
+        rig.connection.execute(add)
+    assert look(rig)["outbox-ids"].verdict is Verdict.OK
+    (highest,) = rig.connection.execute("SELECT max(id) FROM outbox").fetchone() or (0,)
+
+    rig.connection.execute("ALTER SEQUENCE outbox_id_seq RESTART")
+    found = look(rig)["outbox-ids"]
+    statement = f"SELECT setval('public.outbox_id_seq', {highest});"
+    assert (found.verdict, found.mend) == (Verdict.FAIL, f"in psql: `{statement}`")
+    assert found.found == f"the next is 1, and the outbox has {highest}: new rows will be refused"
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        rig.connection.execute(add)
+    rig.connection.execute(statement.encode())
+    assert look(rig)["outbox-ids"].found == f"the next is {highest + 1}, which is new"
+    assert rig.connection.execute(add).fetchone() == (highest + 1,)
+
+    # Who says where it goes on, instead of where it was, is right too.
+    rig.connection.execute(f"ALTER SEQUENCE outbox_id_seq RESTART WITH {highest + 2}".encode())
+    assert look(rig)["outbox-ids"].verdict is Verdict.OK
+
+    # Each consumer is looked at, also one whose name is known to nobody here.
+    rig.connection.execute(
+        "INSERT INTO processed_events (consumer, outbox_id)"
+        " SELECT c, n + length(c) FROM unnest('{a,loyalty,zz}'::text[]) c, generate_series(1, 5000) n"
+    )
+    rig.connection.execute("TRUNCATE outbox RESTART IDENTITY")
+    found = look(rig)["outbox-ids"]
+    assert found.verdict is Verdict.WARN
+    assert found.found.startswith("the next is 1, and 5007 was processed before")
+    statement = "SELECT setval('public.outbox_id_seq', 5007);"
+    assert found.mend == f"in psql: `{statement}`"
+    rig.connection.execute(statement.encode())
+    assert look(rig)["outbox-ids"].verdict is Verdict.OK
+    rig.connection.execute("TRUNCATE processed_events, aggregates")
+
+
+def test_outbox_ids_are_looked_up_by_indexes(rig: Rig) -> None:
+    with rig.connection.transaction(force_rollback=True):
+        rig.connection.execute(
+            "INSERT INTO outbox (aggregate_id, topic, payload, published_at)"
+            " SELECT 'large-' || n, 't', '', now() FROM generate_series(1, 20000) n"
+        )
+        rig.connection.execute(
+            "INSERT INTO processed_events (consumer, outbox_id)"
+            " SELECT c, n FROM unnest('{a,loyalty,zz}'::text[]) c, generate_series(1, 20000) n"
+        )
+        rig.connection.execute("ANALYZE outbox, processed_events")
+        asked = (
+            "SELECT relname, coalesce(seq_scan, 0), coalesce(idx_tup_fetch, 0) < 100 FROM pg_stat_xact_user_tables"
+            " WHERE relname IN ('outbox', 'processed_events') ORDER BY 1"
+        )
+        before = rig.connection.execute(asked).fetchall()
+        assert [finding.check for finding in identity.check(rig.connection)] == ["outbox-ids"]
+        assert rig.connection.execute(asked).fetchall() == before
+
+
+def test_a_sequence_that_may_not_be_read_is_not_judged(rig: Rig) -> None:
+    role = f"brew_test_{uuid.uuid4().hex[:8]}"
+    with rig.connection.transaction(force_rollback=True):
+        rig.connection.execute(f'CREATE ROLE "{role}"'.encode())
+        rig.connection.execute(f'GRANT SELECT ON outbox, processed_events TO "{role}"'.encode())
+        rig.connection.execute(f'SET LOCAL ROLE "{role}"'.encode())
+        assert list(identity.check(rig.connection)) == []
 
 
 def test_what_an_older_version_left(rig: Rig) -> None:

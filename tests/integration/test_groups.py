@@ -131,7 +131,7 @@ def test_every_place_that_a_group_can_be_sent_to(rig: Rig, admin: Admin, ends: d
         reset(rig, name, "--to", "latest", "--yes")
         assert admin.committed(name, topic) == ends
     finally:
-        admin.delete_group(name)
+        admin._client.delete_consumer_groups([name])
     unknown = rig.brewctl("groups", "reset", "no\x1b[31mbody\n", "--to", "latest", "--yes")
     assert (unknown.returncode, unknown.stdout) == (1, "")
     assert unknown.stderr == "brewctl: no consumer group no\\x1b[31mbody\\n in kafka: see `brewctl groups`\n"

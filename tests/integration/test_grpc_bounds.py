@@ -206,8 +206,8 @@ def test_lost_connections_alone_are_no_outage(service: Service) -> None:
             return (service.rig.connection.execute(f"SELECT count(*) {mine}", (node.name,)).fetchone() or (0,))[0]
 
         wait_until(
-            "a session each of readers, writer, single tries, publisher, watch and presence",
-            lambda: sessions() == 6,
+            "a session each of readers, writer, single tries, cancels, publisher, watch and presence",
+            lambda: sessions() == 7,
             timeout_s=20,
         )
         service.rig.connection.execute(f"SELECT pg_terminate_backend(pid, 5000) {mine}", (node.name,))

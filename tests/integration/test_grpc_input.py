@@ -222,7 +222,7 @@ def test_reflection_lists_the_service(service: Service) -> None:
     reflected = ProtoReflectionDescriptorDatabase(service.channel)
     assert SERVICE in reflected.get_services()
     described = reflected.FindFileContainingSymbol(SERVICE)
-    assert {method.name for method in described.service[0].method} == {"Create", "Get"}
+    assert {method.name for method in described.service[0].method} == {"Create", "Get", "Cancel"}
 
 
 def test_health_is_serving(service: Service) -> None:

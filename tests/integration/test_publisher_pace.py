@@ -58,8 +58,8 @@ def unpublished(rig: Rig) -> object:
 class Running(Publisher):
     """Runs in a thread of its own, and says what each of its looks has found."""
 
-    def __init__(self, settings: Settings, pool: Pool) -> None:
-        super().__init__(settings, pool, node="n")
+    def __init__(self, settings: Settings, pool: Pool, *, polls: bool = False) -> None:
+        super().__init__(settings, pool, node="n", polls=polls)
         self.found: list[int] = []
         self.stop = threading.Event()
         self._thread = threading.Thread(target=self.run, args=(self.stop,))
@@ -131,6 +131,35 @@ def test_what_was_left_behind_is_taken_at_once_and_then_it_waits(
         publisher.wait_for(*found, 1)
         wait_until("all of them published", lambda: unpublished(rig) == 0, timeout_s=20)
     assert publisher.found == [*found, 1, 0], "the last look is that of the stop"
+
+
+class Pauses(threading.Event):
+    """Returns from each wait at once, and keeps how long it was to be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[float] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.asked.append(timeout or 0.0)
+        return super().wait(0)
+
+
+@pytest.mark.parametrize(("polls", "first"), [(True, [0.2, 0.4, 0.5, 0.5]), (False, [0.5] * 4)])
+def test_who_is_told_of_no_commit_looks_soon_after_rows_and_less_often_without(
+    rig: Rig, pool: Pool, monkeypatch: pytest.MonkeyPatch, polls: bool, first: list[float]
+) -> None:
+    monkeypatch.setattr(outbox, "random", SimpleNamespace(uniform=lambda _least, _most: 1.0))
+    publisher = Running(limited(rig.settings, publish_poll_s=0.5, publish_gap_s=0.1), pool, polls=polls)
+    pauses = publisher._wake = Pauses()
+    with publisher:
+        wait_until("four looks", lambda: len(pauses.asked) >= 4, timeout_s=20, every_s=0.01)
+        commit(rig)
+        wait_until("all of them published", lambda: unpublished(rig) == 0, timeout_s=20)
+        seen = len(pauses.asked)
+        wait_until("two more", lambda: len(pauses.asked) > seen + 2, timeout_s=20, every_s=0.01)
+    assert pauses.asked[:4] == first
+    assert (0.1 in pauses.asked) == polls
 
 
 def test_rows_that_another_publisher_holds_are_not_asked_for_again_and_again(

@@ -234,7 +234,7 @@ def test_an_older_versions_tables_are_brought_up_to_date_with_their_rows(setting
             write_order(connection)
         connection.execute("UPDATE outbox SET published_at = now() WHERE id > 10")
         connection.execute("INSERT INTO processed_events (consumer, outbox_id) SELECT 'inventory', id FROM outbox")
-        with pytest.raises(BrewError, match=r"^missing in postgres: .*outbox\.kafka_offset"):
+        with pytest.raises(BrewError, match=r"^missing in postgres: .*outbox\.event_id.*outbox_add\(\)"):
             database.check_schema(connection)
         tables = ("orders", "outbox", "processed_events")
         before = {table: connection.execute(f"SELECT count(*) FROM {table}").fetchone() for table in tables}
@@ -250,6 +250,49 @@ def test_an_older_versions_tables_are_brought_up_to_date_with_their_rows(setting
             CreateRequest(customer_id="c", amount_cents=1, currency="EUR"), tenant_id=None, traceparent=None
         )
         assert orders.write(ours, [new], topic="t") == {new.id}
+
+
+def test_a_function_that_is_another_is_made_anew_by_several_at_once(complete: Settings) -> None:
+    with session(complete) as connection:
+        asked = "SELECT outbox_add(NULL, 'a-1', 'e', 'x')"
+        assert connection.execute(asked).fetchone() == (1,)
+        (made,) = connection.execute("SELECT pg_get_functiondef('outbox_add'::regproc)").fetchone() or ("",)
+        later = str(made).replace("outbox_add: ", "a later version: ")
+        connection.execute(later.encode())
+        # One of another service's, of the same name, is no concern of ours.
+        connection.execute("CREATE FUNCTION outbox_add(int) RETURNS int LANGUAGE sql AS 'SELECT 1'")
+        assert lacking(complete) == ["outbox_add()"]
+        with pytest.raises(BrewError, match=r"^missing in postgres: outbox_add\(\): run `brewctl db init`"):
+            database.check_schema(connection)
+        with ThreadPoolExecutor(4) as pool:
+            together = threading.Barrier(4)
+
+            def init() -> None:
+                together.wait(60)
+                initialize(complete)
+
+            for done in [pool.submit(init) for _ in range(4)]:
+                done.result()
+        assert lacking(complete) == []
+        assert connection.execute(asked).fetchone() == (2,)
+
+
+def test_who_changes_the_schema_is_waited_for(complete: Settings) -> None:
+    with session(complete) as connection:
+        connection.execute("DROP FUNCTION outbox_add")
+        with begun(lambda: initialize(complete)) as adding:
+            with connection.transaction():
+                connection.execute(queries["lock_schema"])
+                asked = "SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+
+                def waits() -> bool:
+                    return connection.execute(asked).fetchone() == (True,)
+
+                # Longer than one wait for a lock: it comes again.
+                wait_until("a first wait", waits, timeout_s=60, every_s=0.01)
+                wait_until("its end", lambda: not waits(), timeout_s=60, every_s=0.01)
+            adding.result()
+    assert lacking(complete) == []
 
 
 def test_a_key_that_is_gone_stops_a_role_and_comes_back(complete: Settings) -> None:
@@ -284,7 +327,14 @@ def test_the_sessions_own_bound_comes_back(complete: Settings) -> None:
 
 
 def test_the_printed_schema_is_the_same_one(settings: Settings) -> None:
+    """Applied by psql, which splits it by itself; `db init` has nothing to add."""
     printed = run("db", "init", "--print-sql").stdout
     with session(settings) as connection:
         connection.execute(printed)
+        assert lacking(settings) == []
+        # Again, over what is there; nothing of a transaction's own is in the way.
+        connection.execute(printed)
+        assert connection.execute("SELECT outbox_add(NULL, 'a-1', 'e', 'x')").fetchone() == (1,)
+    done = run("db", "init", env=environment(settings))
+    assert (done.returncode, done.stderr) == (0, "")
     assert lacking(settings) == []

@@ -2,6 +2,7 @@
 
 import json
 import re
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -9,7 +10,9 @@ from dataclasses import asdict
 import pytest
 
 from brewctl.config import Settings
+from brewctl.delivery import events, registry
 from brewctl.delivery.broker import Reader
+from brewctl.delivery.downstream import Downstream
 from brewctl.errors import BrewError
 from brewctl.verify import Verification
 from brewctl.verify import verify as verify_chain
@@ -17,6 +20,7 @@ from tests.conftest import Rig, run
 from tests.integration.chain_tools import Chain, broken, open_chain, other_event
 from tests.integration.faults import Faults, spoil
 from tests.integration.kafka_tools import good_record
+from tests.integration.outbox_tools import mark_published
 
 
 @pytest.fixture
@@ -77,6 +81,71 @@ def test_a_chain_with_everything_that_may_happen_verifies(chain: Chain) -> None:
         "verdict: every order was published, reserved and notified exactly once"
         " (6 orders, 6 repeats in the topic, 5 open dead letters)"
     )
+
+
+def test_events_of_other_services_are_compared_with_their_rows(chain: Chain) -> None:
+    chain.send(chain.order())
+
+    def other(outbox_id: int, event_id: object, **known: str) -> list[tuple[str, bytes]]:
+        named = {"tenant_id": "tea", "trace_id": "t", "content_type": "application/json", "seq": 1} | known
+        return events.headers_for(outbox_id, "stock-1", "stock.counted", node="order-1", event_id=event_id, **named)  # type: ignore[arg-type]
+
+    ((outbox_id,),) = chain.execute(
+        "SELECT outbox_add(%s, 'stock-1', 'stock.counted', 'x', 'tea', 't', content_type => 'application/json')",
+        chain.rig.settings.topic,
+    ).fetchall()
+    ((event_id,),) = chain.execute("SELECT event_id FROM outbox WHERE id = %s", outbox_id).fetchall()
+    at = chain.raw(b"stock-1", b"x", other(outbox_id, event_id))
+    mark_published(chain.rig.connection, [outbox_id], offset=at)
+    chain.raw(b"stock-2", b"y", other(999_999, uuid.uuid4()))  # from another database
+    chain.consume()
+    found = verify(chain.rig.settings)
+    assert broken(found) == {}
+    assert (found.facts.events, found.facts.other_types, found.check("wrong-headers").examined) == (2, 2, 2)
+
+    chain.raw(b"stock-1", b"x", other(outbox_id, event_id, tenant_id="coffee"))
+    chain.raw(b"stock-1", b"z", other(outbox_id, event_id))
+    assert broken(verify(chain.rig.settings)) == {"wrong-headers": 1, "wrong-payload": 1}
+
+
+def test_a_cancelled_order_verifies_and_is_on_its_way_before(chain: Chain) -> None:
+    row = chain.order()
+    chain.send(row)
+    chain.consume()
+    cancelled = chain.cancel(row)
+    assert broken(verify(chain.rig.settings, late_s=60)) == {}
+    chain.send(cancelled)
+    assert broken(verify(chain.rig.settings, late_s=60)) == {}
+    assert broken(verify(chain.rig.settings)) == {"inventory-state": 1, "notifications-state": 1}
+    chain.consume()
+    assert broken(verify(chain.rig.settings)) == {}
+
+
+@pytest.mark.parametrize(("done", "says"), [("SELECT 1", "cannot cast"), ("SELECT id FROM nowhere", "does not exist")])
+def test_a_done_query_that_fails_is_named(chain: Chain, monkeypatch: pytest.MonkeyPatch, done: str, says: str) -> None:
+    loyalty = Downstream("loyalty", handler=print, events=("order.created",), done=done)
+    monkeypatch.setattr(registry, "configured", lambda _settings: (loyalty,))
+    with pytest.raises(BrewError, match=f"the `done` query of downstream loyalty fails: .*{says}"):
+        verify(chain.rig.settings)
+
+
+def test_a_downstream_without_a_done_query_is_checked_by_its_dedup_rows(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loyalty = Downstream("loyalty", handler=lambda _event, _tx: None, events=("order.created",))
+    monkeypatch.setattr(registry, "configured", lambda _settings: (loyalty,))
+    row = chain.order()
+    chain.send(row)
+    chain.consume([loyalty])
+    found = verify(chain.rig.settings)
+    assert broken(found) == {}
+    assert [check.name for check in found.checks if "loyalty" in check.name] == [
+        "loyalty-dedup",
+        "loyalty-sequence",
+        "loyalty-offsets",
+    ]
+    chain.execute("DELETE FROM processed_events")
+    assert broken(verify(chain.rig.settings)) == {"loyalty-offsets": 1}
 
 
 def test_it_is_sound_while_everything_moves(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +227,7 @@ def test_the_binary_names_them_and_exits_1(spoilt: tuple[Chain, Verification, Fa
     shown = chain.rig.brewctl("verify", "--late", "0")
     assert (shown.returncode, shown.stderr) == (1, "")
     lines = shown.stdout.splitlines()
-    assert lines[-1].startswith("verdict: FAILED: event-per-order 3, order-per-event 1, ")
+    assert lines[-1].startswith("verdict: FAILED: event-per-order 5, order-per-event 1, numbered 1, ")
     assert all(f"  {offender}" in lines for check in found.checks for offender in check.offenders)
 
     told = chain.rig.brewctl("verify", "--late", "0", "--json")

@@ -216,4 +216,6 @@ def test_a_ledger_without_a_key_shows_effects_that_the_tables_hide(chain: Chain)
         chain.execute("INSERT INTO effect_ledger VALUES ('inventory', %s, %s)", row.outbox_id, node)
     found = verify(chain.rig.settings)
     assert broken(found) == {"inventory-doubled": 1}
-    assert found.check("inventory-doubled").offenders == [f"outbox {row.outbox_id} had its reservation made 2 times"]
+    assert found.check("inventory-doubled").offenders == [
+        f"outbox {row.outbox_id} had its inventory effect made 2 times"
+    ]

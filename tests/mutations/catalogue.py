@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 
 from brewctl.delivery.broker import Producer, Record
+from brewctl.proto.orders_pb2 import OrderCancelled
 from tests.conftest import Rig
 from tests.mutations.changes import GROUPS
 
@@ -31,6 +33,27 @@ def _publish_again(rig: Rig) -> None:
 
     rig.wait("the first effects", had_its_effect)
     rig.connection.execute("UPDATE outbox SET published_at = NULL")
+
+
+def _cancel(rig: Rig, *, event: bool = True) -> None:
+    """Cancel all orders, each with its event unless told otherwise."""
+    with rig.connection.transaction():
+        rows = rig.connection.execute(
+            "UPDATE orders SET status = 'ORDER_STATUS_CANCELLED', cancelled_at = clock_timestamp()"
+            " RETURNING id::text, tenant_id, cancelled_at"
+        ).fetchall()
+        for order_id, tenant_id, at in rows if event else ():
+            said = OrderCancelled(order_id=str(order_id), tenant_id=str(tenant_id), trace_id="1" * 32)
+            assert isinstance(at, datetime)
+            said.cancelled_at.FromDatetime(at)
+            rig.connection.execute(
+                "SELECT outbox_add(%s, %s, 'order.cancelled', %s, %s, %s)",
+                (rig.settings.topic, f"order-{order_id}", said.SerializeToString(), tenant_id, said.trace_id),
+            )
+
+
+def _cancel_unsaid(rig: Rig) -> None:
+    _cancel(rig, event=False)
 
 
 def _send_rubbish(rig: Rig) -> None:
@@ -99,6 +122,21 @@ def _of_a_group(group: str) -> tuple[Mutation, ...]:
             (f"{group}-offsets",),
         ),
         Mutation(
+            f"{group}-state",
+            "an order.cancelled is taken, and changes nothing",
+            (f"cancel_forgotten:{group}",),
+            roles,
+            during=_cancel,
+            quick=first,
+        ),
+        Mutation(
+            f"{group}-sequence",
+            "the events of a key are taken with the newest first",
+            (f"taken_backwards:{group}",),
+            roles,
+            during=_cancel,
+        ),
+        Mutation(
             f"{group}-offsets",
             "offsets are committed of batches that were not written",
             (f"batch_dropped:{group}",),
@@ -124,7 +162,9 @@ def _of_a_group(group: str) -> tuple[Mutation, ...]:
 
 
 MUTATIONS = (
-    Mutation("event-per-order", "each order gets two outbox rows", ("events_twice",)),
+    Mutation("event-per-order", "each order gets two outbox rows", ("events_twice",), also=("numbered",)),
+    Mutation("event-per-order", "orders are cancelled without an event", during=_cancel_unsaid),
+    Mutation("numbered", "an order's first event has the number 2", ("misnumbered",)),
     Mutation("order-per-event", "an event of an order that was never made", ("event_without_order",)),
     Mutation(
         "order-per-event",
@@ -142,6 +182,7 @@ MUTATIONS = (
     ),
     Mutation("lost", "rows are marked that were not sent", ("marked_unsent",), quick=True),
     Mutation("strangers", "records are sent of rows that are rolled back", ("sent_uncommitted",)),
+    Mutation("strangers", "records have the event id of another event", ("another_event",), also=("lost",)),
     Mutation("wrong-key", "the key is another than the row's aggregate", ("another_key",)),
     Mutation("wrong-headers", "the program's own headers have another tenant", ("another_tenant",), quick=True),
     Mutation("wrong-headers", "the program's own headers are in another order", ("headers_swapped",)),
@@ -154,7 +195,7 @@ MUTATIONS = (
         "out-of-order",
         "a batch is sent with its last row first",
         ("events_twice", "sent_backwards"),
-        also=("event-per-order",),
+        also=("event-per-order", "numbered"),
     ),
     *(mutation for group in GROUPS for mutation in _of_a_group(group)),
 )

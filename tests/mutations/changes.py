@@ -57,6 +57,11 @@ def event_without_order() -> None:
     )
 
 
+def misnumbered() -> None:
+    """Each order's first event has the number 2."""
+    rewrite("create_orders", r"%\(event_type\)s, 1,", "%(event_type)s, 2,")
+
+
 def another_amount() -> None:
     """The order's row has another amount than its event."""
     rewrite("create_orders", r"(SELECT id, tenant_id, customer_id, amount_cents)(, currency)", r"\1 + 1\2")
@@ -152,6 +157,9 @@ def _headers(change: Callable[[events.Headers], events.Headers]) -> Change:
 another_tenant = _headers(lambda pairs: [(name, b"coffee" if name == "tenant-id" else value) for name, value in pairs])
 headers_swapped = _headers(lambda pairs: [pairs[1], pairs[0], *pairs[2:]])
 trace_forgotten = _headers(lambda pairs: [(name, b"0" * 32 if name == "trace-id" else value) for name, value in pairs])
+another_event = _headers(
+    lambda pairs: [(name, b"0" * 8 + value[8:] if name == "event-id" else value) for name, value in pairs]
+)
 another_node = _headers(
     lambda pairs: [(name, b"order-9" if name == "publisher-node" else value) for name, value in pairs]
 )
@@ -162,12 +170,21 @@ another_node = _headers(
 
 def deduplication_off() -> None:
     """Every delivery of an event has its effect."""
-    rewrite("inbox", r"fresh AS \(.*$", "fresh AS (SELECT outbox_id, order_id FROM event)")
+    rewrite("inbox", r"fresh AS \(.*$", "fresh AS (SELECT * FROM event)")
 
 
 def no_dedup_row() -> None:
     """An effect is written, and what was done is forgotten."""
-    rewrite("inbox", r"taken AS \(.*$", "fresh AS (SELECT outbox_id, order_id FROM event)")
+    rewrite("inbox", r"taken AS \(.*$", "fresh AS (SELECT * FROM event)")
+
+
+def taken_backwards() -> None:
+    """What is newer counts as processed earlier."""
+    rewrite(
+        "inbox",
+        r"(processed_events \(consumer, outbox_id, event_id)(\)\s+SELECT %\(consumer\)s, outbox_id, event_id)",
+        r"\1, processed_at\2, now() - outbox_id * interval '1 minute'",
+    )
 
 
 def _effect(group: str) -> str:
@@ -181,8 +198,13 @@ def effect_forgotten(group: str) -> Change:
 
 def effect_invented(group: str) -> Change:
     """Write each effect once more, of an order that nobody made."""
-    more = r"FROM fresh UNION ALL SELECT gen_random_uuid(), \1 FROM fresh"
-    return in_group(group, lambda: rewrite(_effect(group), r"(?<=SELECT order_id, )(.*?) FROM fresh", rf"\1 {more}"))
+    more = "SELECT order_id, seq, type FROM fresh UNION ALL SELECT gen_random_uuid(), seq, type FROM fresh"
+    return in_group(group, lambda: rewrite(_effect(group), r"FROM fresh", f"FROM ({more}) AS fresh"))
+
+
+def cancel_forgotten(group: str) -> Change:
+    """Take an order.cancelled, and leave the effect as it was."""
+    return in_group(group, lambda: rewrite(_effect(group), r"bool_or\(type = 'order.cancelled'\)", "false"))
 
 
 def consumer_stuck(group: str) -> Change:
@@ -214,12 +236,21 @@ def letter_altered(group: str) -> Change:
     return in_group(group, lambda: _put(dead_letters, "letter_for", altered))
 
 
-_OF_A_GROUP = (effect_forgotten, effect_invented, consumer_stuck, batch_dropped, letter_forgotten, letter_altered)
-_IN_A_GROUP = (deduplication_off, no_dedup_row)
+_OF_A_GROUP = (
+    effect_forgotten,
+    effect_invented,
+    cancel_forgotten,
+    consumer_stuck,
+    batch_dropped,
+    letter_forgotten,
+    letter_altered,
+)
+_IN_A_GROUP = (deduplication_off, no_dedup_row, taken_backwards)
 GROUPS = ("inventory", "notifications")
 CHANGES: dict[str, Change] = {
     "events_twice": events_twice,
     "event_without_order": event_without_order,
+    "misnumbered": misnumbered,
     "another_amount": another_amount,
     "acknowledged_unwritten": acknowledged_unwritten,
     "publisher_sleeps": publisher_sleeps,
@@ -232,6 +263,7 @@ CHANGES: dict[str, Change] = {
     "another_tenant": another_tenant,
     "headers_swapped": headers_swapped,
     "trace_forgotten": trace_forgotten,
+    "another_event": another_event,
     "another_node": another_node,
     **{f"{make.__name__}:{group}": make(group) for make in _OF_A_GROUP for group in GROUPS},
     **{f"{change.__name__}:{group}": in_group(group, change) for change in _IN_A_GROUP for group in GROUPS},

@@ -28,6 +28,8 @@ class Scripted(orders_pb2_grpc.OrderServiceServicer):
         self.keys: list[str] = []
         self.tenants: list[str] = []
         self.orders: dict[str, str] = {}
+        self.cancels: list[tuple[str, str]] = []
+        self.status: Any = orders_pb2.ORDER_STATUS_CANCELLED
         self.address = ""
         self.gone = threading.Event()
         self.stop: Callable[[], object] = lambda: None
@@ -44,7 +46,18 @@ class Scripted(orders_pb2_grpc.OrderServiceServicer):
             context.set_trailing_metadata(self.metadata)
             context.abort(code, "as it is written")
         order_id = self.orders.setdefault(request.idempotency_key, str(uuid.uuid4()))
-        return orders_pb2.CreateResponse(order_id=order_id)
+        return orders_pb2.CreateResponse(order_id=order_id, status=self.status)
+
+    def Cancel(self, request: Any, context: Any) -> orders_pb2.CancelResponse:  # noqa: N802
+        with self._lock:
+            self.cancels.append((request.order_id, request.reason))
+            code = self.codes.pop(0) if len(self.codes) > 1 else self.codes[0]
+        if code is Code.DEADLINE_EXCEEDED:
+            self.gone.wait(20)
+        if code is not Code.OK:
+            context.set_trailing_metadata(self.metadata)
+            context.abort(code, "as it is written")
+        return orders_pb2.CancelResponse(order_id=request.order_id, status=self.status)
 
 
 @pytest.fixture
@@ -241,3 +254,60 @@ def test_where_somebody_was_it_waits_for_the_return(serve: Callable[..., Scripte
 def test_what_no_request_can_hold_is_misuse(given: dict[str, Any]) -> None:
     with OrderClient([NOWHERE]) as client, pytest.raises(UsageError):
         client.create(**{"customer_id": "c1", "amount_cents": 1, "currency": "EUR", **given})
+
+
+# Cancel
+
+
+def test_the_status_of_an_order_that_its_key_made_before_is_told(serve: Callable[..., Scripted]) -> None:
+    service = serve(Code.OK)
+    with OrderClient([service.address]) as client:
+        placed = client.place("c1", amount_cents=450, currency="EUR")
+        assert placed == (service.orders.popitem()[1], "ORDER_STATUS_CANCELLED")
+        service.status = 99  # of a later version
+        assert client.place("c1", amount_cents=450, currency="EUR").status == "ORDER_STATUS_UNSPECIFIED"
+
+
+@pytest.mark.parametrize("code", RETRIED)
+def test_a_cancel_is_retried_as_an_order_is(serve: Callable[..., Scripted], code: grpc.StatusCode) -> None:
+    service = serve(code, code, Code.OK)
+    with OrderClient([service.address]) as client:
+        assert client.cancel("an id", reason="why") == "ORDER_STATUS_CANCELLED"
+    assert service.cancels == [("an id", "why")] * 3
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "exit_code"),
+    [
+        (Code.NOT_FOUND, BrewError, ExitCode.FAILED),
+        (Code.FAILED_PRECONDITION, BrewError, ExitCode.FAILED),
+        (Code.UNIMPLEMENTED, BrewError, ExitCode.FAILED),
+        (Code.INVALID_ARGUMENT, UsageError, ExitCode.USAGE),
+    ],
+)
+def test_an_answer_to_a_cancel_that_stands_is_not_asked_for_again(
+    serve: Callable[..., Scripted], code: grpc.StatusCode, kind: type[BrewError], exit_code: ExitCode
+) -> None:
+    service = serve(code)
+    with OrderClient([service.address]) as client, pytest.raises(kind) as failed:
+        client.cancel("an id")
+    assert (type(failed.value), failed.value.exit_code) == (kind, exit_code)
+    assert len(service.cancels) == 1
+
+
+def test_a_cancel_without_an_answer_says_how_to_ask_again(serve: Callable[..., Scripted]) -> None:
+    service = serve(Code.DEADLINE_EXCEEDED)
+    with (
+        OrderClient([service.address], timeout_s=0.4, attempt_s=0.2) as client,
+        pytest.raises(UnknownOutcomeError) as failed,
+    ):
+        client.cancel("an-id", reason="no beans")
+    assert failed.value.message.startswith("order an-id may be cancelled, or not: order-service ")
+    assert f"`brewctl cancel-order an-id --reason 'no beans' --addr {service.address}`" in failed.value.hint
+    assert failed.value.exit_code == ExitCode.UNREACHABLE
+
+
+@pytest.mark.parametrize("given", [{"order_id": "\ud800"}, {"reason": "\ud800"}])
+def test_a_cancel_that_no_request_can_hold_is_misuse(given: dict[str, str]) -> None:
+    with OrderClient([NOWHERE]) as client, pytest.raises(UsageError):
+        client.cancel(**{"order_id": "an id", **given})

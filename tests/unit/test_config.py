@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from brewctl import config
-from brewctl.config import DEFAULT_BROKERS, DEFAULT_DATABASE_URL, DEFAULT_ORDER_ADDRS, TOPIC, Limits, Settings
+from brewctl.config import (
+    DEFAULT_BROKERS,
+    DEFAULT_DATABASE_URL,
+    DEFAULT_DOWNSTREAMS,
+    DEFAULT_ORDER_ADDRS,
+    TOPIC,
+    Limits,
+    Settings,
+)
 from brewctl.errors import UsageError
 
 # setting, two texts for it, what each becomes, the default
@@ -15,12 +23,20 @@ SETTINGS = [
     ("brokers", ("a:1,b:2", "c:3"), (("a:1", "b:2"), ("c:3",))),
     ("topic", ("topic-a", "topic-b"), ("topic-a", "topic-b")),
     ("order_addrs", ("a:1", "b:2, c:3"), (("a:1",), ("b:2", "c:3"))),
+    (
+        "downstreams",
+        ("inventory, loyalty:points,", "my.own_2.module:NAME,loyalty:points,my.own_2.module:NAME"),
+        ((DEFAULT_DOWNSTREAMS[0], "loyalty:points"), ("my.own_2.module:NAME", "loyalty:points")),
+    ),
+    ("group_prefix", ("team-a.", "x" * 100), ("team-a.", "x" * 100)),
 ]
 DEFAULTS = {
     "database_url": DEFAULT_DATABASE_URL,
     "brokers": DEFAULT_BROKERS,
     "topic": TOPIC,
     "order_addrs": DEFAULT_ORDER_ADDRS,
+    "downstreams": DEFAULT_DOWNSTREAMS,
+    "group_prefix": "",
 }
 each_setting = pytest.mark.parametrize(("name", "texts", "values"), SETTINGS)
 each_name = pytest.mark.parametrize("name", [name for name, _, _ in SETTINGS])
@@ -217,3 +233,24 @@ def test_a_relative_home_below_a_folder_that_is_gone(monkeypatch: pytest.MonkeyP
     gone.rmdir()
     with pytest.raises(UsageError, match=r"^BREW_HOME: 'here' is below a working directory that is gone"):
         config.home({"BREW_HOME": "here"})
+
+
+@pytest.mark.parametrize(
+    "text", ["loyalty", "loyalty:", ":points", "a b:c", "1a:b", "a:b:c", "a..b:c", "a:b;inventory"]
+)
+def test_what_is_no_downstream_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"BREW_DOWNSTREAMS: .* is not MODULE:NAME"):
+        config.resolve({}, {"BREW_DOWNSTREAMS": f"inventory,{text}"}, {})
+
+
+@pytest.mark.parametrize("text", ["team a", "team/", "x" * 101, "é"])
+def test_what_begins_no_group_name_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"BREW_GROUP_PREFIX: .* can't begin a consumer group's name"):
+        config.resolve({}, {"BREW_GROUP_PREFIX": text}, {})
+
+
+def test_what_a_process_is_told_is_what_it_resolves() -> None:
+    told = config.resolve({"downstreams": "notifications,loyalty:points", "group_prefix": "team-a."}, {}, {})
+    heard = config.resolve({}, config.environment(told), {})
+    assert (heard.downstreams, heard.group_prefix) == (told.downstreams, told.group_prefix)
+    assert [config.short_name(name) for name in heard.downstreams] == ["notifications", "loyalty:points"]

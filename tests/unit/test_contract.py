@@ -7,16 +7,43 @@ import pytest
 
 from brewctl.delivery import events
 from brewctl.delivery.broker import Record
-from brewctl.proto.orders_pb2 import OrderCreated
+from brewctl.proto.orders_pb2 import OrderCancelled, OrderCreated
 from brewctl.verify import contract
 from brewctl.verify.contract import Reading, Row
 
 ORDER_ID = "01a219ea-d59f-712c-af54-90bcdb05a46e"
 ORDER = OrderCreated(order_id=ORDER_ID, tenant_id="tea", trace_id="0af7651916cd43dd8448eb211c80319c")
 KEY = f"order-{ORDER_ID}"
-HEADERS = events.order_headers(7, ORDER, node="order-1")
-ROW = Row(7, KEY, "topic", ORDER.SerializeToString(), "order-1", 3, 40)
+EVENT_ID = "5d0c7b1e-9a68-4b7e-8d6f-0c5f1f7f2a10"
+PARENT = f"00-{ORDER.trace_id}-00f067aa0ba902b7-01"
+HEADERS = events.headers_for(
+    7,
+    KEY,
+    "order.created",
+    node="order-1",
+    tenant_id="tea",
+    trace_id=ORDER.trace_id,
+    event_id=EVENT_ID,
+    seq=1,
+    traceparent=PARENT,
+)
+ROW = Row(
+    7,
+    KEY,
+    "topic",
+    ORDER.SerializeToString(),
+    "order-1",
+    3,
+    40,
+    event_type="order.created",
+    event_id=EVENT_ID,
+    seq=1,
+    tenant_id="tea",
+    trace_id=ORDER.trace_id,
+    traceparent=PARENT,
+)
 RECORD = Record("topic", KEY.encode(), ROW.payload, HEADERS, 3, 40)
+CREATED = {b"order.created": events.parse_order}
 
 
 def changed(**new: bytes | None) -> list[tuple[str, bytes]]:
@@ -26,15 +53,62 @@ def changed(**new: bytes | None) -> list[tuple[str, bytes]]:
 
 
 def test_what_the_publisher_sends_is_the_contract() -> None:
-    assert contract.headers_differ(RECORD, ROW, ORDER, "tea") == ""
-    assert contract.read(RECORD.value, RECORD.headers) == Reading(7, ORDER)
+    assert contract.headers_differ(RECORD, ROW, "tea") == ""
+    assert contract.read(RECORD.key, RECORD.value, RECORD.headers) == Reading("order.created", 7, EVENT_ID, ORDER)
+    untraced = replace(ROW, traceparent=None)
+    assert contract.headers_differ(replace(RECORD, headers=HEADERS[:9]), untraced, "tea") == ""
+
+
+def test_a_row_of_the_version_before_has_seven_headers_from_its_payload() -> None:
+    old = Row(7, KEY, "topic", ROW.payload, "order-1", 3, 40)
+    assert contract.headers_differ(replace(RECORD, headers=HEADERS[:7]), old, "tea") == ""
+    assert contract.headers_differ(RECORD, old, "tea").startswith("its headers are outbox-id, ")
+    wrong = replace(RECORD, headers=changed(trace_id=b"0" * 32)[:7])
+    assert contract.headers_differ(wrong, old, "tea").startswith("trace-id is 000")
+
+
+def test_a_publisher_of_the_version_before_sends_seven_headers_of_any_row() -> None:
+    assert contract.headers_differ(replace(RECORD, headers=HEADERS[:7]), ROW, "tea") == ""
+
+
+def test_a_cancelled_order_has_its_own_type() -> None:
+    said = OrderCancelled(order_id=ORDER_ID, reason="late", tenant_id="tea", trace_id=ORDER.trace_id)
+    row = replace(ROW, payload=said.SerializeToString(), event_type="order.cancelled", seq=2)
+    headers = changed(event_type=b"order.cancelled", aggregate_seq=b"2")
+    record = replace(RECORD, value=row.payload, headers=headers)
+    assert contract.headers_differ(record, row, "tea") == ""
+    assert contract.read(record.key, record.value, headers) == Reading("order.cancelled", 7, EVENT_ID, said)
+    # A publisher of the version before takes it for an order.created.
+    old = replace(record, headers=changed(aggregate_seq=b"2")[:7])
+    assert contract.headers_differ(old, row, "tea") == "event-type is order.created, not order.cancelled"
+
+
+def test_an_event_of_another_service_is_compared_with_its_row_alone() -> None:
+    row = replace(
+        ROW,
+        payload=b"{}",
+        event_type="stock.counted",
+        trace_id="any",
+        content_type="application/json",
+        aggregate_id="s",
+    )
+    headers = changed(aggregate_id=b"s", event_type=b"stock.counted", trace_id=b"any", content_type=b"application/json")
+    record = replace(RECORD, key=b"s", value=b"{}", headers=headers)
+    assert contract.headers_differ(record, row, None) == ""
+    assert contract.headers_differ(replace(record, headers=HEADERS), row, None) == f"aggregate-id is {KEY}, not s"
+    assert contract.read(b"s", b"{}", headers) == Reading("stock.counted", 7, EVENT_ID)
 
 
 @pytest.mark.parametrize(
     ("headers", "says"),
     [
-        (HEADERS[::-1], "its headers are content-type, event-type, tenant-id"),
+        (HEADERS[::-1], "its headers are traceparent, aggregate-seq, event-id, content-type"),
         (HEADERS[:-1], "its headers are outbox-id, "),
+        (HEADERS[:6], "its headers are outbox-id, "),
+        (changed(event_id=None), "its headers are outbox-id, "),
+        (changed(event_id=b"0" * 36), "event-id is 0000"),
+        (changed(aggregate_seq=b"2"), "aggregate-seq is 2, not 1"),
+        (changed(traceparent=b"00"), "traceparent is 00, not 00-"),
         (changed(outbox_id=b"07"), "outbox-id is 07, not 7"),
         (changed(aggregate_id=ORDER_ID.encode()), f"aggregate-id is {ORDER_ID}, not {KEY}"),
         (changed(publisher_node=b"order-2"), "publisher-node is order-2, not order-1"),
@@ -46,45 +120,82 @@ def test_what_the_publisher_sends_is_the_contract() -> None:
     ],
 )
 def test_what_is_not_the_contract_is_named(headers: list[tuple[str, bytes]], says: str) -> None:
-    assert contract.headers_differ(replace(RECORD, headers=headers), ROW, ORDER, "tea").startswith(says)
+    assert contract.headers_differ(replace(RECORD, headers=headers), ROW, "tea").startswith(says)
 
 
 def test_a_copy_elsewhere_may_be_another_nodes() -> None:
     copy = replace(RECORD, offset=41, headers=changed(publisher_node=b"order-2"))
-    assert contract.headers_differ(copy, ROW, ORDER, "tea") == ""
+    assert contract.headers_differ(copy, ROW, "tea") == ""
 
 
-def test_the_tenant_is_the_orders_own_not_the_payloads() -> None:
-    assert contract.headers_differ(RECORD, ROW, ORDER, "coffee") == "tenant-id is tea, not coffee"
-    assert contract.headers_differ(RECORD, ROW, ORDER, None) == ""
+def test_the_tenant_is_the_orders_own_not_the_rows() -> None:
+    assert contract.headers_differ(RECORD, ROW, "coffee") == "tenant-id is tea, not coffee"
+    assert contract.headers_differ(RECORD, ROW, None) == ""
+
+
+def test_the_trace_is_the_payloads_not_the_rows() -> None:
+    row = replace(ROW, trace_id="1" * 32)
+    record = replace(RECORD, headers=changed(trace_id=b"1" * 32))
+    assert contract.headers_differ(record, row, "tea") == f"trace-id is {'1' * 32}, not {ORDER.trace_id}"
 
 
 @pytest.mark.parametrize(
-    ("value", "headers"),
+    ("key", "value", "headers"),
     [
-        (ROW.payload, []),
-        (ROW.payload, changed(event_type=b"\xff")),
-        (ROW.payload, changed(content_type=None)),
-        (ROW.payload, changed(content_type=b"text/plain")),
-        (ROW.payload, changed(outbox_id=None)),
-        (ROW.payload, changed(outbox_id=b"0")),
-        (ROW.payload, changed(outbox_id=b"-1")),
-        (ROW.payload, changed(outbox_id="\u0667".encode())),
-        (ROW.payload, changed(outbox_id=b"9223372036854775808")),
-        (None, HEADERS),
-        (b"", HEADERS),
-        (b"\xff rubbish", HEADERS),
-        (OrderCreated(order_id="no uuid").SerializeToString(), HEADERS),
+        (b"key", ROW.payload, []),
+        (b"key", ROW.payload, changed(event_type=b"\xff")),
+        (b"key", ROW.payload, changed(content_type=None)),
+        (b"key", ROW.payload, changed(content_type=b"text/plain")),
+        (b"key", ROW.payload, changed(outbox_id=None)),
+        (b"key", ROW.payload, changed(outbox_id=b"0")),
+        (b"key", ROW.payload, changed(outbox_id=b"-1")),
+        (b"key", ROW.payload, changed(outbox_id="\u0667".encode())),
+        (b"key", ROW.payload, changed(outbox_id=b"9223372036854775808")),
+        (b"key", ROW.payload, changed(event_id=b"")),
+        (b"key", ROW.payload, changed(event_id=b"5d0c7b1e")),
+        (b"key", ROW.payload, changed(event_id=b"\xff" * 36)),
+        (b"key", ROW.payload, changed(aggregate_seq=b"0")),
+        (b"key", ROW.payload, changed(aggregate_seq=b"")),
+        (None, ROW.payload, changed(aggregate_id=None)),
+        (b"", ROW.payload, changed(aggregate_id=b"")),
+        (b"\xff", ROW.payload, HEADERS),
+        (b"\0", ROW.payload, HEADERS),
+        (b"key", None, HEADERS),
+        (b"key", b"", HEADERS),
+        (b"key", b"\xff rubbish", HEADERS),
+        (b"key", OrderCreated(order_id="no uuid").SerializeToString(), HEADERS),
     ],
 )
-def test_what_is_unreadable_is_so_to_the_consumers_too(value: bytes | None, headers: list[tuple[str, bytes]]) -> None:
-    assert contract.read(value, headers) == Reading(unreadable=True)
+def test_what_is_unreadable_is_so_to_the_consumers_too(
+    key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes]]
+) -> None:
+    assert contract.read(key, value, headers).unreadable
     with pytest.raises(events.UnreadableError):
-        events.read(b"key", value, headers, decoders={b"order.created": events.parse_order})
+        events.read(key, value, headers, decoders=CREATED)
 
 
-def test_another_type_is_nobodys_fault() -> None:
-    assert contract.read(b"whatever", [("event-type", b"stock.counted")]) == Reading()
+@pytest.mark.parametrize("headers", [HEADERS, HEADERS[:7], HEADERS[:8], changed(event_id=EVENT_ID.upper().encode())])
+@pytest.mark.parametrize("key", [KEY.encode(), b"", None])
+def test_what_is_readable_is_the_same_event_to_the_consumers(
+    key: bytes | None, headers: list[tuple[str, bytes]]
+) -> None:
+    reading, event = contract.read(key, ROW.payload, headers), events.read(key, ROW.payload, headers, decoders=CREATED)
+    assert event is not None
+    assert (reading.type, reading.outbox_id, reading.event_id) == (event.type, event.outbox_id, event.id)
+    assert reading.said == event.data
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [("event-type", b"stock.counted")],
+        [("event-type", b"stock.counted"), ("outbox-id", b"x")],
+        [("event-type", b"stock.counted"), ("outbox-id", b"7"), ("event-id", b"x")],
+    ],
+)
+def test_another_type_is_nobodys_fault(headers: list[tuple[str, bytes]]) -> None:
+    assert contract.read(None, b"whatever", headers) == Reading("stock.counted")
+    assert events.read(None, b"whatever", headers, decoders=CREATED) is None
 
 
 @pytest.mark.parametrize(

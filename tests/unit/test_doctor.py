@@ -418,11 +418,11 @@ def test_a_broker_that_does_not_listen() -> None:
 
 
 def test_a_group_that_nobody_is_in() -> None:
-    finding = kafka._group(GroupView("inventory", "Empty", "", (), ()))
+    finding = kafka._group(GroupView("inventory", "Empty", "", (), ()), "inventory")
     assert finding.verdict is Verdict.WARN
     assert "brewctl start inventory" in finding.mend
     member = Member("inventory-1", (0, 1), "127.0.0.1")
-    assert verdicts(kafka._group(GroupView("inventory", "Stable", "roundrobin", (member,), ()))) == ["ok"]
+    assert verdicts(kafka._group(GroupView("inventory", "Stable", "roundrobin", (member,), ()), "inventory")) == ["ok"]
 
 
 @pytest.mark.parametrize(
@@ -435,7 +435,7 @@ def test_a_group_that_nobody_is_in() -> None:
 def test_a_group_whose_offset_is_gone(committed: int, says: str) -> None:
     member = Member("inventory-1", (3,), "127.0.0.1")
     fine, lost = (Progress(number, "inventory-1", at, 25, 30) for number, at in ((2, 25), (3, committed)))
-    finding = kafka._group(GroupView("inventory", "Stable", "roundrobin", (member,), (fine, lost)))
+    finding = kafka._group(GroupView("inventory", "Stable", "roundrobin", (member,), (fine, lost)), "inventory")
     assert (finding.verdict, finding.found) == (Verdict.FAIL, says)
     assert "`brewctl outbox republish --missing`" in finding.mend
 
@@ -608,3 +608,13 @@ def test_where_a_damaged_state_hides_the_servers_they_are_not_asked(tmp_path: Pa
         "run `brewctl down --purge`, which deletes the sandbox's data",
     )
     assert {"postgres", "kafka", "order-service"}.isdisjoint(finding["check"] for finding in told["findings"])
+
+
+def test_parked_events_are_named_with_the_command_that_shows_them() -> None:
+    assert verdicts(*postgres._parked([])) == ["ok"]
+    first, _ = postgres._parked([("inventory", 3, 1), ("loyalty", 1, 1)])
+    assert (first.verdict, first.found) == (
+        Verdict.WARN,
+        "inventory has parked 3 events of 1 key, whose effect failed",
+    )
+    assert "brewctl dlq list --group inventory" in first.mend

@@ -117,22 +117,22 @@ def test_in_a_pipe_each_partition_has_a_line(views: list[GroupView], capsys: pyt
 
 
 @pytest.mark.parametrize(
-    ("group", "again", "skipped", "says"),
+    ("effect", "again", "skipped", "says"),
     [
-        ("inventory", 12, 0, ["consumers see 12 records again; the inbox skips what it knows"]),
-        ("audit", 1, 0, ["consumers see 1 record again"]),  # who knows what it has
+        ("reserved", 12, 0, ["consumers see 12 records again; the inbox skips what it knows"]),
+        (None, 1, 0, ["consumers see 1 record again"]),  # who knows what it has
         (
-            "notifications",
+            "notified",
             0,
             3,
             ["3 records will not be consumed: orders not notified yet stay so; `brewctl verify` names them"],
         ),
-        ("audit", 2, 3, ["consumers see 2 records again", "3 records will not be consumed"]),
-        ("inventory", 0, 0, []),
+        (None, 2, 3, ["consumers see 2 records again", "3 records will not be consumed"]),
+        ("reserved", 0, 0, []),
     ],
 )
 def test_what_a_reset_comes_to(
-    capsys: pytest.CaptureFixture[str], group: str, again: int, skipped: int, says: list[str]
+    capsys: pytest.CaptureFixture[str], effect: str | None, again: int, skipped: int, says: list[str]
 ) -> None:
-    _note_consequences(group, again, skipped)
+    _note_consequences(effect, again, skipped)
     assert capsys.readouterr().err.splitlines() == says

@@ -151,7 +151,10 @@ class Refused(grpc.RpcError):  # type: ignore[misc] # grpc has no types
     [
         (grpc.StatusCode.UNAVAILABLE, "`brewctl doctor --addr h:1` says what it lacks"),
         (grpc.StatusCode.ALREADY_EXISTS, "give another order another --idempotency-key"),
-        (grpc.StatusCode.UNIMPLEMENTED, "it is another gRPC server: correct BREW_ORDER_ADDRS or --addr"),
+        (
+            grpc.StatusCode.UNIMPLEMENTED,
+            "it is another gRPC server, or an older brewctl: correct BREW_ORDER_ADDRS or --addr",
+        ),
     ],
 )
 def test_an_answer_that_is_no_order(code: grpc.StatusCode, hint: str) -> None:

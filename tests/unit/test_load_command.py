@@ -91,3 +91,27 @@ def test_in_a_terminal_a_line_lives_beside_the_result() -> None:
     assert loading.returncode == 0
     assert json.loads(result)["count"] == len(server.requests)
     assert re.search(r" 1 s  [\d,]+ sent  [\d,]+ a second  0 failed", screen)
+
+
+def test_a_share_of_the_orders_is_cancelled() -> None:
+    def refuses(at: int, context: Any) -> None:
+        if at == 1:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "not on a Friday")
+
+    arguments = ("--orders", "40", "--warmup", "0", "--concurrency", "4", "--cancel", "0.25")
+    with serving(cancel=refuses) as server:
+        done = run("load", "--addr", server.address, *arguments)
+        assert len(server.cancels) == 10
+        assert {each.order_id for each in server.cancels if each.reason} == {each.order_id for each in server.cancels}
+        shown = run("load", "--addr", server.address, *arguments, "--json")
+    assert (done.returncode, done.stderr) == (1, "brewctl: 1 of 10 cancels failed\n")
+    lines = done.stdout.splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    assert lines[5] == "cancels     9 of 10 acknowledged"
+    assert len([float(cell.replace(",", "")) for cell in lines[6].split()[1:]]) == 6
+    assert "answered FAILED_PRECONDITION: not on" in lines[7]
+    figures = json.loads(shown.stdout)
+    cancels = figures["cancels"]
+    assert (cancels["count"], cancels["acknowledged"], cancels["failed"], cancels["failures"]) == (10, 10, 0, {})
+    assert 0 < cancels["latency_ms"]["p50"] <= cancels["latency_ms"]["max"]
+    assert (figures["count"], figures["settings"]["cancel"]) == (40, 0.25)

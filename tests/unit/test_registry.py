@@ -194,7 +194,7 @@ def test_a_database_of_its_own() -> None:
         (("start", "inventory", "101"), "'101' is no number of nodes"),
         (("start", "inventory", "2", "3"), "'3' is no number of nodes"),
         (("start", "inventory", "2", "--node", "x"), "--node names a single node"),
-        (("start", "inventroy"), "no role 'inventroy': choose among order, inventory, notifications, or MODULE:NAME"),
+        (("start", "inventroy"), "no role 'inventroy': choose among order, publisher, inventory"),
         (("db", "init", "--take-over"), "--take-over needs the MODULE:NAME that is to have its group"),
         (("db", "init", "--reset", "mine_good:points"), "--reset and --print-sql are of the story's tables"),
     ],

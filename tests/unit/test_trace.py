@@ -9,14 +9,16 @@ import pytest
 from brewctl import overview
 from brewctl.cli.trace import _Timeline
 from brewctl.config import Settings
-from brewctl.delivery import offsets
+from brewctl.delivery import offsets, registry
 from brewctl.delivery.broker import Group, Member
-from brewctl.errors import UsageError
+from brewctl.errors import BrewError, UsageError
+from brewctl.overview.effects import Effect
 from brewctl.overview.standing import Look, Standing, Topics, judge
-from brewctl.overview.trace import Dedup, Effect, Event, Life, Order, Step, bounds
-from brewctl.proto.orders_pb2 import OrderCreated
+from brewctl.overview.trace import Dedup, Event, Life, Order, Step, bounds
+from brewctl.proto.orders_pb2 import OrderCancelled, OrderCreated
 
 ORDER_ID = uuid.UUID("0199c2f4-1b2c-7000-8000-0123456789ab")
+STORY = registry.configured(Settings())
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 
 
@@ -28,6 +30,7 @@ def event(outbox_id: int, **other: object) -> Event:
     values: dict[str, object] = {
         "topic": "t",
         "payload": OrderCreated(order_id=str(ORDER_ID), trace_id="4bf9").SerializeToString(),
+        "type": "order.created",
         "created_at": at(1),
         "published_at": at(9),
         "publisher_node": "order-1",
@@ -40,15 +43,22 @@ def event(outbox_id: int, **other: object) -> Event:
     return Event(outbox_id, **values | other)  # type: ignore[arg-type]
 
 
+def cancel(outbox_id: int, **other: object) -> Event:
+    payload = OrderCancelled(order_id=str(ORDER_ID), reason="out of beans").SerializeToString()
+    return event(outbox_id, **{"type": "order.cancelled", "payload": payload, "created_at": at(40), **other})
+
+
 def life(events: list[Event], *, committed_ms: float | None = 2) -> Life:
     committed_at = None if committed_ms is None else at(committed_ms)
+    status = "ORDER_STATUS_CANCELLED" if any(each.cancels for each in events) else "ORDER_STATUS_NEW"
     effects = [Effect("inventory", "inventory-2", at(7)), Effect("notifications", "notification-1", at(31))]
     dedup = [
         Dedup(effect.group, each.id, at(6 + number), 0, at(6))
         for effect in effects
         for number, each in enumerate(events)
     ]
-    return Life(Order(ORDER_ID, "tea", "c1", 450, "EUR", NOON, committed_at), events, dedup, effects, [])
+    order = Order(ORDER_ID, "tea", "c1", 450, "EUR", status, NOON, committed_at)
+    return Life(order, events, dedup, effects, [], STORY)
 
 
 @pytest.mark.parametrize(
@@ -117,6 +127,42 @@ def test_a_second_event_has_a_write_of_its_own_and_no_second_effect() -> None:
     steps = life([event(5), event(6, created_at=at(3), published_at=at(10))]).steps()
     told = [(step.what, step.outbox_id) for step in steps if step.outbox_id == 6]
     assert told == [("written", 6), ("skipped", 6), ("skipped", 6), ("published", 6)]
+
+
+def test_a_cancelled_order_has_two_events_and_both_effects_of_each(capsys: pytest.CaptureFixture[str]) -> None:
+    whole = life([event(5), cancel(6, published_at=at(45))], committed_ms=None)
+    handled = [dataclasses.replace(row, processed_at=at(50)) if row.outbox_id == 6 else row for row in whole.dedup]
+    whole = dataclasses.replace(whole, dedup=handled)
+    assert (whole.finished, whole.took_ms) == (True, 10)
+    _Timeline(as_json=False).end(Look(whole))
+    told, _ = capsys.readouterr()
+    assert told.splitlines()[6:] == [
+        "      +22 ms  notified   by notification-1, group notifications",
+        "       +9 ms  cancelled  outbox row 6: out of beans",
+        "       +5 ms  published  by order-1 to t 3@57",
+        "       +5 ms  released   by group inventory",
+        "        0 ms  told       by group notifications",
+        "finished 10 ms after its cancel: published, released and told",
+    ]
+
+
+def test_a_repeated_cancel_has_no_second_effect() -> None:
+    steps = life([event(5), cancel(6), cancel(7)]).steps()
+    assert [step.what for step in steps if step.outbox_id == 7] == ["skipped", "skipped", "published", "cancelled"]
+
+
+def test_a_cancel_whose_payload_can_not_be_read_has_no_reason() -> None:
+    assert "cancelled" in [step.what for step in life([event(5), cancel(6, payload=b"")]).steps()]
+
+
+def test_an_order_is_not_finished_before_its_cancel_is() -> None:
+    whole = life([event(5), cancel(6)])
+    late = dataclasses.replace(
+        whole, dedup=[row for row in whole.dedup if (row.group, row.outbox_id) != ("inventory", 6)]
+    )
+    assert not late.finished
+    (standing,) = judge(Settings(), late, BrewError("kafka is away"))
+    assert standing.text == "not released by group inventory, and how far it is can't be known: kafka is away"
 
 
 @pytest.mark.parametrize("payload", [b"", b"\xff"])

@@ -51,6 +51,19 @@ def test_foreign_text_moves_no_cursor() -> None:
     ],
 )
 def test_the_verdict(facts: dict[str, int], checks: list[Check], verdict: str) -> None:
-    found = Verification(checks, dataclasses.replace(FACTS, **facts))  # type: ignore[arg-type]
+    found = Verification(checks, dataclasses.replace(FACTS, **facts), ("reserved", "notified"))  # type: ignore[arg-type]
     assert found.verdict == f"verdict: {verdict}"
     assert found.ok is ("FAILED" not in verdict)
+
+
+@pytest.mark.parametrize(
+    ("done", "words"),
+    [
+        ((), "published exactly once"),
+        (("reserved",), "published and reserved exactly once"),
+        (("reserved", "done by loyalty"), "published, reserved and done by loyalty exactly once"),
+    ],
+)
+def test_the_verdict_has_a_word_for_each_downstream(done: tuple[str, ...], words: str) -> None:
+    found = Verification([], dataclasses.replace(FACTS, orders=2), done)
+    assert found.verdict == f"verdict: every order was {words} (2 orders)"

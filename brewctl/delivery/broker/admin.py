@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -12,6 +12,7 @@ from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
 from brewctl.config import Settings
 from brewctl.delivery.broker.admin_client import EARLIEST, LATEST, AdminClient
 from brewctl.delivery.broker.client import DEAD_LETTER_BYTES, absent, connection, explained, require_headers
+from brewctl.delivery.broker.forgetting import GroupSubscribedToTopicError
 from brewctl.errors import BrewError
 
 PARTITIONS = 6
@@ -110,18 +111,33 @@ class Admin:
         with contextlib.suppress(errors.UnknownTopicOrPartitionError):
             self._client.delete_topics([topic])
 
-    def delete_group(self, group: str) -> None:
-        """Delete a group with its offsets. Absent is fine; BrewError where members are alive."""
+    def forget(self, group: str, topics: Collection[str]) -> None:
+        """Delete a group's offsets of these topics, and nothing else of it. BrewError where members read one."""
+        offsets = self._patiently(lambda: self._client.list_consumer_group_offsets(group))
+        partitions = {
+            topic: sorted(place.partition for place in offsets if place.topic == topic)
+            for topic in topics
+            if any(place.topic == topic for place in offsets)
+        }
+        if not partitions:
+            return
+        try:
+            self._patiently(lambda: self._client.delete_offsets(group, partitions))
+        except GroupSubscribedToTopicError:
+            raise _alive(group) from None
 
-        def delete() -> bool:
-            for _, error in self._client.delete_consumer_groups([group]):
-                if error is errors.NonEmptyGroupError:
-                    raise _alive(group)
-                if error not in (errors.NoError, errors.GroupIdNotFoundError):
-                    raise error
-            return True
+    def require_no_readers(self, topics: Collection[str], groups: Collection[str]) -> None:
+        """Raise BrewError where one of these groups, or any other that Kafka knows, has members that read the topics.
 
-        self._patiently(delete)
+        A member whose subscription is not known, as during a rebalance, may be one that does.
+        """
+        wanted = set(topics)
+        names = sorted({*groups, *self.groups()})
+        for described in self._patiently(lambda: self._client.describe_consumer_groups(names)) if names else ():
+            for member in described.members:
+                subscribed = getattr(member.member_metadata, "subscription", None)
+                if (not subscribed and described.group in groups) or wanted & set(subscribed or ()):
+                    raise _alive(described.group)
 
     def groups(self) -> list[str]:
         """Names of all consumer groups that have members or offsets, of whichever topic."""

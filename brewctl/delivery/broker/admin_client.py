@@ -9,7 +9,7 @@ from kafka import KafkaAdminClient, errors
 from kafka.protocol.commit import OffsetCommitRequest
 from kafka.protocol.offset import OffsetRequest, OffsetResetStrategy
 
-from brewctl.delivery.broker import clock
+from brewctl.delivery.broker import clock, forgetting
 
 EARLIEST: int = OffsetResetStrategy.EARLIEST
 LATEST: int = OffsetResetStrategy.LATEST
@@ -72,6 +72,16 @@ class AdminClient(KafkaAdminClient):  # type: ignore[misc]
         self._wait_for_futures([future])
         for partition, code in _partitions(future.value):
             _check(code, topic, partition)
+
+    def delete_offsets(self, group: str, partitions: Mapping[str, Sequence[int]]) -> None:
+        """Delete a group's committed offsets of these partitions, by topic, and no others. Absent is fine.
+
+        Raises GroupSubscribedToTopicError where it has members that read one of the topics.
+        """
+        (coordinator,) = self._find_coordinator_ids([group]).values()
+        future = self._send_request_to_node(coordinator, forgetting.question(group, partitions))
+        self._wait_for_futures([future])
+        forgetting.check(future.value)
 
     def _refresh_controller_id(self) -> None:
         """Find a broker for what is a controller's to do.

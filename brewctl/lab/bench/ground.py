@@ -9,7 +9,6 @@ from pathlib import Path
 from brewctl import overview
 from brewctl.config import Settings
 from brewctl.delivery import database, orders, topics
-from brewctl.delivery.broker import open_admin
 from brewctl.delivery.database import BoundedConnection
 from brewctl.errors import BrewError
 from brewctl.lab.nodes import ORDER_NODES, Node, Nodes, command
@@ -47,9 +46,7 @@ class Ground:
     def forget_effects(self) -> None:
         """Let the next consumers begin anew, on what is in the topic."""
         topics.await_empty_groups(self.settings, timeout_s=_LEAVE_S)
-        with open_admin(self.settings) as admin:
-            for group in topics.GROUPS:
-                admin.delete_group(group)
+        topics.forget_offsets(self.settings)
         self.connection.execute("TRUNCATE processed_events, inventory_reservations, notifications_log")
 
     @contextlib.contextmanager

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from brewctl import overview
 from brewctl.config import Settings
-from brewctl.delivery import topics
+from brewctl.delivery import registry
 from brewctl.delivery.broker import Admin, Member
 from brewctl.delivery.database import Connection
 from brewctl.lab.demo import narration
@@ -89,14 +89,17 @@ class Recorder:
         """See how far everything is, in PostgreSQL, in Kafka and in the process table, and show it."""
         at_s, counts = self.now_s, overview.counts(connection)
         self.act.samples.append(Sample(at_s, **counts.story()))
-        groups = [admin.group(name, settings.topic) for name in topics.GROUPS]
-        for group in groups:
-            self.act.ownerships.append(Ownership(self.now_s, group.name, group.owners))
+        groups = [
+            (downstream.group, admin.group(registry.kafka_group(settings, downstream), settings.topic))
+            for downstream in registry.configured(settings)
+        ]
+        for name, group in groups:
+            self.act.ownerships.append(Ownership(self.now_s, name, group.owners))
         self.scene = replace(
             self.scene,
             counts=counts,
             work=overview.work_by_node(connection),
-            owners=[member for group in groups for member in group.members],
+            owners=[member for _, group in groups for member in group.members],
             states={node.name: _state(node) for node in nodes},
             pids={node.name: node.process.pid for node in nodes},
         )

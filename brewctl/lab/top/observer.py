@@ -150,7 +150,7 @@ class Observer:
         return Cluster(
             brokers=admin.brokers(),
             partitions=admin.describe(self._settings.topic),
-            groups=overview.groups(admin, self._settings.topic),
+            groups=overview.groups(admin, self._settings),
             dead_letters=sum(end - first for first, end in letters.values()),
         )
 

@@ -133,6 +133,7 @@ def _does(shown: Process) -> Iterator[str]:
             yield shown.role
         if row.address:
             yield f"port {row.address.rpartition(':')[2]}"
+        if row.address or shown.role == "publisher":
             yield f"{row.effects:,} published"
         else:
             yield f"{row.processed:,} processed"

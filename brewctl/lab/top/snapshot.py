@@ -26,7 +26,7 @@ class Process:
     """A replica of a role, or a server."""
 
     name: str
-    role: str  # order, inventory, notifications, kafka or postgres
+    role: str  # order, publisher, inventory, notifications, kafka or postgres
     state: str  # a word of lab.look
     pid: int | None
     ours: bool = False  # in the state file: may be killed

@@ -8,8 +8,10 @@
 
 A call never talks to Kafka: a Kafka outage leaves Create as fast as before. Nor does a call wait for a database
 that is away. On a stop new calls are refused and the ones in hand finished, then the publisher sends what they left.
+Without a publisher of its own (`--no-publisher`) the rows are left to `brewctl publish`.
 """
 
+import contextlib
 import threading
 
 from brewctl import affinity, log
@@ -21,6 +23,7 @@ from brewctl.delivery.outbox import Publisher
 from brewctl.delivery.watch import Watch
 from brewctl.errors import UnreachableError
 from brewctl.lifecycle import run_together
+from brewctl.roles.order.cancelling import Cancelling
 from brewctl.roles.order.server import Server
 from brewctl.roles.order.service import OrderService
 
@@ -28,9 +31,18 @@ logger = log.get(__name__)
 
 
 def run(
-    settings: Settings, stop: threading.Event, *, node: str, host: str, port: int, share_port: bool = False
+    settings: Settings,
+    stop: threading.Event,
+    *,
+    node: str,
+    host: str,
+    port: int,
+    share_port: bool = False,
+    publishes: bool = True,
 ) -> None:
     """Serve until `stop` is set; `port` 0 takes a free one, `share_port` lets others of the same user listen on it too.
+
+    Without `publishes` the outbox's rows are left to other nodes, and Kafka is not asked for.
 
     Raises UnreachableError without PostgreSQL, BrewError for a taken port, a missing table or topic.
     """
@@ -47,13 +59,26 @@ def run(
             statement_s=limits.create_s,
             lock_s=limits.create_lock_s,
         ) as alone,
-        database.open_pool(settings, name=node, size=1) as publishing,
+        database.open_pool(
+            settings,
+            name=node,
+            size=limits.cancelling_threads,
+            statement_s=limits.create_s,
+            lock_s=limits.create_lock_s,
+        ) as cancels,
+        contextlib.ExitStack() as own,
     ):
-        _look_at_kafka(settings)
-        publisher = Publisher(settings, publishing, node=node)
-        writer = GroupCommit(settings, writing, alone, notify=publisher.notify)
-        watch = Watch(settings, (reading, writing, alone, publishing), name=node)
-        service = OrderService(settings, reading, watch, writer)
+        pools = [reading, writing, alone, cancels]
+        publisher = None
+        if publishes:
+            pools.append(own.enter_context(database.open_pool(settings, name=node, size=1)))
+            _look_at_kafka(settings)
+            publisher = Publisher(settings, pools[-1], node=node)
+        notify = publisher.notify if publisher else _nobody
+        writer = GroupCommit(settings, writing, alone, notify=notify)
+        cancelling = Cancelling(settings, cancels, notify=notify)
+        watch = Watch(settings, pools, name=node)
+        service = OrderService(settings, reading, watch, writer, cancelling)
         server = Server(settings, service, watch, stop, host=host, port=port, share_port=share_port)
         watch.on_change = server.tell_health
         log.say(node, f"order-service listening on {server.address}")
@@ -63,14 +88,15 @@ def run(
             stop.wait()
             server.drain(limits.drain_s / 2)
             drained.set()
-            publisher.notify()
+            notify()
 
-        with presence.kept(settings, presence.Replica(node, "order", server.address), publisher.work):
+        work = publisher.work if publisher else presence.Work
+        with presence.kept(settings, presence.Replica(node, "order", server.address), work):
             run_together(
                 {
                     "server": serve,
                     "writer": lambda: writer.run(drained),
-                    "publisher": lambda: publisher.run(drained),
+                    **({"publisher": lambda: publisher.run(drained)} if publisher else {}),
                     "watch": lambda: watch.run(drained),
                     "affinity": lambda: affinity.keep_to_one_core(drained),
                 },
@@ -78,6 +104,10 @@ def run(
                 drain_timeout_s=limits.drain_s,
             )
         log.say(node, "order-service stopped.")
+
+
+def _nobody() -> None:
+    """Tell nobody of a commit: whoever publishes it looks by itself."""
 
 
 def _look_at_kafka(settings: Settings) -> None:

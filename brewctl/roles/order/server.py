@@ -1,6 +1,6 @@
 """The gRPC server: one port, what is let in, and which part answers what.
 
-call ──► admission ──► door ──message──► OrderService ──► writer, or a thread that reads
+call ──► admission ──► door ──message──► OrderService ──► writer, or a thread that reads or cancels
              │           ├─────────────► health, reflection: answered in the serving thread, they wait for nothing
              └─ refused  └─ ended: its message does not come
 """
@@ -92,6 +92,7 @@ class Server:
             service.NAME,
             {
                 "Create": with_message(orders_pb2.CreateRequest.FromString, admitted(orders.create)),
+                "Cancel": with_message(orders_pb2.CancelRequest.FromString, admitted(orders.cancel)),
                 "Get": with_message(orders_pb2.GetRequest.FromString, admitted(orders.get)),
             },
         )

@@ -11,19 +11,21 @@ from grpc_status import rpc_status
 
 from brewctl import log
 from brewctl.config import Settings
-from brewctl.delivery import database, orders, refusals
+from brewctl.delivery import cancellation, database, orders, refusals
 from brewctl.delivery.database import Pool
 from brewctl.delivery.group_commit import GroupCommit
 from brewctl.delivery.watch import Watch
 from brewctl.proto import orders_pb2
-from brewctl.proto.orders_pb2 import Order
+from brewctl.proto.orders_pb2 import CancelResponse, Order
 from brewctl.roles.order.call import Call, Status
+from brewctl.roles.order.cancelling import Cancelling
 
 logger = log.get(__name__)
 
 NAME = orders_pb2.DESCRIPTOR.services_by_name["OrderService"].full_name
 AWAY = "the database is away: retry"
 _FULL = "the database's disk is full: retry"
+_SAME_KEY = "retry with the same idempotency key"
 _PUSHBACK = "grpc-retry-pushback-ms"
 _NEVER = ((_PUSHBACK, "-1"),)  # gRPC's word for: don't
 
@@ -38,14 +40,17 @@ def retry_later(code: grpc.StatusCode, details: str, *, after_s: float) -> Statu
 
 
 class OrderService:
-    """What the methods do once their message is there. Orders go through the writer, reads through threads."""
+    """What the methods do once their message is there. Orders go through the writer, the rest through threads."""
 
-    def __init__(self, settings: Settings, reading: Pool, watch: Watch, writer: GroupCommit) -> None:
+    def __init__(
+        self, settings: Settings, reading: Pool, watch: Watch, writer: GroupCommit, cancelling: Cancelling
+    ) -> None:
         """Read with connections of `reading`."""
         self._limits = settings.limits
         self._reading = reading
         self._watch = watch
         self._writer = writer
+        self._cancelling = cancelling
         self._readers = ThreadPoolExecutor(settings.limits.reading_threads, thread_name_prefix="reading")
         self._lock = threading.Lock()
         self._reads = 0
@@ -57,14 +62,12 @@ class OrderService:
     @property
     def in_hand(self) -> int:
         """How many calls are not answered yet."""
-        return self._reads + self._writer.waiting
+        return self._reads + self._writer.waiting + self._cancelling.waiting
 
     def create(self, request: orders_pb2.CreateRequest, call: Call) -> None:
         """Acknowledge an order once it is committed, with its event, in PostgreSQL. Returns before that."""
         try:
-            limit = self._limits.request_bytes
-            if (size := request.ByteSize()) > limit:
-                raise orders.InvalidOrderError(f"request has {size} bytes; the limit is {limit}")
+            self._check_size(request.ByteSize())
             metadata = call.metadata()
             new = orders.accept(request, tenant_id=metadata.get("x-tenant-id"), traceparent=metadata.get("traceparent"))
         except orders.InvalidOrderError as error:
@@ -75,6 +78,34 @@ class OrderService:
             return
         self._writer.submit(_Create(self, new, call))
 
+    def cancel(self, request: orders_pb2.CancelRequest, call: Call) -> None:
+        """Acknowledge a cancel once it is committed, with its event, in PostgreSQL. Returns before that.
+
+        As with Get, an order is anyone's who knows its id: the event has the tenant of the order.
+        """
+        try:
+            self._check_size(request.ByteSize())
+            wish = cancellation.accept(request, traceparent=call.metadata().get("traceparent"))
+        except orders.InvalidOrderError as error:
+            call.end(Status(grpc.StatusCode.INVALID_ARGUMENT, str(error)))
+            return
+        if early := self._early(call):
+            call.end(early)
+            return
+
+        def told(end: CancelResponse | Exception | None) -> None:
+            match end:
+                case CancelResponse():
+                    call.answer(end.SerializeToString())
+                case None:
+                    call.end(_no_order(wish.order_id))
+                case cancellation.UnknownStatusError():
+                    call.end(Status(grpc.StatusCode.FAILED_PRECONDITION, str(end), _NEVER))
+                case Exception():
+                    call.end(self.status_for(end, call, again="retry"))
+
+        self._cancelling.submit(wish, call, told)
+
     def get(self, request: orders_pb2.GetRequest, call: Call) -> None:
         """Read one order, in a thread that waits for the database. Returns before that."""
         with self._lock:
@@ -84,16 +115,17 @@ class OrderService:
     def shutdown(self) -> None:
         """End the threads that read."""
         self._readers.shutdown()
+        self._cancelling.shutdown()
 
-    def status_for(self, error: Exception, call: Call) -> Status:
-        """Tell the caller what to do next. UNAVAILABLE: surely nothing was written."""
+    def status_for(self, error: Exception, call: Call, *, again: str = _SAME_KEY) -> Status:
+        """Tell the caller what to do next. UNAVAILABLE: surely nothing was written. `again`: how to try it again."""
         if stands := self._never(error):
             return stands
         code, details = grpc.StatusCode.UNAVAILABLE, _FULL if isinstance(error, psycopg.errors.DiskFull) else AWAY
         match error:
             case orders.CommitFailedError():
                 self._commit_failed.warn(reason=str(error))
-                code, details = grpc.StatusCode.INTERNAL, "the commit failed: retry with the same idempotency key"
+                code, details = grpc.StatusCode.INTERNAL, f"the commit failed: {again}"
             case _ if call.given_up:
                 return Status(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed before the commit")
             case orders.KeyHeldError():
@@ -105,7 +137,7 @@ class OrderService:
             case error if not isinstance(error, database.UNAVAILABLE):
                 self._failed.warn(reason=f"{type(error).__name__}: {log.reason(error)}")
                 logger.debug("create_failed", exc_info=error)
-                code, details = grpc.StatusCode.INTERNAL, "the commit failed: retry with the same idempotency key"
+                code, details = grpc.StatusCode.INTERNAL, f"the commit failed: {again}"
         if code is grpc.StatusCode.UNAVAILABLE and not self._watch.away:
             # Of a database that is away the watch has told.
             self._turned_away.warn(answer=details, reason=log.reason(error))
@@ -143,9 +175,14 @@ class OrderService:
             call.end(self.status_for(error, call))
             return
         if order is None:
-            call.end(Status(grpc.StatusCode.NOT_FOUND, f"no order {request.order_id[:80]!r}"))
+            call.end(_no_order(request.order_id))
         else:
             call.answer(orders_pb2.GetResponse(order=order).SerializeToString())
+
+    def _check_size(self, size: int) -> None:
+        limit = self._limits.request_bytes
+        if size > limit:
+            raise orders.InvalidOrderError(f"request has {size} bytes; the limit is {limit}")
 
     def _has_read(self) -> None:
         with self._lock:
@@ -158,6 +195,10 @@ class OrderService:
         if self._watch.away:
             return retry_later(grpc.StatusCode.UNAVAILABLE, AWAY, after_s=self._limits.retry_after_s)
         return None
+
+
+def _no_order(order_id: str) -> Status:
+    return Status(grpc.StatusCode.NOT_FOUND, f"no order {order_id[:80]!r}")
 
 
 class _Create:

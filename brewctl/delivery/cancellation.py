@@ -1,0 +1,105 @@
+"""The second event of an order: its cancel, with the change that it tells in one commit. It never talks to Kafka."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import psycopg
+
+from brewctl import log
+from brewctl.delivery import events, orders
+from brewctl.delivery.database import BoundedConnection
+from brewctl.delivery.orders import UNDONE, CommitFailedError, InvalidOrderError, TooLateError
+from brewctl.delivery.refusals import never_taken
+from brewctl.proto.orders_pb2 import (
+    ORDER_STATUS_CANCELLED,
+    ORDER_STATUS_NEW,
+    CancelRequest,
+    CancelResponse,
+    OrderCancelled,
+    OrderStatus,
+)
+from brewctl.sql import queries
+
+LONGEST_REASON = 500
+_CANCELLED = OrderStatus.Name(ORDER_STATUS_CANCELLED)
+
+
+class UnknownStatusError(Exception):
+    """An order whose status this version does not know: whether it may be cancelled, it can't say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cancellation:
+    """A valid wish to cancel an order, which may not be there."""
+
+    order_id: str
+    reason: str
+    trace_id: str
+    traceparent: str | None
+
+
+def accept(request: CancelRequest, *, traceparent: str | None) -> Cancellation:
+    """Validate a request. Raises InvalidOrderError."""
+    if violations := orders.text_violations("reason", request.reason, shortest=0, longest=LONGEST_REASON):
+        raise InvalidOrderError("; ".join(violations))
+    trace_id = orders.trace_id(traceparent)
+    return Cancellation(request.order_id, request.reason, trace_id, orders.parent(traceparent))
+
+
+def cancel(
+    connection: BoundedConnection, wish: Cancellation, *, topic: str, left_s: Callable[[], float]
+) -> tuple[CancelResponse | None, bool]:
+    """Cancel an order and add its event, in one commit; return the answer, and whether anything was written.
+
+    Nothing is written for an order that is cancelled; the answer is None where there is no order of that id. `left_s`
+    says how many seconds somebody still waits for it: at 0 no commit is sent. Raises UnknownStatusError, TooLateError,
+    CommitFailedError; after a psycopg.Error nothing was written.
+    """
+    if not events.is_uuid(wish.order_id):
+        return None, False
+    if (bound_s := min(left_s(), connection.limits.create_s)) <= 0:
+        raise TooLateError
+    committing = False
+    try:
+        with connection.transaction_within(bound_s):
+            # The aggregate's row is locked after the order's, in every Cancel: no two can deadlock.
+            found = connection.execute(queries["lock_order"], {"id": wish.order_id}).fetchone()
+            if found is None:
+                return None, False
+            order_id, tenant_id, status, now = found
+            answer = CancelResponse(order_id=str(order_id), status=ORDER_STATUS_CANCELLED)
+            known = orders.status_of(status)
+            if known == ORDER_STATUS_CANCELLED:
+                return answer, False
+            if known != ORDER_STATUS_NEW:
+                raise UnknownStatusError(f"order {order_id} has the status {status[:80]!r}, which is not known here")
+            event = OrderCancelled(
+                order_id=str(order_id),
+                reason=wish.reason,
+                cancelled_at=orders.timestamp(now),
+                trace_id=wish.trace_id,
+                tenant_id=tenant_id,
+            )
+            parameters = {
+                "id": order_id,
+                "status": _CANCELLED,
+                "cancelled_at": now,
+                "topic": topic,
+                "event_type": events.ORDER_CANCELLED,
+                "payload": event.SerializeToString(),
+                "tenant_id": tenant_id,
+                "trace_id": wish.trace_id,
+                "traceparent": wish.traceparent,
+            }
+            connection.execute(queries["cancel_order"], parameters)
+            # It may have waited, for a lock or for this process to be woken.
+            if left_s() <= 0:
+                raise TooLateError
+            committing = True
+    except UNDONE:
+        raise  # in the commit too
+    except psycopg.Error as error:
+        if committing and not never_taken(error):
+            raise CommitFailedError(log.reason(error)) from error
+        raise
+    return answer, True

@@ -1,0 +1,158 @@
+"""SQL text, read as far as its words: comments, literals, quoted names and dollar-quoted bodies are not looked into."""
+
+import functools
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+Token = tuple[str, str, int]  # its kind, itself, its place
+
+_TOKEN = re.compile(
+    r"""
+      (?P<gap> \s+ | --[^\n]* )
+    | (?P<comment> /\* )
+    | (?P<escaped> [eE]'(?:[^'\\]|\\.|'')*' )
+    | (?P<quoted> '(?:[^']|'')*' | "(?:[^"]|"")*" )
+    | (?P<dollar> \$(?:[^\W\d]\w*)?\$ )
+    | (?P<word> [^\W\d][\w$]* )
+    | (?P<number> [\d$][\w$]* )
+    | (?P<other> . )
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_COMMENT_EDGE = re.compile(r"/\*|\*/")
+# Without one of these words a text can't be refused: most are not read at all.
+_SUSPECT = re.compile(r"(?i)\b(?:commit|rollback|end|abort|begin|start|prepare|set|reset|discard)\b")
+_ENDING = frozenset({"commit", "end", "abort", "rollback"})
+_BEGINNING = frozenset({"begin", "start"})
+# SET … of these ends with the transaction.
+_SET_LOCALLY = frozenset({"local", "constraints", "transaction"})
+
+_EFFECTS = frozenset({"insert", "update", "delete", "merge", "with"})
+_MAIN = frozenset({"insert", "update", "delete", "merge", "select", "values"})
+# A `*` behind these is every column; so is what makes a row one value.
+_BEFORE_ROW = frozenset({"select", "all", "distinct", ",", "."})
+_OF_ROW = frozenset({"to_json", "to_jsonb", "row_to_json"})
+
+
+def tokens(text: str) -> Iterator[Token]:
+    """Yield a text's words and signs with their kind and place: no gaps, no comments.
+
+    Of a literal, a quoted name or a dollar-quoted body there is the whole. Ends where one of them has no end.
+    """
+    place = 0
+    while match := _TOKEN.match(text, place):
+        kind, start, place = str(match.lastgroup), place, match.end()
+        if kind == "comment":
+            place = _after_comment(text, place)
+        elif kind == "dollar":
+            end = text.find(match[0], place)
+            place = end + len(match[0]) if end >= 0 else len(text)
+        if kind not in {"gap", "comment"}:
+            yield kind, text[start:place], start
+        if match[0] in ("'", '"'):  # it has no end: the server will say so
+            return
+
+
+def _after_comment(text: str, place: int) -> int:
+    depth = 1  # comments nest
+    while depth and (edge := _COMMENT_EDGE.search(text, place)):
+        depth += 1 if edge[0] == "/*" else -1
+        place = edge.end()
+    return len(text) if depth else place
+
+
+def statements(text: str) -> list[list[str]]:
+    """Return each statement of a text as its words in lower case; any other token is one sign, a literal `'`."""
+    found: list[list[str]] = [[]]
+    body = 0  # how deep in the body of a function that is written BEGIN ATOMIC … END, whose `;` end no statement
+    for kind, sign, _ in tokens(text):
+        word = sign.lower() if kind == "word" else sign[0]
+        if body:
+            body += {"case": 1, "end": -1}.get(word, 0)
+        elif word == "atomic" and found[-1][-1:] == ["begin"] and found[-1][0] == "create":
+            body = 1
+        elif sign == ";":
+            found.append([])
+            continue
+        found[-1].append(word)
+    return [words for words in found if words]
+
+
+@functools.lru_cache(maxsize=512)
+def refusal(text: str) -> str:
+    """Say why a text must not be sent inside a transaction that someone else began; empty where it may be."""
+    if not _SUSPECT.search(text):
+        return ""
+    return next((why for words in statements(text) if (why := _refusal(words))), "")
+
+
+def _refusal(words: list[str]) -> str:
+    first, second = words[0], words[1] if len(words) > 1 else ""
+    to = words[2:3] if second in {"work", "transaction"} else words[1:2]
+    why = ""
+    if first in _ENDING and not (first == "rollback" and to == ["to"]):
+        why = f"{first.upper()} would end the transaction"
+    elif first in _BEGINNING:
+        why = f"{first.upper()} would begin a transaction inside the one that is open"
+    elif first == "prepare" and second == "transaction":
+        why = "PREPARE TRANSACTION would end the transaction"
+    elif first == "set" and second not in _SET_LOCALLY:
+        why = "SET would outlast the transaction and change what comes later: use SET LOCAL"
+    elif first in {"reset", "discard"}:
+        why = f"{first.upper()} would outlast the transaction and change what comes later"
+    return why
+
+
+class Effect(NamedTuple):
+    """A statement over `fresh`, in the parts that another WITH can take."""
+
+    queries: str  # of its own WITH: `name AS (…), …`; empty where it has none
+    recursive: bool
+    statement: str  # what stands behind them
+    words: frozenset[str]  # the names in it, in lower case; "*" where it takes a whole row
+
+
+def effect(text: str) -> Effect:
+    """Read the one statement of a downstream. Raises ValueError where it is none, or more than one."""
+    found = list(tokens(text))
+    first = found[0][1].lower() if found else ""
+    if first not in _EFFECTS:
+        raise ValueError("sql must be one INSERT, UPDATE, DELETE or MERGE over `fresh`")
+    outermost = _outermost(found)
+    end = len(text)
+    if ends := [place for _, sign, place in outermost if sign == ";"]:
+        end = ends[0]
+        if found[-1][2] != end:
+            raise ValueError("sql must be one statement")
+    words = _names(found)
+    if first != "with":
+        return Effect("", recursive=False, statement=text[:end], words=words)
+    recursive = len(found) > 1 and found[1][1].lower() == "recursive"
+    _, word, start = found[1] if recursive else found[0]
+    main = next((place for _, word, place in outermost if word.lower() in _MAIN), None)
+    if main is None:
+        raise ValueError("sql must be one INSERT, UPDATE, DELETE or MERGE over `fresh`, also behind its WITH")
+    return Effect(text[start + len(word) : main], recursive=recursive, statement=text[main:end], words=words)
+
+
+def _outermost(found: list[Token]) -> list[Token]:
+    depth, outermost = 0, []
+    for kind, sign, place in found:
+        depth -= sign == ")"
+        if depth == 0:
+            outermost.append((kind, sign, place))
+        depth += sign == "("
+    return outermost
+
+
+def _names(found: list[Token]) -> frozenset[str]:
+    names, before = set(), ""
+    for kind, sign, _ in found:
+        word = sign.lower()
+        if kind == "word" or sign[0] == '"':
+            names.add(word.strip('"'))
+        if (word == "*" and before in _BEFORE_ROW) or word in _OF_ROW:
+            names.add("*")
+        before = word
+    return frozenset(names)

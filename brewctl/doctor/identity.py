@@ -1,0 +1,36 @@
+"""Outbox ids: whether the next one is new. After a restored dump or a TRUNCATE … RESTART IDENTITY it may not be."""
+
+from collections.abc import Iterator
+
+from psycopg import sql
+
+from brewctl.delivery.database import Connection
+from brewctl.doctor.finding import Finding, fail, ok, warn
+from brewctl.sql import doctor_queries
+
+_CHECK = "outbox-ids"
+
+
+def check(connection: Connection) -> Iterator[Finding]:
+    """Compare the sequence with its table and with what was processed. Says nothing where it may not be read."""
+    # The table first: what is written between the two looks only moves the sequence on.
+    found = connection.execute(doctor_queries["outbox_ids"]).fetchone()
+    if found is None:
+        return
+    name, schema, relation, rows, processed = found
+    sequence = sql.Identifier(schema, relation)
+    asked = connection.execute(sql.SQL("SELECT last_value + is_called::int FROM {}").format(sequence)).fetchone()
+    if asked is not None:
+        yield judge(name, following=asked[0], rows=rows, processed=processed)
+
+
+def judge(sequence: str, *, following: int, rows: int, processed: int) -> Finding:
+    """Judge by the id that is given next, the highest of the table and the highest that a consumer has processed."""
+    quoted = "'" + sequence.replace("'", "''") + "'"
+    mend = f"in psql: `SELECT setval({quoted}, {max(rows, processed)});`"
+    if following <= rows:
+        return fail(_CHECK, f"the next is {following}, and the outbox has {rows}: new rows will be refused", mend=mend)
+    if following <= processed:
+        what = "an event without an event-id would be taken for a repeat"
+        return warn(_CHECK, f"the next is {following}, and {processed} was processed before: {what}", mend=mend)
+    return ok(_CHECK, f"the next is {following}, which is new")

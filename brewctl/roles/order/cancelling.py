@@ -1,0 +1,100 @@
+"""Cancels on their way to PostgreSQL: each in a transaction of its own, and in threads of their own.
+
+    first try ─► half of the threads ──lock held─► the other half, again and again while somebody waits ──► told
+
+So a transaction that holds one order's row takes nothing from the reads, nor for long from the cancels of other orders.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import psycopg
+
+from brewctl import log
+from brewctl.config import Settings
+from brewctl.delivery import cancellation, database
+from brewctl.delivery.cancellation import Cancellation
+from brewctl.delivery.database import Pool
+from brewctl.proto.orders_pb2 import CancelResponse
+from brewctl.roles.order.call import Call
+
+logger = log.get(__name__)
+
+Told = Callable[["CancelResponse | Exception | None"], None]
+
+
+class Cancelling:
+    """Has `cancelling_threads` threads, and as many connections of `pool` at most."""
+
+    def __init__(self, settings: Settings, pool: Pool, *, notify: Callable[[], None]) -> None:
+        """`notify` is called after each commit. The pool's sessions are to wait create_lock_s for a lock, no longer."""
+        self._settings = settings
+        self._limits = settings.limits
+        self._pool = pool
+        self._notify = notify
+        lane = max(1, settings.limits.cancelling_threads // 2)
+        self._first = ThreadPoolExecutor(lane, thread_name_prefix="cancelling")
+        self._held = ThreadPoolExecutor(lane, thread_name_prefix="cancelling-held")
+        self._lock = threading.Lock()
+        self._waiting = 0
+        self._held_up = log.Seldom(logger, "cancel_held")
+
+    @property
+    def waiting(self) -> int:
+        """How many cancels are not answered yet."""
+        return self._waiting
+
+    def submit(self, wish: Cancellation, call: Call, told: Told) -> None:
+        """Cancel an order for a call: `told` has the answer, None without such an order, or why there is none."""
+        with self._lock:
+            self._waiting += 1
+        self._first.submit(self._try, wish, call, told)
+
+    def shutdown(self) -> None:
+        """End the threads, without what they have not begun: its time is up."""
+        for lane in (self._first, self._held):
+            lane.shutdown(wait=False, cancel_futures=True)
+
+    def _try(self, wish: Cancellation, call: Call, told: Told) -> None:
+        began = time.monotonic()
+        try:
+            answer, written = database.ask(
+                self._pool,
+                lambda connection: cancellation.cancel(
+                    connection, wish, topic=self._settings.topic, left_s=call.left_s
+                ),
+                wait_s=min(self._limits.database_wait_s, call.left_s()),
+            )
+        except psycopg.errors.LockNotAvailable as error:
+            if call.left_s() > 0:
+                self._again(wish, call, told, began)
+                return
+            self._tell(call, told, error)
+        except Exception as error:  # noqa: BLE001 - its caller is told, and the thread goes on
+            self._tell(call, told, error)
+        else:
+            self._tell(call, told, answer)
+            if written:
+                self._notify()
+
+    def _again(self, wish: Cancellation, call: Call, told: Told, began: float) -> None:
+        self._held_up.warn(
+            order_id=wish.order_id, hint="another transaction holds the order's row: pg_stat_activity shows which"
+        )
+
+        def later() -> None:
+            # Refused without a wait, as by NOWAIT in a trigger: no hot loop.
+            time.sleep(max(0.0, began + self._limits.create_lock_s - time.monotonic()))
+            self._try(wish, call, told)
+
+        try:
+            self._held.submit(later)
+        except RuntimeError as error:  # shut down meanwhile
+            self._tell(call, told, error)
+
+    def _tell(self, call: Call, told: Told, end: CancelResponse | Exception | None) -> None:
+        call.guarded(lambda: told(end))
+        with self._lock:
+            self._waiting -= 1

@@ -1,0 +1,34 @@
+"""publisher: sends the outbox's rows to Kafka, and does nothing else. Many replicas, no leader.
+
+    PostgreSQL ──rows of any service──► this node ──records──► Kafka
+
+For services that write their events with SQL alone, and for order-services that run with `--no-publisher`. Nobody tells
+it of a commit: it looks, soon again after rows and less often while there are none. Rows of a topic that is not there,
+or of a Kafka that is away, wait.
+"""
+
+import threading
+
+from brewctl import log
+from brewctl.config import Settings
+from brewctl.delivery import database, presence
+from brewctl.delivery.outbox import Publisher
+from brewctl.lifecycle import run_together
+
+
+def run(settings: Settings, stop: threading.Event, *, node: str) -> None:
+    """Publish until `stop` is set. Raises UnreachableError without PostgreSQL, BrewError for a missing table."""
+    with database.open_pool(settings, name=node, size=1) as pool:
+        publisher = Publisher(settings, pool, node=node, polls=True)
+        log.say(node, "publisher started.")
+
+        def wake() -> None:
+            stop.wait()
+            publisher.notify()
+
+        with presence.kept(settings, presence.Replica(node, "publisher"), publisher.work):
+            run_together(
+                {"publisher": lambda: publisher.run(stop), "stop": wake}, stop, drain_timeout_s=settings.limits.drain_s
+            )
+        work = publisher.work()
+        log.say(node, f"publisher stopped. published={work.effects} set_aside={work.dead}")
