@@ -215,9 +215,9 @@ class Stage:
         ]
 
     def brewctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run a command on the servers, past the faulty network."""
+        """Run a command on the servers, past the faulty network; what has effects keeps the ledger, as the nodes do."""
         return subprocess.run(  # noqa: S603 - ourselves
-            [sys.executable, "-P", "-m", "brewctl", *arguments],
+            [sys.executable, "-P", "-m", ledger.MODULE, *arguments],
             env={**environment(self.settings), **stdout.ENVIRONMENT, "BREW_HOME": str(self.servers.home)},
             stdin=subprocess.DEVNULL,
             capture_output=True,
