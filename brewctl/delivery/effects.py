@@ -9,7 +9,7 @@ import operator
 import re
 import typing
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, LiteralString, NamedTuple, Protocol
 
@@ -69,6 +69,18 @@ class Effect(Protocol):
         events; else, where the consumer has some, KeysParkedError is raised. Raises what psycopg and a handler raise:
         then nothing was written, unless the connection was lost at the commit.
         """
+
+
+def distinct(sequence: Iterable[Event[Any]]) -> Iterator[list[Event[Any]]]:
+    """Cut a sequence where an outbox id comes again, for an effect: two events of one id, after a restore, say."""
+    part: dict[int, Event[Any]] = {}
+    for event in sequence:
+        if event.outbox_id in part:
+            yield list(part.values())
+            part = {}
+        part[event.outbox_id] = event
+    if part:
+        yield list(part.values())
 
 
 def effect_of(downstream: Downstream, *, node: str) -> Effect:

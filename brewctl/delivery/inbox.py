@@ -22,7 +22,7 @@ from brewctl.delivery.broker import Record
 from brewctl.delivery.burial import Burial
 from brewctl.delivery.database import UNAVAILABLE, BoundedConnection, NoAnswerError, Pool
 from brewctl.delivery.downstream import Downstream, Later
-from brewctl.delivery.effects import KeysParkedError, effect_of
+from brewctl.delivery.effects import KeysParkedError, distinct, effect_of
 from brewctl.delivery.events import Decoder, Event
 from brewctl.delivery.failures import FailingError, Failures, Identity, StoppedError, blames_a_row, reason_of
 from brewctl.delivery.pace import Pace
@@ -220,7 +220,10 @@ class Inbox:
         Parts where it is more than PostgreSQL does in time, or where an effect fails: down to that event alone. Later
         events of its key wait behind it. Raises FailingError where some are to be tried again.
         """
-        parts = _without_reused_ids(list(batch.readable))
+        parts = [list(batch.readable)]
+        if len({outbox_id for outbox_id, _ in batch.readable}) < len(batch.readable):
+            every = (event for _, event in batch.readable.values())
+            parts = [[(event.outbox_id, event.id) for event in part] for part in distinct(every)][::-1]
         failing: dict[str, str] = {}  # keys, and why
         while parts and not batch.given_up:
             part = parts.pop()
@@ -314,15 +317,3 @@ def _is_countable(error: Exception) -> bool:
     if isinstance(error, psycopg.Error) and blames_a_row(error):
         return True  # psycopg calls some of those operational
     return not isinstance(error, (*SLOW, *UNAVAILABLE))
-
-
-def _without_reused_ids(identities: list[Identity]) -> list[list[Identity]]:
-    """Part events so that no part has two of one outbox id, the first part last: one of a restored database, say."""
-    parts: list[list[Identity]] = []
-    while identities:
-        first: dict[int, Identity] = {}
-        for identity in identities:
-            first.setdefault(identity[0], identity)
-        parts.insert(0, list(first.values()))
-        identities = [identity for identity in identities if first[identity[0]] != identity]
-    return parts

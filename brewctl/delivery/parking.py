@@ -9,7 +9,7 @@ and drop: what is redriven is the whole sequence that was parked, and nothing of
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -20,7 +20,7 @@ from brewctl.delivery import events
 from brewctl.delivery.broker import Record
 from brewctl.delivery.database import BoundedConnection
 from brewctl.delivery.downstream import Downstream
-from brewctl.delivery.effects import Effect, effect_of
+from brewctl.delivery.effects import Effect, distinct, effect_of
 from brewctl.delivery.events import Event, Headers
 from brewctl.delivery.failures import reason_of
 from brewctl.sql import queries
@@ -190,20 +190,8 @@ def drop(connection: BoundedConnection, parked: Sequence[ParkedEvent]) -> Outcom
 
 
 def _apply(connection: BoundedConnection, effect: Effect, sequence: Sequence[Event[Any]]) -> None:
-    for part in _distinct(sequence):
+    for part in distinct(sequence):
         effect(connection, part, Counter(), looked=True)
-
-
-def _distinct(sequence: Sequence[Event[Any]]) -> Iterator[list[Event[Any]]]:
-    """Part a sequence so that no part has two events of one outbox id."""
-    part: dict[int, Event[Any]] = {}
-    for event in sequence:
-        if event.outbox_id in part:
-            yield list(part.values())
-            part = {}
-        part[event.outbox_id] = event
-    if part:
-        yield list(part.values())
 
 
 def _settle(connection: BoundedConnection, parked: Sequence[ParkedEvent], outcome: str) -> None:
