@@ -224,7 +224,7 @@ class Inbox:
         if len({outbox_id for outbox_id, _ in batch.readable}) < len(batch.readable):
             every = (event for _, event in batch.readable.values())
             parts = [[(event.outbox_id, event.id) for event in part] for part in distinct(every)][::-1]
-        failing: dict[str, str] = {}  # keys, and why
+        failing: dict[str, Exception] = {}  # keys, and why
         while parts and not batch.given_up:
             part = parts.pop()
             if failing:
@@ -237,9 +237,10 @@ class Inbox:
                 batch.settle()
         if failing and not batch.given_up:
             several = "s" if len(failing) > 1 else ""
-            raise FailingError(f"{len(failing)} event{several} failed: {next(iter(failing.values()))}")
+            first = next(iter(failing.values()))
+            raise FailingError(f"{len(failing)} event{several} failed: {reason_of(first)}") from first
 
-    def _attempt(self, part: list[Identity], batch: Batch, failing: dict[str, str]) -> list[list[Identity]]:
+    def _attempt(self, part: list[Identity], batch: Batch, failing: dict[str, Exception]) -> list[list[Identity]]:
         """Try a part; return parts of it that are to be tried next, the first one last."""
         try:
             effects, parked = self._transact([batch.readable[identity] for identity in part], batch.repeats)
@@ -254,7 +255,7 @@ class Inbox:
             logger.debug("effect_failed", outbox_id=identity[0], exc_info=error)
             tries = self._failures.failed(identity, error)
             if tries is None:
-                failing[read[1].key] = reason_of(error)
+                failing[read[1].key] = error
                 return []
             effects, parked = 0, self._park(read, reason_of(error), tries=tries)
         if effects:

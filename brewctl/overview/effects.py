@@ -46,6 +46,8 @@ def counted(connection: Connection, query: LiteralString, downstreams: Sequence[
 
     Of one without a `done` query: the events that it has processed. Raises BrewError where the query fails.
     """
+    if not downstreams:
+        return connection.execute(query).fetchone() or ()
     numbers = [
         sql.SQL("(SELECT count(*) FROM {})").format(_effects(downstream))
         if downstream.done

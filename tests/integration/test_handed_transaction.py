@@ -3,7 +3,7 @@
 import dataclasses
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import psycopg
@@ -12,8 +12,10 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from brewctl.delivery import database
+from brewctl.delivery.broker import Record
 from brewctl.delivery.database import BoundedConnection, Pool
 from brewctl.delivery.downstream import Downstream
+from brewctl.delivery.failures import FailingError
 from brewctl.delivery.inbox import Inbox
 from brewctl.delivery.transaction import HandlerError, lent
 from tests.conftest import Rig, open_rig
@@ -21,6 +23,19 @@ from tests.integration.test_inbox import record
 from tests.pgbouncer import guest, pooled
 
 Kept = list[Any]
+
+
+@pytest.fixture(autouse=True)
+def one_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of a handler comes out of the first try, as it was raised."""
+
+    def handle(inbox: Inbox, records: Sequence[Record]) -> None:
+        try:
+            inbox.apply(inbox.read(records))
+        except FailingError as error:
+            raise error.__cause__ or error from None
+
+    monkeypatch.setattr(Inbox, "handle", handle)
 
 
 @pytest.fixture(scope="module")

@@ -145,6 +145,13 @@ def _of_a_group(group: str) -> tuple[Mutation, ...]:
             quick=first,
         ),
         Mutation(
+            f"{group}-overtaken",
+            "an event has its effect while an earlier one of its key is parked",
+            (f"parked_overtaken:{group}",),
+            roles,
+            during=_cancel,
+        ),
+        Mutation(
             f"{group}-offsets",
             "what can't be read gets no dead letter",
             (f"letter_forgotten:{group}",),

@@ -12,10 +12,11 @@ from typing import Any
 
 import psycopg
 
-from brewctl.delivery import dead_letters, events, inbox, outbox
+from brewctl.delivery import dead_letters, effects, events, inbox, outbox, parking
 from brewctl.delivery.broker import Place, Producer, Record
 from brewctl.delivery.broker import producer as producers
 from brewctl.delivery.broker.partitions import partition_for
+from brewctl.delivery.downstream import Reject
 from brewctl.sql import queries
 
 Change = Callable[[], None]
@@ -218,7 +219,26 @@ def consumer_stuck(group: str) -> Change:
 
 def batch_dropped(group: str) -> Change:
     """Commit the offsets of batches that were never written."""
-    return in_group(group, lambda: _put(inbox.Inbox, "_transact", lambda _inbox, fresh, *_: len(fresh)))
+    return in_group(group, lambda: _put(inbox.Inbox, "_transact", lambda _inbox, part, *_: (len(part), 0)))
+
+
+def parked_overtaken(group: str) -> Change:
+    """Park the first order's event, and give later events of its key their effect all the same."""
+
+    def change() -> None:
+        right = effects._Statement.__call__
+        poor: list[int] = []
+
+        def call(effect: Any, connection: Any, part: Any, repeats: Any, *, looked: bool = False) -> int:
+            poor.extend(event.outbox_id for event in part[:1] if not poor)
+            if any(event.outbox_id == poor[0] for event in part):
+                raise Reject("says the mutation")
+            return right(effect, connection, part, repeats, looked=looked)
+
+        _put(effects._Statement, "__call__", call)
+        _put(parking.Parking, "park_behind", lambda _parking, _connection, part: ([event for _, event in part], 0))
+
+    return in_group(group, change)
 
 
 def letter_forgotten(group: str) -> Change:
@@ -242,6 +262,7 @@ _OF_A_GROUP = (
     cancel_forgotten,
     consumer_stuck,
     batch_dropped,
+    parked_overtaken,
     letter_forgotten,
     letter_altered,
 )
