@@ -129,7 +129,7 @@ class Limits:
     @property
     def order_connections(self) -> int:
         """Of one order-service to the database, at most: its threads', writer's, publisher's, watch's, presence's."""
-        return self.reading_threads + self.alone_threads + 4
+        return self.reading_threads + self.alone_threads + self.cancelling_threads + 4
 
     def __post_init__(self) -> None:
         if self.session_s < 3 * self.heartbeat_s:
