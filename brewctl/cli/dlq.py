@@ -248,7 +248,7 @@ def _report(verb: str, settled: "Settled", outcome: "Outcome", before: Sequence[
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    dlq = typer.Typer(help="Dead letters and parked events: what a consumer could not handle.", no_args_is_help=True)
+    dlq = typer.Typer(help="Dead letters and parked events: what a consumer set aside.", no_args_is_help=True)
     dlq.command("list", epilog="Example: brewctl dlq list --group inventory --reason outbox-id")(show_all)
     dlq.command(epilog="Example: brewctl dlq show 0:12")(show)
     dlq.command(epilog="Example: brewctl dlq redrive --group inventory --reason 'no stock'")(redrive)

@@ -9,15 +9,17 @@ from confluent_kafka.admin import AdminClient, NewPartitions  # type: ignore[att
 
 from brewctl.config import Settings
 from brewctl.delivery import database
+from brewctl.delivery.broker import Record
 from brewctl.delivery.broker.client import connection
 from brewctl.delivery.broker.partitions import partition_for
+from brewctl.delivery.burial import Burial
 from brewctl.delivery.consumption import Consumption
 from brewctl.delivery.database import Pool
 from brewctl.delivery.inbox import Inbox
 from brewctl.delivery.outbox import Publisher
 from brewctl.roles import inventory
 from tests.conftest import Rig, limited
-from tests.integration.kafka_tools import Good, good_record, raw_client, send_raw
+from tests.integration.kafka_tools import Good, good_record
 from tests.integration.outbox_tools import create_order, unpublished
 from tests.integration.reading import read_topic
 
@@ -62,12 +64,11 @@ def test_running_roles_find_partitions_that_were_added(rig: Rig, capfd: pytest.C
     create_order(rig)
     rig.wait("the first effect", lambda: rig.counts().reservations == 1)
     dead = moving()
-    rig.connection.execute(
-        f"ALTER TABLE inventory_reservations ADD CONSTRAINT never CHECK (order_id <> '{dead.order_id}')"
-    )
-    with raw_client(rig.settings) as client:
-        send_raw(client, (rig.settings.topic, partition_for(dead.key, 6)), dead.key, dead.value, dead.headers)
-    rig.wait("a dead letter", lambda: len(read_topic(rig.settings, dead_letters=True)) == 1)
+    # A letter of an older version: today's consumers park an event that can be read.
+    burial = Burial(rig.settings, "inventory", node="inventory-1")
+    died = Record(rig.settings.topic, dead.key, dead.value, dead.headers, partition_for(dead.key, 6), 999)
+    burial.bury([(died, "postgres rejected its effect")])
+    burial.close()
 
     admin = AdminClient({"bootstrap.servers": ",".join(rig.settings.brokers)})
     for added in admin.create_partitions([NewPartitions(rig.settings.topic, MORE)]).values():
@@ -91,12 +92,10 @@ def test_running_roles_find_partitions_that_were_added(rig: Rig, capfd: pytest.C
     rig.wait("all effects", lambda: rig.counts().reservations == rig.counts().orders)
 
     # The copy of a dead letter goes where the events of its key go now.
-    rig.connection.execute("ALTER TABLE inventory_reservations DROP CONSTRAINT never")
     assert rig.brewctl("dlq", "redrive", "--all").returncode == 0
     rig.wait("its effect", lambda: rig.counts().reservations == rig.counts().orders + 1)
     copies = [record for record in read_topic(rig.settings) if record.key == dead.key]
-    # Partitions are read in no order of theirs.
-    assert {record.partition for record in copies} == {partition_for(dead.key, 6), partition_for(dead.key, MORE)}
+    assert {record.partition for record in copies} == {partition_for(dead.key, MORE)}
     assert len(copies) == 2
 
     (shown, *_) = json.loads(rig.brewctl("groups", "--json").stdout)

@@ -70,12 +70,13 @@ def test_an_order_becomes_the_record_of_the_contract(rig: Rig) -> None:
     records = {record.key: record for record in read_topic(rig.settings)}
     rows = rig.connection.execute(
         "SELECT o.id::text, o.tenant_id, o.customer_id, o.amount_cents, o.currency, o.status, o.created_at,"
-        " x.id, x.payload, x.publisher_node, x.published_at IS NOT NULL"
+        " x.id, x.payload, x.publisher_node, x.published_at IS NOT NULL, x.event_id, x.traceparent"
         " FROM orders o JOIN outbox x ON x.aggregate_id = 'order-' || o.id ORDER BY x.id"
     ).fetchall()
     assert len(rows) == len(records) == 2
     traces = []
-    for order_id, tenant, customer, amount, currency, status, created_at, outbox_id, payload, publisher, done in rows:
+    for order_id, tenant, customer, amount, currency, status, created_at, outbox_id, payload, *rest in rows:
+        publisher, done, event_id, traceparent = rest
         key = f"order-{order_id}"
         record = records[key.encode()]
         assert isinstance(payload, bytes)
@@ -98,7 +99,11 @@ def test_an_order_becomes_the_record_of_the_contract(rig: Rig) -> None:
             ("tenant-id", event.tenant_id.encode()),
             ("event-type", b"order.created"),
             ("content-type", b"application/x-protobuf"),
+            ("event-id", str(event_id).encode()),
+            ("aggregate-seq", b"1"),
+            *([("traceparent", str(traceparent).encode())] if tenant != "brew" else []),
         ]
+        assert traceparent == (None if tenant == "brew" else told[0][1])
         assert (publisher, done) == ("order-7", True)
         traces.append((event.tenant_id, event.trace_id))
     assert traces[1] == ("tea.house_2", TRACE)
