@@ -146,7 +146,7 @@ def _of_a_group(group: str) -> tuple[Mutation, ...]:
         ),
         Mutation(
             f"{group}-overtaken",
-            "an event has its effect while an earlier one of its key is parked",
+            "an event overtakes a parked one of its key",
             (f"parked_overtaken:{group}",),
             roles,
             during=_cancel,
