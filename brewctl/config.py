@@ -26,8 +26,8 @@ DEFAULT_BROKERS = ("127.0.0.1:9092", "127.0.0.1:9093", "127.0.0.1:9094")
 DEFAULT_ORDER_ADDRS = ("127.0.0.1:50081",)
 # The story's own.
 DEFAULT_DOWNSTREAMS = ("brewctl.roles.inventory:DOWNSTREAM", "brewctl.roles.notifications:DOWNSTREAM")
-_SHORT_NAMES = dict(zip(("inventory", "notifications"), DEFAULT_DOWNSTREAMS, strict=True))
-_DOWNSTREAM = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+SHORT_NAMES = dict(zip(("inventory", "notifications"), DEFAULT_DOWNSTREAMS, strict=True))
+DOWNSTREAM_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 # As a group's own name; both together fit Kafka's names.
 _GROUP_PREFIX = re.compile(r"[A-Za-z0-9._-]{0,100}")
 
@@ -230,7 +230,7 @@ def environment(settings: Settings) -> dict[str, str]:
 
 def short_name(downstream: str) -> str:
     """Return what a user calls a downstream: the short name of the story's own, else MODULE:NAME itself."""
-    return next((short for short, name in _SHORT_NAMES.items() if name == downstream), downstream)
+    return next((short for short, name in SHORT_NAMES.items() if name == downstream), downstream)
 
 
 def home(environ: Mapping[str, str] = os.environ) -> Path:
@@ -284,10 +284,10 @@ def _downstreams(text: str) -> tuple[str, ...]:
     """Return each MODULE:NAME once, in its order. Raises UsageError for a part that is none."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
     for part in parts:
-        if part not in _SHORT_NAMES and not _DOWNSTREAM.fullmatch(part):
-            hint = f"use {', '.join(_SHORT_NAMES)}, or one of your own such as loyalty:points"
+        if part not in SHORT_NAMES and not DOWNSTREAM_NAME.fullmatch(part):
+            hint = f"use {', '.join(SHORT_NAMES)}, or one of your own such as loyalty:points"
             raise UsageError(f"BREW_DOWNSTREAMS: {part[:80]!r} is not MODULE:NAME", hint=hint)
-    return tuple(dict.fromkeys(_SHORT_NAMES.get(part, part) for part in parts))
+    return tuple(dict.fromkeys(SHORT_NAMES.get(part, part) for part in parts))
 
 
 def _group_prefix(text: str) -> str:

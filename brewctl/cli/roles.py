@@ -45,7 +45,7 @@ def configured(ctx: typer.Context) -> None:
     from brewctl.delivery import registry
 
     names = options.settings().downstreams
-    rows = [(registry.short_name(name), registry.find(name)) for name in names]
+    rows = [(config.short_name(name), registry.find(name)) for name in names]
     width = max((len(name) for name, _ in rows), default=0)
     for name, found in rows:
         output.emit(f"{name:<{width}}  group {found.group}, takes {', '.join(found.events)}")
@@ -177,7 +177,7 @@ def _consume(name: str, settings: config.Settings, node: str, log_format: config
 
     found = registry.find(name, app_dir)
     _play(
-        node or f"{found.group[: options.NODE_CHARACTERS - 8]}-{os.getpid()}",
+        node or _node(found.group),
         log_format,
         lambda node, stop: consumer.run(settings, found, stop, name=name, node=node),
     )
@@ -209,10 +209,15 @@ def _consume_watched(
             if changes.seen:
                 log.say(node, "its file has changed: starts again")
 
-        _play(node or f"{found.group[: options.NODE_CHARACTERS - 8]}-{os.getpid()}", log_format, run)
+        _play(node or _node(found.group), log_format, run)
         again = changes.seen
     if again:
         reloading.restart()
+
+
+def _node(group: str) -> str:
+    """Return the name of a node that was given none: of its group, with room for the pid, and the pid."""
+    return f"{group[: options.NODE_CHARACTERS - 8]}-{os.getpid()}"
 
 
 def _supervise(

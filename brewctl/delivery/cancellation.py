@@ -3,13 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import psycopg
-
-from brewctl import log
 from brewctl.delivery import events, orders
 from brewctl.delivery.database import BoundedConnection
-from brewctl.delivery.orders import UNDONE, CommitFailedError, InvalidOrderError, TooLateError
-from brewctl.delivery.refusals import never_taken
+from brewctl.delivery.orders import InvalidOrderError
 from brewctl.proto.orders_pb2 import (
     ORDER_STATUS_CANCELLED,
     ORDER_STATUS_NEW,
@@ -57,49 +53,36 @@ def cancel(
     """
     if not events.is_uuid(wish.order_id):
         return None, False
-    if (bound_s := min(left_s(), connection.limits.create_s)) <= 0:
-        raise TooLateError
-    committing = False
-    try:
-        with connection.transaction_within(bound_s):
-            # The aggregate's row is locked after the order's, in every Cancel: no two can deadlock.
-            found = connection.execute(queries["lock_order"], {"id": wish.order_id}).fetchone()
-            if found is None:
-                return None, False
-            order_id, tenant_id, status, now = found
-            answer = CancelResponse(order_id=str(order_id), status=ORDER_STATUS_CANCELLED)
-            known = orders.status_of(status)
-            if known == ORDER_STATUS_CANCELLED:
-                return answer, False
-            if known != ORDER_STATUS_NEW:
-                raise UnknownStatusError(f"order {order_id} has the status {status[:80]!r}, which is not known here")
-            event = OrderCancelled(
-                order_id=str(order_id),
-                reason=wish.reason,
-                cancelled_at=orders.timestamp(now),
-                trace_id=wish.trace_id,
-                tenant_id=tenant_id,
-            )
-            parameters = {
-                "id": order_id,
-                "status": _CANCELLED,
-                "cancelled_at": now,
-                "topic": topic,
-                "event_type": events.ORDER_CANCELLED,
-                "payload": event.SerializeToString(),
-                "tenant_id": tenant_id,
-                "trace_id": wish.trace_id,
-                "traceparent": wish.traceparent,
-            }
-            connection.execute(queries["cancel_order"], parameters)
-            # It may have waited, for a lock or for this process to be woken.
-            if left_s() <= 0:
-                raise TooLateError
-            committing = True
-    except UNDONE:
-        raise  # in the commit too
-    except psycopg.Error as error:
-        if committing and not never_taken(error):
-            raise CommitFailedError(log.reason(error)) from error
-        raise
+    with orders.commit_within(connection, left_s, statement_s=connection.limits.create_s) as ready:
+        # The aggregate's row is locked after the order's, in every Cancel: no two can deadlock.
+        found = connection.execute(queries["lock_order"], {"id": wish.order_id}).fetchone()
+        if found is None:
+            return None, False
+        order_id, tenant_id, status, now = found
+        answer = CancelResponse(order_id=str(order_id), status=ORDER_STATUS_CANCELLED)
+        known = orders.status_of(status)
+        if known == ORDER_STATUS_CANCELLED:
+            return answer, False
+        if known != ORDER_STATUS_NEW:
+            raise UnknownStatusError(f"order {order_id} has the status {status[:80]!r}, which is not known here")
+        event = OrderCancelled(
+            order_id=str(order_id),
+            reason=wish.reason,
+            cancelled_at=orders.timestamp(now),
+            trace_id=wish.trace_id,
+            tenant_id=tenant_id,
+        )
+        parameters = {
+            "id": order_id,
+            "status": _CANCELLED,
+            "cancelled_at": now,
+            "topic": topic,
+            "event_type": events.ORDER_CANCELLED,
+            "payload": event.SerializeToString(),
+            "tenant_id": tenant_id,
+            "trace_id": wish.trace_id,
+            "traceparent": wish.traceparent,
+        }
+        connection.execute(queries["cancel_order"], parameters)
+        ready()
     return answer, True

@@ -12,14 +12,13 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, LiteralString, TypeVar
+from typing import Any, LiteralString
 
 from brewctl.delivery import events, sql_text
 from brewctl.delivery.events import Decoder, Event
 from brewctl.errors import UsageError
 
 Handler = Callable[..., None]
-AnyHandler = TypeVar("AnyHandler", bound=Handler)
 
 # Kafka takes up to 249 of these; a prefix, and a name in PostgreSQL's and the shell's variables, need room.
 _GROUP = re.compile(r"[A-Za-z0-9._-]{1,100}")
@@ -94,6 +93,11 @@ class Downstream:
     def name(self) -> str:
         """How its last line calls it."""
         return self.service or self.group
+
+    @property
+    def did(self) -> str:
+        """How its effects are called beside those of others: one without a word of its own is named."""
+        return f"done by {self.group}" if self.verb == "done" else self.verb
 
 
 def _undecoded(payload: bytes) -> bytes:

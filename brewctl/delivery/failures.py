@@ -1,11 +1,13 @@
 """What becomes of an event whose effect fails: tried again, parked, or the downstream stops.
 
-fails ──► tried again, `attempts` times, with pauses; later events of its key wait behind it, other keys go on
-└── still fails ──► parked
-many in a row, with no success between ──► no event's fault: the downstream stops, and nothing more is parked
+    fails ──► tried again, `attempts` times, with pauses ──still fails──► parked
+      └── many in a row, with no success between ──► the downstream stops, and nothing more is parked
+
+Meanwhile later events of its key wait behind it, and other keys go on.
 """
 
 from collections import Counter
+from collections.abc import Iterable
 
 import psycopg
 
@@ -48,17 +50,22 @@ class Failures:
         StoppedError where it is no event's fault.
         """
         if isinstance(error, Reject):
-            return self.forget(identity) + 1
+            return self._forget(identity) + 1
         self._in_a_row.add(identity)
         if _is_everyones(error) or len(self._in_a_row) >= self._most:
             several = "s" if len(self._in_a_row) > 1 else ""
             self.trouble = f"stopped: {len(self._in_a_row)} event{several} in a row failed: {reason_of(error)}"
             raise StoppedError(self.trouble) from error
         self._tries[identity] += 1
-        return self.forget(identity) if self._tries[identity] >= self._downstream.attempts else None
+        return self._forget(identity) if self._tries[identity] >= self._downstream.attempts else None
 
-    def forget(self, identity: Identity) -> int:
-        """Forget the tries of an event, and return how many there were."""
+    def settled(self, part: Iterable[Identity]) -> None:
+        """Forget the tries of events that are done."""
+        if self._tries:
+            for identity in part:
+                self._forget(identity)
+
+    def _forget(self, identity: Identity) -> int:
         return self._tries.pop(identity, 0)
 
 

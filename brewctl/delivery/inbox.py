@@ -125,11 +125,9 @@ class Inbox:
     """Brings records to where they belong, for one consumer. Not for two threads at a time."""
 
     def __init__(self, settings: Settings, pool: Pool, downstream: Downstream, *, node: str) -> None:
-        self._settings = settings
         self._pool = pool
         self._downstream = downstream
         self._effect = effect_of(downstream, node=node)
-        self._node = node
         self._burial = Burial(settings, registry.kafka_group(settings, downstream), node=node)
         self._pace = Pace(settings.limits)
         self._parking = Parking(downstream.group)
@@ -262,7 +260,7 @@ class Inbox:
             self._failures.succeeded()
         for identity in part:
             del batch.readable[identity]
-            self._failures.forget(identity)
+        self._failures.settled(part)
         self.tally.effects += effects
         self.tally.parked += parked
         repeats = sum(batch.repeats.pop(outbox_id, 0) for outbox_id, _ in part)

@@ -1,9 +1,10 @@
 """The write path: a valid request becomes an order and its event, in one commit. Nothing here talks to Kafka."""
 
+import contextlib
 import math
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import cast
@@ -207,6 +208,37 @@ def find(connection: BoundedConnection, new: Sequence[NewOrder]) -> dict[UUID, O
     return {asked: _order(*row) for asked, *row in connection.execute(queries["orders_by_ids_or_keys"], columns)}
 
 
+@contextlib.contextmanager
+def commit_within(
+    connection: BoundedConnection, left_s: Callable[[], float], *, statement_s: float
+) -> Iterator[Callable[[], None]]:
+    """A transaction for a call; the block calls what it gets once all that is to be committed is written.
+
+    `left_s` says how many seconds somebody still waits for it: at 0 no commit is sent. Statements are ended after
+    `statement_s`. Raises TooLateError, CommitFailedError; after a psycopg.Error nothing was written.
+    """
+    if (bound_s := min(left_s(), statement_s)) <= 0:
+        raise TooLateError
+    committing = False
+
+    def ready() -> None:
+        nonlocal committing
+        # It may have waited, for a lock or for this process to be woken.
+        if left_s() <= 0:
+            raise TooLateError
+        committing = True
+
+    try:
+        with connection.transaction_within(bound_s):
+            yield ready
+    except UNDONE:
+        raise  # in the commit too
+    except psycopg.Error as error:
+        if committing and not never_taken(error):
+            raise CommitFailedError(log.reason(error)) from error
+        raise
+
+
 def create(
     connection: BoundedConnection,
     new: NewOrder,
@@ -221,25 +253,11 @@ def create(
     statement is ended after `statement_s`. Raises KeyReusedError where the first order has another body,
     TooLateError, CommitFailedError; after a psycopg.Error nothing was written.
     """
-    left_s = left_s or (lambda: connection.limits.create_s)
-    if (bound_s := min(left_s(), statement_s)) <= 0:
-        raise TooLateError
-    committing = False
-    try:
-        with connection.transaction_within(bound_s):
-            if not write(connection, [new], topic=topic):
-                # Its key, or its id, is taken: by a committed order, the INSERT has waited for that.
-                return first(new, find(connection, [new]).get(new.id))
-            # It may have waited, for a lock or for this process to be woken.
-            if left_s() <= 0:
-                raise TooLateError
-            committing = True
-    except UNDONE:
-        raise  # in the commit too
-    except psycopg.Error as error:
-        if committing and not never_taken(error):
-            raise CommitFailedError(log.reason(error)) from error
-        raise
+    with commit_within(connection, left_s or (lambda: connection.limits.create_s), statement_s=statement_s) as ready:
+        if not write(connection, [new], topic=topic):
+            # Its key, or its id, is taken: by a committed order, the INSERT has waited for that.
+            return first(new, find(connection, [new]).get(new.id))
+        ready()
     return new.order
 
 

@@ -38,7 +38,7 @@ class Parking:
     def park(self, connection: BoundedConnection, read: Read, reason: str, *, attempts: int) -> int:
         """Commit an event, whose effect failed, as parked; 0 where it has had its effect, or is parked already."""
         with connection.transaction():
-            self._lock(connection, [read[1].key])
+            lock(connection, self._consumer, [read[1].key])
             self.used = True
             return len(self._insert(connection, [read], reason, attempts=attempts))
 
@@ -50,7 +50,7 @@ class Parking:
         keys = self._parked(connection, sorted({event.key for _, event in part}))
         if keys:
             # Whoever redrives a key has its lock: what is parked of it is known once we have that.
-            self._lock(connection, sorted(keys))
+            lock(connection, self._consumer, sorted(keys))
             keys = self._parked(connection, sorted(keys))
         else:
             (self.used,) = connection.execute(queries["parks"], {"consumer": self._consumer}).fetchone() or (False,)
@@ -61,9 +61,6 @@ class Parking:
     def _parked(self, connection: BoundedConnection, keys: Sequence[str]) -> set[str]:
         rows = connection.execute(queries["parked_keys"], {"consumer": self._consumer, "keys": list(keys)})
         return {key for (key,) in rows}
-
-    def _lock(self, connection: BoundedConnection, keys: Sequence[str]) -> None:
-        lock(connection, self._consumer, keys)
 
     def _insert(self, connection: BoundedConnection, part: Sequence[Read], reason: str, *, attempts: int) -> list[int]:
         columns = {

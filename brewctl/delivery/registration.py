@@ -16,7 +16,7 @@ from pathlib import Path
 import psycopg
 
 from brewctl import lifecycle
-from brewctl.config import Settings, own_database_variable
+from brewctl.config import DEFAULT_DOWNSTREAMS, Settings, own_database_variable
 from brewctl.delivery import database, registry, schema
 from brewctl.delivery.database import BoundedConnection
 from brewctl.delivery.downstream import Downstream
@@ -84,7 +84,7 @@ def initialize(
 
 def register_own(connection: BoundedConnection) -> None:
     """Register the story's own downstreams, whose tables are part of schema.sql."""
-    for full in registry.SHORT.values():
+    for full in DEFAULT_DOWNSTREAMS:
         connection.execute(queries["register_downstream"], {"consumer": registry.find(full).group, "name": full})
 
 

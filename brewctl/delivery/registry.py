@@ -9,7 +9,6 @@ import difflib
 import functools
 import importlib
 import os
-import re
 import sys
 import sysconfig
 import traceback
@@ -18,13 +17,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from brewctl.config import DEFAULT_DOWNSTREAMS, Settings
+from brewctl.config import DEFAULT_DOWNSTREAMS, DOWNSTREAM_NAME, SHORT_NAMES, Settings, short_name
 from brewctl.delivery.downstream import Downstream
 from brewctl.errors import BrewError, ModuleError, UsageError
-
-# The story's own, by the names of their modules: `inventory` is short for brewctl.roles.inventory:DOWNSTREAM.
-SHORT = {name.partition(":")[0].rpartition(".")[2]: name for name in DEFAULT_DOWNSTREAMS}
-_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
 def configured(settings: Settings) -> tuple[Downstream, ...]:
@@ -78,12 +73,7 @@ def kafka_group(settings: Settings, downstream: Downstream) -> str:
 
 def full_name(name: str) -> str:
     """Return the MODULE:NAME that a short name stands for, or the name itself."""
-    return SHORT.get(name, name)
-
-
-def short_name(name: str) -> str:
-    """Return the short name of a MODULE:NAME that has one, or the name itself."""
-    return next((short for short, full in SHORT.items() if full == name), name)
+    return SHORT_NAMES.get(name, name)
 
 
 def is_own(name: str) -> bool:
@@ -109,7 +99,7 @@ def find(name: str, app_dir: str = "") -> Downstream:
 @functools.cache
 def _find(name: str, folder: str) -> Downstream:
     module_name, _, attribute = name.partition(":")
-    if not _NAME.fullmatch(name) or module_name.endswith(".py"):
+    if not DOWNSTREAM_NAME.fullmatch(name) or module_name.endswith(".py"):
         raise UsageError(f"downstream {name[:80]!r} is not MODULE:NAME", hint=_mended(name))
     module = _import(module_name, folder)
     there = [each for each, value in vars(module).items() if isinstance(value, Downstream)]
@@ -140,9 +130,10 @@ def _mended(name: str) -> str:
     if slash or file.endswith(".py"):
         option = f" --app-dir {folder or '/'}" if slash else ""
         return f"write {file.removesuffix('.py')}:{attribute or 'NAME'}{option}"
-    if not colon and (close := difflib.get_close_matches(name, SHORT, 1)):
+    if not colon and (close := difflib.get_close_matches(name, SHORT_NAMES, 1)):
         return f"did you mean {close[0]}"
-    return f"for example loyalty:points, which is `points` in loyalty.py; the story's own are {' and '.join(SHORT)}"
+    own = " and ".join(SHORT_NAMES)
+    return f"for example loyalty:points, which is `points` in loyalty.py; the story's own are {own}"
 
 
 def _folder(app_dir: str) -> str:

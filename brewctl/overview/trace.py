@@ -159,8 +159,8 @@ class Life:
     def done(self) -> list[str]:
         """How the effects of all downstreams are called; one that has no word of its own is named."""
         if self.cancelled:
-            return [downstream.undo or _verb(downstream) for downstream in self.downstreams]
-        return [_verb(downstream) for downstream in self.downstreams]
+            return [downstream.undo or downstream.did for downstream in self.downstreams]
+        return [downstream.did for downstream in self.downstreams]
 
     @property
     def cancelled(self) -> bool:
@@ -314,7 +314,3 @@ def _rows(connection: Connection, shape: type[_T], query: LiteralString, **param
 def word(downstream: Downstream, event: Event) -> str:
     """Return what a downstream's effect of an event is called."""
     return downstream.undo if event.cancels and downstream.undo else downstream.verb
-
-
-def _verb(downstream: Downstream) -> str:
-    return f"done by {downstream.group}" if downstream.verb == "done" else downstream.verb

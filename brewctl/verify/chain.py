@@ -123,7 +123,7 @@ class _Chain:
         for downstream in self._downstreams:
             checks += self._group_checks(downstream, facts)
         self._judge(letters.check, "dead_letters")
-        verbs = tuple(_verb(downstream) for downstream in self._downstreams if _of_every_order(downstream))
+        verbs = tuple(downstream.did for downstream in self._downstreams if _of_every_order(downstream))
         return Verification([*checks, letters.check], facts, verbs)
 
     def _note_offsets(self) -> None:
@@ -224,7 +224,3 @@ class _Chain:
 def _of_every_order(downstream: Downstream) -> bool:
     """Say whether each order must have an effect of it, which can be found."""
     return bool(downstream.done) and events.ORDER_CREATED in downstream.events
-
-
-def _verb(downstream: Downstream) -> str:
-    return f"done by {downstream.group}" if downstream.verb == "done" else downstream.verb

@@ -1,12 +1,14 @@
 """One order node for all tests that only call it, and the parts of a node that others drive by hand."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
 from brewctl.delivery import database
-from brewctl.delivery.broker import Producer
+from brewctl.delivery.broker import Producer, Record
 from brewctl.delivery.database import Pool
+from brewctl.delivery.failures import FailingError
+from brewctl.delivery.inbox import Inbox
 from tests.conftest import Rig, open_rig
 from tests.integration.grpc_tools import Service, dialled
 
@@ -29,3 +31,16 @@ def producer(rig: Rig) -> Iterator[Producer]:
     producer = Producer(rig.settings, node="test")
     yield producer
     producer.abandon()
+
+
+@pytest.fixture
+def one_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of a handler comes out of the first try, as it was raised."""
+
+    def handle(inbox: Inbox, records: Sequence[Record]) -> None:
+        try:
+            inbox.apply(inbox.read(records))
+        except FailingError as error:
+            raise error.__cause__ or error from None
+
+    monkeypatch.setattr(Inbox, "handle", handle)

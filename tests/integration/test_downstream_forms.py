@@ -14,7 +14,6 @@ from brewctl.delivery import events
 from brewctl.delivery.broker import Record
 from brewctl.delivery.database import Pool
 from brewctl.delivery.downstream import Downstream
-from brewctl.delivery.failures import FailingError
 from brewctl.delivery.inbox import Inbox
 from brewctl.errors import UsageError
 from brewctl.proto.orders_pb2 import ORDER_STATUS_NEW, OrderCancelled, OrderCreated
@@ -24,18 +23,7 @@ BOTH = ("order.created", "order.cancelled")
 FORMS = ("sql", "batch", "handler")
 AT = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)
 
-
-@pytest.fixture(autouse=True)
-def one_try(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error of a handler comes out of the first try, as it was raised."""
-
-    def handle(inbox: Inbox, records: Sequence[Record]) -> None:
-        try:
-            inbox.apply(inbox.read(records))
-        except FailingError as error:
-            raise error.__cause__ or error from None
-
-    monkeypatch.setattr(Inbox, "handle", handle)
+pytestmark = pytest.mark.usefixtures("one_try")
 
 
 @pytest.fixture(scope="module")

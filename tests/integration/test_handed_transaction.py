@@ -3,7 +3,7 @@
 import dataclasses
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
@@ -12,10 +12,8 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from brewctl.delivery import database
-from brewctl.delivery.broker import Record
 from brewctl.delivery.database import BoundedConnection, Pool
 from brewctl.delivery.downstream import Downstream
-from brewctl.delivery.failures import FailingError
 from brewctl.delivery.inbox import Inbox
 from brewctl.delivery.transaction import HandlerError, lent
 from tests.conftest import Rig, open_rig
@@ -24,18 +22,7 @@ from tests.pgbouncer import guest, pooled
 
 Kept = list[Any]
 
-
-@pytest.fixture(autouse=True)
-def one_try(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error of a handler comes out of the first try, as it was raised."""
-
-    def handle(inbox: Inbox, records: Sequence[Record]) -> None:
-        try:
-            inbox.apply(inbox.read(records))
-        except FailingError as error:
-            raise error.__cause__ or error from None
-
-    monkeypatch.setattr(Inbox, "handle", handle)
+pytestmark = pytest.mark.usefixtures("one_try")
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from brewctl.config import Settings, own_database_variable
+from brewctl.config import Settings, own_database_variable, short_name
 from brewctl.delivery import registration, registry
 from brewctl.errors import ModuleError, UsageError
 from tests.conftest import run
@@ -61,7 +61,7 @@ def test_a_downstream_of_another_folder(folder: Path, monkeypatch: pytest.Monkey
 def test_the_storys_own_have_short_names() -> None:
     for name in ("inventory", "notifications"):
         assert registry.find(name) is registry.find(f"brewctl.roles.{name}:DOWNSTREAM")
-        assert registry.find(name).group == registry.short_name(registry.full_name(name)) == name
+        assert registry.find(name).group == short_name(registry.full_name(name)) == name
 
 
 def test_no_module_of_the_working_directory_is_taken_for_one_of_pythons(folder: Path) -> None:
