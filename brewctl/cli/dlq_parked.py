@@ -28,9 +28,13 @@ def find(
     """Find parked events, oldest first."""
     from brewctl.delivery import parking, registry
 
-    groups = {each.group for each in registry.configured(settings)}
+    groups = [
+        each.group
+        for each in registry.configured(settings)
+        if wanted.group in {"", registry.kafka_group(settings, each)}
+    ]
     key = wanted.key.decode(errors="replace").replace("\0", "") or None
-    found = parking.find(connection, groups & {wanted.group} if wanted.group else groups, key=key, settled=settled)
+    found = parking.find(connection, groups, key=key, settled=settled)
     return [each for each in found if wanted.reason.lower() in each.reason.lower()]
 
 

@@ -10,9 +10,11 @@ from typing import Any
 import psycopg
 import pytest
 
+from brewctl.cli import dlq_parked
 from brewctl.delivery import database, events, parking
 from brewctl.delivery.broker import Record
 from brewctl.delivery.database import Pool
+from brewctl.delivery.dead_letters import Filter
 from brewctl.delivery.downstream import Downstream, Reject
 from brewctl.delivery.events import Event
 from brewctl.delivery.failures import StoppedError
@@ -239,3 +241,13 @@ def test_the_commands_show_redrive_and_drop_parked_events_beside_dead_letters(ri
     assert rig.brewctl("dlq", "drop", second, last, "--yes").stdout == "dropped=2 already=0 refused=0\n"
     assert "nor parked events" in rig.brewctl("dlq", "list").stderr
     assert rig.brewctl("dlq", "list", "--all").stdout.count("[dropped]") == 2
+
+
+def test_a_group_is_found_by_the_name_that_kafka_has_of_it(rig: Rig, pool: Pool) -> None:
+    prefixed = dataclasses.replace(rig.settings, group_prefix="blue-")
+    rig.connection.execute("ALTER TABLE inventory_reservations ADD CONSTRAINT closed CHECK (node_id <> 'n') NOT VALID")
+    downstream = dataclasses.replace(inventory.DOWNSTREAM, attempts=1)
+    Inbox(prefixed, pool, downstream, node="n").handle([event(1, ids(1)[0])])
+    with database.connect(prefixed) as connection:
+        for group, count in (("blue-inventory", 1), ("blue-notifications", 0), ("", 1)):
+            assert len(dlq_parked.find(prefixed, connection, Filter(group=group), settled=False)) == count
