@@ -216,57 +216,59 @@ SELECT clock_timestamp()
 -- another event. One of the two without an event id counts as the same. A repeat writes nothing to processed_events.
 -- All repeats of the batch are one row of `redeliveries`, `repeated` (ids that came more than once within the batch)
 -- among them; where all ids were taken they are not looked for. No outbox id is there twice. An effect
--- reads `fresh`, which has the columns that it names; all of it is committed together or not at all. A row of `reused`
--- is locked, and looked at as it is now, also where it was committed just before. `waiting`: whether the consumer has
--- parked events, and their keys were not looked at; then nothing is taken.
-WITH waiting AS (
+-- reads `fresh`, which has the columns that it names; all of it is committed together or not at all. The other names
+-- have a prefix: a downstream's statement may have tables of any name. A row of `brew_reused` is locked, and looked at
+-- as it is now, also where it was committed just before. `brew_waiting`: whether the consumer has parked events, and
+-- their keys were not looked at; then nothing is taken.
+WITH brew_waiting AS (
     SELECT NOT %(looked)s AND EXISTS (SELECT FROM parked_events WHERE consumer = %(consumer)s AND outcome IS NULL) AS there
-), event AS (
+), brew_event AS (
     SELECT *
       FROM unnest(%(outbox_ids)s::bigint[], %(event_ids)s::uuid[]/* arrays */) AS e (outbox_id, event_id/* names */)
-     WHERE NOT (SELECT there FROM waiting)
-), taken AS (
+     WHERE NOT (SELECT there FROM brew_waiting)
+), brew_taken AS (
     INSERT INTO processed_events (consumer, outbox_id, event_id)
-    SELECT %(consumer)s, outbox_id, event_id FROM event ORDER BY outbox_id
+    SELECT %(consumer)s, outbox_id, event_id FROM brew_event ORDER BY outbox_id
     ON CONFLICT (consumer, outbox_id) DO NOTHING
     RETURNING outbox_id
-), again AS (
+), brew_again AS (
     SELECT outbox_id, event_id
-      FROM event
-     WHERE (SELECT count(*) FROM taken) < cardinality(%(outbox_ids)s::bigint[])
-       AND outbox_id NOT IN (SELECT outbox_id FROM taken)
-), reused AS (
+      FROM brew_event
+     WHERE (SELECT count(*) FROM brew_taken) < cardinality(%(outbox_ids)s::bigint[])
+       AND outbox_id NOT IN (SELECT outbox_id FROM brew_taken)
+), brew_reused AS (
     INSERT INTO processed_events AS p (consumer, outbox_id, event_id)
-    SELECT %(consumer)s, again.outbox_id, again.event_id
-      FROM again LEFT JOIN processed_events known
-        ON known.consumer = %(consumer)s AND known.outbox_id = again.outbox_id
-     WHERE again.event_id IS NOT NULL
-       AND (known.outbox_id IS NULL OR known.event_id <> again.event_id)
-       AND again.event_id <> ALL(coalesce(known.earlier_ids, '{}'))
+    SELECT %(consumer)s, brew_again.outbox_id, brew_again.event_id
+      FROM brew_again LEFT JOIN processed_events known
+        ON known.consumer = %(consumer)s AND known.outbox_id = brew_again.outbox_id
+     WHERE brew_again.event_id IS NOT NULL
+       AND (known.outbox_id IS NULL OR known.event_id <> brew_again.event_id)
+       AND brew_again.event_id <> ALL(coalesce(known.earlier_ids, '{}'))
      ORDER BY outbox_id
     ON CONFLICT (consumer, outbox_id) DO UPDATE
        SET event_id = excluded.event_id, earlier_ids = p.earlier_ids || p.event_id, processed_at = clock_timestamp()
      WHERE p.event_id <> excluded.event_id AND excluded.event_id <> ALL(coalesce(p.earlier_ids, '{}'))
     RETURNING outbox_id
 ), fresh AS (
-    SELECT event.* FROM event JOIN (SELECT outbox_id FROM taken UNION ALL SELECT outbox_id FROM reused) AS new
-     USING (outbox_id)
-), repeats AS (
+    SELECT brew_event.*
+      FROM brew_event
+      JOIN (SELECT outbox_id FROM brew_taken UNION ALL SELECT outbox_id FROM brew_reused) AS new USING (outbox_id)
+), brew_repeats AS (
     INSERT INTO redeliveries (consumer, node_id, outbox_ids)
     SELECT %(consumer)s, %(node)s, array_agg(outbox_id ORDER BY outbox_id)
-      FROM (SELECT outbox_id FROM again WHERE outbox_id NOT IN (SELECT outbox_id FROM reused)
+      FROM (SELECT outbox_id FROM brew_again WHERE outbox_id NOT IN (SELECT outbox_id FROM brew_reused)
              UNION ALL
-            SELECT unnest(%(repeated)b::bigint[]) FROM waiting WHERE NOT there) AS repeat
+            SELECT unnest(%(repeated)b::bigint[]) FROM brew_waiting WHERE NOT there) AS repeat
     HAVING count(*) > 0
 )
 
 -- taken --
 -- The back half of a statement with an effect.
-SELECT count(*), (SELECT there FROM waiting) FROM fresh
+SELECT count(*), (SELECT there FROM brew_waiting) FROM fresh
 
 -- taken_ids --
 -- The back half for an effect of several statements; one row with a null where nothing is fresh.
-SELECT there, outbox_id FROM waiting LEFT JOIN fresh ON true
+SELECT there, outbox_id FROM brew_waiting LEFT JOIN fresh ON true
 
 -- reserve --
 -- Effect of inventory-service: a reservation, which a cancelled order releases. Merged by seq, so that a late repeat

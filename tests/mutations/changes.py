@@ -170,12 +170,12 @@ another_node = _headers(
 
 def deduplication_off() -> None:
     """Every delivery of an event has its effect."""
-    rewrite("inbox", r"fresh AS \(.*$", "fresh AS (SELECT * FROM event)")
+    rewrite("inbox", r"fresh AS \(.*$", "fresh AS (SELECT * FROM brew_event)")
 
 
 def no_dedup_row() -> None:
     """An effect is written, and what was done is forgotten."""
-    rewrite("inbox", r"taken AS \(.*$", "fresh AS (SELECT * FROM event)")
+    rewrite("inbox", r"brew_taken AS \(.*$", "fresh AS (SELECT * FROM brew_event)")
 
 
 def taken_backwards() -> None:
