@@ -47,6 +47,7 @@ class Replica:
     node: str
     role: str  # order, publisher, inventory, notifications
     address: str = ""  # where it listens
+    publishes: bool = False  # the outbox's rows
 
 
 @contextlib.contextmanager

@@ -3,12 +3,14 @@
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from brewctl import overview
 from brewctl.client import OrderClient
 from brewctl.delivery import database
 from brewctl.delivery.database import Pool
@@ -55,6 +57,10 @@ def load(node: Node, acknowledged: list[str]) -> Iterator[None]:
         creating.result()
 
 
+def some(count: Callable[..., int], *arguments: object, **named: object) -> bool:
+    return count(*arguments, **named) > SOME
+
+
 def effects_before(rig: Rig, group: str) -> int:
     (count,) = rig.connection.execute(f"SELECT count(*) FROM {EFFECTS[group]}").fetchone() or (0,)
     return int(count)
@@ -85,7 +91,7 @@ def test_roles_of_both_versions_run_side_by_side(rig: Rig, pool: Pool, older: Pa
             older_consumers = [rig.start(f"{stem}-1", "consume", role) for role, stem in NODES.items()]
         on_older.enter_context(load(older_order, acknowledged))
         for group in EFFECTS:
-            rig.wait("effects before", lambda group=group: effects_before(rig, group) > SOME)
+            rig.wait("effects before", partial(some, effects_before, rig, group))
 
         done = rig.brewctl("db", "init")
         assert done.returncode == 0, done.stderr
@@ -93,14 +99,18 @@ def test_roles_of_both_versions_run_side_by_side(rig: Rig, pool: Pool, older: Pa
         # Of both versions' order nodes, with the version before's publisher alone.
         newer_order = rig.start("order-2", "serve", "order", "--port", "0", "--no-publisher")
         on_newer.enter_context(load(newer_order, acknowledged))
-        rig.wait("newer rows by the older publisher", lambda: published(rig, "order-1", by_this_version=True) > SOME)
+        rig.wait("newer rows by the older publisher", partial(some, published, rig, "order-1", by_this_version=True))
+        assert {node.name: node.publishes for node in overview.nodes(rig.connection) if node.role == "order"} == {
+            "order-1": True,
+            "order-2": False,
+        }
         for group, stem in NODES.items():
             rig.start(f"{stem}-2", "consume", group)
             for number in (1, 2):
                 for by_this in (False, True):
                     rig.wait(
                         f"effects of {stem}-{number} for orders of {'this' if by_this else 'the older'} version",
-                        lambda of=(group, number, by_this): effects(rig, of[0], of[1], by_this_version=of[2]) > SOME,
+                        partial(some, effects, rig, group, number, by_this_version=by_this),
                     )
 
         # Rows that the version before wrote, and does not publish itself: its publisher is away from Kafka.
@@ -116,7 +126,7 @@ def test_roles_of_both_versions_run_side_by_side(rig: Rig, pool: Pool, older: Pa
             for by_this in (False, True):
                 rig.wait(
                     "rows of both by the newer publisher",
-                    lambda by_this=by_this: published(rig, "publisher-1", by_this_version=by_this) > SOME,
+                    partial(some, published, rig, "publisher-1", by_this_version=by_this),
                 )
         for node in (older_order, *older_consumers):
             assert finish(node) == 0
@@ -128,6 +138,8 @@ def test_roles_of_both_versions_run_side_by_side(rig: Rig, pool: Pool, older: Pa
 
     verified = rig.brewctl("verify", "--wait", "60", timeout=180)
     assert verified.returncode == 0, verified.stdout + verified.stderr
+    older_headers = published(rig, "order-1", by_this_version=True)
+    assert f"{older_headers} published by the version before, without event id and number" in verified.stdout
     counts = rig.counts()
     assert len(acknowledged) == len(set(acknowledged)) == counts.orders == counts.reservations == counts.notifications
     released = rig.connection.execute("SELECT count(*) FROM inventory_reservations WHERE released_at IS NOT NULL")
