@@ -70,8 +70,15 @@ SELECT id, customer_id, amount_cents, currency, status, created_at, cancelled_at
  WHERE id = %(id)s
 
 -- lock_order --
--- Held to the end of the transaction: one changes an order at a time. With the time, by this server's clock.
-SELECT id, tenant_id, status, clock_timestamp() FROM orders WHERE id = %(id)s FOR NO KEY UPDATE
+-- Held to the end of the transaction: one changes an order at a time. With the time, by this server's clock, and an order
+-- node of the version before that was there within the last minute: it would publish a cancel as an order.created.
+SELECT id, tenant_id, status, clock_timestamp(),
+       (SELECT min(node_id) FROM nodes
+         WHERE role = 'order' AND publishes IS NULL AND stopped_at IS NULL
+           AND seen_at > clock_timestamp() - interval '1 minute')
+  FROM orders
+ WHERE id = %(id)s
+   FOR NO KEY UPDATE OF orders
 
 -- cancel_order --
 -- The change and its event, of an order whose row is locked.
