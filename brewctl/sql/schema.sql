@@ -248,7 +248,8 @@ CREATE TABLE IF NOT EXISTS dead_letters_settled (
     PRIMARY KEY (topic, "partition", "offset", written_at)
 );
 
--- One row a replica, written by itself every second: for whoever looks on, nothing relies on it.
+-- One row a replica, written by itself every second: for whoever looks on. Nothing relies on it, but for a cancel, which
+-- waits while an order node of the version before is there.
 -- One that was killed has no stopped_at, and an old seen_at.
 CREATE TABLE IF NOT EXISTS nodes (
     node_id    text PRIMARY KEY,
