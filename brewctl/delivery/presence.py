@@ -1,7 +1,7 @@
 """Presence: each replica keeps a row in `nodes` that says who it is, what it has done, and that it is there.
 
-For whoever looks on. The flow itself relies on none of it, but for a cancel during an upgrade: a row that can't be written is written later, and a stop
-waits for the last one about a second.
+For whoever looks on. The flow itself relies on none of it, but for a cancel during an upgrade: a row that can't be
+written is written later, and a stop waits for the last one about a second.
 """
 
 import contextlib
