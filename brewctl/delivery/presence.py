@@ -1,7 +1,7 @@
 """Presence: each replica keeps a row in `nodes` that says who it is, what it has done, and that it is there.
 
-For whoever looks on. The flow itself relies on none of it: a row that can't be written is written later, and a stop
-waits for the last one about a second.
+For whoever looks on. The flow itself relies on none of it, but for a cancel during an upgrade: a row that can't be
+written is written later, and a stop waits for the last one about a second.
 """
 
 import contextlib
@@ -47,6 +47,7 @@ class Replica:
     node: str
     role: str  # order, publisher, inventory, notifications
     address: str = ""  # where it listens
+    publishes: bool = False  # the outbox's rows
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ class NodeRow:
     silent_s: float
     started_s: float  # since the epoch, by PostgreSQL's clock
     trouble: str = ""  # what keeps it from its work
+    publishes: bool = False  # the outbox's rows
 
     @property
     def there(self) -> bool:

@@ -70,8 +70,15 @@ SELECT id, customer_id, amount_cents, currency, status, created_at, cancelled_at
  WHERE id = %(id)s
 
 -- lock_order --
--- Held to the end of the transaction: one changes an order at a time. With the time, by this server's clock.
-SELECT id, tenant_id, status, clock_timestamp() FROM orders WHERE id = %(id)s FOR NO KEY UPDATE
+-- Held to the end of the transaction: one changes an order at a time. With the time, by this server's clock, and an order
+-- node of the version before that was there within the last minute: it would publish a cancel as an order.created.
+SELECT id, tenant_id, status, clock_timestamp(),
+       (SELECT min(node_id) FROM nodes
+         WHERE role = 'order' AND publishes IS NULL AND stopped_at IS NULL
+           AND seen_at > clock_timestamp() - interval '1 minute')
+  FROM orders
+ WHERE id = %(id)s
+   FOR NO KEY UPDATE OF orders
 
 -- cancel_order --
 -- The change and its event, of an order whose row is locked.
@@ -203,7 +210,8 @@ SELECT looked.last, missing.*
 -- republish_rows --
 -- Puts published rows back into the queue: publishers take them as they take new ones.
 UPDATE outbox
-   SET published_at = NULL, publisher_node = NULL, kafka_partition = NULL, kafka_offset = NULL
+   SET published_at = NULL, publisher_node = NULL, kafka_partition = NULL, kafka_offset = NULL,
+       republished_at = clock_timestamp()
  WHERE id = ANY(%(ids)s) AND published_at IS NOT NULL
 RETURNING id
 
@@ -385,15 +393,16 @@ DELETE FROM redeliveries
 -- ends with the transaction: behind a pooler the next one of the session may be an order's. A row that this replica
 -- wrote before and that is another process's now is fought over: `rival` says by which.
 INSERT INTO nodes (node_id, role, host, pid, address, started_at, seen_at, stopped_at,
-                   processed, effects, skipped, dead, trouble)
+                   processed, effects, skipped, dead, trouble, publishes)
 SELECT %(node)s, %(role)s, %(host)s, %(pid)s, %(address)s,
        clock_timestamp() - make_interval(secs => %(age_s)s), clock_timestamp(),
-       CASE WHEN %(stopped)s THEN clock_timestamp() END, %(processed)s, %(effects)s, %(skipped)s, %(dead)s, %(trouble)s
+       CASE WHEN %(stopped)s THEN clock_timestamp() END, %(processed)s, %(effects)s, %(skipped)s, %(dead)s, %(trouble)s, %(publishes)s
   FROM set_config('synchronous_commit', 'off', true)
 ON CONFLICT (node_id) DO UPDATE
-   SET (role, host, pid, address, started_at, seen_at, stopped_at, processed, effects, skipped, dead, trouble)
+   SET (role, host, pid, address, started_at, seen_at, stopped_at, processed, effects, skipped, dead, trouble, publishes)
      = (excluded.role, excluded.host, excluded.pid, excluded.address, excluded.started_at, excluded.seen_at,
-        excluded.stopped_at, excluded.processed, excluded.effects, excluded.skipped, excluded.dead, excluded.trouble),
+        excluded.stopped_at, excluded.processed, excluded.effects, excluded.skipped, excluded.dead, excluded.trouble,
+        excluded.publishes),
        rival = CASE WHEN %(again)s AND (nodes.host, nodes.pid) <> (excluded.host, excluded.pid)
                     THEN 'pid ' || nodes.pid || ' on ' || nodes.host END
 RETURNING rival
@@ -401,6 +410,7 @@ RETURNING rival
 -- nodes --
 -- Replicas, and for how many seconds nobody has heard of each.
 SELECT node_id AS name, role, host, pid, address, processed, effects, skipped, dead, trouble,
+       coalesce(publishes, role IN ('order', 'publisher')) AS publishes,
        stopped_at IS NOT NULL AS stopped,
        extract(epoch FROM clock_timestamp() - seen_at)::float8 AS silent_s,
        extract(epoch FROM started_at)::float8 AS started_s

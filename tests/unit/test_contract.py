@@ -67,8 +67,13 @@ def test_a_row_of_the_version_before_has_seven_headers_from_its_payload() -> Non
     assert contract.headers_differ(wrong, old, "tea").startswith("trace-id is 000")
 
 
-def test_a_publisher_of_the_version_before_sends_seven_headers_of_any_row() -> None:
-    assert contract.headers_differ(RECORD._replace(headers=HEADERS[:7]), ROW, "tea") == ""
+def test_a_publisher_of_the_version_before_sends_seven_headers_of_any_order_and_is_told_by_that() -> None:
+    seven = RECORD._replace(headers=HEADERS[:7])
+    assert contract.headers_differ(seven, ROW, "tea") == ""
+    assert contract.is_of_the_version_before(seven, ROW)
+    assert not contract.is_of_the_version_before(RECORD, ROW)
+    assert not contract.is_of_the_version_before(seven, replace(ROW, event_id=None)), "its row has no more to say"
+    assert not contract.is_of_the_version_before(RECORD._replace(headers=HEADERS[:8]), ROW)
 
 
 def test_a_cancelled_order_has_its_own_type() -> None:
@@ -81,6 +86,9 @@ def test_a_cancelled_order_has_its_own_type() -> None:
     # A publisher of the version before takes it for an order.created.
     old = record._replace(headers=changed(aggregate_seq=b"2")[:7])
     assert contract.headers_differ(old, row, "tea") == "event-type is order.created, not order.cancelled"
+    # Nor does it know the type.
+    seven = contract.headers_differ(record._replace(headers=headers[:7]), row, "tea")
+    assert seven.startswith("its headers are outbox-id, ")
 
 
 def test_an_event_of_another_service_is_compared_with_its_row_alone() -> None:
