@@ -459,6 +459,12 @@ SELECT (SELECT count(*) FROM orders) AS orders,
        (SELECT count(*) FROM outbox WHERE published_at IS NULL AND failed_at IS NOT NULL) AS outbox_failed,
        (SELECT count(*) FROM parked_events WHERE outcome IS NULL) AS parked
 
+-- flow --
+-- The orders and the events that wait or are parked, beside which the effects of any downstreams are counted.
+SELECT (SELECT count(*) FROM orders) AS orders,
+       (SELECT count(*) FROM outbox WHERE published_at IS NULL) AS outbox_unpublished,
+       (SELECT count(*) FROM parked_events WHERE outcome IS NULL) AS parked
+
 -- pulse --
 -- What is cheap to know of tables of any size: at most `most` unpublished rows are counted; then the age of
 -- the oldest that is ready, the tables' files, which a TRUNCATE changes, and how many rows were ever inserted.
@@ -520,11 +526,11 @@ SELECT call.id
 SELECT idempotency_key, id::text FROM orders WHERE tenant_id = %(tenant_id)s AND idempotency_key = ANY(%(keys)s)
 
 -- slowest_order --
--- Seconds from the acceptance of an order to the last of its effects, at most.
-SELECT extract(epoch FROM max(greatest(r.created_at, n.created_at) - o.created_at))::float8
+-- Seconds from the acceptance of an order to the last of its effects in these groups, at most.
+SELECT extract(epoch FROM max(p.processed_at - o.created_at))::float8
   FROM orders o
-  JOIN inventory_reservations r ON r.order_id = o.id
-  JOIN notifications_log n ON n.order_id = o.id
+  JOIN outbox e ON e.aggregate_id = 'order-' || o.id AND coalesce(e.event_type, 'order.created') = 'order.created'
+  JOIN processed_events p ON p.consumer = ANY(%(groups)s) AND p.outbox_id = e.id
 
 -- downstream_name --
 -- The MODULE:NAME that a consumer's name was registered for.
