@@ -466,23 +466,22 @@ SELECT (SELECT count(*) FROM orders) AS orders,
        (SELECT count(*) FROM parked_events WHERE outcome IS NULL) AS parked
 
 -- pulse --
--- What is cheap to know of tables of any size: at most `most` unpublished rows are counted; then the age of
--- the oldest that is ready, the tables' files, which a TRUNCATE changes, and how many rows were ever inserted.
+-- What is cheap to know of an outbox of any size: at most `most` unpublished rows are counted; then the age of the
+-- oldest that is ready.
 SELECT waiting.rows, waiting.set_aside,
        (SELECT extract(epoch FROM clock_timestamp() - created_at)::float8
-          FROM outbox WHERE published_at IS NULL AND failed_at IS NULL ORDER BY id LIMIT 1) AS oldest_s,
-       concat_ws(' ', pg_relation_filenode('orders'), pg_relation_filenode('outbox'),
-                      pg_relation_filenode('inventory_reservations'), pg_relation_filenode('notifications_log')) AS files,
-       pg_stat_get_tuples_inserted('orders'::regclass) AS orders,
-       pg_stat_get_tuples_inserted('outbox'::regclass) AS outbox,
-       pg_stat_get_tuples_inserted('inventory_reservations'::regclass) AS reservations,
-       pg_stat_get_tuples_inserted('notifications_log'::regclass) AS notifications
+          FROM outbox WHERE published_at IS NULL AND failed_at IS NULL ORDER BY id LIMIT 1) AS oldest_s
   FROM (SELECT count(*) AS rows, count(failed_at) AS set_aside
           FROM (SELECT failed_at FROM outbox WHERE published_at IS NULL LIMIT %(most)s) AS unpublished) AS waiting
 
+-- inserted --
+-- The files of some tables, which a TRUNCATE changes, and how many rows were ever inserted into each, in their order.
+SELECT coalesce(string_agg(pg_relation_filenode(name::regclass)::text, ' ' ORDER BY place), '') AS files,
+       coalesce(array_agg(pg_stat_get_tuples_inserted(name::regclass) ORDER BY place), '{}') AS inserted
+  FROM unnest(%(tables)s::text[]) WITH ORDINALITY AS asked (name, place)
+
 -- totals --
-SELECT (SELECT count(*) FROM orders), (SELECT count(*) FROM outbox),
-       (SELECT count(*) FROM inventory_reservations), (SELECT count(*) FROM notifications_log)
+SELECT (SELECT count(*) FROM orders), (SELECT count(*) FROM outbox)
 
 -- inventory_distribution --
 SELECT node_id, count(*) FROM inventory_reservations GROUP BY node_id ORDER BY node_id

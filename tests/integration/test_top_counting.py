@@ -4,7 +4,10 @@ import pytest
 
 from brewctl.lab.top import counting
 from brewctl.lab.top.counting import Counting
+from brewctl.roles import inventory, notifications
 from tests.conftest import Rig
+
+STORY = (inventory.DOWNSTREAM, notifications.DOWNSTREAM)
 
 ADD = """
 WITH added AS (INSERT INTO orders SELECT gen_random_uuid(), 'brew', 'c', 1, 'EUR', 'NEW' FROM generate_series(1, 100)
@@ -22,28 +25,31 @@ def add(rig: Rig) -> None:
 
 def test_between_exact_counts_stands_what_was_added_since(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     connection = rig.connection
-    counters = Counting()
+    counters = Counting(STORY)
     add(rig)
     assert counters.look(connection).orders == 100
     monkeypatch.setattr(counting, "_SHARE", 1e9)  # as if the tables were so large
-    counters = Counting()
+    counters = Counting(STORY)
     first = counters.look(connection)
-    assert (first.orders, first.unpublished, first.published, first.estimated) == (100, 100, 0, False)
+    assert (first.orders, first.unpublished, first.published, first.estimated) == (100, 100, 0, frozenset())
     add(rig)
     connection.execute("UPDATE outbox SET published_at = now() WHERE id <= 150")
     connection.execute("UPDATE outbox SET failed_at = now() WHERE id > 190")
     after = counters.look(connection)
-    assert (after.orders, after.reservations, after.notifications, after.estimated) == (200, 200, 0, True)
+    assert (after.orders, after.effects) == (200, {"reservations": 200, "notifications": 0})
+    assert after.estimated == {"orders", "published", "reservations", "notifications"}
     assert (after.unpublished, after.published, after.set_aside) == (50, 150, 10)
     assert after.oldest_s is not None
 
     connection.execute("TRUNCATE orders, outbox, inventory_reservations")
     emptied = counters.look(connection)
-    assert (emptied.orders, emptied.published, emptied.oldest_s, emptied.estimated) == (0, 0, None, False)
+    assert (emptied.orders, emptied.published, emptied.oldest_s) == (0, 0, None)
+    assert emptied.effects["reservations"] == 0
+    assert not emptied.estimated & {"orders", "published", "reservations"}
 
 
 def test_more_unpublished_rows_than_are_counted_each_time(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counting, "_MOST_UNPUBLISHED", 60)
     add(rig)
-    seen = Counting().look(rig.connection)
-    assert (seen.unpublished, seen.estimated) == (60, True)
+    seen = Counting(STORY).look(rig.connection)
+    assert (seen.unpublished, seen.estimated) == (60, {"orders", "published"})

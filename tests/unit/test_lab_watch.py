@@ -15,11 +15,17 @@ from brewctl.lab.watch import Watch
 LOAD_END_S = 5.0
 
 
+def sample(at_s: float, orders: int, reserved: int, notified: int, *, unpublished: int = 0, parked: int = 0) -> Sample:
+    return Sample(at_s, orders, unpublished, {"reservations": reserved, "notifications": notified}, parked)
+
+
 def watched(*orders_reservations_notifications: tuple[int, int, int]) -> Watch:
     """A watch that has looked once a second."""
     watch = Watch(Settings())
     for second, (orders, reserved, notified) in enumerate(orders_reservations_notifications, start=1):
-        watch.samples.append(Sample(float(second), orders, orders - min(reserved, notified), reserved, notified))
+        watch.samples.append(
+            sample(float(second), orders, reserved, notified, unpublished=orders - min(reserved, notified))
+        )
     return watch
 
 
@@ -44,7 +50,7 @@ def test_a_standstill_is_of_any_role(samples: list[tuple[int, int, int]], stands
 
 def test_a_gap_without_samples_is_a_standstill() -> None:
     watch = watched((1, 1, 1), (2, 2, 2))
-    watch.samples.append(Sample(9.0, 3, 0, 3, 3))
+    watch.samples.append(sample(9.0, 3, 3, 3))
     assert watch.longest_standstill_s(LOAD_END_S) == 7.0
 
 
@@ -54,7 +60,7 @@ def test_what_was_seen_before_the_last_order_ends_no_wait(
 ) -> None:
     monkeypatch.setattr(chaos, "_CATCH_UP_S", 0.2)
     watch = Watch(Settings())
-    watch.samples.append(Sample(at_s, 5, 0, 5, 5))
+    watch.samples.append(sample(at_s, 5, 5, 5))
     result = Result("any")
     stage = cast("Stage", SimpleNamespace(while_waiting=[]))
     plan = chaos.Plan(orders=5, rate=1.0, seed=1, session_s=6.0)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from brewctl.lab.cast import STORY, Cast
 from brewctl.lab.scenarios import SCENARIOS, Scenario, chance
 from tests.conftest import run
 
@@ -18,8 +19,8 @@ PROMISED = {
 }  # fmt: skip
 
 
-def plan(scenario: Scenario, seed: int, session_s: float = 6.0) -> list[str]:
-    return [str(step) for step in scenario.plan(chance(seed, scenario.name), session_s)]
+def plan(scenario: Scenario, seed: int, session_s: float = 6.0, cast: Cast = STORY) -> list[str]:
+    return [str(step) for step in scenario.plan(chance(seed, scenario.name), session_s, cast)]
 
 
 def test_every_promise_has_its_scenario() -> None:
@@ -79,5 +80,5 @@ def test_the_mixture_has_faults_of_every_kind(seed: int) -> None:
 @pytest.mark.parametrize("session_s", [3.0, 6.0, 15.0])
 def test_a_consumer_is_gone_for_longer_than_its_session(name: str, session_s: float) -> None:
     (scenario,) = (scenario for scenario in SCENARIOS if scenario.name == name)
-    (step,) = scenario.plan(chance(1, name), session_s)
+    (step,) = scenario.plan(chance(1, name), session_s, STORY)
     assert step.for_s > session_s

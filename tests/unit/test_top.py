@@ -19,9 +19,11 @@ from brewctl.config import Settings
 from brewctl.delivery.broker import Broker, Partition
 from brewctl.errors import BrewError
 from brewctl.lab.load import Call, Outcome
+from brewctl.lab.nodes import Role
 from brewctl.lab.top import changes, controls, panels
 from brewctl.lab.top.app import Top
 from brewctl.lab.top.controls import Controls, LoadControl
+from brewctl.lab.top.keys import adding
 from brewctl.lab.top.observer import Observer
 from brewctl.lab.top.processes import processes_of
 from brewctl.lab.top.rates import Rates
@@ -30,7 +32,9 @@ from brewctl.overview import NodeRow
 from brewctl.sandbox.server import Server
 from brewctl.sandbox.state import State
 
-COUNTERS = Counters(1234, 5, 1229, 1200, 1210, set_aside=0, oldest_s=2.4)
+EFFECTS = {"reservations": 1200, "notifications": 1210}
+COUNTERS = Counters(1234, 5, 1229, EFFECTS, set_aside=0, oldest_s=2.4)
+ADDS = adding(Settings())
 
 
 def row(name: str, role: str, **said: Any) -> NodeRow:
@@ -67,7 +71,7 @@ SNAPSHOT = Snapshot(
 
 
 def lines_of_counters(snapshot: Snapshot, rates: Rates | None = None) -> dict[str, str]:
-    lines = panels.counters(snapshot, rates or Rates(), 80).plain.splitlines()
+    lines = panels.counters(snapshot, rates or Rates(), 80, most=5).plain.splitlines()
     assert all(len(line) <= 80 for line in lines)
     return {line[:14].strip(): line[14:] for line in lines}
 
@@ -85,7 +89,7 @@ def test_counters_with_what_they_were() -> None:
 
 
 def test_an_estimate_is_marked() -> None:
-    lines = lines_of_counters(replace(SNAPSHOT, counters=replace(COUNTERS, estimated=True)))
+    lines = lines_of_counters(replace(SNAPSHOT, counters=replace(COUNTERS, estimated=frozenset(EFFECTS))))
     assert lines["reservations"].split()[0] == "~1,200"
     assert lines["unpublished"].split()[0] == "5"
 
@@ -106,7 +110,7 @@ def test_dead_letters_have_a_rate_whatever_postgres_says() -> None:
 
 
 def test_counters_of_a_server_that_was_never_there() -> None:
-    lines = panels.counters(Snapshot(0.0, troubles={"postgres": "postgres refused"}), Rates(), 80).plain
+    lines = panels.counters(Snapshot(0.0, troubles={"postgres": "postgres refused"}), Rates(), 80, most=5).plain
     assert "orders                   -" in lines
     assert "✗ out of date: postgres refused" in lines
 
@@ -114,19 +118,21 @@ def test_counters_of_a_server_that_was_never_there() -> None:
 def test_a_table_that_was_emptied_did_not_grow() -> None:
     rates = Rates()
     rates.add(SNAPSHOT)
-    rates.add(replace(SNAPSHOT, at_s=101.0, counters=Counters(0, 0, 0, 0, 0, 0, None)))
+    rates.add(replace(SNAPSHOT, at_s=101.0, counters=Counters(0, 0, 0, {}, 0, None)))
     assert rates.now("orders") == 0
 
 
 def test_the_map_of_partitions_tells_owners_without_colours() -> None:
-    drawn = panels.partitions(SNAPSHOT, {"inventory-1": "cyan", "inventory-2": "magenta"}, 80).plain.splitlines()
+    drawn = panels.partitions(
+        SNAPSHOT, {"inventory-1": "cyan", "inventory-2": "magenta"}, 80, most=5
+    ).plain.splitlines()
     assert drawn[0].split() == ["partition", *"012345"]
     assert drawn[1].split() == ["inventory", *["1", "+0", "2", "+0"] * 3]
 
 
 def test_the_map_says_that_it_has_not_room_for_all() -> None:
     wide = replace(SNAPSHOT, groups=(Group("inventory", "Stable", places(*["inventory-1"] * 12)),))
-    narrow, wider = (panels.partitions(wide, {}, width).plain.splitlines() for width in (80, 150))
+    narrow, wider = (panels.partitions(wide, {}, width, most=5).plain.splitlines() for width in (80, 150))
     assert narrow[0].split() == ["first", "6", "of", "12", *"012345"]
     assert wider[0].split() == ["partition", *map(str, range(12))]
     assert max(map(len, narrow)) <= 80
@@ -135,7 +141,9 @@ def test_the_map_says_that_it_has_not_room_for_all() -> None:
 def test_the_map_shows_what_stands_still() -> None:
     gone = replace(SNAPSHOT, processes=(replica("inventory-1", state="gone"),))
     owned = (Place(0, "inventory-1", 123, 12.2), Place(1, "inventory-1", 12_345, 720), Place(2, "", 3, 1.0))
-    drawn = panels.partitions(replace(gone, groups=(Group("inventory", "PreparingRebalance", owned),)), {}, 80).plain
+    drawn = panels.partitions(
+        replace(gone, groups=(Group("inventory", "PreparingRebalance", owned),)), {}, 80, most=5
+    ).plain
     assert drawn.splitlines()[1].split() == ["inventory…", "1✗+123", "12s", "1✗+12k", "12m", "-", "+3"]
 
 
@@ -278,8 +286,8 @@ class Recorded:
         self.done: list[tuple[str, ...]] = []
         self.may_restart = threading.Event()
 
-    def start(self, role: str) -> None:
-        self.done.append(("start", role))
+    def start(self, role: Role) -> None:
+        self.done.append(("start", role.name))
 
     def send(self, process: Process, number: signal.Signals) -> None:
         self.done.append((number.name, process.name))
@@ -299,7 +307,7 @@ def play(
 ) -> Recorded:
     """Run the app with a pilot."""
     observer, controls = Scripted(), Recorded()
-    app = Top(cast("Observer", observer), cast("Controls", controls) if controlled else None, where="here")
+    app = Top(cast("Observer", observer), cast("Controls", controls) if controlled else None, where="here", adds=ADDS)
 
     async def run() -> None:
         async with app.run_test(size=size) as pilot:
