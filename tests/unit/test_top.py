@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import psutil
@@ -15,7 +16,7 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import DataTable, Static
 
-from brewctl.config import Settings
+from brewctl.config import DEFAULT_DOWNSTREAMS, Settings
 from brewctl.delivery.broker import Broker, Partition
 from brewctl.errors import BrewError
 from brewctl.lab.load import Call, Outcome
@@ -23,7 +24,7 @@ from brewctl.lab.nodes import Role
 from brewctl.lab.top import changes, controls, panels
 from brewctl.lab.top.app import Top
 from brewctl.lab.top.controls import Controls, LoadControl
-from brewctl.lab.top.keys import adding
+from brewctl.lab.top.keys import adding, line
 from brewctl.lab.top.observer import Observer
 from brewctl.lab.top.processes import processes_of
 from brewctl.lab.top.rates import Rates
@@ -382,6 +383,90 @@ def test_who_was_killed_by_a_key_is_known_to_be_killed_until_it_is_back() -> Non
         await until(pilot, lambda: "order-1 (4712) gone: killed, or crashed" in screen(pilot))
 
     play(script)
+
+
+LOYALTY = """
+from brewctl import Event, OrderCreated, downstream
+
+@downstream("loyalty")
+def points(event: Event[OrderCreated], tx) -> None: ...
+
+@downstream("a-group-with-a-long-name-2")
+def long(event: Event[OrderCreated], tx) -> None: ...
+
+@downstream("oil")
+def oil(event: Event[OrderCreated], tx) -> None: ...
+
+@downstream("99")
+def number(event: Event[OrderCreated], tx) -> None: ...
+"""
+
+
+def with_effects(**effects: int | None) -> Snapshot:
+    groups = tuple(Group(name, "Stable", places(*[f"{name}-1"] * 6)) for name in effects)
+    counters = replace(COUNTERS, effects=effects)
+    return replace(SNAPSHOT, counters=counters, groups=groups, downstreams=tuple(effects))
+
+
+def test_each_downstream_has_its_counter_and_its_rate() -> None:
+    rates = Rates()
+    rates.add(replace(with_effects(loyalty=10), at_s=98.0))
+    rates.add(with_effects(loyalty=50))
+    lines = lines_of_counters(with_effects(loyalty=50), rates)
+    assert lines["loyalty"].split()[:2] == ["50", "20/s"]
+    assert "reservations" not in lines
+
+
+def test_one_that_can_not_be_counted_says_so_beside_the_others() -> None:
+    lines = lines_of_counters(with_effects(loyalty=None, reservations=7))
+    assert lines["loyalty"].split()[:3] == ["-", "can't", "be"]
+    assert lines["reservations"].split()[0] == "7"
+
+
+def test_a_long_name_keeps_the_columns_in_their_places() -> None:
+    long = "a-group-with-a-long-name-"
+    snapshot = with_effects(**{f"{long}1": 5, f"{long}2": 6})
+    drawn = panels.counters(snapshot, Rates(), 80, most=5).plain.splitlines()
+    assert [row[:26].split() for row in drawn[3:5]] == [["a-grou…name-1", "5"], ["a-grou…name-2", "6"]]
+    head, first, _ = panels.partitions(snapshot, {}, 80, most=5).plain.splitlines()
+    assert head.index("0") + 1 == first.index("1 +0")
+
+
+def test_more_downstreams_than_there_is_room_for() -> None:
+    snapshot = with_effects(**{f"d{number}": number for number in range(8)})
+    counters = panels.counters(snapshot, Rates(), 80, most=5).plain.splitlines()
+    groups = panels.partitions(snapshot, {}, 80, most=5).plain.splitlines()
+    assert [line.split()[0] for line in counters[3:]] == ["d0", "d1", "d2", "d3", "…", "dead"]
+    assert counters[7] == "… 4 more downstreams: make the window higher"
+    assert [line.split()[0] for line in groups] == ["partition", "d0", "d1", "d2", "d3", "…"]
+
+
+@pytest.mark.parametrize("number", [1, 3, 5, 9])
+def test_any_number_of_downstreams_fits_into_80_by_24(number: int) -> None:
+    async def script(pilot: Pilot[None], observer: Scripted, _controls: Recorded) -> None:
+        observer.snapshot = with_effects(**{f"d{each}": each for each in range(number)})
+        await until(pilot, lambda: "d0" in screen(pilot))
+        await pilot.pause()
+        assert max(part.region.bottom for part in pilot.app.query("Static, DataTable") if part.display) == 24
+        assert pilot.app.query_one("#keys").region.bottom == 24
+        assert pilot.app.query_one("#events").region.height >= 1
+        assert pilot.app.query_one(DataTable).region.height >= 4
+
+    play(script)
+
+
+def test_each_downstream_has_a_key_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "keyed.py").write_text(LOYALTY)
+    monkeypatch.chdir(tmp_path)
+    own = tuple(f"keyed:{name}" for name in ("points", "long", "oil", "number"))
+    adds = adding(Settings(downstreams=(*DEFAULT_DOWNSTREAMS, *own)))
+    names = ["order", "inventory", "notifications", *own]
+    # l, o, t, p, i are taken: of loyalty y is left, of oil nothing.
+    assert {key: role.name for key, role in adds.items()} == dict(zip("oinya12", names, strict=True))
+    assert adds["y"].stem == "loyalty"
+    assert line(ADDS) == "q quit  l load  +- rate  o/i/n add  t term  k kill -9  p pause  r restart  e log"
+    assert "o/i/n/y/a/1/2 add" in line(adds)
+    assert len(line(adds)) <= 80
 
 
 def test_what_nobody_foresaw_ends_the_screen() -> None:

@@ -1,7 +1,6 @@
 """Which keys `top` has: those of its own, and one for each role of which it can add a node."""
 
 from collections.abc import Mapping
-from string import digits
 
 from brewctl.config import Settings, short_name
 from brewctl.delivery import registry
@@ -10,6 +9,7 @@ from brewctl.lab.nodes import Role
 
 ELSEWHERE = "q quit  e log"
 _OWN = frozenset("qltkpre")
+_DIGITS = "123456789"
 _WIDTH = 80
 
 
@@ -21,7 +21,7 @@ def adding(settings: Settings) -> dict[str, Role]:
     found = {"o": nodes.ROLES["order"]}
     for full, downstream in zip(settings.downstreams, registry.configured(settings), strict=True):
         letters = [letter for letter in downstream.group.lower() if letter.isascii() and letter.isalpha()]
-        free = (key for key in (*letters, *digits) if key not in found and key not in _OWN)
+        free = (key for key in (*letters, *_DIGITS) if key not in found and key not in _OWN)
         if key := next(free, ""):
             found[key] = nodes.role(short_name(full), downstream)
     return found
