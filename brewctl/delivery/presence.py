@@ -34,7 +34,7 @@ class Work:
     """What a replica has done since its start."""
 
     processed: int = 0  # records, or outbox rows
-    effects: int = 0  # rows published, orders reserved or notified
+    effects: int = 0  # rows published, or what a downstream has done
     skipped: int = 0  # records that needed no effect
     dead: int = 0  # set aside
     trouble: str = ""  # what keeps it from its work
@@ -45,7 +45,7 @@ class Replica:
     """A process that plays a role."""
 
     node: str
-    role: str  # order, publisher, inventory, notifications
+    role: str  # order, publisher, or a downstream's group
     address: str = ""  # where it listens
     publishes: bool = False  # the outbox's rows
 

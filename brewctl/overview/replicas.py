@@ -17,7 +17,7 @@ class NodeRow:
     """A replica as its own row has it. Its counters are those since its start."""
 
     name: str
-    role: str  # order, publisher, inventory, notifications
+    role: str  # order, publisher, or a downstream's group
     host: str
     pid: int
     address: str  # where it listens; "" of a consumer

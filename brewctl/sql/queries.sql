@@ -471,24 +471,29 @@ SELECT (SELECT count(*) FROM orders) AS orders,
        (SELECT count(*) FROM outbox WHERE published_at IS NULL AND failed_at IS NOT NULL) AS outbox_failed,
        (SELECT count(*) FROM parked_events WHERE outcome IS NULL) AS parked
 
+-- flow --
+-- The orders and the events that wait or are parked, beside which the effects of any downstreams are counted.
+SELECT (SELECT count(*) FROM orders) AS orders,
+       (SELECT count(*) FROM outbox WHERE published_at IS NULL) AS outbox_unpublished,
+       (SELECT count(*) FROM parked_events WHERE outcome IS NULL) AS parked
+
 -- pulse --
--- What is cheap to know of tables of any size: at most `most` unpublished rows are counted; then the age of
--- the oldest that is ready, the tables' files, which a TRUNCATE changes, and how many rows were ever inserted.
+-- What is cheap to know of an outbox of any size: at most `most` unpublished rows are counted; then the age of the
+-- oldest that is ready.
 SELECT waiting.rows, waiting.set_aside,
        (SELECT extract(epoch FROM clock_timestamp() - created_at)::float8
-          FROM outbox WHERE published_at IS NULL AND failed_at IS NULL ORDER BY id LIMIT 1) AS oldest_s,
-       concat_ws(' ', pg_relation_filenode('orders'), pg_relation_filenode('outbox'),
-                      pg_relation_filenode('inventory_reservations'), pg_relation_filenode('notifications_log')) AS files,
-       pg_stat_get_tuples_inserted('orders'::regclass) AS orders,
-       pg_stat_get_tuples_inserted('outbox'::regclass) AS outbox,
-       pg_stat_get_tuples_inserted('inventory_reservations'::regclass) AS reservations,
-       pg_stat_get_tuples_inserted('notifications_log'::regclass) AS notifications
+          FROM outbox WHERE published_at IS NULL AND failed_at IS NULL ORDER BY id LIMIT 1) AS oldest_s
   FROM (SELECT count(*) AS rows, count(failed_at) AS set_aside
           FROM (SELECT failed_at FROM outbox WHERE published_at IS NULL LIMIT %(most)s) AS unpublished) AS waiting
 
+-- inserted --
+-- The files of some tables, which a TRUNCATE changes, and how many rows were ever inserted into each, in their order.
+SELECT coalesce(string_agg(pg_relation_filenode(name::regclass)::text, ' ' ORDER BY place), '') AS files,
+       coalesce(array_agg(pg_stat_get_tuples_inserted(name::regclass) ORDER BY place), '{}') AS inserted
+  FROM unnest(%(tables)s::text[]) WITH ORDINALITY AS asked (name, place)
+
 -- totals --
-SELECT (SELECT count(*) FROM orders), (SELECT count(*) FROM outbox),
-       (SELECT count(*) FROM inventory_reservations), (SELECT count(*) FROM notifications_log)
+SELECT (SELECT count(*) FROM orders), (SELECT count(*) FROM outbox)
 
 -- inventory_distribution --
 SELECT node_id, count(*) FROM inventory_reservations GROUP BY node_id ORDER BY node_id
@@ -532,11 +537,11 @@ SELECT call.id
 SELECT idempotency_key, id::text FROM orders WHERE tenant_id = %(tenant_id)s AND idempotency_key = ANY(%(keys)s)
 
 -- slowest_order --
--- Seconds from the acceptance of an order to the last of its effects, at most.
-SELECT extract(epoch FROM max(greatest(r.created_at, n.created_at) - o.created_at))::float8
+-- Seconds from the acceptance of an order to the last of its effects in these groups, at most.
+SELECT extract(epoch FROM max(p.processed_at - o.created_at))::float8
   FROM orders o
-  JOIN inventory_reservations r ON r.order_id = o.id
-  JOIN notifications_log n ON n.order_id = o.id
+  JOIN outbox e ON e.aggregate_id = 'order-' || o.id AND coalesce(e.event_type, 'order.created') = 'order.created'
+  JOIN processed_events p ON p.consumer = ANY(%(groups)s) AND p.outbox_id = e.id
 
 -- downstream_name --
 -- The MODULE:NAME that a consumer's name was registered for.

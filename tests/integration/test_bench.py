@@ -11,7 +11,7 @@ from psycopg.conninfo import make_conninfo
 from brewctl.errors import BrewError
 from brewctl.lab.bench import LEGS, create, drains, flow, growth, startup
 from brewctl.lab.bench.ground import Ground
-from brewctl.lab.nodes import CAST
+from brewctl.lab.cast import STORY
 from brewctl.sandbox import tools
 from tests.conftest import Rig
 
@@ -42,7 +42,7 @@ def in_small(monkeypatch: pytest.MonkeyPatch) -> None:
         ("publish", {"publisher drain", "publisher drain against Java"}),
         ("consume", {"consumer drain, one node", "consumer drain, two nodes", "consumer drain against one by one"}),
         ("latency", {"end to end p50, 100 orders/s", "end to end p99, 100 orders/s"}),
-        ("memory", {f"memory of {name}" for name in CAST}),
+        ("memory", {f"memory of {name}" for name in STORY.nodes}),
         ("startup", {"brewctl --help", "brewctl create-order"}),
         ("growth", {"create, a million orders", "publisher drain, a million rows"}),
     ],

@@ -11,7 +11,8 @@ from brewctl.config import Settings
 from brewctl.delivery import database, orders, topics
 from brewctl.delivery.database import BoundedConnection
 from brewctl.errors import BrewError
-from brewctl.lab.nodes import ORDER_NODES, Node, Nodes, command
+from brewctl.lab.cast import ORDER_NODES, STORY
+from brewctl.lab.nodes import Node, Nodes
 from brewctl.lifecycle import wait_until
 from brewctl.proto.orders_pb2 import CreateRequest
 from brewctl.sql import bench_queries
@@ -53,7 +54,9 @@ class Ground:
     def nodes(self, *names: str) -> Iterator[list[Node]]:
         """Run nodes, by names such as `order-1`, until the block ends; wait until each listens or has partitions."""
         with Nodes(self.settings, logs=self._logs, on_line=lambda _line: None) as nodes:
-            started = [nodes.start(name, *command(name), *(_ANY_PORT if name in ORDER_NODES else ())) for name in names]
+            started = [
+                nodes.start(name, *STORY.commands[name], *(_ANY_PORT if name in ORDER_NODES else ())) for name in names
+            ]
             for node in started:
                 node.wait_ready(timeout_s=_READY_S)
             yield started
