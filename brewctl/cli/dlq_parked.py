@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from brewctl.errors import BrewError, UnreachableError
+from brewctl.errors import BrewError
 
 if TYPE_CHECKING:
     from brewctl.config import Settings
@@ -46,7 +46,7 @@ class Homes:
         self._story = story
         self._homes = homes.of(settings)
 
-    def find(self, wanted: "Filter", *, settled: bool) -> tuple[list["ParkedEvent"], UnreachableError | None]:
+    def find(self, wanted: "Filter", *, settled: bool) -> tuple[list["ParkedEvent"], BrewError | None]:
         """Find parked events, oldest first; and why the database of a downstream could not be asked, if so."""
         from brewctl.delivery import homes, registry
 
@@ -61,7 +61,7 @@ class Homes:
         for home in homes.select(self._homes, groups):
             try:
                 found += self._read(home, key=key, settled=settled)
-            except UnreachableError as error:
+            except BrewError as error:
                 away = away or error
         return [each for each in found if wanted.reason.lower() in each.reason.lower()], away
 

@@ -12,7 +12,7 @@ from brewctl.config import Settings
 from brewctl.delivery import database, registration, registry, schema
 from brewctl.delivery.database import BoundedConnection
 from brewctl.delivery.downstream import Downstream
-from brewctl.errors import UnreachableError
+from brewctl.errors import BrewError, UnreachableError
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,18 @@ def connect(
         return
     try:
         with database.connect(home.settings, name=name) as connection:
-            tables = schema.INBOX_TABLES if home.apart else None
-            database.check_schema(connection, reading=True, tables=tables, init_command=home.settings.init_command)
+            _check(home, connection)
             yield connection
     except UnreachableError as error:
         message = f"{home.whose}: {error.message}" if home.apart else error.message
         raise UnreachableError(message, hint=error.hint) from error
+
+
+def _check(home: Home, connection: BoundedConnection) -> None:
+    tables = schema.INBOX_TABLES if home.apart else None
+    if missing := database.missing_tables(connection, reading=True, tables=tables):
+        message = f"{home.whose} has no" if home.apart else "missing in postgres:"
+        raise BrewError(f"{message} {', '.join(missing)}", hint=f"run `{home.settings.init_command}`")
 
 
 def select(homes: Sequence[Home], groups: Sequence[str]) -> list[Home]:

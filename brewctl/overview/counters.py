@@ -8,7 +8,7 @@ from brewctl.config import Settings
 from brewctl.delivery import homes, registry
 from brewctl.delivery.database import BoundedConnection, Connection
 from brewctl.delivery.downstream import Downstream
-from brewctl.errors import BrewError, UnreachableError
+from brewctl.errors import BrewError
 from brewctl.overview import effects
 from brewctl.sql import queries
 
@@ -74,8 +74,8 @@ def counts(connection: Connection, further: Sequence[Downstream] = ()) -> Counts
 def with_homes(connection: BoundedConnection, settings: Settings) -> tuple[Counts, BrewError | None]:
     """Count as `counts` does, and what the further downstreams have done where they have their state.
 
-    Returns too why one could not be asked, the first of them: the others are counted. Raises BrewError where the
-    story's database can't be, or a `done` query fails.
+    Returns too why a database of their own could not be asked, the first: the others are counted. Raises BrewError
+    where the story's can't be.
     """
     own = [each.group for each in registry.further(settings)]
     story, *apart = homes.of(settings) if own else (None,)
@@ -86,7 +86,7 @@ def with_homes(connection: BoundedConnection, settings: Settings) -> tuple[Count
             with homes.connect(home) as there:
                 (waiting,) = there.execute(queries["count_parked"], {"groups": home.groups}).fetchone() or (0,)
                 _, *done = effects.counted(there, queries["now"], home.downstreams)
-        except UnreachableError as error:
+        except BrewError as error:
             further |= dict.fromkeys(home.groups)
             away = away or error
         else:
