@@ -1,11 +1,13 @@
 """A downstream in a database of its own: every tool looks for its state there, and says so where it can't."""
 
+import dataclasses
 import json
 import re
 import signal
 import subprocess
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,11 @@ from typing import Any
 import psycopg
 import pytest
 
+from brewctl.delivery.homes import Home
 from brewctl.lifecycle import wait_until
+from brewctl.verify import elsewhere, verify
 from tests.conftest import Rig, begin, run
+from tests.integration.chain_tools import broken
 
 MODULE = """
 from brewctl import Event, OrderCancelled, OrderCreated, downstream
@@ -106,6 +111,7 @@ def bare(rig: Rig, tmp_path: Path) -> Iterator[Own]:
         with psycopg.connect(url, autocommit=True) as database:
             yield Own(rig, url, database)
     finally:
+        rig.nodes.stop()
         rig.connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)'.encode())
 
 
@@ -247,6 +253,24 @@ def test_verify_does_not_look_for_its_rows_in_the_storys_database(own: Own) -> N
     own.database.execute("DELETE FROM processed_events WHERE outbox_id = 1")
     own.rig.connection.execute("INSERT INTO processed_events (consumer, outbox_id) VALUES ('loyalty', 1)")
     assert own.broken() == {"loyalty-dedup": 1, "loyalty-offsets": 1}
+
+
+def test_what_is_done_there_while_verify_begins_is_no_fault(own: Own, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("BREW_APP_DIR", "BREW_LOYALTY_DATABASE_URL"):
+        monkeypatch.setenv(variable, own.rig.env[variable])
+    _, address = own.rig.serve()
+    own.rig.start("loyalty-1", "consume", NAME)
+    copied = elsewhere.copied
+
+    def delayed(apart: Sequence[Home], *, statement_s: float) -> AbstractContextManager[list[elsewhere.Rows]]:
+        assert own.brewctl("create-order", "--customer", "c1", "--addr", address).returncode == 0
+        own.rig.wait("its effect", lambda: own.rows("SELECT count(*) FROM points") == [(1,)])
+        return copied(apart, statement_s=statement_s)
+
+    # Of its database first: what has been done there is then in the story's outbox, as verify sees that.
+    monkeypatch.setattr(elsewhere, "copied", delayed)
+    found = verify(dataclasses.replace(own.rig.settings, downstreams=(NAME,)), late_s=600)
+    assert (broken(found), found.facts.orders, found.check("loyalty-doubled").examined) == ({}, 1, 1)
 
 
 def test_a_database_that_is_away_is_named_and_the_rest_is_shown(own: Own) -> None:
