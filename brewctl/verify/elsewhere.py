@@ -20,7 +20,8 @@ from brewctl.sql import verify_queries
 from brewctl.verify import bounds, done
 
 Bounded = Callable[[], contextlib.AbstractContextManager[None]]
-_TABLES = ("elsewhere_processed", "elsewhere_parked")
+# What asks for the rows, and what copies them in.
+_COPIES = {"elsewhere_processed": "copy_elsewhere_processed", "elsewhere_parked": "copy_elsewhere_parked"}
 
 
 class Rows(NamedTuple):
@@ -49,11 +50,11 @@ def copied(apart: Sequence[Home], *, statement_s: float) -> Iterator[list[Rows]]
 
 
 def _copy(home: Home, connection: BoundedConnection, stack: contextlib.ExitStack, bounded: Bounded) -> Iterator[Rows]:
-    for table in _TABLES:
+    for asked, copied_in in _COPIES.items():
         file = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - the stack closes it
-        with bounded(), connection.cursor().copy(verify_queries[table], {"groups": home.groups}) as copy:
+        with bounded(), connection.cursor().copy(verify_queries[asked], {"groups": home.groups}) as copy:
             file.writelines(copy)
-        yield Rows(f"copy_{table}", file)
+        yield Rows(copied_in, file)
     for downstream in home.downstreams:
         if not downstream.done:
             continue
