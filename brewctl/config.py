@@ -157,8 +157,9 @@ class Settings:
     downstreams: tuple[str, ...] = DEFAULT_DOWNSTREAMS
     group_prefix: str = ""
     configured: frozenset[str] = frozenset()
-    # What makes the tables of this database: said where one of them is missing.
+    # What makes the tables of this database, and the variable that names it: said where one of them is missing, or it.
     init_command: str = "brewctl db init"
+    database_variable: str = "BREW_DATABASE_URL"
     limits: Limits = field(default_factory=Limits)
 
     @property

@@ -65,13 +65,13 @@ def groups(ctx: typer.Context, incomplete: str) -> list[str]:
 def orders(ctx: typer.Context, incomplete: str) -> list[str]:
     """Offer the newest orders whose ids begin so, whichever way that is written."""
     from brewctl.delivery import database
-    from brewctl.overview import trace
+    from brewctl.overview import reading
 
     def newest() -> list[str]:
-        first, last = trace.bounds(incomplete or "0")  # ids begin with their time
+        first, last = reading.bounds(incomplete or "0")  # ids begin with their time
         settings = options.settings(database_url=ctx.params.get("database_url"), limits=_HASTY)
         with database.connect(settings) as connection:
-            return [str(order_id) for order_id in trace.newest(connection, first, last, limit=_ORDERS)]
+            return [str(order_id) for order_id in reading.newest(connection, first, last, limit=_ORDERS)]
 
     return _quietly(newest)
 

@@ -1,6 +1,7 @@
 """`brewctl counts`: the four counters."""
 
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,10 +11,12 @@ from brewctl.cli import options, output, watching
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from brewctl.delivery.database import Connection
+    from brewctl.delivery.database import BoundedConnection
+    from brewctl.errors import BrewError
     from brewctl.overview import Counts
 
-    Seen = tuple[Counts, dict[str, int]]  # the counters, and who reserved how many
+    # The counters, who reserved how many, and why a downstream's own database could not be asked.
+    Seen = tuple[Counts, dict[str, int], BrewError | None]
 
 _EVERY_S = 0.5
 
@@ -27,12 +30,13 @@ def counts(
     """Show how many orders there are, and how far they have come."""
     settings = options.settings(database_url=database_url, downstreams=downstream)
     from brewctl import overview
-    from brewctl.delivery import database, registry
+    from brewctl.delivery import database
 
-    further = registry.further(settings)
+    asked = settings.impatient if watch else settings
 
-    def look(connection: "Connection") -> "Seen":
-        return overview.counts(connection, further), overview.distribution(connection)
+    def look(connection: "BoundedConnection") -> "Seen":
+        now, away = overview.with_homes(connection, asked)
+        return now, overview.distribution(connection), away
 
     with database.connect(settings) as connection:
         first = look(connection)
@@ -40,11 +44,30 @@ def counts(
     if sys.stdout.isatty() and not as_json:
         watching.show_live(first, later, _table)
     else:
-        watching.show_lines(first, later, _emit_json if as_json else _print, server="postgres")
+        watching.show_lines(first, later, _lines(as_json=as_json, watch=watch), server="postgres")
+    if (away := first[2]) and not watch:
+        raise away
+
+
+def _lines(*, as_json: bool, watch: bool) -> "Callable[[Seen], None]":
+    """Return what prints a look; of a watch also, on stderr, that a downstream's database is away, and back."""
+    emit = _emit_json if as_json else _print
+    said: list[BrewError] = []  # the outage that was said
+
+    def show(seen: "Seen") -> None:
+        if (away := seen[2]) and watch and not said:
+            said.append(away)
+            output.note(f"brewctl: {watching.away(away)}")
+        elif said and not away:
+            said.clear()
+            output.note("brewctl: every downstream's database answers again")
+        emit(seen)
+
+    return show
 
 
 def _emit_json(seen: "Seen") -> None:
-    now, shares = seen
+    now, shares, _ = seen
     output.emit_json(
         {
             **now.story(),
@@ -57,7 +80,7 @@ def _emit_json(seen: "Seen") -> None:
 
 
 def _print(seen: "Seen") -> None:
-    now, _ = seen
+    now, *_ = seen
     output.emit(str(now))
     if now.outbox_failed:
         output.emit(f"outbox_failed={now.outbox_failed}: see `brewctl outbox list --failed`")
@@ -69,16 +92,18 @@ def _table(seen: "Seen") -> "Table":
     from rich import box
     from rich.table import Table
 
-    now, shares = seen
+    now, shares, away = seen
     table = Table(box=box.SIMPLE, show_header=False)
     table.add_column(style="bold")
     table.add_column(justify="right")
     for name, value in now.shown().items():
-        table.add_row(name.replace("_", " "), str(value))
+        table.add_row(name.replace("_", " "), "?" if value is None else str(value))
     if now.outbox_failed:
         table.add_row("  set aside: see `brewctl outbox list --failed`", str(now.outbox_failed), style="red")
     if now.parked:
         table.add_row("  parked: see `brewctl dlq list`", str(now.parked), style="red")
+    if away:
+        table.add_row(f"  {away.message}", "", style="red")
     for node, share in shares.items():
         table.add_row(f"  reserved by {node}", str(share), style="dim")
     return table

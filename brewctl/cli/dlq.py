@@ -12,9 +12,10 @@ from brewctl.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from brewctl.config import Settings
-    from brewctl.delivery.database import BoundedConnection
     from brewctl.delivery.dead_letters import DeadLetters, Filter, Letter, Settled
     from brewctl.delivery.parking import Outcome, ParkedEvent
+
+    Place = dlq_parked.Name | tuple[int, int]  # of a parked event, or of a dead letter
 
 _ID = re.compile(r"([0-9]{1,9}):([0-9]{1,18})", re.ASCII)
 
@@ -48,21 +49,22 @@ def show_all(
 
     A dead letter could not be read: it is a record of the dead-letter topic.
 
-    A parked event (p1, p2, …) failed its effect; later ones of its key wait (so).
+    A parked event (p1, p2@loyalty, …) failed its effect; later ones of its key
+    wait (so). @loyalty: in the database of that downstream's own.
     """
     settings = options.settings(database_url=database_url, brokers=brokers, topic=topic)
     wanted = _filter(settings, group, reason, key, order)
     import heapq
 
-    with _opened(settings) as (letters, connection):
-        parked = dlq_parked.find(settings, connection, wanted, settled=every)
+    with _opened(settings) as (letters, homes):
+        parked, away = homes.find(wanted, settled=every)
         dead = heapq.nsmallest(
             limit + 1, letters.find(wanted, settled=every), key=lambda letter: (letter.written_at, letter.id)
         )
     both: list[Letter | ParkedEvent] = [*dead, *parked]
     found = sorted(both, key=dlq_shown.written_at)
     dlq_shown.table(found[:limit], as_json=as_json)
-    if not found:
+    if not found and not away:
         of_these = " of these" if wanted else ""
         output.note(
             f"no {'' if every else 'open '}dead letters{of_these} in {settings.dead_letter_topic}, nor parked events"
@@ -71,6 +73,8 @@ def show_all(
         output.note(f"there are more: --limit {limit * 10}")
     if found and not as_json:
         output.note(f"next: brewctl dlq show {dlq_shown.name(found[0])}")
+    if away:
+        raise away
 
 
 def show(
@@ -86,9 +90,9 @@ def show(
     """
     place = _place(letter_id)
     settings = options.settings(database_url=database_url, brokers=brokers, topic=topic)
-    with _opened(settings) as (letters, connection):
-        if isinstance(place, int):
-            (parked,) = dlq_parked.get(settings, connection, [place])
+    with _opened(settings) as (letters, homes):
+        if isinstance(place, dlq_parked.Name):
+            (parked,) = homes.get([place])
             dlq_shown.show_parked(parked, as_json=as_json)
             return
         letter = letters.get(*place)
@@ -118,14 +122,14 @@ def redrive(
     settings = options.settings(database_url=database_url, brokers=brokers, topic=topic)
     wanted = _filter(settings, group, reason, key, order)
     places = _places("redrive", ids, wanted, every=every)
-    with _opened(settings) as (letters, connection):
+    with _opened(settings) as (letters, homes):
         chosen = _chosen(letters, places, wanted)
-        parked = _chosen_parked(settings, connection, places, wanted)
+        parked = _chosen_parked(homes, places, wanted)
         if dry_run:
             dlq_shown.table([*chosen, *parked])
             output.note("nothing was redriven: this was a dry run")
         else:
-            outcome = dlq_parked.redrive(settings, connection, parked)
+            outcome = homes.redrive(parked)
             _report("redriven", letters.redrive(chosen), outcome, [each for each in parked if each.outcome])
 
 
@@ -151,11 +155,9 @@ def drop(
     places = _places("drop", ids, wanted, every=every)
     from dataclasses import replace
 
-    from brewctl.delivery import parking
-
-    with _opened(settings) as (letters, connection):
+    with _opened(settings) as (letters, homes):
         chosen = [replace(letter, value=None) for letter in _chosen(letters, places, wanted)]
-        parked = _chosen_parked(settings, connection, places, wanted)
+        parked = _chosen_parked(homes, places, wanted)
         if dry_run:
             dlq_shown.table([*chosen, *parked])
             output.note("nothing was dropped: this was a dry run")
@@ -166,19 +168,19 @@ def drop(
             what = f"{named} of {settings.topic}"
             mine = options.is_sandbox(settings.configured, "database_url", "brokers")
             options.confirm_destruction(what, mine=mine, yes=yes)
-        outcome = parking.drop(connection, [each for each in parked if not each.outcome])
+        outcome = homes.drop(parked)
         _report("dropped", letters.drop(chosen), outcome, [each for each in parked if each.outcome])
 
 
 @contextlib.contextmanager
-def _opened(settings: "Settings") -> Iterator[tuple["DeadLetters", "BoundedConnection"]]:
+def _opened(settings: "Settings") -> Iterator[tuple["DeadLetters", dlq_parked.Homes]]:
     from brewctl.delivery import database
     from brewctl.delivery.dead_letters import open_dead_letters
 
     with database.connect(settings) as connection:
         database.check_schema(connection)
         with open_dead_letters(settings, connection) as letters:
-            yield letters, connection
+            yield letters, dlq_parked.Homes(settings, connection)
 
 
 def _filter(settings: "Settings", group: str, reason: str, key: str, order: str) -> "Filter":
@@ -194,7 +196,7 @@ def _filter(settings: "Settings", group: str, reason: str, key: str, order: str)
     )
 
 
-def _places(command: str, ids: list[str] | None, wanted: "Filter", *, every: bool) -> list[int | tuple[int, int]]:
+def _places(command: str, ids: list[str] | None, wanted: "Filter", *, every: bool) -> list["Place"]:
     if not (ids or wanted or every):
         raise UsageError(f"`dlq {command}` needs ids, a filter or --all", hint="see `brewctl dlq list`")
     if ids and (wanted or every):
@@ -202,32 +204,32 @@ def _places(command: str, ids: list[str] | None, wanted: "Filter", *, every: boo
     return [_place(each) for each in dict.fromkeys(ids or [])]
 
 
-def _place(letter_id: str) -> int | tuple[int, int]:
-    """Return the number of a parked event, or the place of a dead letter."""
-    if (number := dlq_parked.number(letter_id)) is not None:
-        return number
+def _place(letter_id: str) -> "Place":
+    """Return the name of a parked event, or the place of a dead letter."""
+    if name := dlq_parked.name(letter_id):
+        return name
     if not (match := _ID.fullmatch(letter_id)):
         raise UsageError(
             f"{letter_id[:80]!r} is no dead letter's id",
-            hint="use PARTITION:OFFSET, or p1, p2, …: see `brewctl dlq list`",
+            hint="use PARTITION:OFFSET, or p1, p2@loyalty, …: see `brewctl dlq list`",
         )
     return int(match[1]), int(match[2])
 
 
-def _chosen(letters: "DeadLetters", places: Sequence[int | tuple[int, int]], wanted: "Filter") -> Iterable["Letter"]:
+def _chosen(letters: "DeadLetters", places: Sequence["Place"], wanted: "Filter") -> Iterable["Letter"]:
     # All ids are looked up before anything is settled: an unknown one changes nothing.
     if places:
-        return [letters.get(*place) for place in places if not isinstance(place, int)]
+        return [letters.get(*place) for place in places if not isinstance(place, dlq_parked.Name)]
     return letters.find(wanted)
 
 
-def _chosen_parked(
-    settings: "Settings", connection: "BoundedConnection", places: Sequence[int | tuple[int, int]], wanted: "Filter"
-) -> list["ParkedEvent"]:
+def _chosen_parked(homes: dlq_parked.Homes, places: Sequence["Place"], wanted: "Filter") -> list["ParkedEvent"]:
     if places:
-        numbers = [place for place in places if isinstance(place, int)]
-        return dlq_parked.get(settings, connection, numbers) if numbers else []
-    return dlq_parked.find(settings, connection, wanted, settled=False)
+        return homes.get([place for place in places if isinstance(place, dlq_parked.Name)])
+    found, away = homes.find(wanted, settled=False)
+    if away:  # before anything is changed
+        raise away
+    return found
 
 
 def _report(verb: str, settled: "Settled", outcome: "Outcome", before: Sequence["ParkedEvent"]) -> None:

@@ -1,8 +1,9 @@
-"""Parked events, as `brewctl dlq` finds and redrives them beside dead letters."""
+"""Parked events, as `brewctl dlq` finds and redrives them beside dead letters, in every home of a downstream."""
 
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from brewctl.errors import BrewError
 
@@ -10,56 +11,110 @@ if TYPE_CHECKING:
     from brewctl.config import Settings
     from brewctl.delivery.database import BoundedConnection
     from brewctl.delivery.dead_letters import Filter
+    from brewctl.delivery.homes import Home
     from brewctl.delivery.parking import Outcome, ParkedEvent
 
-_ID = re.compile(r"p([0-9]{1,18})", re.ASCII)
+# As `parking.name` writes it.
+_ID = re.compile(r"p([0-9]{1,18})(?:@([A-Za-z0-9._-]{1,249}))?", re.ASCII)
 _SEE = "see `brewctl dlq list --all`"
 
 
-def number(text: str) -> int | None:
-    """Return the number of a parked event in its id, such as p12; None where it is no such id."""
+@dataclass(frozen=True, slots=True)
+class Name:
+    """What a parked event is called: its number in the story's database, or in that of a group."""
+
+    number: int
+    group: str = ""
+
+    def __str__(self) -> str:
+        return f"p{self.number}@{self.group}" if self.group else f"p{self.number}"
+
+
+def name(text: str) -> Name | None:
+    """Read the id of a parked event, such as p12 or p12@loyalty; None where it is no such id."""
     match = _ID.fullmatch(text)
-    return int(match[1]) if match else None
+    return Name(int(match[1]), match[2] or "") if match else None
 
 
-def find(
-    settings: "Settings", connection: "BoundedConnection", wanted: "Filter", *, settled: bool
-) -> list["ParkedEvent"]:
-    """Find parked events, oldest first."""
-    from brewctl.delivery import parking, registry
+class Homes:
+    """The parked events of all configured downstreams. `story`: the open connection to the story's database."""
 
-    groups = [
-        each.group
-        for each in registry.configured(settings)
-        if wanted.group in {"", registry.kafka_group(settings, each)}
-    ]
-    key = wanted.key.decode(errors="replace").replace("\0", "") or None
-    found = parking.find(connection, groups, key=key, settled=settled)
-    return [each for each in found if wanted.reason.lower() in each.reason.lower()]
+    def __init__(self, settings: "Settings", story: "BoundedConnection") -> None:
+        from brewctl.delivery import homes
 
+        self._settings = settings
+        self._story = story
+        self._homes = homes.of(settings)
 
-def get(settings: "Settings", connection: "BoundedConnection", ids: Sequence[int]) -> list["ParkedEvent"]:
-    """Find parked events by their numbers. Raises BrewError where there is none of one."""
-    from brewctl.delivery import parking, registry
+    def find(self, wanted: "Filter", *, settled: bool) -> tuple[list["ParkedEvent"], BrewError | None]:
+        """Find parked events, oldest first; and why the database of a downstream could not be asked, if so."""
+        from brewctl.delivery import homes, registry
 
-    groups = [each.group for each in registry.configured(settings)]
-    found = parking.find(connection, groups, ids=ids, settled=True)
-    if missing := set(ids) - {each.id for each in found}:
-        raise BrewError(f"no parked event p{min(missing)}", hint=_SEE)
-    return found
+        groups = [
+            each.group
+            for each in registry.configured(self._settings)
+            if wanted.group in {"", registry.kafka_group(self._settings, each)}
+        ]
+        key = wanted.key.decode(errors="replace").replace("\0", "") or None
+        found: list[ParkedEvent] = []
+        away = None
+        for home in homes.select(self._homes, groups):
+            try:
+                found += self._read(home, key=key, settled=settled)
+            except BrewError as error:
+                away = away or error
+        return [each for each in found if wanted.reason.lower() in each.reason.lower()], away
 
+    def get(self, names: Sequence[Name]) -> list["ParkedEvent"]:
+        """Find parked events by their names. Raises BrewError where there is none of one."""
+        known = {group for home in self._homes for group in home.groups}
+        for each in names:
+            if each.group and each.group not in known:
+                raise BrewError(f"no parked event {each}: no downstream has the group {each.group}", hint=_SEE)
+        found = []
+        for home in self._homes:
+            mine = [each for each in names if each.group in home.groups or not (each.group or home.apart)]
+            there = self._read(home, ids=[each.number for each in mine], settled=True) if mine else []
+            for each in mine:
+                same = [event for event in there if event.id == each.number and each.group in {"", event.group}]
+                if not same:
+                    raise BrewError(f"no parked event {each}", hint=_SEE)
+                found += same
+        return found
 
-def redrive(settings: "Settings", connection: "BoundedConnection", chosen: Sequence["ParkedEvent"]) -> "Outcome":
-    """Redrive the keys of parked events, each with all that is parked of it."""
-    from brewctl.delivery import parking, registry
+    def redrive(self, chosen: Sequence["ParkedEvent"]) -> "Outcome":
+        """Redrive the keys of parked events, each with all that is parked of it, in the database of its downstream."""
+        from brewctl.delivery import homes, parking
 
-    outcome = parking.Outcome()
-    for downstream in registry.configured(settings):
-        mine = [each for each in chosen if each.group == downstream.group and not each.outcome]
-        # A key's events together, in the order in which the first of each was parked.
-        keys = list(dict.fromkeys(each.key for each in mine))
-        if keys:
-            some = parking.redrive(connection, downstream, keys, node="brewctl")
-            outcome.done += some.done
-            outcome.refused += some.refused
-    return outcome
+        outcome = parking.Outcome()
+        for home, mine in self._at_home(chosen):
+            with homes.connect(home, self._story) as connection:
+                for downstream in home.downstreams:
+                    # A key's events together, in the order in which the first of each was parked.
+                    keys = list(dict.fromkeys(each.key for each in mine if each.group == downstream.group))
+                    if keys:
+                        outcome.add(parking.redrive(connection, downstream, keys, node="brewctl"), apart=home.apart)
+        return outcome
+
+    def drop(self, chosen: Sequence["ParkedEvent"]) -> "Outcome":
+        """Give parked events up."""
+        from brewctl.delivery import homes, parking
+
+        outcome = parking.Outcome()
+        for home, mine in self._at_home(chosen):
+            with homes.connect(home, self._story) as connection:
+                outcome.add(parking.drop(connection, mine), apart=home.apart)
+        return outcome
+
+    def _read(self, home: "Home", *, settled: bool, **asked: Any) -> list["ParkedEvent"]:
+        from brewctl.delivery import homes, parking
+
+        with homes.connect(home, self._story) as connection:
+            found = parking.find(connection, home.groups, settled=settled, **asked)
+        return [replace(each, apart=home.apart) for each in found]
+
+    def _at_home(self, chosen: Sequence["ParkedEvent"]) -> Iterator[tuple["Home", list["ParkedEvent"]]]:
+        for home in self._homes:
+            mine = [each for each in chosen if each.group in home.groups and not each.outcome]
+            if mine:
+                yield home, mine

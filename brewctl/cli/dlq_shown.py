@@ -1,6 +1,6 @@
 """What `brewctl dlq` prints of dead letters and of parked events."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, TypeGuard, cast
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from brewctl.delivery.parking import ParkedEvent
 
 _WIDTH = 80
+_ID_WIDTH = 9
 _PREVIEW_BYTES = 64 * 4
 
 
@@ -26,12 +27,13 @@ def written_at(each: "Letter | ParkedEvent") -> datetime:
 
 def name(each: "Letter | ParkedEvent") -> str:
     """Return its name in commands."""
-    return f"p{each.id}" if is_parked(each) else cast("Letter", each).id
+    return each.name if is_parked(each) else cast("Letter", each).id
 
 
-def table(found: Iterable["Letter | ParkedEvent"], *, as_json: bool = False) -> None:
+def table(found: Sequence["Letter | ParkedEvent"], *, as_json: bool = False) -> None:
     """Print a line each, or a JSON object each."""
-    header = "" if as_json else _row("id", "written", "group", "reason")
+    width = max([_ID_WIDTH, *(len(name(each)) for each in found)])
+    header = "" if as_json else _row("id", "written", "group", "reason", width=width)
     for each in found:
         if as_json:
             output.emit_json(_parked_summary(each) if is_parked(each) else _summary(cast("Letter", each)))
@@ -41,7 +43,8 @@ def table(found: Iterable["Letter | ParkedEvent"], *, as_json: bool = False) -> 
             header = ""
         outcome = f"[{each.outcome}] " if each.outcome else ""
         reason = f"({each.reason})" if is_parked(each) and not each.attempts else each.reason
-        output.emit(_row(name(each), f"{written_at(each):%Y-%m-%d %H:%M}", each.group, outcome + reason))
+        row = _row(name(each), f"{written_at(each):%Y-%m-%d %H:%M}", each.group, outcome + reason, width=width)
+        output.emit(row)
 
 
 def show_letter(letter: "Letter", topic: str, *, as_json: bool) -> None:
@@ -91,8 +94,8 @@ def show_parked(parked: "ParkedEvent", *, as_json: bool) -> None:
         output.note(f"next: brewctl dlq redrive {name(parked)}, or brewctl dlq drop {name(parked)}")
 
 
-def _row(letter_id: str, written: str, group: str, reason: str) -> str:
-    return output.fitted(f"{letter_id:<9} {written:<16} {output.fitted(group, 13):<13} {reason}", _WIDTH)
+def _row(letter_id: str, written: str, group: str, reason: str, *, width: int) -> str:
+    return output.fitted(f"{letter_id:<{width}} {written:<16} {output.fitted(group, 13):<13} {reason}", _WIDTH)
 
 
 def _summary(letter: "Letter") -> dict[str, object]:

@@ -114,7 +114,7 @@ def cancel_order(
 def _in_full(settings: "Settings", texts: list[str], failed: list[BrewError]) -> list[str]:
     """Return the ids that these, or the beginnings of them, mean; why one means none is added to `failed`."""
     from brewctl.delivery import database
-    from brewctl.overview.trace import bounds, find
+    from brewctl.overview.reading import bounds, find
 
     ranges = [bounds(text) for text in texts]  # misuse, before anything is cancelled
     if all(first == last for first, last in ranges):

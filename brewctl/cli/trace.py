@@ -53,7 +53,7 @@ def trace(
     settings = options.settings(database_url=database_url, brokers=brokers, topic=topic, downstreams=downstream)
     from brewctl.delivery import database
     from brewctl.overview import standing
-    from brewctl.overview.trace import bounds, find
+    from brewctl.overview.reading import bounds, find
 
     bounds(order_id)  # misuse, whether the servers are there or not
     with database.connect(settings) as connection:

@@ -33,16 +33,16 @@ def later(
 
 def show_lines(first: _Seen, later: Iterable[_Seen | BrewError], emit: Callable[[_Seen], None], *, server: str) -> None:
     """Print each look; on stderr, once an outage, that the server is away, and that it is back."""
-    away = False
+    gone = False
     for seen in itertools.chain([first], later):
         if isinstance(seen, BrewError):
-            if not away:
-                output.note(f"brewctl: {_away(seen)}")
-            away = True
+            if not gone:
+                output.note(f"brewctl: {away(seen)}")
+            gone = True
             continue
-        if away:
+        if gone:
             output.note(f"brewctl: {server} answers again")
-            away = False
+            gone = False
         emit(seen)
 
 
@@ -56,11 +56,12 @@ def show_live(first: _Seen, later: Iterable[_Seen | BrewError], draw: Callable[[
     with Live(drawn, console=Console(), auto_refresh=False) as live:
         for seen in later:
             if isinstance(seen, BrewError):
-                live.update(Group(drawn, Text(_away(seen), style="bold red")), refresh=True)
+                live.update(Group(drawn, Text(away(seen), style="bold red")), refresh=True)
             else:
                 drawn = draw(seen)
                 live.update(drawn, refresh=True)
 
 
-def _away(error: BrewError) -> str:
+def away(error: BrewError) -> str:
+    """Say that a server is away."""
     return f"{error.message}: trying again"

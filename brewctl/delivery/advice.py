@@ -2,13 +2,13 @@
 
 from brewctl.config import DEFAULT_BROKERS, DEFAULT_DATABASE_URL, Settings
 
-_URL = "BREW_DATABASE_URL or --database-url"
+_FLAG = " or --database-url"
 # By what `database.explained` says of the server.
 _OF_POSTGRES = {
-    "refused the password": f"correct the password in {_URL}, or in PGPASSWORD or ~/.pgpass",
-    "wants a password": "put the password into BREW_DATABASE_URL, PGPASSWORD or ~/.pgpass",
-    "has no such database or role": f"create it there in psql, or correct {_URL}",
-    "is an unknown host": f"correct the host in {_URL}",
+    "refused the password": "correct the password in {variable}{flag}, or in PGPASSWORD or ~/.pgpass",
+    "wants a password": "put the password into {variable}, PGPASSWORD or ~/.pgpass",
+    "has no such database or role": "create it there in psql, or correct {variable}{flag}",
+    "is an unknown host": "correct the host in {variable}{flag}",
     "has no connection left": "end some sessions, or raise max_connections and restart postgres",
     "is still starting": "run it again when postgres has started: its log says what it waits for",
     "is shutting down": "start postgres again",
@@ -19,10 +19,13 @@ _OF_THE_SERVER = {"has no connection left", "is still starting"}
 
 def for_postgres(settings: Settings, reason: str) -> str:
     """Return the hint for a database of these settings that is away for this reason."""
-    if reason in _OF_THE_SERVER or ("database_url" in settings.configured and reason in _OF_POSTGRES):
-        return _OF_POSTGRES[reason]
-    if "database_url" in settings.configured:
-        return f"start it (`brewctl up` where it is the sandbox's), or correct {_URL}"
+    own = settings.database_variable != Settings.database_variable  # a downstream's: no flag names it
+    named = own or "database_url" in settings.configured
+    variable, flag = settings.database_variable, "" if own else _FLAG
+    if reason in _OF_THE_SERVER or (named and reason in _OF_POSTGRES):
+        return _OF_POSTGRES[reason].format(variable=variable, flag=flag)
+    if named:
+        return f"start it (`brewctl up` where it is the sandbox's), or correct {variable}{flag}"
     if settings.database_url == DEFAULT_DATABASE_URL:
         return "run `brewctl up`, or set BREW_DATABASE_URL"
     return "run `brewctl up`"  # it is the sandbox's

@@ -10,7 +10,7 @@ and drop: what is redriven is the whole sequence that was parked, and nothing of
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -80,6 +80,11 @@ class Parking:
         return [outbox_id for (outbox_id,) in connection.execute(queries["park"], {**columns, **said})]
 
 
+def name(number: int, group: str, *, apart: bool) -> str:
+    """Return what commands call a parked event. Each database numbers its own: `apart` from the story's, say whose."""
+    return f"p{number}@{group}" if apart else f"p{number}"
+
+
 def lock(connection: BoundedConnection, consumer: str, keys: Sequence[str]) -> None:
     """Lock keys of a consumer to the end of the transaction."""
     connection.execute(queries["lock_keys"], {"consumer": consumer, "keys": list(keys)})
@@ -106,6 +111,12 @@ class ParkedEvent:
     attempts: int  # 0: parked behind another event of its key
     parked_at: datetime
     outcome: str  # redriven, dropped, or "": it waits
+    apart: bool = False  # its database is not the story's
+
+    @property
+    def name(self) -> str:
+        """What commands call it."""
+        return name(self.id, self.group, apart=self.apart)
 
     @property
     def record_headers(self) -> Headers:
@@ -127,6 +138,11 @@ class Outcome:
 
     done: list[ParkedEvent] = field(default_factory=list)
     refused: list[tuple[ParkedEvent, str]] = field(default_factory=list)  # the first of its key, and why it stays
+
+    def add(self, other: "Outcome", *, apart: bool) -> None:
+        """Add that of a database; `apart`: of one that is not the story's."""
+        self.done += [replace(each, apart=apart) for each in other.done]
+        self.refused += [(replace(each, apart=apart), why) for each, why in other.refused]
 
 
 def find(

@@ -34,6 +34,7 @@ def home(settings: Settings, downstream: Downstream, name: str, environ: Mapping
             database.place(url)
         except UsageError as error:
             raise UsageError(error.message.replace("BREW_DATABASE_URL", variable), hint=error.hint) from None
+        settings = replace(settings, database_variable=variable)
     return replace(settings, database_url=url, init_command=command)
 
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from brewctl.config import Settings
-from brewctl.delivery import registry
+from brewctl.delivery import homes, registry
 from brewctl.delivery.broker import open_admin
 from brewctl.delivery.database import Connection
 from brewctl.delivery.dead_letters import Filter, open_dead_letters
+from brewctl.delivery.homes import Home
 from brewctl.sql import queries
 
 # Rows looked at by one statement.
@@ -89,6 +90,7 @@ class Search:
             takes = [(each.group, event_type) for each in downstreams for event_type in each.events]
             (asked_at,) = connection.execute(queries["now"]).fetchone() or (None,)
             self._topic = _Topic(asked_at, takes, committed, admin.ends(settings.topic))
+        self._apart = homes.apart(settings)
         self._letters: frozenset[tuple[str, int]] | None = None
 
     def pages(self) -> Iterator[list[Missing]]:
@@ -99,6 +101,9 @@ class Search:
             rows = self._connection.execute(queries["missing_rows"], {**parameters, "after": after}).fetchall()
             after = rows[0][0]
             missing = [Missing(*row[1:]) for row in rows if row[1] is not None]
+            for home in self._apart if missing else ():
+                done = _done(home, [row.id for row in missing if row.group in home.groups])
+                missing = [row for row in missing if (row.group, row.id) not in done]
             if missing:
                 buried = self._buried()
                 missing = [row for row in missing if (row.group, row.id) not in buried]
@@ -118,6 +123,14 @@ class Search:
             }
             self._letters = frozenset((own.get(group, group), int(name)) for group, name in named if name.isdigit())
         return self._letters
+
+
+def _done(home: Home, ids: Sequence[int]) -> set[tuple[str, int]]:
+    """Return the groups and rows of those that are done in another database than the story's."""
+    if not ids:
+        return set()
+    with homes.connect(home) as connection:
+        return set(connection.execute(queries["done_rows"], {"groups": home.groups, "ids": ids}))
 
 
 def again(connection: Connection, ids: Sequence[int]) -> list[int]:

@@ -64,7 +64,7 @@ def check(settings: Settings) -> Iterator[Finding]:
         yield sessions.open_for_long(connection)
         if not lacking:
             yield from _outbox(*connection.execute(doctor_queries["outbox"]).fetchone() or (0, None))
-            yield from _parked(connection.execute(doctor_queries["parked"]).fetchall())
+            yield from parked(connection.execute(doctor_queries["parked"]).fetchall())
             yield from identity.check(connection)
             yield from replicas.check(connection)
         yield clocks.judge("clock", "postgres", *_read_clocks(connection))
@@ -158,7 +158,8 @@ def _outbox(set_aside: int, oldest_s: float | None) -> Iterator[Finding]:
         yield ok("outbox", "all rows are published" if oldest_s is None else "no row has waited long")
 
 
-def _parked(waiting: Sequence[tuple[Any, ...]]) -> Iterator[Finding]:
+def parked(waiting: Sequence[tuple[Any, ...]]) -> Iterator[Finding]:
+    """Judge what is parked: per consumer, how many events of how many keys."""
     for group, events, keys in waiting:
         several = "s" if keys > 1 else ""
         which = f"{events} event{'s' if events > 1 else ''} of {keys} key{several}"

@@ -9,6 +9,7 @@ from brewctl.overview.counters import (
     distribution_line,
     missing,
     unfinished,
+    with_homes,
     work_by_node,
 )
 from brewctl.overview.progress import Flow, flow
@@ -29,5 +30,6 @@ __all__ = [
     "nodes",
     "readers",
     "unfinished",
+    "with_homes",
     "work_by_node",
 ]

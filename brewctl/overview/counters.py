@@ -4,8 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from uuid import UUID
 
-from brewctl.delivery.database import Connection
+from brewctl.config import Settings
+from brewctl.delivery import homes, registry
+from brewctl.delivery.database import BoundedConnection, Connection
 from brewctl.delivery.downstream import Downstream
+from brewctl.errors import BrewError
 from brewctl.overview import effects
 from brewctl.sql import queries
 
@@ -14,7 +17,7 @@ from brewctl.sql import queries
 class Counts:
     """The four counters, of one moment; how many unpublished rows are set aside, how many events are parked.
 
-    `further`: how many effects each downstream beside the story's own has, by its group.
+    `further`: how many effects each downstream beside the story's own has, by its group; None: its database is away.
     """
 
     orders: int
@@ -23,18 +26,20 @@ class Counts:
     notifications: int
     outbox_failed: int = 0
     parked: int = 0
-    further: Mapping[str, int] = field(default_factory=dict)
+    further: Mapping[str, int | None] = field(default_factory=dict)
 
     def story(self) -> dict[str, int]:
         """Return the four counters of the story, by name."""
         return {name: getattr(self, name) for name in ("orders", "outbox_unpublished", "reservations", "notifications")}
 
-    def shown(self) -> dict[str, int]:
+    def shown(self) -> dict[str, int | None]:
         """Return the four counters, then those of the further downstreams."""
         return {**self.story(), **self.further}
 
     def __str__(self) -> str:
-        return "counts: " + " ".join(f"{name}={value}" for name, value in self.shown().items())
+        return "counts: " + " ".join(
+            f"{name}={'?' if value is None else value}" for name, value in self.shown().items()
+        )
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,31 @@ def counts(connection: Connection, further: Sequence[Downstream] = ()) -> Counts
     own = len(row) - len(further)
     added = {each.group: count for each, count in zip(further, row[own:], strict=True)}
     return replace(Counts(*row[:own]), further=added)
+
+
+def with_homes(connection: BoundedConnection, settings: Settings) -> tuple[Counts, BrewError | None]:
+    """Count as `counts` does, and what the further downstreams have done where they have their state.
+
+    Returns too why a database of their own could not be asked, the first: the others are counted. Raises BrewError
+    where the story's can't be.
+    """
+    own = [each.group for each in registry.further(settings)]
+    story, *apart = homes.of(settings) if own else (None,)
+    found = counts(connection, [each for each in story.downstreams if each.group in own] if story else ())
+    further, parked, away = dict(found.further), found.parked, None
+    for home in apart:
+        try:
+            with homes.connect(home) as there:
+                (waiting,) = there.execute(queries["count_parked"], {"groups": home.groups}).fetchone() or (0,)
+                _, *done = effects.counted(there, queries["now"], home.downstreams)
+        except BrewError as error:
+            further |= dict.fromkeys(home.groups)
+            away = away or error
+        else:
+            parked += waiting
+            further |= zip(home.groups, done, strict=True)
+    ordered = {group: further[group] for group in own}
+    return replace(found, further=ordered, parked=parked), away
 
 
 def distribution(connection: Connection) -> dict[str, int]:

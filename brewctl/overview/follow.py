@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from uuid import UUID
 
 from brewctl.config import Settings
-from brewctl.delivery import database, registry
-from brewctl.delivery.database import Connection
+from brewctl.delivery import database, homes
+from brewctl.delivery.database import BoundedConnection
 from brewctl.errors import UnreachableError
-from brewctl.overview import standing, trace
+from brewctl.overview import reading, standing, trace
 from brewctl.overview.standing import Look
 
 _EVERY_S = 0.1
@@ -40,12 +40,12 @@ def follow(settings: Settings, order_id: UUID, *, timeout_s: float) -> Iterator[
             time.sleep(_EVERY_S)
 
 
-def _watch(settings: Settings, connection: Connection, order_id: UUID, until: float) -> Iterator[Look]:
-    downstreams = registry.configured(settings)
+def _watch(settings: Settings, connection: BoundedConnection, order_id: UUID, until: float) -> Iterator[Look]:
+    where = homes.of(settings)
     steps: list[trace.Step] = []
     look_at = time.monotonic() + _STILL_S
     while True:
-        life = trace.read(connection, order_id, downstreams)
+        life = reading.read(connection, order_id, where)
         if (now_steps := life.steps()) != steps:
             steps = now_steps
             yield Look(life)

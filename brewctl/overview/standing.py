@@ -11,13 +11,13 @@ from datetime import timedelta
 from uuid import UUID
 
 from brewctl.config import Settings
-from brewctl.delivery import events, registry
+from brewctl.delivery import events, homes, registry
 from brewctl.delivery.broker import Place, open_admin
-from brewctl.delivery.database import Connection
+from brewctl.delivery.database import BoundedConnection
 from brewctl.delivery.dead_letters import Filter, Letter, open_dead_letters
 from brewctl.delivery.downstream import Downstream
 from brewctl.errors import BrewError
-from brewctl.overview import consumer_groups, trace
+from brewctl.overview import consumer_groups, reading, trace
 from brewctl.overview.consumer_groups import GroupView
 from brewctl.overview.trace import Event, Life, Order
 
@@ -53,16 +53,16 @@ class Look:
     unknown: BrewError | None = None
 
 
-def look(settings: Settings, connection: Connection, order_id: UUID) -> Look:
-    """Look at an order in both servers; without Kafka, at what PostgreSQL has. Raises what `trace.read` raises."""
-    downstreams = registry.configured(settings)
-    order = trace.read(connection, order_id, downstreams).order
+def look(settings: Settings, connection: BoundedConnection, order_id: UUID) -> Look:
+    """Look at an order in both servers; without Kafka, at what PostgreSQL has. Raises what `reading.read` raises."""
+    where = homes.of(settings)
+    order = reading.read(connection, order_id, where).order
     try:
         topics = _ask(settings, connection, order)
     except BrewError as error:
-        life = trace.read(connection, order_id, downstreams)
+        life = reading.read(connection, order_id, where)
         return Look(life, judge(settings, life, error), error)
-    life = replace(trace.read(connection, order_id, downstreams), letters=topics.letters)
+    life = replace(reading.read(connection, order_id, where), letters=topics.letters)
     return Look(life, judge(settings, life, topics))
 
 
@@ -71,7 +71,7 @@ def judge(settings: Settings, life: Life, kafka: Topics | BrewError) -> list[Sta
     return list(_Judge(settings, life, kafka).standings())
 
 
-def _ask(settings: Settings, connection: Connection, order: Order) -> Topics:
+def _ask(settings: Settings, connection: BoundedConnection, order: Order) -> Topics:
     with open_admin(settings) as admin:
         groups = {view.name: view for view in consumer_groups.groups(admin, settings)}
         names = frozenset(admin.topics())
@@ -180,8 +180,8 @@ class _Judge:
 def _parked(parked: trace.Parked, downstream: Downstream, event: Event) -> Standing:
     undone = f"not {trace.word(downstream, event)} by group {downstream.group}"
     if parked.outcome:
-        return Standing(f"{undone}, and never will be: p{parked.id}, which was parked, was dropped", stuck=True)
-    return Standing(f"{undone}: it is parked, {parked.reason}", f"brewctl dlq redrive p{parked.id}", stuck=True)
+        return Standing(f"{undone}, and never will be: {parked.name}, which was parked, was dropped", stuck=True)
+    return Standing(f"{undone}: it is parked, {parked.reason}", f"brewctl dlq redrive {parked.name}", stuck=True)
 
 
 def _start(role: str) -> str:

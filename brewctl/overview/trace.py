@@ -1,4 +1,4 @@
-"""The life of one order: what PostgreSQL has of it, in one snapshot, and the dead letters that Kafka has.
+"""The life of one order: what PostgreSQL has of it, and the dead letters that Kafka has.
 
 orders ─► outbox ─► topic ─► processed_events + effect, for each group
                        └───► dead letters
@@ -7,25 +7,13 @@ orders ─► outbox ─► topic ─► processed_events + effect, for each gro
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import LiteralString, TypeVar
 from uuid import UUID
 
-import psycopg
-from psycopg.rows import class_row
-
-from brewctl.delivery import events
-from brewctl.delivery.database import Connection
+from brewctl.delivery import events, parking
 from brewctl.delivery.dead_letters import Letter
 from brewctl.delivery.downstream import Downstream
-from brewctl.errors import BrewError, UsageError
-from brewctl.overview import effects
 from brewctl.overview.effects import Effect
-from brewctl.overview.replicas import NodeRow, nodes
-from brewctl.sql import queries
-
-_DIGITS = 32  # of a UUID
-_NAMED = 3  # orders, where a prefix is one of several
-_T = TypeVar("_T")
+from brewctl.overview.replicas import NodeRow
 
 
 @dataclass(frozen=True)
@@ -83,6 +71,12 @@ class Parked:
     reason: str
     parked_at: datetime
     outcome: str
+    apart: bool = False  # its database is not the story's
+
+    @property
+    def name(self) -> str:
+        """What commands call it."""
+        return parking.name(self.id, self.group, apart=self.apart)
 
 
 @dataclass(frozen=True)
@@ -242,7 +236,7 @@ class Life:
     def _died(self) -> Iterator[Step]:
         for each in self.parked:
             became = f", {each.outcome}" if each.outcome else ""
-            detail = f"p{each.id} of group {each.group}{became}: {each.reason}"
+            detail = f"{each.name} of group {each.group}{became}: {each.reason}"
             yield Step(each.parked_at, "parked", detail, group=each.group, outbox_id=each.outbox_id)
         for letter in self.letters:
             became = {
@@ -252,63 +246,6 @@ class Life:
             detail = f"letter {letter.id} of group {letter.group}, {became}: {letter.reason}"
             yield Step(letter.written_at, "died", detail, group=letter.group, partition=letter.partition,
                        offset=letter.offset)  # fmt: skip
-
-
-def find(connection: Connection, text: str) -> UUID:
-    """Find the order that an id, or the beginning of one, means; `order-` may stand before it.
-
-    Raises UsageError where it is no such thing, BrewError where it means none or several.
-    """
-    first, last = bounds(text)
-    found = newest(connection, first, last, limit=_NAMED + 1)
-    if not found:
-        raise BrewError(
-            f"no order {'begins with' if first != last else 'is'} {text[:80]}",
-            hint="`brewctl create-order` prints the ids of those that it makes",
-        )
-    if len(found) > 1:
-        several = f"{len(found)} orders begin" if len(found) <= _NAMED else "many orders begin"
-        names = ", ".join(str(order_id) for order_id in found[:_NAMED])
-        raise BrewError(f"{several} with {text[:80]}: {names}", hint="give more of the id")
-    return found[0]
-
-
-def bounds(text: str) -> tuple[UUID, UUID]:
-    """Return the first and the last id that a prefix may mean. Raises UsageError where it is none."""
-    digits = text.strip().lower().removeprefix(events.aggregate_id("")).replace("-", "")
-    if not 0 < len(digits) <= _DIGITS or not set(digits) <= set("0123456789abcdef"):
-        raise UsageError(f"{text[:80]!r} is no order id", hint="use a UUID, or the beginning of one")
-    return UUID(digits.ljust(_DIGITS, "0")), UUID(digits.ljust(_DIGITS, "f"))
-
-
-def newest(connection: Connection, first: UUID, last: UUID, *, limit: int) -> list[UUID]:
-    """Read the ids in a range, newest first."""
-    found = connection.execute(queries["orders_between"], {"first": first, "last": last, "limit": limit})
-    return [order_id for (order_id,) in found]
-
-
-def read(connection: Connection, order_id: UUID, downstreams: Sequence[Downstream]) -> Life:
-    """Read what PostgreSQL knows of an order, in one snapshot.
-
-    Raises BrewError where it is gone, or where the `done` query of a downstream fails.
-    """
-    connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
-    with connection.transaction():
-        orders = _rows(connection, Order, queries["traced_order"], id=order_id)
-        if not orders:
-            raise BrewError(f"order {order_id} is no more in postgres", hint="was it reset?")
-        own = _rows(connection, Event, queries["traced_events"], aggregate_id=events.aggregate_id(str(order_id)))
-        groups, ids = [each.group for each in downstreams], [event.id for event in own]
-        dedup = _rows(connection, Dedup, queries["traced_dedup"], groups=groups, ids=ids)
-        first = {row.group: row.processed_at for row in reversed(dedup)}
-        found = effects.of_order(connection, downstreams, order_id, first)
-        parked = _rows(connection, Parked, queries["traced_parked"], groups=groups, ids=ids)
-        return Life(orders[0], own, dedup, found, nodes(connection), downstreams, parked=parked)
-
-
-def _rows(connection: Connection, shape: type[_T], query: LiteralString, **parameters: object) -> list[_T]:
-    with connection.cursor(row_factory=class_row(shape)) as cursor:
-        return cursor.execute(query, parameters).fetchall()
 
 
 def word(downstream: Downstream, event: Event) -> str:

@@ -207,6 +207,12 @@ SELECT looked.last, missing.*
   LEFT JOIN missing ON true
  ORDER BY missing.id, missing.consumer
 
+-- done_rows --
+-- Of these rows, those that these consumers have processed or parked.
+SELECT consumer, outbox_id FROM processed_events WHERE consumer = ANY(%(groups)s) AND outbox_id = ANY(%(ids)s)
+UNION ALL
+SELECT consumer, outbox_id FROM parked_events WHERE consumer = ANY(%(groups)s) AND outbox_id = ANY(%(ids)s)
+
 -- republish_rows --
 -- Puts published rows back into the queue: publishers take them as they take new ones.
 UPDATE outbox
@@ -476,6 +482,10 @@ SELECT (SELECT count(*) FROM orders) AS orders,
 SELECT (SELECT count(*) FROM orders) AS orders,
        (SELECT count(*) FROM outbox WHERE published_at IS NULL) AS outbox_unpublished,
        (SELECT count(*) FROM parked_events WHERE outcome IS NULL) AS parked
+
+-- count_parked --
+-- Events of these consumers that wait to be redriven.
+SELECT count(*) FROM parked_events WHERE outcome IS NULL AND consumer = ANY(%(groups)s)
 
 -- pulse --
 -- What is cheap to know of an outbox of any size: at most `most` unpublished rows are counted; then the age of the

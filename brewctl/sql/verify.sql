@@ -33,8 +33,20 @@ CREATE TEMP TABLE processed (consumer text NOT NULL, outbox_id bigint NOT NULL, 
 
 -- create_parked --
 -- Parked events, and those that were: with the time until which their keys were held up, null where they still are.
+-- `name`: what commands call it.
 CREATE TEMP TABLE parked (
-    id bigint NOT NULL, consumer text NOT NULL, outbox_id bigint NOT NULL, aggregate bigint NOT NULL, outcome text,
+    name text NOT NULL, consumer text NOT NULL, outbox_id bigint NOT NULL, aggregate bigint NOT NULL, outcome text,
+    parked_at timestamptz NOT NULL, settled_at timestamptz, reason text NOT NULL)
+
+-- create_elsewhere_processed --
+-- Dedup rows of downstreams that have a database of their own, as they are there.
+CREATE TEMP TABLE elsewhere_processed (
+    consumer text NOT NULL, outbox_id bigint NOT NULL, event_id uuid, earlier_ids uuid[], processed_at timestamptz NOT NULL)
+
+-- create_elsewhere_parked --
+-- Their parked events, as they are there.
+CREATE TEMP TABLE elsewhere_parked (
+    name text NOT NULL, consumer text NOT NULL, outbox_id bigint NOT NULL, event_id uuid, key text NOT NULL, outcome text,
     parked_at timestamptz NOT NULL, settled_at timestamptz, reason text NOT NULL)
 
 -- create_ledger --
@@ -93,18 +105,26 @@ INSERT INTO taker SELECT * FROM unnest(%(takers)s::text[], %(types)s::text[])
 -- fill_processed --
 INSERT INTO processed
 SELECT p.consumer, p.outbox_id, p.processed_at
-  FROM processed_events p
+  FROM (SELECT consumer, outbox_id, event_id, earlier_ids, processed_at
+          FROM processed_events
+         WHERE consumer = ANY(%(here)s)
+         UNION ALL
+        SELECT consumer, outbox_id, event_id, earlier_ids, processed_at
+          FROM elsewhere_processed) p
   LEFT JOIN outbox x ON x.id = p.outbox_id
- WHERE p.consumer = ANY(%(groups)s)
-   AND (x.event_id IS NULL OR p.event_id IS NULL OR x.event_id = p.event_id OR x.event_id = ANY(p.earlier_ids))
+ WHERE (x.event_id IS NULL OR p.event_id IS NULL OR x.event_id = p.event_id OR x.event_id = ANY(p.earlier_ids))
 
 -- fill_parked --
 INSERT INTO parked
-SELECT k.id, k.consumer, k.outbox_id, hashtextextended(k.key, 0), k.outcome, k.parked_at, k.settled_at, k.reason
-  FROM parked_events k
+SELECT k.name, k.consumer, k.outbox_id, hashtextextended(k.key, 0), k.outcome, k.parked_at, k.settled_at, k.reason
+  FROM (SELECT 'p' || id AS name, consumer, outbox_id, event_id, key, outcome, parked_at, settled_at, reason
+          FROM parked_events
+         WHERE consumer = ANY(%(here)s)
+         UNION ALL
+        SELECT name, consumer, outbox_id, event_id, key, outcome, parked_at, settled_at, reason
+          FROM elsewhere_parked) k
   LEFT JOIN outbox x ON x.id = k.outbox_id
- WHERE k.consumer = ANY(%(groups)s)
-   AND (x.event_id IS NULL OR k.event_id IS NULL OR x.event_id = k.event_id)
+ WHERE (x.event_id IS NULL OR k.event_id IS NULL OR x.event_id = k.event_id)
 
 -- has_ledger --
 SELECT to_regclass('effect_ledger') IS NOT NULL AS there
@@ -120,6 +140,26 @@ INSERT INTO position SELECT %(consumer)s, * FROM unnest(%(partitions)s::int[], %
 
 -- copy_seen --
 COPY seen FROM STDIN
+
+-- elsewhere_processed --
+-- Asked of a downstream's own database, for the table of this name.
+COPY (SELECT consumer, outbox_id, event_id, earlier_ids, processed_at FROM processed_events WHERE consumer = ANY(%(groups)s))
+  TO STDOUT (FORMAT BINARY)
+
+-- elsewhere_parked --
+-- Asked of a downstream's own database, for the table of this name. `name` is as parking.py has it.
+COPY (SELECT 'p' || id || '@' || consumer, consumer, outbox_id, event_id, key, outcome, parked_at, settled_at, reason
+        FROM parked_events WHERE consumer = ANY(%(groups)s))
+  TO STDOUT (FORMAT BINARY)
+
+-- copy_elsewhere_processed --
+COPY elsewhere_processed FROM STDIN (FORMAT BINARY)
+
+-- copy_elsewhere_parked --
+COPY elsewhere_parked FROM STDIN (FORMAT BINARY)
+
+-- copy_effect --
+COPY effect FROM STDIN (FORMAT BINARY)
 
 -- copy_letter --
 COPY letter ("partition", "offset", written_ms, consumer, source_partition, source_offset, order_id, outbox_id,
@@ -257,7 +297,7 @@ SELECT %(consumer)s, order_id, created_at,
        cause IN ('no event', 'parked', 'given up', 'processed', 'open', 'dropped', 'set aside', 'passed') OR age_s > %(late_s)s,
        published, age_s, CASE cause
            WHEN 'no event' THEN 'it has no event'
-           WHEN 'parked' THEN 'outbox ' || outbox_id || ' is parked: brewctl dlq redrive p' || parked_id
+           WHEN 'parked' THEN 'outbox ' || outbox_id || ' is parked: brewctl dlq redrive ' || parked_name
            WHEN 'given up' THEN 'outbox ' || outbox_id || ' was parked, and dropped'
            WHEN 'processed' THEN 'outbox ' || outbox_id || ' counts as processed, so it never will'
            WHEN 'open' THEN 'its event is a dead letter: brewctl dlq redrive ' || letter_partition || ':' || letter_offset
@@ -269,9 +309,9 @@ SELECT %(consumer)s, order_id, created_at,
            ELSE 'its event is the ' || cause || ' dead letter ' || letter_partition || '@' || letter_offset END
   FROM (SELECT bare.order_id, bare.created_at, e.outbox_id, coalesce(e.published, false) AS published,
                coalesce(e.age_s, 0) AS age_s, arrival.place,
-               dead."partition" AS letter_partition, dead."offset" AS letter_offset, k.id AS parked_id, CASE
+               dead."partition" AS letter_partition, dead."offset" AS letter_offset, k.name AS parked_name, CASE
                    WHEN e.outbox_id IS NULL THEN 'no event'
-                   WHEN k.id IS NOT NULL AND k.outcome IS NULL THEN 'parked'
+                   WHEN k.outbox_id IS NOT NULL AND k.outcome IS NULL THEN 'parked'
                    WHEN k.outcome = 'dropped' THEN 'given up'
                    WHEN p.outbox_id IS NOT NULL THEN 'processed'
                    WHEN dead.outcome IS NOT NULL THEN dead.outcome

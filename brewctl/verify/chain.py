@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from brewctl.config import Settings
-from brewctl.delivery import database, events, registry
+from brewctl.delivery import database, events, homes, registry
 from brewctl.delivery.broker import PARTITIONS, Reader, Record, open_admin, open_reader
 from brewctl.delivery.downstream import Downstream
 from brewctl.errors import BrewError, UnreachableError
@@ -39,7 +39,8 @@ def verify(
     where a table or a topic is missing, a statement takes longer than `statement_s` seconds, or a downstream's `done`
     query fails.
     """
-    downstreams = registry.configured(settings)
+    where = homes.of(settings)
+    downstreams = [downstream for home in where for downstream in home.downstreams]
     with open_admin(settings) as admin:
         committed = {
             downstream.group: admin.committed(registry.kafka_group(settings, downstream), settings.topic)
@@ -54,7 +55,7 @@ def verify(
     with (
         open_reader(settings) as reader,
         database.connect(settings) as present,
-        open_workspace(settings, downstreams, parameters, statement_s=statement_s) as workspace,
+        open_workspace(settings, where, parameters, statement_s=statement_s) as workspace,
     ):
         topic = _Topics(reader, progress or (lambda _done, _total: None))
         letters = Letters(settings, workspace)

@@ -19,8 +19,10 @@ from brewctl.config import Settings
 from brewctl.delivery import database
 from brewctl.delivery.database import BoundedConnection
 from brewctl.delivery.downstream import Downstream
-from brewctl.errors import BrewError
+from brewctl.delivery.homes import Home
 from brewctl.sql import verify_queries
+from brewctl.verify import bounds, done, elsewhere
+from brewctl.verify.elsewhere import Rows
 
 _TABLES = (
     "create_event",
@@ -29,6 +31,8 @@ _TABLES = (
     "create_effect",
     "create_processed",
     "create_parked",
+    "create_elsewhere_processed",
+    "create_elsewhere_parked",
     "create_ledger",
     "create_edge",
     "create_position",
@@ -37,8 +41,7 @@ _TABLES = (
     "create_gap",
 )
 _COPIES = ("fill_event", "fill_placed", "fill_taker", "fill_processed", "fill_parked")
-# How long the session of a pooled verification may wait for Kafka: longer than kafka_request_s.
-_IDLE_S = 120
+_CHUNK_BYTES = 64 * 1024
 
 
 class Workspace:
@@ -48,20 +51,24 @@ class Workspace:
         self,
         settings: Settings,
         connection: BoundedConnection,
-        downstreams: Sequence[Downstream],
+        homes: Sequence[Home],
         parameters: dict[str, Any],
+        copied: Sequence[Rows],
         *,
         statement_s: float,
     ) -> None:
         self._settings = settings
         self._connection = connection
-        bounds = {"statement_ms": str(int(statement_s * 1000)), "idle_ms": str(_IDLE_S * 1000)}
+        story, *_ = homes
+        downstreams = [downstream for home in homes for downstream in home.downstreams]
         takers = [(downstream.group, event_type) for downstream in downstreams for event_type in downstream.events]
-        self._parameters = parameters | bounds
+        self._parameters = parameters | bounds.parameters(statement_s)
+        self._parameters["here"] = story.groups
         self._parameters["groups"] = [downstream.group for downstream in downstreams]
         self._parameters["takers"] = [group for group, _ in takers]
         self._parameters["types"] = [event_type for _, event_type in takers]
-        self._downstreams = downstreams
+        self._story = story.downstreams
+        self._copied = copied
         self.states: set[str] = set()  # groups whose effects show their order's status
         self._statement_s = statement_s
         self._pooled = connection.pooled
@@ -115,39 +122,32 @@ class Workspace:
                 # The end of a pooled session's transaction is nobody else's to clean up after.
                 kept = " ON COMMIT DROP" if self._pooled else ""
                 self._connection.execute(verify_queries[table] + kept)
+        for rows in self._copied:
+            self._copy_in(rows)
         # From here on nothing but temporary tables can be written.
         self._connection.execute("SET TRANSACTION READ ONLY")
         for query in _COPIES:
             self.execute(query)
-        for downstream in self._downstreams:
+        for downstream in self._story:
             if downstream.done:
                 self._fill_effects(downstream)
         if self.row("has_ledger")["there"]:
             self.execute("fill_ledger")
 
     def _fill_effects(self, downstream: Downstream) -> None:
-        """Copy what the `done` query of a downstream returns: order ids first, and `order_status` where it has that."""
-        text = downstream.done.strip().rstrip(";")  # its author is who runs it
-        table = sql.SQL("(\n{}\n) AS done (order_id)").format(sql.SQL(text))
-        try:
-            with self._bounded():
-                columns = self._connection.execute(sql.SQL("SELECT * FROM {} LIMIT 0").format(table)).description or ()
-                has_status = any(column.name == "order_status" for column in columns[1:])
-                self._connection.execute(
-                    sql.SQL("INSERT INTO effect SELECT {}, done.order_id::uuid, {} FROM {}").format(
-                        downstream.group, sql.SQL("done.order_status::text" if has_status else "NULL"), table
-                    )
-                )
-        except psycopg.errors.QueryCanceled:
-            raise
-        except (psycopg.ProgrammingError, psycopg.DataError) as error:
-            said = " ".join((error.diag.message_primary or str(error)).split())
-            raise BrewError(
-                f"the `done` query of downstream {downstream.group} fails: {said}",
-                hint="where its table is missing: run `brewctl db init MODULE:NAME` of that downstream",
-            ) from error
-        if has_status:
+        with done.explained(downstream), self._bounded():
+            seen = done.look(self._connection, downstream)
+            self._connection.execute(sql.SQL("INSERT INTO effect {}").format(seen.rows))
+        if seen.has_status:
             self.states.add(downstream.group)
+
+    def _copy_in(self, rows: Rows) -> None:
+        rows.file.seek(0)
+        with self.copy(rows.query) as copy:
+            while chunk := rows.file.read(_CHUNK_BYTES):
+                copy.write(chunk)
+        if rows.has_status:
+            self.states.add(rows.group)
 
     def look(self, present: BoundedConnection, query: str, **parameters: Any) -> psycopg.Cursor[Any]:
         """Run a query in another session, whose snapshot is of now, under the same bounds."""
@@ -155,34 +155,22 @@ class Workspace:
             present.execute(verify_queries["bounds"], self._parameters | {"local": True})
             return present.execute(verify_queries[query], parameters, binary=True)
 
-    @contextlib.contextmanager
-    def _bounded(self, connection: BoundedConnection | None = None) -> Iterator[None]:
-        limits, began = self._settings.limits, time.monotonic()
-        # Later than the server's own bound: then it is silent, and not slow.
-        answer_s = self._statement_s + limits.database_answer_s - limits.database_statement_s
-        try:
-            with (connection or self._connection).answering_within(answer_s):
-                yield
-        except psycopg.errors.QueryCanceled as error:
-            where = database.place(self._settings.database_url)
-            took_s = time.monotonic() - began
-            raise BrewError(
-                f"postgres {where} ended a statement of verify after {took_s:.0f} s ({error.diag.message_primary})",
-                hint=f"large tables take their time: allow more with --statement-timeout {self._statement_s * 4:g}",
-            ) from error
+    def _bounded(self, connection: BoundedConnection | None = None) -> contextlib.AbstractContextManager[None]:
+        return bounds.bounded(self._settings, connection or self._connection, statement_s=self._statement_s)
 
 
 @contextlib.contextmanager
 def open_workspace(
-    settings: Settings, downstreams: Sequence[Downstream], parameters: dict[str, Any], *, statement_s: float
+    settings: Settings, homes: Sequence[Home], parameters: dict[str, Any], *, statement_s: float
 ) -> Iterator[Workspace]:
-    """Take the snapshot of this moment into temporary tables.
+    """Take the snapshot of this moment, of all homes of downstreams, into temporary tables of the story's, the first.
 
     Raises UnreachableError, BrewError where a table is missing, a statement takes longer than `statement_s` seconds, or
     the `done` query of a downstream fails.
     """
-    with database.connect(settings) as connection:
+    _, *apart = homes
+    with elsewhere.copied(apart, statement_s=statement_s) as copied, database.connect(settings) as connection:
         database.check_schema(connection, reading=True)
-        workspace = Workspace(settings, connection, downstreams, parameters, statement_s=statement_s)
+        workspace = Workspace(settings, connection, homes, parameters, copied, statement_s=statement_s)
         with workspace.open():
             yield workspace

@@ -250,4 +250,4 @@ def test_a_group_is_found_by_the_name_that_kafka_has_of_it(rig: Rig, pool: Pool)
     Inbox(prefixed, pool, downstream, node="n").handle([event(1, ids(1)[0])])
     with database.connect(prefixed) as connection:
         for group, count in (("blue-inventory", 1), ("blue-notifications", 0), ("", 1)):
-            assert len(dlq_parked.find(prefixed, connection, Filter(group=group), settled=False)) == count
+            assert len(dlq_parked.Homes(prefixed, connection).find(Filter(group=group), settled=False)[0]) == count

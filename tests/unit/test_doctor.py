@@ -611,8 +611,8 @@ def test_where_a_damaged_state_hides_the_servers_they_are_not_asked(tmp_path: Pa
 
 
 def test_parked_events_are_named_with_the_command_that_shows_them() -> None:
-    assert verdicts(*postgres._parked([])) == ["ok"]
-    first, _ = postgres._parked([("inventory", 3, 1), ("loyalty", 1, 1)])
+    assert verdicts(*postgres.parked([])) == ["ok"]
+    first, _ = postgres.parked([("inventory", 3, 1), ("loyalty", 1, 1)])
     assert (first.verdict, first.found) == (
         Verdict.WARN,
         "inventory has parked 3 events of 1 key, whose effect failed",

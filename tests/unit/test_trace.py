@@ -13,8 +13,9 @@ from brewctl.delivery import offsets, registry
 from brewctl.delivery.broker import Group, Member
 from brewctl.errors import BrewError, UsageError
 from brewctl.overview.effects import Effect
+from brewctl.overview.reading import bounds
 from brewctl.overview.standing import Look, Standing, Topics, judge
-from brewctl.overview.trace import Dedup, Event, Life, Order, Step, bounds
+from brewctl.overview.trace import Dedup, Event, Life, Order, Step
 from brewctl.proto.orders_pb2 import OrderCancelled, OrderCreated
 
 ORDER_ID = uuid.UUID("0199c2f4-1b2c-7000-8000-0123456789ab")

@@ -1,0 +1,109 @@
+"""Reading the life of one order: which one is meant, and what PostgreSQL has of it, in every home of a downstream."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import LiteralString, NamedTuple, TypeVar
+from uuid import UUID
+
+import psycopg
+from psycopg.rows import class_row
+
+from brewctl.delivery import events, homes
+from brewctl.delivery.database import BoundedConnection, Connection
+from brewctl.delivery.homes import Home
+from brewctl.errors import BrewError, UsageError
+from brewctl.overview import effects
+from brewctl.overview.effects import Effect
+from brewctl.overview.replicas import nodes
+from brewctl.overview.trace import Dedup, Event, Life, Order, Parked
+from brewctl.sql import queries
+
+_DIGITS = 32  # of a UUID
+_NAMED = 3  # orders, where a prefix is one of several
+_T = TypeVar("_T")
+
+
+def find(connection: Connection, text: str) -> UUID:
+    """Find the order that an id, or the beginning of one, means; `order-` may stand before it.
+
+    Raises UsageError where it is no such thing, BrewError where it means none or several.
+    """
+    first, last = bounds(text)
+    found = newest(connection, first, last, limit=_NAMED + 1)
+    if not found:
+        raise BrewError(
+            f"no order {'begins with' if first != last else 'is'} {text[:80]}",
+            hint="`brewctl create-order` prints the ids of those that it makes",
+        )
+    if len(found) > 1:
+        several = f"{len(found)} orders begin" if len(found) <= _NAMED else "many orders begin"
+        names = ", ".join(str(order_id) for order_id in found[:_NAMED])
+        raise BrewError(f"{several} with {text[:80]}: {names}", hint="give more of the id")
+    return found[0]
+
+
+def bounds(text: str) -> tuple[UUID, UUID]:
+    """Return the first and the last id that a prefix may mean. Raises UsageError where it is none."""
+    digits = text.strip().lower().removeprefix(events.aggregate_id("")).replace("-", "")
+    if not 0 < len(digits) <= _DIGITS or not set(digits) <= set("0123456789abcdef"):
+        raise UsageError(f"{text[:80]!r} is no order id", hint="use a UUID, or the beginning of one")
+    return UUID(digits.ljust(_DIGITS, "0")), UUID(digits.ljust(_DIGITS, "f"))
+
+
+def newest(connection: Connection, first: UUID, last: UUID, *, limit: int) -> list[UUID]:
+    """Read the ids in a range, newest first."""
+    found = connection.execute(queries["orders_between"], {"first": first, "last": last, "limit": limit})
+    return [order_id for (order_id,) in found]
+
+
+def read(connection: BoundedConnection, order_id: UUID, where: Sequence[Home]) -> Life:
+    """Read what PostgreSQL knows of an order, in one snapshot of each home; `connection` is to the story's, the first.
+
+    Raises BrewError where it is gone, or where the `done` query of a downstream fails; UnreachableError.
+    """
+    story, *apart = where
+    connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+    with connection.transaction():
+        orders = _rows(connection, Order, queries["traced_order"], id=order_id)
+        if not orders:
+            raise BrewError(f"order {order_id} is no more in postgres", hint="was it reset?")
+        own = _rows(connection, Event, queries["traced_events"], aggregate_id=events.aggregate_id(str(order_id)))
+        ids = [event.id for event in own]
+        done = [_done(connection, story, order_id, ids)]
+        there = nodes(connection)
+    for home in apart:
+        with homes.connect(home, name="trace") as elsewhere:
+            elsewhere.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+            with elsewhere.transaction():
+                done.append(_done(elsewhere, home, order_id, ids))
+    dedup = sorted((row for each in done for row in each.dedup), key=lambda row: row.processed_at)
+    return Life(
+        orders[0],
+        own,
+        dedup,
+        [effect for each in done for effect in each.effects],
+        there,
+        [downstream for home in where for downstream in home.downstreams],
+        parked=[parked for each in done for parked in each.parked],
+    )
+
+
+class _Done(NamedTuple):
+    """What the downstreams of a home have done with an order."""
+
+    dedup: Sequence[Dedup]
+    effects: Sequence[Effect]
+    parked: Sequence[Parked]
+
+
+def _done(connection: Connection, home: Home, order_id: UUID, ids: Sequence[int]) -> _Done:
+    dedup = _rows(connection, Dedup, queries["traced_dedup"], groups=home.groups, ids=ids)
+    first = {row.group: row.processed_at for row in reversed(dedup)}
+    found = effects.of_order(connection, home.downstreams, order_id, first)
+    parked = _rows(connection, Parked, queries["traced_parked"], groups=home.groups, ids=ids)
+    return _Done(dedup, found, [replace(each, apart=home.apart) for each in parked])
+
+
+def _rows(connection: Connection, shape: type[_T], query: LiteralString, **parameters: object) -> list[_T]:
+    with connection.cursor(row_factory=class_row(shape)) as cursor:
+        return cursor.execute(query, parameters).fetchall()

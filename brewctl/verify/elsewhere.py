@@ -1,0 +1,67 @@
+"""What downstreams have in databases of their own: copied, for the tables of a verification.
+
+Before the snapshot of the story's database, so that of what had its effect here, the order and the outbox row are in
+that one. Each database has a snapshot of its own, held as long as its rows are copied; they wait in files.
+"""
+
+import contextlib
+import functools
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, NamedTuple
+
+import psycopg
+from psycopg import sql
+
+from brewctl.delivery import homes
+from brewctl.delivery.database import BoundedConnection
+from brewctl.delivery.homes import Home
+from brewctl.sql import verify_queries
+from brewctl.verify import bounds, done
+
+Bounded = Callable[[], contextlib.AbstractContextManager[None]]
+# What asks for the rows, and what copies them in.
+_COPIES = {"elsewhere_processed": "copy_elsewhere_processed", "elsewhere_parked": "copy_elsewhere_parked"}
+
+
+class Rows(NamedTuple):
+    """Rows of a table of the workspace, as PostgreSQL copies them; of `effect`, whose."""
+
+    query: str  # that copies them in
+    file: IO[bytes]
+    group: str = ""
+    has_status: bool = False
+
+
+@contextlib.contextmanager
+def copied(apart: Sequence[Home], *, statement_s: float) -> Iterator[list[Rows]]:
+    """Copy what the homes have. Raises UnreachableError, and BrewError where a `done` query or a table is missing."""
+    with contextlib.ExitStack() as stack:
+        found: list[Rows] = []
+        for home in apart:
+            with homes.connect(home, name="verify") as connection:
+                connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+                bounded = functools.partial(bounds.bounded, home.settings, connection, statement_s=statement_s)
+                with connection.transaction():
+                    connection.execute(verify_queries["bounds"], bounds.parameters(statement_s) | {"local": True})
+                    connection.execute("SET TRANSACTION READ ONLY")
+                    found += _copy(home, connection, stack, bounded)
+        yield found
+
+
+def _copy(home: Home, connection: BoundedConnection, stack: contextlib.ExitStack, bounded: Bounded) -> Iterator[Rows]:
+    for asked, copied_in in _COPIES.items():
+        file = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - the stack closes it
+        with bounded(), connection.cursor().copy(verify_queries[asked], {"groups": home.groups}) as copy:
+            file.writelines(copy)
+        yield Rows(copied_in, file)
+    for downstream in home.downstreams:
+        if not downstream.done:
+            continue
+        file = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - the stack closes it
+        with done.explained(downstream, init_command=home.settings.init_command), bounded():
+            seen = done.look(connection, downstream)
+            statement = sql.SQL("COPY ({}) TO STDOUT (FORMAT BINARY)").format(seen.rows)
+            with connection.cursor().copy(statement) as copy:
+                file.writelines(copy)
+        yield Rows("copy_effect", file, downstream.group, seen.has_status)
