@@ -6,6 +6,7 @@ cast starts ─► load ─► faults begin and end by the plan ─► all heale
 import heapq
 import subprocess
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,13 +15,15 @@ from pathlib import Path
 
 import psycopg
 
+from brewctl import overview
 from brewctl.config import Settings
 from brewctl.delivery import database, topics
 from brewctl.errors import BrewError
-from brewctl.lab import history, ledger, scenarios, verdict
+from brewctl.lab import faults, history, ledger, scenarios, verdict
+from brewctl.lab.cancels import Cancel
 from brewctl.lab.history import Act, Event
 from brewctl.lab.load import History, Load, Outcome
-from brewctl.lab.result import Result
+from brewctl.lab.result import Cancels, Result
 from brewctl.lab.scenarios import Scenario, Step
 from brewctl.lab.stage import Servers, SkippedError, Stage
 from brewctl.lab.watch import Watch
@@ -49,6 +52,7 @@ class Plan:
     rate: float  # orders a second
     seed: int
     session_s: float
+    cancel: float = 0.0  # the share of the orders that is cancelled
 
 
 Tell = Callable[[float, str], None]
@@ -108,6 +112,17 @@ def _of_groups(verification: Verification, name: str) -> list[Check]:
     return [check for check in verification.checks if check.name.endswith(f"-{name}")]
 
 
+def _counted(cancels: Sequence[Cancel], contradicted: verdict.Contradictions) -> Cancels:
+    by_outcome = Counter(cancel.outcome for cancel in cancels)
+    return Cancels(
+        acknowledged=by_outcome[Outcome.ACKNOWLEDGED],
+        refused=by_outcome[Outcome.FAILED],
+        unknown=by_outcome[Outcome.UNKNOWN],
+        not_cancelled=len(contradicted.not_cancelled),
+        refused_cancelled=len(contradicted.refused_cancelled),
+    )
+
+
 class _Play:
     def __init__(
         self, settings: Settings, stage: Stage, plan: Plan, result: Result, act: Act, watch: Watch, tell: Tell
@@ -124,7 +139,13 @@ class _Play:
         """Play the steps under load, heal, wait, and judge."""
         self._stage.start_all()
         told, hastily = History(), History()
-        load = Load(self._stage.addresses, told.record, rate=self._plan.rate)
+        load = Load(
+            self._stage.addresses,
+            told.record,
+            rate=self._plan.rate,
+            cancel=self._plan.cancel,
+            record_cancel=told.record_cancel,
+        )
         hasty = Load(
             self._stage.addresses,
             hastily.record,
@@ -132,6 +153,8 @@ class _Play:
             concurrency=8,
             timeout_s=_HASTY_S,
             invalid_every=_INVALID_EVERY,
+            cancel=self._plan.cancel,
+            record_cancel=hastily.record_cancel,
         )
         stop = threading.Event()
         with self._watch.running(), ThreadPoolExecutor(2, thread_name_prefix="load") as executor:
@@ -214,6 +237,7 @@ class _Play:
                 now.at_s > began_s
                 and now.orders == now.reservations == now.notifications
                 and not now.outbox_unpublished
+                and (not self._plan.cancel or self._all_told())
             ):
                 return True
             if self._watch.now_s - last_s > _SETTLE_S:
@@ -227,6 +251,11 @@ class _Play:
         except BrewError as error:
             self._result.findings.append(str(error))
 
+    def _all_told(self) -> bool:
+        """Say whether the effects show every cancel; the counters don't say so."""
+        with database.connect(self._settings) as connection:
+            return not overview.unfinished(connection, limit=1)
+
     def _measure(self, told: History, hastily: History, healed_s: float, load_end_s: float) -> None:
         result, act = self._result, self._act
         act.samples, act.ownerships = self._watch.samples, self._watch.ownerships
@@ -237,12 +266,16 @@ class _Play:
         result.slowest_answer_s = told.slowest_s
         result.catch_up_s = self._watch.catch_up_s(healed_s, backlog=max(2.0, self._plan.rate))
         with database.connect(self._settings) as connection:
-            contradicted = verdict.compare(connection, told.calls + hastily.calls)
+            cancels = told.cancels + hastily.cancels
+            contradicted = verdict.compare(connection, told.calls + hastily.calls, cancels)
             result.lost = len(contradicted.lost)
             result.refused = result.failed + hastily.count(Outcome.FAILED)
             result.refused_written = len(contradicted.refused_written)
             result.written = contradicted.written
+            if self._plan.cancel:
+                result.cancels = _counted(cancels, contradicted)
             result.findings += contradicted.findings()
+            result.findings += verdict.wrongly_parked(connection, cause=faults.REFUSING)
             (slowest_s,) = connection.execute(queries["slowest_order"]).fetchone() or (None,)
             result.slowest_s = slowest_s or 0.0
 
@@ -262,6 +295,10 @@ class _Play:
             result.findings.append("no call was refused: whether such a call writes nothing was not tested")
         if result.acknowledged == 0:
             result.findings.append("no order was acknowledged: nothing was tested")
+        if result.cancels and result.cancels.acknowledged == 0:
+            result.findings.append("no cancel was acknowledged: nothing was tested of them")
+        if result.cancels and result.cancels.refused == 0:
+            result.findings.append("no cancel was refused: whether such a cancel writes nothing was not tested")
         result.findings += fell
 
     def _say(self, text: str) -> None:

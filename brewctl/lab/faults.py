@@ -272,6 +272,10 @@ def _poisoned(stage: Stage, kind: str) -> Record:
     return Record(stage.settings.topic, key.encode(), value, list(headers.items()))
 
 
+# The constraint that refuses effects: it is in the reason for which their events are parked.
+REFUSING = "chaos_refuses"
+
+
 def reject_effects() -> Fault:
     """Let PostgreSQL refuse about every 20th reservation; afterwards `dlq redrive` brings them back."""
 
@@ -279,7 +283,7 @@ def reject_effects() -> Fault:
         with stage.postgres() as connection:
             connection.execute(
                 "ALTER TABLE inventory_reservations"
-                " ADD CONSTRAINT chaos CHECK (hashtext(order_id::text) % 20 <> 0) NOT VALID"
+                f" ADD CONSTRAINT {REFUSING} CHECK (hashtext(order_id::text) % 20 <> 0) NOT VALID"
             )
 
     def redrive(stage: Stage) -> None:
@@ -287,7 +291,7 @@ def reject_effects() -> Fault:
 
     def end(stage: Stage) -> None:
         with stage.postgres() as connection:
-            connection.execute("ALTER TABLE inventory_reservations DROP CONSTRAINT IF EXISTS chaos")
+            connection.execute(f"ALTER TABLE inventory_reservations DROP CONSTRAINT IF EXISTS {REFUSING}")
         stage.while_waiting.append(lambda: redrive(stage))
 
     return Fault("every 20th reservation refused", begin, end)
