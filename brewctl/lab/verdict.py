@@ -7,7 +7,7 @@ cancels of an order; that a cancelled order has its event and its effects, `veri
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from brewctl.delivery import orders
+from brewctl.delivery import acceptance
 from brewctl.delivery.database import Connection
 from brewctl.lab.cancels import Cancel
 from brewctl.lab.load import Call, Outcome
@@ -48,7 +48,9 @@ def compare(connection: Connection, calls: Sequence[Call], cancels: Sequence[Can
         by_outcome[call.outcome].append(call)
     acknowledged = by_outcome[Outcome.ACKNOWLEDGED]
     told = {"keys": [call.key for call in acknowledged], "ids": [call.order_id for call in acknowledged]}
-    lost = connection.execute(queries["contradicted_calls"], {"tenant_id": orders.DEFAULT_TENANT, **told}).fetchall()
+    lost = connection.execute(
+        queries["contradicted_calls"], {"tenant_id": acceptance.DEFAULT_TENANT, **told}
+    ).fetchall()
     written = {outcome: _orders(connection, by_outcome[outcome]) for outcome in (Outcome.FAILED, Outcome.UNKNOWN)}
     refused = [
         (call, written[call.outcome][call.key])
@@ -87,7 +89,7 @@ def wrongly_parked(connection: Connection, *, cause: str) -> list[str]:
 
 def _orders(connection: Connection, calls: Sequence[Call]) -> dict[str, str]:
     """Return the orders that the keys of these calls made."""
-    parameters = {"tenant_id": orders.DEFAULT_TENANT, "keys": [call.key for call in calls]}
+    parameters = {"tenant_id": acceptance.DEFAULT_TENANT, "keys": [call.key for call in calls]}
     return dict(connection.execute(queries["orders_of_keys"], parameters).fetchall())
 
 
