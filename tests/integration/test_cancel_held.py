@@ -67,8 +67,8 @@ def test_while_one_order_is_held_others_are_made_read_and_cancelled(rig: Rig, se
 
 
 @contextlib.contextmanager
-def later_tries_held(monkeypatch: pytest.MonkeyPatch, order_id: str) -> Iterator[Callable[[], int]]:
-    """Every try to cancel this order but its callers' first ones lasts until the end; say how many do."""
+def later_tries_held(monkeypatch: pytest.MonkeyPatch, order_id: str) -> Iterator[Callable[[], tuple[int, int]]]:
+    """Every try to cancel this order but its callers' first ones lasts until the end; count first tries, and those."""
     right, release = cancellation.cancel, threading.Event()
     first: list[Cancellation] = []
     held_now: list[Cancellation] = []
@@ -84,7 +84,7 @@ def later_tries_held(monkeypatch: pytest.MonkeyPatch, order_id: str) -> Iterator
 
     monkeypatch.setattr(cancellation, "cancel", cancel)
     try:
-        yield lambda: len(held_now)
+        yield lambda: (len(first), len(held_now))
     finally:
         release.set()
 
@@ -92,17 +92,33 @@ def later_tries_held(monkeypatch: pytest.MonkeyPatch, order_id: str) -> Iterator
 def test_cancels_that_wait_leave_the_threads_of_first_tries_free(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many wait, and however long a try of theirs takes: other orders are cancelled, and made, meanwhile."""
     threads = rig.settings.limits.cancelling_threads
-    with held_node(rig) as node, ThreadPoolExecutor(threads * 2) as callers:
+    with held_node(rig) as node, ThreadPoolExecutor(threads * 4) as callers:
         node.writer.begin()
         order_id, other = created(node.client), created(node.client)
-        with held(rig, order_id), later_tries_held(monkeypatch, order_id) as held_now:
+        with held(rig, order_id), later_tries_held(monkeypatch, order_id) as tries:
             calls = [callers.submit(node.client.cancel, order_id, timeout=60) for _ in range(threads * 2)]
-            rig.wait("every thread of later tries at work", lambda: held_now() >= threads // 2)
+            rig.wait("every thread of later tries at work", lambda: tries()[1] == threads // 2)
             assert node.client.cancel(other, timeout=20).code is OK
             assert node.client.get(other).code is OK
             assert node.client.create(timeout=20).code is OK
-            assert held_now() == threads // 2
+            assert tries()[1] == threads // 2
         assert {call.result().code for call in calls} <= {OK, grpc.StatusCode.UNAVAILABLE}
+
+
+def test_an_order_that_is_known_to_be_held_has_no_more_first_tries(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So the cancels of other orders wait for none of the tries that it would fail."""
+    threads = rig.settings.limits.cancelling_threads
+    with held_node(rig) as node, ThreadPoolExecutor(threads * 4) as callers:
+        node.writer.begin()
+        order_id, other = created(node.client), created(node.client)
+        with held(rig, order_id), later_tries_held(monkeypatch, order_id) as tries:
+            first = [callers.submit(node.client.cancel, order_id, timeout=60) for _ in range(threads // 2)]
+            rig.wait("every thread of later tries at work", lambda: tries() == (threads // 2, threads // 2))
+            more = [callers.submit(node.client.cancel, order_id, timeout=60) for _ in range(threads)]
+            rig.wait("further cancels in hand", lambda: node.orders.in_hand == len(first) + len(more))
+            assert node.client.cancel(other, timeout=20).code is OK
+            assert tries() == (threads // 2, threads // 2)
+        assert {call.result().code for call in [*first, *more]} <= {OK, grpc.StatusCode.UNAVAILABLE}
 
 
 def _waits_for_a_row(rig: Rig) -> bool:
