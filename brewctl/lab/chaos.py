@@ -6,7 +6,6 @@ cast starts ─► load ─► faults begin and end by the plan ─► all heale
 import heapq
 import subprocess
 import threading
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,10 +19,9 @@ from brewctl.config import Settings
 from brewctl.delivery import database, topics
 from brewctl.errors import BrewError
 from brewctl.lab import faults, history, ledger, scenarios, verdict
-from brewctl.lab.cancels import Cancel
 from brewctl.lab.history import Act, Event
 from brewctl.lab.load import History, Load, Outcome
-from brewctl.lab.result import Cancels, Result
+from brewctl.lab.result import Result
 from brewctl.lab.scenarios import Scenario, Step
 from brewctl.lab.stage import Servers, SkippedError, Stage
 from brewctl.lab.watch import Watch
@@ -110,17 +108,6 @@ def _effects(verification: Verification) -> tuple[int, int]:
 def _of_groups(verification: Verification, name: str) -> list[Check]:
     """Return the check of this name of every downstream."""
     return [check for check in verification.checks if check.name.endswith(f"-{name}")]
-
-
-def _counted(cancels: Sequence[Cancel], contradicted: verdict.Contradictions) -> Cancels:
-    by_outcome = Counter(cancel.outcome for cancel in cancels)
-    return Cancels(
-        acknowledged=by_outcome[Outcome.ACKNOWLEDGED],
-        refused=by_outcome[Outcome.FAILED],
-        unknown=by_outcome[Outcome.UNKNOWN],
-        not_cancelled=len(contradicted.not_cancelled),
-        refused_cancelled=len(contradicted.refused_cancelled),
-    )
 
 
 class _Play:
@@ -273,7 +260,7 @@ class _Play:
             result.refused_written = len(contradicted.refused_written)
             result.written = contradicted.written
             if self._plan.cancel:
-                result.cancels = _counted(cancels, contradicted)
+                result.cancels = verdict.counted(cancels, contradicted)
             result.findings += contradicted.findings()
             result.findings += verdict.wrongly_parked(connection, cause=faults.REFUSING)
             (slowest_s,) = connection.execute(queries["slowest_order"]).fetchone() or (None,)

@@ -4,6 +4,7 @@ A key's last word counts, with all of its tries: acknowledged, surely nothing wr
 cancels of an order; that a cancelled order has its event and its effects, `verify` checks of each of them.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from brewctl.delivery import acceptance
 from brewctl.delivery.database import Connection
 from brewctl.lab.cancels import Cancel
 from brewctl.lab.load import Call, Outcome
+from brewctl.lab.result import Cancels
 from brewctl.sql import queries
 
 SHOWN = 5
@@ -73,6 +75,18 @@ def _contradicted_cancels(connection: Connection, cancels: Sequence[Cancel]) -> 
     by_another = {cancel.order_id for cancel in cancels if cancel.outcome != Outcome.FAILED}
     refused = [cancel for cancel in cancels if cancel.order_id in cancelled - by_another]
     return sorted(acknowledged - cancelled), refused
+
+
+def counted(cancels: Sequence[Cancel], contradicted: Contradictions) -> Cancels:
+    """Count what became of the cancels."""
+    by_outcome = Counter(cancel.outcome for cancel in cancels)
+    return Cancels(
+        acknowledged=by_outcome[Outcome.ACKNOWLEDGED],
+        refused=by_outcome[Outcome.FAILED],
+        unknown=by_outcome[Outcome.UNKNOWN],
+        not_cancelled=len(contradicted.not_cancelled),
+        refused_cancelled=len(contradicted.refused_cancelled),
+    )
 
 
 def wrongly_parked(connection: Connection, *, cause: str) -> list[str]:
