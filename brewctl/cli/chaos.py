@@ -46,6 +46,12 @@ def chaos(
     seed: Annotated[
         int | None, typer.Option(help="The same seed makes the same plan.", min=0, show_default="a random one")
     ] = None,
+    cancel: Annotated[
+        float,
+        typer.Option(
+            help="Share of the orders that are cancelled: half of them at once, the others later.", min=0, max=1
+        ),
+    ] = 0.0,
     session_timeout: Annotated[float, typer.Option(help="The consumers' session, in seconds.", min=3, max=300)] = 6.0,
     report: Annotated[
         Path | None, typer.Option(help="Write charts and figures to one FILE.html.", metavar="FILE.html")
@@ -82,7 +88,7 @@ def chaos(
     from brewctl.lab.chaos import Plan
 
     home = config.home()
-    plan = Plan(orders=orders, rate=rate, seed=seed, session_s=session_timeout)
+    plan = Plan(orders=orders, rate=rate, seed=seed, session_s=session_timeout, cancel=cancel)
     played: list[tuple[Result, Act]] = []
     try:
         with borrowed(home, keep=keep):
@@ -91,7 +97,7 @@ def chaos(
                 played.append(_play(each, plan, home, downstream))
                 if as_json:
                     result = played[-1][0]
-                    output.emit_json({"ok": result.ok, **asdict(result)})
+                    output.emit_json(_document(result))
     finally:
         # What was played is told, whatever ended it.
         if played and not as_json:
@@ -99,7 +105,7 @@ def chaos(
         if played and report:
             _write(report, [act for _, act in played], chosen, plan, downstream)
     if failed := [result.scenario for result, _ in played if not result.ok]:
-        again = f"again: brewctl chaos --seed {seed} --scenario {failed[0]}"
+        again = f"again: brewctl chaos --seed {seed}{_cancelling(plan)} --scenario {failed[0]}"
         raise BrewError(f"{', '.join(failed)} failed", hint=f"the nodes' logs are in {home}/logs/chaos; {again}")
 
 
@@ -131,9 +137,22 @@ def _write(
     names = "" if len(chosen) == len(scenarios.SCENARIOS) else "".join(f" --scenario {each.name}" for each in chosen)
     names += "".join(f" --downstream {name}" for name in downstream or ())
     same = f"--seed {plan.seed} --orders {plan.orders} --rate {plan.rate:g} --session-timeout {plan.session_s:g}"
+    same += _cancelling(plan)
     facts = [("command", f"brewctl chaos{names} {same}")]
     reports.write(report, title="brewctl chaos", subtitle=f"{len(acts)} scenarios", acts=acts, facts=facts)
     output.note(f"wrote {report}")
+
+
+def _document(result: "Result") -> dict[str, object]:
+    document = {"ok": result.ok, **asdict(result)}
+    if result.cancels is None:
+        del document["cancels"]
+    return document
+
+
+def _cancelling(plan: "Plan") -> str:
+    """Return the option that makes the plan's cancels again."""
+    return f" --cancel {plan.cancel:g}" if plan.cancel else ""
 
 
 def _list(known: "Sequence[Scenario]", players: "Cast", *, as_json: bool) -> None:
@@ -174,6 +193,9 @@ def _verdict(result: "Result") -> str:
     told = ", ".join(f"{count} {name}" for name, count in counts.items())
     times = f"stood still {result.standstill_s:.1f} s, {catch_up}, slowest {result.slowest_s:.1f} s"
     lines = [f"{'ok' if result.ok else 'FAILED'}: {told}; {times}", *result.findings]
+    if cancels := result.cancels:
+        told = f"cancels: {cancels.acknowledged} acknowledged, {cancels.refused} refused, {cancels.unknown} unknown"
+        lines.insert(1, told)
     return "\n    ".join(lines)
 
 

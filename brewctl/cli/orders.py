@@ -1,11 +1,13 @@
 """`brewctl create-order` and `cancel-order`: orders, from the command line."""
 
+import json
 import sys
 import uuid
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from brewctl import stdout
 from brewctl.cli import completion, options, output
 from brewctl.cli.trace import wait_for
 from brewctl.errors import BrewError, UnreachableError, UsageError
@@ -82,8 +84,9 @@ def cancel_order(
 
     An order that is cancelled already is left as it is, and printed too.
 
-    PostgreSQL is asked only where an id is not given in full. Exit 1 where an order is not there; the others are
-    cancelled all the same.
+    PostgreSQL is asked only where an id is not given in full.
+
+    Exit 1 where an order is not there: the others are cancelled all the same.
     """
     settings = options.settings(database_url=database_url, order_addrs=",".join(addr or []))
     from brewctl.client import OrderClient
@@ -95,20 +98,24 @@ def cancel_order(
             try:
                 status = client.cancel(order_id, reason=reason)
             except (UsageError, UnreachableError):
+                _tell(failed)
                 raise  # so would the next one be
             except BrewError as error:
                 failed.append(error)
                 continue
-            if as_json:
-                output.emit_json({"order_id": order_id, "status": status})
-            else:
-                output.emit(order_id)
+            # Not `emit`, which ends the command where the reader has gone (`| head -1`): the others are cancelled too.
+            stdout.put(json.dumps({"order_id": order_id, "status": status}) if as_json else order_id)
     if len(order_ids) == 1 and failed:
         raise failed[0]
     if failed:
-        for each in failed:
-            output.note(each.message)
+        _tell(failed)
         raise BrewError(f"{len(failed)} of {len(order_ids)} orders were not cancelled", hint=failed[0].hint)
+
+
+def _tell(failed: list[BrewError]) -> None:
+    """Say why orders were not cancelled, one line each."""
+    for each in failed:
+        output.note(each.message)
 
 
 def _in_full(settings: "Settings", texts: list[str], failed: list[BrewError]) -> list[str]:

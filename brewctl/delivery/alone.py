@@ -22,8 +22,9 @@ from psycopg_pool import PoolTimeout
 from brewctl import log
 from brewctl.config import Settings
 from brewctl.delivery import database, orders
+from brewctl.delivery.acceptance import NewOrder
 from brewctl.delivery.database import Pool
-from brewctl.delivery.orders import CommitFailedError, KeyHeldError, NewOrder, TooLateError
+from brewctl.delivery.orders import CommitFailedError, KeyHeldError, TooLateError
 from brewctl.proto.orders_pb2 import Order
 
 logger = log.get(__name__)

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from brewctl.delivery import events, orders
+from brewctl.delivery import acceptance, events, orders
+from brewctl.delivery.acceptance import InvalidOrderError
 from brewctl.delivery.database import BoundedConnection
-from brewctl.delivery.orders import InvalidOrderError
 from brewctl.proto.orders_pb2 import (
     ORDER_STATUS_CANCELLED,
     ORDER_STATUS_NEW,
@@ -40,10 +40,10 @@ class Cancellation:
 
 def accept(request: CancelRequest, *, traceparent: str | None) -> Cancellation:
     """Validate a request. Raises InvalidOrderError."""
-    if violations := orders.text_violations("reason", request.reason, shortest=0, longest=LONGEST_REASON):
+    if violations := acceptance.text_violations("reason", request.reason, shortest=0, longest=LONGEST_REASON):
         raise InvalidOrderError("; ".join(violations))
-    trace_id = orders.trace_id(traceparent)
-    return Cancellation(request.order_id, request.reason, trace_id, orders.parent(traceparent))
+    trace_id = acceptance.trace_id(traceparent)
+    return Cancellation(request.order_id, request.reason, trace_id, acceptance.parent(traceparent))
 
 
 def cancel(

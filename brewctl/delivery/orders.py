@@ -1,40 +1,29 @@
-"""The write path: a valid request becomes an order and its event, in one commit. Nothing here talks to Kafka."""
+"""The write path: an accepted order and its event are written in one commit. Nothing here talks to Kafka."""
 
 import contextlib
 import math
-import re
-import secrets
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import cast
 from uuid import UUID
 
 import psycopg
 from google.protobuf.timestamp_pb2 import Timestamp
-from iso4217 import Currency
 
 from brewctl import log
 from brewctl.delivery import events
+from brewctl.delivery.acceptance import NewOrder, shown
 from brewctl.delivery.database import BoundedConnection
 from brewctl.delivery.refusals import never_taken
 from brewctl.proto.orders_pb2 import (
     ORDER_STATUS_NEW,
     ORDER_STATUS_UNSPECIFIED,
-    CreateRequest,
     Order,
-    OrderCreated,
     OrderStatus,
 )
 from brewctl.sql import queries
 
-DEFAULT_TENANT = "brew"
-MAX_AMOUNT_CENTS = 10**12
-_SHOWN_CHARACTERS = 40
-_ISO_4217 = frozenset(currency.code for currency in Currency)
 _NEW = OrderStatus.Name(ORDER_STATUS_NEW)
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # Unicode's category Cc
-_TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # The server's own words for: rolled back.
 UNDONE = (
     psycopg.errors.SerializationFailure,
@@ -42,11 +31,6 @@ UNDONE = (
     psycopg.errors.LockNotAvailable,
     psycopg.errors.QueryCanceled,
 )
-_TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?")
-
-
-class InvalidOrderError(Exception):
-    """A request that breaks the contract's input rules. The message names every violation."""
 
 
 class KeyReusedError(Exception):
@@ -63,68 +47,6 @@ class TooLateError(Exception):
 
 class CommitFailedError(Exception):
     """The commit was sent and is not known to have happened. The same idempotency key makes a retry safe."""
-
-
-@dataclass(frozen=True, slots=True)
-class NewOrder:
-    """A valid order that is not written yet."""
-
-    id: UUID
-    created_at: datetime
-    order: Order
-    tenant_id: str
-    trace_id: str
-    idempotency_key: str | None
-    traceparent: str | None = None  # as the caller sent it, where it is one
-
-    def event(self) -> bytes:
-        """Return the payload of its outbox row."""
-        order = self.order
-        return OrderCreated(
-            order_id=order.order_id,
-            customer_id=order.customer_id,
-            amount_cents=order.amount_cents,
-            currency=order.currency,
-            status=order.status,
-            created_at=order.created_at,
-            trace_id=self.trace_id,
-            tenant_id=self.tenant_id,
-        ).SerializeToString()
-
-
-def accept(request: CreateRequest, *, tenant_id: str | None, traceparent: str | None) -> NewOrder:
-    """Validate a request and give it its id and time. Raises InvalidOrderError."""
-    violations = [
-        *text_violations("customer_id", request.customer_id, shortest=1, longest=128),
-        *text_violations("idempotency_key", request.idempotency_key, shortest=0, longest=255),
-    ]
-    if not 1 <= request.amount_cents <= MAX_AMOUNT_CENTS:
-        violations.append(f"amount_cents must be 1 to {MAX_AMOUNT_CENTS}, not {request.amount_cents}")
-    if request.currency not in _ISO_4217:
-        violations.append(f"currency must be an ISO 4217 code such as EUR, not {_shown(request.currency)}")
-    if tenant_id is not None and not _TENANT.fullmatch(tenant_id):
-        violations.append(f"x-tenant-id must match [A-Za-z0-9._-]{{1,64}}, not {_shown(tenant_id)}")
-    if violations:
-        raise InvalidOrderError("; ".join(violations))
-    now = datetime.now(UTC)
-    order_id = _uuid7(now)
-    order = Order(
-        order_id=str(order_id),
-        customer_id=request.customer_id,
-        amount_cents=request.amount_cents,
-        currency=request.currency,
-        status=ORDER_STATUS_NEW,
-        created_at=Timestamp(seconds=int(now.timestamp()), nanos=now.microsecond * 1000),
-    )
-    key = request.idempotency_key or None
-    return NewOrder(order_id, now, order, tenant_id or DEFAULT_TENANT, trace_id(traceparent), key, parent(traceparent))
-
-
-def _uuid7(now: datetime) -> UUID:
-    """Make an id that begins with its time: new ones meet in the same pages of every index. RFC 9562, 5.7."""
-    chance = secrets.randbits(74)
-    value = int(now.timestamp() * 1000) << 80 | 0x7 << 76 | chance >> 62 << 64 | 0b10 << 62 | chance & (1 << 62) - 1
-    return UUID(int=value)
 
 
 def write(connection: BoundedConnection, new: Sequence[NewOrder], *, topic: str) -> set[UUID]:
@@ -264,7 +186,7 @@ def create(
 def first(new: NewOrder, found: Order | None) -> Order:
     """Return the order that was there before, if it is the one that is asked for again. Raises KeyReusedError."""
     if found is None or _body(found) != _body(new.order):
-        raise KeyReusedError(f"idempotency_key {_shown(new.idempotency_key or '')} made another order")
+        raise KeyReusedError(f"idempotency_key {shown(new.idempotency_key or '')} made another order")
     return found
 
 
@@ -275,26 +197,6 @@ def get(connection: BoundedConnection, order_id: str) -> Order | None:
     with connection.answering_within(connection.statement_s + connection.limits.database_look_s):
         row = connection.execute(queries["order_by_id"], {"id": order_id}).fetchone()
     return None if row is None else _order(*row)
-
-
-def trace_id(traceparent: str | None) -> str:
-    """Return the trace id of a W3C traceparent, a new one where it is absent or malformed."""
-    return _trace_of(traceparent) or secrets.token_hex(16)
-
-
-def parent(traceparent: str | None) -> str | None:
-    """Return what version 0 says of a traceparent, which is kept and sent on; None where it is malformed."""
-    return traceparent[:55] if traceparent and _trace_of(traceparent) else None
-
-
-def _trace_of(traceparent: str | None) -> str | None:
-    """Return the trace id of a traceparent. https://www.w3.org/TR/trace-context/#traceparent-header ."""
-    match = _TRACEPARENT.fullmatch(traceparent or "")
-    if match:
-        version, trace, parent, more = match.groups()
-        if version != "ff" and (version != "00" or not more) and set(trace) != {"0"} and set(parent) != {"0"}:
-            return trace
-    return None
 
 
 def status_of(name: str) -> OrderStatus:
@@ -332,18 +234,3 @@ def _order(
 
 def _body(order: Order) -> tuple[str, int, str]:
     return order.customer_id, order.amount_cents, order.currency
-
-
-def text_violations(name: str, text: str, *, shortest: int, longest: int) -> list[str]:
-    """Say what is wrong with a text of a request."""
-    violations = []
-    if not shortest <= len(text) <= longest:
-        violations.append(f"{name} must have {shortest} to {longest} characters, not {len(text)}")
-    # PostgreSQL refuses NUL; the other control characters would break every line they are shown in.
-    if _CONTROL.search(text):
-        violations.append(f"{name} must not contain control characters")
-    return violations
-
-
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…")

@@ -18,7 +18,7 @@ from brewctl import overview
 from brewctl.config import Settings
 from brewctl.delivery import database, registration, registry, topics
 from brewctl.errors import BrewError
-from brewctl.lab import history, ledger, scenarios, verdict
+from brewctl.lab import faults, history, ledger, scenarios, verdict
 from brewctl.lab.cast import cast
 from brewctl.lab.history import Act, Event
 from brewctl.lab.load import History, Load, Outcome
@@ -52,6 +52,7 @@ class Plan:
     rate: float  # orders a second
     seed: int
     session_s: float
+    cancel: float = 0.0  # the share of the orders that is cancelled
 
 
 Tell = Callable[[float, str], None]
@@ -142,7 +143,13 @@ class _Play:
         """Play the steps under load, heal, wait, and judge."""
         self._stage.start_all()
         told, hastily = History(), History()
-        load = Load(self._stage.addresses, told.record, rate=self._plan.rate)
+        load = Load(
+            self._stage.addresses,
+            told.record,
+            rate=self._plan.rate,
+            cancel=self._plan.cancel,
+            record_cancel=told.record_cancel,
+        )
         hasty = Load(
             self._stage.addresses,
             hastily.record,
@@ -150,6 +157,8 @@ class _Play:
             concurrency=8,
             timeout_s=_HASTY_S,
             invalid_every=_INVALID_EVERY,
+            cancel=self._plan.cancel,
+            record_cancel=hastily.record_cancel,
         )
         stop = threading.Event()
         with self._watch.running(), ThreadPoolExecutor(2, thread_name_prefix="load") as executor:
@@ -250,12 +259,16 @@ class _Play:
         result.slowest_answer_s = told.slowest_s
         result.catch_up_s = self._watch.catch_up_s(healed_s, backlog=max(2.0, self._plan.rate))
         with database.connect(self._settings) as connection:
-            contradicted = verdict.compare(connection, told.calls + hastily.calls)
+            cancels = told.cancels + hastily.cancels
+            contradicted = verdict.compare(connection, told.calls + hastily.calls, cancels)
             result.lost = len(contradicted.lost)
             result.refused = result.failed + hastily.count(Outcome.FAILED)
             result.refused_written = len(contradicted.refused_written)
             result.written = contradicted.written
+            if self._plan.cancel:
+                result.cancels = verdict.counted(cancels, contradicted)
             result.findings += contradicted.findings()
+            result.findings += verdict.wrongly_parked(connection, cause=faults.REFUSING)
             groups = [each.group for each in registry.configured(self._settings)]
             (slowest_s,) = connection.execute(queries["slowest_order"], {"groups": groups}).fetchone() or (None,)
             result.slowest_s = slowest_s or 0.0
@@ -276,6 +289,10 @@ class _Play:
             result.findings.append("no call was refused: whether such a call writes nothing was not tested")
         if result.acknowledged == 0:
             result.findings.append("no order was acknowledged: nothing was tested")
+        if result.cancels and result.cancels.acknowledged == 0:
+            result.findings.append("no cancel was acknowledged: nothing was tested of them")
+        if result.cancels and result.cancels.refused == 0:
+            result.findings.append("no cancel was refused: whether such a cancel writes nothing was not tested")
         result.findings += fell
 
     def _say(self, text: str) -> None:

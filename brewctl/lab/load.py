@@ -4,6 +4,7 @@ Closed loop: a caller sends its next order once the one before is answered. Open
 the ones before it were answered or not, so a stall of the server is not hidden by a client that politely waits.
 """
 
+import itertools
 import threading
 import time
 import uuid
@@ -14,11 +15,14 @@ from enum import StrEnum
 
 from brewctl.affinity import on_one_core
 from brewctl.client import OrderClient, UnknownOutcomeError
+from brewctl.delivery.cancellation import LONGEST_REASON
 from brewctl.errors import BrewError, UnreachableError, UsageError
 from brewctl.lab.cancels import Cancel, Cancels
 from brewctl.lab.pace import Pace
 
 _SLICE_S = 0.1
+_REASON = "the load changed its mind"
+_INVALID_CANCEL_EVERY = 3  # not 2: every other one comes at once, and both kinds are to be refused
 
 
 class Outcome(StrEnum):
@@ -98,8 +102,9 @@ class Load:
     ) -> None:
         """Prepare a load that ends `duration_s` after its warm-up, or with the last of `orders` begun after it.
 
-        `invalid_every`: every so many calls ask for what no order-service may take; 0: none does. `cancel`: the share
-        of the orders made that is cancelled, of which `record_cancel` is told as `record` is of the calls.
+        `invalid_every`: every so many calls, and every third cancel, ask for what no order-service may take; 0: none
+        does. `cancel`: the share of the orders made that is cancelled, of which `record_cancel` is told as `record` is
+        of the calls.
         """
         self._addresses = addresses
         self._record = record
@@ -112,6 +117,7 @@ class Load:
         self._seed = seed or uuid.uuid4().hex[:8]
         self._invalid_every = invalid_every
         self._cancels = Cancels(cancel)
+        self._cancel_numbers = itertools.count()
         self._record_cancel = record_cancel
         self._began = 0.0
         self._pace: Pace | None = None
@@ -219,10 +225,11 @@ class Load:
 
     def _cancel(self, client: OrderClient, order_id: str, *, at_once: bool) -> BrewError | None:
         begun = time.monotonic()
+        invalid = self._invalid_every and next(self._cancel_numbers) % _INVALID_CANCEL_EVERY == 0
         outcome, error = Outcome.ACKNOWLEDGED, None
         self._this_call.retried = False
         try:
-            client.cancel(order_id, reason="the load changed its mind")
+            client.cancel(order_id, reason="x" * (LONGEST_REASON + 1) if invalid else _REASON)
         except BrewError as caught:
             error = caught.with_traceback(None)  # it would keep every frame
             outcome = Outcome.FAILED if _refused(caught, retried=self._this_call.retried) else Outcome.UNKNOWN

@@ -4,6 +4,17 @@ from dataclasses import dataclass, field
 
 
 @dataclass
+class Cancels:
+    """What the cancels of a scenario came to."""
+
+    acknowledged: int
+    refused: int
+    unknown: int
+    not_cancelled: int  # acknowledged, and the order is not cancelled
+    refused_cancelled: int  # refused, and the order is cancelled
+
+
+@dataclass
 class Result:
     """What a scenario came to. Of a skipped one just the reason."""
 
@@ -25,6 +36,7 @@ class Result:
     slowest_s: float = 0.0  # from the acceptance of an order to the last of its effects
     slowest_answer_s: float = 0.0  # from the time when an order should have been sent, with all retries
     findings: list[str] = field(default_factory=list)
+    cancels: Cancels | None = None  # where orders were cancelled
 
     @property
     def ok(self) -> bool:
@@ -34,7 +46,7 @@ class Result:
     def figures(self) -> list[tuple[str, str]]:
         """Name the figures, for a report."""
         catch_up = "-" if self.catch_up_s is None else f"{self.catch_up_s:.1f} s"
-        return [
+        figures = [
             ("acknowledged", str(self.acknowledged)),
             ("failed", str(self.failed)),
             ("unknown", f"{self.unknown} ({self.written} written)" if self.unknown else "0"),
@@ -48,3 +60,11 @@ class Result:
             ("slowest order", f"{self.slowest_s:.1f} s"),
             ("slowest answer", f"{self.slowest_answer_s:.1f} s"),
         ]
+        if self.cancels:
+            cancels = self.cancels
+            figures += [
+                ("cancels acknowledged", f"{cancels.acknowledged} ({cancels.not_cancelled} not cancelled)"),
+                ("cancels refused", f"{cancels.refused} ({cancels.refused_cancelled} cancelled)"),
+                ("cancels unknown", str(cancels.unknown)),
+            ]
+        return figures

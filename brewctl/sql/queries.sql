@@ -546,6 +546,21 @@ SELECT call.id
 -- The orders that these keys made.
 SELECT idempotency_key, id::text FROM orders WHERE tenant_id = %(tenant_id)s AND idempotency_key = ANY(%(keys)s)
 
+-- cancelled_orders --
+-- Of these orders, those that are cancelled.
+SELECT id::text FROM orders
+ WHERE id = ANY(%(ids)s::uuid[]) AND status = 'ORDER_STATUS_CANCELLED' AND cancelled_at IS NOT NULL
+
+-- wrongly_parked --
+-- Events that wait parked, and those that were parked though no event of their key was refused for this cause.
+SELECT k.consumer, k.outbox_id, k.outcome IS NULL AS still, k.reason
+  FROM parked_events k
+ WHERE k.outcome IS NULL
+    OR NOT EXISTS (SELECT FROM parked_events c
+                    WHERE c.consumer = k.consumer AND c.key = k.key AND strpos(c.reason, %(cause)s) > 0)
+ ORDER BY k.id
+ LIMIT %(limit)s
+
 -- slowest_order --
 -- Seconds from the acceptance of an order to the last of its effects in these groups, at most.
 SELECT extract(epoch FROM max(p.processed_at - o.created_at))::float8

@@ -44,7 +44,7 @@ def nodes_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
 def test_no_order_is_lost_whatever_the_seed_brings(arena: Path, tmp_path: Path) -> None:
     report = tmp_path / "chaos.html"
     chosen = [part for name in PLAYED for part in ("--scenario", name)]
-    load = ("--orders", "200", "--rate", "30", "--seed", str(SEED))
+    load = ("--orders", "200", "--rate", "30", "--cancel", "0.2", "--seed", str(SEED))
     env = {"BREW_HOME": str(arena)}
     done = run("chaos", *chosen, *load, "--json", "--report", str(report), env=env, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -59,27 +59,42 @@ def test_no_order_is_lost_whatever_the_seed_brings(arena: Path, tmp_path: Path) 
         assert [result[name] for name in ("ok", "lost", "missing", "doubled", "findings")] == [True, 0, 0, 0, []]
         assert result["refused"] > 0, "no call was refused: nothing was tested"
         assert result["refused_written"] == 0
+        cancels = result["cancels"]
+        assert cancels["acknowledged"] >= 30, "there were no cancels"
+        assert cancels["refused"] > 0, "no cancel was refused: nothing was tested"
+        assert (cancels["not_cancelled"], cancels["refused_cancelled"]) == (0, 0)
     assert results["kill-publisher"]["repeats"] > 0, "no batch came twice: nothing was tested"
     page = report.read_text()
     assert all(name in page for name in PLAYED)
     assert f"--seed {SEED}" in page
+    assert "--cancel 0.2" in page
+    assert "cancels acknowledged" in page
     assert all(row["answers"] for row in status(arena).values())
 
 
-def test_an_order_that_vanishes_is_named(arena: Path) -> None:
+def test_an_order_and_a_cancel_that_vanish_are_named(arena: Path) -> None:
     """The verdict relies on what the client was told, not on what the tables say of themselves."""
-    process = begin(
-        "chaos", "--scenario", "kill-order", "--orders", "200", "--seed", "1", env={"BREW_HOME": str(arena)}
-    )
+    arguments = ("--scenario", "kill-order", "--orders", "200", "--cancel", "0.2", "--seed", "1")
+    process = begin("chaos", *arguments, env={"BREW_HOME": str(arena)})
     with psycopg.connect(environment(arena)["BREW_DATABASE_URL"], autocommit=True) as connection:
         try:
             assert process.stderr is not None
             for line in process.stderr:
                 if "kill -9" in line and " s  " in line:
                     break
-            find = "SELECT order_id FROM notifications_log ORDER BY created_at LIMIT 1"
-            row = connection.execute(find).fetchone()
+            find = "SELECT order_id FROM notifications_log WHERE state = %s ORDER BY created_at LIMIT 1"
+            row = connection.execute(find, ("created",)).fetchone()
+            cancelled = connection.execute(find, ("cancelled",)).fetchone()
             assert row is not None
+            assert cancelled is not None
+            undo = "UPDATE orders SET status = 'ORDER_STATUS_NEW', cancelled_at = NULL WHERE id = %s"
+            connection.execute(undo, cancelled)
+            connection.execute(
+                "INSERT INTO parked_events"
+                ' (consumer, key, outbox_id, event_type, topic, partition, "offset", written_ms, value, headers,'
+                " reason, attempts)"
+                " VALUES ('inventory', 'order-1', 9000, 'order.created', 'any', 0, 0, 0, '', '[]', 'postgres died', 1)"
+            )
             for table in ("notifications_log", "inventory_reservations"):
                 connection.execute(f"DELETE FROM {table} WHERE order_id = %s", row)
             connection.execute("DELETE FROM outbox WHERE aggregate_id = %s", (f"order-{row[0]}",))
@@ -89,6 +104,8 @@ def test_an_order_that_vanishes_is_named(arena: Path) -> None:
             process.kill()
     assert process.returncode == 1, errors
     assert f"order {row[0]} was acknowledged and is not there" in errors
+    assert f"the cancel of order {cancelled[0]} was acknowledged, and it is not cancelled" in errors
+    assert "outbox 9000 is parked by inventory: postgres died" in errors
     assert "brewctl: kill-order failed" in errors.splitlines()[-1]
     assert "FAILED" in shown
 

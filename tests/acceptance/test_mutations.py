@@ -20,7 +20,7 @@ def test_every_check_has_a_mutation_that_it_catches(rig: Rig) -> None:
     checks = {check.name for check in verify(rig.settings).checks}
     assert checks == {mutation.check for mutation in MUTATIONS}
     played = {change for mutation in MUTATIONS for change in mutation.changes}
-    assert played | {"acknowledged_unwritten"} == set(CHANGES)
+    assert played | {"acknowledged_unwritten", "cancel_unwritten"} == set(CHANGES)
 
 
 @pytest.mark.parametrize("mutation", QUICK, ids=lambda mutation: mutation.name)

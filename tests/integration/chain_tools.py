@@ -13,7 +13,7 @@ from kafka.protocol.api import Request, Response
 from kafka.protocol.types import Array, Int16, Int32, Int64, Schema, String
 from kafka.structs import OffsetAndMetadata
 
-from brewctl.delivery import database, events, orders
+from brewctl.delivery import acceptance, database, events, orders
 from brewctl.delivery.broker import Reader, open_reader
 from brewctl.delivery.broker.client import connection
 from brewctl.delivery.database import Pool
@@ -55,7 +55,7 @@ class Chain:
     def order(self, *, topic: str = "") -> Row:
         """Commit an order with its outbox row."""
         request = CreateRequest(customer_id="alice", amount_cents=450, currency="EUR")
-        new = orders.accept(request, tenant_id="tea", traceparent=None)
+        new = acceptance.accept(request, tenant_id="tea", traceparent=None)
         with self.pool.connection() as connection:
             orders.create(connection, new, topic=topic or self.rig.settings.topic)
         return self.row(new.order.order_id)

@@ -92,8 +92,8 @@ def spoil_changes(chain: Chain) -> Iterator[tuple[str, Fault]]:
     yield "another event of its outbox id", Fault("strangers", says)
     chain.send(reused)
 
-    untold, twice, numbered, unreleased, untimely, swapped = (chain.order() for _ in range(6))
-    for row in (untold, twice, numbered, unreleased, untimely, swapped):
+    untold, twice, numbered, unreleased, released, untimely, swapped = (chain.order() for _ in range(7))
+    for row in (untold, twice, numbered, unreleased, released, untimely, swapped):
         chain.send(row, partition=3)
     chain.consume()
     chain.execute("UPDATE orders SET status = 'ORDER_STATUS_CANCELLED' WHERE id = %s", untold.order_id)
@@ -127,6 +127,9 @@ def spoil_changes(chain: Chain) -> Iterator[tuple[str, Fault]]:
     )
     says = f"{unreleased.order_id} is ORDER_STATUS_CANCELLED, and its inventory effect shows ORDER_STATUS_NEW: outbox "
     yield "a reservation for ever", Fault("inventory-state", f"{says}{cancelled.outbox_id} counts as processed")
+    chain.execute("UPDATE inventory_reservations SET released_at = now() WHERE order_id = %s", released.order_id)
+    says = f"{released.order_id} is ORDER_STATUS_NEW, and its inventory effect shows ORDER_STATUS_CANCELLED$"
+    yield "a reservation of an order that is not cancelled, released", Fault("inventory-state", says)
     chain.execute("UPDATE notifications_log SET state = 'created' WHERE order_id = %s", untimely.order_id)
     yield (
         "a customer who was not told",

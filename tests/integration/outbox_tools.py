@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import psycopg
 
-from brewctl.delivery import events, orders
+from brewctl.delivery import acceptance, events, orders
 from brewctl.delivery.broker import Outcome, Place, Record
 from brewctl.proto.orders_pb2 import CreateRequest, OrderCreated
 from brewctl.sql import queries
@@ -29,7 +29,7 @@ class ScriptedProducer:
 
 
 def create_order(rig: Rig) -> str:
-    new = orders.accept(
+    new = acceptance.accept(
         CreateRequest(customer_id="c1", amount_cents=1, currency="EUR"), tenant_id=None, traceparent=None
     )
     return orders.create(rig.connection, new, topic=rig.settings.topic).order_id

@@ -1,6 +1,5 @@
 """`Cancel`: the change and its event are one commit, once; every bad input, and a database that does not answer."""
 
-import contextlib
 import dataclasses
 import uuid
 from collections.abc import Iterator
@@ -246,38 +245,6 @@ def test_two_replicas_at_once_add_one_event(rig: Rig, service: Service) -> None:
             assert events_of(rig, order_id) == BOTH
 
 
-@contextlib.contextmanager
-def held(rig: Rig, order_id: str) -> Iterator[None]:
-    """Another session holds the order's row meanwhile."""
-    with psycopg.connect(rig.settings.database_url) as other:
-        other.execute("SELECT FROM orders WHERE id = %s FOR UPDATE", (order_id,))
-        yield
-        other.rollback()
-
-
-def test_an_order_that_another_session_holds_is_cancelled_once_it_is_free(rig: Rig, service: Service) -> None:
-    order_id = created(service)
-    with ThreadPoolExecutor(1) as caller:
-        with held(rig, order_id):
-            call = caller.submit(service.cancel, order_id)
-            rig.wait("a cancel at the lock", lambda: _waits_for_a_row(rig))
-        assert call.result().code is OK
-    assert events_of(rig, order_id) == BOTH
-
-
-def test_while_one_order_is_held_others_are_read_and_cancelled(rig: Rig, service: Service) -> None:
-    order_id, other = created(service), created(service)
-    with ThreadPoolExecutor(40) as callers:
-        with held(rig, order_id):
-            calls = [callers.submit(service.cancel, order_id, timeout=20) for _ in range(40)]
-            rig.wait("a cancel at the lock", lambda: _waits_for_a_row(rig))
-            assert service.get(order_id).code is OK
-            assert service.cancel(other, timeout=5).code is OK
-            ended = {call.result().code for call in calls}
-        assert ended == {grpc.StatusCode.UNAVAILABLE}, "each after create_s"
-    assert (state_of(rig, order_id), events_of(rig, order_id)) == (NEW, ONE)
-
-
 def test_nobody_is_cancelled_for_a_caller_who_has_gone(rig: Rig, service: Service) -> None:
     order_id = created(service)
     with locked_orders(rig):
@@ -285,14 +252,6 @@ def test_nobody_is_cancelled_for_a_caller_who_has_gone(rig: Rig, service: Servic
         assert late.code is grpc.StatusCode.DEADLINE_EXCEEDED
     assert service.cancel(created(service)).code is OK
     assert (state_of(rig, order_id), events_of(rig, order_id)) == (NEW, ONE)
-
-
-def _waits_for_a_row(rig: Rig) -> bool:
-    found = rig.connection.execute(
-        "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-        " AND query LIKE '%%FOR NO KEY UPDATE%%'"
-    )
-    return found.fetchone() is not None
 
 
 # A database that fails

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from brewctl.config import Settings
-from brewctl.delivery import group_commit, orders
+from brewctl.delivery import acceptance, group_commit
+from brewctl.delivery.acceptance import NewOrder
 from brewctl.delivery.alone import Submission
-from brewctl.delivery.orders import NewOrder
 from brewctl.lifecycle import wait_until
 from brewctl.proto.orders_pb2 import Order
 from tests.conftest import Rig, limited, open_rig
@@ -24,7 +24,7 @@ class Caller(Submission):
 
     def __init__(self, rig: Rig, *, key: str = "", on_told: Callable[[], None] = lambda: None) -> None:
         request = order(customer_id=somebody(), idempotency_key=key)
-        self.new: NewOrder = orders.accept(request, tenant_id=None, traceparent=None)
+        self.new: NewOrder = acceptance.accept(request, tenant_id=None, traceparent=None)
         self.heard: list[str] = []
         self.rows: list[object] = []  # of it, as another session sees them at that moment
         self._rig = rig

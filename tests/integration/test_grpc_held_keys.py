@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from brewctl.config import Limits
-from brewctl.delivery.orders import NewOrder
+from brewctl.delivery.acceptance import NewOrder
 from brewctl.lifecycle import wait_until
 from brewctl.proto import orders_pb2
 from tests.conftest import Rig, limited, open_rig

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from brewctl.config import Limits, Settings, environment
-from brewctl.delivery import database, orders
+from brewctl.delivery import acceptance, database, orders
 from brewctl.delivery.database import BoundedConnection
 from brewctl.delivery.watch import Watch
 from brewctl.doctor import Verdict, postgres
@@ -137,7 +137,7 @@ def test_statements_that_are_asked_again_and_again_are_not_prepared(rig: Rig) ->
 
 def test_a_statement_is_one_round_trip(connection: BoundedConnection, tmp_path: Path) -> None:
     written = tmp_path / "trace"
-    new = orders.accept(order(customer_id=somebody()), tenant_id=None, traceparent=None)
+    new = acceptance.accept(order(customer_id=somebody()), tenant_id=None, traceparent=None)
     with written.open("w") as trace:
         connection.pgconn.trace(trace.fileno())
         assert orders.write(connection, [new], topic="nowhere") == {new.id}
@@ -146,7 +146,7 @@ def test_a_statement_is_one_round_trip(connection: BoundedConnection, tmp_path: 
 
 
 def test_a_statement_that_fails_is_rolled_back_alone(connection: BoundedConnection) -> None:
-    new = orders.accept(order(customer_id=somebody()), tenant_id=None, traceparent=None)
+    new = acceptance.accept(order(customer_id=somebody()), tenant_id=None, traceparent=None)
     assert orders.write(connection, [new], topic="nowhere") == {new.id}
     with pytest.raises(psycopg.errors.DivisionByZero):
         connection.execute("DELETE FROM orders WHERE id = %s AND 1 / (amount_cents - 450) = 1", (new.id,))
@@ -164,7 +164,7 @@ def test_commands_work_or_say_what_they_need(rig: Rig, settings: Settings) -> No
     for arguments in (("db", "init"), ("counts",), ("outbox", "list"), ("dlq", "list")):
         done = run(*arguments, env=env)
         assert done.returncode == 0, done.stderr
-    new = orders.accept(order(customer_id=somebody()), tenant_id=None, traceparent=None)
+    new = acceptance.accept(order(customer_id=somebody()), tenant_id=None, traceparent=None)
     assert orders.write(rig.connection, [new], topic=settings.topic) == {new.id}
     assert run("trace", str(new.id), env=env).stdout.count("created") == 1
     done = run("verify", env=env)

@@ -12,7 +12,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from brewctl.config import Settings, environment
-from brewctl.delivery import database, orders, schema
+from brewctl.delivery import acceptance, database, orders, schema
 from brewctl.errors import BrewError
 from brewctl.lifecycle import wait_until
 from brewctl.proto.orders_pb2 import CreateRequest
@@ -246,7 +246,7 @@ def test_an_older_versions_tables_are_brought_up_to_date_with_their_rows(setting
         fetched = {"limit": 100, "bytes": 1000, "without_topics": []}
         assert len(connection.execute(queries["fetch_unpublished"], fetched).fetchall()) == 10
     with database.connect(settings) as ours:
-        new = orders.accept(
+        new = acceptance.accept(
             CreateRequest(customer_id="c", amount_cents=1, currency="EUR"), tenant_id=None, traceparent=None
         )
         assert orders.write(ours, [new], topic="t") == {new.id}

@@ -11,7 +11,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from brewctl.config import Settings
-from brewctl.delivery import database, orders
+from brewctl.delivery import acceptance, database, orders
 from brewctl.delivery.broker import Producer
 from brewctl.delivery.outbox import Publisher
 from brewctl.doctor import Verdict, postgres
@@ -64,9 +64,9 @@ def narrow(
         yield rig
 
 
-def written(settings: Settings, customer: str) -> orders.NewOrder:
+def written(settings: Settings, customer: str) -> acceptance.NewOrder:
     """Write an order as a role does."""
-    new = orders.accept(order(customer_id=customer), tenant_id=None, traceparent=None)
+    new = acceptance.accept(order(customer_id=customer), tenant_id=None, traceparent=None)
     with database.open_pool(settings, name="writer", size=1) as pool, pool.connection() as connection:
         assert orders.write(connection, [new], topic=settings.topic) == {new.id}
     return new
@@ -197,7 +197,7 @@ def test_a_direct_connection_asks_no_more_often_than_before(rig: Rig, tmp_path: 
             publisher = Publisher(rig.settings, pool, node="test")
 
             def asked(what: str) -> int:
-                new = orders.accept(order(customer_id=somebody()), tenant_id=None, traceparent=None)
+                new = acceptance.accept(order(customer_id=somebody()), tenant_id=None, traceparent=None)
                 path = tmp_path / what.replace(" ", "-")
                 with path.open("w") as trace:
                     with pool.connection() as connection:
@@ -228,7 +228,7 @@ def test_a_direct_connection_asks_no_more_often_than_before(rig: Rig, tmp_path: 
 
 def test_a_call_whose_connection_was_dead_is_asked_with_another(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server's goodbye may still be on its way while the pool looks for it."""
-    new = orders.accept(order(customer_id=somebody()), tenant_id=None, traceparent=None)
+    new = acceptance.accept(order(customer_id=somebody()), tenant_id=None, traceparent=None)
     with database.open_pool(rig.settings, name="ended", size=2) as pool:
         monkeypatch.setattr(database, "has_news", lambda *_args, **_kwargs: False)
         end_all(rig, "ended")

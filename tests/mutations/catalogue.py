@@ -35,14 +35,14 @@ def _publish_again(rig: Rig) -> None:
     rig.connection.execute("UPDATE outbox SET published_at = NULL")
 
 
-def _cancel(rig: Rig, *, event: bool = True) -> None:
-    """Cancel all orders, each with its event unless told otherwise."""
+def _cancel(rig: Rig, *, events: int = 1) -> None:
+    """Cancel all orders, each with so many events of it."""
     with rig.connection.transaction():
         rows = rig.connection.execute(
             "UPDATE orders SET status = 'ORDER_STATUS_CANCELLED', cancelled_at = clock_timestamp()"
             " RETURNING id::text, tenant_id, cancelled_at"
         ).fetchall()
-        for order_id, tenant_id, at in rows if event else ():
+        for order_id, tenant_id, at in rows * events:
             said = OrderCancelled(order_id=str(order_id), tenant_id=str(tenant_id), trace_id="1" * 32)
             assert isinstance(at, datetime)
             said.cancelled_at.FromDatetime(at)
@@ -53,7 +53,11 @@ def _cancel(rig: Rig, *, event: bool = True) -> None:
 
 
 def _cancel_unsaid(rig: Rig) -> None:
-    _cancel(rig, event=False)
+    _cancel(rig, events=0)
+
+
+def _cancel_twice(rig: Rig) -> None:
+    _cancel(rig, events=2)
 
 
 def _send_rubbish(rig: Rig) -> None:
@@ -130,6 +134,12 @@ def _of_a_group(group: str) -> tuple[Mutation, ...]:
             quick=first,
         ),
         Mutation(
+            f"{group}-state",
+            "each effect is the one of a cancelled order",
+            (f"cancel_invented:{group}",),
+            roles,
+        ),
+        Mutation(
             f"{group}-sequence",
             "the events of a key are taken with the newest first",
             (f"taken_backwards:{group}",),
@@ -171,6 +181,7 @@ def _of_a_group(group: str) -> tuple[Mutation, ...]:
 MUTATIONS = (
     Mutation("event-per-order", "each order gets two outbox rows", ("events_twice",), also=("numbered",)),
     Mutation("event-per-order", "orders are cancelled without an event", during=_cancel_unsaid),
+    Mutation("event-per-order", "each cancel has two events", during=_cancel_twice),
     Mutation("numbered", "an order's first event has the number 2", ("misnumbered",)),
     Mutation("order-per-event", "an event of an order that was never made", ("event_without_order",)),
     Mutation(
@@ -203,6 +214,13 @@ MUTATIONS = (
         "a batch is sent with its last row first",
         ("events_twice", "sent_backwards"),
         also=("event-per-order", "numbered"),
+    ),
+    Mutation(
+        "out-of-order",
+        "a cancel is sent before what it cancels",
+        ("publisher_waits", "sent_backwards"),
+        during=_cancel,
+        quick=True,
     ),
     *(mutation for group in GROUPS for mutation in _of_a_group(group)),
 )

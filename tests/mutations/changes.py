@@ -73,7 +73,26 @@ def acknowledged_unwritten() -> None:
     rewrite("create_orders", r"SELECT id FROM written\s*$", "SELECT id FROM new_order")
 
 
+def cancel_unwritten() -> None:
+    """The client is told of a cancel that was never written."""
+    rewrite("cancel_order", r"WHERE id = %\(id\)s", r"\g<0> AND false")
+
+
 # The publisher
+
+
+def publisher_waits() -> None:
+    """Nothing is published before every order has its order.cancelled."""
+    run = outbox.Publisher.run
+    both = "SELECT count(*) > 0 AND count(*) = 2 * count(*) FILTER (WHERE aggregate_seq = 1) FROM outbox"
+
+    def later(publisher: Any, stop: Any) -> None:
+        with publisher._pool.connection() as connection:
+            while connection.execute(both).fetchone() == (False,) and not stop.wait(0.1):
+                pass
+        run(publisher, stop)
+
+    _put(outbox.Publisher, "run", later)
 
 
 def publisher_sleeps() -> None:
@@ -207,6 +226,11 @@ def cancel_forgotten(group: str) -> Change:
     return in_group(group, lambda: rewrite(_effect(group), r"bool_or\(type = 'order.cancelled'\)", "false"))
 
 
+def cancel_invented(group: str) -> Change:
+    """Let each effect be that of a cancelled order."""
+    return in_group(group, lambda: rewrite(_effect(group), r"bool_or\(type = 'order.cancelled'\)", "true"))
+
+
 def consumer_stuck(group: str) -> Change:
     """Never get a batch into the database."""
 
@@ -259,6 +283,7 @@ _OF_A_GROUP = (
     effect_forgotten,
     effect_invented,
     cancel_forgotten,
+    cancel_invented,
     consumer_stuck,
     batch_dropped,
     parked_overtaken,
@@ -273,6 +298,8 @@ CHANGES: dict[str, Change] = {
     "misnumbered": misnumbered,
     "another_amount": another_amount,
     "acknowledged_unwritten": acknowledged_unwritten,
+    "cancel_unwritten": cancel_unwritten,
+    "publisher_waits": publisher_waits,
     "publisher_sleeps": publisher_sleeps,
     "marked_unsent": marked_unsent,
     "sent_backwards": sent_backwards,

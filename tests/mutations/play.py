@@ -80,10 +80,18 @@ class Play:
         return self._found or set()
 
 
-def send(addresses: list[str], *, orders: int = ORDERS, timeout_s: float = 30.0) -> History:
-    """Create orders, one after the other, and return what the client was told."""
+def send(addresses: list[str], *, orders: int = ORDERS, timeout_s: float = 30.0, cancel: float = 0.0) -> History:
+    """Create orders, one after the other, cancel a share of them, and return what the client was told."""
     told = History()
-    load = Load(addresses, told.record, concurrency=1, orders=orders, timeout_s=timeout_s)
+    load = Load(
+        addresses,
+        told.record,
+        concurrency=1,
+        orders=orders,
+        timeout_s=timeout_s,
+        cancel=cancel,
+        record_cancel=told.record_cancel,
+    )
     load.run(threading.Event())
     return told
 
@@ -130,9 +138,40 @@ def play_refused_written(servers: dict[str, str], logs: Path) -> verdict.Contrad
         return verdict.compare(rig.connection, told.calls)
 
 
+def play_cancel_unwritten(servers: dict[str, str], logs: Path) -> verdict.Contradictions:
+    """Play an order-service that acknowledges cancels that it does not write."""
+    with opened(servers, logs, ("cancel_unwritten",)) as (rig, stage):
+        told = send([stage.start("order").address], orders=2, cancel=1.0)
+        return verdict.compare(rig.connection, told.calls, told.cancels)
+
+
+def play_cancel_refused(servers: dict[str, str], logs: Path) -> verdict.Contradictions:
+    """Play a client that takes the lost answer to a cancel for a refusal."""
+    with opened(servers, logs, ()) as (rig, stage):
+        host, _, port = stage.start("order").address.rpartition(":")
+        with (
+            Proxy("order-1", (host, int(port))) as proxy,
+            mock.patch.object(client._Failure, "doubtful", property(lambda _failure: False)),
+            mock.patch.object(client._Failure, "worth_a_retry", property(lambda _failure: False)),
+        ):
+            proxy.cut_response(0, every=2, times=1)  # the answer to the Cancel, after the one to the Create
+            told = send([proxy.address], orders=1, cancel=1.0)
+        return verdict.compare(rig.connection, told.calls, told.cancels)
+
+
 VERDICTS = {
     "chaos: acknowledged": ("order-service acknowledges what it does not write", play_acknowledged_unwritten, "lost"),
     "chaos: refused": ("a client takes lost answers for refusals", play_refused_written, "refused_written"),
+    "chaos: cancel answered": (
+        "order-service acknowledges cancels that it does not write",
+        play_cancel_unwritten,
+        "not_cancelled",
+    ),
+    "chaos: cancel refused": (
+        "a client takes a cancel's lost answer for a refusal",
+        play_cancel_refused,
+        "refused_cancelled",
+    ),
 }
 
 

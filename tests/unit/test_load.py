@@ -7,6 +7,7 @@ from typing import Any
 import grpc
 import pytest
 
+from brewctl.delivery.cancellation import LONGEST_REASON
 from brewctl.lab.cancels import LATER_S
 from brewctl.lab.load import Call, History, Load, Outcome
 from brewctl.lifecycle import wait_until
@@ -281,6 +282,24 @@ def test_none_or_all_are_cancelled(share: float, count: int) -> None:
     with serving() as server:
         run(Load([server.address], told.record, orders=30, cancel=share, record_cancel=told.record_cancel))
     assert len(told.cancels) == len(server.cancels) == count
+
+
+def test_every_third_cancel_asks_for_what_no_service_may_take_where_calls_do_too() -> None:
+    for every in (0, 10):
+        told = History()
+        with serving() as server:
+            load = Load(
+                [server.address],
+                told.record,
+                concurrency=1,
+                orders=12,
+                cancel=1,
+                invalid_every=every,
+                record_cancel=told.record_cancel,
+            )
+            run(load)
+        too_long = [len(each.reason) > LONGEST_REASON for each in server.cancels]
+        assert too_long == [bool(every) and at % 3 == 0 for at in range(12)]
 
 
 def test_what_a_cancel_was_told() -> None:

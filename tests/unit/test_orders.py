@@ -10,8 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from iso4217 import Currency
 
-from brewctl.delivery import orders
-from brewctl.delivery.orders import InvalidOrderError, NewOrder
+from brewctl.delivery import acceptance
+from brewctl.delivery.acceptance import InvalidOrderError, NewOrder
 from brewctl.proto.orders_pb2 import ORDER_STATUS_NEW, CreateRequest
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -31,7 +31,7 @@ def accept(
     request = CreateRequest(
         customer_id=customer_id, amount_cents=amount_cents, currency=currency, idempotency_key=idempotency_key
     )
-    return orders.accept(request, tenant_id=tenant_id, traceparent=traceparent)
+    return acceptance.accept(request, tenant_id=tenant_id, traceparent=traceparent)
 
 
 def test_a_good_request_becomes_a_new_order() -> None:
@@ -97,7 +97,7 @@ def test_customer_ids_of_the_wrong_length(customer_id: str) -> None:
 @pytest.mark.parametrize("field", ["customer_id", "idempotency_key"])
 def test_control_characters_are_refused(field: str, control: str) -> None:
     with pytest.raises(InvalidOrderError, match=f"^{field} must not contain control characters$"):
-        orders.accept(
+        acceptance.accept(
             CreateRequest(**{"customer_id": "c1", "amount_cents": 1, "currency": "EUR", field: f"a{control}b"}),  # type: ignore[arg-type]
             tenant_id=None,
             traceparent=None,
@@ -156,7 +156,7 @@ def test_every_violation_is_named() -> None:
     ],
 )
 def test_the_trace_goes_on(traceparent: str) -> None:
-    assert orders.trace_id(traceparent) == TRACE
+    assert acceptance.trace_id(traceparent) == TRACE
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_the_trace_goes_on(traceparent: str) -> None:
     ],
 )
 def test_a_malformed_traceparent_starts_a_new_trace(traceparent: str | None) -> None:
-    made = {orders.trace_id(traceparent) for _ in range(10)}
+    made = {acceptance.trace_id(traceparent) for _ in range(10)}
     assert len(made) == 10
     assert TRACE not in made
     assert all(re.fullmatch("[0-9a-f]{32}", trace) and set(trace) != {"0"} for trace in made)
@@ -260,11 +260,11 @@ HEX = "0123456789abcdef"
 @example(version="ff", trace=TRACE, parent=PARENT, flags="01", more="")
 def test_exactly_the_traces_that_w3c_allows_go_on(version: str, trace: str, parent: str, flags: str, more: str) -> None:
     goes_on = version != "ff" and set(trace) != {"0"} and set(parent) != {"0"} and (version != "00" or not more)
-    assert (orders.trace_id(f"{version}-{trace}-{parent}-{flags}{more}") == trace) is goes_on
+    assert (acceptance.trace_id(f"{version}-{trace}-{parent}-{flags}{more}") == trace) is goes_on
 
 
 @given(st.text())
 def test_whatever_comes_as_a_traceparent_there_is_a_trace(traceparent: str) -> None:
-    made = orders.trace_id(traceparent)
+    made = acceptance.trace_id(traceparent)
     assert re.fullmatch("[0-9a-f]{32}", made)
     assert set(made) != {"0"}

@@ -6,10 +6,11 @@ from typing import cast
 
 import pytest
 
+from brewctl.cli import chaos as command
 from brewctl.config import Settings
 from brewctl.lab import chaos
 from brewctl.lab.history import Act
-from brewctl.lab.result import Result
+from brewctl.lab.result import Cancels, Result
 from brewctl.lab.stage import Stage
 from brewctl.lab.watch import Watch
 from brewctl.verify import Check, Facts, Verification
@@ -18,7 +19,7 @@ NUMBERS = {field.name: 0 for field in dataclasses.fields(Facts) if field.type in
 FACTS = Facts(**NUMBERS, dead_letters={}, lag={}, unread={})
 
 
-def judged(monkeypatch: pytest.MonkeyPatch, *, ledger: int, **result: int) -> list[str]:
+def judged(monkeypatch: pytest.MonkeyPatch, *, ledger: int, **result: object) -> list[str]:
     """What is found where there are two effects of each group, and so many rows in the ledger."""
     checks = [
         Check(f"{group}-{name}", "no order has a second one", 2)
@@ -39,6 +40,7 @@ def judged(monkeypatch: pytest.MonkeyPatch, *, ledger: int, **result: int) -> li
 
 def test_a_run_that_shows_everything_is_ok(monkeypatch: pytest.MonkeyPatch) -> None:
     assert judged(monkeypatch, ledger=4) == []
+    assert judged(monkeypatch, ledger=4, cancels=Cancels(1, 1, 1, 0, 0)) == []
 
 
 @pytest.mark.parametrize(
@@ -47,10 +49,29 @@ def test_a_run_that_shows_everything_is_ok(monkeypatch: pytest.MonkeyPatch) -> N
         (3, {}, "the ledger has 3 of 4 effects"),
         (4, {"refused": 0}, "no call was refused"),
         (4, {"acknowledged": 0}, "no order was acknowledged"),
+        (4, {"cancels": Cancels(0, 1, 0, 0, 0)}, "no cancel was acknowledged"),
+        (4, {"cancels": Cancels(1, 0, 0, 0, 0)}, "no cancel was refused"),
     ],
 )
 def test_a_run_that_shows_nothing_says_so(
-    monkeypatch: pytest.MonkeyPatch, ledger: int, result: dict[str, int], says: str
+    monkeypatch: pytest.MonkeyPatch, ledger: int, result: dict[str, object], says: str
 ) -> None:
     (finding,) = judged(monkeypatch, ledger=ledger, **result)
     assert finding.startswith(says)
+
+
+def test_the_cancels_of_a_run_are_shown_where_there_are_any() -> None:
+    """A run without them prints what it printed before there were any."""
+    plain, with_cancels = Result("any"), Result("any", cancels=Cancels(7, 5, 3, 2, 1))
+    assert "cancels" not in command._document(plain)
+    assert "cancels" not in command._verdict(plain)
+    assert not [name for name, _ in plain.figures() if "cancels" in name]
+    document = command._document(with_cancels)
+    assert document["cancels"] == dataclasses.asdict(with_cancels)["cancels"]
+    assert "\n    cancels: 7 acknowledged, 5 refused, 3 unknown" in command._verdict(with_cancels)
+    assert ("cancels acknowledged", "7 (2 not cancelled)") in with_cancels.figures()
+
+
+@pytest.mark.parametrize(("share", "option"), [(0.0, ""), (0.25, " --cancel 0.25")])
+def test_the_command_that_plays_it_again_cancels_as_many(share: float, option: str) -> None:
+    assert command._cancelling(chaos.Plan(orders=1, rate=1.0, seed=1, session_s=6.0, cancel=share)) == option

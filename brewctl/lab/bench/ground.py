@@ -8,7 +8,7 @@ from pathlib import Path
 
 from brewctl import overview
 from brewctl.config import Settings
-from brewctl.delivery import database, orders, topics
+from brewctl.delivery import acceptance, database, orders, topics
 from brewctl.delivery.database import BoundedConnection
 from brewctl.errors import BrewError
 from brewctl.lab.cast import ORDER_NODES, STORY
@@ -68,7 +68,7 @@ class Ground:
         request = CreateRequest(customer_id="customer-1", amount_cents=450, currency="EUR")
         for first in range(0, count, _WRITTEN_AT_ONCE):
             new = [
-                orders.accept(request, tenant_id=None, traceparent=None)
+                acceptance.accept(request, tenant_id=None, traceparent=None)
                 for _ in range(min(_WRITTEN_AT_ONCE, count - first))
             ]
             orders.write(self.connection, new, topic=self.settings.topic)

@@ -2,7 +2,8 @@
 
     first try ─► half of the threads ──lock held─► the other half, again and again while somebody waits ──► told
 
-So a transaction that holds one order's row takes nothing from the reads, nor for long from the cancels of other orders.
+So a transaction that holds one order's row takes nothing from the reads, nor for long from the cancels of other orders:
+a further cancel of an order that is known to be held has its first try in the other half too.
 """
 
 import threading
@@ -39,6 +40,7 @@ class Cancelling:
         self._held = ThreadPoolExecutor(lane, thread_name_prefix="cancelling-held")
         self._lock = threading.Lock()
         self._waiting = 0
+        self._held_orders: set[str] = set()  # of cancels that wait for a lock; each leaves it when one of them ends
         self._held_up = log.Seldom(logger, "cancel_held")
 
     @property
@@ -50,7 +52,8 @@ class Cancelling:
         """Cancel an order for a call: `told` has the answer, None without such an order, or why there is none."""
         with self._lock:
             self._waiting += 1
-        self._first.submit(self._try, wish, call, told)
+            lane = self._held if wish.order_id in self._held_orders else self._first
+        lane.submit(self._try, wish, call, told)
 
     def shutdown(self) -> None:
         """End the threads, without what they have not begun: its time is up."""
@@ -71,11 +74,11 @@ class Cancelling:
             if call.left_s() > 0:
                 self._again(wish, call, told, began)
                 return
-            self._tell(call, told, error)
+            self._tell(wish, call, told, error)
         except Exception as error:  # noqa: BLE001 - its caller is told, and the thread goes on
-            self._tell(call, told, error)
+            self._tell(wish, call, told, error)
         else:
-            self._tell(call, told, answer)
+            self._tell(wish, call, told, answer)
             if written:
                 self._notify()
 
@@ -83,6 +86,9 @@ class Cancelling:
         self._held_up.warn(
             order_id=wish.order_id, hint="another transaction holds the order's row: pg_stat_activity shows which"
         )
+
+        with self._lock:
+            self._held_orders.add(wish.order_id)
 
         def later() -> None:
             # Refused without a wait, as by NOWAIT in a trigger: no hot loop.
@@ -92,9 +98,10 @@ class Cancelling:
         try:
             self._held.submit(later)
         except RuntimeError as error:  # shut down meanwhile
-            self._tell(call, told, error)
+            self._tell(wish, call, told, error)
 
-    def _tell(self, call: Call, told: Told, end: CancelResponse | Exception | None) -> None:
+    def _tell(self, wish: Cancellation, call: Call, told: Told, end: CancelResponse | Exception | None) -> None:
         call.guarded(lambda: told(end))
         with self._lock:
             self._waiting -= 1
+            self._held_orders.discard(wish.order_id)

@@ -11,7 +11,7 @@ from grpc_status import rpc_status
 
 from brewctl import log
 from brewctl.config import Settings
-from brewctl.delivery import cancellation, database, orders, refusals
+from brewctl.delivery import acceptance, cancellation, database, orders, refusals
 from brewctl.delivery.database import Pool
 from brewctl.delivery.group_commit import GroupCommit
 from brewctl.delivery.watch import Watch
@@ -69,8 +69,10 @@ class OrderService:
         try:
             self._check_size(request.ByteSize())
             metadata = call.metadata()
-            new = orders.accept(request, tenant_id=metadata.get("x-tenant-id"), traceparent=metadata.get("traceparent"))
-        except orders.InvalidOrderError as error:
+            new = acceptance.accept(
+                request, tenant_id=metadata.get("x-tenant-id"), traceparent=metadata.get("traceparent")
+            )
+        except acceptance.InvalidOrderError as error:
             call.end(Status(grpc.StatusCode.INVALID_ARGUMENT, str(error)))
             return
         if early := self._early(call):
@@ -86,7 +88,7 @@ class OrderService:
         try:
             self._check_size(request.ByteSize())
             wish = cancellation.accept(request, traceparent=call.metadata().get("traceparent"))
-        except orders.InvalidOrderError as error:
+        except acceptance.InvalidOrderError as error:
             call.end(Status(grpc.StatusCode.INVALID_ARGUMENT, str(error)))
             return
         if early := self._early(call):
@@ -184,7 +186,7 @@ class OrderService:
     def _check_size(self, size: int) -> None:
         limit = self._limits.request_bytes
         if size > limit:
-            raise orders.InvalidOrderError(f"request has {size} bytes; the limit is {limit}")
+            raise acceptance.InvalidOrderError(f"request has {size} bytes; the limit is {limit}")
 
     def _has_read(self) -> None:
         with self._lock:
@@ -208,7 +210,7 @@ class _Create:
 
     __slots__ = ("_call", "_service", "left_s", "new")
 
-    def __init__(self, service: OrderService, new: orders.NewOrder, call: Call) -> None:
+    def __init__(self, service: OrderService, new: acceptance.NewOrder, call: Call) -> None:
         self._service = service
         self._call = call
         self.new = new
