@@ -323,4 +323,5 @@ def test_a_node_parks_what_takes_too_long_and_a_redrive_that_does_too_is_one_lin
     again = rig.brewctl("dlq", "redrive", f"p{found}")
     assert (again.returncode, again.stderr.count("\n")) == (1, 1), again.stderr
     assert "kept its transaction idle for longer than 1s" in again.stderr
+    assert "it is parked as before" in again.stderr
     assert len(parked(rig)) == 1
