@@ -236,6 +236,7 @@ class Consumption:
             if stop.is_set():
                 self._end_in_time(writing)
         self._writing = None
+        self._inbox.forget(writing.batch)
         self._commit(consumer, writing)
         if undone := len(writing.batch.records) - len(writing.batch.settled):
             logger.info("batch_given_up", records=undone, reason="partitions leave", hint="they are delivered again")

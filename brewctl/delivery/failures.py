@@ -60,7 +60,7 @@ class Failures:
         return self._forget(identity) if self._tries[identity] >= self._downstream.attempts else None
 
     def settled(self, part: Iterable[Identity]) -> None:
-        """Forget the tries of events that are done."""
+        """Forget the tries of events that are done, or are another's to do."""
         if self._tries:
             for identity in part:
                 self._forget(identity)

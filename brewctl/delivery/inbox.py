@@ -28,6 +28,7 @@ from brewctl.delivery.failures import FailingError, Failures, Identity, StoppedE
 from brewctl.delivery.pace import Pace
 from brewctl.delivery.parking import Parking, Read
 from brewctl.delivery.presence import Work
+from brewctl.delivery.transaction import HeldTooLongError
 
 logger = log.get(__name__)
 
@@ -163,6 +164,10 @@ class Inbox:
         """Read the records of one poll."""
         return Batch.of(records, self._downstream.decoder_of)
 
+    def forget(self, batch: Batch) -> None:
+        """Forget the failed tries of a batch whose partitions have left: whoever has them then counts anew."""
+        self._failures.settled(batch.readable)
+
     def close(self) -> None:
         """Let the connection to the dead-letter topic go."""
         self.done.tell(at_once=True)
@@ -284,7 +289,7 @@ class Inbox:
 
     def _halves(self, part: list[Identity], error: Exception, batch: Batch) -> list[list[Identity]]:
         """Say in which parts to try again what failed, the first one last; none where that would not help."""
-        slow = isinstance(error, SLOW) and not batch.given_up
+        slow = isinstance(error, (*SLOW, HeldTooLongError)) and not batch.given_up
         if isinstance(error, NoAnswerError):  # it is away, or slow where nothing ends its statements
             self._pace.halve(len(part))
         elif slow:

@@ -23,8 +23,11 @@ from brewctl.delivery.downstream import Downstream
 from brewctl.delivery.effects import Effect, distinct, effect_of
 from brewctl.delivery.events import Event, Headers
 from brewctl.delivery.failures import reason_of
+from brewctl.delivery.transaction import HandlerError
+from brewctl.errors import BrewError
 from brewctl.sql import queries
 
+_AFTER_IT = "it is parked as before; redrive the others by their ids"
 Read = tuple[Record, Event[Any]]  # an event, and the record that it was read from
 
 
@@ -168,7 +171,7 @@ def redrive(connection: BoundedConnection, downstream: Downstream, keys: Iterabl
     """Apply what is parked of each key, in order, by the downstream's own effect: a transaction a key.
 
     A key whose effect fails stays parked as it was. An event that has had its effect has no other. Raises
-    psycopg.Error where the server is away: then the keys before are done.
+    psycopg.Error where the server is away, BrewError where a handler lost its session: then the keys before are done.
     """
     outcome = Outcome()
     effect = effect_of(downstream, node=node)
@@ -181,6 +184,8 @@ def redrive(connection: BoundedConnection, downstream: Downstream, keys: Iterabl
                 _apply(connection, effect, [parked.event(downstream) for parked in waiting])
                 _settle(connection, waiting, "redriven")
         except Exception as error:
+            if connection.closed and isinstance(error, HandlerError):  # it kept it for too long, or left it busy
+                raise BrewError(f"the redrive of {key} failed: {reason_of(error)}", hint=_AFTER_IT) from error
             if connection.closed or not waiting:
                 raise
             outcome.refused.append((waiting[0], reason_of(error)))

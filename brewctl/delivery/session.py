@@ -99,6 +99,12 @@ class Session:
             **self.given_settings(),
         }
 
+    @property
+    def idle_bound(self) -> str:
+        """Say how long a transaction may be idle, as the URL does, or in seconds."""
+        name = "idle_in_transaction_session_timeout"
+        return self.given_settings().get(name) or f"{self.limits.database_idle_transaction_s} s"
+
     def arguments(self) -> dict[str, Any]:
         """Return what psycopg is to connect with."""
         given = conninfo_to_dict(self.url)

@@ -22,11 +22,20 @@ _TOKEN = re.compile(
 )
 _COMMENT_EDGE = re.compile(r"/\*|\*/")
 # Without one of these words a text can't be refused: most are not read at all.
-_SUSPECT = re.compile(r"(?i)\b(?:commit|rollback|end|abort|begin|start|prepare|set|reset|discard)\b")
+_SUSPECT = re.compile(
+    r"(?i)\b(?:commit|rollback|end|abort|begin|start|prepare|set|reset|discard|listen|deallocate|hold|temp|temporary"
+    r"|set_config|pg_(?:try_)?advisory_lock(?:_shared)?)\b"
+)
 _ENDING = frozenset({"commit", "end", "abort", "rollback"})
 _BEGINNING = frozenset({"begin", "start"})
 # SET … of these ends with the transaction.
 _SET_LOCALLY = frozenset({"local", "constraints", "transaction"})
+_SESSION_LOCKS = {
+    f"pg_{tried}advisory_lock{shared}": f"pg_{tried}advisory_xact_lock{shared}"
+    for tried in ("", "try_")
+    for shared in ("", "_shared")
+}
+_TEMPORARY = frozenset({"temp", "temporary"})
 
 _EFFECTS = frozenset({"insert", "update", "delete", "merge", "with"})
 _MAIN = frozenset({"insert", "update", "delete", "merge", "select", "values"})
@@ -101,7 +110,57 @@ def _refusal(words: list[str]) -> str:
         why = "SET would outlast the transaction and change what comes later: use SET LOCAL"
     elif first in {"reset", "discard"}:
         why = f"{first.upper()} would outlast the transaction and change what comes later"
-    return why
+    return why or _left_behind(words)
+
+
+def _left_behind(words: list[str]) -> str:
+    """Say what a statement would leave in the session, whose next transactions are other events'."""
+    first, why = words[0], ""
+    if first == "listen":
+        why = "LISTEN would outlast the transaction: listen on a connection of your own"
+    elif first == "prepare":
+        why = "PREPARE would outlast the transaction: psycopg prepares statements itself"
+    elif first == "deallocate":
+        why = "DEALLOCATE would take away statements that psycopg has prepared"
+    elif first == "declare" and _within(words, "with", "hold"):
+        why = "WITH HOLD would let the cursor outlast the transaction"
+    elif _makes_temporary(words) and not _within(words, "on", "commit", "drop"):
+        why = "TEMP would let it outlast the transaction: make a temporary table with ON COMMIT DROP"
+    calls = (place for place, word in enumerate(words) if word == "(" and place)
+    return why or next((why for place in calls if (why := _left_by_call(words[place - 1], words[place + 1 :]))), "")
+
+
+def _left_by_call(function: str, behind: list[str]) -> str:
+    if function in _SESSION_LOCKS:
+        return f"{function}() would hold its lock after the transaction: use {_SESSION_LOCKS[function]}()"
+    if function == "set_config" and "true" not in _last_argument(behind):
+        return "set_config() would outlast the transaction and change what comes later: write `true` as its third value"
+    return ""
+
+
+def _within(words: list[str], *wanted: str) -> bool:
+    return any(tuple(words[place : place + len(wanted)]) == wanted for place in range(len(words)))
+
+
+def _makes_temporary(words: list[str]) -> bool:
+    if words[0] == "create":
+        kind = next((word for word in words[1:] if word not in {"or", "replace", "local", "global"}), "")
+        return kind in _TEMPORARY
+    return any(
+        word == "into" and words[place + 1] in _TEMPORARY and words[place - 1] not in {"insert", "merge"}
+        for place, word in enumerate(words[:-1])
+    )
+
+
+def _last_argument(words: list[str]) -> list[str]:
+    """Return the words of a call's last argument, given what stands behind its bracket."""
+    depth, last = 1, list[str]()
+    for word in words:
+        depth += {"(": 1, ")": -1}.get(word, 0)
+        if not depth:
+            break
+        last = [] if word == "," and depth == 1 else [*last, word]
+    return last
 
 
 class Effect(NamedTuple):
@@ -114,11 +173,13 @@ class Effect(NamedTuple):
 
 
 def effect(text: str) -> Effect:
-    """Read the one statement of a downstream. Raises ValueError where it is none, or more than one."""
+    """Read the one statement of a downstream. Raises ValueError where it is none, more than one, or outlasts itself."""
     found = list(tokens(text))
     first = found[0][1].lower() if found else ""
     if first not in _EFFECTS:
         raise ValueError("sql must be one INSERT, UPDATE, DELETE or MERGE over `fresh`")
+    if why := refusal(text):
+        raise ValueError(f"sql is refused: {why}")
     outermost = _outermost(found)
     end = len(text)
     if ends := [place for _, sign, place in outermost if sign == ";"]:

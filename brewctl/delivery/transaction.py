@@ -5,8 +5,8 @@ factories and adapters are psycopg's, and what a handler changes of them is gone
 transaction is missing, and after the handler has returned everything is.
 """
 
-import contextlib
 import functools
+import time
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -27,14 +27,23 @@ class HandlerError(Exception):
     """A handler did with its transaction what no handler may. The message says what, and what to do instead."""
 
 
+class HeldTooLongError(HandlerError):
+    """A handler kept its transaction for longer than PostgreSQL allows, which has ended the session for it."""
+
+
+# What the server, or our patience with it, ends a session with: known by its class, whatever the handler makes of it.
+_ENDS = (NoAnswerError, psycopg.errors.IdleInTransactionSessionTimeout, psycopg.errors.TransactionTimeout)
+
+
 class lent:  # noqa: N801 - used as a function is; a generator would cost each event more
     """Lend the transaction that is open on a connection to a handler, for as long as the block runs.
 
-    Raises HandlerError where the handler left it in no state to be committed, psycopg.OperationalError where the
-    session was lost meanwhile: then nothing of it was kept, whatever the handler says.
+    Raises HandlerError where the handler left it in no state to be committed, or kept it so long that PostgreSQL ended
+    the session, psycopg.OperationalError where the session was lost for another reason: then nothing of it was kept,
+    whatever the handler says.
     """
 
-    __slots__ = ("_connection", "_handlers", "_threshold", "_tx")
+    __slots__ = ("_began", "_connection", "_handlers", "_threshold", "_tx")
 
     def __init__(self, connection: BoundedConnection) -> None:
         self._connection = connection
@@ -44,6 +53,7 @@ class lent:  # noqa: N801 - used as a function is; a generator would cost each e
         self._handlers = pgconn.notice_handler, pgconn.notify_handler
         self._threshold = self._connection.prepare_threshold
         self._tx = _Lent(self._connection)
+        self._began = time.monotonic()
         return self._tx
 
     def __exit__(
@@ -53,6 +63,7 @@ class lent:  # noqa: N801 - used as a function is; a generator would cost each e
         # Held: by a stream, a COPY or another thread in the middle of a statement.
         lock = tx.lock
         idle = lock.acquire(blocking=False)
+        ended, waited_s = tx._ended, tx._waited_s  # noqa: SLF001 - of this module
         tx.__class__ = _Returned
         if idle:
             lock.release()
@@ -66,11 +77,9 @@ class lent:  # noqa: N801 - used as a function is; a generator would cost each e
                     " close a COPY or a pipeline, and wait for its threads"
                 )
             return
-        if pgconn.status == ConnStatus.OK and has_news(connection, within_s=0):
-            with contextlib.suppress(psycopg.Error):
-                connection.execute("")  # such as the server's goodbye, after which there is no session
+        ended = self._goodbye() or ended
         if pgconn.status != ConnStatus.OK:
-            _raise_lost(error)
+            self._raise_lost(error, ended, waited_s)
         if isinstance(error, psycopg.Rollback):  # psycopg would take it as a wish, and say nothing
             raise HandlerError(f"the handler raised psycopg.Rollback outside `with tx.transaction():`; {_ROLL_BACK}")
         if error is not None:
@@ -83,17 +92,36 @@ class lent:  # noqa: N801 - used as a function is; a generator would cost each e
         if pgconn.transaction_status != TransactionStatus.INTRANS:
             raise HandlerError(f"the handler ended the transaction; {_OURS}")
 
+    def _goodbye(self) -> psycopg.Error | None:
+        """Read what the server has said unasked: where it has ended the session, return what for."""
+        connection = self._connection
+        if connection.pgconn.status == ConnStatus.OK and has_news(connection, within_s=0):
+            try:
+                connection.execute("")
+            except psycopg.Error as error:
+                return error
+        return None
 
-def _raise_lost(error: BaseException | None) -> None:
-    """Raise what happened to the session, unless the handler's own error says it."""
-    if isinstance(error, psycopg.Error) or (error is not None and not isinstance(error, Exception)):
-        return
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, NoAnswerError | psycopg.errors.TransactionTimeout):
-            raise cause  # the server was too slow: known by its class
-        cause = cause.__cause__ or cause.__context__
-    raise psycopg.OperationalError("the session was lost while the handler had its transaction") from error
+    def _raise_lost(self, error: BaseException | None, ended: psycopg.Error | None, waited_s: float) -> None:
+        """Raise what happened to the session, unless the handler's own error says it."""
+        if error is not None and not isinstance(error, Exception):
+            return
+        if isinstance(ended, psycopg.errors.IdleInTransactionSessionTimeout):
+            bound = self._connection.session.idle_bound
+            raise HeldTooLongError(
+                f"the handler kept its transaction idle for longer than {bound}, and PostgreSQL ended it: do what takes"
+                " long elsewhere, or have `options=-c idle_in_transaction_session_timeout=60s` in the database's URL"
+            ) from error
+        # Of the time it was mostly the handler that was waited for, not the server, which might be at a lock.
+        if isinstance(ended, psycopg.errors.TransactionTimeout) and time.monotonic() - self._began > 2 * waited_s:
+            raise HeldTooLongError(
+                "the handler kept its transaction for longer than PostgreSQL's transaction_timeout allows"
+            ) from error
+        if isinstance(error, psycopg.Error):
+            return
+        if isinstance(ended, _ENDS):
+            raise ended  # the server was too slow: known by its class
+        raise psycopg.OperationalError("the session was lost while the handler had its transaction") from error
 
 
 def _refuse(name: str) -> Any:
@@ -108,6 +136,8 @@ class _Lent(psycopg.Connection[TupleRow]):
 
     def __init__(self, connection: BoundedConnection) -> None:
         super().__init__(connection.pgconn, tuple_row)
+        self._ended: psycopg.Error | None = None  # what the session was ended with, also where the handler caught it
+        self._waited_s = 0.0  # for the server
         self._wait = connection.wait  # whose bounds hold for a handler's statements too
         self._prepared = connection._prepared  # noqa: SLF001 - statements that are prepared are so in the session
         self._adapters = connection._adapters and type(connection._adapters)(connection._adapters)  # noqa: SLF001
@@ -121,10 +151,21 @@ class _Lent(psycopg.Connection[TupleRow]):
         """Wait for an answer; a statement that would run in a transaction of its own is not sent."""
         if self.pgconn.transaction_status == TransactionStatus.IDLE:
             raise HandlerError(f"the handler ended the transaction and went on; {_OURS}")
-        return self._wait(gen, *args, **kwargs)
+        began = time.monotonic()
+        try:
+            return self._wait(gen, *args, **kwargs)
+        except _ENDS as error:
+            self._ended = error
+            raise
+        finally:
+            self._waited_s += time.monotonic() - began
 
     def cursor(self, *args: Any, **kwargs: Any) -> Any:
         """Return a cursor as psycopg does, which looks at what it is to send."""
+        if kwargs.get("withhold"):
+            raise HandlerError(
+                f"the handler made a cursor with withhold=True, which would outlast the transaction; {_OURS}"
+            )
         cursor = super().cursor(*args, **kwargs)
         if not isinstance(cursor, _Checked):  # the handler named a class of its own
             cursor.__class__ = _checked(cursor.__class__)

@@ -413,3 +413,9 @@ REFUSED = [
 def test_what_is_no_statement_over_fresh_is_refused(sql: str) -> None:
     with pytest.raises(UsageError, match="downstream own: sql must be one"):
         statement(sql)
+
+
+@pytest.mark.parametrize("call", ["set_config('a.b', word, false)", "pg_advisory_lock(1)"])
+def test_a_statement_that_would_leave_something_in_the_session_is_refused(call: str) -> None:
+    with pytest.raises(UsageError, match=r"downstream own: sql is refused: .* would .* transaction"):
+        statement(f"INSERT INTO a SELECT {call} FROM fresh")

@@ -131,6 +131,11 @@ ENDS: dict[str, Callable[[Any], object]] = {
     "PREPARE TRANSACTION": lambda tx: tx.execute("PREPARE TRANSACTION 'x'"),
     "SET": lambda tx: tx.execute("SET search_path TO elsewhere"),
     "RESET": lambda tx: tx.execute("RESET ROLE"),
+    "LISTEN": lambda tx: tx.execute("LISTEN told"),
+    "set_config": lambda tx: tx.execute("SELECT set_config(%s, %s, false)", ("statement_timeout", "0")),
+    "pg_advisory_lock": lambda tx: tx.execute("SELECT pg_advisory_lock(7)"),
+    "TEMP": lambda tx: tx.execute("CREATE TEMP TABLE processed_events (a int)"),
+    "withhold": lambda tx: tx.cursor("kept", withhold=True),
 }
 
 
@@ -326,16 +331,22 @@ def test_a_session_lost_under_a_handler_is_a_lost_server_whatever_the_handler_sa
     assert (kept(rig), inbox.tally.effects, inbox.tally.dead) == ((1, 1), 1, 0)
 
 
-def test_set_local_ends_with_the_transaction(rig: Rig) -> None:
+def test_what_is_said_of_the_transaction_alone_ends_with_the_transaction(rig: Rig) -> None:
     def handler(_event: Any, tx: Any) -> None:
         tx.execute("SET LOCAL search_path TO public, pg_temp")
         tx.execute("SET CONSTRAINTS ALL IMMEDIATE")
+        tx.execute("SELECT set_config('statement_timeout', '1s', true), pg_advisory_xact_lock(7)")
+        tx.execute("CREATE TEMP TABLE mine ON COMMIT DROP AS SELECT 1 AS a")
         insert(tx)
 
     with database.open_pool(rig.settings, name="test", size=1) as pool:
         handled(rig, pool, handler)
         with pool.connection() as connection:
             assert connection.execute("SHOW search_path").fetchone() == ('"$user", public',)
+            assert connection.execute("SHOW statement_timeout").fetchone() == ("30s",)
+            assert connection.execute("SELECT to_regclass('mine')").fetchone() == (None,)
+            left = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
+            assert connection.execute(left).fetchone() == (0,)
 
 
 @pytest.mark.parametrize("ignored", ["", "options,extra_float_digits"])

@@ -15,9 +15,10 @@ from brewctl.delivery import database
 from brewctl.delivery.broker import PARTITIONS, Consumer, Record
 from brewctl.delivery.broker.client import connection
 from brewctl.delivery.consumption import Consumption
+from brewctl.delivery.downstream import Downstream
 from brewctl.delivery.inbox import Batch, Inbox
 from brewctl.roles import inventory
-from tests.conftest import Rig
+from tests.conftest import Rig, limited
 from tests.integration.kafka_tools import committed_offsets, good_record, kafka_admin, refused_connections
 
 PARTITION = 3
@@ -229,6 +230,44 @@ def test_a_slow_batch_lets_others_join_between_its_transactions_and_commits_what
             stop.set()
             member.join()
     assert (inbox.tally.effects, inbox.tally.skipped) == (RECORDS, 0)
+
+
+@pytest.mark.usefixtures("goods")
+def test_failed_tries_of_events_whose_partitions_leave_are_forgotten(rig: Rig, settings: Settings) -> None:
+    """Whoever has them then counts anew; kept here, they would stay for as long as the process runs."""
+    stop, joined = threading.Event(), list[list[int]]()
+    left: list[int] = []
+
+    def handler(_event: Any, _tx: Any) -> None:
+        raise ValueError("not now")
+
+    fails = Downstream("inventory", handler=handler, events=("order.created",), attempts=1000)
+    settings = limited(settings, failures_in_a_row=1000, poll_interval_s=60.0)
+    with database.open_pool(settings, name="inventory-1", size=1) as pool:
+        inbox = Inbox(settings, pool, fails, node="inventory-1")
+        forget, tries = inbox.forget, inbox._failures._tries
+
+        def forget_and_say(batch: Batch) -> None:
+            before = len(tries)
+            forget(batch)
+            left.extend((before, len(tries)))
+
+        inbox.forget = forget_and_say  # type: ignore[method-assign]
+        consumption = Consumption(settings, inbox, group="inventory", node="inventory-1")
+        member = threading.Thread(target=consumption.run, args=(stop,))
+        member.start()
+        try:
+            rig.wait("failed tries", lambda: len(tries) > 0)
+            other = a_member(settings, "two", joined.append)
+            while not joined:
+                other.poll(timeout_s=0)
+            other.close()
+        finally:
+            stop.set()
+            member.join()
+    before, after = left[:2]
+    assert before > 0
+    assert after == 0
 
 
 def test_losing_its_broker_never_lets_a_member_wait_for_itself(settings: Settings) -> None:
