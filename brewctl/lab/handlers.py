@@ -18,9 +18,8 @@ _DONE = f"SELECT order_id, created_at FROM {TABLE}"  # noqa: S608
 @downstream("brewctl-bench-event", schema=_SCHEMA, done=_DONE)
 def each(event: Event[OrderCreated], tx: Connection) -> None:
     """Reserve one order's ingredients."""
-    tx.execute(
-        "INSERT INTO brewctl_bench (order_id, node_id, seq) VALUES (%s, 'bench', %s)", (event.data.order_id, event.seq or 1)
-    )
+    row = event.data.order_id, event.seq or 1
+    tx.execute("INSERT INTO brewctl_bench (order_id, node_id, seq) VALUES (%s, 'bench', %s)", row)
 
 
 @downstream("brewctl-bench-batch", schema=_SCHEMA, done=_DONE)
