@@ -55,7 +55,7 @@ def start(
     from brewctl.lab import background, nodes
 
     _require_servers(settings, wanted, found)
-    cast = [nodes.role(name, group=found[name].group if name in found else "", app_dir=app_dir) for name in wanted]
+    cast = [nodes.role(name, found.get(name), app_dir=app_dir) for name in wanted]
     home = config.home()
     if late := _await_ready(home, settings, background.start(home, settings, cast, name=node)):
         raise BrewError(f"{', '.join(late)} did not get ready", hint="see `brewctl status` for what runs")
@@ -154,11 +154,12 @@ def _downstreams(roles: Sequence[str], app_dir: str) -> "dict[str, Downstream]":
     from brewctl.delivery import registry
     from brewctl.lab.nodes import ROLES
 
+    known = (*ROLES, *config.SHORT_NAMES)
     for role in roles:
-        if role not in ROLES and ":" not in role:
-            hint = f"choose among {', '.join(ROLES)}, or MODULE:NAME for a downstream of your own"
+        if role not in known and ":" not in role:
+            hint = f"choose among {', '.join(known)}, or MODULE:NAME for a downstream of your own"
             raise UsageError(f"no role {role[:80]!r}", hint=hint)
-    return {role: registry.find(role, app_dir) for role in roles if role not in ROLES}
+    return {role: registry.find(role, app_dir) for role in roles if role not in known}
 
 
 def _require_servers(settings: "Settings", roles: Sequence[str], downstreams: "Mapping[str, Downstream]") -> None:

@@ -1,5 +1,6 @@
 """`brewctl chaos`: what production does to the system, done to the sandbox, with a verdict."""
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +12,8 @@ from brewctl.cli import options, output
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from brewctl.config import Settings
+    from brewctl.lab.cast import Cast
     from brewctl.lab.chaos import Plan
     from brewctl.lab.history import Act
     from brewctl.lab.result import Result
@@ -50,25 +53,30 @@ def chaos(
     list_: Annotated[bool, typer.Option("--list", help="Describe the scenarios and do nothing.")] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the sandbox running afterwards.")] = False,
     as_json: options.AsJson = False,
+    downstream: options.Downstreams = None,
 ) -> None:
     """Break nodes, servers and network under load, then verify.
 
-    On the sandbox alone, whose tables and topics it empties. Exit 1 where a scenario fails.
+    On the sandbox alone, whose tables and topics it empties, those that a downstream's `done` query reads, too.
+
+    Exit 1 where a scenario fails.
     """
     import random
 
     from brewctl import config
     from brewctl.errors import BrewError, UsageError
     from brewctl.lab import scenarios
+    from brewctl.lab.cast import cast
 
+    settings = options.settings(downstreams=downstream)
+    players = cast(settings)
     if list_:
-        _list(scenarios.SCENARIOS, as_json=as_json)
+        _list(scenarios.SCENARIOS, players, as_json=as_json)
         return
     chosen = _chosen(scenario or [], scenarios.SCENARIOS)
     options.check_file("--report", report, ".html")
-    if options.settings().configured & {"database_url", "brokers"}:
-        hint = "unset BREW_DATABASE_URL and BREW_KAFKA_BROKERS"
-        raise UsageError("chaos breaks servers: it runs on the sandbox alone", hint=hint)
+    if elsewhere := _elsewhere(settings):
+        raise UsageError("chaos breaks servers: it runs on the sandbox alone", hint=f"unset {elsewhere}")
     seed = random.SystemRandom().randrange(10**6) if seed is None else seed
     from brewctl.cli.sandbox import borrowed
     from brewctl.lab.chaos import Plan
@@ -80,7 +88,7 @@ def chaos(
         with borrowed(home, keep=keep):
             output.note(f"seed {seed}, {rate:g} orders a second, sessions of {session_timeout:g} s")
             for each in chosen:
-                played.append(_play(each, plan, home))
+                played.append(_play(each, plan, home, downstream))
                 if as_json:
                     result = played[-1][0]
                     output.emit_json({"ok": result.ok, **asdict(result)})
@@ -89,19 +97,21 @@ def chaos(
         if played and not as_json:
             _table([result for result, _ in played])
         if played and report:
-            _write(report, [act for _, act in played], chosen, plan)
+            _write(report, [act for _, act in played], chosen, plan, downstream)
     if failed := [result.scenario for result, _ in played if not result.ok]:
         again = f"again: brewctl chaos --seed {seed} --scenario {failed[0]}"
         raise BrewError(f"{', '.join(failed)} failed", hint=f"the nodes' logs are in {home}/logs/chaos; {again}")
 
 
-def _play(scenario: "Scenario", plan: "Plan", home: Path) -> "tuple[Result, Act]":
+def _play(scenario: "Scenario", plan: "Plan", home: Path, downstream: "list[str] | None") -> "tuple[Result, Act]":
     from brewctl.lab import chaos as play
+    from brewctl.lab.cast import cast
     from brewctl.lab.stage import Servers
 
-    output.note(f"{scenario.name}: {scenario.title}")
+    settings = options.settings(downstreams=downstream)  # of the sandbox as it is now
+    output.note(f"{scenario.name}: {scenario.title_for(cast(settings))}")
     result, act = play.run(
-        options.settings(),
+        settings,
         scenario,
         plan,
         Servers(home),
@@ -112,23 +122,37 @@ def _play(scenario: "Scenario", plan: "Plan", home: Path) -> "tuple[Result, Act]
     return result, act
 
 
-def _write(report: Path, acts: "Sequence[Act]", chosen: "Sequence[Scenario]", plan: "Plan") -> None:
+def _write(
+    report: Path, acts: "Sequence[Act]", chosen: "Sequence[Scenario]", plan: "Plan", downstream: "list[str] | None"
+) -> None:
     from brewctl.lab import report as reports
     from brewctl.lab import scenarios
 
     names = "" if len(chosen) == len(scenarios.SCENARIOS) else "".join(f" --scenario {each.name}" for each in chosen)
+    names += "".join(f" --downstream {name}" for name in downstream or ())
     same = f"--seed {plan.seed} --orders {plan.orders} --rate {plan.rate:g} --session-timeout {plan.session_s:g}"
     facts = [("command", f"brewctl chaos{names} {same}")]
     reports.write(report, title="brewctl chaos", subtitle=f"{len(acts)} scenarios", acts=acts, facts=facts)
     output.note(f"wrote {report}")
 
 
-def _list(known: "Sequence[Scenario]", *, as_json: bool) -> None:
+def _list(known: "Sequence[Scenario]", players: "Cast", *, as_json: bool) -> None:
     for scenario in known:
         if as_json:
-            output.emit_json({"name": scenario.name, "title": scenario.title})
+            output.emit_json({"name": scenario.name, "title": scenario.title_for(players)})
         else:
-            output.emit(f"{scenario.name:<20} {scenario.title}")
+            output.emit(f"{scenario.name:<20} {scenario.title_for(players)}")
+
+
+def _elsewhere(settings: "Settings") -> str:
+    """Name the variables that lead to other servers than the sandbox's."""
+    from brewctl.config import own_database_variable
+    from brewctl.delivery import registry
+
+    if settings.configured & {"database_url", "brokers"}:
+        return "BREW_DATABASE_URL and BREW_KAFKA_BROKERS"
+    variables = [own_database_variable(each.group) for each in registry.configured(settings)]
+    return " and ".join(name for name in variables if os.environ.get(name, "").strip())
 
 
 def _chosen(names: "Sequence[str]", known: "Sequence[Scenario]") -> "list[Scenario]":

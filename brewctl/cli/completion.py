@@ -27,7 +27,8 @@ def roles(incomplete: str) -> list[str]:
     def named() -> list[str]:
         return [config.short_name(name) for name in options.settings().downstreams]
 
-    return list(dict.fromkeys([*_beginning(incomplete, lambda: ROLES), *_beginning(incomplete, named)]))
+    known = _beginning(incomplete, lambda: (*ROLES, *config.SHORT_NAMES))
+    return list(dict.fromkeys([*known, *_beginning(incomplete, named)]))
 
 
 def nodes(incomplete: str) -> list[str]:

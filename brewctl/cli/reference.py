@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import typer.core
 import typer.main
 
+from brewctl import config
+
 Command = typer.core.TyperCommand | typer.core.TyperGroup
 
 # Read by every command: where the sandbox's state is.
@@ -20,14 +22,13 @@ _DOWNLOADS = ("BREW_MAVEN_REPOSITORY", "XDG_CACHE_HOME")
 _PREFIX = "BREW_GROUP_PREFIX"  # of the groups of the downstreams
 _MORE = {
     "bench": _DOWNLOADS,
-    "consume inventory": (_PREFIX,),
-    "consume notifications": (_PREFIX,),
+    **{f"consume {name}": (_PREFIX,) for name in config.SHORT_NAMES},
     "dlq list": (_PREFIX,),
     "dlq redrive": (_PREFIX,),
     "dlq drop": (_PREFIX,),
     "start": ("BREW_SESSION_TIMEOUT", _PREFIX),
     "verify": (_PREFIX,),
-    "chaos": ("BREW_DATABASE_URL", "BREW_KAFKA_BROKERS", "BREW_TOPIC", *_DOWNLOADS),
+    "chaos": ("BREW_DATABASE_URL", "BREW_KAFKA_BROKERS", "BREW_TOPIC", _PREFIX, *_DOWNLOADS),
     "create-order": ("BREW_DATABASE_URL", "BREW_KAFKA_BROKERS", "BREW_TOPIC"),
     "demo": _DOWNLOADS,
     "doctor": ("BREW_JAVA", "XDG_CACHE_HOME"),

@@ -108,40 +108,23 @@ def publish(
     _play(node or f"publisher-{os.getpid()}", log_format, lambda node, stop: role.run(settings, stop, node=node))
 
 
-def inventory(
-    node: options.Node = "",
-    session_timeout: Session = config.Limits.session_s,
-    log_format: options.Format = config.LogFormat.LOGFMT,
-    database_url: options.DatabaseUrl = None,
-    brokers: options.Brokers = None,
-    topic: options.Topic = None,
-) -> None:
-    """Run a replica of inventory-service, in the group `inventory`.
+def _own(name: str) -> Callable[..., None]:
+    """Make the command of one of the story's own downstreams."""
 
-    Ctrl-C drains it.
-    """
-    settings = options.settings(
-        database_url=database_url, brokers=brokers, topic=topic, limits=_limits(session_timeout)
-    )
-    _consume("inventory", settings, node or f"inventory-{os.getpid()}", log_format)
+    def run(
+        node: options.Node = "",
+        session_timeout: Session = config.Limits.session_s,
+        log_format: options.Format = config.LogFormat.LOGFMT,
+        database_url: options.DatabaseUrl = None,
+        brokers: options.Brokers = None,
+        topic: options.Topic = None,
+    ) -> None:
+        settings = options.settings(
+            database_url=database_url, brokers=brokers, topic=topic, limits=_limits(session_timeout)
+        )
+        _consume(name, settings, node, log_format)
 
-
-def notifications(
-    node: options.Node = "",
-    session_timeout: Session = config.Limits.session_s,
-    log_format: options.Format = config.LogFormat.LOGFMT,
-    database_url: options.DatabaseUrl = None,
-    brokers: options.Brokers = None,
-    topic: options.Topic = None,
-) -> None:
-    """Run a replica of notification-service.
-
-    In the group `notifications`. Ctrl-C drains it.
-    """
-    settings = options.settings(
-        database_url=database_url, brokers=brokers, topic=topic, limits=_limits(session_timeout)
-    )
-    _consume("notifications", settings, node or f"notification-{os.getpid()}", log_format)
+    return run
 
 
 def downstream(
@@ -177,7 +160,7 @@ def _consume(name: str, settings: config.Settings, node: str, log_format: config
 
     found = registry.find(name, app_dir)
     _play(
-        node or _node(found.group),
+        node or _node(found.node or found.group),
         log_format,
         lambda node, stop: consumer.run(settings, found, stop, name=name, node=node),
     )
@@ -209,15 +192,15 @@ def _consume_watched(
             if changes.seen:
                 log.say(node, "its file has changed: starts again")
 
-        _play(node or _node(found.group), log_format, run)
+        _play(node or _node(found.node or found.group), log_format, run)
         again = changes.seen
     if again:
         reloading.restart()
 
 
-def _node(group: str) -> str:
-    """Return the name of a node that was given none: of its group, with room for the pid, and the pid."""
-    return f"{group[: options.NODE_CHARACTERS - 8]}-{os.getpid()}"
+def _node(stem: str) -> str:
+    """Return the name of a node that was given none: with room for the pid, and the pid."""
+    return f"{stem[: options.NODE_CHARACTERS - 8]}-{os.getpid()}"
 
 
 def _supervise(
@@ -271,7 +254,8 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example: brewctl publish --node publisher-1")(publish)
     consume = typer.Typer(cls=_Consumers, help=_CONSUME, invoke_without_command=True)
     consume.callback(epilog="Example: brewctl consume")(configured)
-    consume.command(epilog="Example: brewctl consume inventory --node inventory-1")(inventory)
-    consume.command(epilog="Example: brewctl consume notifications --node notification-1")(notifications)
+    for name in config.SHORT_NAMES:
+        said = f"Run a replica of {name}, in the group of that name.\n\nCtrl-C drains it."
+        consume.command(name, help=said, epilog=f"Example: brewctl consume {name} --node {name}-1")(_own(name))
     consume.command(_ANY, epilog="Example: brewctl consume loyalty:points --node loyalty-1")(downstream)
     app.add_typer(consume, name="consume")

@@ -51,9 +51,9 @@ def init(
             f"every order in {place}", mine=options.is_sandbox(settings.configured, "database_url"), yes=yes
         )
     with database.connect(settings) as connection:
-        is_new = "downstreams" in database.missing_tables(connection)
+        lacking = database.missing_tables(connection)
         database.initialize(connection, reset=reset, tell=_tell)
-        if is_new:  # else nothing of a complete schema is locked
+        if lacking:  # a run before this one may have been ended in the middle; nothing of a complete schema is locked
             registration.register_own(connection)
     output.emit(f"tables are {'empty' if reset else 'ready'} in {place}")
 

@@ -36,6 +36,7 @@ def top(
     from brewctl.lab import report
     from brewctl.lab.top.app import HEIGHT, WIDTH, Top
     from brewctl.lab.top.controls import Controls
+    from brewctl.lab.top.keys import adding
     from brewctl.lab.top.observer import Observer
 
     options.check_file("--picture", picture, ".svg")
@@ -47,7 +48,7 @@ def top(
     where = f"sandbox {home}" if mine else ",".join(settings.brokers)
     with Observer(settings, home if mine else None).looking() as observer:
         observer.wait_for_first_look(within_s=_FIRST_LOOK_S)
-        app = Top(observer, Controls(home, settings) if mine else None, where=where)
+        app = Top(observer, Controls(home, settings) if mine else None, where=where, adds=adding(settings))
         if picture is None:
             app.run(mouse=False)
         elif drawn := app.run_for_picture(after_s=after):

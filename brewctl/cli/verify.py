@@ -116,6 +116,15 @@ def _table(found: "Verification") -> "Table":
     return table
 
 
+def _of_operators(facts: "Facts") -> Iterator[tuple[str, str]]:
+    """Say what an upgrade, or a repair by hand, has left in the topic."""
+    if facts.older_headers:
+        yield "", f"{facts.older_headers} published by the version before, without event id and number"
+    if facts.republished:
+        rows = "1 row was" if facts.republished == 1 else f"{facts.republished} rows were"
+        yield "", f"{rows} published again by `outbox republish`, maybe behind later ones of the same key"
+
+
 def _facts(facts: "Facts") -> Iterator[tuple[str, str]]:
     yield "orders", str(facts.orders)
     yield "outbox", f"{facts.outbox_rows} rows: {facts.published} published, {facts.set_aside} set aside"
@@ -123,6 +132,7 @@ def _facts(facts: "Facts") -> Iterator[tuple[str, str]]:
         yield "", f"{facts.other_topics} of them for other topics, which were not read"
     yield "topic", f"{facts.records} records: {facts.events} events, {facts.repeats} repeats of them"
     yield "", f"{facts.other_types} of other types, {facts.unreadable} unreadable"
+    yield from _of_operators(facts)
     if facts.repeats:
         yield (
             "repeats",

@@ -1,7 +1,5 @@
 """Burial: records that nobody can read go to the dead-letter topic, acknowledged before their offsets are committed."""
 
-from dataclasses import replace
-
 from brewctl import log
 from brewctl.config import Settings
 from brewctl.delivery import dead_letters
@@ -40,7 +38,7 @@ class Burial:
             if isinstance(outcomes[position], ClockError):
                 # This machine's clock is wrong: the record's own time was good enough for Kafka.
                 record, _ = dead[position]
-                letters[position] = letter = replace(letter, timestamp_ms=record.timestamp_ms)  # noqa: PLW2901
+                letters[position] = letter = letter._replace(timestamp_ms=record.timestamp_ms)  # noqa: PLW2901
                 (outcomes[position],) = self._dead_letters.send([letter], timeout_s=timeout_s)
             if isinstance(outcomes[position], RefusedError):
                 # Too large even compressed: its reason and its place are kept, the record itself is in the topic.

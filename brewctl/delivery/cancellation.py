@@ -24,6 +24,10 @@ class UnknownStatusError(Exception):
     """An order whose status this version does not know: whether it may be cancelled, it can't say."""
 
 
+class OlderPublisherError(Exception):
+    """An order node of the version before runs: it publishes every row as an order.created, a cancel too."""
+
+
 @dataclass(frozen=True, slots=True)
 class Cancellation:
     """A valid wish to cancel an order, which may not be there."""
@@ -48,8 +52,8 @@ def cancel(
     """Cancel an order and add its event, in one commit; return the answer, and whether anything was written.
 
     Nothing is written for an order that is cancelled; the answer is None where there is no order of that id. `left_s`
-    says how many seconds somebody still waits for it: at 0 no commit is sent. Raises UnknownStatusError, TooLateError,
-    CommitFailedError; after a psycopg.Error nothing was written.
+    says how many seconds somebody still waits for it: at 0 no commit is sent. Raises UnknownStatusError,
+    OlderPublisherError, TooLateError, CommitFailedError; after a psycopg.Error nothing was written.
     """
     if not events.is_uuid(wish.order_id):
         return None, False
@@ -58,13 +62,15 @@ def cancel(
         found = connection.execute(queries["lock_order"], {"id": wish.order_id}).fetchone()
         if found is None:
             return None, False
-        order_id, tenant_id, status, now = found
+        order_id, tenant_id, status, now, older = found
         answer = CancelResponse(order_id=str(order_id), status=ORDER_STATUS_CANCELLED)
         known = orders.status_of(status)
         if known == ORDER_STATUS_CANCELLED:
             return answer, False
         if known != ORDER_STATUS_NEW:
             raise UnknownStatusError(f"order {order_id} has the status {status[:80]!r}, which is not known here")
+        if older is not None:
+            raise OlderPublisherError(f"{older} of an older version does not know cancels: retry once it has ended")
         event = OrderCancelled(
             order_id=str(order_id),
             reason=wish.reason,

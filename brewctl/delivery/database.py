@@ -13,7 +13,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from brewctl.config import Settings
-from brewctl.delivery import advice, bounded, schema
+from brewctl.delivery import advice, bounded, schema, table_locks
 from brewctl.delivery.session import Session, blamed
 from brewctl.errors import BrewError, UnreachableError, UsageError
 from brewctl.sql import queries
@@ -172,7 +172,7 @@ def initialize(
     connection: BoundedConnection,
     *,
     reset: bool = False,
-    tell: schema.Tell = lambda _text: None,
+    tell: table_locks.Tell = lambda _text: None,
     tables: Collection[str] | None = None,
 ) -> None:
     """Add what is missing of the schema, or of some `tables`, beside roles at work; `reset` also empties every table.
@@ -182,7 +182,7 @@ def initialize(
     """
     schema.complete(connection, tell, tables)
     if reset:
-        schema.change(connection, schema.TABLES, queries["reset"], tell)
+        table_locks.change(connection, schema.TABLES, queries["reset"], tell)
 
 
 @contextlib.contextmanager

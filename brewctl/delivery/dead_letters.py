@@ -64,7 +64,7 @@ def open_producer(settings: Settings, *, node: str) -> Producer:
 def without_value(letter: Record) -> Record:
     """Make a letter that is too large for its topic one that fits: the record itself is where it died."""
     omitted = (_OMITTED, f"value of {len(letter.value or b'')} bytes".encode())
-    return replace(letter, value=None, headers=[*letter.headers, omitted])
+    return letter._replace(value=None, headers=[*letter.headers, omitted])
 
 
 @dataclass(frozen=True, slots=True)

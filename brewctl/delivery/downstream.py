@@ -55,6 +55,8 @@ class Downstream:
     service: str = ""  # how its last line calls it
     verb: str = "done"  # how its last line calls its effects
     undo: str = ""  # how `trace` calls its effect of an order's cancel
+    counter: str = ""  # how the number of its effects is called
+    node: str = ""  # what its nodes' names begin with, before their numbers
     folder: str = ""  # where a file of `schema` is
 
     def __post_init__(self) -> None:
@@ -93,6 +95,16 @@ class Downstream:
     def name(self) -> str:
         """How its last line calls it."""
         return self.service or self.group
+
+    @property
+    def counted_as(self) -> str:
+        """How the number of its effects is called: by the group, where it has no word of its own."""
+        return self.counter or self.group
+
+    @property
+    def follows_orders(self) -> bool:
+        """Say whether it has an effect of every order."""
+        return events.ORDER_CREATED in self.events
 
     @property
     def did(self) -> str:

@@ -106,7 +106,7 @@ class _Statement:
         # Its own WITH goes on where ours ends: what writes may only stand in the outermost one.
         own = f"{_PERCENT.sub('%%', effect.queries)}, " if effect.queries else ""
         statement = _PERCENT.sub("%%", effect.statement)
-        self._text = f"{taking}, {own}effect AS (\n{statement}\n)\n{queries['taken']}"
+        self._text = f"{taking}, {own}brew_effect AS (\n{statement}\n)\n{queries['taken']}"
 
     def __call__(
         self, connection: BoundedConnection, part: Sequence[Event[Any]], repeats: Counter[int], *, looked: bool = False

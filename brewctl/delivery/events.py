@@ -21,9 +21,8 @@ ORDER_CREATED = "order.created"
 ORDER_CANCELLED = "order.cancelled"
 CONTENT_TYPE = "application/x-protobuf"
 _CONTENT_TYPE = CONTENT_TYPE.encode()
-_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-_match_uuid = _UUID.fullmatch
-_is_uuid = re.compile(_UUID.pattern.encode()).fullmatch
+_HEX = b"0123456789abcdefABCDEF"
+_UUID_LENGTH = 36
 _NUMBER = re.compile(r"[1-9][0-9]{0,18}")
 _MOST = 2**63 - 1  # PostgreSQL's bigint
 _DIGITS = 19  # it has as many: a number with fewer is in any case no larger
@@ -86,7 +85,12 @@ def order_headers(outbox_id: int, order: OrderCreated, *, node: str) -> Headers:
 
 def is_uuid(text: str) -> bool:
     """Say whether a text is a UUID as PostgreSQL, and not just Python, reads it."""
-    return _match_uuid(text) is not None
+    return _is_uuid(text.encode(errors="replace"))
+
+
+def _is_uuid(raw: bytes) -> bool:
+    # Each event has two, and a regular expression takes twice as long. Every fifth place from the ninth has a dash.
+    return len(raw) == _UUID_LENGTH and raw.translate(None, _HEX) == raw[8:24:5] == b"----"
 
 
 def aggregate_id(order_id: str) -> str:
@@ -101,7 +105,7 @@ def parse_order(payload: bytes) -> OrderCreated:
     except DecodeError:
         raise UnreadableError("payload is not an OrderCreated") from None
     # Empty bytes, and many a foreign message, parse as a message with nothing in it.
-    if not is_uuid(order.order_id):
+    if not _is_uuid(order.order_id.encode()):
         raise UnreadableError("payload has no order_id that is a UUID")
     return order
 
@@ -190,11 +194,11 @@ def read(
     if (raw_id := get("event-id")) is not None:
         if not _is_uuid(raw_id):
             raise UnreadableError(f"event-id is {_text(by_name, 'event-id')[:80]!r}, not a UUID")
-        event_id = raw_id.decode().lower()
+        event_id = raw_id.lower().decode()
     if (raw_seq := get("aggregate-seq")) is not None:
         plain = raw_seq.isdigit() and len(raw_seq) < _DIGITS and raw_seq[0] != _ZERO
         seq = int(raw_seq) if plain else _number(by_name, "aggregate-seq")
-    name = _key(key, by_name)
+    name = _key(key or get("aggregate-id", b""))
     if not value and (value is None or own in DECODERS):  # an own message may well have nothing in it
         raise UnreadableError("value is empty")
     try:
@@ -208,9 +212,9 @@ def read(
     return _new(Event, (outbox_id, event_id, own, name, seq, data, value, headers, timestamp_ms))
 
 
-def _key(key: bytes | None, headers: dict[str, bytes]) -> str:
+def _key(raw: bytes) -> str:
     try:
-        text = (key or headers.get("aggregate-id") or b"").decode()
+        text = raw.decode()
     except UnicodeDecodeError:
         raise UnreadableError("key is not UTF-8") from None
     if not text or "\0" in text:

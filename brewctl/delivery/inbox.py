@@ -73,6 +73,7 @@ class Batch:
     dead: list[tuple[Record, str]] = field(default_factory=list)
     repeats: Counter[int] = field(default_factory=Counter)  # how often else each of `readable` is in it, by outbox id
     others: int = 0
+    reused: bool = False  # whether two of `readable` have one outbox id
     given_up: bool = False
     # Records whose offsets may be committed: of each partition, those before the first that is still to be done.
     settled: Sequence[Record] = ()
@@ -100,6 +101,7 @@ class Batch:
                     batch.repeats[outbox_id] += 1
                     continue
                 others[outbox_id].add(event_id)
+                batch.reused = True
             else:
                 event_ids[outbox_id] = event_id
             readable[outbox_id, event_id] = (record, event)
@@ -219,7 +221,7 @@ class Inbox:
         events of its key wait behind it. Raises FailingError where some are to be tried again.
         """
         parts = [list(batch.readable)]
-        if len({outbox_id for outbox_id, _ in batch.readable}) < len(batch.readable):
+        if batch.reused:
             every = (event for _, event in batch.readable.values())
             parts = [[(event.outbox_id, event.id) for event in part] for part in distinct(every)][::-1]
         failing: dict[str, Exception] = {}  # keys, and why
@@ -258,13 +260,17 @@ class Inbox:
             effects, parked = 0, self._park(read, reason_of(error), tries=tries)
         if effects:
             self._failures.succeeded()
-        for identity in part:
-            del batch.readable[identity]
+        if len(part) == len(batch.readable):
+            batch.readable.clear()
+        else:
+            for identity in part:
+                del batch.readable[identity]
         self._failures.settled(part)
         self.tally.effects += effects
         self.tally.parked += parked
-        repeats = sum(batch.repeats.pop(outbox_id, 0) for outbox_id, _ in part)
-        self.tally.duplicates += len(part) - effects - parked + repeats
+        if batch.repeats:
+            self.tally.duplicates += sum(batch.repeats.pop(outbox_id, 0) for outbox_id, _ in part)
+        self.tally.duplicates += len(part) - effects - parked
         return []
 
     def _park(self, read: Read, reason: str, *, tries: int) -> int:

@@ -1,7 +1,7 @@
 """Presence: each replica keeps a row in `nodes` that says who it is, what it has done, and that it is there.
 
-For whoever looks on. The flow itself relies on none of it: a row that can't be written is written later, and a stop
-waits for the last one about a second.
+For whoever looks on. The flow itself relies on none of it, but for a cancel during an upgrade: a row that can't be
+written is written later, and a stop waits for the last one about a second.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ class Work:
     """What a replica has done since its start."""
 
     processed: int = 0  # records, or outbox rows
-    effects: int = 0  # rows published, orders reserved or notified
+    effects: int = 0  # rows published, or what a downstream has done
     skipped: int = 0  # records that needed no effect
     dead: int = 0  # set aside
     trouble: str = ""  # what keeps it from its work
@@ -45,8 +45,9 @@ class Replica:
     """A process that plays a role."""
 
     node: str
-    role: str  # order, publisher, inventory, notifications
+    role: str  # order, publisher, or a downstream's group
     address: str = ""  # where it listens
+    publishes: bool = False  # the outbox's rows
 
 
 @contextlib.contextmanager

@@ -7,17 +7,14 @@ BREW_<GROUP>_DATABASE_URL, or the story's database:  processed_events and the ot
 
 import contextlib
 import os
-import threading
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import psycopg
 
-from brewctl import lifecycle
 from brewctl.config import DEFAULT_DOWNSTREAMS, Settings, own_database_variable
-from brewctl.delivery import database, registry, schema
+from brewctl.delivery import database, registry, schema, table_locks
 from brewctl.delivery.database import BoundedConnection
 from brewctl.delivery.downstream import Downstream
 from brewctl.errors import BrewError, UsageError
@@ -62,7 +59,7 @@ def check(settings: Settings, downstream: Downstream, name: str) -> None:
 
 
 def initialize(
-    settings: Settings, downstream: Downstream, name: str, *, take_over: bool, tell: schema.Tell
+    settings: Settings, downstream: Downstream, name: str, *, take_over: bool, tell: table_locks.Tell
 ) -> Settings:
     """Make the tables of a downstream that are missing, and register its name. Returns where they are.
 
@@ -107,35 +104,34 @@ def _apply(connection: BoundedConnection, downstream: Downstream, name: str, tex
 
     A statement waits schema_lock_s for a table at a time, for statements of roles wait behind it.
     """
-    limits = connection.limits
-    deadline = time.monotonic() + limits.schema_wait_s
-    pauses = lifecycle.Backoff(threading.Event(), first_s=0.1, longest_s=1.0)
     names = {"consumer": downstream.group, "name": name}
-    while True:
-        try:
-            with schema.bounded(connection):
-                connection.execute(queries["lock_schema"])
-                holder = _holder(connection, downstream.group)
-                if holder not in {None, name} and not take_over:
-                    raise _taken(downstream.group, holder or "", name)
-                if text.strip(" \t\r\n;"):
-                    # A cursor of psycopg's own, and no parameters: several statements go in one.
-                    psycopg.Cursor(connection).execute(text.encode())
-                connection.execute(queries["register_downstream"], names)
-                return
-        except psycopg.errors.LockNotAvailable:
-            if time.monotonic() > deadline:
-                message = f"downstream {downstream.group}: a table of its schema is in use"
-                raise BrewError(message, hint="`brewctl doctor` names who holds it; run this again then") from None
-            pauses.pause()
-        except (psycopg.errors.QueryCanceled, *database.UNAVAILABLE):
-            raise
-        except psycopg.Error as error:
-            said = error.diag.message_primary or str(error).splitlines()[0]
-            line = _line(text, error.diag.statement_position)
-            where = f" (line {line})" if line else ""
-            message = f"downstream {downstream.group}: postgres refused its schema{where}: {said}"
-            raise BrewError(message, hint=f"mend `schema` of {name}; nothing of it was made") from error
+
+    def attempt() -> bool:
+        with table_locks.bounded(connection):
+            connection.execute(queries["lock_schema"])
+            holder = _holder(connection, downstream.group)
+            if holder not in {None, name} and not take_over:
+                raise _taken(downstream.group, holder or "", name)
+            if text.strip(" \t\r\n;"):
+                # A cursor of psycopg's own, and no parameters: several statements go in one.
+                psycopg.Cursor(connection).execute(text.encode())
+            connection.execute(queries["register_downstream"], names)
+        return True
+
+    def in_the_way() -> BrewError:
+        message = f"downstream {downstream.group}: a table of its schema is in use"
+        return BrewError(message, hint="`brewctl doctor` names who holds it; run this again then")
+
+    try:
+        table_locks.until_free(connection, attempt, in_the_way)
+    except (psycopg.errors.QueryCanceled, *database.UNAVAILABLE):
+        raise
+    except psycopg.Error as error:
+        said = error.diag.message_primary or str(error).splitlines()[0]
+        line = _line(text, error.diag.statement_position)
+        where = f" (line {line})" if line else ""
+        message = f"downstream {downstream.group}: postgres refused its schema{where}: {said}"
+        raise BrewError(message, hint=f"mend `schema` of {name}; nothing of it was made") from error
 
 
 def _check_story(settings: Settings, group: str, name: str) -> None:
@@ -151,7 +147,7 @@ def _check_story(settings: Settings, group: str, name: str) -> None:
         raise _taken(group, holder or "", name)
 
 
-def _register_in_story(settings: Settings, group: str, name: str, tell: schema.Tell) -> None:
+def _register_in_story(settings: Settings, group: str, name: str, tell: table_locks.Tell) -> None:
     try:
         with database.connect(settings.impatient) as connection:
             connection.execute(queries["register_downstream"], {"consumer": group, "name": name})

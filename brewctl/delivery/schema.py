@@ -1,24 +1,22 @@
 """The schema in a database: what is missing of it, and how that is added beside roles at work.
 
 schema.sql says how it is to be. The catalog says what is missing, and only that is run: on a complete schema no
-statement is, and no table is locked. A statement that needs a table for itself waits for its lock a fraction of a
-second at a time, and not at all while another transaction keeps one: all later statements would wait behind it.
-Indexes are built concurrently.
+statement is, and no table is locked. Columns are added in one statement a table (table_locks.py), and indexes are built
+concurrently.
 """
 
 import contextlib
-import math
 import re
-import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, LiteralString, NamedTuple
+from typing import TYPE_CHECKING, LiteralString
 
 import psycopg
 
-from brewctl import lifecycle, sql
+from brewctl import sql
+from brewctl.delivery.table_locks import Tell, bounded, change, holders, in_use, nobody, pauses, until_free
 from brewctl.errors import BrewError
 from brewctl.sql import queries
 
@@ -27,13 +25,7 @@ if TYPE_CHECKING:
 
 _COMMENT = re.compile(r"--.*")
 _HAS_A_KEY = (psycopg.errors.InvalidTableDefinition, psycopg.errors.ObjectNotInPrerequisiteState)
-_FIRST_S, _LONGEST_S = 0.1, 1.0  # pauses between two looks at a table that is in use
-Tell = Callable[[str], None]
 _STATE = ("kinds", "tables", "names", "columns")
-
-
-def _nobody(_text: str) -> None:
-    pass
 
 
 class Kind(StrEnum):
@@ -100,25 +92,6 @@ class Part:
 _NEEDED = {"outbox_ready"}
 
 
-class Holder(NamedTuple):
-    """A transaction that a change of the schema has to wait for. A prepared one has a `gid` and no `pid`."""
-
-    transaction: str
-    pid: int | None
-    name: str
-    gid: str | None
-    age_s: float | None
-
-    def __str__(self) -> str:
-        who = f"prepared transaction {self.gid!r}" if self.gid else f"pid {self.pid} ({self.name or 'no name'})"
-        return who if self.age_s is None else f"{who}, whose transaction is {self.age_s:.0f} s old"
-
-    @property
-    def mend(self) -> str:
-        """The statement that ends it."""
-        return f"ROLLBACK PREPARED '{self.gid}';" if self.gid else f"SELECT pg_terminate_backend({self.pid});"
-
-
 def parse(text: LiteralString) -> list[Part]:
     """Split a schema into its parts, in their order. Raises ValueError at a statement of an unknown form."""
     parts: list[Part] = []
@@ -175,25 +148,28 @@ def _missing(connection: "Connection", parts: Sequence[Part]) -> list[Part]:
     ]
 
 
-def complete(connection: "BoundedConnection", tell: Tell = _nobody, tables: Collection[str] | None = None) -> None:
+def complete(connection: "BoundedConnection", tell: Tell = nobody, tables: Collection[str] | None = None) -> None:
     """Add what is missing, and nothing else; an index whose build was cut off is made anew. Several may call at once.
 
     Writers go on: a statement of theirs waits at most schema_lock_s for it at a time. Raises BrewError where a table is
     in use for longer than schema_wait_s, or where rows break a key; what was added until then stays, and a later
-    call adds the rest. `tell` hears what takes a while, and whom it waits for. `tables`: only these.
+    call adds the rest. `tell` hears of each step and how long it took, and whom it waits for. `tables`: only these.
     """
     lacking = missing(connection, tables)
     # Tables with all that is theirs, at once: nobody uses them yet.
-    if new := {part.table for part in lacking if part.kind is Kind.TABLE}:
-        _create(connection, [part for part in PARTS if part.table in new])
+    if new := [part.table for part in lacking if part.kind is Kind.TABLE]:
+        with _told(tell, f"made {_counted('table', new)}", names=new):
+            _create(connection, [part for part in PARTS if part.table in new])
+    columns = [part for part in lacking if part.kind is Kind.COLUMN]
+    for table in dict.fromkeys(part.table for part in columns):
+        _add_columns(connection, [part for part in columns if part.table == table], tell)
     for part in lacking:
         match part.kind:
-            case Kind.COLUMN:
-                change(connection, [part.table], part.statement, tell)
             case Kind.INDEX | Kind.LEFTOVER:
                 _build(connection, part, tell)
             case Kind.FUNCTION:
-                _create(connection, [part])
+                with _told(tell, f"made function {part}"):
+                    _create(connection, [part])
             case Kind.KEY:
                 _build(connection, Part(Kind.INDEX, part.name, part.table, part.statement), tell)
                 adopt = f"ALTER TABLE {part.table} ADD PRIMARY KEY USING INDEX {part.name}"
@@ -201,84 +177,65 @@ def complete(connection: "BoundedConnection", tell: Tell = _nobody, tables: Coll
                     change(connection, [part.table], adopt, tell)
 
 
-def change(
-    connection: "BoundedConnection", tables: Sequence[str], statement: LiteralString, tell: Tell = _nobody
-) -> None:
-    """Run a statement that needs tables for itself, in a transaction, as soon as they are free.
-
-    Raises BrewError, with those who hold them, where they are not free within schema_wait_s.
-    """
-    limits = connection.limits
-    deadline = time.monotonic() + limits.schema_wait_s
-    pauses = lifecycle.Backoff(threading.Event(), first_s=_FIRST_S, longest_s=_LONGEST_S)
-    seen: set[str] = set()
-    told = False
-    while True:
-        holders = _holders(connection, tables)
-        staying = [holder for holder in holders if holder.transaction in seen]
-        # A transaction that was there at the look before may stay for hours, as pg_dump's does: while this session
-        # waited for its lock, all later statements would wait behind. Short transactions are waited for.
-        if not staying and (seen or not holders):
-            with contextlib.suppress(psycopg.errors.LockNotAvailable), bounded(connection):
-                connection.execute(statement)
-                return
-        if time.monotonic() > deadline:
-            raise _in_use(f"table {tables[0]}" if len(tables) == 1 else "tables", staying or holders)
-        if staying and not told:
-            tell(f"waits for {staying[0]} …")
-            told = True
-        seen = {holder.transaction for holder in holders}
-        pauses.pause()
-
-
 @contextlib.contextmanager
-def bounded(connection: "BoundedConnection") -> Iterator[None]:
-    """A transaction whose statements wait schema_lock_s for a lock, and take schema_s at most."""
-    limits = connection.limits
-    with connection.answering_within(limits.schema_s + limits.database_look_s), connection.transaction():
-        connection.execute(queries["bound_statements"], {"timeout": f"{limits.schema_s}s"})
-        connection.execute(queries["bound_locks"], {"timeout": f"{math.ceil(limits.schema_lock_s * 1000)}ms"})
-        yield
+def _told(tell: Tell, what: str, *, names: Sequence[str] = ()) -> Iterator[None]:
+    """Say what the block has done, and how long that took, its waits for others included."""
+    began = time.monotonic()
+    yield
+    tell(f"{what} in {time.monotonic() - began:.2f} s{': ' * bool(names)}{', '.join(names)}")
+
+
+def _counted(noun: str, things: Sequence[str]) -> str:
+    return f"{len(things)} {noun}{'s' * (len(things) > 1)}"
+
+
+def _add_columns(connection: "BoundedConnection", parts: Sequence[Part], tell: Tell) -> None:
+    """Add columns to a table, which is locked once for all of them. No row is written: a default is a constant."""
+    first, *others = parts
+    statement = first.statement
+    for part in others:
+        statement += ", ADD " + part.statement.partition(" ADD ")[2]
+    names = [part.name for part in parts]
+    with _told(tell, f"added {_counted('column', names)} to {first.table}", names=names):
+        change(connection, [first.table], statement, tell)
 
 
 def _create(connection: "BoundedConnection", parts: Sequence[Part]) -> None:
     """Create tables with their indexes, or a function, in one transaction. A table's key is in its own statement."""
-    deadline = time.monotonic() + connection.limits.schema_wait_s
-    pauses = lifecycle.Backoff(threading.Event(), first_s=_FIRST_S, longest_s=_LONGEST_S)
-    while True:
-        try:
-            with bounded(connection):
-                connection.execute(queries["lock_schema"])
-                connection.execute(queries["fix_search_path"])
-                for part in parts:
-                    if part.kind in {Kind.TABLE, Kind.INDEX, Kind.FUNCTION}:
-                        connection.execute(part.statement)
-                return
-        except psycopg.errors.LockNotAvailable:
-            if time.monotonic() > deadline:
-                raise _in_use("the schema", []) from None
-            pauses.pause()
+
+    def attempt() -> bool:
+        with bounded(connection):
+            connection.execute(queries["lock_schema"])
+            connection.execute(queries["fix_search_path"])
+            for part in parts:
+                if part.kind in {Kind.TABLE, Kind.INDEX, Kind.FUNCTION}:
+                    connection.execute(part.statement)
+        return True
+
+    until_free(connection, attempt, lambda: in_use("the schema", []))
 
 
 def _build(connection: "BoundedConnection", part: Part, tell: Tell) -> None:
     """Build an index beside writers, or drop a leftover; one that a crash has left half-built is dropped, and built."""
     deadline = time.monotonic() + connection.limits.schema_s
-    pauses = lifecycle.Backoff(threading.Event(), first_s=_FIRST_S, longest_s=_LONGEST_S)
+    between = pauses()
     while lacking := _missing(connection, [part]):
         if time.monotonic() > deadline:
-            raise _in_use(f"table {part.table}", _holders(connection, [part.table]))
+            raise in_use(f"table {part.table}", holders(connection, [part.table]))
         # Another session that builds an index of this table, or a vacuum: let it finish first.
         free = connection.execute(queries["builders"], {"table": part.table}).fetchone() == (0,)
         # Two that build at the same time may wait for each other's snapshots: PostgreSQL ends one of them.
         with contextlib.suppress(psycopg.errors.DeadlockDetected):
             if free and (part.kind is Kind.LEFTOVER or lacking[0].invalid):
-                _concurrently(connection, part, f"DROP INDEX IF EXISTS {part.name}")
+                with _told(tell, f"dropped index {part.name}"):
+                    _concurrently(connection, part, f"DROP INDEX IF EXISTS {part.name}")
                 continue
             if free:
                 tell(f"builds index {part.name}, as soon as open transactions have ended …")
-                _concurrently(connection, part, part.statement)
+                with _told(tell, f"built index {part.name}"):
+                    _concurrently(connection, part, part.statement)
                 continue
-        pauses.pause()
+        between.pause()
 
 
 def _concurrently(connection: "BoundedConnection", part: Part, statement: LiteralString) -> None:
@@ -292,8 +249,8 @@ def _concurrently(connection: "BoundedConnection", part: Part, statement: Litera
             # A cursor of psycopg's own: it opens no transaction, in which no index is built concurrently.
             psycopg.Cursor(connection).execute(statement.replace(" INDEX IF", " INDEX CONCURRENTLY IF", 1))
     except (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable):
-        found = _holders(connection, [part.table], snapshots=True)
-        raise _in_use(f"index {part.name}", found, what_for="made or dropped") from None
+        found = holders(connection, [part.table], snapshots=True)
+        raise in_use(f"index {part.name}", found, what_for="made or dropped") from None
     except psycopg.errors.UniqueViolation as error:
         detail = (error.diag.message_detail or str(error).splitlines()[0]).rstrip(".")
         raise BrewError(
@@ -303,18 +260,3 @@ def _concurrently(connection: "BoundedConnection", part: Part, statement: Litera
     finally:
         if own and not connection.closed:
             connection.execute(queries["rebound_session"], {"timeout": bound})
-
-
-def _holders(connection: "Connection", tables: Sequence[str], *, snapshots: bool = False) -> list[Holder]:
-    asked = {"tables": list(tables), "snapshots": snapshots}
-    return [Holder(*row) for row in connection.execute(queries["table_holders"], asked)]
-
-
-def _in_use(what: str, holders: Sequence[Holder], *, what_for: str = "changed") -> BrewError:
-    if not holders:
-        found = f"{what} can't be {what_for}: transactions hold it one after the other"
-        return BrewError(found, hint="run `brewctl db init` again when the roles have less to do")
-    more = f", and {len(holders) - 1} more" if len(holders) > 1 else ""
-    found = f"{what} can't be {what_for}: it is in use by {holders[0]}{more}"
-    hint = f"run `brewctl db init` again when that is over, or end it in psql: `{holders[0].mend}`"
-    return BrewError(found, hint=hint)

@@ -1,7 +1,7 @@
 """Whether two deployments share a topic or a group, and whether two replicas share a name.
 
 Consumers deduplicate by outbox id: two databases that publish into one topic number their events alike, and the second
-event of a number is skipped. Members of one group share its partitions: each order is reserved in one database alone.
+event of a number is skipped. Members of one group share its partitions: an order has its effect in one database alone.
 """
 
 from collections.abc import Collection, Iterator, Sequence

@@ -18,6 +18,7 @@ import psutil
 
 from brewctl import stdout
 from brewctl.config import Settings, environment
+from brewctl.delivery import registry
 from brewctl.errors import BrewError, PortError
 from brewctl.lab.nodes import ROLES, Role, program
 from brewctl.lab.nodes import role as role_of
@@ -99,7 +100,7 @@ def status(home: Path) -> list[NodeStatus]:
 
 
 def start(home: Path, settings: Settings, roles: Sequence[str | Role], *, name: str = "") -> list[Server]:
-    """Start a node of each role (order, publisher, inventory, notifications, a downstream's); see `wait_ready`.
+    """Start a node of each role, order, publisher or a downstream's; see `wait_ready`.
 
     They are numbered as in the story, each with the first number that is not running. `name` is that of a single node:
     raises BrewError where one of that name runs. An order node takes the first free port from 50081 on.
@@ -240,7 +241,7 @@ def _spawn(home: Path, settings: Settings, name: str, role: Role, port: int) -> 
             port=port,
             log=logs / f"{name}.log",
             # A downstream of the user's own works where it was started: it may read files there.
-            cwd=place if role.name in ROLES else Path.cwd(),
+            cwd=place if role.name in ROLES or registry.is_own(role.name) else Path.cwd(),
             env={**os.environ, **environment(settings), **stdout.ENVIRONMENT, "BREW_HOME": str(home)},
             role=role.name,
         )

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import psycopg
 
+from brewctl import overview
 from brewctl.config import Settings
-from brewctl.delivery import database, topics
+from brewctl.delivery import database, registration, registry, topics
 from brewctl.errors import BrewError
 from brewctl.lab import history, ledger, scenarios, verdict
+from brewctl.lab.cast import cast
 from brewctl.lab.history import Act, Event
 from brewctl.lab.load import History, Load, Outcome
 from brewctl.lab.result import Result
@@ -25,6 +27,7 @@ from brewctl.lab.scenarios import Scenario, Step
 from brewctl.lab.stage import Servers, SkippedError, Stage
 from brewctl.lab.watch import Watch
 from brewctl.lifecycle import wait_until
+from brewctl.overview import effects
 from brewctl.sql import queries
 from brewctl.verify import Check, Verification, verify
 
@@ -62,18 +65,21 @@ def run(
     Raises BrewError where it can't be played at all, for example because a role does not start.
     """
     chance = scenarios.chance(plan.seed, scenario.name)
-    steps = scenario.plan(chance, plan.session_s)
+    players = cast(settings)
+    steps = scenario.plan(chance, plan.session_s, players)
     result = Result(scenario.name, plan=[str(step) for step in steps])
     watch = Watch(settings)
-    act = Act(scenario.name, scenario.title)
+    act = Act(scenario.name, scenario.title_for(players))
     topics.await_empty_groups(settings, timeout_s=plan.session_s + _LEAVE_S)
     topics.create(settings, recreate=True)
     with database.connect(settings) as connection:
         database.initialize(connection, reset=True)
+        _empty_further(connection, settings)
         ledger.create(connection)
     stage = Stage(
         settings,
         servers,
+        cast=players,
         logs=logs,
         network=scenario.network,
         session_s=plan.session_s,
@@ -95,6 +101,18 @@ def run(
     act.findings = result.findings
     act.figures = result.figures()
     return result, act
+
+
+def _empty_further(connection: database.Connection, settings: Settings) -> None:
+    """Make the tables of the downstreams beside the story's own, and empty those that hold their effects."""
+    for name in settings.downstreams:
+        if registry.is_own(name):
+            continue
+        downstream = registry.find(name)
+        registration.initialize(settings, downstream, name, take_over=False, tell=lambda _text: None)
+        for table in effects.tables(connection, downstream):
+            connection.execute(f"TRUNCATE {table}")  # quoted
+    overview.flow(connection, registry.configured(settings))  # else a `done` query that fails is no sample, for ever
 
 
 def _effects(verification: Verification) -> tuple[int, int]:
@@ -202,19 +220,14 @@ class _Play:
         self._act.faults.append(history.Fault(since_s, end_s, step.fault.label, step.fault.nodes))
 
     def _flows(self) -> bool:
-        return min(self._watch.newest.reservations, self._watch.newest.notifications) >= self._plan.rate
+        return self._watch.has_flowed(self._plan.rate)
 
     def _catch_up(self) -> None:
         last_s = began_s = self._watch.now_s
 
         def through() -> bool:
             nonlocal last_s
-            now = self._watch.newest
-            if (
-                now.at_s > began_s
-                and now.orders == now.reservations == now.notifications
-                and not now.outbox_unpublished
-            ):
+            if self._watch.has_settled(began_s):
                 return True
             if self._watch.now_s - last_s > _SETTLE_S:
                 last_s = self._watch.now_s
@@ -243,7 +256,8 @@ class _Play:
             result.refused_written = len(contradicted.refused_written)
             result.written = contradicted.written
             result.findings += contradicted.findings()
-            (slowest_s,) = connection.execute(queries["slowest_order"]).fetchone() or (None,)
+            groups = [each.group for each in registry.configured(self._settings)]
+            (slowest_s,) = connection.execute(queries["slowest_order"], {"groups": groups}).fetchone() or (None,)
             result.slowest_s = slowest_s or 0.0
 
     def _judge(self, fell: Sequence[str]) -> None:

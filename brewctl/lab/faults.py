@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
+from psycopg import sql
 
 from brewctl.delivery import events
 from brewctl.delivery.broker import Producer, Record
+from brewctl.delivery.downstream import Downstream
 from brewctl.errors import BrewError
-from brewctl.lab.nodes import ORDER_NODES
+from brewctl.lab.cast import ORDER_NODES
 from brewctl.lab.proxy import Proxy
 from brewctl.lab.stage import SkippedError, Stage
 from brewctl.lifecycle import wait_until
@@ -152,8 +154,8 @@ def exhaust_connections() -> Fault:
                 except psycopg.OperationalError:
                     # What the roles still have is ended, and whoever is quicker has it next.
                     control.execute(
-                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                        " WHERE application_name ~ '^(order|inventory|notification)-'"
+                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = ANY(%s)",
+                        (list(stage.cast.nodes),),
                     )
                     full.set()
                     over.wait(0.01)
@@ -272,25 +274,33 @@ def _poisoned(stage: Stage, kind: str) -> Record:
     return Record(stage.settings.topic, key.encode(), value, list(headers.items()))
 
 
-def reject_effects() -> Fault:
-    """Let PostgreSQL refuse about every 20th reservation; afterwards `dlq redrive` brings them back."""
+# The constraint that refuses effects: it is in the reason for which their events are parked.
+REFUSING = "chaos_refuses"
+
+
+def reject_effects(downstream: Downstream) -> Fault:
+    """Let PostgreSQL refuse every 20th effect of a downstream; afterwards `dlq redrive` brings them back."""
+    what = downstream.counter.removesuffix("s") or f"effect of {downstream.group}"
 
     def begin(stage: Stage) -> None:
         with stage.postgres() as connection:
+            # Whatever tables its effects are in: a dedup row is part of each.
             connection.execute(
-                "ALTER TABLE inventory_reservations"
-                " ADD CONSTRAINT chaos CHECK (hashtext(order_id::text) % 20 <> 0) NOT VALID"
+                sql.SQL(
+                    "ALTER TABLE processed_events ADD CONSTRAINT {}"
+                    " CHECK (consumer <> {} OR outbox_id % 20 <> 0) NOT VALID"
+                ).format(sql.Identifier(REFUSING), downstream.group)
             )
 
     def redrive(stage: Stage) -> None:
-        stage.brewctl("dlq", "redrive", "--group", "inventory", "--reason", "postgres rejected")
+        stage.brewctl("dlq", "redrive", "--group", downstream.group, "--reason", "postgres rejected")
 
     def end(stage: Stage) -> None:
         with stage.postgres() as connection:
-            connection.execute("ALTER TABLE inventory_reservations DROP CONSTRAINT IF EXISTS chaos")
+            connection.execute(f"ALTER TABLE processed_events DROP CONSTRAINT IF EXISTS {REFUSING}")
         stage.while_waiting.append(lambda: redrive(stage))
 
-    return Fault("every 20th reservation refused", begin, end)
+    return Fault(f"every 20th {what} refused", begin, end)
 
 
 # Disks

@@ -10,13 +10,17 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Sample:
-    """One look at the four counters."""
+    """One look at the counters; `effects` of each downstream, by the name of its counter."""
 
     at_s: float
     orders: int
     outbox_unpublished: int
-    reservations: int
-    notifications: int
+    effects: Mapping[str, int] = field(default_factory=dict)
+    parked: int = 0  # events
+
+    def value(self, counter: str) -> int:
+        """Return the counter of this name: `orders`, or a downstream's."""
+        return self.orders if counter == "orders" else self.effects.get(counter, 0)
 
 
 @dataclass(frozen=True)

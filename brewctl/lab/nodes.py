@@ -14,15 +14,11 @@ from typing import Self
 
 from brewctl import stdout
 from brewctl.config import Settings, environment
+from brewctl.delivery import registry
+from brewctl.delivery.downstream import Downstream
 from brewctl.errors import BrewError
 from brewctl.lifecycle import interrupts_held
 from brewctl.sandbox import processes
-
-# The cast of the story.
-ORDER_NODES = ("order-1", "order-2")
-INVENTORY_NODES = ("inventory-1", "inventory-2")
-NOTIFICATION_NODES = ("notification-1",)
-CAST = (*ORDER_NODES, *INVENTORY_NODES, *NOTIFICATION_NODES)
 
 _ASSIGNED = re.compile(r"partitions assigned \[([\d, ]*)\]")
 _STARTED = re.compile(r"publisher started")
@@ -44,26 +40,25 @@ ROLES = {
     for role in (
         Role("order", "order", ("serve", "order"), _LISTENS),
         Role("publisher", "publisher", ("publish",), _STARTED),
-        Role("inventory", "inventory", ("consume", "inventory"), _ASSIGNED),
-        Role("notifications", "notification", ("consume", "notifications"), _ASSIGNED),
     )
 }
 # Room for a node's number behind its stem, in the 64 characters of its name.
 _STEM_CHARACTERS = 58
 
 
-def role(name: str, *, group: str = "", app_dir: str = "") -> Role:
-    """Return the role of this name: one of the story's, or a downstream, MODULE:NAME, with its group."""
+def role(name: str, downstream: Downstream | None = None, *, app_dir: str = "") -> Role:
+    """Return the role of this name: one of ROLES, or a downstream's; of one of the user's own it must be given.
+
+    Without, the role of MODULE:NAME can be waited for, and its nodes have no names.
+    """
+    if name in ROLES:
+        return ROLES[name]
+    if downstream is None and registry.is_own(name):
+        downstream = registry.find(name)
+    stem = (downstream.node or downstream.group)[:_STEM_CHARACTERS] if downstream else ""
+    stem += "-group" if stem in ROLES else ""  # its nodes are no order-services
     options = ("--app-dir", app_dir) if app_dir else ()
-    return ROLES.get(name) or Role(name, group[:_STEM_CHARACTERS], ("consume", name, *options), _ASSIGNED)
-
-
-_BY_STEM = {each.stem: each for each in ROLES.values()}
-
-
-def command(name: str) -> tuple[str, ...]:
-    """Return what `brewctl` is to be told to be a node of this name, such as `consume inventory` for inventory-1."""
-    return _role(name).command
+    return Role(name, stem, ("consume", name, *options), _ASSIGNED)
 
 
 def program(name: str, *arguments: str, module: str = "brewctl") -> list[str]:
@@ -73,10 +68,6 @@ def program(name: str, *arguments: str, module: str = "brewctl") -> list[str]:
     """
     # -P: whatever lies in the working directory is no module of ours.
     return [sys.executable, "-P", "-m", module, *arguments, "--node", name]
-
-
-def _role(name: str) -> Role:
-    return _BY_STEM[name.rpartition("-")[0]]
 
 
 class Node:
@@ -137,8 +128,8 @@ class Node:
     @property
     def ready(self) -> bool:
         """Say whether it works: it listens, publishes, or has been assigned partitions."""
-        role = _BY_STEM.get(self.name.rpartition("-")[0])
-        ready = role.ready if role else _ASSIGNED  # a downstream of the user's own
+        role = ROLES.get(self.name.rpartition("-")[0])
+        ready = role.ready if role else _ASSIGNED  # a downstream's
         return any(ready.search(line) for line in self.lines)
 
     @property

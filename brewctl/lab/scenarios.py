@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from brewctl.lab import faults
+from brewctl.lab.cast import ORDER_NODES, Cast
 from brewctl.lab.faults import Fault
-from brewctl.lab.nodes import CAST, INVENTORY_NODES, NOTIFICATION_NODES, ORDER_NODES
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,14 @@ class Scenario:
 
     name: str
     title: str
-    plan: Callable[[random.Random, float], Sequence[Step]]  # of the seed and the session timeout in seconds
+    # Of the seed, the session timeout in seconds, and who plays.
+    plan: Callable[[random.Random, float, Cast], Sequence[Step]]
     network: bool = False
+
+    def title_for(self, cast: Cast) -> str:
+        """Return the title, which may name the group whose partitions are shared out."""
+        group = cast.sharing.group
+        return self.title.format(a_consumer=f"{'an' if group[0] in 'aeiou' else 'a'} {group}")
 
 
 def chance(seed: int, name: str) -> random.Random:
@@ -36,41 +42,41 @@ def chance(seed: int, name: str) -> random.Random:
     return random.Random(f"{seed}/{name}")  # noqa: S311 - repeatable on purpose
 
 
-def _once(fault: Callable[[], Fault], for_s: float) -> Callable[[random.Random, float], Sequence[Step]]:
-    return lambda _chance, _session_s: [Step(0, for_s, fault())]
+def _once(fault: Callable[[], Fault], for_s: float) -> Callable[[random.Random, float, Cast], Sequence[Step]]:
+    return lambda _chance, _session_s, _cast: [Step(0, for_s, fault())]
 
 
-def _kill_orders(chance: random.Random, _session_s: float) -> Sequence[Step]:
+def _kill_orders(chance: random.Random, _session_s: float, _cast: Cast) -> Sequence[Step]:
     return [Step(3.0 * turn + chance.random(), 1.0, faults.kill_node(ORDER_NODES[turn % 2])) for turn in range(4)]
 
 
-def _kill_consumer(chance: random.Random, session_s: float) -> Sequence[Step]:
-    return [Step(0, session_s + 4, faults.kill_node(chance.choice(INVENTORY_NODES)))]
+def _kill_consumer(chance: random.Random, session_s: float, cast: Cast) -> Sequence[Step]:
+    return [Step(0, session_s + 4, faults.kill_node(chance.choice(cast.peers)))]
 
 
-def _kill_roles(chance: random.Random, _session_s: float) -> Sequence[Step]:
+def _kill_roles(chance: random.Random, _session_s: float, cast: Cast) -> Sequence[Step]:
     steps, at_s = [], 0.0
-    for role in (INVENTORY_NODES, NOTIFICATION_NODES, ORDER_NODES):
+    for role in (*cast.consumers, ORDER_NODES):
         for name in role:
             steps.append(Step(at_s, 1.0, faults.kill_node(name)))
             at_s += chance.uniform(2.0, 4.0)
     return steps
 
 
-def _zombie(chance: random.Random, session_s: float) -> Sequence[Step]:
-    return [Step(0, session_s + 3, faults.pause_node(chance.choice(INVENTORY_NODES)))]
+def _zombie(chance: random.Random, session_s: float, cast: Cast) -> Sequence[Step]:
+    return [Step(0, session_s + 3, faults.pause_node(chance.choice(cast.peers)))]
 
 
-def _rolling_restart(chance: random.Random, _session_s: float) -> Sequence[Step]:
-    nodes = [*CAST, *CAST]
+def _rolling_restart(chance: random.Random, _session_s: float, cast: Cast) -> Sequence[Step]:
+    nodes = [*cast.nodes, *cast.nodes]
     return [Step(2.5 * turn + chance.random(), 0.2, faults.terminate_node(name)) for turn, name in enumerate(nodes)]
 
 
-def _terminate_backends(chance: random.Random, _session_s: float) -> Sequence[Step]:
-    return [Step(0.3 * turn, 0, faults.terminate_backends(chance.choice(CAST))) for turn in range(40)]
+def _terminate_backends(chance: random.Random, _session_s: float, cast: Cast) -> Sequence[Step]:
+    return [Step(0.3 * turn, 0, faults.terminate_backends(chance.choice(cast.nodes))) for turn in range(40)]
 
 
-def _slow(_chance: random.Random, _session_s: float) -> Sequence[Step]:
+def _slow(_chance: random.Random, _session_s: float, _cast: Cast) -> Sequence[Step]:
     return [
         Step(0, 8, faults.slow(0.02, "postgres")),
         Step(8, 8, faults.slow(0.1, "kafka")),
@@ -78,7 +84,7 @@ def _slow(_chance: random.Random, _session_s: float) -> Sequence[Step]:
     ]
 
 
-def _black_hole(_chance: random.Random, session_s: float) -> Sequence[Step]:
+def _black_hole(_chance: random.Random, session_s: float, _cast: Cast) -> Sequence[Step]:
     return [
         Step(0, 6, faults.swallow("postgres")),
         Step(14, session_s + 4, faults.swallow("kafka")),
@@ -86,12 +92,12 @@ def _black_hole(_chance: random.Random, session_s: float) -> Sequence[Step]:
     ]
 
 
-def _reset(chance: random.Random, _session_s: float) -> Sequence[Step]:
+def _reset(chance: random.Random, _session_s: float, _cast: Cast) -> Sequence[Step]:
     targets = ("postgres", "kafka", "clients")
     return [Step(0.7 * turn, 0, faults.reset(chance.choice(targets))) for turn in range(20)]
 
 
-def _narrow(_chance: random.Random, _session_s: float) -> Sequence[Step]:
+def _narrow(_chance: random.Random, _session_s: float, _cast: Cast) -> Sequence[Step]:
     return [
         Step(0, 8, faults.narrow(24 * 1024, "postgres")),
         Step(8, 8, faults.narrow(16 * 1024, "kafka")),
@@ -99,7 +105,7 @@ def _narrow(_chance: random.Random, _session_s: float) -> Sequence[Step]:
     ]
 
 
-def _cut(_chance: random.Random, _session_s: float) -> Sequence[Step]:
+def _cut(_chance: random.Random, _session_s: float, _cast: Cast) -> Sequence[Step]:
     return [
         Step(0, 8, faults.cut_responses("clients")),
         Step(10, 6, faults.cut_responses("postgres")),
@@ -107,19 +113,19 @@ def _cut(_chance: random.Random, _session_s: float) -> Sequence[Step]:
     ]
 
 
-def _poison(_chance: random.Random, _session_s: float) -> Sequence[Step]:
-    return [Step(0, 0, faults.poison()), Step(2, 6, faults.reject_effects()), Step(5, 0, faults.poison())]
+def _poison(_chance: random.Random, _session_s: float, cast: Cast) -> Sequence[Step]:
+    return [Step(0, 0, faults.poison()), Step(2, 6, faults.reject_effects(cast.sharing)), Step(5, 0, faults.poison())]
 
 
-def _mixed(chance: random.Random, session_s: float) -> Sequence[Step]:
+def _mixed(chance: random.Random, session_s: float, cast: Cast) -> Sequence[Step]:
     """Fifteen faults of every kind; some overlap, as they do where one causes the other."""
     menu: list[Callable[[], tuple[float, Fault]]] = [
-        lambda: (1.0, faults.kill_node(chance.choice(CAST))),
-        lambda: (0.2, faults.terminate_node(chance.choice(CAST))),
-        lambda: (session_s + 2, faults.pause_node(chance.choice(INVENTORY_NODES))),
+        lambda: (1.0, faults.kill_node(chance.choice(cast.nodes))),
+        lambda: (0.2, faults.terminate_node(chance.choice(cast.nodes))),
+        lambda: (session_s + 2, faults.pause_node(chance.choice(cast.peers))),
         lambda: (3.0, faults.kill_brokers(f"kafka-{chance.randint(1, 3)}")),
         lambda: (1.5, faults.crash_postgres()),
-        lambda: (0.0, faults.terminate_backends(chance.choice(CAST))),
+        lambda: (0.0, faults.terminate_backends(chance.choice(cast.nodes))),
         lambda: (2.0, faults.slow(0.03, chance.choice(("postgres", "kafka", "clients")))),
         lambda: (3.0, faults.swallow(chance.choice(("postgres", "kafka", "clients")))),
         lambda: (0.0, faults.reset(chance.choice(("postgres", "kafka", "clients")))),
@@ -141,12 +147,12 @@ SCENARIOS = (
     Scenario(
         "kill-publisher",
         "kill -9 between Kafka's acknowledgement and the commit",
-        lambda _c, _s: [
+        lambda _c, _s, _cast: [
             Step(0, 1, faults.kill_between_acknowledgement_and_commit("order-1")),
             Step(5, 1, faults.kill_between_acknowledgement_and_commit("order-2")),
         ],
     ),
-    Scenario("kill-consumer", "kill -9 of an inventory replica, gone beyond its session", _kill_consumer),
+    Scenario("kill-consumer", "kill -9 of {a_consumer} replica, gone beyond its session", _kill_consumer),
     Scenario("kill-roles", "kill -9 of every replica, one after the other", _kill_roles),
     Scenario("zombie", "SIGSTOP of a consumer beyond its session, then SIGCONT", _zombie),
     Scenario("rolling-restart", "SIGTERM of every replica, again and again", _rolling_restart),

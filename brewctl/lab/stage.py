@@ -1,6 +1,7 @@
 """What a fault works on: the roles' processes, the sandbox's servers, and the network between them."""
 
 import contextlib
+import os
 import random
 import signal
 import subprocess
@@ -21,7 +22,8 @@ from brewctl.config import Settings, environment
 from brewctl.delivery.session import explicit
 from brewctl.errors import BrewError, ExitCode
 from brewctl.lab import ledger
-from brewctl.lab.nodes import CAST, ORDER_NODES, Node, Nodes, command
+from brewctl.lab.cast import ORDER_NODES, Cast
+from brewctl.lab.nodes import Node, Nodes
 from brewctl.lab.proxy import Proxy
 from brewctl.sandbox import cluster, processes, state
 
@@ -90,6 +92,7 @@ class Stage:
         settings: Settings,
         servers: Servers,
         *,
+        cast: Cast,
         logs: Path,
         network: bool,
         session_s: float,
@@ -98,6 +101,7 @@ class Stage:
     ) -> None:
         self.settings = settings
         self.servers = servers
+        self.cast = cast
         self.chance = chance
         self.halt = threading.Event()
         # Called every second or so while effects are waited for.
@@ -148,19 +152,19 @@ class Stage:
             arguments = ("--port", str(self._ports[name]))
         else:
             arguments = ("--session-timeout", f"{self._session_s:g}")
-        self._cast[name] = self._nodes.start(name, *command(name), *arguments)
+        self._cast[name] = self._nodes.start(name, *self.cast.commands[name], *arguments)
         return self._cast[name]
 
     def start_all(self) -> None:
         """Start the whole cast and wait until it is ready."""
-        for name in CAST:
+        for name in self.cast.nodes:
             self.start(name)
         self.wait_ready()
 
     def wait_ready(self) -> None:
         """Wait until servers listen and consumers have joined. Raises BrewError where one ends before that."""
         deadline = time.monotonic() + _READY_S
-        for name in CAST:
+        for name in self.cast.nodes:
             while True:
                 try:
                     self.node(name).wait_ready(timeout_s=deadline - time.monotonic())
@@ -218,7 +222,7 @@ class Stage:
         """Run a command on the servers, past the faulty network; what has effects keeps the ledger, as the nodes do."""
         return subprocess.run(  # noqa: S603 - ourselves
             [sys.executable, "-P", "-m", ledger.MODULE, *arguments],
-            env={**environment(self.settings), **stdout.ENVIRONMENT, "BREW_HOME": str(self.servers.home)},
+            env={**os.environ, **environment(self.settings), **stdout.ENVIRONMENT, "BREW_HOME": str(self.servers.home)},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             encoding="utf-8",

@@ -26,6 +26,11 @@ class Watch:
         self._settings = settings.impatient
         self._stop = threading.Event()
         self._began = time.monotonic()
+        self._downstreams = registry.configured(settings)
+        # The counters that come as far as the orders.
+        self._following = [each.counted_as for each in self._downstreams if each.follows_orders]
+        self._unread: dict[str, tuple[float, int]] = {}  # of each group: when it was asked, and its lag
+        self._wants_unread = threading.Event()
         self.samples: list[Sample] = []
         self.ownerships: list[Ownership] = []
 
@@ -44,14 +49,42 @@ class Watch:
     @property
     def newest(self) -> Sample:
         """The last sample, zeros where there is none."""
-        return self.samples[-1] if self.samples else Sample(0.0, 0, 0, 0, 0)
+        return self.samples[-1] if self.samples else Sample(0.0, 0, 0)
+
+    def has_flowed(self, orders: float) -> bool:
+        """Say whether so many orders have come through, to every downstream that has an effect of each."""
+        newest = self.newest
+        return min([newest.orders, *map(newest.value, self._following)]) >= orders
+
+    def has_settled(self, since_s: float) -> bool:
+        """Say whether everything is through, as was seen after `since_s`.
+
+        All is published and nothing is parked, then every group has read it all. Where a downstream's `done` query
+        counts an effect of each order, it counts as many as there are orders.
+        """
+        self._wants_unread.set()
+        settled_s = None
+        for sample in reversed(self.samples):
+            if sample.at_s <= since_s or not self._is_complete(sample):
+                break
+            settled_s = sample.at_s
+        if settled_s is None or len(self._unread) < len(self._downstreams):
+            return False
+        # Asked later than all was published: what was published meanwhile had not been read.
+        return all(at_s >= settled_s and not lag for at_s, lag in self._unread.values())
+
+    def _is_complete(self, sample: Sample) -> bool:
+        counted = [each.counted_as for each in self._downstreams if each.done and each.follows_orders]
+        waiting = sample.outbox_unpublished or sample.parked
+        return not waiting and all(sample.value(name) >= sample.orders for name in counted)
 
     def _count(self) -> None:
         while not self._stop.wait(_LOOK_EVERY_S):
             with contextlib.suppress(BrewError, psycopg.Error), database.connect(self._settings) as connection:
                 while True:
                     at_s = self.now_s  # before it is asked: an order from then on may be missing
-                    self.samples.append(Sample(at_s, **overview.counts(connection).story()))
+                    seen = overview.flow(connection, self._downstreams)
+                    self.samples.append(Sample(at_s, seen.orders, seen.outbox_unpublished, seen.effects, seen.parked))
                     if self._stop.wait(_LOOK_EVERY_S):
                         return
 
@@ -59,21 +92,24 @@ class Watch:
         while not self._stop.wait(_ASK_EVERY_S):
             with contextlib.suppress(BrewError), open_admin(self._settings) as admin:
                 while not self._stop.wait(_ASK_EVERY_S):
-                    for downstream in registry.configured(self._settings):
+                    for downstream in self._downstreams:
                         group = registry.kafka_group(self._settings, downstream)
                         owners = admin.group(group, self._settings.topic).owners
                         self.ownerships.append(Ownership(self.now_s, downstream.group, owners))
+                    if self._wants_unread.is_set():
+                        at_s = self.now_s
+                        for seen in overview.groups(admin, self._settings):
+                            self._unread[seen.name] = at_s, seen.lag
 
     def longest_standstill_s(self, load_end_s: float) -> float:
         """Return the longest time in which a role did nothing, though orders came or waited for it."""
-        return max(
-            standstill_s(self.samples, load_end_s, counter) for counter in ("orders", "reservations", "notifications")
-        )
+        return max(standstill_s(self.samples, load_end_s, counter) for counter in ("orders", *self._following))
 
     def catch_up_s(self, since_s: float, *, backlog: float) -> float | None:
         """Return the seconds from `since_s` until less than `backlog` orders waited for anything; None if never."""
         for sample in self.samples:
-            waiting = max(sample.orders - min(sample.reservations, sample.notifications), sample.outbox_unpublished)
+            done = min([sample.orders, *map(sample.value, self._following)])
+            waiting = max(sample.orders - done, sample.outbox_unpublished)
             if sample.at_s >= since_s and waiting <= backlog:
                 return sample.at_s - since_s
         return None
@@ -83,8 +119,8 @@ def standstill_s(samples: Sequence[Sample], load_end_s: float, counter: str) -> 
     """Return the longest time in which a counter stood still though orders came, until `load_end_s`, or waited."""
     longest, since, before = 0.0, 0.0, 0
     for sample in samples:
-        now = getattr(sample, counter)
-        if now > before or (sample.at_s > load_end_s and now == sample.orders):
+        now = sample.value(counter)
+        if now > before or (sample.at_s > load_end_s and now >= sample.orders):
             longest, since = max(longest, sample.at_s - since), sample.at_s
         before = now
     return max(longest, samples[-1].at_s - since) if samples else 0.0

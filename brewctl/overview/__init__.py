@@ -11,16 +11,19 @@ from brewctl.overview.counters import (
     unfinished,
     work_by_node,
 )
+from brewctl.overview.progress import Flow, flow
 from brewctl.overview.replicas import NodeRow, nodes
 
 __all__ = [
     "Counts",
+    "Flow",
     "GroupView",
     "NodeRow",
     "Unfinished",
     "counts",
     "distribution",
     "distribution_line",
+    "flow",
     "groups",
     "missing",
     "nodes",

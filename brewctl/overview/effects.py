@@ -48,14 +48,8 @@ def counted(connection: Connection, query: LiteralString, downstreams: Sequence[
     """
     if not downstreams:
         return connection.execute(query).fetchone() or ()
-    numbers = [
-        sql.SQL("(SELECT count(*) FROM {})").format(_effects(downstream))
-        if downstream.done
-        else sql.SQL("(SELECT count(*) FROM processed_events WHERE consumer = {})").format(downstream.group)
-        for downstream in downstreams
-    ]
     whole = sql.SQL("SELECT {} FROM (\n{}\n) AS counted").format(
-        sql.SQL(", ").join([sql.SQL("counted.*"), *numbers]), sql.SQL(query)
+        sql.SQL(", ").join([sql.SQL("counted.*"), *map(_number, downstreams)]), sql.SQL(query)
     )
     try:
         row = connection.execute(whole).fetchone()
@@ -63,6 +57,42 @@ def counted(connection: Connection, query: LiteralString, downstreams: Sequence[
         raise _failed(downstreams, error) from error
     assert row is not None
     return row
+
+
+def number(connection: Connection, downstream: Downstream) -> int:
+    """Count the effects of a downstream, as `counted` does."""
+    return int(counted(connection, "SELECT", [downstream])[0])
+
+
+def tables(connection: Connection, downstream: Downstream) -> list[str]:
+    """Name the tables that a `done` query reads, as they are written in SQL; none where there is no such query.
+
+    Raises BrewError where the query fails.
+    """
+    if not downstream.done:
+        return []
+    try:
+        row = connection.execute(
+            sql.SQL("EXPLAIN (VERBOSE, FORMAT JSON) SELECT * FROM {}").format(_effects(downstream))
+        ).fetchone()
+    except (psycopg.ProgrammingError, psycopg.DataError) as error:
+        raise _failed([downstream], error) from error
+    assert row is not None
+    plan = row[0][0]["Plan"]
+    found = {(node["Schema"], node["Relation Name"]) for node in _nodes(plan) if "Relation Name" in node}
+    return [sql.Identifier(*names).as_string(connection) for names in sorted(found)]
+
+
+def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for below in plan.get("Plans", ()):
+        yield from _nodes(below)
+
+
+def _number(downstream: Downstream) -> sql.Composable:
+    if downstream.done:
+        return sql.SQL("(SELECT count(*) FROM {})").format(_effects(downstream))
+    return sql.SQL("(SELECT count(*) FROM processed_events WHERE consumer = {})").format(downstream.group)
 
 
 def _rows(connection: Connection, downstream: Downstream, order_id: UUID) -> Iterator[dict[str, Any]]:

@@ -17,7 +17,7 @@ class NodeRow:
     """A replica as its own row has it. Its counters are those since its start."""
 
     name: str
-    role: str  # order, publisher, inventory, notifications
+    role: str  # order, publisher, or a downstream's group
     host: str
     pid: int
     address: str  # where it listens; "" of a consumer
@@ -29,6 +29,7 @@ class NodeRow:
     silent_s: float
     started_s: float  # since the epoch, by PostgreSQL's clock
     trouble: str = ""  # what keeps it from its work
+    publishes: bool = False  # the outbox's rows
 
     @property
     def there(self) -> bool:

@@ -22,7 +22,6 @@ from brewctl.overview.consumer_groups import GroupView
 from brewctl.overview.trace import Event, Life, Order
 
 _VERIFY = "brewctl verify"
-_PUBLISHING = ("order", "publisher")
 # By so much a consumer's clock, which dates its dead letters, may be behind that of the order's node.
 _CLOCKS = timedelta(hours=1)
 
@@ -125,9 +124,11 @@ class _Judge:
         if isinstance(self._kafka, Topics) and event.topic not in self._kafka.names:
             other = "" if event.topic == self._settings.topic else f" --topic {shlex.quote(event.topic)}"
             return Standing(f"{row} waits: kafka has no topic {event.topic}", f"brewctl topic create{other}")
-        publishers = [node.name for node in self._life.nodes if node.role in _PUBLISHING and node.there]
+        publishers = [node.name for node in self._life.nodes if node.publishes and node.there]
         if not publishers:
-            return Standing(f"{row} waits: no order node runs that would publish it", _start("order"))
+            serving = any(node.role == "order" and node.there for node in self._life.nodes)
+            command = _start("publisher" if serving else "order")
+            return Standing(f"{row} waits: no node runs that would publish it", command)
         if isinstance(self._kafka, BrewError):
             return Standing(f"{row} waits: {self._kafka.message}")
         return Standing(f"{row} is to be published by {' or '.join(publishers)}")

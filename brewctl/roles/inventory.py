@@ -18,4 +18,5 @@ DOWNSTREAM = Downstream(
     service="inventory-service",
     verb="reserved",
     undo="released",
+    counter="reservations",
 )

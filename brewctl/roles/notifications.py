@@ -20,4 +20,6 @@ DOWNSTREAM = Downstream(
     service="notification-service",
     verb="notified",
     undo="told",
+    counter="notifications",
+    node="notification",
 )

@@ -26,7 +26,7 @@ def run(settings: Settings, stop: threading.Event, *, node: str) -> None:
             stop.wait()
             publisher.notify()
 
-        with presence.kept(settings, presence.Replica(node, "publisher"), publisher.work):
+        with presence.kept(settings, presence.Replica(node, "publisher", publishes=True), publisher.work):
             run_together(
                 {"publisher": lambda: publisher.run(stop), "stop": wake}, stop, drain_timeout_s=settings.limits.drain_s
             )

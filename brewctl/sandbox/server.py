@@ -13,5 +13,5 @@ class Server:
     port: int  # 0 where it listens on none
     log: str
     birth: str = ""  # its start in a form that no clock changes, where the system tells one
-    role: str = ""  # a background node's: order, inventory, notifications
+    role: str = ""  # a background node's: order, publisher, or a downstream
     log_start: int = 0  # bytes that others before it wrote to where its output goes

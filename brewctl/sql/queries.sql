@@ -70,8 +70,15 @@ SELECT id, customer_id, amount_cents, currency, status, created_at, cancelled_at
  WHERE id = %(id)s
 
 -- lock_order --
--- Held to the end of the transaction: one changes an order at a time. With the time, by this server's clock.
-SELECT id, tenant_id, status, clock_timestamp() FROM orders WHERE id = %(id)s FOR NO KEY UPDATE
+-- Held to the end of the transaction: one changes an order at a time. With the time, by this server's clock, and an order
+-- node of the version before that was there within the last minute: it would publish a cancel as an order.created.
+SELECT id, tenant_id, status, clock_timestamp(),
+       (SELECT min(node_id) FROM nodes
+         WHERE role = 'order' AND publishes IS NULL AND stopped_at IS NULL
+           AND seen_at > clock_timestamp() - interval '1 minute')
+  FROM orders
+ WHERE id = %(id)s
+   FOR NO KEY UPDATE OF orders
 
 -- cancel_order --
 -- The change and its event, of an order whose row is locked.
@@ -203,7 +210,8 @@ SELECT looked.last, missing.*
 -- republish_rows --
 -- Puts published rows back into the queue: publishers take them as they take new ones.
 UPDATE outbox
-   SET published_at = NULL, publisher_node = NULL, kafka_partition = NULL, kafka_offset = NULL
+   SET published_at = NULL, publisher_node = NULL, kafka_partition = NULL, kafka_offset = NULL,
+       republished_at = clock_timestamp()
  WHERE id = ANY(%(ids)s) AND published_at IS NOT NULL
 RETURNING id
 
@@ -216,57 +224,59 @@ SELECT clock_timestamp()
 -- another event. One of the two without an event id counts as the same. A repeat writes nothing to processed_events.
 -- All repeats of the batch are one row of `redeliveries`, `repeated` (ids that came more than once within the batch)
 -- among them; where all ids were taken they are not looked for. No outbox id is there twice. An effect
--- reads `fresh`, which has the columns that it names; all of it is committed together or not at all. A row of `reused`
--- is locked, and looked at as it is now, also where it was committed just before. `waiting`: whether the consumer has
--- parked events, and their keys were not looked at; then nothing is taken.
-WITH waiting AS (
+-- reads `fresh`, which has the columns that it names; all of it is committed together or not at all. The other names
+-- have a prefix: a downstream's statement may have tables of any name. A row of `brew_reused` is locked, and looked at
+-- as it is now, also where it was committed just before. `brew_waiting`: whether the consumer has parked events, and
+-- their keys were not looked at; then nothing is taken.
+WITH brew_waiting AS (
     SELECT NOT %(looked)s AND EXISTS (SELECT FROM parked_events WHERE consumer = %(consumer)s AND outcome IS NULL) AS there
-), event AS (
+), brew_event AS (
     SELECT *
       FROM unnest(%(outbox_ids)s::bigint[], %(event_ids)s::uuid[]/* arrays */) AS e (outbox_id, event_id/* names */)
-     WHERE NOT (SELECT there FROM waiting)
-), taken AS (
+     WHERE NOT (SELECT there FROM brew_waiting)
+), brew_taken AS (
     INSERT INTO processed_events (consumer, outbox_id, event_id)
-    SELECT %(consumer)s, outbox_id, event_id FROM event ORDER BY outbox_id
+    SELECT %(consumer)s, outbox_id, event_id FROM brew_event ORDER BY outbox_id
     ON CONFLICT (consumer, outbox_id) DO NOTHING
     RETURNING outbox_id
-), again AS (
+), brew_again AS (
     SELECT outbox_id, event_id
-      FROM event
-     WHERE (SELECT count(*) FROM taken) < cardinality(%(outbox_ids)s::bigint[])
-       AND outbox_id NOT IN (SELECT outbox_id FROM taken)
-), reused AS (
+      FROM brew_event
+     WHERE (SELECT count(*) FROM brew_taken) < cardinality(%(outbox_ids)s::bigint[])
+       AND outbox_id NOT IN (SELECT outbox_id FROM brew_taken)
+), brew_reused AS (
     INSERT INTO processed_events AS p (consumer, outbox_id, event_id)
-    SELECT %(consumer)s, again.outbox_id, again.event_id
-      FROM again LEFT JOIN processed_events known
-        ON known.consumer = %(consumer)s AND known.outbox_id = again.outbox_id
-     WHERE again.event_id IS NOT NULL
-       AND (known.outbox_id IS NULL OR known.event_id <> again.event_id)
-       AND again.event_id <> ALL(coalesce(known.earlier_ids, '{}'))
+    SELECT %(consumer)s, brew_again.outbox_id, brew_again.event_id
+      FROM brew_again LEFT JOIN processed_events known
+        ON known.consumer = %(consumer)s AND known.outbox_id = brew_again.outbox_id
+     WHERE brew_again.event_id IS NOT NULL
+       AND (known.outbox_id IS NULL OR known.event_id <> brew_again.event_id)
+       AND brew_again.event_id <> ALL(coalesce(known.earlier_ids, '{}'))
      ORDER BY outbox_id
     ON CONFLICT (consumer, outbox_id) DO UPDATE
        SET event_id = excluded.event_id, earlier_ids = p.earlier_ids || p.event_id, processed_at = clock_timestamp()
      WHERE p.event_id <> excluded.event_id AND excluded.event_id <> ALL(coalesce(p.earlier_ids, '{}'))
     RETURNING outbox_id
 ), fresh AS (
-    SELECT event.* FROM event JOIN (SELECT outbox_id FROM taken UNION ALL SELECT outbox_id FROM reused) AS new
-     USING (outbox_id)
-), repeats AS (
+    SELECT brew_event.*
+      FROM brew_event
+      JOIN (SELECT outbox_id FROM brew_taken UNION ALL SELECT outbox_id FROM brew_reused) AS new USING (outbox_id)
+), brew_repeats AS (
     INSERT INTO redeliveries (consumer, node_id, outbox_ids)
     SELECT %(consumer)s, %(node)s, array_agg(outbox_id ORDER BY outbox_id)
-      FROM (SELECT outbox_id FROM again WHERE outbox_id NOT IN (SELECT outbox_id FROM reused)
+      FROM (SELECT outbox_id FROM brew_again WHERE outbox_id NOT IN (SELECT outbox_id FROM brew_reused)
              UNION ALL
-            SELECT unnest(%(repeated)b::bigint[]) FROM waiting WHERE NOT there) AS repeat
+            SELECT unnest(%(repeated)b::bigint[]) FROM brew_waiting WHERE NOT there) AS repeat
     HAVING count(*) > 0
 )
 
 -- taken --
 -- The back half of a statement with an effect.
-SELECT count(*), (SELECT there FROM waiting) FROM fresh
+SELECT count(*), (SELECT there FROM brew_waiting) FROM fresh
 
 -- taken_ids --
 -- The back half for an effect of several statements; one row with a null where nothing is fresh.
-SELECT there, outbox_id FROM waiting LEFT JOIN fresh ON true
+SELECT there, outbox_id FROM brew_waiting LEFT JOIN fresh ON true
 
 -- reserve --
 -- Effect of inventory-service: a reservation, which a cancelled order releases. Merged by seq, so that a late repeat
@@ -383,15 +393,16 @@ DELETE FROM redeliveries
 -- ends with the transaction: behind a pooler the next one of the session may be an order's. A row that this replica
 -- wrote before and that is another process's now is fought over: `rival` says by which.
 INSERT INTO nodes (node_id, role, host, pid, address, started_at, seen_at, stopped_at,
-                   processed, effects, skipped, dead, trouble)
+                   processed, effects, skipped, dead, trouble, publishes)
 SELECT %(node)s, %(role)s, %(host)s, %(pid)s, %(address)s,
        clock_timestamp() - make_interval(secs => %(age_s)s), clock_timestamp(),
-       CASE WHEN %(stopped)s THEN clock_timestamp() END, %(processed)s, %(effects)s, %(skipped)s, %(dead)s, %(trouble)s
+       CASE WHEN %(stopped)s THEN clock_timestamp() END, %(processed)s, %(effects)s, %(skipped)s, %(dead)s, %(trouble)s, %(publishes)s
   FROM set_config('synchronous_commit', 'off', true)
 ON CONFLICT (node_id) DO UPDATE
-   SET (role, host, pid, address, started_at, seen_at, stopped_at, processed, effects, skipped, dead, trouble)
+   SET (role, host, pid, address, started_at, seen_at, stopped_at, processed, effects, skipped, dead, trouble, publishes)
      = (excluded.role, excluded.host, excluded.pid, excluded.address, excluded.started_at, excluded.seen_at,
-        excluded.stopped_at, excluded.processed, excluded.effects, excluded.skipped, excluded.dead, excluded.trouble),
+        excluded.stopped_at, excluded.processed, excluded.effects, excluded.skipped, excluded.dead, excluded.trouble,
+        excluded.publishes),
        rival = CASE WHEN %(again)s AND (nodes.host, nodes.pid) <> (excluded.host, excluded.pid)
                     THEN 'pid ' || nodes.pid || ' on ' || nodes.host END
 RETURNING rival
@@ -399,6 +410,7 @@ RETURNING rival
 -- nodes --
 -- Replicas, and for how many seconds nobody has heard of each.
 SELECT node_id AS name, role, host, pid, address, processed, effects, skipped, dead, trouble,
+       coalesce(publishes, role IN ('order', 'publisher')) AS publishes,
        stopped_at IS NOT NULL AS stopped,
        extract(epoch FROM clock_timestamp() - seen_at)::float8 AS silent_s,
        extract(epoch FROM started_at)::float8 AS started_s
@@ -459,24 +471,29 @@ SELECT (SELECT count(*) FROM orders) AS orders,
        (SELECT count(*) FROM outbox WHERE published_at IS NULL AND failed_at IS NOT NULL) AS outbox_failed,
        (SELECT count(*) FROM parked_events WHERE outcome IS NULL) AS parked
 
+-- flow --
+-- The orders and the events that wait or are parked, beside which the effects of any downstreams are counted.
+SELECT (SELECT count(*) FROM orders) AS orders,
+       (SELECT count(*) FROM outbox WHERE published_at IS NULL) AS outbox_unpublished,
+       (SELECT count(*) FROM parked_events WHERE outcome IS NULL) AS parked
+
 -- pulse --
--- What is cheap to know of tables of any size: at most `most` unpublished rows are counted; then the age of
--- the oldest that is ready, the tables' files, which a TRUNCATE changes, and how many rows were ever inserted.
+-- What is cheap to know of an outbox of any size: at most `most` unpublished rows are counted; then the age of the
+-- oldest that is ready.
 SELECT waiting.rows, waiting.set_aside,
        (SELECT extract(epoch FROM clock_timestamp() - created_at)::float8
-          FROM outbox WHERE published_at IS NULL AND failed_at IS NULL ORDER BY id LIMIT 1) AS oldest_s,
-       concat_ws(' ', pg_relation_filenode('orders'), pg_relation_filenode('outbox'),
-                      pg_relation_filenode('inventory_reservations'), pg_relation_filenode('notifications_log')) AS files,
-       pg_stat_get_tuples_inserted('orders'::regclass) AS orders,
-       pg_stat_get_tuples_inserted('outbox'::regclass) AS outbox,
-       pg_stat_get_tuples_inserted('inventory_reservations'::regclass) AS reservations,
-       pg_stat_get_tuples_inserted('notifications_log'::regclass) AS notifications
+          FROM outbox WHERE published_at IS NULL AND failed_at IS NULL ORDER BY id LIMIT 1) AS oldest_s
   FROM (SELECT count(*) AS rows, count(failed_at) AS set_aside
           FROM (SELECT failed_at FROM outbox WHERE published_at IS NULL LIMIT %(most)s) AS unpublished) AS waiting
 
+-- inserted --
+-- The files of some tables, which a TRUNCATE changes, and how many rows were ever inserted into each, in their order.
+SELECT coalesce(string_agg(pg_relation_filenode(name::regclass)::text, ' ' ORDER BY place), '') AS files,
+       coalesce(array_agg(pg_stat_get_tuples_inserted(name::regclass) ORDER BY place), '{}') AS inserted
+  FROM unnest(%(tables)s::text[]) WITH ORDINALITY AS asked (name, place)
+
 -- totals --
-SELECT (SELECT count(*) FROM orders), (SELECT count(*) FROM outbox),
-       (SELECT count(*) FROM inventory_reservations), (SELECT count(*) FROM notifications_log)
+SELECT (SELECT count(*) FROM orders), (SELECT count(*) FROM outbox)
 
 -- inventory_distribution --
 SELECT node_id, count(*) FROM inventory_reservations GROUP BY node_id ORDER BY node_id
@@ -520,11 +537,11 @@ SELECT call.id
 SELECT idempotency_key, id::text FROM orders WHERE tenant_id = %(tenant_id)s AND idempotency_key = ANY(%(keys)s)
 
 -- slowest_order --
--- Seconds from the acceptance of an order to the last of its effects, at most.
-SELECT extract(epoch FROM max(greatest(r.created_at, n.created_at) - o.created_at))::float8
+-- Seconds from the acceptance of an order to the last of its effects in these groups, at most.
+SELECT extract(epoch FROM max(p.processed_at - o.created_at))::float8
   FROM orders o
-  JOIN inventory_reservations r ON r.order_id = o.id
-  JOIN notifications_log n ON n.order_id = o.id
+  JOIN outbox e ON e.aggregate_id = 'order-' || o.id AND coalesce(e.event_type, 'order.created') = 'order.created'
+  JOIN processed_events p ON p.consumer = ANY(%(groups)s) AND p.outbox_id = e.id
 
 -- downstream_name --
 -- The MODULE:NAME that a consumer's name was registered for.

@@ -41,7 +41,9 @@ CREATE TABLE IF NOT EXISTS outbox (
     trace_id       text,
     traceparent    text,
     -- Where the payload is no Protobuf message.
-    content_type   text
+    content_type   text,
+    -- When somebody had it published again: since then its record may be behind those of later events of its aggregate.
+    republished_at timestamptz
 );
 ALTER TABLE outbox ADD COLUMN IF NOT EXISTS attempts integer NOT NULL DEFAULT 0;
 ALTER TABLE outbox ADD COLUMN IF NOT EXISTS kafka_partition integer;
@@ -53,6 +55,7 @@ ALTER TABLE outbox ADD COLUMN IF NOT EXISTS tenant_id text;
 ALTER TABLE outbox ADD COLUMN IF NOT EXISTS trace_id text;
 ALTER TABLE outbox ADD COLUMN IF NOT EXISTS traceparent text;
 ALTER TABLE outbox ADD COLUMN IF NOT EXISTS content_type text;
+ALTER TABLE outbox ADD COLUMN IF NOT EXISTS republished_at timestamptz;
 -- fetch_unpublished scans in id order, and looks each aggregate's oldest unpublished row up. The planner
 -- can't take the one index for the other, whatever the statistics say: the look-up sees failed rows too.
 DROP INDEX IF EXISTS outbox_unpublished;
@@ -245,7 +248,8 @@ CREATE TABLE IF NOT EXISTS dead_letters_settled (
     PRIMARY KEY (topic, "partition", "offset", written_at)
 );
 
--- One row a replica, written by itself every second: for whoever looks on, nothing relies on it.
+-- One row a replica, written by itself every second: for whoever looks on. Nothing relies on it, but for a cancel, which
+-- waits while an order node of the version before is there.
 -- One that was killed has no stopped_at, and an old seen_at.
 CREATE TABLE IF NOT EXISTS nodes (
     node_id    text PRIMARY KEY,
@@ -264,7 +268,10 @@ CREATE TABLE IF NOT EXISTS nodes (
     -- Another process of the same name, where one writes this row too.
     rival      text,
     -- What keeps it from its work; empty where nothing does.
-    trouble    text NOT NULL DEFAULT ''
+    trouble    text NOT NULL DEFAULT '',
+    -- Whether it publishes the outbox. The version before does not say: its order nodes do.
+    publishes  boolean
 );
 ALTER TABLE nodes ADD COLUMN IF NOT EXISTS rival text;
 ALTER TABLE nodes ADD COLUMN IF NOT EXISTS trouble text NOT NULL DEFAULT '';
+ALTER TABLE nodes ADD COLUMN IF NOT EXISTS publishes boolean;

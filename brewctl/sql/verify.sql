@@ -12,7 +12,7 @@ SELECT set_config('statement_timeout', %(statement_ms)s, %(local)s),
 -- `blocked`: behind a row of its aggregate that is set aside.
 CREATE TEMP TABLE event (
     outbox_id bigint NOT NULL, type text NOT NULL, aggregate bigint NOT NULL, seq bigint, order_id uuid, ours boolean NOT NULL, published boolean NOT NULL,
-    set_aside boolean NOT NULL, blocked boolean NOT NULL, created_at timestamptz NOT NULL, age_s float8 NOT NULL)
+    set_aside boolean NOT NULL, blocked boolean NOT NULL, republished boolean NOT NULL, created_at timestamptz NOT NULL, age_s float8 NOT NULL)
 
 -- create_placed --
 -- Orders.
@@ -79,7 +79,7 @@ SELECT x.id, coalesce(x.event_type, 'order.created'), hashtextextended(x.aggrega
                           WHERE p.aggregate_id = x.aggregate_id AND p.published_at IS NULL
                             AND p.failed_at IS NOT NULL AND p.id < x.id)
             ELSE false END,
-       x.created_at, extract(epoch FROM now() - x.created_at)
+       x.republished_at IS NOT NULL, x.created_at, extract(epoch FROM now() - x.created_at)
   FROM outbox x
   LEFT JOIN orders o ON x.aggregate_id = 'order-' || o.id
                     AND coalesce(x.event_type, 'order.created') IN ('order.created', 'order.cancelled')
@@ -161,6 +161,7 @@ SELECT (SELECT count(*) FROM placed) AS orders,
        count(*) FILTER (WHERE published) AS published,
        count(*) FILTER (WHERE ours AND published) AS published_here,
        count(*) FILTER (WHERE set_aside) AS set_aside,
+       count(*) FILTER (WHERE republished) AS republished,
        count(*) FILTER (WHERE type IN ('order.created', 'order.cancelled')) AS order_events,
        count(seq) AS numbered
   FROM event
@@ -401,7 +402,7 @@ HAVING min("partition") <> max("partition") AND bool_or(hash IS NULL OR NOT EXIS
 
 -- out_of_order --
 -- Only the first arrival of each event counts. Where a partition's beginning is gone, so may be the first arrival of
--- an event that is older than what is left.
+-- an event that is older than what is left; and the one of an event that somebody had published again was lost.
 SELECT count(*) OVER () AS total,
        'outbox ' || outbox_id || ' came at ' || "partition" || '@' || first || ', after outbox ' || ahead
        || ' of the same key'
@@ -420,6 +421,7 @@ SELECT count(*) OVER () AS total,
               WHERE edge.first > 0
               GROUP BY s."partition") AS rest USING ("partition")
  WHERE ahead > outbox_id
+   AND e.republished IS NOT TRUE
    AND (rest.since_ms IS NULL OR e.created_at IS NULL OR extract(epoch FROM e.created_at) * 1000 >= rest.since_ms)
  ORDER BY outbox_id
  LIMIT %(shown)s
@@ -455,15 +457,18 @@ SELECT count(*) OVER () AS total,
  LIMIT %(shown)s
 
 -- sequence --
--- What was redriven from the dead letters came later for that reason.
+-- What was redriven from the dead letters came later for that reason, and so did what somebody had published again, with
+-- `outbox republish`: its record is behind those of later events.
 SELECT count(*) OVER () AS total,
        'outbox ' || outbox_id || ' had its ' || %(effect)s || ' after outbox ' || ahead || ' of the same key'
-  FROM (SELECT outbox_id, max(outbox_id) OVER (PARTITION BY aggregate ORDER BY processed_at, outbox_id
+  FROM (SELECT outbox_id, republished,
+               max(outbox_id) OVER (PARTITION BY aggregate ORDER BY processed_at, outbox_id
                                                ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS ahead
           FROM processed p
           JOIN event e USING (outbox_id)
          WHERE p.consumer = %(consumer)s AND e.aggregate IN (SELECT aggregate FROM event WHERE seq > 1)) AS applied
  WHERE ahead > outbox_id
+   AND NOT republished
    AND NOT EXISTS (SELECT FROM letter l
                     WHERE l.consumer = %(consumer)s AND l.outbox_id = applied.outbox_id AND l.outcome = 'redriven')
  ORDER BY outbox_id

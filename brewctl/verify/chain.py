@@ -118,7 +118,7 @@ class _Chain:
         for downstream in self._downstreams:
             if _of_every_order(downstream):
                 self._workspace.execute("fill_gap", consumer=downstream.group)
-        facts = self._facts()
+        facts = self._facts(records)
         checks = [*self._outbox_checks(facts), *records.checks, *self._topic_checks(facts)]
         for downstream in self._downstreams:
             checks += self._group_checks(downstream, facts)
@@ -193,7 +193,7 @@ class _Chain:
             check.add(rows[0][0], [text for _, text in rows])
         return check
 
-    def _facts(self) -> Facts:
+    def _facts(self, records: Records) -> Facts:
         letters: dict[str, dict[str, int]] = {}
         for group, outcome, count in self._workspace.execute("count_letters"):
             letters.setdefault(group, {"open": 0, "redriven": 0, "dropped": 0})[outcome] = count
@@ -210,6 +210,7 @@ class _Chain:
             **row("count_on_the_way"),
             unread=dict.fromkeys(self._committed, 0) | dict(self._workspace.execute("count_unread").fetchall()),
             **row("count_records"),
+            older_headers=records.older_headers,
             **row("count_repeats"),
             **row("count_moved", **self._layout),
             **row("count_removed_events"),

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 
 from brewctl.config import Settings
+from brewctl.delivery import registry
 from brewctl.delivery.broker import Record
 from brewctl.verify import contract
 from brewctl.verify.result import Check
@@ -19,6 +20,8 @@ class Letters:
 
     def __init__(self, settings: Settings, workspace: Workspace) -> None:
         self._topic = settings.topic.encode()
+        # A letter has Kafka's name of its group, the tables have the group's own.
+        self._groups = {registry.kafka_group(settings, each): each.group for each in registry.configured(settings)}
         self._workspace = workspace
         self.check = Check("dead-letters", "each letter is a record of the topic")
 
@@ -39,11 +42,12 @@ class Letters:
                 ):
                     self.check.fail(f"dead letter {letter.partition}@{letter.offset} names no record of the topic")
                     continue
+                group = notes.get("dlq-group", b"").decode(errors="replace").replace("\0", "?")
                 copy.write_row((
                     letter.partition,
                     letter.offset,
                     letter.timestamp_ms,
-                    notes.get("dlq-group", b"").decode(errors="replace").replace("\0", "?"),
+                    self._groups.get(group, group),
                     int(partition),
                     int(offset),
                     contract.order_of((letter.key or b"").decode(errors="replace")),

@@ -44,12 +44,14 @@ class Facts:
     published: int
     published_here: int  # of those: for this topic
     set_aside: int
+    republished: int  # somebody had them published again: their records may be behind later ones of their keys
     records: int
     events: int  # distinct ones
     repeats: int
     repeats_redriven: int  # put there again from the dead letters
     repeats_same_node: int  # its acknowledgement, or its commit, was lost
     repeats_other_node: int  # the first node died, or stood still, before its commit
+    older_headers: int  # records without event id and number that their rows have: the version before publishes so
     other_types: int
     unreadable: int
     removed: int  # offsets before the topic's first records: deleted by retention

@@ -33,6 +33,7 @@ class Records:
         self._workspace = workspace
         self._present = present
         self._hashed = hashed
+        self.older_headers = 0
         self.strangers = Check("strangers", "every event has its outbox row")
         self.key = Check("wrong-key", "its key is the row's aggregate")
         self.headers = Check("wrong-headers", "its headers are the contract's, in their order")
@@ -103,6 +104,7 @@ class Records:
             self.key.fail(f"{where}: key is {shown(record.key)}, not {row.aggregate_id}")
         if difference := contract.headers_differ(record, row, order["tenant_id"] if order else None):
             self.headers.fail(f"{where}: {difference}")
+        self.older_headers += contract.is_of_the_version_before(record, row)
         if record.value != row.payload:
             self.payload.fail(f"{where}: its {len(record.value or b'')} bytes are not the row's {len(row.payload)}")
         if order is None or reading.said is None:  # a row without an order is another check's

@@ -10,6 +10,7 @@ import psutil
 import psycopg
 import pytest
 
+from brewctl.lab.cast import STORY
 from brewctl.lab.scenarios import SCENARIOS, chance
 from brewctl.lifecycle import wait_until
 from tests.acceptance.conftest import brewctl, environment, status
@@ -53,7 +54,7 @@ def test_no_order_is_lost_whatever_the_seed_brings(arena: Path, tmp_path: Path) 
         if scenario.name not in results:
             continue
         result = results[scenario.name]
-        assert result["plan"] == [str(step) for step in scenario.plan(chance(SEED, scenario.name), 6.0)]
+        assert result["plan"] == [str(step) for step in scenario.plan(chance(SEED, scenario.name), 6.0, STORY)]
         assert result["acknowledged"] >= 150, "there was no load"
         assert [result[name] for name in ("ok", "lost", "missing", "doubled", "findings")] == [True, 0, 0, 0, []]
         assert result["refused"] > 0, "no call was refused: nothing was tested"

@@ -16,8 +16,8 @@ from brewctl.delivery.inbox import Inbox
 from brewctl.errors import BrewError
 from brewctl.lab.bench import LEGS, create, drains, flow, growth, startup
 from brewctl.lab.bench.ground import Ground
+from brewctl.lab.cast import STORY
 from brewctl.lab.handlers import TABLE
-from brewctl.lab.nodes import CAST
 from brewctl.sandbox import tools
 from tests.conftest import Rig
 
@@ -60,7 +60,7 @@ def in_small(monkeypatch: pytest.MonkeyPatch) -> None:
             | {"consumer drain against one by one"},
         ),
         ("latency", {"end to end p50, 100 orders/s", "end to end p99, 100 orders/s"}),
-        ("memory", {f"memory of {name}" for name in CAST}),
+        ("memory", {f"memory of {name}" for name in STORY.nodes}),
         ("startup", {"brewctl --help", "brewctl create-order"}),
         ("growth", {"create, a million orders", "publisher drain, a million rows"}),
     ],

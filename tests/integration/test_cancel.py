@@ -107,6 +107,27 @@ def test_a_cancel_is_a_change_and_an_event_in_one_commit(rig: Rig, service: Serv
     assert event.cancelled_at.ToDatetime(tzinfo=UTC) == order.cancelled_at.ToDatetime(tzinfo=UTC) == cancelled_at
 
 
+def test_no_cancel_is_written_while_an_order_node_of_the_version_before_would_publish_it(
+    rig: Rig, service: Service
+) -> None:
+    order_id = created(service)
+    rig.connection.execute(
+        "INSERT INTO nodes (node_id, role, host, pid, address, started_at, seen_at)"
+        " SELECT 'older-1', 'order', 'h', 1, '', seen, seen FROM clock_timestamp() AS seen"
+    )
+    refused = service.cancel(order_id)
+    assert (refused.code, refused.details) == (
+        grpc.StatusCode.UNAVAILABLE,
+        "older-1 of an older version does not know cancels: retry once it has ended",
+    )
+    assert (state_of(rig, order_id), events_of(rig, order_id)) == (NEW, ONE)
+    for ended in ("stopped_at = seen_at", "stopped_at = NULL, seen_at = seen_at - interval '2 minutes'"):
+        rig.connection.execute(f"UPDATE nodes SET {ended} WHERE node_id = 'older-1'".encode())
+        assert service.cancel(order_id).code is OK
+        order_id = created(service)
+    rig.connection.execute("DELETE FROM nodes WHERE node_id = 'older-1'")
+
+
 def test_an_order_that_is_not_cancelled_has_no_such_time(rig: Rig, service: Service) -> None:
     order_id = created(service)
     order = service.get(order_id).response.order

@@ -44,7 +44,7 @@ class Told:
         """The same event by another producer, who gives it another outbox id."""
         headers = [(name, str(outbox_id).encode() if name == "outbox-id" else value) for name, value in record.headers]
         headers = [(name, value) for name, value in headers if name != "event-id"]
-        return dataclasses.replace(record, headers=headers, offset=outbox_id)
+        return record._replace(headers=headers, offset=outbox_id)
 
     def _record(self, outbox_id: int, kind: str, payload: bytes, seq: int) -> Record:
         key = events.aggregate_id(self.order_id)
@@ -102,7 +102,7 @@ def test_a_cancel_that_is_numbered_as_the_first_event_is_one_all_the_same(rig: R
     """Of an order whose first outbox row is gone: somebody deletes what is published."""
     told = Told(1, numbered=True)
     headers = [(name, b"1" if name == "aggregate-seq" else value) for name, value in told.cancelled.headers]
-    handle(rig, pool, [told.created], [dataclasses.replace(told.cancelled, headers=headers)])
+    handle(rig, pool, [told.created], [told.cancelled._replace(headers=headers)])
     assert effects(rig, told.order_id) == RELEASED
 
 

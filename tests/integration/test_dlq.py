@@ -1,7 +1,6 @@
 """Dead letters, settled: each redriven once, whoever asks and however often; nothing is lost on the way."""
 
 import contextlib
-import dataclasses
 import json
 import random
 import threading
@@ -56,7 +55,7 @@ def send(rig: Rig, *records: Record) -> list[Place]:
 
 
 def placed(record: Record, place: Place) -> Record:
-    return dataclasses.replace(record, partition=place.partition, offset=place.offset)
+    return record._replace(partition=place.partition, offset=place.offset)
 
 
 def bury(rig: Rig, *projections: Downstream, count: int = 1) -> list[Record]:
@@ -113,7 +112,7 @@ def test_letters_of_one_record_share_a_copy_and_letters_of_two_do_not(rig: Rig) 
     originals = bury(rig, inventory.DOWNSTREAM, notifications.DOWNSTREAM)
     # A topic that was made anew has another record at the same place.
     letter, _ = [each for each in read_topic(rig.settings, dead_letters=True) if each.key == originals[0].key]
-    send(rig, dataclasses.replace(letter, value=b"another record"))
+    send(rig, letter._replace(value=b"another record"))
     # Somebody else's records in the dead-letter topic don't say where they died.
     send(rig, Record(rig.settings.dead_letter_topic, None, b"foreign", [("dlq-topic", b"t"), ("dlq-offset", b"\xff")]))
     with opened(rig) as letters:

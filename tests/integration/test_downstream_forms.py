@@ -362,6 +362,20 @@ def test_a_statement_may_be_written_so(rig: Rig, pool: Pool, name: str) -> None:
     assert inbox.tally.effects == 1
 
 
+@pytest.mark.parametrize("name", ["event", "events", "taken", "again", "reused", "waiting", "repeats", "effect"])
+def test_a_statement_may_use_its_own_tables_and_queries_of_any_name(rig: Rig, pool: Pool, name: str) -> None:
+    rig.connection.execute(f"CREATE TABLE {name} AS SELECT 'own' AS word".encode())
+    try:
+        handle(rig, pool, statement(f"INSERT INTO seen (key) SELECT word FROM fresh, {name}"), created(1))
+        with_one = (
+            f"WITH {name} AS (SELECT 'a query' AS word FROM fresh) INSERT INTO seen (key) SELECT word FROM {name}"
+        )
+        handle(rig, pool, statement(with_one), created(2))
+    finally:
+        rig.connection.execute(f"DROP TABLE {name}".encode())
+    assert rows(rig, "SELECT key FROM seen ORDER BY key") == [("a query",), ("own",)]
+
+
 def test_update_and_delete(rig: Rig, pool: Pool) -> None:
     rig.connection.execute("INSERT INTO seen (outbox_id, key) VALUES (1, 'a'), (2, 'b')")
     handle(

@@ -184,7 +184,7 @@ def test_what_is_done_of_a_batch_that_is_given_up_need_not_come_again(rig: Rig) 
     """Of each partition, the records before the first that is not done."""
     slow_effects(rig, 0.03)
     settings = impatient(rig.settings)
-    records = [dataclasses.replace(record(number), partition=number % 3, offset=number) for number in range(1, 151)]
+    records = [record(number)._replace(partition=number % 3, offset=number) for number in range(1, 151)]
     batch = Batch.of(records, inventory.DOWNSTREAM.decoder_of)
     with database.open_pool(settings, name="slow", size=1) as pool:
         inbox = Inbox(settings, pool, inventory.DOWNSTREAM, node="inventory-1")

@@ -64,6 +64,7 @@ ROW = {
     "skipped": 0,
     "dead": 0,
     "trouble": "",
+    "publishes": True,
 }
 
 

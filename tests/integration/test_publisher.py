@@ -16,6 +16,7 @@ import psutil
 import psycopg
 import pytest
 
+from brewctl import overview
 from brewctl.delivery import topics
 from brewctl.delivery.broker import Record, open_admin
 from brewctl.overview import replicas
@@ -150,6 +151,8 @@ def test_two_publishers_one_of_which_is_killed_beside_an_order_service_that_does
     assert len(unpublished(rig)) == 5
     for name in ("publisher-1", "publisher-2"):
         rig.start(name, "publish")
+    says = {"order-1": False, "publisher-1": True, "publisher-2": True}
+    rig.wait("who says so", lambda: {each.name: each.publishes for each in overview.nodes(rig.connection)} == says)
 
     def write(writer: int) -> None:
         with psycopg.connect(rig.settings.database_url) as connection:

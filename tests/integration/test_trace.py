@@ -40,10 +40,21 @@ def of_inventory(chain: Chain, row: Row) -> Standing:
     return standing
 
 
+def node(chain: Chain, name: str, role: str, *, publishes: bool | None) -> None:
+    """As if a node were there; None: of the version before, which does not say whether it publishes."""
+    chain.execute(
+        "INSERT INTO nodes (node_id, role, host, pid, address, started_at, seen_at, publishes)"
+        " SELECT %s, %s, 'h', 1, '', seen, seen, %s FROM clock_timestamp() seen",
+        name,
+        role,
+        publishes,
+    )
+
+
 @contextlib.contextmanager
 def order_node(chain: Chain) -> Iterator[None]:
     """As if order-1 were there."""
-    chain.execute("INSERT INTO nodes SELECT 'order-1', 'order', 'h', 1, '', seen, seen FROM clock_timestamp() seen")
+    node(chain, "order-1", "order", publishes=True)
     yield
     chain.execute("DELETE FROM nodes")
 
@@ -51,7 +62,7 @@ def order_node(chain: Chain) -> Iterator[None]:
 def test_an_order_that_is_not_published_says_what_it_waits_for(chain: Chain) -> None:
     row, elsewhere = chain.order(), chain.order(topic=f"{chain.rig.settings.topic}-absent")
     name = f"outbox row {row.outbox_id}"
-    nobody = {f"{name} waits: no order node runs that would publish it": "brewctl start order"}
+    nobody = {f"{name} waits: no node runs that would publish it": "brewctl start order"}
     assert standings(chain, row) == standings(chain, row, kafka=False) == nobody
     with order_node(chain):
         assert standings(chain, row) == {f"{name} is to be published by order-1": ""}
@@ -74,6 +85,19 @@ def test_an_order_that_is_not_published_says_what_it_waits_for(chain: Chain) -> 
     assert stuck.life.steps()[-1].what == "set aside"
     chain.execute("DELETE FROM outbox WHERE topic = %s OR id IN (%s, %s)", elsewhere.order_id, *stuck_ids(row, twin))
     assert standings(chain, row) == {"it has no outbox row: nobody will publish it": "brewctl verify"}
+
+
+def test_a_row_is_published_by_nodes_that_say_they_publish(chain: Chain) -> None:
+    row = chain.order()
+    name = f"outbox row {row.outbox_id}"
+    node(chain, "order-1", "order", publishes=False)
+    node(chain, "inventory-1", "inventory", publishes=None)
+    assert standings(chain, row) == {f"{name} waits: no node runs that would publish it": "brewctl start publisher"}
+    node(chain, "order-2", "order", publishes=None)
+    node(chain, "publisher-1", "publisher", publishes=True)
+    assert standings(chain, row) == {f"{name} is to be published by order-2 or publisher-1": ""}
+    chain.execute("DELETE FROM nodes")
+    chain.execute("DELETE FROM outbox WHERE id = %s", row.outbox_id)
 
 
 def stuck_ids(*rows: Row) -> tuple[int, ...]:

@@ -7,7 +7,6 @@ nothing to change fails, so that no mutation passes because the program was writ
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -112,7 +111,7 @@ def sent_uncommitted() -> None:
 
     def stranger(record: Record) -> Record:
         headers = [(name, b"9" + value if name == "outbox-id" else value) for name, value in record.headers]
-        return replace(record, headers=headers)
+        return record._replace(headers=headers)
 
     _sending(lambda _producer, records, send: send([*records, *map(stranger, records)])[: len(records)])
 
@@ -138,12 +137,12 @@ def _records(change: Callable[[Record], Record]) -> None:
 
 def another_key() -> None:
     """The record's key is the order's bare id."""
-    _records(lambda record: replace(record, key=(record.key or b"").removeprefix(b"order-")))
+    _records(lambda record: record._replace(key=(record.key or b"").removeprefix(b"order-")))
 
 
 def another_payload() -> None:
     """The record's value is not, byte for byte, the row's payload."""
-    _records(lambda record: replace(record, value=(record.value or b"") + b"\xfa\x01\x00"))
+    _records(lambda record: record._replace(value=(record.value or b"") + b"\xfa\x01\x00"))
 
 
 def _headers(change: Callable[[events.Headers], events.Headers]) -> Change:
@@ -171,12 +170,12 @@ another_node = _headers(
 
 def deduplication_off() -> None:
     """Every delivery of an event has its effect."""
-    rewrite("inbox", r"fresh AS \(.*$", "fresh AS (SELECT * FROM event)")
+    rewrite("inbox", r"fresh AS \(.*$", "fresh AS (SELECT * FROM brew_event)")
 
 
 def no_dedup_row() -> None:
     """An effect is written, and what was done is forgotten."""
-    rewrite("inbox", r"taken AS \(.*$", "fresh AS (SELECT * FROM event)")
+    rewrite("inbox", r"brew_taken AS \(.*$", "fresh AS (SELECT * FROM brew_event)")
 
 
 def taken_backwards() -> None:
@@ -251,7 +250,7 @@ def letter_altered(group: str) -> Change:
     letter_for = dead_letters.letter_for
 
     def altered(*parts: Any, **named: Any) -> Record:
-        return replace(letter_for(*parts, **named), value=b"another")
+        return letter_for(*parts, **named)._replace(value=b"another")
 
     return in_group(group, lambda: _put(dead_letters, "letter_for", altered))
 

@@ -19,7 +19,8 @@ from brewctl import client
 from brewctl.config import environment, resolve
 from brewctl.lab import ledger, verdict
 from brewctl.lab.load import History, Load
-from brewctl.lab.nodes import ROLES, Node, Nodes
+from brewctl.lab.nodes import Node, Nodes
+from brewctl.lab.nodes import role as role_of
 from brewctl.lab.proxy import Proxy
 from brewctl.lifecycle import wait_until
 from brewctl.sandbox import state
@@ -42,7 +43,7 @@ class Play:
     def start(self, role: str) -> Node:
         """Start a replica of a role and wait until it works."""
         arguments = ("--port", "0") if role == "order" else ("--session-timeout", "6")
-        node = self._nodes.start(f"{ROLES[role].stem}-1", *ROLES[role].command, *arguments)
+        node = self._nodes.start(f"{role_of(role).stem}-1", *role_of(role).command, *arguments)
         node.wait_ready(timeout_s=_PATIENCE_S)
         return node
 

@@ -10,12 +10,12 @@ from rich.console import Console
 
 from brewctl.delivery.broker import Member
 from brewctl.errors import BrewError
+from brewctl.lab.cast import STORY
 from brewctl.lab.demo import chart, narration
 from brewctl.lab.demo.play import Verdict
 from brewctl.lab.demo.recorder import Scene
 from brewctl.lab.demo.views import Screen
 from brewctl.lab.history import Act, Claim, Fault, Mark, Sample
-from brewctl.lab.nodes import CAST
 from brewctl.overview import Counts
 
 KILL_S, REBALANCE_S, END_S = 5.0, 12.0, 15.0
@@ -30,7 +30,7 @@ def played() -> Act:
         at_s = tenth / 10
         orders = min(200, max(0, round((at_s - 2) * 40)))
         reserved = orders if at_s < KILL_S or at_s > REBALANCE_S else 120 + (orders - 120) // 4
-        samples.append(Sample(at_s, orders, 0, reserved, orders))
+        samples.append(Sample(at_s, orders, 0, {"reservations": reserved, "notifications": orders}))
     return Act(
         "demo",
         "five nodes",
@@ -54,7 +54,11 @@ def test_the_chart_has_three_curves_that_need_no_colour(width: int) -> None:
 
 
 def test_a_row_that_is_hardly_begun_is_not_reached() -> None:
-    act = Act("demo", "a gap", samples=[Sample(at_s, 200, 0, 154, 200) for at_s in (0.0, 1.0)])
+    act = Act(
+        "demo",
+        "a gap",
+        samples=[Sample(at_s, 200, 0, {"reservations": 154, "notifications": 200}) for at_s in (0.0, 1.0)],
+    )
     rows = [line.partition("┤")[2] for line in chart.draw(act, 40).plain.splitlines() if "┤" in line]
     assert ["".join({*row}) for row in rows[:3]] == ["•", "░", "█"]
 
@@ -72,7 +76,7 @@ def test_the_chart_has_the_kill_and_the_rebalance_on_its_axis() -> None:
 
 def test_a_chart_of_nothing_is_nothing() -> None:
     assert chart.draw(Act("demo", "none"), 80).plain == ""
-    assert chart.draw(Act("demo", "none", samples=[Sample(at, 0, 0, 0, 0) for at in (0.0, 1.0)]), 80).plain == ""
+    assert chart.draw(Act("demo", "none", samples=[Sample(at, 0, 0) for at in (0.0, 1.0)]), 80).plain == ""
 
 
 @pytest.mark.parametrize("session_s", [6.0, 15.0])
@@ -123,9 +127,9 @@ def screen() -> Screen:
     for text in (narration.wait([0, 2, 4], 15), narration.piled_up(Counts(200, 0, 150, 200), [0, 2, 4])):
         screen.say(text)
     screen.ask(narration.prompt(6))
-    states = dict.fromkeys(CAST, "runs") | {"inventory-1": "killed"}
+    states = dict.fromkeys(STORY.nodes, "runs") | {"inventory-1": "killed"}
     owners = [Member("inventory-1", (0, 2, 4), ""), Member("inventory-2", (1, 3, 5), "")]
-    pids = dict.fromkeys(CAST, PID)
+    pids = dict.fromkeys(STORY.nodes, PID)
     screen.show(Scene(200, played(), Counts(200, 0, 150, 200), {"order-1": 100}, owners, states, pids))
     return screen
 

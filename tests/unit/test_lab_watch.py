@@ -1,5 +1,6 @@
 """What the lab makes of its samples: how long nothing went on, and how long it took to catch up."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
@@ -15,11 +16,17 @@ from brewctl.lab.watch import Watch
 LOAD_END_S = 5.0
 
 
+def sample(at_s: float, orders: int, reserved: int, notified: int, *, unpublished: int = 0, parked: int = 0) -> Sample:
+    return Sample(at_s, orders, unpublished, {"reservations": reserved, "notifications": notified}, parked)
+
+
 def watched(*orders_reservations_notifications: tuple[int, int, int]) -> Watch:
     """A watch that has looked once a second."""
     watch = Watch(Settings())
     for second, (orders, reserved, notified) in enumerate(orders_reservations_notifications, start=1):
-        watch.samples.append(Sample(float(second), orders, orders - min(reserved, notified), reserved, notified))
+        watch.samples.append(
+            sample(float(second), orders, reserved, notified, unpublished=orders - min(reserved, notified))
+        )
     return watch
 
 
@@ -44,7 +51,7 @@ def test_a_standstill_is_of_any_role(samples: list[tuple[int, int, int]], stands
 
 def test_a_gap_without_samples_is_a_standstill() -> None:
     watch = watched((1, 1, 1), (2, 2, 2))
-    watch.samples.append(Sample(9.0, 3, 0, 3, 3))
+    watch.samples.append(sample(9.0, 3, 3, 3))
     assert watch.longest_standstill_s(LOAD_END_S) == 7.0
 
 
@@ -54,7 +61,8 @@ def test_what_was_seen_before_the_last_order_ends_no_wait(
 ) -> None:
     monkeypatch.setattr(chaos, "_CATCH_UP_S", 0.2)
     watch = Watch(Settings())
-    watch.samples.append(Sample(at_s, 5, 0, 5, 5))
+    watch.samples.append(sample(at_s, 5, 5, 5))
+    watch._unread = dict.fromkeys(("inventory", "notifications"), (at_s, 0))
     result = Result("any")
     stage = cast("Stage", SimpleNamespace(while_waiting=[]))
     plan = chaos.Plan(orders=5, rate=1.0, seed=1, session_s=6.0)
@@ -68,3 +76,52 @@ def test_catching_up_begins_when_all_is_healed() -> None:
     watch = watched((9, 9, 9), (9, 1, 9), (9, 2, 9), (9, 8, 9))
     assert watch.catch_up_s(2.0, backlog=1) == 2.0
     assert watch.catch_up_s(2.0, backlog=0) is None
+
+
+LOYALTY = """
+from brewctl import Event, OrderCreated, downstream
+
+@downstream("loyalty")
+def points(event: Event[OrderCreated], tx) -> None: ...
+
+@downstream("paid", events=["payment.received"], done="SELECT order_id FROM payments")
+def paid(event, tx) -> None: ...
+"""
+READ = {"inventory": (3.0, 0), "notifications": (3.0, 0)}
+
+
+@pytest.mark.parametrize(
+    ("seen", "unread", "settled"),
+    [
+        (sample(2.0, 5, 5, 5), READ, True),
+        (sample(2.0, 5, 4, 5), READ, False),
+        (sample(2.0, 5, 5, 5, unpublished=1), READ, False),
+        (sample(2.0, 5, 5, 5, parked=1), READ, False),
+        (sample(0.5, 5, 5, 5), READ, False),  # before the last order
+        (sample(2.0, 5, 5, 5), READ | {"inventory": (3.0, 1)}, False),
+        (sample(2.0, 5, 5, 5), READ | {"inventory": (1.5, 0)}, False),  # asked before all was published
+        (sample(2.0, 5, 5, 5), {"inventory": (3.0, 0)}, False),  # the other group was not asked yet
+    ],
+)
+def test_all_is_through_once_it_is_published_read_and_done(
+    seen: Sample, unread: dict[str, tuple[float, int]], settled: bool
+) -> None:
+    watch = Watch(Settings())
+    watch.samples.append(seen)
+    watch._unread = unread
+    assert watch.has_settled(1.0) is settled
+
+
+def test_what_a_downstream_does_not_count_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one without a `done` query its group must have read all; of one of other events the orders say nothing."""
+    (tmp_path / "watched_loyalty.py").write_text(LOYALTY)
+    monkeypatch.chdir(tmp_path)
+    watch = Watch(Settings(downstreams=("watched_loyalty:points", "watched_loyalty:paid")))
+    watch.samples.append(Sample(2.0, 5, 0, {"loyalty": 3, "paid": 0}))
+    assert not watch.has_settled(1.0)
+    watch._unread = {"loyalty": (3.0, 0), "paid": (3.0, 0)}
+    assert watch.has_settled(1.0)
+    assert watch.has_flowed(3)
+    assert not watch.has_flowed(4)
+    assert watch.catch_up_s(0.0, backlog=1) is None
+    assert watch.catch_up_s(0.0, backlog=2) == 2.0

@@ -18,9 +18,13 @@ VOID = {"meta", "br", "hr", "img", "input", "link"}
 NASTY = "<script>alert('1')</script>\"&\x1b[31m\x00\ud800 kafka"
 
 
+def sample(at_s: float, orders: int, reserved: int, *, unpublished: int = 0) -> Sample:
+    return Sample(at_s, orders, unpublished, {"reservations": reserved, "notifications": orders})
+
+
 def played(name: str = "kill-consumer", *, seconds: int = 30) -> Act:
     """An act as chaos records it."""
-    samples = [Sample(at / 5, at * 8, at % 3, at * 7, at * 8) for at in range(seconds * 5)]
+    samples = [sample(at / 5, at * 8, at * 7, unpublished=at % 3) for at in range(seconds * 5)]
     owners = {partition: f"inventory-{partition % 2 + 1}" for partition in range(6)}
     moved = {**dict.fromkeys(range(6), "inventory-2"), 5: ""}
     return Act(
@@ -38,7 +42,7 @@ def played(name: str = "kill-consumer", *, seconds: int = 30) -> Act:
 
 ODD = {
     "empty": Act("empty", "nothing at all"),
-    "one sample": Act("one", "one look", samples=[Sample(0.0, 0, 0, 0, 0)]),
+    "one sample": Act("one", "one look", samples=[sample(0.0, 0, 0)]),
     "only owners": Act("owners", "no look", ownerships=[Ownership(1.0, "inventory", {0: "inventory-1"})]),
     "never mended": dataclasses.replace(played(), faults=[Fault(1.0, math.inf, "kill -9 kafka-1")]),
     "claims": dataclasses.replace(
@@ -51,7 +55,7 @@ ODD = {
     "nasty": Act(
         "nasty",
         NASTY,
-        samples=[Sample(0.0, 1, 1, 1, 1), Sample(9.0, 2, 0, 2, 2)],
+        samples=[sample(0.0, 1, 1, unpublished=1), sample(9.0, 2, 2)],
         ownerships=[Ownership(0.0, NASTY, {0: NASTY})],
         faults=[Fault(0.0, 1.0, NASTY, (NASTY,))],
         marks=[Mark(0.5, NASTY)],

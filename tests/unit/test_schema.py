@@ -4,8 +4,9 @@ import re
 
 import pytest
 
-from brewctl.delivery import schema
-from brewctl.delivery.schema import Holder, Kind, Part
+from brewctl.delivery import schema, table_locks
+from brewctl.delivery.schema import Kind, Part
+from brewctl.delivery.table_locks import Holder
 
 
 def test_every_statement_of_the_schema_is_a_part() -> None:
@@ -62,11 +63,11 @@ def test_what_a_role_can_not_do_without(part: Part, needed: bool) -> None:
     ],
 )
 def test_who_is_in_the_way(holder: Holder, who: str, mend: str) -> None:
-    error = schema._in_use("table outbox", [holder])
+    error = table_locks.in_use("table outbox", [holder])
     assert error.message == f"table outbox can't be changed: it is in use by {who}"
     assert error.hint == f"run `brewctl db init` again when that is over, or end it in psql: `{mend}`"
-    assert re.search(", and 1 more$", schema._in_use("table outbox", [holder, holder]).message)
+    assert re.search(", and 1 more$", table_locks.in_use("table outbox", [holder, holder]).message)
 
 
 def test_who_comes_and_goes_is_not_named() -> None:
-    assert "when the roles have less to do" in schema._in_use("table outbox", []).hint
+    assert "when the roles have less to do" in table_locks.in_use("table outbox", []).hint

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import psutil
@@ -15,13 +16,15 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import DataTable, Static
 
-from brewctl.config import Settings
+from brewctl.config import DEFAULT_DOWNSTREAMS, Settings
 from brewctl.delivery.broker import Broker, Partition
 from brewctl.errors import BrewError
 from brewctl.lab.load import Call, Outcome
+from brewctl.lab.nodes import Role
 from brewctl.lab.top import changes, controls, panels
 from brewctl.lab.top.app import Top
 from brewctl.lab.top.controls import Controls, LoadControl
+from brewctl.lab.top.keys import adding, line
 from brewctl.lab.top.observer import Observer
 from brewctl.lab.top.processes import processes_of
 from brewctl.lab.top.rates import Rates
@@ -30,7 +33,9 @@ from brewctl.overview import NodeRow
 from brewctl.sandbox.server import Server
 from brewctl.sandbox.state import State
 
-COUNTERS = Counters(1234, 5, 1229, 1200, 1210, set_aside=0, oldest_s=2.4)
+EFFECTS = {"reservations": 1200, "notifications": 1210}
+COUNTERS = Counters(1234, 5, 1229, EFFECTS, set_aside=0, oldest_s=2.4)
+ADDS = adding(Settings())
 
 
 def row(name: str, role: str, **said: Any) -> NodeRow:
@@ -67,7 +72,7 @@ SNAPSHOT = Snapshot(
 
 
 def lines_of_counters(snapshot: Snapshot, rates: Rates | None = None) -> dict[str, str]:
-    lines = panels.counters(snapshot, rates or Rates(), 80).plain.splitlines()
+    lines = panels.counters(snapshot, rates or Rates(), 80, most=5).plain.splitlines()
     assert all(len(line) <= 80 for line in lines)
     return {line[:14].strip(): line[14:] for line in lines}
 
@@ -85,7 +90,7 @@ def test_counters_with_what_they_were() -> None:
 
 
 def test_an_estimate_is_marked() -> None:
-    lines = lines_of_counters(replace(SNAPSHOT, counters=replace(COUNTERS, estimated=True)))
+    lines = lines_of_counters(replace(SNAPSHOT, counters=replace(COUNTERS, estimated=frozenset(EFFECTS))))
     assert lines["reservations"].split()[0] == "~1,200"
     assert lines["unpublished"].split()[0] == "5"
 
@@ -106,7 +111,7 @@ def test_dead_letters_have_a_rate_whatever_postgres_says() -> None:
 
 
 def test_counters_of_a_server_that_was_never_there() -> None:
-    lines = panels.counters(Snapshot(0.0, troubles={"postgres": "postgres refused"}), Rates(), 80).plain
+    lines = panels.counters(Snapshot(0.0, troubles={"postgres": "postgres refused"}), Rates(), 80, most=5).plain
     assert "orders                   -" in lines
     assert "✗ out of date: postgres refused" in lines
 
@@ -114,19 +119,21 @@ def test_counters_of_a_server_that_was_never_there() -> None:
 def test_a_table_that_was_emptied_did_not_grow() -> None:
     rates = Rates()
     rates.add(SNAPSHOT)
-    rates.add(replace(SNAPSHOT, at_s=101.0, counters=Counters(0, 0, 0, 0, 0, 0, None)))
+    rates.add(replace(SNAPSHOT, at_s=101.0, counters=Counters(0, 0, 0, {}, 0, None)))
     assert rates.now("orders") == 0
 
 
 def test_the_map_of_partitions_tells_owners_without_colours() -> None:
-    drawn = panels.partitions(SNAPSHOT, {"inventory-1": "cyan", "inventory-2": "magenta"}, 80).plain.splitlines()
+    drawn = panels.partitions(
+        SNAPSHOT, {"inventory-1": "cyan", "inventory-2": "magenta"}, 80, most=5
+    ).plain.splitlines()
     assert drawn[0].split() == ["partition", *"012345"]
     assert drawn[1].split() == ["inventory", *["1", "+0", "2", "+0"] * 3]
 
 
 def test_the_map_says_that_it_has_not_room_for_all() -> None:
     wide = replace(SNAPSHOT, groups=(Group("inventory", "Stable", places(*["inventory-1"] * 12)),))
-    narrow, wider = (panels.partitions(wide, {}, width).plain.splitlines() for width in (80, 150))
+    narrow, wider = (panels.partitions(wide, {}, width, most=5).plain.splitlines() for width in (80, 150))
     assert narrow[0].split() == ["first", "6", "of", "12", *"012345"]
     assert wider[0].split() == ["partition", *map(str, range(12))]
     assert max(map(len, narrow)) <= 80
@@ -135,7 +142,9 @@ def test_the_map_says_that_it_has_not_room_for_all() -> None:
 def test_the_map_shows_what_stands_still() -> None:
     gone = replace(SNAPSHOT, processes=(replica("inventory-1", state="gone"),))
     owned = (Place(0, "inventory-1", 123, 12.2), Place(1, "inventory-1", 12_345, 720), Place(2, "", 3, 1.0))
-    drawn = panels.partitions(replace(gone, groups=(Group("inventory", "PreparingRebalance", owned),)), {}, 80).plain
+    drawn = panels.partitions(
+        replace(gone, groups=(Group("inventory", "PreparingRebalance", owned),)), {}, 80, most=5
+    ).plain
     assert drawn.splitlines()[1].split() == ["inventory…", "1✗+123", "12s", "1✗+12k", "12m", "-", "+3"]
 
 
@@ -278,8 +287,8 @@ class Recorded:
         self.done: list[tuple[str, ...]] = []
         self.may_restart = threading.Event()
 
-    def start(self, role: str) -> None:
-        self.done.append(("start", role))
+    def start(self, role: Role) -> None:
+        self.done.append(("start", role.name))
 
     def send(self, process: Process, number: signal.Signals) -> None:
         self.done.append((number.name, process.name))
@@ -299,7 +308,7 @@ def play(
 ) -> Recorded:
     """Run the app with a pilot."""
     observer, controls = Scripted(), Recorded()
-    app = Top(cast("Observer", observer), cast("Controls", controls) if controlled else None, where="here")
+    app = Top(cast("Observer", observer), cast("Controls", controls) if controlled else None, where="here", adds=ADDS)
 
     async def run() -> None:
         async with app.run_test(size=size) as pilot:
@@ -374,6 +383,90 @@ def test_who_was_killed_by_a_key_is_known_to_be_killed_until_it_is_back() -> Non
         await until(pilot, lambda: "order-1 (4712) gone: killed, or crashed" in screen(pilot))
 
     play(script)
+
+
+LOYALTY = """
+from brewctl import Event, OrderCreated, downstream
+
+@downstream("loyalty")
+def points(event: Event[OrderCreated], tx) -> None: ...
+
+@downstream("a-group-with-a-long-name-2")
+def long(event: Event[OrderCreated], tx) -> None: ...
+
+@downstream("oil")
+def oil(event: Event[OrderCreated], tx) -> None: ...
+
+@downstream("99")
+def number(event: Event[OrderCreated], tx) -> None: ...
+"""
+
+
+def with_effects(**effects: int | None) -> Snapshot:
+    groups = tuple(Group(name, "Stable", places(*[f"{name}-1"] * 6)) for name in effects)
+    counters = replace(COUNTERS, effects=effects)
+    return replace(SNAPSHOT, counters=counters, groups=groups, downstreams=tuple(effects))
+
+
+def test_each_downstream_has_its_counter_and_its_rate() -> None:
+    rates = Rates()
+    rates.add(replace(with_effects(loyalty=10), at_s=98.0))
+    rates.add(with_effects(loyalty=50))
+    lines = lines_of_counters(with_effects(loyalty=50), rates)
+    assert lines["loyalty"].split()[:2] == ["50", "20/s"]
+    assert "reservations" not in lines
+
+
+def test_one_that_can_not_be_counted_says_so_beside_the_others() -> None:
+    lines = lines_of_counters(with_effects(loyalty=None, reservations=7))
+    assert lines["loyalty"].split()[:3] == ["-", "can't", "be"]
+    assert lines["reservations"].split()[0] == "7"
+
+
+def test_a_long_name_keeps_the_columns_in_their_places() -> None:
+    long = "a-group-with-a-long-name-"
+    snapshot = with_effects(**{f"{long}1": 5, f"{long}2": 6})
+    drawn = panels.counters(snapshot, Rates(), 80, most=5).plain.splitlines()
+    assert [row[:26].split() for row in drawn[3:5]] == [["a-grou…name-1", "5"], ["a-grou…name-2", "6"]]
+    head, first, _ = panels.partitions(snapshot, {}, 80, most=5).plain.splitlines()
+    assert head.index("0") + 1 == first.index("1 +0")
+
+
+def test_more_downstreams_than_there_is_room_for() -> None:
+    snapshot = with_effects(**{f"d{number}": number for number in range(8)})
+    counters = panels.counters(snapshot, Rates(), 80, most=5).plain.splitlines()
+    groups = panels.partitions(snapshot, {}, 80, most=5).plain.splitlines()
+    assert [line.split()[0] for line in counters[3:]] == ["d0", "d1", "d2", "d3", "…", "dead"]
+    assert counters[7] == "… 4 more downstreams: make the window higher"
+    assert [line.split()[0] for line in groups] == ["partition", "d0", "d1", "d2", "d3", "…"]
+
+
+@pytest.mark.parametrize("number", [1, 3, 5, 9])
+def test_any_number_of_downstreams_fits_into_80_by_24(number: int) -> None:
+    async def script(pilot: Pilot[None], observer: Scripted, _controls: Recorded) -> None:
+        observer.snapshot = with_effects(**{f"d{each}": each for each in range(number)})
+        await until(pilot, lambda: "d0" in screen(pilot))
+        await pilot.pause()
+        assert max(part.region.bottom for part in pilot.app.query("Static, DataTable") if part.display) == 24
+        assert pilot.app.query_one("#keys").region.bottom == 24
+        assert pilot.app.query_one("#events").region.height >= 1
+        assert pilot.app.query_one(DataTable).region.height >= 4
+
+    play(script)
+
+
+def test_each_downstream_has_a_key_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "keyed.py").write_text(LOYALTY)
+    monkeypatch.chdir(tmp_path)
+    own = tuple(f"keyed:{name}" for name in ("points", "long", "oil", "number"))
+    adds = adding(Settings(downstreams=(*DEFAULT_DOWNSTREAMS, *own)))
+    names = ["order", "inventory", "notifications", *own]
+    # l, o, t, p, i are taken: of loyalty y is left, of oil nothing.
+    assert {key: role.name for key, role in adds.items()} == dict(zip("oinya12", names, strict=True))
+    assert adds["y"].stem == "loyalty"
+    assert line(ADDS) == "q quit  l load  +- rate  o/i/n add  t term  k kill -9  p pause  r restart  e log"
+    assert "o/i/n/y/a/1/2 add" in line(adds)
+    assert len(line(adds)) <= 80
 
 
 def test_what_nobody_foresaw_ends_the_screen() -> None:

@@ -3,7 +3,7 @@
 The only place that imports `kafka`, so that another client of the same shape can take its place.
 """
 
-from brewctl.delivery.broker import fetching, patches  # noqa: F401 - first: they mend the library
+from brewctl.delivery.broker import fetching, patches, records  # noqa: F401 - first: they mend the library
 from brewctl.delivery.broker.admin import (
     MIN_IN_SYNC_REPLICAS,
     PARTITIONS,

@@ -3,9 +3,8 @@
 import contextlib
 import selectors
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib import metadata
-from typing import Any
+from typing import Any, NamedTuple
 
 from kafka import errors
 
@@ -20,8 +19,7 @@ DEAD_LETTER_BYTES = 2 * 1024 * 1024
 _HEADERS_SINCE = (0, 11)
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """A record to send, or one that was read (then with its partition and offset)."""
 
     topic: str

@@ -9,7 +9,6 @@ from typing import Any
 from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition, errors
 from kafka.client_async import KafkaClient
 from kafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
-from kafka.record.default_records import DefaultRecordBatch
 from kafka.structs import OffsetAndMetadata
 
 from brewctl.config import Settings
@@ -86,7 +85,7 @@ class Consumer:
             self._passed.hand_out(batches, assignment=self._listener.assignments)
             if not batches and (offsets := self._passed.uncommitted()):
                 self._commit(offsets)  # where Kafka refuses them, a later poll tries again
-        return [as_record(read) for batch in batches.values() for read in batch]
+        return [record for batch in batches.values() for record in batch]
 
     @property
     def assignments(self) -> int:
@@ -205,45 +204,3 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
     def on_partitions_assigned(self, assigned: Sequence[TopicPartition]) -> None:
         self.assignments += 1
         self._on_assigned(sorted(place.partition for place in assigned))
-
-
-class _Lenient(bytes):
-    """Bytes whose slices decode whatever they hold."""
-
-    def __getitem__(self, index: Any) -> Any:
-        part = super().__getitem__(index)
-        return _Lenient(part) if isinstance(index, slice) else part
-
-    def decode(self, encoding: str = "utf-8", errors: str = "backslashreplace") -> str:
-        return super().decode(encoding, errors)
-
-
-_read_record = DefaultRecordBatch._read_msg  # noqa: SLF001
-
-
-def _read_any_record(batch: DefaultRecordBatch) -> object:
-    """Read a record though the name of a header is not UTF-8: it is a dead letter, and no reason to stop."""
-    try:
-        return _read_record(batch)
-    except UnicodeDecodeError:
-        strict = batch._buffer  # noqa: SLF001
-        batch._buffer = _Lenient(strict)  # noqa: SLF001
-        try:
-            return _read_record(batch)
-        finally:
-            batch._buffer = strict  # noqa: SLF001
-
-
-# The client has no setting for it, and would not get past such a record.
-DefaultRecordBatch._read_msg = _read_any_record  # noqa: SLF001
-
-
-def as_record(read: Any) -> Record:
-    """Make our record of the client's."""
-    headers = read.headers
-    # A null header value can be read but not sent on: it becomes an empty one.
-    for _, value in headers:
-        if value is None:
-            headers = [(name, value or b"") for name, value in headers]
-            break
-    return Record(read.topic, read.key, read.value, headers, read.partition, read.offset, read.timestamp)

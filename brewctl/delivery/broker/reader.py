@@ -8,7 +8,6 @@ from kafka import KafkaConsumer, TopicPartition, errors
 
 from brewctl.config import Settings
 from brewctl.delivery.broker.client import Record, absent, connection, explained, require_headers
-from brewctl.delivery.broker.consumer import as_record
 from brewctl.errors import BrewError, UnreachableError
 
 _POLL_MS = 500
@@ -64,10 +63,7 @@ class Reader:
             except errors.OffsetOutOfRangeError as error:
                 raise BrewError(f"records of {topic} were removed while they were read", hint="run it again") from error
             records = [
-                as_record(read)
-                for place, batch in batches.items()
-                for read in batch
-                if read.offset < ends.get(place, 0)
+                record for place, batch in batches.items() for record in batch if record.offset < ends.get(place, 0)
             ]
             if records:
                 heard = time.monotonic()

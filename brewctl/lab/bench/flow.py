@@ -8,8 +8,9 @@ from pathlib import Path
 from brewctl import overview
 from brewctl.lab.bench.figures import Figure
 from brewctl.lab.bench.ground import Ground
+from brewctl.lab.cast import ORDER_NODES, STORY
 from brewctl.lab.measure import measure
-from brewctl.lab.nodes import CAST, ORDER_NODES, Node
+from brewctl.lab.nodes import Node
 from brewctl.lifecycle import beside
 from brewctl.sql import bench_queries
 
@@ -26,7 +27,7 @@ _RESIDENT = re.compile(r"^VmRSS:\s+(\d+) kB", re.MULTILINE)
 def latency(ground: Ground) -> Iterator[Figure]:
     """Measure from an order's commit to its reservation's, at a steady rate, with the whole cast."""
     ground.reset()
-    with ground.nodes(*CAST) as nodes:
+    with ground.nodes(*STORY.nodes) as nodes:
         ground.tell(f"five nodes, {_RATE:g} orders a second")
         result = measure(_addresses(nodes), rate=_RATE, warmup_s=_WARMUP_S, duration_s=_SECONDS)
         ground.wait("every effect", _settled)
@@ -42,7 +43,7 @@ def latency(ground: Ground) -> Iterator[Figure]:
 def memory(ground: Ground) -> Iterator[Figure]:
     """Measure resident memory over 100,000 orders, beside what it was after the first 20,000."""
     ground.reset()
-    with ground.nodes(*CAST) as nodes:
+    with ground.nodes(*STORY.nodes) as nodes:
         ground.tell(f"five nodes, {_ORDERS:,} orders")
         warm: dict[str, float] = {}
         done = threading.Event()

@@ -12,7 +12,8 @@ from brewctl.delivery import database, orders, topics
 from brewctl.delivery.database import BoundedConnection
 from brewctl.delivery.downstream import Downstream
 from brewctl.errors import BrewError
-from brewctl.lab.nodes import ORDER_NODES, Node, Nodes, command
+from brewctl.lab.cast import ORDER_NODES, STORY
+from brewctl.lab.nodes import Node, Nodes
 from brewctl.lifecycle import wait_until
 from brewctl.proto.orders_pb2 import CreateRequest
 from brewctl.sql import bench_queries
@@ -58,7 +59,7 @@ class Ground:
         """
         with Nodes(self.settings, logs=self.logs, on_line=lambda _line: None) as nodes:
             started = [
-                nodes.start(name, *(arguments or command(name)), *(_ANY_PORT if name in ORDER_NODES else ()))
+                nodes.start(name, *(arguments or STORY.commands[name]), *(_ANY_PORT if name in ORDER_NODES else ()))
                 for name in names
             ]
             for node in started:

@@ -53,7 +53,7 @@ def draw(act: Act, width: int) -> Text:
 
 def _legend(last: Sample) -> str:
     counters = ((_WAITS, "orders"), (_RESERVED, "reservations"), (_NOTIFIED, "notifications"))
-    return " " * _LEFT + "   ".join(f"{sign} {name} {getattr(last, name)}" for sign, name in counters)
+    return " " * _LEFT + "   ".join(f"{sign} {name} {last.value(name)}" for sign, name in counters)
 
 
 def _plot(samples: Sequence[Sample], time: Scale) -> Iterator[str]:
@@ -72,7 +72,8 @@ def _seen(samples: Sequence[Sample], time: Scale, column: int) -> Sample:
 
 def _cell(sample: Sample, row: Scale, number: int) -> str:
     """Say what a row shows of a sample. What is notified shows only where it isn't level with what is reserved."""
-    orders, reserved, notified = (round(row(n)) for n in (sample.orders, sample.reservations, sample.notifications))
+    counters = ("orders", "reservations", "notifications")
+    orders, reserved, notified = (round(row(sample.value(name))) for name in counters)
     if number == notified != reserved:
         return _NOTIFIED
     if number <= reserved:

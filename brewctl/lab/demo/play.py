@@ -17,17 +17,18 @@ from brewctl.delivery import database, topics
 from brewctl.delivery.broker import PARTITIONS, Admin, open_admin
 from brewctl.delivery.database import Connection
 from brewctl.errors import BrewError
+from brewctl.lab.cast import ORDER_NODES, STORY
 from brewctl.lab.demo import narration
 from brewctl.lab.demo.customer import Customer
 from brewctl.lab.demo.recorder import Recorder, View
 from brewctl.lab.history import Act, Claim, Fault, Mark
-from brewctl.lab.nodes import INVENTORY_NODES, NOTIFICATION_NODES, ORDER_NODES, Node, Nodes, command
+from brewctl.lab.nodes import Node, Nodes
 from brewctl.lab.watch import standstill_s
 
 _LOOK_EVERY_S = 0.2
 _FORGET_S = 20.0  # longer than a session of any demo
 _CATCH_UP_S = 60.0  # beyond the session timeout
-_VICTIM, _HEIR = INVENTORY_NODES
+(_VICTIM, _HEIR), (_NOTIFIER,) = STORY.consumers
 _SKIPPED = re.compile(r"skipped=(\d+)")
 
 
@@ -120,8 +121,8 @@ class _Play:
         say = self._recorder.say
         say(narration.STARTS)
         session = ("--session-timeout", f"{self._session_s:g}")
-        servers = [self.nodes.start(name, *command(name), "--port", "0") for name in ORDER_NODES]
-        consumers = [self.nodes.start(name, *command(name), *session) for name in INVENTORY_NODES + NOTIFICATION_NODES]
+        servers = [self.nodes.start(name, *STORY.commands[name], "--port", "0") for name in ORDER_NODES]
+        consumers = [self.nodes.start(name, *STORY.commands[name], *session) for name in (_VICTIM, _HEIR, _NOTIFIER)]
         self._look()
         for node in servers:
             node.wait_ready()
@@ -131,7 +132,7 @@ class _Play:
             node.wait_for(f"partitions {partitions}", _owns(partitions))
             self._look()
         say(narration.group_of_two(_VICTIM, shares[0], _HEIR, shares[1]))
-        say(narration.group_of_one(*NOTIFICATION_NODES))
+        say(narration.group_of_one(_NOTIFIER))
         return [node.address for node in servers]
 
     def announce_orders(self, customer: Customer) -> None:
@@ -255,7 +256,7 @@ class _Play:
     def _reserved_s(self) -> float:
         """When the last order was seen to be reserved."""
         samples = self._recorder.act.samples
-        return next(sample.at_s for sample in samples if sample.reservations == self._orders)
+        return next(sample.at_s for sample in samples if sample.value("reservations") == self._orders)
 
     def _node(self, name: str) -> Node:
         return next(node for node in self.nodes.started if node.name == name)

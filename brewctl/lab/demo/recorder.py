@@ -88,7 +88,8 @@ class Recorder:
     def look(self, settings: Settings, connection: Connection, admin: Admin, nodes: Sequence[Node]) -> None:
         """See how far everything is, in PostgreSQL, in Kafka and in the process table, and show it."""
         at_s, counts = self.now_s, overview.counts(connection)
-        self.act.samples.append(Sample(at_s, **counts.story()))
+        done = {"reservations": counts.reservations, "notifications": counts.notifications}
+        self.act.samples.append(Sample(at_s, counts.orders, counts.outbox_unpublished, done))
         groups = [
             (downstream.group, admin.group(registry.kafka_group(settings, downstream), settings.topic))
             for downstream in registry.configured(settings)

@@ -1,7 +1,7 @@
 """An act as one picture over one time axis.
 
     ┌ kill -9 inventory-1 ┐          faults and marks, in lanes; their bands and lines fall through everything below
-    │ orders, reservations, notifications
+    │ orders, effects of each downstream
     │ unpublished outbox rows        on a scale of their own: few, where the others are many
     │ owner of each partition        one row a partition, for each group
     └ 0        50       100 s

@@ -1,6 +1,6 @@
-"""The four counters: three that grow together on one scale, the unpublished outbox rows on a scale of their own."""
+"""The counters: orders and effects, which grow together, on one scale, unpublished outbox rows on one of their own."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from brewctl.lab.history import Sample
@@ -11,27 +11,33 @@ from brewctl.lab.report.panels import Entry, Frame, Panel, legend, stack
 _MOST_POINTS = 600
 _READINGS = 120
 _THOUSANDS_FROM = 10_000
+_STYLES = 5  # of lines of effects in chart.css; more downstreams share them
 
 
 @dataclass(frozen=True)
 class _Counter:
-    """One of the four; `name` is that of the sample's field and of the style."""
+    """One of them: its class in chart.css, what it is called, and how it is read from a sample."""
 
-    name: str
+    style: str
     label: str
+    read: Callable[[Sample], int]
     filled: bool = False
 
     def points(self, samples: Sequence[Sample]) -> list[Point]:
-        return [(sample.at_s, float(getattr(sample, self.name))) for sample in samples]
+        return [(sample.at_s, float(self.read(sample))) for sample in samples]
 
 
-# In order of drawing: each leaves gaps or edges through which those below it are seen.
-_STORY = (
-    _Counter("orders", "orders", filled=True),
-    _Counter("reservations", "reservations"),
-    _Counter("notifications", "notifications"),
-)
-_OUTBOX = _Counter("outbox_unpublished", "unpublished outbox rows", filled=True)
+_ORDERS = _Counter("orders", "orders", lambda sample: sample.orders, filled=True)
+_OUTBOX = _Counter("outbox", "unpublished outbox rows", lambda sample: sample.outbox_unpublished, filled=True)
+
+
+def _growing(sample: Sample) -> list[_Counter]:
+    """Return orders and effects in the order of drawing: each leaves gaps or edges to see those below it by."""
+    effects = [
+        _Counter(f"effects{number % _STYLES + 1}", name, lambda sample, name=name: sample.value(name))  # type: ignore[misc]
+        for number, name in enumerate(sample.effects)
+    ]
+    return [_ORDERS, *effects]
 
 
 def curves(samples: Sequence[Sample], frame: Frame) -> Panel:
@@ -40,22 +46,23 @@ def curves(samples: Sequence[Sample], frame: Frame) -> Panel:
         said = tag("text", "the counters were not looked at", class_="quiet", x=frame.left, y=14)
         return Panel(28, said)
     last, most = samples[-1], max(sample.outbox_unpublished for sample in samples)
+    growing = _growing(last)
     panels = [
-        legend([_entry(counter, f"{getattr(last, counter.name):,}") for counter in _STORY], frame),
-        _plot(_STORY, samples, frame, height=210),
+        legend([_entry(counter, f"{counter.read(last):,}") for counter in growing], frame),
+        _plot(growing, samples, frame, height=210),
         legend([_entry(_OUTBOX, f"at most {most:,}")], frame),
         _plot((_OUTBOX,), samples, frame, height=64),
     ]
     height = sum(panel.height for panel in panels)
-    return Panel(height, join([stack(panels), *_readings(samples, frame, height)]))
+    return Panel(height, join([stack(panels), *_readings([*growing, _OUTBOX], samples, frame, height)]))
 
 
 def _entry(counter: _Counter, value: str) -> Entry:
-    return Entry(leaf("path", class_=f"line {counter.name}", d="M0 0H20"), counter.label, value)
+    return Entry(leaf("path", class_=f"line {counter.style}", d="M0 0H20"), counter.label, value)
 
 
 def _plot(counters: Sequence[_Counter], samples: Sequence[Sample], frame: Frame, *, height: float) -> Panel:
-    highest = max(getattr(sample, counter.name) for sample in samples for counter in counters)
+    highest = max(counter.read(sample) for sample in samples for counter in counters)
     step = tick_step(max(highest, 1), at_most=int(height // 30))
     marks = ticks(max(highest, 1) + step * 0.999, step)  # to the tick that no counter passes
     scale = Scale((0.0, marks[-1]), (height, 6.0))
@@ -87,13 +94,13 @@ def _line(counter: _Counter, points: Sequence[Point], *, bottom: float) -> Marku
     line = f"M{path}h0" if len(points) == 1 else f"M{path}"
     return join(
         [
-            leaf("path", class_=f"area {counter.name}", d=area) if counter.filled else Markup(),
-            leaf("path", class_=f"line {counter.name}", d=line),
+            leaf("path", class_=f"area {counter.style}", d=area) if counter.filled else Markup(),
+            leaf("path", class_=f"line {counter.style}", d=line),
         ]
     )
 
 
-def _readings(samples: Sequence[Sample], frame: Frame, height: float) -> Iterator[Markup]:
+def _readings(counters: Sequence[_Counter], samples: Sequence[Sample], frame: Frame, height: float) -> Iterator[Markup]:
     """Cover the plots with invisible columns, each of which tells what was seen in it last."""
     columns = int(min(_READINGS, max(len(samples), 1)))
     seen = {
@@ -102,6 +109,6 @@ def _readings(samples: Sequence[Sample], frame: Frame, height: float) -> Iterato
     }
     width = frame.time.length / columns
     for column, sample in seen.items():
-        told = ", ".join(f"{counter.label} {getattr(sample, counter.name):,}" for counter in (*_STORY, _OUTBOX))
+        told = ", ".join(f"{counter.label} {counter.read(sample):,}" for counter in counters)
         title = tag("title", f"{sample.at_s:.1f} s: {told}")
         yield tag("rect", title, class_="reading", x=frame.left + column * width, y=0.0, width=width, height=height)

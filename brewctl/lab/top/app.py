@@ -12,7 +12,7 @@ import contextlib
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from textual.app import App, ComposeResult
@@ -23,7 +23,8 @@ from textual.widgets import DataTable, Static
 
 from brewctl.errors import BrewError, ExitCode
 from brewctl.lab import look
-from brewctl.lab.top import changes, panels
+from brewctl.lab.nodes import Role
+from brewctl.lab.top import changes, keys, panels
 from brewctl.lab.top.controls import Controls, LoadControl
 from brewctl.lab.top.jobs import Jobs
 from brewctl.lab.top.observer import EVERY_S, Observer
@@ -32,8 +33,9 @@ from brewctl.lab.top.snapshot import Process, Snapshot
 
 WIDTH, HEIGHT = 80, 24
 _EVENTS = 200
-_KEYS = "q quit  l load  +- rate  o/i/n add  t term  k kill -9  p pause  r restart  e log"
-_KEYS_ELSEWHERE = "q quit  e log"
+# What the parts have beside lines of downstreams: two bars, five lines of counters and partitions; then the fewest
+# lines of processes and of events.
+_FIXED, _FEWEST_PROCESSES, _FEWEST_EVENTS = 7, 4, 2
 # Columns of the processes, their padding included; the last one takes the rest, up to the scroll bar.
 _COLUMNS = {"name": 17, "    pid": 9, "state": 10}
 
@@ -63,9 +65,6 @@ class Top(App[None]):
         Binding("l", "load"),
         Binding("plus,equals_sign", "rate(1)"),
         Binding("minus", "rate(-1)"),
-        Binding("o", "add('order')"),
-        Binding("i", "add('inventory')"),
-        Binding("n", "add('notifications')"),
         Binding("t", "terminate"),
         Binding("k", "kill"),
         Binding("p", "pause"),
@@ -73,8 +72,14 @@ class Top(App[None]):
         Binding("e", "log"),
     ]
 
-    def __init__(self, observer: Observer, controls: Controls | None, *, where: str) -> None:
+    def __init__(
+        self, observer: Observer, controls: Controls | None, *, where: str, adds: Mapping[str, Role] | None = None
+    ) -> None:
+        """Prepare the screen; `adds`: the role that each key adds a node of."""
         super().__init__(ansi_color=True)
+        self._adds = adds or {}
+        for key in self._adds:
+            self.bind(key, f"add('{key}')")
         self._observer = observer
         self._controls = controls
         self._where = where
@@ -180,14 +185,25 @@ class Top(App[None]):
 
     def _show(self) -> None:
         snapshot, width = self.snapshot, self.size.width
+        most = self._most_downstreams(len(snapshot.downstreams))
         colours = look.colours(process.name for process in snapshot.processes if process.row)
         self.query_one("#title", Static).update(self._title())
-        self.query_one("#keys", Static).update(f"{_KEYS if self._controls else _KEYS_ELSEWHERE:<{width}}")
-        self.query_one("#counters", Static).update(panels.counters(snapshot, self._rates, width))
+        said = keys.line(self._adds) if self._controls else keys.ELSEWHERE
+        self.query_one("#keys", Static).update(f"{said:<{width}}")
+        self.query_one("#counters", Static).update(panels.counters(snapshot, self._rates, width, most=most))
         self._show_processes(colours)
-        self.query_one("#partitions", Static).update(panels.partitions(snapshot, colours, width))
+        self.query_one("#partitions", Static).update(panels.partitions(snapshot, colours, width, most=most))
         events = self.query_one("#events", Static)
         events.update(panels.events(list(self._events), events.size.height, width))
+
+    def _most_downstreams(self, there: int) -> int:
+        """Return for how many downstreams there is room, and leave the processes what room is left."""
+        height = self.size.height
+        most = max(1, (height - _FIXED - _FEWEST_PROCESSES - _FEWEST_EVENTS) // 2)
+        left = height - _FIXED - 2 * min(there, most) - 1
+        in_log = self.screen.has_class("log")
+        self.query_one(DataTable).styles.max_height = height // 2 if in_log else min(height // 2, left)
+        return most
 
     def _title(self) -> str:
         left, right = f"brewctl top  {self._where}", f"{self._load}  {time.strftime('%H:%M:%S')}"
@@ -259,9 +275,10 @@ class Top(App[None]):
         self._tell(f"load: {self._load.rate} orders a second{'' if self._load.wanted else ', once it runs'}")
         self._show()
 
-    def action_add(self, role: str) -> None:
-        """Start another node of a role."""
-        self._begin(role, f"another node of {role} starts", lambda controls: controls.start(role))
+    def action_add(self, key: str) -> None:
+        """Start another node of a key's role."""
+        role = self._adds[key]
+        self._begin(role.name, f"another node of {role.name} starts", lambda controls: controls.start(role))
 
     def action_terminate(self) -> None:
         """Let what is selected drain and end."""

@@ -10,6 +10,7 @@ from brewctl.config import Settings
 from brewctl.errors import BrewError
 from brewctl.lab import background
 from brewctl.lab.load import Call, Load, Outcome
+from brewctl.lab.nodes import Role
 from brewctl.lab.stage import Servers
 from brewctl.lab.top.snapshot import Process
 
@@ -113,8 +114,8 @@ class Controls:
         self._settings = settings
         self._servers = Servers(home)
 
-    def start(self, role: str) -> None:
-        """Start another node of a role: order, inventory or notifications."""
+    def start(self, role: Role) -> None:
+        """Start another node of a role."""
         self._start(role)
 
     def send(self, process: Process, number: signal.Signals) -> None:
@@ -134,7 +135,7 @@ class Controls:
             background.stop(self._home, [process.name])
             self._start(process.role, name=process.name)
 
-    def _start(self, role: str, *, name: str = "") -> None:
+    def _start(self, role: str | Role, *, name: str = "") -> None:
         (node,) = background.start(self._home, self._settings, [role], name=name)
         if node.port:  # which somebody else may take first
             background.settle(self._home, self._settings, node)

@@ -7,9 +7,13 @@ an estimate may be wrong by as much.
 """
 
 import time
+from collections.abc import Callable, Sequence
 
 from brewctl.delivery.database import Connection
+from brewctl.delivery.downstream import Downstream
+from brewctl.errors import BrewError
 from brewctl.lab.top.snapshot import Counters
+from brewctl.overview import effects
 from brewctl.sql import queries
 
 _SHARE = 50
@@ -19,34 +23,82 @@ _MOST_UNPUBLISHED = 100_000  # rows that are counted every time; more are "at le
 class Counting:
     """The counters, from one look to the next. For one connection after another, not for two threads."""
 
-    def __init__(self) -> None:
-        self._exact: tuple[int, ...] = ()  # orders, outbox rows, reservations, notifications
-        self._inserted: tuple[int, ...] = ()  # what the statistics said then
-        self._files: str = ""  # what the tables were stored in: other files after a TRUNCATE
-        self._due_s = 0.0
+    def __init__(self, downstreams: Sequence[Downstream] = ()) -> None:
+        self._story = _Tally(_totals, lambda _connection: ["orders", "outbox"])
+        self._effects = [(each.counted_as, Effects(each)) for each in downstreams]
 
     def look(self, connection: Connection) -> Counters:
-        """Count, with one query or two. Raises what psycopg raises."""
+        """Count, with a few queries. Raises what psycopg raises."""
         row = connection.execute(queries["pulse"], {"most": _MOST_UNPUBLISHED}).fetchone()
         assert row is not None
-        unpublished, set_aside, oldest_s, files, *inserted = row
-        now = time.monotonic()
-        exact = now >= self._due_s or files != self._files or any(map(int.__lt__, inserted, self._inserted))
-        if exact:
-            self._exact = connection.execute(queries["totals"]).fetchone() or ()
-            self._inserted, self._files = tuple(inserted), files
-            took_s = time.monotonic() - now
-            self._due_s = now + _SHARE * took_s
-        orders, events, reservations, notifications = (
-            total + added - before for total, added, before in zip(self._exact, inserted, self._inserted, strict=True)
-        )
+        unpublished, set_aside, oldest_s = row
+        (orders, events), about = self._story.look(connection)
+        estimated = {"orders", "published"} if about or unpublished >= _MOST_UNPUBLISHED else set[str]()
+        done: dict[str, int | None] = {}
+        for name, each in self._effects:
+            done[name], about = each.look(connection)
+            estimated |= {name} if about else set()
         return Counters(
             orders=orders,
             unpublished=unpublished,
             published=max(0, events - unpublished),
-            reservations=reservations,
-            notifications=notifications,
+            effects=done,
             set_aside=set_aside,
             oldest_s=oldest_s,
-            estimated=not exact or unpublished >= _MOST_UNPUBLISHED,
+            estimated=frozenset(estimated),
         )
+
+
+class Effects:
+    """Counts what a downstream has done. For one connection after another, not for two threads."""
+
+    def __init__(self, downstream: Downstream) -> None:
+        # The statistics are of tables: where its query reads another number of them than one, they say nothing of it.
+        def tables(connection: Connection) -> list[str]:
+            found = effects.tables(connection, downstream)
+            return found if len(found) == 1 else []
+
+        self._tally = _Tally(lambda connection: (effects.number(connection, downstream),), tables)
+
+    def look(self, connection: Connection) -> tuple[int | None, bool]:
+        """Count; the second: whether that is an estimate. None where its `done` query fails, as before `db init`."""
+        try:
+            (done,), about = self._tally.look(connection)
+        except BrewError:
+            return None, False
+        return done, about
+
+
+class _Tally:
+    """Numbers that are counted together, and in the same order the tables that they grow with."""
+
+    def __init__(
+        self, count: Callable[[Connection], tuple[int, ...]], tables: Callable[[Connection], list[str]]
+    ) -> None:
+        self._count = count
+        self._find_tables = tables
+        self._tables: list[str] | None = None
+        self._exact: tuple[int, ...] = ()
+        self._inserted: list[int] = []  # what the statistics said then
+        self._files: str = ""  # what the tables were stored in: other files after a TRUNCATE
+        self._due_s = 0.0
+
+    def look(self, connection: Connection) -> tuple[tuple[int, ...], bool]:
+        """Return the numbers, and whether they are estimates."""
+        if self._tables is None:
+            self._tables = self._find_tables(connection)
+        row = connection.execute(queries["inserted"], {"tables": self._tables}).fetchone()
+        assert row is not None
+        files, inserted = row
+        now = time.monotonic()
+        if now >= self._due_s or files != self._files or any(map(int.__lt__, inserted, self._inserted)):
+            self._exact = self._count(connection)
+            self._inserted, self._files = inserted, files
+            self._due_s = time.monotonic() + _SHARE * (time.monotonic() - now)
+            return self._exact, False
+        added = [new - before for new, before in zip(inserted, self._inserted, strict=True)] or [0] * len(self._exact)
+        return tuple(total + more for total, more in zip(self._exact, added, strict=True)), True
+
+
+def _totals(connection: Connection) -> tuple[int, ...]:
+    return connection.execute(queries["totals"]).fetchone() or ()

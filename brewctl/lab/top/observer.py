@@ -12,12 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import Self
 
+import psycopg
+
 from brewctl import overview
 from brewctl.config import Settings
-from brewctl.delivery import database
+from brewctl.delivery import database, registration, registry
 from brewctl.delivery.broker import Admin, Broker, Partition, open_admin
+from brewctl.delivery.downstream import Downstream
 from brewctl.errors import BrewError, UnreachableError
-from brewctl.lab.top.counting import Counting
+from brewctl.lab.top.counting import Counting, Effects
 from brewctl.lab.top.processes import processes_of
 from brewctl.lab.top.snapshot import Counters, Group, Place, Process, Snapshot
 from brewctl.lifecycle import beside
@@ -63,6 +66,14 @@ class Observer:
         self._home = home
         self._stop = threading.Event()
         self._counters: Counters | None = None
+        self._downstreams = registry.configured(settings)
+        # Where those with a database of their own have it; and what that said last.
+        homes = {
+            each.group: registration.home(self._settings, each, name)
+            for name, each in zip(settings.downstreams, self._downstreams, strict=True)
+        }
+        self._apart = {group: home for group, home in homes.items() if home.database_url != settings.database_url}
+        self._done_apart: dict[str, tuple[int | None, bool]] = {}
         self._rows: tuple[float, list[overview.NodeRow]] = (0.0, [])  # and when they were read
         self._cluster = Cluster()
         self._owners: dict[str, _Owners] = {}
@@ -76,6 +87,9 @@ class Observer:
         """Look while the block runs."""
         asked = {"postgres": self._ask_postgres, "kafka": self._ask_kafka}
         actors = {f"top-{server}": partial(self._again_and_again, server, ask) for server, ask in asked.items()}
+        for each in self._downstreams:
+            if each.group in self._apart:
+                actors[f"top-{each.group}"] = partial(self._ask_apart, each, self._apart[each.group])
         with beside(actors, self._stop):
             yield self
 
@@ -94,7 +108,8 @@ class Observer:
             known, troubles["state"] = None, str(error)
         return Snapshot(
             at_s=now,
-            counters=self._counters,
+            counters=self._counters and self._with_apart(self._counters),
+            downstreams=tuple(each.counted_as for each in self._downstreams),
             dead_letters=cluster.dead_letters,
             processes=tuple(
                 _later(process, now - read_at)
@@ -128,8 +143,32 @@ class Observer:
         self._first_looks[server].set()
         self._stop.wait(max(0.0, began + EVERY_S - time.monotonic()))
 
+    def _with_apart(self, counters: Counters) -> Counters:
+        """Add what was counted in databases of downstreams' own."""
+        known = {name: (count, name in counters.estimated) for name, count in counters.effects.items()}
+        known |= self._done_apart
+        done = {each.counted_as: known.get(each.counted_as, (None, False)) for each in self._downstreams}
+        return replace(
+            counters,
+            effects={name: count for name, (count, _) in done.items()},
+            estimated=counters.estimated | {name for name, (_, about) in done.items() if about},
+        )
+
+    def _ask_apart(self, downstream: Downstream, home: Settings) -> None:
+        effects = Effects(downstream)
+        while not self._stop.is_set():
+            try:
+                with database.connect(home, name="brewctl top") as connection:
+                    while not self._stop.is_set():
+                        with connection.answering_within(_ANSWER_S):
+                            self._done_apart[downstream.counted_as] = effects.look(connection)
+                        self._stop.wait(EVERY_S)
+            except (BrewError, psycopg.Error):  # its line says so
+                self._done_apart[downstream.counted_as] = None, False
+            self._stop.wait(EVERY_S)
+
     def _ask_postgres(self) -> None:
-        counting = Counting()
+        counting = Counting([each for each in self._downstreams if each.group not in self._apart])
         with database.connect(self._settings, name="brewctl top") as connection:
             while not self._stop.is_set():
                 began = time.monotonic()

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from rich.text import Text
 
 from brewctl.lab import look
-from brewctl.lab.top.rates import GROWING, Rates
+from brewctl.lab.top.rates import Rates
 from brewctl.lab.top.snapshot import Counters, Group, Place, Process, Snapshot
 
 _LABEL, _VALUE, _RATE = 14, 12, 11
@@ -13,14 +13,34 @@ _CELL = 10
 _SHORTEST = 8  # of a sparkline
 
 
-def counters(snapshot: Snapshot, rates: Rates, width: int) -> Text:
-    """Draw a line for each counter: its value, its rate, and how that was."""
-    rows = [_counter(name, snapshot.counters, rates, width) for name in ("orders", "unpublished", *GROWING[1:])]
+def counters(snapshot: Snapshot, rates: Rates, width: int, *, most: int) -> Text:
+    """Draw a line for each counter: its value, its rate, and how that was. Of downstreams at most so many."""
+    now = snapshot.counters
+    done = list(now.effects) if now else list(snapshot.downstreams)
+    names = ["orders", "unpublished", "published", *_first(done, most)]
+    rows = [_counter(name, now, rates, width) for name in names]
+    if more := len(done) - len(_first(done, most)):
+        rows.append(_more(more, "downstreams"))
     if "postgres" in snapshot.troubles:
         rows.append(_trouble(snapshot.troubles["postgres"]))
     else:
         rows.append(_dead_letters(snapshot.dead_letters, rates, width))
     return _joined(rows, width)
+
+
+def _first(names: list[str], most: int) -> list[str]:
+    """Return those that there is room for; where not for all, a line is for how many are left out."""
+    return names if len(names) <= most else names[: most - 1]
+
+
+def _more(number: int, what: str) -> Text:
+    return Text(f"… {number} more {what}: make the window higher", style="dim")
+
+
+def _fitted(name: str) -> str:
+    """Return a name as a label: of a long one the beginning and the end, where names differ."""
+    most = _LABEL - 1
+    return name if len(name) <= most else f"{name[: most // 2]}…{name[-(most - most // 2 - 1) :]}"
 
 
 def _trouble(words: str) -> Text:
@@ -30,13 +50,15 @@ def _trouble(words: str) -> Text:
 def _counter(name: str, now: Counters | None, rates: Rates, width: int) -> Text:
     if now is None:
         return _line(name, "-", "", (), width)
-    value = f"{getattr(now, name):,}"
     if name == "unpublished":  # few wait: they are counted, whatever the tables' size
         oldest = "" if now.oldest_s is None else f"{look.ago(now.oldest_s)} old"
         warning = f"{now.set_aside:,} set aside: see `brewctl outbox list`" if now.set_aside else ""
-        return _line(name, value, oldest, rates.history(name), width, warning)
-    about = "~" if now.estimated else ""
-    return _line(name, about + value, f"{rates.now(name):,.0f}/s", rates.history(name), width)
+        return _line(name, f"{now.unpublished:,}", oldest, rates.history(name), width, warning)
+    value = now.growing()[name]
+    if value is None:
+        return _line(_fitted(name), "-", "", (), width, "can't be counted: see `brewctl doctor`")
+    about = "~" if name in now.estimated else ""
+    return _line(_fitted(name), f"{about}{value:,}", f"{rates.now(name):,.0f}/s", rates.history(name), width)
 
 
 def _dead_letters(count: int | None, rates: Rates, width: int) -> Text:
@@ -56,8 +78,8 @@ def _line(name: str, value: str, beside: str, history: Sequence[float], width: i
     return line
 
 
-def partitions(snapshot: Snapshot, colours: Mapping[str, str], width: int) -> Text:
-    """Draw the map of each group's partitions: who owns each, how far behind it is, and since when."""
+def partitions(snapshot: Snapshot, colours: Mapping[str, str], width: int, *, most: int) -> Text:
+    """Draw the map of each group's partitions, of at most so many groups: who owns each, how far behind, since when."""
     numbers = sorted({place.partition for group in snapshot.groups for place in group.places})
     shown = numbers[: max(1, (width - _LABEL) // (_CELL + 1))]
     label = "partition" if shown == numbers else f"first {len(shown)} of {len(numbers)}"
@@ -65,12 +87,16 @@ def partitions(snapshot: Snapshot, colours: Mapping[str, str], width: int) -> Te
     if "kafka" in snapshot.troubles:
         head = _trouble(snapshot.troubles["kafka"])
     states = {process.name: process.state for process in snapshot.processes}
-    return _joined([head, *(_group(group, shown, colours, states) for group in snapshot.groups)], width)
+    groups = snapshot.groups if len(snapshot.groups) <= most else snapshot.groups[: most - 1]
+    rows = [_group(group, shown, colours, states) for group in groups]
+    if more := len(snapshot.groups) - len(groups):
+        rows.append(_more(more, "groups"))
+    return _joined([head, *rows], width)
 
 
 def _group(group: Group, shown: list[int], colours: Mapping[str, str], states: Mapping[str, str]) -> Text:
     steady = group.state in {"Stable", "Empty", "Dead"}
-    name = group.name if steady else f"{group.name[: _LABEL - 1]}…"
+    name = _fitted(group.name) if steady else f"{group.name[: _LABEL - 1]}…"
     line = Text(f"{name:<{_LABEL}}", style="bold" if steady else "bold yellow")
     places = {place.partition: place for place in group.places}
     for number in shown:
@@ -129,8 +155,8 @@ def events(lines: Sequence[str], height: int, width: int) -> Text:
 
 def _does(shown: Process) -> Iterator[str]:
     if row := shown.row:
-        if not shown.name.startswith(shown.role.removesuffix("s")):
-            yield shown.role
+        if not shown.name.startswith(row.role.removesuffix("s")):
+            yield row.role
         if row.address:
             yield f"port {row.address.rpartition(':')[2]}"
         if row.address or shown.role == "publisher":

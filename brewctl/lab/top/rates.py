@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 from brewctl.lab.top.snapshot import Snapshot
 
-GROWING = ("orders", "published", "reservations", "notifications")
 _KEPT = 300
 _SMOOTHED = 3  # looks: one alone jumps by what a batch brings
 
@@ -20,8 +19,9 @@ class Rates:
     def add(self, snapshot: Snapshot) -> None:
         """Take a look into account: what a server that was away said last says nothing of now."""
         if (now := snapshot.counters) and "postgres" not in snapshot.troubles:
-            for name in GROWING:
-                self._grow(name, getattr(now, name), snapshot.at_s)
+            for name, value in now.growing().items():
+                if value is not None:
+                    self._grow(name, value, snapshot.at_s)
             self._history["unpublished"].append(now.unpublished)
         if snapshot.dead_letters is not None and "kafka" not in snapshot.troubles:
             self._grow("dead letters", snapshot.dead_letters, snapshot.at_s)

@@ -13,12 +13,15 @@ class Counters:
     orders: int
     unpublished: int
     published: int
-    reservations: int
-    notifications: int
+    effects: Mapping[str, int | None]  # of each downstream, by the name of its counter; None: could not be counted
     set_aside: int  # of the unpublished
     oldest_s: float | None  # how long the oldest row that is ready waits; None where none does
     # Between two exact counts of large tables: the exact one, and what PostgreSQL says was added since.
-    estimated: bool = False
+    estimated: frozenset[str] = frozenset()  # names of counters
+
+    def growing(self) -> dict[str, int | None]:
+        """Return what only grows, by name."""
+        return {"orders": self.orders, "published": self.published, **self.effects}
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Process:
     """A replica of a role, or a server."""
 
     name: str
-    role: str  # order, publisher, inventory, notifications, kafka or postgres
+    role: str  # order, publisher, a downstream's, kafka or postgres
     state: str  # a word of lab.look
     pid: int | None
     ours: bool = False  # in the state file: may be killed
@@ -62,6 +65,7 @@ class Snapshot:
 
     at_s: float  # time.monotonic()
     counters: Counters | None = None
+    downstreams: tuple[str, ...] = ()  # the names of their counters
     dead_letters: int | None = None  # records of their topic
     processes: tuple[Process, ...] = ()
     groups: tuple[Group, ...] = ()

@@ -91,7 +91,8 @@ def run(
             notify()
 
         work = publisher.work if publisher else presence.Work
-        with presence.kept(settings, presence.Replica(node, "order", server.address), work):
+        replica = presence.Replica(node, "order", server.address, publishes=publishes)
+        with presence.kept(settings, replica, work):
             run_together(
                 {
                     "server": serve,

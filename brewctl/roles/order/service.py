@@ -101,6 +101,8 @@ class OrderService:
                     call.end(_no_order(wish.order_id))
                 case cancellation.UnknownStatusError():
                     call.end(Status(grpc.StatusCode.FAILED_PRECONDITION, str(end), _NEVER))
+                case cancellation.OlderPublisherError():
+                    call.end(retry_later(grpc.StatusCode.UNAVAILABLE, str(end), after_s=self._limits.retry_after_s))
                 case Exception():
                     call.end(self.status_for(end, call, again="retry"))
 

@@ -1,0 +1,131 @@
+"""Statements that need tables for themselves, beside roles at work.
+
+All later statements of a table wait behind one that waits for its lock. So it waits a fraction of a second at a time,
+and not at all while another transaction keeps the table; and who keeps it for long is named.
+"""
+
+import contextlib
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, LiteralString, NamedTuple
+
+import psycopg
+
+from brewctl import lifecycle
+from brewctl.errors import BrewError
+from brewctl.sql import queries
+
+if TYPE_CHECKING:
+    from brewctl.delivery.database import BoundedConnection, Connection
+
+_FIRST_S, _LONGEST_S = 0.1, 1.0  # pauses between two tries
+Tell = Callable[[str], None]
+
+
+def nobody(_text: str) -> None:
+    """Tell nobody."""
+
+
+class Holder(NamedTuple):
+    """A transaction that a change of the schema has to wait for. A prepared one has a `gid` and no `pid`."""
+
+    transaction: str
+    pid: int | None
+    name: str
+    gid: str | None
+    age_s: float | None
+
+    def __str__(self) -> str:
+        who = f"prepared transaction {self.gid!r}" if self.gid else f"pid {self.pid} ({self.name or 'no name'})"
+        return who if self.age_s is None else f"{who}, whose transaction is {self.age_s:.0f} s old"
+
+    @property
+    def mend(self) -> str:
+        """The statement that ends it."""
+        return f"ROLLBACK PREPARED '{self.gid}';" if self.gid else f"SELECT pg_terminate_backend({self.pid});"
+
+
+def pauses() -> lifecycle.Backoff:
+    """Return the pauses between two looks at a table that is in use."""
+    return lifecycle.Backoff(threading.Event(), first_s=_FIRST_S, longest_s=_LONGEST_S)
+
+
+def until_free(
+    connection: "BoundedConnection", attempt: Callable[[], bool], in_the_way: Callable[[], BrewError]
+) -> None:
+    """Try until `attempt` says that it is done; a lock that it did not get is no end. In `bounded` it waits for one.
+
+    Raises what `in_the_way` returns where that takes longer than schema_wait_s.
+    """
+    deadline = time.monotonic() + connection.limits.schema_wait_s
+    between = pauses()
+    while True:
+        with contextlib.suppress(psycopg.errors.LockNotAvailable):
+            if attempt():
+                return
+        if time.monotonic() > deadline:
+            raise in_the_way()
+        between.pause()
+
+
+def change(
+    connection: "BoundedConnection", tables: Sequence[str], statement: LiteralString, tell: Tell = nobody
+) -> None:
+    """Run a statement that needs tables for itself, in a transaction, as soon as they are free.
+
+    Raises BrewError, with those who hold them, where they are not free within schema_wait_s.
+    """
+    found: list[Holder] = []
+    staying: list[Holder] = []
+    told = False
+
+    def attempt() -> bool:
+        nonlocal found, staying, told
+        seen = {holder.transaction for holder in found}
+        found = holders(connection, tables)
+        staying = [holder for holder in found if holder.transaction in seen]
+        # A transaction that was there at the look before may stay for hours, as pg_dump's does: while this session
+        # waited for its lock, all later statements would wait behind. Short transactions are waited for.
+        if not staying and (seen or not found):
+            with bounded(connection):
+                connection.execute(statement)
+            return True
+        if staying and not told:
+            tell(f"waits for {staying[0]} …")
+            told = True
+        return False
+
+    what = f"table {tables[0]}" if len(tables) == 1 else "tables"
+    until_free(connection, attempt, lambda: in_use(what, staying or found))
+
+
+@contextlib.contextmanager
+def bounded(connection: "BoundedConnection") -> Iterator[None]:
+    """A transaction whose statements wait schema_lock_s for a lock, and take schema_s at most."""
+    limits = connection.limits
+    with connection.answering_within(limits.schema_s + limits.database_look_s), connection.transaction():
+        connection.execute(queries["bound_statements"], {"timeout": f"{limits.schema_s}s"})
+        connection.execute(queries["bound_locks"], {"timeout": f"{math.ceil(limits.schema_lock_s * 1000)}ms"})
+        yield
+
+
+def holders(connection: "Connection", tables: Sequence[str], *, snapshots: bool = False) -> list[Holder]:
+    """Name the transactions that hold a lock of these tables, oldest first.
+
+    `snapshots`: those as well that may still read what an index's build waits for.
+    """
+    asked = {"tables": list(tables), "snapshots": snapshots}
+    return [Holder(*row) for row in connection.execute(queries["table_holders"], asked)]
+
+
+def in_use(what: str, found: Sequence[Holder], *, what_for: str = "changed") -> BrewError:
+    """Return the error that names who is in the way."""
+    if not found:
+        message = f"{what} can't be {what_for}: transactions hold it one after the other"
+        return BrewError(message, hint="run `brewctl db init` again when the roles have less to do")
+    more = f", and {len(found) - 1} more" if len(found) > 1 else ""
+    message = f"{what} can't be {what_for}: it is in use by {found[0]}{more}"
+    hint = f"run `brewctl db init` again when that is over, or end it in psql: `{found[0].mend}`"
+    return BrewError(message, hint=hint)
