@@ -7,6 +7,7 @@ yours, stop the roles first; their offsets may be reset, which costs a redeliver
 
 import contextlib
 import dataclasses
+import logging
 import os
 import re
 import subprocess
@@ -19,12 +20,16 @@ from typing import Any
 
 import psycopg
 import pytest
+import structlog
 
 from brewctl import config, lifecycle, overview
 from brewctl.config import Settings, environment
 from brewctl.delivery import database, topics
 from brewctl.delivery.broker import open_admin
 from brewctl.lab.nodes import Node, Nodes
+
+# The library's own logger draws each debug line's traceback with all local variables: seconds of CPU a line.
+structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
 
 BREWCTL = str(Path(sys.executable).with_name("brewctl"))
 _SERVERS = ("BREW_DATABASE_URL", "BREW_KAFKA_BROKERS")

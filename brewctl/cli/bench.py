@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _WHAT = {
     "create": "Create at 1, 8 and 64 in flight",
     "publish": "20,000 rows that wait for a publisher",
-    "consume": "20,000 records that wait for one node, and for two",
+    "consume": "20,000 records that wait for one node, in each form, and for two",
     "latency": "from an order's commit to its reservation's, at 100 a second",
     "memory": "each role over 100,000 orders",
     "startup": "the command line",

@@ -10,11 +10,17 @@ SELECT count(*) / nullif(extract(epoch FROM max(published_at) - min(published_at
 -- all_published --
 SELECT NOT EXISTS (SELECT FROM outbox WHERE published_at IS NULL AND failed_at IS NULL)
 
--- reserve_rate --
--- Reservations a second, from the first twentieth on.
+-- effect_rate --
+-- Effects a second, from the first twentieth on: of those that a downstream's own query finds.
+WITH effect AS MATERIALIZED (/* done */)
 SELECT count(*) / nullif(extract(epoch FROM max(created_at) - min(created_at)), 0)::float8
-  FROM (SELECT created_at FROM inventory_reservations
-         ORDER BY created_at OFFSET (SELECT count(*) / 20 FROM inventory_reservations)) AS row
+  FROM (SELECT created_at FROM effect ORDER BY created_at OFFSET (SELECT count(*) / 20 FROM effect)) AS row
+
+-- effect_count --
+SELECT count(*) FROM (/* done */) AS effect
+
+-- forget_downstreams --
+DELETE FROM downstreams WHERE consumer = ANY(%(consumers)s)
 
 -- end_to_end --
 -- Milliseconds from an order's commit to its reservation's, both as their statements saw the clock last. Without

@@ -110,8 +110,8 @@ def test_an_order_and_a_cancel_that_vanish_are_named(arena: Path) -> None:
     assert "FAILED" in shown
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_chaos_heals_what_it_broke(arena: Path, number: signal.Signals) -> None:
+def test_an_interrupted_chaos_heals_what_it_broke(arena: Path) -> None:
+    """The other signals end it the same way: see the demo's tests."""
     process = begin("chaos", "--scenario", "zombie", "--seed", "1", env={"BREW_HOME": str(arena)})
     try:
         assert process.stderr is not None
@@ -120,7 +120,7 @@ def test_an_interrupted_chaos_heals_what_it_broke(arena: Path, number: signal.Si
                 break
         nodes = nodes_of(process)
         assert len(nodes) == 5
-        process.send_signal(number)
+        process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=120)
     finally:
         process.kill()

@@ -155,7 +155,7 @@ def test_a_clock_that_is_set_while_a_member_runs_costs_it_nothing(
         real = time.time
         monkeypatch.setattr(time, "time", lambda: real() + step_s)
         # Longer than a session: only heartbeats keep the partitions.
-        until = time.monotonic() + 2 * settings.limits.session_s
+        until = time.monotonic() + 1.25 * settings.limits.session_s
         while time.monotonic() < until:
             began = time.monotonic()
             member.poll(timeout_s=0.2)

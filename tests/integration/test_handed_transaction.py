@@ -16,7 +16,7 @@ from brewctl.delivery.database import BoundedConnection, Pool
 from brewctl.delivery.downstream import Downstream
 from brewctl.delivery.inbox import Inbox
 from brewctl.delivery.transaction import HandlerError, lent
-from tests.conftest import Rig, open_rig
+from tests.conftest import Rig, limited, open_rig
 from tests.integration.test_inbox import record
 from tests.pgbouncer import guest, pooled
 
@@ -260,7 +260,7 @@ def test_tx_is_of_no_use_once_the_handler_has_returned(rig: Rig, pool: Pool, use
     assert kept(rig) == (2, 2)
 
 
-def test_a_thread_that_still_uses_tx_when_the_handler_returns_is_an_error(rig: Rig, pool: Pool) -> None:
+def test_a_thread_that_still_uses_tx_when_the_handler_returns_is_an_error(rig: Rig) -> None:
     threads: list[threading.Thread] = []
 
     def handler(_event: Any, tx: Any) -> None:
@@ -272,7 +272,9 @@ def test_a_thread_that_still_uses_tx_when_the_handler_returns_is_an_error(rig: R
         threads[0].start()
         rig.wait("the statement", lambda: sleepers(rig) == 1)
 
-    with pytest.raises(HandlerError, match="was running"):
+    # The pool's end ends what its sessions do; else the thread waits for its answer until this bound.
+    hurried = limited(rig.settings, database_connect_s=5, database_statement_s=7.0, database_answer_s=8.0)
+    with database.open_pool(hurried, name="test", size=1) as pool, pytest.raises(HandlerError, match="was running"):
         handled(rig, pool, handler)
     threads[0].join()
     assert kept(rig) == (0, 0)

@@ -1,13 +1,14 @@
 """The client library as this process uses it: durations by a steady clock, and questions that create nothing."""
 
 import importlib
+import inspect
 import pkgutil
 import time
 from io import BytesIO
 
 import kafka
 import pytest
-from kafka import client_async
+from kafka import client_async, conn
 from kafka.cluster import ClusterMetadata
 from kafka.coordinator.heartbeat import Heartbeat
 from kafka.protocol.metadata import MetadataRequest_v4
@@ -37,6 +38,16 @@ def test_a_clock_that_is_set_back_stops_no_heartbeat(monkeypatch: pytest.MonkeyP
     assert heartbeat.should_heartbeat()
     assert metadata.ttl() == 0
     assert abs(patches._SteadyTime.time() - time.monotonic() - patches._SteadyTime._epoch) < 60
+
+
+def test_the_one_sleep_of_a_connection_is_that_before_the_answer_to_the_question_for_the_version() -> None:
+    """Another sleep in this module would be left out with it."""
+    before, sleep, after = inspect.getsource(conn).partition("time.sleep(")
+    assert sleep
+    assert "time.sleep(" not in after
+    assert before.rstrip().endswith("# HACK: sleeping to wait for socket to send bytes")
+    assert conn.time.sleep is not time.sleep
+    assert client_async.time.sleep is time.sleep
 
 
 def test_a_question_for_metadata_creates_no_topic() -> None:

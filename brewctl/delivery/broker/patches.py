@@ -3,6 +3,9 @@
 Durations: the library measures sessions, heartbeats, backoffs and the age of metadata by the wall clock. Where that
 steps back, nothing is sent until it has caught up; where it steps forward, what is in flight has timed out.
 
+Connecting: each client asks a broker for its version one to three times, and sleeps 0.1 s each time before it looks for
+the answer. It does so for brokers of before 0.10, which are too old for us. It then waits for the answer anyway.
+
 Metadata: the library asks in a version in which a question about a topic that is not there creates it, with one
 partition, on brokers that create topics by themselves.
 """
@@ -40,11 +43,18 @@ class _SteadyTime:
         return cls._epoch + time.monotonic()
 
 
+class _WithoutPause(_SteadyTime):
+    """For the module with the question for a broker's version, whose one sleep that is."""
+
+    sleep = staticmethod(lambda _seconds: None)
+
+
 def _ask_only(topics: Sequence[str] | None) -> Any:
     return MetadataRequest_v4(topics, False)
 
 
 for _module in _MEASURING:
     _module.time = _SteadyTime  # type: ignore[attr-defined]
+conn.time = _WithoutPause
 # The library uses versions 0 (only of brokers that are too old for us) and 1.
 client_async.MetadataRequest = [MetadataRequest_v0, _ask_only]

@@ -1,21 +1,32 @@
 """Drains: 20,000 rows that wait for a publisher, then 20,000 records that wait for consumers."""
 
+import contextlib
 import signal
+import statistics
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
-from brewctl.delivery import database, events
+from brewctl.config import SHORT_NAMES
+from brewctl.delivery import database, events, registration, registry
 from brewctl.delivery.broker import Record, bare, open_reader
 from brewctl.delivery.inbox import Inbox
 from brewctl.errors import BrewError
 from brewctl.lab.bench.figures import Figure
 from brewctl.lab.bench.ground import Ground
+from brewctl.lab.handlers import TABLE
 from brewctl.proto.orders_pb2 import OrderCreated
 from brewctl.roles import inventory
 from brewctl.sandbox import tools
+from brewctl.sql import bench_queries
 
 WAITING = 20_000
 _ONE_BY_ONE = 1500
+_TURNS = 3
+_BUILT_IN = SHORT_NAMES["inventory"]
+# The forms that call a handler, and how much of the built-in one's rate each is to reach.
+HANDLERS = {"batch": "brewctl.lab.handlers:batch", "event": "brewctl.lab.handlers:each"}
+_OF_BUILT_IN = {"batch": 0.7, "event": 0.21}
 
 
 def publish(ground: Ground) -> Iterator[Figure]:
@@ -33,31 +44,76 @@ def publish(ground: Ground) -> Iterator[Figure]:
 
 
 def consume(ground: Ground) -> Iterator[Figure]:
-    """Measure one and two inventory nodes, which stand still until all records are there."""
-    rates = {}
-    for nodes in (("inventory-1",), ("inventory-1", "inventory-2")):
-        ground.reset()
-        with ground.nodes(*nodes) as members:
-            for member in members:
-                member.process.send_signal(signal.SIGSTOP)
-            try:
-                drain(ground)
-            finally:
-                for member in members:
-                    member.process.send_signal(signal.SIGCONT)
-            ground.tell(f"{' and '.join(nodes)}: {WAITING:,} records wait")
-            ground.wait("every reservation", lambda counts: counts.reservations == WAITING)
-        rates[len(nodes)] = ground.ask("reserve_rate")
+    """Measure two inventory nodes, which stand still until all records are there; then one, in each form, on the same.
+
+    The forms take turns, so that what else the machine does slows none of them alone.
+    """
+    both = _two_nodes(ground)
+    turns: dict[str, list[float]] = {name: [] for name in (_BUILT_IN, *HANDLERS.values())}
+    with _tables(ground) as own:
+        for _ in range(_TURNS):
+            for name, rates in turns.items():
+                rates.append(_one_node(own, name))
+    of_form = {name: statistics.median(rates) for name, rates in turns.items()}
+    one = of_form[_BUILT_IN]
     ground.tell("the bare fetch loop")
     floor = bare.fetch(ground.settings, WAITING)
     ground.tell("Kafka's ConsumerPerformance")
     kafkas = _by_java(ground, lambda java: java.consume(ground.settings.topic, records=WAITING))
     ground.tell("a transaction per record")
     alone = _one_by_one(ground)
-    yield Figure("consumer drain, one node", rates[1], "/s", floor, "bare fetch", at_least=0.4)
-    yield Figure("consumer drain against one by one", rates[1], "/s", alone, "commit per record", at_least=5.0)
-    yield Figure("consumer drain against Java", rates[1], "/s", kafkas, "ConsumerPerformance")
-    yield Figure("consumer drain, two nodes", rates[2], "/s", rates[1], "one node")
+    yield Figure("consumer drain, one node", one, "/s", floor, "bare fetch", at_least=0.4)
+    yield Figure("consumer drain against one by one", one, "/s", alone, "commit per record", at_least=5.0)
+    yield Figure("consumer drain against Java", one, "/s", kafkas, "ConsumerPerformance")
+    yield Figure("consumer drain, two nodes", both, "/s", one, "one node")
+    for form, name in HANDLERS.items():
+        figure = f"consumer drain, {form} form"
+        yield Figure(figure, of_form[name], "/s", one, "the built-in form", at_least=_OF_BUILT_IN[form])
+
+
+def _two_nodes(ground: Ground) -> float:
+    names = "inventory-1", "inventory-2"
+    ground.reset()
+    with ground.nodes(*names) as members:
+        for member in members:
+            member.process.send_signal(signal.SIGSTOP)
+        try:
+            drain(ground)
+        finally:
+            for member in members:
+                member.process.send_signal(signal.SIGCONT)
+        ground.tell(f"{' and '.join(names)}: {WAITING:,} records wait")
+        ground.wait_effects(inventory.DOWNSTREAM, WAITING)
+    return ground.effect_rate(inventory.DOWNSTREAM)
+
+
+def _one_node(ground: Ground, name: str) -> float:
+    """Let one node of a downstream work on the records that are there; return how many effects a second it had."""
+    ground.forget_effects()
+    ground.connection.execute(f"TRUNCATE {TABLE}".encode())
+    downstream = registry.find(name)
+    ground.tell(f"{downstream.group}: {WAITING:,} records wait")
+    with ground.nodes("inventory-1", arguments=("consume", name)):
+        ground.wait_effects(downstream, WAITING)
+    return ground.effect_rate(downstream)
+
+
+@contextlib.contextmanager
+def _tables(ground: Ground) -> Iterator[Ground]:
+    """Have the bench's own downstreams beside the others until the block ends. Nothing of theirs stays."""
+    names = _BUILT_IN, *HANDLERS.values()
+    settings = replace(ground.settings, downstreams=tuple(dict.fromkeys((*ground.settings.downstreams, *names))))
+    own = Ground(settings, ground.connection, logs=ground.logs, tell=ground.tell)
+    found = [registry.find(name) for name in HANDLERS.values()]
+    try:
+        for downstream, name in zip(found, HANDLERS.values(), strict=True):
+            registration.initialize(settings, downstream, name, take_over=False, tell=ground.tell)
+        yield own
+    finally:
+        own.forget_effects()
+        own.connection.execute(f"DROP TABLE IF EXISTS {TABLE}".encode())
+        groups = [downstream.group for downstream in found]
+        own.connection.execute(bench_queries["forget_downstreams"], {"consumers": groups})
 
 
 def drain(ground: Ground) -> float:

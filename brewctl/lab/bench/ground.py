@@ -3,13 +3,14 @@
 import contextlib
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from brewctl import overview
 from brewctl.config import Settings
 from brewctl.delivery import acceptance, database, orders, topics
 from brewctl.delivery.database import BoundedConnection
+from brewctl.delivery.downstream import Downstream
 from brewctl.errors import BrewError
 from brewctl.lab.cast import ORDER_NODES, STORY
 from brewctl.lab.nodes import Node, Nodes
@@ -36,7 +37,7 @@ class Ground:
         self.settings = settings
         self.connection = connection
         self.tell = tell
-        self._logs = logs
+        self.logs = logs
 
     def reset(self) -> None:
         """Empty tables and topics; no groups."""
@@ -51,11 +52,15 @@ class Ground:
         self.connection.execute("TRUNCATE processed_events, inventory_reservations, notifications_log")
 
     @contextlib.contextmanager
-    def nodes(self, *names: str) -> Iterator[list[Node]]:
-        """Run nodes, by names such as `order-1`, until the block ends; wait until each listens or has partitions."""
-        with Nodes(self.settings, logs=self._logs, on_line=lambda _line: None) as nodes:
+    def nodes(self, *names: str, arguments: Sequence[str] = ()) -> Iterator[list[Node]]:
+        """Run nodes, by names such as `order-1`, until the block ends; wait until each listens or has partitions.
+
+        `arguments`: run this command, and not the one that the name stands for.
+        """
+        with Nodes(self.settings, logs=self.logs, on_line=lambda _line: None) as nodes:
             started = [
-                nodes.start(name, *STORY.commands[name], *(_ANY_PORT if name in ORDER_NODES else ())) for name in names
+                nodes.start(name, *(arguments or STORY.commands[name]), *(_ANY_PORT if name in ORDER_NODES else ()))
+                for name in names
             ]
             for node in started:
                 node.wait_ready(timeout_s=_READY_S)
@@ -77,6 +82,17 @@ class Ground:
         """Wait until the counters are as wanted. Raises BrewError."""
         self._wait(what, lambda: seen(overview.counts(self.connection)))
 
+    def wait_effects(self, downstream: Downstream, count: int) -> None:
+        """Wait until a downstream has had so many effects. Raises BrewError."""
+        self._wait(f"every effect of {downstream.group}", lambda: self._ask("effect_count", downstream) == count)
+
+    def effect_rate(self, downstream: Downstream) -> float:
+        """Return how many effects a second a downstream had, whose `done` has their times. Raises BrewError."""
+        return self._ask("effect_rate", downstream)
+
+    def _ask(self, query: str, downstream: Downstream) -> float:
+        return self._one(query, bench_queries[query].replace("/* done */", downstream.done), {})
+
     def wait_published(self) -> None:
         """Wait until no row waits: without counting, which a million rows would make dear. Raises BrewError."""
         self._wait("an empty outbox", lambda: bool(self.ask("all_published")))
@@ -89,7 +105,10 @@ class Ground:
 
     def ask(self, query: str, **parameters: object) -> float:
         """Ask for one number. Raises BrewError where there is none."""
-        (value,) = self.connection.execute(bench_queries[query], parameters).fetchone() or (None,)
+        return self._one(query, bench_queries[query], parameters)
+
+    def _one(self, query: str, text: str, parameters: Mapping[str, object]) -> float:
+        (value,) = self.connection.execute(text.encode(), parameters).fetchone() or (None,)
         if value is None:
             raise BrewError(f"nothing to measure: {query}")
         return float(value)

@@ -16,6 +16,7 @@ _FEW, _MANY, _DEAD = 10_000, 1_000_000, 200_000
 _FILLED_AT_ONCE = 50_000
 _DRAINS = 3
 _IN_FLIGHT = 64
+_WARMUP_S = 1.5
 _SECONDS = 6
 
 
@@ -43,7 +44,7 @@ def _measure(ground: Ground) -> tuple[float, float]:
         ground.connection.execute("CHECKPOINT")
     with ground.nodes("order-1") as (node,):
         ground.tell(f"order-1, {_IN_FLIGHT} in flight")
-        result = measure([node.address], concurrency=_IN_FLIGHT, warmup_s=1.5, duration_s=_SECONDS)
+        result = measure([node.address], concurrency=_IN_FLIGHT, warmup_s=_WARMUP_S, duration_s=_SECONDS)
         ground.wait_published()
     return result.rate_per_s, statistics.median(drains.drain(ground) for _ in range(_DRAINS))
 

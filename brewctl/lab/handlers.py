@@ -1,0 +1,32 @@
+"""What inventory does with a new order, written as a user writes it: a call an event, and a call a batch.
+
+For the bench, which compares them with inventory itself. Their one table has the columns and keys of inventory's.
+"""
+
+from collections.abc import Sequence
+
+from brewctl.delivery.database import Connection
+from brewctl.delivery.downstream import downstream
+from brewctl.delivery.events import Event
+from brewctl.proto.orders_pb2 import OrderCreated
+
+TABLE = "brewctl_bench"
+_SCHEMA = f"CREATE TABLE IF NOT EXISTS {TABLE} (LIKE inventory_reservations INCLUDING ALL)"
+_DONE = f"SELECT order_id, created_at FROM {TABLE}"  # noqa: S608
+
+
+@downstream("brewctl-bench-event", schema=_SCHEMA, done=_DONE)
+def each(event: Event[OrderCreated], tx: Connection) -> None:
+    """Reserve one order's ingredients."""
+    row = event.data.order_id, event.seq or 1
+    tx.execute("INSERT INTO brewctl_bench (order_id, node_id, seq) VALUES (%s, 'bench', %s)", row)
+
+
+@downstream("brewctl-bench-batch", schema=_SCHEMA, done=_DONE)
+def batch(events: Sequence[Event[OrderCreated]], tx: Connection) -> None:
+    """Reserve the ingredients of many orders."""
+    tx.execute(
+        "INSERT INTO brewctl_bench (order_id, node_id, seq)"
+        " SELECT id, 'bench', seq FROM unnest(%s::uuid[], %s::bigint[]) AS fresh (id, seq)",
+        ([event.data.order_id for event in events], [event.seq or 1 for event in events]),
+    )
