@@ -4,6 +4,7 @@ For the bench, which compares them with inventory itself. Their one table has th
 """
 
 from collections.abc import Sequence
+from typing import LiteralString
 
 from brewctl.delivery.database import Connection
 from brewctl.delivery.downstream import downstream
@@ -12,6 +13,7 @@ from brewctl.proto.orders_pb2 import OrderCreated
 
 TABLE = "brewctl_bench"
 _SCHEMA = f"CREATE TABLE IF NOT EXISTS {TABLE} (LIKE inventory_reservations INCLUDING ALL)"
+INSERT: LiteralString = "INSERT INTO brewctl_bench (order_id, node_id, seq) VALUES (%s, 'bench', %s)"
 _DONE = f"SELECT order_id, created_at FROM {TABLE}"  # noqa: S608
 
 
@@ -19,7 +21,7 @@ _DONE = f"SELECT order_id, created_at FROM {TABLE}"  # noqa: S608
 def each(event: Event[OrderCreated], tx: Connection) -> None:
     """Reserve one order's ingredients."""
     row = event.data.order_id, event.seq or 1
-    tx.execute("INSERT INTO brewctl_bench (order_id, node_id, seq) VALUES (%s, 'bench', %s)", row)
+    tx.execute(INSERT, row)
 
 
 @downstream("brewctl-bench-batch", schema=_SCHEMA, done=_DONE)
