@@ -265,11 +265,8 @@ class Inbox:
             effects, parked = 0, self._park(read, reason_of(error), tries=tries)
         if effects:
             self._failures.succeeded()
-        if len(part) == len(batch.readable):
-            batch.readable.clear()
-        else:
-            for identity in part:
-                del batch.readable[identity]
+        for identity in part:
+            del batch.readable[identity]
         self._failures.settled(part)
         self.tally.effects += effects
         self.tally.parked += parked

@@ -16,7 +16,7 @@ import psycopg
 
 from brewctl import overview
 from brewctl.config import Settings
-from brewctl.delivery import database, registration, registry
+from brewctl.delivery import database, homes, registry
 from brewctl.delivery.broker import Admin, Broker, Partition, open_admin
 from brewctl.delivery.downstream import Downstream
 from brewctl.errors import BrewError, UnreachableError
@@ -68,11 +68,7 @@ class Observer:
         self._counters: Counters | None = None
         self._downstreams = registry.configured(settings)
         # Where those with a database of their own have it; and what that said last.
-        homes = {
-            each.group: registration.home(self._settings, each, name)
-            for name, each in zip(settings.downstreams, self._downstreams, strict=True)
-        }
-        self._apart = {group: home for group, home in homes.items() if home.database_url != settings.database_url}
+        self._apart = {each.group: home.settings for home in homes.apart(self._settings) for each in home.downstreams}
         self._done_apart: dict[str, tuple[int | None, bool]] = {}
         self._rows: tuple[float, list[overview.NodeRow]] = (0.0, [])  # and when they were read
         self._cluster = Cluster()
