@@ -93,10 +93,10 @@ class Limits:
     publish_rows: int = 1000
     publish_bytes: int = 512 * 1024
     publish_s: float = 5.0
-    # Between the beginnings of two transactions, where the first left nothing behind: so long for each row that it
-    # had, and at most. Up to 500 commits a second (the inverse) wait for nothing.
-    publish_gap_per_row_s: float = 0.002
-    publish_gap_s: float = 0.1
+    # How soon a publisher that is not told of commits looks again after rows.
+    publish_again_s: float = 0.1
+    # So long does a node that publishes for all lead without renewing it; one that is killed is waited for so long.
+    publish_lead_s: float = 0.5
     # Between two looks at an idle outbox, on average; commits of this process wake it at once.
     publish_poll_s: float = 0.5
     # Consumer: records a transaction, at first and at most, and bytes that one partition may bring into memory at a

@@ -32,7 +32,9 @@ from brewctl.delivery.broker import (
     UnsentError,
 )
 from brewctl.delivery.database import Connection, Pool
+from brewctl.delivery.lead import Lead
 from brewctl.delivery.presence import Work
+from brewctl.delivery.rest import Stopwatch
 from brewctl.errors import BrewError
 from brewctl.lifecycle import Backoff
 from brewctl.sql import queries
@@ -53,6 +55,7 @@ class Publisher:
         self._pool = pool
         self._node = node
         self._wake = threading.Event()
+        self._lead = Lead(settings.limits, pool, node=node)
         self._rows = settings.limits.publish_rows_first  # of the next transaction
         self._more = False  # whether the last one left rows behind, which are ours to take
         self._done = log.Sum(logger, "published")
@@ -88,6 +91,7 @@ class Publisher:
             except (UnavailableError, psycopg.Error) as error:
                 # Nothing of this producer may arrive after a later try of the same rows.
                 producer.abandon()
+                self._lead.forget()
                 if backoff.pause():
                     reason = str(error).strip()
                     if isinstance(error, UnavailableError):
@@ -96,23 +100,34 @@ class Publisher:
 
     def _publish_until(self, stop: threading.Event, producer: Producer, backoff: Backoff) -> None:
         limits = self._settings.limits
-        idle_s = limits.publish_gap_s
+        idle_s = limits.publish_again_s
+        gap_s = 0.0  # how long a leader leaves the outbox alone
         while not stop.is_set():
+            if (others_s := self._lead.others_s()) > 0:
+                stop.wait(others_s)
+                continue
             self._wake.clear()
-            began = time.monotonic()
+            watch = Stopwatch()
             # To find none is no success: another publisher may hold the rows, and fail.
             if found := self.publish_batch(producer):
                 backoff.reset()
+            took_s, rest_s = watch.took_s(), watch.rest_s()
+            if self._more and not self._wake.is_set():
+                continue  # nobody commits here, whom it could hold up
+            gap_s = rest_s if found else gap_s
+            self._lead.note(took_s=took_s, found=found, gap_s=gap_s, more=self._more)
             if self._more:
-                continue
-            # Who is not told looks again soon after a row, and less and less often while there is none.
-            idle_s = min(limits.publish_poll_s, limits.publish_gap_s if found else 2 * idle_s)
-            pause_s = idle_s if self._polls else limits.publish_poll_s
-            self._wake.wait(pause_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, no secret
+                stop.wait(took_s)
+            elif self._lead.ours:
+                stop.wait(gap_s)
+            else:
+                # Who is not told looks again soon after a row, and less and less often while there is none.
+                idle_s = min(limits.publish_poll_s, limits.publish_again_s if found else 2 * idle_s)
+                stop.wait(rest_s if found else 0)
+                pause_s = idle_s if self._polls else limits.publish_poll_s
+                self._wake.wait(pause_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, no secret
             self._done.tell()
-            # Many commits share a transaction, and leave the process to those who make them; few wait for nothing.
-            gap_s = min(limits.publish_gap_s, found * limits.publish_gap_per_row_s)
-            stop.wait(max(0.0, began + gap_s - time.monotonic()))
+        self._lead.forget()
 
     def _publish_rest(self, producer: Producer, *, within_s: float) -> None:
         deadline = time.monotonic() + within_s

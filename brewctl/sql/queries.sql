@@ -150,6 +150,31 @@ UPDATE outbox
    SET failed_at = clock_timestamp(), failure = %(failure)s, attempts = attempts + 1
  WHERE id = %(id)s
 
+-- take_lead --
+-- Takes the lead of publishing, or renews it, unless another node has it. Says whether it is this node's now, and for how
+-- many seconds it is another's. Nothing is lost with it: its commit waits for no disk.
+WITH quick AS MATERIALIZED (
+    SELECT set_config('synchronous_commit', 'off', true)
+), taken AS (
+    INSERT INTO publishing AS p (node_id, ends_at)
+    SELECT %(node)s::text, clock_timestamp() + make_interval(secs => %(lasts_s)s) FROM quick
+    ON CONFLICT (one) DO UPDATE SET node_id = excluded.node_id, ends_at = excluded.ends_at
+     WHERE p.node_id = excluded.node_id OR p.ends_at <= clock_timestamp()
+    RETURNING node_id
+)
+SELECT EXISTS (SELECT FROM taken),
+       (SELECT extract(epoch FROM ends_at - clock_timestamp())::float8 FROM publishing
+         WHERE NOT EXISTS (SELECT FROM taken))
+
+-- lead_of_others --
+SELECT false, (SELECT extract(epoch FROM ends_at - clock_timestamp())::float8 FROM publishing WHERE node_id <> %(node)s)
+
+-- give_up_lead --
+WITH given_up AS (
+    UPDATE publishing SET ends_at = clock_timestamp() WHERE node_id = %(node)s
+)
+SELECT false, NULL::float8
+
 -- waiting_rows --
 -- Unpublished rows, or just the ones set aside, oldest first; `head` is the aggregate's row that goes next.
 SELECT o.id, o.aggregate_id, o.topic, octet_length(o.payload) AS bytes,

@@ -143,6 +143,14 @@ BEGIN
 END
 $$;
 
+-- Which node publishes for all, and until when the others leave it to that one: one row. Nothing but what it costs relies
+-- on it: publishers skip each other's rows.
+CREATE TABLE IF NOT EXISTS publishing (
+    one     boolean PRIMARY KEY DEFAULT true CHECK (one),
+    node_id text NOT NULL,
+    ends_at timestamptz NOT NULL
+);
+
 CREATE TABLE IF NOT EXISTS processed_events (
     consumer     text NOT NULL,
     outbox_id    bigint NOT NULL,

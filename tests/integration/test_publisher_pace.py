@@ -15,6 +15,7 @@ from brewctl.delivery import outbox
 from brewctl.delivery.broker import Outcome, Place, Producer, Record
 from brewctl.delivery.database import Pool
 from brewctl.delivery.outbox import Publisher
+from brewctl.delivery.rest import Stopwatch
 from brewctl.lifecycle import wait_until
 from brewctl.proto.orders_pb2 import OrderCreated
 from tests.conftest import Rig, limited, open_rig
@@ -31,7 +32,7 @@ def shared_rig(servers: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture
 def rig(shared_rig: Rig) -> Rig:
     """An empty outbox."""
-    shared_rig.connection.execute("TRUNCATE outbox")
+    shared_rig.connection.execute("TRUNCATE outbox, publishing")
     return shared_rig
 
 
@@ -58,8 +59,8 @@ def unpublished(rig: Rig) -> object:
 class Running(Publisher):
     """Runs in a thread of its own, and says what each of its looks has found."""
 
-    def __init__(self, settings: Settings, pool: Pool, *, polls: bool = False) -> None:
-        super().__init__(settings, pool, node="n", polls=polls)
+    def __init__(self, settings: Settings, pool: Pool, *, node: str = "n", polls: bool = False) -> None:
+        super().__init__(settings, pool, node=node, polls=polls)
         self.found: list[int] = []
         self.stop = threading.Event()
         self._thread = threading.Thread(target=self.run, args=(self.stop,))
@@ -81,6 +82,11 @@ class Running(Publisher):
         self.stop.set()
         self.notify()
         self._thread.join()
+
+
+def rest(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Let every publisher rest for so long after rows, whatever they cost."""
+    monkeypatch.setattr(Stopwatch, "rest_s", lambda _self: seconds)
 
 
 def test_it_takes_more_while_there_are_more_and_fewer_where_that_takes_long(
@@ -120,10 +126,17 @@ def test_it_takes_more_while_there_are_more_and_fewer_where_that_takes_long(
     ],
 )
 def test_what_was_left_behind_is_taken_at_once_and_then_it_waits(
-    rig: Rig, pool: Pool, patient: Settings, rows: int, limits: dict[str, Any], found: tuple[int, ...]
+    rig: Rig,
+    pool: Pool,
+    patient: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    rows: int,
+    limits: dict[str, Any],
+    found: tuple[int, ...],
 ) -> None:
+    rest(monkeypatch, 0.0)
     commit(rig, rows)
-    with Running(limited(patient, publish_gap_per_row_s=0.0, **limits), pool) as publisher:
+    with Running(limited(patient, **limits), pool) as publisher:
         publisher.wait_for(*found)
         # Had it looked on in between, it would have been seen.
         commit(rig)
@@ -150,7 +163,7 @@ def test_who_is_told_of_no_commit_looks_soon_after_rows_and_less_often_without(
     rig: Rig, pool: Pool, monkeypatch: pytest.MonkeyPatch, polls: bool, first: list[float]
 ) -> None:
     monkeypatch.setattr(outbox, "random", SimpleNamespace(uniform=lambda _least, _most: 1.0))
-    publisher = Running(limited(rig.settings, publish_poll_s=0.5, publish_gap_s=0.1), pool, polls=polls)
+    publisher = Running(limited(rig.settings, publish_poll_s=0.5, publish_again_s=0.1), pool, polls=polls)
     pauses = publisher._wake = Pauses()
     with publisher:
         wait_until("four looks", lambda: len(pauses.asked) >= 4, timeout_s=20, every_s=0.01)
@@ -181,19 +194,19 @@ def test_rows_that_another_publisher_holds_are_not_asked_for_again_and_again(
 
 
 def test_an_idle_publisher_takes_a_lone_commit_at_once_and_many_together(
-    rig: Rig, pool: Pool, patient: Settings
+    rig: Rig, pool: Pool, patient: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = limited(patient, publish_gap_s=NEVER_S, publish_gap_per_row_s=NEVER_S)
-    with Running(settings, pool) as publisher:
+    rest(monkeypatch, NEVER_S)
+    with Running(patient, pool) as publisher:
         publisher.wait_for(0)
         commit(rig)
         publisher.notify()
-        publisher.wait_for(0, 1)  # no gap follows a look that found nothing
+        publisher.wait_for(0, 1)  # no rest follows a look that found nothing
         wait_until("the row published", lambda: unpublished(rig) == 0, timeout_s=20)
         for _ in range(30):
             commit(rig)
             publisher.notify()
-    # They were all still waiting when the stop ended the gap.
+    # They were all still waiting when the stop ended the rest.
     assert publisher.found[:2] == [0, 1]
     assert [found for found in publisher.found[2:] if found] == [30]
     assert unpublished(rig) == 0

@@ -1,0 +1,102 @@
+"""The lead: one node publishes for all while that is enough, and the others leave their commits to it.
+
+    node takes the lead ──renews it──► … ──gives it up, or is killed──► it ends by itself
+      └── looks at the outbox again and again; the other nodes don't look while its lead lasts
+
+Two publishers that each send every second order cost twice as much as one that sends pairs. Nothing but the cost
+depends on the lead: two nodes that both believe to have it skip each other's rows, as without one. Nobody leads while
+there is little to do (a lone order is published by the node that committed it, at once), nor while one node is not
+enough.
+"""
+
+import time
+from typing import LiteralString
+
+import psycopg
+
+from brewctl import log
+from brewctl.config import Limits
+from brewctl.delivery.database import Pool
+from brewctl.sql import queries
+
+logger = log.get(__name__)
+
+# Shares of its time that a node's transactions take: from when on it leads, and until when.
+_TAKE = 0.05
+_KEEP = 0.02
+
+
+class Lead:
+    """A node's view of it. Not for two threads at a time."""
+
+    def __init__(self, limits: Limits, pool: Pool, *, node: str) -> None:
+        """Have no lead, and know of none."""
+        self._lasts_s = limits.publish_lead_s
+        self._look_s = limits.publish_lead_s / 2
+        self._pool = pool
+        self._node = node
+        self._since = time.monotonic()
+        self._spent_s = 0.0
+        self._others_until = 0.0
+        self.ours = False
+
+    def others_s(self) -> float:
+        """Return for how many seconds another node leads, as far as is known; 0 where none does.
+
+        Asks once what was known of is over. Raises psycopg.Error.
+        """
+        if not self._others_until:
+            return 0.0
+        if (left_s := self._others_until - time.monotonic()) <= 0:
+            left_s = self._heed(self._ask("lead_of_others")[1])
+        return left_s
+
+    def note(self, *, took_s: float, found: int, gap_s: float, more: bool) -> None:
+        """Take note of a look that found rows, or none; `gap_s` is the time to the next one. Raises psycopg.Error.
+
+        `more`: rows were left behind. Then one node is not enough.
+        """
+        self._spent_s += took_s if found else 0.0
+        passed_s = time.monotonic() - self._since
+        if passed_s < self._look_s:
+            return
+        share, self._spent_s, self._since = self._spent_s / passed_s, 0.0, time.monotonic()
+        if not more and share >= (_KEEP if self.ours else _TAKE):
+            # It lasts beyond the next renewal, also where a transaction takes long.
+            ours, others_s = self._ask("take_lead", lasts_s=self._lasts_s + 2 * (took_s + gap_s))
+            self._say(ours=ours)
+            self._heed(others_s)
+        elif self.ours:
+            self.give_up()
+        elif share and not more:
+            self._heed(self._ask("lead_of_others")[1])
+
+    def give_up(self) -> None:
+        """Let others lead from now on, where this node does. Raises psycopg.Error."""
+        if self.ours:
+            self._say(ours=False)
+            self._ask("give_up_lead")
+
+    def forget(self) -> None:
+        """Begin anew, after a failure: as a node that neither leads nor knows of one that does."""
+        try:
+            self.give_up()
+        except psycopg.Error as error:
+            logger.debug("lead_kept", reason=log.reason(error), hint="it ends by itself")
+        self._others_until = 0.0
+
+    def _heed(self, others_s: float) -> float:
+        self._others_until = time.monotonic() + others_s if others_s else 0.0
+        return others_s
+
+    def _say(self, *, ours: bool) -> None:
+        if ours is not self.ours:
+            self.ours = ours
+            logger.debug("publishes_for_all" if ours else "publishes_for_all_no_more")
+
+    def _ask(self, query: LiteralString, **parameters: object) -> tuple[bool, float]:
+        """Return whether the lead is ours, and for how many seconds it is another node's."""
+        with self._pool.connection() as connection:
+            row = connection.execute(queries[query], {"node": self._node, **parameters}).fetchone()
+        ours, others_s = row or (False, None)
+        return ours, max(0.0, min(others_s or 0.0, 4 * self._lasts_s))
