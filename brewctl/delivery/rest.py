@@ -11,7 +11,7 @@ import time
 _REST = 3.0
 # So many times as long as this process computed meanwhile. Less than the above where the work waited for a server, or
 # for a processor that others have: then a longer rest only makes the next events late.
-_REST_OF_COMPUTING = 6.0
+_REST_OF_COMPUTING = 8.0
 
 
 class Stopwatch:

@@ -605,7 +605,7 @@ ON CONFLICT (consumer) DO UPDATE SET name = excluded.name, registered_at = clock
 -- reset --
 -- Empties every table. CONTINUE IDENTITY: see schema.sql.
 TRUNCATE orders, outbox, processed_events, inventory_reservations, notifications_log, dead_letters_settled, nodes,
-         redeliveries, aggregates, parked_events
+         redeliveries, aggregates, parked_events, publishing
 CONTINUE IDENTITY
 
 -- schema_state --
