@@ -1,6 +1,6 @@
 """Load from several processes: one of Python makes some thousand calls a second, and no more on any number of cores.
 
-Each is `python -m brewctl.lab.bench.clients`. It says that it is ready, begins at a line on its stdin, and writes what
+Each is `python -m brewctl.lab.bench.client`: it says that it is ready, begins at a line on its stdin, and writes what
 it measured to its stdout.
 """
 
@@ -12,10 +12,10 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from brewctl.errors import BrewError
-from brewctl.lab.measure import Result, measure, together
+from brewctl.lab.measure import Result, together
 
-_READY = b"ready\n"
-_GO = b"go\n"
+READY = b"ready\n"
+GO = b"go\n"
 _LATE_S = 60.0
 
 
@@ -35,12 +35,12 @@ def load(
     with _started(clients, json.dumps(asked)) as processes:
         for process in processes:
             assert process.stdout is not None
-            if process.stdout.readline() != _READY:
+            if process.stdout.readline() != READY:
                 raise _failed(process)
         for process in processes:
             assert process.stdin is not None
             with contextlib.suppress(BrokenPipeError):  # it has ended: its code and words say why, below
-                process.stdin.write(_GO)
+                process.stdin.write(GO)
                 process.stdin.flush()
         results = [_result(process, within_s=warmup_s + duration_s + _LATE_S) for process in processes]
     return together(results), sum(result.rate_per_s for result in results)
@@ -54,7 +54,7 @@ def _started(count: int, asked: str) -> Iterator[Sequence[subprocess.Popen[bytes
         for _ in range(count):
             process = running.enter_context(
                 subprocess.Popen(  # noqa: S603 - ourselves
-                    [sys.executable, "-P", "-m", "brewctl.lab.bench.clients", asked],
+                    [sys.executable, "-P", "-m", "brewctl.lab.bench.client", asked],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
@@ -84,20 +84,3 @@ def _failed(process: subprocess.Popen[bytes], words: bytes = b"") -> BrewError:
             _, words = process.communicate(timeout=_LATE_S)
     last = words.decode(errors="replace").strip().rpartition("\n")[2]
     return BrewError(f"a load client failed: {last[-300:] or f'it ended with {process.returncode}'}")
-
-
-def main(asked: str) -> None:
-    """Be one client: wait for the word, load, and write the result."""
-    sys.stdout.buffer.write(_READY)
-    sys.stdout.buffer.flush()
-    if sys.stdin.buffer.readline() != _GO:
-        return  # who started it has gone
-    try:
-        result = measure(**json.loads(asked))
-    except BrewError as error:
-        sys.exit(str(error))
-    sys.stdout.buffer.write(pickle.dumps(result))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
