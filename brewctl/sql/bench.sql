@@ -72,3 +72,9 @@ SELECT CASE WHEN count(*) = 0 THEN 0
        END::float8
   FROM (SELECT published_at, min(published_at) OVER () AS first FROM outbox
          WHERE starts_with(aggregate_id, %(stem)s || '-') AND published_at IS NOT NULL) AS row
+
+-- publish_delay --
+-- The median of the milliseconds from a row's commit to its mark. Of the rows since a time.
+SELECT percentile_disc(0.5) WITHIN GROUP (ORDER BY extract(epoch FROM published_at - created_at) * 1000)::float8
+  FROM outbox
+ WHERE created_at > %(since)s AND published_at IS NOT NULL

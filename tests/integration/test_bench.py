@@ -16,7 +16,7 @@ from brewctl.delivery import registry
 from brewctl.delivery.database import Pool
 from brewctl.delivery.inbox import Inbox
 from brewctl.errors import BrewError
-from brewctl.lab.bench import LEGS, cpu, create, drains, flow, growth, machine, memory, queue, startup, workers
+from brewctl.lab.bench import LEGS, cpu, create, drains, flow, growth, machine, memory, queue, startup, table, workers
 from brewctl.lab.bench.ground import Ground
 from brewctl.lab.cast import STORY
 from brewctl.lab.handlers import TABLE
@@ -39,7 +39,7 @@ def in_small(monkeypatch: pytest.MonkeyPatch) -> None:
         drains: {"WAITING": 3000, "_ONE_BY_ONE": 50, "_TURNS": 1},
         flow: {"_SECONDS": 1.0, "_OPEN_SECONDS": 1.0, "_WARMUP_S": 0.2, "_IN_FLIGHT": (8,), "_RATES": (100.0,)},
         memory: {"_ORDERS": 1500, "_WARM": 10, "_LOOK_S": 0.01},
-        queue: {"_ROWS": 400, "_AGGREGATES": (3,), "_FILLED_AT_ONCE": 150},
+        queue: {"_ROWS": 400, "_AGGREGATES": (3,), "_FILLED_AT_ONCE": 150, "_SECONDS": 1.0, "_WARMUP_S": 0.2},
         workers: {"_SECONDS": 1.0, "_WARMUP_S": 0.2},
         growth: {
             "_FEW": 100,
@@ -78,7 +78,15 @@ def in_small(monkeypatch: pytest.MonkeyPatch) -> None:
         ("memory", {f"memory of {name}" for name in STORY.nodes}),
         ("startup", {"brewctl --help", "brewctl create-order"}),
         ("growth", {"create, a million orders", "publisher drain, a million rows"}),
-        ("queue", {"queue, an aggregate each", "queue, 3 aggregates", "queue, an old snapshot"}),
+        (
+            "queue",
+            {
+                "queue, an aggregate each",
+                "queue, 3 aggregates",
+                "queue, an old snapshot",
+                "delay to Kafka, an old snapshot",
+            },
+        ),
     ],
 )
 def test_a_leg_measures_itself_and_its_floor(
@@ -88,6 +96,7 @@ def test_a_leg_measures_itself_and_its_floor(
     figures = list(LEGS[leg](ground))
     assert names <= {figure.name for figure in figures}
     for figure in figures:
+        assert len(figure.name) <= table.NAME_COLUMNS
         assert (figure.value or 0) > 0 or figure.optional, figure
         assert (figure.floor or 0) > 0 or not figure.floor_name, figure
 

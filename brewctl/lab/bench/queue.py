@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import psycopg
 
 from brewctl.lab.bench.figures import Figure
-from brewctl.lab.bench.ground import Ground
+from brewctl.lab.bench.ground import Ground, addresses
+from brewctl.lab.measure import measure
 from brewctl.lifecycle import wait_until
 from brewctl.sql import bench_queries
 
@@ -17,6 +18,11 @@ _FILLED_AT_ONCE = 50_000
 _LONGEST_S = 40.0
 _OF_FLOOR = 0.5
 _PAYLOAD = bytes(140)
+# A fetch of many rows hides what it costs to find the first one: so also the delay where few come at a time.
+_RATE = 100.0
+_WARMUP_S = 1.5
+_SECONDS = 8.0
+_OF_FRESH = 1.5
 
 
 def run(ground: Ground) -> Iterator[Figure]:
@@ -28,10 +34,15 @@ def run(ground: Ground) -> Iterator[Figure]:
         of = f"{aggregates:,} aggregate{'s' if aggregates > 1 else ''}"
         yield Figure(f"queue, {of}", rate, "/s", floor or None, "an aggregate each", at_least=_OF_FLOOR)
     with _old_snapshot(ground):
-        # What is published while the snapshot is open can't be cleared away: the second drain is behind all that.
-        _drain(ground, _ROWS, stem="before")
+        ground.reset()
+        fresh = _delay_ms(ground)
+        # What is published while the snapshot is open can't be cleared away: what comes later is behind all that.
+        _drain(ground, _ROWS, stem="before", anew=False)
+        behind = _delay_ms(ground)
         rate = _drain(ground, _ROWS, stem="after", anew=False)
     yield Figure("queue, an old snapshot", rate, "/s", floor or None, "an aggregate each", at_least=_OF_FLOOR)
+    name = "delay to Kafka, an old snapshot"
+    yield Figure(name, behind, "ms", fresh, "a fresh outbox", at_most=_OF_FRESH)
 
 
 def _drain(ground: Ground, aggregates: int, *, stem: str = "queue", anew: bool = True) -> float:
@@ -53,6 +64,16 @@ def _drain(ground: Ground, aggregates: int, *, stem: str = "queue", anew: bool =
     with ground.nodes("order-1", late_is_fine=True), contextlib.suppress(TimeoutError):
         wait_until("an empty outbox", lambda: bool(ground.ask("all_published")), timeout_s=_LONGEST_S)
     return ground.ask("queue_rate", stem=stem)
+
+
+def _delay_ms(ground: Ground) -> float:
+    """Return the median time from an order's commit to the mark that it is in Kafka, at a steady rate."""
+    with ground.nodes("order-1") as nodes:
+        ground.tell(f"order-1, {_RATE:g} orders a second")
+        since = ground.now(later_s=_WARMUP_S)
+        measure(addresses(nodes), rate=_RATE, warmup_s=_WARMUP_S, duration_s=_SECONDS)
+        ground.wait_published()
+    return ground.ask("publish_delay", since=since)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from typing import Any
 from brewctl.lab.bench.figures import Row
 
 _WIDTH = 80
+NAME_COLUMNS = 33
 _MANY_DIGITS = 100
 _MARKS = {True: "ok", False: "miss", None: ""}
 _INDENT = 4
@@ -18,13 +19,13 @@ def lines(rows: Sequence[Row], before: Mapping[str, float], machine: Mapping[str
     """
     yield from described(machine)
     yield ""
-    head = f"{'figure':<33}{'measured':>11}{'floor':>11}{'ratio':>6}{'target':>7}"
+    head = f"{'figure':<{NAME_COLUMNS}}{'measured':>11}{'floor':>11}{'ratio':>6}{'target':>7}"
     yield f"{head}{'before':>11}" if before else head
     for row in rows:
         ratio = "-" if row.ratio is None else f"{row.ratio:.2f}"
         earlier = before.get(row.name)
         change = f"{(row.value / earlier - 1) * 100:+5.0f}%" if earlier and row.value is not None else ""
-        told = f"{row.name:<33}{amount(row.value, row.unit):>11}{amount(row.floor, row.unit):>11}{ratio:>6}"
+        told = f"{row.name:<{NAME_COLUMNS}}{amount(row.value, row.unit):>11}{amount(row.floor, row.unit):>11}{ratio:>6}"
         yield f"{told}{row.target:>7} {_MARKS[row.reached]:<4}{change}".rstrip()
         if len(row.runs) > 1 and (spread := _spread(row)):
             yield spread
