@@ -10,8 +10,9 @@ import pytest
 from brewctl.cli import bench as command
 from brewctl.cli import sandbox
 from brewctl.cli.bench import _WHAT, _chosen
+from brewctl.config import Settings
 from brewctl.errors import BrewError, UsageError
-from brewctl.lab.bench import LEGS, figures, table
+from brewctl.lab.bench import LEGS, figures, machine, table
 from brewctl.lab.bench.figures import Figure, rows
 from brewctl.sandbox import tools
 from tests.conftest import run
@@ -232,3 +233,13 @@ def test_servers_that_are_away(tmp_path: Path) -> None:
 def test_a_tool_that_fails_is_one_error(tmp_path: Path) -> None:
     with pytest.raises(BrewError, match="pgbench failed: "):
         tools.pgbench(OWN["BREW_DATABASE_URL"], tmp_path / "nothing.sql", clients=1, seconds=1)
+
+
+@pytest.mark.parametrize(("busy", "warned"), [(0.11, True), (0.1, False), (None, False)])
+def test_a_machine_that_is_not_idle_is_warned_of(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, busy: float | None, warned: bool
+) -> None:
+    monkeypatch.setattr(machine, "described", lambda *_, **__: {**MACHINE, "others_busy": busy})
+    found = command._machine(Settings(brokers=("127.0.0.1:1", "127.0.0.1:2")))
+    assert (found["brokers"], found["kafka_client"]) == (2, "kafka-python-ng")
+    assert ("other work has 11 % of the cores' time" in capsys.readouterr().err) == warned
