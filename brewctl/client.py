@@ -77,6 +77,8 @@ class Placed(NamedTuple):
 class OrderClient:
     """Calls order-service round robin, from any number of threads. Use it as a context manager.
 
+    An address that is named several times has as many connections.
+
     A call is tried at one address after the other for `timeout_s` seconds in all, `attempt_s` at most each, and has its
     effect once, however many of the tries arrive. `on_retry` is told why, before each try but the first.
     """
@@ -98,7 +100,9 @@ class OrderClient:
         self._timeout_s = timeout_s
         self._attempt_s = attempt_s
         self._on_retry = on_retry
-        self._channels = [grpc.insecure_channel(address, options=_CHANNEL) for address in addresses]
+        # gRPC gives all channels to an address the same connection, unless each has a pool of its own.
+        several = [("grpc.use_local_subchannel_pool", 1)] if len(set(addresses)) < len(addresses) else []
+        self._channels = [grpc.insecure_channel(address, options=[*_CHANNEL, *several]) for address in addresses]
         self._stubs = [orders_pb2_grpc.OrderServiceStub(channel) for channel in self._channels]
         self._turns = itertools.count()
         self._met = threading.Event()  # somebody has listened at an address

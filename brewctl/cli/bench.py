@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,21 +14,32 @@ if TYPE_CHECKING:
     from brewctl.lab.bench.figures import Figure
 
 _WHAT = {
-    "create": "Create at 1, 8 and 64 in flight",
-    "publish": "20,000 rows that wait for a publisher",
+    "create": "Create at 1, 8 and 64 in flight, and at 1 without the publisher",
+    "workers": "Create with --workers 1, 2, 4 … as many as cores",
+    "publish": "20,000 rows that wait for a publisher, by each Kafka client",
     "consume": "20,000 records that wait for one node, in each form, and for two",
-    "latency": "from an order's commit to its reservation's, at 100 a second",
+    "flow": "five nodes at 1, 8, 64 in flight and at 20, 100 orders a second",
+    "latency": "of flow only the 100 orders a second",
     "memory": "each role over 100,000 orders",
     "startup": "the command line",
-    "growth": "Create and the publisher with a million orders in the tables; takes minutes",
+    "growth": "Create and the publisher with a million orders; takes minutes",
+    "queue": "100,000 rows of few aggregates, or behind an old snapshot; minutes",
 }
+_NAMED_ONLY = frozenset({"latency", "growth", "queue"})  # part of another leg, or long
+_BUSY = 0.1  # share of all cores: from there on other work is felt
+_MOST_REPEATS = 100
 
 
 def bench(
     leg: Annotated[
         list[str] | None,
-        typer.Option(help="Which; may be given again. See --list.", metavar="NAME", show_default="all but growth"),
+        typer.Option(
+            help="Which; may be given again. See --list.", metavar="NAME", show_default="all but growth and queue"
+        ),
     ] = None,
+    repeat: Annotated[
+        int, typer.Option(help="How many times: the figures are medians then.", min=1, max=_MOST_REPEATS)
+    ] = 1,
     against: Annotated[
         Path | None, typer.Option(help="Compare with an earlier run's --json.", metavar="FILE.json")
     ] = None,
@@ -44,6 +55,8 @@ def bench(
 
     On a sandbox where no servers are configured. Empties tables and topics.
 
+    With --repeat also the lowest and the highest value. Ctrl-C shows what was measured so far.
+
     Exit 1 where a target is missed, as it may be on a machine that does something else too.
 
     What each floor is, and what limits us: docs/performance.md.
@@ -54,7 +67,6 @@ def bench(
         return
     from brewctl import config
     from brewctl.cli.sandbox import emptied
-    from brewctl.errors import BrewError
     from brewctl.sandbox import parts
 
     chosen = _chosen(leg)
@@ -63,22 +75,17 @@ def bench(
 
     before = figures.earlier(against) if against else {}
     measured: list[Figure] = []
+    machine: dict[str, Any] = {}
     try:
         places = {"database_url": database_url, "brokers": brokers, "topic": topic}
         with emptied("bench", **places, keep=keep, yes=yes) as settings:
-            _measure(settings, chosen, config.home() / "logs" / "bench", measured)
+            machine |= _machine(settings)
+            _measure(settings, chosen, config.home() / "logs" / "bench", measured, times=repeat)
     finally:
         # What was measured is told, whatever ended it.
-        if as_json and measured:
-            output.emit_json(figures.to_json(measured))
-        elif measured:
-            _table(measured, before)
-    missing = [figure.name for figure in measured if figure.value is None]
-    if missed := [figure.name for figure in measured if figure.reached is False]:
-        unmeasured = f"; not measured: {'; '.join(missing)}" if missing else ""
-        raise BrewError(f"missed: {'; '.join(missed)}{unmeasured}", hint="is the machine idle? see docs/performance.md")
-    if missing:
-        raise BrewError(f"not measured: {'; '.join(missing)}", hint="is the machine idle? see docs/performance.md")
+        if measured:
+            _show(measured, before, machine, as_json=as_json)
+    _judge(measured)
 
 
 def _chosen(names: Sequence[str] | None) -> list[str]:
@@ -87,10 +94,32 @@ def _chosen(names: Sequence[str] | None) -> list[str]:
     for name in names or ():
         if name not in _WHAT:
             raise UsageError(f"no leg {name[:80]!r}", hint="see `brewctl bench --list`")
-    return [name for name in _WHAT if name in names] if names else [name for name in _WHAT if name != "growth"]
+    if not names:
+        return [name for name in _WHAT if name not in _NAMED_ONLY]
+    # What flow measures too is not measured again.
+    return [name for name in _WHAT if name in names and not (name == "latency" and "flow" in names)]
 
 
-def _measure(settings: "Settings", chosen: Sequence[str], logs: Path, measured: "list[Figure]") -> None:
+def _machine(settings: "Settings") -> Mapping[str, Any]:
+    """Measure the machine itself; say so where it is not idle."""
+    from brewctl import config
+    from brewctl.lab.bench import cpu, machine
+
+    servers = [pid for pids in cpu.server_pids(settings).values() for pid in pids]
+    found = machine.described(config.home(), ours=servers)
+    busy = found["others_busy"]
+    if busy is not None and busy > _BUSY:
+        output.note(f"other work has {busy * 100:.0f} % of the cores' time: the figures are not this machine's best")
+    # Figures by another client, or of fewer brokers, don't compare either.
+    return {
+        **found,
+        "brokers": len(settings.brokers),
+        "kafka_client": getattr(settings, "kafka_client", "kafka-python-ng"),
+    }
+
+
+def _measure(settings: "Settings", chosen: Sequence[str], logs: Path, measured: "list[Figure]", *, times: int) -> None:
+    """Measure each leg so many times, all legs of one time before the next: an hour's changes meet all of them."""
     from brewctl import log
     from brewctl.delivery import database
     from brewctl.lab.bench import LEGS
@@ -100,29 +129,36 @@ def _measure(settings: "Settings", chosen: Sequence[str], logs: Path, measured: 
     logging.getLogger("brewctl").setLevel(logging.ERROR)  # of our own inbox, which is a floor here
     with database.connect(settings) as connection:
         ground = Ground(settings, connection, logs=logs, tell=lambda text: output.note(f"  {text}"))
-        for name in chosen:
-            output.note(f"{name}: {_WHAT[name]}")
-            measured += LEGS[name](ground)
+        for time in range(times):
+            for name in chosen:
+                output.note(f"{name}{f' ({time + 1} of {times})' if times > 1 else ''}: {_WHAT[name]}")
+                measured += LEGS[name](ground)
         ground.reset()
 
 
-def _table(figures: "Sequence[Figure]", before: Mapping[str, float]) -> None:
-    head = f"{'figure':<33}{'measured':>11}{'floor':>11}{'ratio':>6}{'target':>7}"
-    output.emit(f"{head}{'before':>11}" if before else head)
-    for figure in figures:
-        floor = _amount(figure.floor, figure.unit)
-        ratio = "-" if figure.ratio is None else f"{figure.ratio:.2f}"
-        mark = {True: "ok", False: "miss", None: ""}[figure.reached]
-        earlier = before.get(figure.name)
-        change = f"{(figure.value / earlier - 1) * 100:+5.0f}%" if earlier and figure.value is not None else ""
-        row = f"{figure.name:<33}{_amount(figure.value, figure.unit):>11}{floor:>11}{ratio:>6}{figure.target:>7}"
-        output.emit(f"{row} {mark:<4}{change}".rstrip())
+def _show(
+    measured: "Sequence[Figure]", before: Mapping[str, float], machine: Mapping[str, Any], *, as_json: bool
+) -> None:
+    from brewctl.lab.bench import figures, table
+
+    if as_json:
+        output.emit_json(figures.to_json(measured, machine))
+    else:
+        output.emit("\n".join(table.lines(figures.rows(measured), before, machine)))
 
 
-def _amount(value: float | None, unit: str) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,.0f} {unit}" if value >= 100 else f"{value:,.2f} {unit}"  # noqa: PLR2004 - three digits are enough
+def _judge(measured: "Sequence[Figure]") -> None:
+    """Raise BrewError where a target is missed, or a figure."""
+    from brewctl.errors import BrewError
+    from brewctl.lab.bench import figures
+
+    rows = figures.rows(measured)
+    missing = [row.name for row in rows if row.missing]
+    if missed := [row.name for row in rows if row.reached is False]:
+        unmeasured = f"; not measured: {'; '.join(missing)}" if missing else ""
+        raise BrewError(f"missed: {'; '.join(missed)}{unmeasured}", hint="is the machine idle? see docs/performance.md")
+    if missing:
+        raise BrewError(f"not measured: {'; '.join(missing)}", hint="is the machine idle? see docs/performance.md")
 
 
 def register(app: typer.Typer) -> None:

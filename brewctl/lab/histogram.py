@@ -30,6 +30,14 @@ class Histogram:
         self._total_s += latency_s
         self.max_s = max(self.max_s, latency_s)
 
+    def add(self, other: "Histogram") -> None:
+        """Count what another one has counted."""
+        for bucket, count in other._counts.items():  # noqa: SLF001 - of the same class
+            self._counts[bucket] = self._counts.get(bucket, 0) + count
+        self.count += other.count
+        self._total_s += other._total_s  # noqa: SLF001
+        self.max_s = max(self.max_s, other.max_s)
+
     @property
     def mean_s(self) -> float:
         """The mean; 0 where there is nothing."""

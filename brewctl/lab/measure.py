@@ -60,6 +60,28 @@ class Result:
         return self.latencies.percentile_s(percent) * 1000
 
 
+def together(results: Sequence[Result]) -> Result:
+    """Return what several clients measured at the same time, as one result."""
+    failures: Counter[str] = Counter()
+    cancel_failures: Counter[str] = Counter()
+    latencies, cancels = Histogram(), Histogram()
+    for result in results:
+        failures.update(result.failures)
+        cancel_failures.update(result.cancel_failures)
+        latencies.add(result.latencies)
+        cancels.add(result.cancels)
+    return Result(
+        seconds=max((result.seconds for result in results), default=0.0),
+        count=sum(result.count for result in results),
+        failures=dict(failures.most_common()),
+        retries=sum(result.retries for result in results),
+        unsent=sum(result.unsent for result in results),
+        latencies=latencies,
+        cancels=cancels,
+        cancel_failures=dict(cancel_failures.most_common()),
+    )
+
+
 class Measurement:
     """Records the calls of one load, and has its result at any time. Safe between threads."""
 

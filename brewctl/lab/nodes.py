@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -82,6 +82,7 @@ class Node:
         log: Path,
         on_line: Callable[[str], None],
         module: str = "brewctl",
+        env: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
         self.lines: list[str] = []
@@ -90,7 +91,7 @@ class Node:
         with log.open("ab") as errors:
             self.process = subprocess.Popen(  # noqa: S603 - ourselves
                 program(name, *arguments, module=module),
-                env={**os.environ, **environment(settings), **stdout.ENVIRONMENT},
+                env={**os.environ, **environment(settings), **stdout.ENVIRONMENT, **(env or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -166,10 +167,17 @@ class Nodes:
     """A set of nodes that is never left behind. Use it as a context manager."""
 
     def __init__(
-        self, settings: Settings, *, logs: Path, on_line: Callable[[str], None], module: str = "brewctl"
+        self,
+        settings: Settings,
+        *,
+        logs: Path,
+        on_line: Callable[[str], None],
+        module: str = "brewctl",
+        env: Mapping[str, str] | None = None,
     ) -> None:
-        """Prepare nodes that run `module`, as `program` says."""
+        """Prepare nodes that run `module`, as `program` says, with the variables of `env` beside our own."""
         self._settings = settings
+        self._env = env
         self._logs = logs
         self._on_line = on_line
         self._module = module
@@ -188,7 +196,9 @@ class Nodes:
         if all(node.name != name for node in self.started):
             log.unlink(missing_ok=True)  # an earlier run's
         with interrupts_held():  # else one that is running might be nobody's to stop
-            node = Node(name, arguments, self._settings, log=log, on_line=self._on_line, module=self._module)
+            node = Node(
+                name, arguments, self._settings, log=log, on_line=self._on_line, module=self._module, env=self._env
+            )
             self.started.append(node)
         return node
 

@@ -2,7 +2,9 @@
 
 import os
 import re
+import statistics
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,23 +27,45 @@ class Transactions:
 
     per_s: float
     latency_ms: float  # on average
+    median_ms: float  # 0 where it was not asked for
 
 
-def pgbench(url: str, script: Path, *, clients: int, seconds: int) -> Transactions | None:
+def pgbench(url: str, script: Path, *, clients: int, seconds: int, each: bool = False) -> Transactions | None:
     """Run a script of SQL by so many clients; None where none of them ended a transaction in time.
 
-    The time in which they connect counts. Raises BrewError.
+    The time in which they connect counts. `each`: write down how long each transaction takes, for the median.
+    Raises BrewError.
     """
-    said = _run(
-        [postgres.binary("pgbench"), "-n", "-M", "prepared", "-c", str(clients), "-T", str(seconds), "-f", script],
-        env={**_surroundings(url), "PGDATABASE": url},
-    )
+    command: list[str | Path] = [
+        postgres.binary("pgbench"),
+        "-n",
+        "-M",
+        "prepared",
+        "-c",
+        str(clients),
+        "-T",
+        str(seconds),
+        "-f",
+        script,
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        said = _run(
+            [*command, *(["-l", f"--log-prefix={folder}/each"] if each else [])],
+            env={**_surroundings(url), "PGDATABASE": url},
+        )
+        median_ms = _median_ms(Path(folder))
     if (processed := _PROCESSED.search(said)) and int(processed[1]) == 0:
         return None
     per_s, latency = _TPS.search(said), _LATENCY.search(said)
     if not per_s or not latency:
         raise BrewError(f"pgbench says nothing of use: {said.strip()[-200:]}")
-    return Transactions(float(per_s[1]), float(latency[1]))
+    return Transactions(float(per_s[1]), float(latency[1]), median_ms)
+
+
+def _median_ms(folder: Path) -> float:
+    """Return the median of the transactions in pgbench's logs: the third field of each line, in microseconds."""
+    took = [int(line.split()[2]) for log in folder.iterdir() for line in log.read_text("ascii").splitlines()]
+    return statistics.median(took) / 1000 if took else 0.0
 
 
 def _surroundings(url: str) -> Mapping[str, str]:

@@ -23,13 +23,13 @@ SELECT count(*) FROM (/* done */) AS effect
 DELETE FROM downstreams WHERE consumer = ANY(%(consumers)s)
 
 -- end_to_end --
--- Milliseconds from an order's commit to its reservation's, both as their statements saw the clock last. Without
--- the orders of the first seconds.
+-- Milliseconds from an order's commit to its reservation's, both as their statements saw the clock last. Of
+-- the orders since a time.
 SELECT percentile_disc(%(shares)s::float8[]) WITHIN GROUP (ORDER BY extract(epoch FROM r.created_at - x.created_at) * 1000)
            ::float8[]
   FROM outbox x
   JOIN inventory_reservations r ON x.aggregate_id = 'order-' || r.order_id
- WHERE x.created_at > (SELECT min(created_at) FROM outbox) + make_interval(secs => %(warmup_s)s)
+ WHERE x.created_at > %(since)s
 
 -- fill_orders --
 -- So many finished orders: published, reserved, notified. Their ids begin with the time, as the service's do.
@@ -56,3 +56,25 @@ SELECT consumer, id FROM event CROSS JOIN unnest(ARRAY['inventory', 'notificatio
 -- touch_outbox --
 -- Leaves so many dead rows behind.
 UPDATE outbox SET publisher_node = 'order-2' WHERE id IN (SELECT id FROM outbox ORDER BY id LIMIT %(rows)s)
+
+-- fill_queue --
+-- So many events that wait, of so many aggregates that take turns.
+INSERT INTO outbox (aggregate_id, aggregate_seq, topic, event_type, payload, event_id)
+SELECT %(stem)s || '-' || mod(n, %(aggregates)s), n / %(aggregates)s + 1, %(topic)s, 'bench.waits', %(payload)s,
+       gen_random_uuid()
+  FROM generate_series(%(first)s, %(first)s + %(rows)s - 1) AS n
+
+-- queue_rate --
+-- Of the events whose aggregates' names begin so: how many were published a second, from the first mark of all on. 0
+-- where none was; of one mark it can't be said.
+SELECT CASE WHEN count(*) = 0 THEN 0
+            ELSE count(*) FILTER (WHERE published_at > first) / nullif(extract(epoch FROM max(published_at) - min(first)), 0)
+       END::float8
+  FROM (SELECT published_at, min(published_at) OVER () AS first FROM outbox
+         WHERE starts_with(aggregate_id, %(stem)s || '-') AND published_at IS NOT NULL) AS row
+
+-- publish_delay --
+-- The median of the milliseconds from a row's commit to its mark. Of the rows since a time.
+SELECT percentile_disc(0.5) WITHIN GROUP (ORDER BY extract(epoch FROM published_at - created_at) * 1000)::float8
+  FROM outbox
+ WHERE created_at > %(since)s AND published_at IS NOT NULL

@@ -6,7 +6,7 @@ Kafka client, Kafka's own tools. Figures of different machines, or days, don't c
 
 from collections.abc import Callable, Iterator, Mapping
 
-from brewctl.lab.bench import create, drains, flow, growth, startup
+from brewctl.lab.bench import create, drains, flow, growth, memory, queue, startup, workers
 from brewctl.lab.bench.figures import Figure
 from brewctl.lab.bench.ground import Ground
 
@@ -14,10 +14,13 @@ Leg = Callable[[Ground], Iterator[Figure]]
 
 LEGS: Mapping[str, Leg] = {
     "create": create.run,
+    "workers": workers.run,
     "publish": drains.publish,
     "consume": drains.consume,
+    "flow": flow.run,
     "latency": flow.latency,
-    "memory": flow.memory,
+    "memory": memory.run,
     "startup": startup.run,
     "growth": growth.run,
+    "queue": queue.run,
 }

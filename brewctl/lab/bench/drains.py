@@ -1,11 +1,15 @@
-"""Drains: 20,000 rows that wait for a publisher, then 20,000 records that wait for consumers."""
+"""Drains: 20,000 rows that wait for a publisher, then 20,000 records that wait for consumers.
+
+By each of the two Kafka clients where both are installed, in turns, so that no other work slows one of them alone.
+"""
 
 import contextlib
+import importlib.util
 import signal
 import statistics
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 from brewctl.config import SHORT_NAMES
@@ -25,14 +29,24 @@ WAITING = 20_000
 _ONE_BY_ONE = 1500
 _TURNS = 3
 _BUILT_IN = SHORT_NAMES["inventory"]
+_CLIENT = "BREW_KAFKA_CLIENT"
+_FIRST = "kafka-python-ng"
+_SECOND, _SECOND_MODULE = "librdkafka", "confluent_kafka"
+# Of what Kafka's own tools in Java do, with the second client.
+_PRODUCED, _CONSUMED = 0.8, 0.6
 # The forms that call a handler.
 HANDLERS = {"batch": "brewctl.lab.handlers:batch", "event": "brewctl.lab.handlers:each"}
 
 
 def publish(ground: Ground) -> Iterator[Figure]:
     """Measure the publisher of an order node, from its first mark on."""
-    ground.reset()
-    ours = drain(ground)
+    turns: dict[str, list[float]] = {client: [] for client in clients()}
+    for _ in range(_TURNS):
+        for client, rates in turns.items():
+            ground.reset()
+            rates.append(drain(ground, env={_CLIENT: client}))
+    of_client = {client: statistics.median(rates) for client, rates in turns.items()}
+    ours = of_client[_FIRST]
     records = _records(ground)
     ground.tell("the bare producer loop")
     floor = bare.produce(ground.settings, records)
@@ -41,6 +55,9 @@ def publish(ground: Ground) -> Iterator[Figure]:
     kafkas = _by_java(ground, lambda java: java.produce(ground.settings.topic, records=5 * WAITING, size=size))
     yield Figure("publisher drain", ours, "/s", floor, "bare producer", at_least=0.7)
     yield Figure("publisher drain against Java", ours, "/s", kafkas, "ProducerPerformance")
+    if (second := of_client.get(_SECOND)) is not None:
+        yield Figure("publisher drain, librdkafka", second, "/s", kafkas, "ProducerPerformance", at_least=_PRODUCED)
+        yield Figure("librdkafka against the first", second, "/s", ours, f"publisher drain, {_FIRST}")
 
 
 def consume(ground: Ground) -> Iterator[Figure]:
@@ -49,14 +66,17 @@ def consume(ground: Ground) -> Iterator[Figure]:
     The forms take turns, so that what else the machine does slows none of them alone.
     """
     both = _two_nodes(ground)
-    turns: dict[str, list[float]] = {name: [] for name in (_BUILT_IN, *HANDLERS.values())}
+    forms = (_BUILT_IN, *HANDLERS.values())
+    turns: dict[tuple[str, str], list[float]] = {(name, _FIRST): [] for name in forms}
+    turns |= {(_BUILT_IN, client): [] for client in clients()}
     with _tables(ground) as own:
         for _ in range(_TURNS):
-            for name, rates in turns.items():
-                rates.append(_one_node(own, name))
+            for (name, client), rates in turns.items():
+                rates.append(_one_node(own, name, env={_CLIENT: client}))
         ground.tell("psycopg alone, an INSERT an event")
         inserts = _inserts(own)
-    of_form = {name: statistics.median(rates) for name, rates in turns.items()}
+    medians = {turn: statistics.median(rates) for turn, rates in turns.items()}
+    of_form = {name: medians[name, _FIRST] for name in forms}
     one = of_form[_BUILT_IN]
     ground.tell("the bare fetch loop")
     floor = bare.fetch(ground.settings, WAITING)
@@ -67,6 +87,9 @@ def consume(ground: Ground) -> Iterator[Figure]:
     yield Figure("consumer drain, one node", one, "/s", floor, "bare fetch", at_least=0.4)
     yield Figure("consumer drain against one by one", one, "/s", alone, "commit per record", at_least=5.0)
     yield Figure("consumer drain against Java", one, "/s", kafkas, "ConsumerPerformance")
+    if (second := medians.get((_BUILT_IN, _SECOND))) is not None:
+        yield Figure("consumer drain, librdkafka", second, "/s", kafkas, "ConsumerPerformance", at_least=_CONSUMED)
+        yield Figure("one node by librdkafka", second, "/s", one, f"one node, {_FIRST}")
     yield Figure("consumer drain, two nodes", both, "/s", one, "one node")
     yield Figure("consumer drain, batch form", of_form[HANDLERS["batch"]], "/s", one, "the built-in form", at_least=0.7)
     each = of_form[HANDLERS["event"]]
@@ -75,14 +98,19 @@ def consume(ground: Ground) -> Iterator[Figure]:
     yield Figure("event form against psycopg", each, "/s", inserts, "an INSERT an event", at_least=0.5)
 
 
+def clients() -> list[str]:
+    """Name the Kafka clients that are installed here, the default first."""
+    return [_FIRST, *([_SECOND] if importlib.util.find_spec(_SECOND_MODULE) else [])]
+
+
 def _two_nodes(ground: Ground) -> float:
     names = "inventory-1", "inventory-2"
     ground.reset()
-    with ground.nodes(*names) as members:
+    with ground.nodes(*names, env={_CLIENT: _FIRST}) as members:
         for member in members:
             member.process.send_signal(signal.SIGSTOP)
         try:
-            drain(ground)
+            drain(ground, env={_CLIENT: _FIRST})
         finally:
             for member in members:
                 member.process.send_signal(signal.SIGCONT)
@@ -91,13 +119,13 @@ def _two_nodes(ground: Ground) -> float:
     return ground.effect_rate(inventory.DOWNSTREAM)
 
 
-def _one_node(ground: Ground, name: str) -> float:
+def _one_node(ground: Ground, name: str, *, env: Mapping[str, str]) -> float:
     """Let one node of a downstream work on the records that are there; return how many effects a second it had."""
     ground.forget_effects()
     ground.connection.execute(f"TRUNCATE {TABLE}".encode())
     downstream = registry.find(name)
     ground.tell(f"{downstream.group}: {WAITING:,} records wait")
-    with ground.nodes("inventory-1", arguments=("consume", name)):
+    with ground.nodes("inventory-1", arguments=("consume", name), env=env):
         ground.wait_effects(downstream, WAITING)
     return ground.effect_rate(downstream)
 
@@ -131,11 +159,12 @@ def _tables(ground: Ground) -> Iterator[Ground]:
         own.connection.execute(bench_queries["forget_downstreams"], {"consumers": groups})
 
 
-def drain(ground: Ground) -> float:
+def drain(ground: Ground, *, env: Mapping[str, str] | None = None) -> float:
     """Let an order node publish what waits, and return how many rows a second."""
     ground.let_wait(WAITING)
-    ground.tell(f"order-1: {WAITING:,} rows wait")
-    with ground.nodes("order-1"):
+    by = f" ({env[_CLIENT]})" if env and len(clients()) > 1 else ""
+    ground.tell(f"order-1: {WAITING:,} rows wait{by}")
+    with ground.nodes("order-1", env=env):
         ground.wait_published()
     return ground.ask("publish_rate", rows=WAITING)
 

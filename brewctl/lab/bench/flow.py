@@ -1,80 +1,145 @@
-"""The whole flow: how long an order takes to its reservation, and what each role needs of memory."""
+"""Flow: the whole cast at work, in closed and in open loops, and what an order costs each part of it.
 
-import re
-import threading
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+One order node alone, its publisher at work and no consumer beside it, is the floor of the rates: the distance to it is
+what the rest of the flow takes from the calls.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from brewctl import overview
+from brewctl.lab.bench import cpu
 from brewctl.lab.bench.figures import Figure
-from brewctl.lab.bench.ground import Ground
+from brewctl.lab.bench.ground import LONGER, Ground, addresses
 from brewctl.lab.cast import ORDER_NODES, STORY
-from brewctl.lab.measure import measure
+from brewctl.lab.measure import Result, measure
 from brewctl.lab.nodes import Node
-from brewctl.lifecycle import beside
 from brewctl.sql import bench_queries
 
-_RATE = 100.0
-_WARMUP_S = 3.0
-_SECONDS = 20.0
-_ORDERS = 100_000
-_WARM = 20_000
-_LOOK_S = 0.5
+_IN_FLIGHT = (1, 8, 64)
+_RATES = (20.0, 100.0)
+_OF_ALONE = {8: 0.7, 64: 0.8}
+# Milliseconds from commit to commit at this rate, where the machine has so much left.
+_JUDGED_RATE, _P50_MS, _P99_MS = 100.0, 20.0, 80.0
+_BUSY = 0.7
+_WARMUP_S = 1.5
+_SECONDS = 6.0
+_OPEN_SECONDS = 15.0
 _SHARES = (0.5, 0.99)
-_RESIDENT = re.compile(r"^VmRSS:\s+(\d+) kB", re.MULTILINE)
+_ORDER, _CONSUMERS, _BENCH = "order nodes", "consumers", "bench"
+_PARTS = (_ORDER, _CONSUMERS, cpu.KAFKA, cpu.POSTGRESQL)
+
+
+def run(ground: Ground) -> Iterator[Figure]:
+    """Measure one order node alone, then five nodes: with so many calls in flight, and at so many orders a second."""
+    ground.reset()
+    with ground.nodes(ORDER_NODES[0]) as nodes:
+        alone = {count: _rate(_closed(ground, nodes, count, "one order node alone")) for count in _IN_FLIGHT}
+    ground.reset()
+    with ground.nodes(*STORY.nodes) as nodes:
+        most = 0.0
+        for count in _IN_FLIGHT:
+            took = _watched(ground, nodes, in_flight=count)
+            name = f"{count} in flight"
+            rate = _rate(took.result)
+            most = max(most, rate or 0.0)
+            yield Figure(f"flow, {name}", rate, "/s", alone[count], "one node alone", at_least=_OF_ALONE.get(count))
+            # The leg `create` has the plain names, of one node.
+            yield from _figures(took, name, of="flow ")
+        half = most / 2
+        for rate, name in (*((each, f"{each:g} orders/s") for each in _RATES), (half, "half load")):
+            if not rate:
+                yield Figure(f"flow, {name}", None, "/s")
+                continue
+            took = _watched(ground, nodes, rate=rate)
+            yield Figure(f"flow, {name}", _rate(took.result), "/s", rate, "asked for")
+            yield from _figures(took, name, judged=rate == _JUDGED_RATE)
 
 
 def latency(ground: Ground) -> Iterator[Figure]:
-    """Measure from an order's commit to its reservation's, at a steady rate, with the whole cast."""
+    """Measure five nodes at the one rate whose delay is judged."""
     ground.reset()
     with ground.nodes(*STORY.nodes) as nodes:
-        ground.tell(f"five nodes, {_RATE:g} orders a second")
-        result = measure(_addresses(nodes), rate=_RATE, warmup_s=_WARMUP_S, duration_s=_SECONDS)
-        ground.wait("every effect", _settled)
+        took = _watched(ground, nodes, rate=_JUDGED_RATE)
+    yield from _figures(took, f"{_JUDGED_RATE:g} orders/s", judged=True)
+
+
+@dataclass(frozen=True)
+class _Took:
+    """What one load of five nodes brought, and cost."""
+
+    result: Result
+    busy: float | None  # share of all cores
+    delays_ms: Sequence[float | None]  # from an order's commit to its reservation's, of _SHARES
+    orders: int  # warm-up included, as in `spent_s`
+    spent_s: Mapping[str, float]
+
+
+def _watched(ground: Ground, nodes: Sequence[Node], *, in_flight: int = 64, rate: float | None = None) -> _Took:
+    """Load five nodes, wait until every order has its effects, and see what that took.
+
+    CPU is counted from before the warm-up until the last effect, and divided by all orders of that time: an order costs
+    most of its work after its answer.
+    """
+    since, before = ground.now(later_s=_WARMUP_S), overview.counts(ground.connection).orders
+    groups = {
+        _ORDER: [node.process.pid for node in nodes if node.name in ORDER_NODES],
+        _CONSUMERS: [node.process.pid for node in nodes if node.name not in ORDER_NODES],
+        **cpu.server_pids(ground.settings),
+    }
+    if cpu.POSTGRESQL in groups:  # what it does for our own questions is no part of an order
+        groups[_BENCH] = [ground.connection.info.backend_pid]
+    meter = cpu.Meter(groups)
+    if rate:
+        ground.tell(f"five nodes, {rate:,.0f} orders a second")
+        result = measure(addresses(nodes), rate=rate, warmup_s=_WARMUP_S, duration_s=_OPEN_SECONDS)
+    else:
+        result = _closed(ground, nodes, in_flight, "five nodes")
+    busy = meter.busy()
+    ground.wait_settled()
+    spent_s = meter.spent()
+    if cpu.POSTGRESQL in spent_s:
+        spent_s[cpu.POSTGRESQL] -= spent_s[_BENCH]
+    orders = overview.counts(ground.connection).orders - before
     (found,) = ground.connection.execute(
-        bench_queries["end_to_end"], {"shares": list(_SHARES), "warmup_s": _WARMUP_S}
+        bench_queries["end_to_end"], {"shares": list(_SHARES), "since": since}
     ).fetchone() or (None,)
-    percentiles = found or [None for _ in _SHARES]  # no order came after the warm-up
-    yield Figure("end to end p50, 100 orders/s", percentiles[0], "ms", at_most=20.0)
-    yield Figure("end to end p99, 100 orders/s", percentiles[1], "ms", at_most=80.0)
-    yield Figure("create p99, 100 orders/s", result.percentile_ms(99) or None, "ms")
+    delays_ms = found or [None for _ in _SHARES]  # no order came after the warm-up
+    return _Took(result, busy, delays_ms, orders, spent_s)
 
 
-def memory(ground: Ground) -> Iterator[Figure]:
-    """Measure resident memory over 100,000 orders, beside what it was after the first 20,000."""
-    ground.reset()
-    with ground.nodes(*STORY.nodes) as nodes:
-        ground.tell(f"five nodes, {_ORDERS:,} orders")
-        warm: dict[str, float] = {}
-        done = threading.Event()
-
-        def look() -> None:
-            while not done.wait(_LOOK_S):
-                if not warm and overview.counts(ground.connection).orders >= _WARM:
-                    warm.update({node.name: _resident_mb(node) for node in nodes})
-
-        with beside({"look": look}, done):
-            measure(_addresses(nodes), concurrency=32, warmup_s=0, orders=_ORDERS)
-        ground.wait("every effect", _settled)
-        for node in nodes:
-            before = warm.get(node.name) or None
-            yield Figure(
-                f"memory of {node.name}", _resident_mb(node) or None, "MB", before, f"after {_WARM:,}", at_most=1.1
-            )
+def _closed(ground: Ground, nodes: Sequence[Node], in_flight: int, whom: str) -> Result:
+    """Load in a closed loop; for longer, where no call succeeded in that time."""
+    for times in LONGER:
+        ground.tell(f"{whom}, {in_flight} in flight")
+        result = measure(addresses(nodes), concurrency=in_flight, warmup_s=_WARMUP_S, duration_s=_SECONDS * times)
+        if result.count > result.failed:
+            break
+    return result
 
 
-def _settled(counts: overview.Counts) -> bool:
-    return counts.orders == counts.reservations == counts.notifications and not counts.outbox_unpublished
+def _figures(took: _Took, name: str, *, of: str = "", judged: bool = False) -> Iterator[Figure]:
+    # A machine with no time left is slow by itself: what it takes there says nothing of the flow.
+    judged = judged and took.busy is not None and took.busy < _BUSY
+    p50, p99 = took.delays_ms
+    yield Figure(f"{of}create p50, {name}", took.result.percentile_ms(50) or None, "ms")
+    yield Figure(f"{of}create p99, {name}", took.result.percentile_ms(99) or None, "ms")
+    yield Figure(f"end to end p50, {name}", p50, "ms", at_most=_P50_MS if judged else None)
+    yield Figure(f"end to end p99, {name}", p99, "ms", at_most=_P99_MS if judged else None)
+    ours = [_an_order_ms(took, part) for part in (_ORDER, _CONSUMERS)]
+    five = sum(part for part in ours if part is not None) if None not in ours else None
+    # "-" of servers whose processes are not known here: they are somebody else's.
+    yield Figure(f"CPU of five nodes, {name}", five, "ms", optional=True)
+    for part in _PARTS:
+        yield Figure(f"CPU of {part}, {name}", _an_order_ms(took, part), "ms", optional=True)
+    yield Figure(f"cores busy, {name}", None if took.busy is None else took.busy * 100, "%", optional=True)
 
 
-def _addresses(nodes: Sequence[Node]) -> list[str]:
-    return [node.address for node in nodes if node.name in ORDER_NODES]
+def _an_order_ms(took: _Took, part: str) -> float | None:
+    if part not in took.spent_s or not took.orders:
+        return None
+    return took.spent_s[part] * 1000 / took.orders
 
 
-def _resident_mb(node: Node) -> float:
-    """Resident megabytes of a process: proc_pid_status(5). 0 where the system doesn't say."""
-    try:
-        found = _RESIDENT.search(Path(f"/proc/{node.process.pid}/status").read_text("ascii"))
-    except OSError:
-        return 0.0
-    return int(found[1]) / 1024 if found else 0.0
+def _rate(result: Result) -> float | None:
+    return result.rate_per_s or None

@@ -4,6 +4,7 @@ import contextlib
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 
 from brewctl import overview
@@ -52,12 +53,19 @@ class Ground:
         self.connection.execute("TRUNCATE processed_events, inventory_reservations, notifications_log")
 
     @contextlib.contextmanager
-    def nodes(self, *names: str, arguments: Sequence[str] = ()) -> Iterator[list[Node]]:
+    def nodes(
+        self,
+        *names: str,
+        arguments: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+        late_is_fine: bool = False,
+    ) -> Iterator[list[Node]]:
         """Run nodes, by names such as `order-1`, until the block ends; wait until each listens or has partitions.
 
-        `arguments`: run this command, and not the one that the name stands for.
+        `arguments`: run this command, and not the one that the name stands for. `env`: variables for it.
+        `late_is_fine`: one that does not drain in time is killed, and that is no error.
         """
-        with Nodes(self.settings, logs=self.logs, on_line=lambda _line: None) as nodes:
+        with Nodes(self.settings, logs=self.logs, on_line=lambda _line: None, env=env) as nodes:
             started = [
                 nodes.start(name, *(arguments or STORY.commands[name]), *(_ANY_PORT if name in ORDER_NODES else ()))
                 for name in names
@@ -65,7 +73,7 @@ class Ground:
             for node in started:
                 node.wait_ready(timeout_s=_READY_S)
             yield started
-            if late := nodes.stop():
+            if (late := nodes.stop()) and not late_is_fine:
                 raise BrewError(f"{late[0].name} did not end cleanly", hint=f"see {late[0].log}")
 
     def let_wait(self, count: int) -> None:
@@ -81,6 +89,11 @@ class Ground:
     def wait(self, what: str, seen: Callable[[overview.Counts], bool]) -> None:
         """Wait until the counters are as wanted. Raises BrewError."""
         self._wait(what, lambda: seen(overview.counts(self.connection)))
+
+    def wait_settled(self) -> None:
+        """Wait until every order is published and has both its effects. Raises BrewError."""
+        self.wait_published()  # a count reads four tables, and costs more than this question
+        self.wait("every effect", _settled)
 
     def wait_effects(self, downstream: Downstream, count: int) -> None:
         """Wait until a downstream has had so many effects. Raises BrewError."""
@@ -103,6 +116,13 @@ class Ground:
         except TimeoutError as error:
             raise BrewError(f"{error}; {overview.counts(self.connection)}") from None
 
+    def now(self, *, later_s: float = 0.0) -> datetime:
+        """Return what the database's clock says, or will say so many seconds later."""
+        row = self.connection.execute("SELECT clock_timestamp() + make_interval(secs => %s)", [later_s]).fetchone()
+        assert row is not None
+        found: datetime = row[0]
+        return found
+
     def ask(self, query: str, **parameters: object) -> float:
         """Ask for one number. Raises BrewError where there is none."""
         return self._one(query, bench_queries[query], parameters)
@@ -112,6 +132,15 @@ class Ground:
         if value is None:
             raise BrewError(f"nothing to measure: {query}")
         return float(value)
+
+
+def addresses(nodes: Sequence[Node]) -> list[str]:
+    """Return where the order nodes listen."""
+    return [node.address for node in nodes if node.name in ORDER_NODES]
+
+
+def _settled(counts: overview.Counts) -> bool:
+    return counts.orders == counts.reservations == counts.notifications and not counts.outbox_unpublished
 
 
 @contextlib.contextmanager

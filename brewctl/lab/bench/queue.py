@@ -1,0 +1,88 @@
+"""Queue: how fast an outbox is drained whose events are of few aggregates, or stand behind an old snapshot."""
+
+import contextlib
+from collections.abc import Iterator
+
+import psycopg
+
+from brewctl.lab.bench.figures import Figure
+from brewctl.lab.bench.ground import Ground, addresses
+from brewctl.lab.measure import measure
+from brewctl.lifecycle import wait_until
+from brewctl.sql import bench_queries
+
+_ROWS = 100_000
+_AGGREGATES = (900, 50, 1)
+_FILLED_AT_ONCE = 50_000
+# A queue that can't be drained may take for ever: after so long, what was published by then counts.
+_LONGEST_S = 40.0
+_OF_FLOOR = 0.5
+_PAYLOAD = bytes(140)
+# A fetch of many rows hides what it costs to find the first one: so also the delay where few come at a time.
+_RATE = 100.0
+_WARMUP_S = 1.5
+_SECONDS = 8.0
+_OF_FRESH = 1.5
+
+
+def run(ground: Ground) -> Iterator[Figure]:
+    """Measure the drain of as many events, of an aggregate each; then of few aggregates; then behind a snapshot."""
+    floor = _drain(ground, _ROWS)
+    yield Figure("queue, an aggregate each", floor, "/s")
+    for aggregates in _AGGREGATES:
+        rate = _drain(ground, aggregates)
+        of = f"{aggregates:,} aggregate{'s' if aggregates > 1 else ''}"
+        yield Figure(f"queue, {of}", rate, "/s", floor or None, "an aggregate each", at_least=_OF_FLOOR)
+    with _old_snapshot(ground):
+        ground.reset()
+        fresh = _delay_ms(ground)
+        # What is published while the snapshot is open can't be cleared away: what comes later is behind all that.
+        _drain(ground, _ROWS, stem="before", anew=False)
+        behind = _delay_ms(ground)
+        rate = _drain(ground, _ROWS, stem="after", anew=False)
+    yield Figure("queue, an old snapshot", rate, "/s", floor or None, "an aggregate each", at_least=_OF_FLOOR)
+    name = "delay to Kafka, an old snapshot"
+    yield Figure(name, behind, "ms", fresh, "a fresh outbox", at_most=_OF_FRESH)
+
+
+def _drain(ground: Ground, aggregates: int, *, stem: str = "queue", anew: bool = True) -> float:
+    """Let an order node publish events that wait; return how many a second, of those that it does in time."""
+    if anew:
+        ground.reset()
+    ground.tell(f"order-1: {_ROWS:,} rows of {aggregates:,} aggregates wait")
+    for first in range(0, _ROWS, _FILLED_AT_ONCE):
+        # Rows of one statement each after those of the statement before, also within an aggregate.
+        parameters = {
+            "stem": stem,
+            "aggregates": aggregates,
+            "topic": ground.settings.topic,
+            "payload": _PAYLOAD,
+            "first": first,
+            "rows": min(_FILLED_AT_ONCE, _ROWS - first),
+        }
+        ground.connection.execute(bench_queries["fill_queue"], parameters)
+    with ground.nodes("order-1", late_is_fine=True), contextlib.suppress(TimeoutError):
+        wait_until("an empty outbox", lambda: bool(ground.ask("all_published")), timeout_s=_LONGEST_S)
+    return ground.ask("queue_rate", stem=stem)
+
+
+def _delay_ms(ground: Ground) -> float:
+    """Return the median time from an order's commit to the mark that it is in Kafka, at a steady rate."""
+    with ground.nodes("order-1") as nodes:
+        ground.tell(f"order-1, {_RATE:g} orders a second")
+        since = ground.now(later_s=_WARMUP_S)
+        measure(addresses(nodes), rate=_RATE, warmup_s=_WARMUP_S, duration_s=_SECONDS)
+        ground.wait_published()
+    return ground.ask("publish_delay", since=since)
+
+
+@contextlib.contextmanager
+def _old_snapshot(ground: Ground) -> Iterator[None]:
+    """Keep a transaction open that may read what was there at its beginning: nothing dead is cleared away meanwhile."""
+    with psycopg.connect(ground.settings.database_url) as reader:
+        reader.execute("SET idle_in_transaction_session_timeout = 0")
+        reader.commit()
+        reader.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        reader.execute("SELECT 1")  # of no table: it locks none that is emptied meanwhile
+        yield
+        reader.rollback()
