@@ -143,8 +143,9 @@ class Server:
 def _aging(age_s: float) -> tuple[str, int]:
     """Let clients connect again now and then, so that processes that share a port get their shares, whenever started.
 
-    A lone process would get each connection back. gRPC varies the age by a tenth, and says goodbye in two steps, so that a client loses no call, unless it has
-    switched off gRPC's own retries. Calls in flight and watches of health go on until they end, without a limit.
+    A lone process would get each connection back. gRPC varies the age by a tenth, and says goodbye in two steps, so
+    that a client loses no call, unless it has switched off gRPC's own retries. Calls in flight and watches of health go
+    on until they end, without a limit.
     """
     return "grpc.max_connection_age_ms", int(age_s * 1000)
 
