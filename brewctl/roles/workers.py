@@ -18,6 +18,7 @@ import contextlib
 import errno
 import functools
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -121,6 +122,7 @@ class Workers:
         self._ready: set[str] = set()
         self.listening: set[str] = set()
         self._first_ready = threading.Event()
+        self._late: list[str] = []
 
     def run(self, stop: threading.Event) -> None:
         """Serve until `stop` is set; port 0 takes a free one.
@@ -157,20 +159,22 @@ class Workers:
 
     def _await_all_ready(self, stop: threading.Event) -> bool:
         """Wait until every worker is ready: False where a stop came first. Raises BrewError for one that does not."""
-        limit_s = self._settings.limits.worker_ready_s
         # Counted from the last one that got ready: many of them take long on few cores.
         were, since = 0, time.monotonic()
         while not stop.wait(_SLICE_S / 10):
             with self._lock:
                 missing = [name for name in self._names if name not in self._ready]
+            limit_s = self._settings.limits.worker_ready_s
             if not missing:
                 return True
             if len(self._ready) > were:
                 were, since = len(self._ready), time.monotonic()
             if time.monotonic() > since + limit_s:
-                late = missing if were else missing[:1]  # the others wait for the first
+                self._late = missing if were else missing[:1]  # the others wait for the first
+                for name in self._late:
+                    self._processes[name].kill()  # it has nothing in hand
                 raise BrewError(
-                    f"{' and '.join(late)} did not get ready to listen within {limit_s:g} s",
+                    f"{' and '.join(self._late)} did not get ready to listen within {limit_s:g} s",
                     hint="see what is slow with `brewctl doctor`, or start fewer workers",
                 )
         return False
@@ -183,6 +187,8 @@ class Workers:
             pass
         while not stop.is_set():
             code = self._play(name, port)
+            if name in self._late or (code == -signal.SIGTERM and self._is_stopped_early(name, stop)):
+                return
             if stop.is_set() or name not in self.listening:
                 if code < 0:
                     raise BrewError(f"{name} was ended by signal {-code}")
@@ -191,6 +197,10 @@ class Workers:
                 return
             logger.warning("worker_died", worker=name, code=code)
             backoff.pause()
+
+    def _is_stopped_early(self, name: str, stop: threading.Event) -> bool:
+        """Say whether a stop that was meant for all of the service's processes has met one that did not know it yet."""
+        return name not in self.listening and stop.wait(_SLICE_S)
 
     def _play(self, name: str, port: int) -> int:
         """Run a worker to its end, pass its lines on, and return its exit code."""
