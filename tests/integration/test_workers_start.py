@@ -147,7 +147,8 @@ def test_one_that_does_not_get_ready_is_named(rig: Rig) -> None:
         try:
             crew = waiting(os.getpid())
             workers._settings = replace(rig.settings, limits=Limits(worker_ready_s=0.1))
-            with pytest.raises(BrewError, match=r"^order-1\.2 did not get ready to listen within 0\.1 s: see .*`brewctl doctor`"):
+            late = r"^order-1\.2 did not get ready to listen within 0\.1 s: see .*`brewctl doctor`"
+            with pytest.raises(BrewError, match=late):
                 running.result(30)
         finally:
             stop.set()
