@@ -171,8 +171,8 @@ class Workers:
                 were, since = len(self._ready), time.monotonic()
             if time.monotonic() > since + limit_s:
                 self._late = missing if were else missing[:1]  # the others wait for the first
-                for name in self._late:
-                    self._processes[name].kill()  # it has nothing in hand
+                for process in [self._processes[name] for name in self._late if name in self._processes]:
+                    process.kill()  # it has nothing in hand
                 raise BrewError(
                     f"{' and '.join(self._late)} did not get ready to listen within {limit_s:g} s",
                     hint="see what is slow with `brewctl doctor`, or start fewer workers",
