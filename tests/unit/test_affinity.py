@@ -273,7 +273,7 @@ def test_figures_of_other_cores_are_no_ground_to_choose_on(monkeypatch: pytest.M
 
 @pytest.mark.parametrize("cores", [{0}, set()])
 def test_without_a_choice_it_waits_for_the_stop(monkeypatch: pytest.MonkeyPatch, cores: set[int]) -> None:
-    """An actor that returned would stop its role."""
+    """It ends at its stop, whatever it does until then."""
     monkeypatch.setattr(affinity, "allowed", lambda: cores)
     monkeypatch.setattr(affinity, "_bind", lambda *_where: pytest.fail("bound"))
 
