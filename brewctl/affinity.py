@@ -7,6 +7,7 @@ is woken can't go on anyway, so it needn't interrupt the one that woke it. An id
 """
 
 import contextlib
+import logging
 import os
 import random
 import threading
@@ -14,31 +15,58 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+logger = logging.getLogger(__name__)
+
 _LOOK_EVERY_S = 0.5
 # Shares of a core: from when on a process is busy, and by how much another core must be freer.
 _BUSY = 0.5
 _FREER = 0.3
+_STAT = Path("/proc/stat")
 
 
 def keep_to_one_core(stop: threading.Event) -> None:
-    """Do so until `stop` is set; just wait for that where there is only one core, or no way to choose."""
+    """Do so until `stop` is set; just wait for that where there is only one core, or no way to choose.
+
+    It only saves time: what goes wrong is logged, ends it, and is nobody else's trouble.
+    """
+    try:
+        _keep_to_one_core(stop)
+    except Exception as error:  # noqa: BLE001 - such as a /proc that is not as in proc(5)
+        logger.info("affinity given up: %r", error)
+    stop.wait()
+
+
+def _keep_to_one_core(stop: threading.Event) -> None:
     cores = allowed()
-    if len(cores) <= 1 or not Path("/proc/stat").exists():
-        stop.wait()
+    if len(cores) <= 1 or not _STAT.exists():
         return
     chosen: int | None = None
     before, spent_s, at = busy_ticks(), time.process_time(), time.monotonic()
     tick_s = 1 / os.sysconf("SC_CLK_TCK")
-    while not stop.wait(_LOOK_EVERY_S * random.uniform(0.8, 1.2)):  # noqa: S311 - two processes must not move as one
-        now, now_spent_s, now_at = busy_ticks(), time.process_time(), time.monotonic()
-        passed_s = now_at - at
-        loads = {core: (now.get(core, 0) - before.get(core, 0)) * tick_s / passed_s for core in cores}
-        best = choose(loads, own=(now_spent_s - spent_s) / passed_s, chosen=chosen)
-        if best != chosen:
-            chosen = best
-            _bind(cores, chosen)
-        before, spent_s, at = now, now_spent_s, now_at
-    _bind(cores, None)
+    try:
+        while not stop.wait(_LOOK_EVERY_S * random.uniform(0.8, 1.2)):  # noqa: S311 - two processes must not move as one
+            # A cpuset, or taskset(1), may have changed meanwhile. While we are bound, the rest is not to be seen.
+            granted = allowed()
+            if chosen is None or granted != {chosen}:
+                if chosen is not None:
+                    _bind(granted, None)
+                cores, chosen = granted, None
+            now, now_spent_s, now_at = busy_ticks(), time.process_time(), time.monotonic()
+            passed_s = now_at - at
+            # Some containers show other cores, under other numbers.
+            shown = cores & now.keys() & before.keys()
+            loads = {core: (now[core] - before[core]) * tick_s / passed_s for core in shown}
+            own = (now_spent_s - spent_s) / passed_s
+            # What this process has used must be among it, else these are not the cores that it runs on.
+            told = len(loads) > 1 and sum(loads.values()) > own / 2
+            best = choose(loads, own=own, chosen=chosen) if told else None
+            if best != chosen:
+                chosen = best
+                _bind(cores, chosen)
+            before, spent_s, at = now, now_spent_s, now_at
+    finally:
+        if chosen is not None:
+            _bind(cores, None)
 
 
 @contextlib.contextmanager
@@ -73,7 +101,7 @@ def allowed() -> set[int]:
 def busy_ticks() -> dict[int, int]:
     """Return how long each core has worked since the boot, for anyone, in clock ticks: proc_stat(5)."""
     ticks = {}
-    for line in Path("/proc/stat").read_text("ascii").splitlines():
+    for line in _STAT.read_text("ascii").splitlines():
         name, *fields = line.split()
         if name.startswith("cpu") and name != "cpu":
             user, nice, system, _idle, _iowait, irq, softirq, steal, *_ = map(int, fields)
@@ -82,12 +110,17 @@ def busy_ticks() -> dict[int, int]:
 
 
 def _bind(cores: set[int], chosen: int | None) -> None:
-    """Bind every thread there is to the chosen core, or to none of the cores; those to come inherit it."""
+    """Bind every thread there is to the chosen core, or to none of the cores; those to come inherit it.
+
+    Raises OSError where this thread may not be bound: then no other is.
+    """
+    where = cores if chosen is None else {chosen}
     before, after = os.SCHED_OTHER, os.SCHED_BATCH
     if chosen is None:
         before, after = after, before
+    os.sched_setaffinity(0, where)
     for thread in Path("/proc/self/task").iterdir():
         with contextlib.suppress(OSError):  # it has ended, or we may not
-            os.sched_setaffinity(int(thread.name), cores if chosen is None else {chosen})
+            os.sched_setaffinity(int(thread.name), where)
             if os.sched_getscheduler(int(thread.name)) == before:  # else somebody else's wish
                 os.sched_setscheduler(int(thread.name), after, os.sched_param(0))

@@ -77,10 +77,11 @@ class Placed(NamedTuple):
 class OrderClient:
     """Calls order-service round robin, from any number of threads. Use it as a context manager.
 
-    An address that is named several times has as many connections.
-
     A call is tried at one address after the other for `timeout_s` seconds in all, `attempt_s` at most each, and has its
     effect once, however many of the tries arrive. `on_retry` is told why, before each try but the first.
+
+    Each address gets so many `connections`; a thread keeps to one of them, and the threads take them in turn. One
+    serves any number of threads, but ends in one process: those of `serve order --workers` each need one of their own.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class OrderClient:
         timeout_s: float = 10.0,
         attempt_s: float = 5.0,
         on_retry: Callable[[str], None] | None = None,
+        connections: int = 1,
     ) -> None:
         """Connect at the first order. `tenant` is sent as x-tenant-id; empty: the service's default."""
         if not (tenant.isascii() and tenant.isprintable()):
@@ -100,11 +102,15 @@ class OrderClient:
         self._timeout_s = timeout_s
         self._attempt_s = attempt_s
         self._on_retry = on_retry
-        # gRPC gives all channels to an address the same connection, unless each has a pool of its own.
-        several = [("grpc.use_local_subchannel_pool", 1)] if len(set(addresses)) < len(addresses) else []
-        self._channels = [grpc.insecure_channel(address, options=[*_CHANNEL, *several]) for address in addresses]
+        # gRPC joins the connections of a process to one address, unless each channel has a pool of its own.
+        options = [*_CHANNEL, ("grpc.use_local_subchannel_pool", int(connections > 1))]
+        self._channels = [
+            grpc.insecure_channel(address, options=options) for _ in range(connections) for address in addresses
+        ]
         self._stubs = [orders_pb2_grpc.OrderServiceStub(channel) for channel in self._channels]
         self._turns = itertools.count()
+        self._threads = itertools.count()
+        self._of_thread = threading.local()
         self._met = threading.Event()  # somebody has listened at an address
 
     def __enter__(self) -> Self:
@@ -178,7 +184,7 @@ class OrderClient:
     def _try(self, method: str, at: int, request: Any, timeout_s: float) -> Any:
         metadata = (("x-tenant-id", self._tenant),) if self._tenant else ()
         try:
-            response = getattr(self._stubs[at], method)(request, timeout=timeout_s, metadata=metadata)
+            response = getattr(self._stub(at), method)(request, timeout=timeout_s, metadata=metadata)
         except grpc.RpcError as error:
             failure = _Failure(error, self._addresses[at])
             if not failure.not_there:
@@ -186,6 +192,14 @@ class OrderClient:
             return failure
         self._met.set()
         return response
+
+    def _stub(self, at: int) -> Any:
+        """Return this thread's own at an address."""
+        try:
+            number = self._of_thread.number
+        except AttributeError:
+            number = self._of_thread.number = next(self._threads)
+        return self._stubs[(number * len(self._addresses) + at) % len(self._stubs)]
 
     def _unknown_cancel(self, failure: "_Failure", request: orders_pb2.CancelRequest) -> UnknownOutcomeError:
         words = ["brewctl", "cancel-order", request.order_id]

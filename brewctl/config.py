@@ -61,6 +61,10 @@ class Limits:
     health_watchers: int = 1024
     # How long a connected client may be silent before it is asked for a sign of life, and then to give it.
     client_silence_s: float = 10.0
+    # Where several processes share the port: a client keeps its connection for ever, and its calls with it in the
+    # process that took it, so that one started later would get none. So a connection that is so old, on average, takes
+    # no more calls, and its client makes another: once in this time a call waits for that, a few round trips.
+    connection_age_s: float = 60.0
     # One request; what fits here fits Kafka's default record limit with room for the headers.
     request_bytes: int = 64 * 1024
     # One Create, Cancel or Get inside the database; a Create less where its caller's deadline is nearer.
@@ -125,6 +129,8 @@ class Limits:
     # may take.
     linger_s: float = 0.1
     drain_s: float = 10.0
+    # Processes that share a port open it together: how long they wait for another one to get ready.
+    worker_ready_s: float = 60.0
 
     @property
     def order_connections(self) -> int:

@@ -131,16 +131,21 @@ def interrupts_held() -> Iterator[None]:
             signal.raise_signal(came)
 
 
-def stop_at_end_of_input(stop: threading.Event) -> None:
-    """Set `stop` once stdin ends: the process that holds its other end wants it so, or is gone."""
+def stop_at_end_of_input(stop: threading.Event) -> threading.Event:
+    """Set `stop` once stdin ends: the process that holds its other end wants it so, or is gone.
+
+    Return the event that the first byte on stdin sets.
+    """
+    told = threading.Event()
 
     def read() -> None:
         with contextlib.suppress(OSError):
             while os.read(0, 1):
-                pass
+                told.set()
         stop.set()
 
     threading.Thread(target=read, name="stdin", daemon=True).start()
+    return told
 
 
 def collect_garbage_rarely() -> None:

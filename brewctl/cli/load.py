@@ -1,5 +1,6 @@
 """`brewctl load`: how many orders a second, and how long each of them takes."""
 
+import math
 import time
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 _PERCENTILES = (50, 90, 99, 99.9)
 _DURATION_S = 10.0
+# All calls of a connection go to one process: of `serve order --workers` too.
+_CALLERS_A_CONNECTION = 4
 _WIDTH = 80
 _LOOKS_PER_S = 4
 
@@ -46,6 +49,15 @@ def load(
             help="Share of the orders that are cancelled: half of them at once, the others later.", min=0, max=1
         ),
     ] = 0.0,
+    connections: Annotated[
+        int | None,
+        typer.Option(
+            help="Connections to each address; the callers share them.",
+            min=1,
+            max=1024,
+            show_default=f"one for {_CALLERS_A_CONNECTION} callers",
+        ),
+    ] = None,
     addr: options.Addr = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -67,6 +79,7 @@ def load(
 
     used: dict[str, Any] = {
         "concurrency": concurrency,
+        "connections": connections or math.ceil(concurrency / _CALLERS_A_CONNECTION),
         "rate": rate,
         "warmup_s": warmup,
         "duration_s": duration or (None if orders else _DURATION_S),

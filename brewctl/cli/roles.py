@@ -81,11 +81,20 @@ def order(
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from brewctl import lifecycle
     from brewctl.roles import order as role
+    from brewctl.roles.workers import await_go
 
     def run(node: str, stop: threading.Event) -> None:
-        if worker:
-            lifecycle.stop_at_end_of_input(stop)
-        role.run(settings, stop, node=node, host=host, port=port, share_port=worker, publishes=not no_publisher)
+        told = lifecycle.stop_at_end_of_input(stop) if worker else None
+        role.run(
+            settings,
+            stop,
+            node=node,
+            host=host,
+            port=port,
+            share_port=worker,
+            publishes=not no_publisher,
+            ready=lambda: told is None or await_go(node, told, stop),
+        )
 
     _play(node, log_format, run)
 

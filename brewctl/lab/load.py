@@ -99,12 +99,13 @@ class Load:
         invalid_every: int = 0,
         cancel: float = 0.0,
         record_cancel: Callable[[Cancel], object] = lambda _cancel: None,
+        connections: int = 1,
     ) -> None:
         """Prepare a load that ends `duration_s` after its warm-up, or with the last of `orders` begun after it.
 
         `invalid_every`: every so many calls, and every third cancel, ask for what no order-service may take; 0: none
         does. `cancel`: the share of the orders made that is cancelled, of which `record_cancel` is told as `record` is
-        of the calls.
+        of the calls. `connections`: how many to each address; the callers take them in turn.
         """
         self._addresses = addresses
         self._record = record
@@ -119,6 +120,7 @@ class Load:
         self._cancels = Cancels(cancel)
         self._cancel_numbers = itertools.count()
         self._record_cancel = record_cancel
+        self._connections = connections
         self._began = 0.0
         self._pace: Pace | None = None
         self._turn = threading.Lock()
@@ -137,7 +139,12 @@ class Load:
         self._pace = Pace(self._rate, now) if self._rate else None
         with (
             on_one_core(),
-            OrderClient(self._addresses, timeout_s=self._timeout_s, on_retry=self._on_retry) as client,
+            OrderClient(
+                self._addresses,
+                timeout_s=self._timeout_s,
+                on_retry=self._on_retry,
+                connections=self._connections,
+            ) as client,
             ThreadPoolExecutor(self._concurrency, thread_name_prefix="load") as callers,
         ):
             try:

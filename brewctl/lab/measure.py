@@ -157,8 +157,11 @@ def measure(
     warmup_s: float = 1.0,
     duration_s: float | None = None,
     orders: int | None = None,
+    connections: int = 1,
 ) -> Result:
     """Load order-service until `duration_s` or `orders` ends it, and return what was measured.
+
+    Each address gets so many `connections`; the callers take them in turn.
 
     Raises UnreachableError where no order-service answers at all.
     """
@@ -171,6 +174,7 @@ def measure(
         warmup_s=warmup_s,
         duration_s=duration_s,
         orders=orders,
+        connections=connections,
     )
     load.run(threading.Event())
     return measurement.result(unsent=load.unsent)

@@ -1,10 +1,15 @@
 """order-service as several processes on one port, for machines with more cores.
 
     brewctl serve order --workers 2      holds the port, and listens on nothing
-      └── one pipe: everybody's stdin ──► order-1.1, order-1.2: each a whole order-service
-                                             ▲ the kernel spreads connections over those that listen
+      │   ▲ stdout: ready, listening
+      ▼   │ stdin: go, and its end: drain
+    order-1.1, order-1.2: each a whole order-service, on the same port
 
-Nobody writes to the pipe. Its end is the word to drain: said on a stop, and by the kernel where this process is killed.
+The kernel gives each new connection to one of the processes that listen at that moment, and there it stays. So the
+workers open the port together: each says that it is ready when nothing else is left to do, and waits for a byte on its
+stdin, which all of them get once the last one is ready. The end of stdin tells a worker to drain. It comes on a stop,
+and from the kernel where this process is killed.
+
 A worker is started as a program, never forked: gRPC and the Kafka client don't survive that. This module imports
 neither, which keeps the process that only watches at half the size of one that works.
 """
@@ -13,10 +18,12 @@ import contextlib
 import errno
 import functools
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,9 +33,63 @@ from brewctl.errors import BrewError, PortError
 
 logger = log.get(__name__)
 
+# The worker's own lines that are read here.
+_READY = "order-service ready"
+_LISTENING = "order-service listening on "
 _SLICE_S = 0.2
 # A worker that is late says so itself, after drain_s.
 _LATE_S = 2.0
+
+
+def await_go(node: str, told: threading.Event, stop: threading.Event) -> bool:
+    """Say that this worker is ready, and wait until it is `told` to open the port: False where a stop came first."""
+    log.say(node, _READY)
+    while not told.wait(_SLICE_S) and not stop.is_set():
+        pass
+    return not stop.is_set()
+
+
+class _Inputs:
+    """The stdin of each worker: a byte tells it to open the port, the end to drain."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._ends: dict[str, int] = {}
+        self._going = self._over = False
+
+    def open(self, name: str) -> int:
+        """Return the end that a new worker reads, to be closed by the caller; what was told to all is in it."""
+        reading, writing = os.pipe()
+        with self._lock:
+            self._drop(name)
+            self._ends[name] = writing
+            if self._going:
+                self._go(writing)
+            if self._over:
+                self._drop(name)
+        return reading
+
+    def go(self) -> None:
+        """Tell every worker, also one that is started later, to open the port."""
+        with self._lock:
+            self._going = True
+            for writing in self._ends.values():
+                self._go(writing)
+
+    def end(self) -> None:
+        """Tell every worker, also one that is started later, to drain."""
+        with self._lock:
+            self._over = True
+            for name in list(self._ends):
+                self._drop(name)
+
+    def _go(self, writing: int) -> None:
+        with contextlib.suppress(BrokenPipeError):  # it is dead: whoever waits for its end says so
+            os.write(writing, b"\n")
+
+    def _drop(self, name: str) -> None:
+        if name in self._ends:
+            os.close(self._ends.pop(name))
 
 
 class Workers:
@@ -55,28 +116,26 @@ class Workers:
         self._verbose = verbose
         self._publishes = publishes
         self._processes: dict[str, subprocess.Popen[str]] = {}
+        self._inputs = _Inputs()
         self._lock = threading.Lock()
-        # The names of those that have listened, once at least.
+        # The names of those that were ready to listen, and of those that have listened, once at least.
+        self._ready: set[str] = set()
         self.listening: set[str] = set()
-        self._first_listens = threading.Event()
+        self._first_ready = threading.Event()
+        self._late: list[str] = []
 
     def run(self, stop: threading.Event) -> None:
         """Serve until `stop` is set; port 0 takes a free one.
 
         Raises PortError for a taken port, SystemExit with the code of a worker that could not start or drain, and has
-        said why, BrewError where it was killed meanwhile, DrainTimeoutError where it had to be killed.
+        said why, BrewError where it was killed meanwhile or did not get ready, DrainTimeoutError where it had to be
+        killed.
         """
         with _held(self._host, self._port) as port:
-            stdin, word = os.pipe()
-
-            def drain() -> None:
-                stop.wait()
-                os.close(word)
-
-            keepers = {name: functools.partial(self._keep, name, port, stdin, stop) for name in self._names}
+            keepers = {name: functools.partial(self._keep, name, port, stop) for name in self._names}
             try:
                 lifecycle.run_together(
-                    {"drain": drain, **keepers},
+                    {"inputs": lambda: self._tell(stop), **keepers},
                     stop,
                     drain_timeout_s=self._settings.limits.drain_s + _LATE_S,
                 )
@@ -89,14 +148,47 @@ class Workers:
         for process in list(self._processes.values()):
             process.kill()
 
-    def _keep(self, name: str, port: int, stdin: int, stop: threading.Event) -> None:
+    def _tell(self, stop: threading.Event) -> None:
+        """Tell the workers to open the port, all at once, and to drain."""
+        try:
+            if self._await_all_ready(stop):
+                self._inputs.go()
+            stop.wait()
+        finally:
+            self._inputs.end()
+
+    def _await_all_ready(self, stop: threading.Event) -> bool:
+        """Wait until every worker is ready: False where a stop came first. Raises BrewError for one that does not."""
+        # Counted from the last one that got ready: many of them take long on few cores.
+        were, since = 0, time.monotonic()
+        while not stop.wait(_SLICE_S / 10):
+            with self._lock:
+                missing = [name for name in self._names if name not in self._ready]
+            limit_s = self._settings.limits.worker_ready_s
+            if not missing:
+                return True
+            if len(self._ready) > were:
+                were, since = len(self._ready), time.monotonic()
+            if time.monotonic() > since + limit_s:
+                self._late = missing if were else missing[:1]  # the others wait for the first
+                for process in [self._processes[name] for name in self._late if name in self._processes]:
+                    process.kill()  # it has nothing in hand
+                raise BrewError(
+                    f"{' and '.join(self._late)} did not get ready to listen within {limit_s:g} s",
+                    hint="see what is slow with `brewctl doctor`, or start fewer workers",
+                )
+        return False
+
+    def _keep(self, name: str, port: int, stop: threading.Event) -> None:
         """Start a worker, again and again, until a stop."""
         backoff = lifecycle.Backoff(stop)
         # The first goes ahead: what keeps all of them from starting is said once.
-        while name != self._names[0] and not self._first_listens.wait(_SLICE_S) and not stop.is_set():
+        while name != self._names[0] and not self._first_ready.wait(_SLICE_S) and not stop.is_set():
             pass
         while not stop.is_set():
-            code = self._play(name, port, stdin)
+            code = self._play(name, port)
+            if name in self._late or (code == -signal.SIGTERM and self._is_stopped_early(name, stop)):
+                return
             if stop.is_set() or name not in self.listening:
                 if code < 0:
                     raise BrewError(f"{name} was ended by signal {-code}")
@@ -106,32 +198,48 @@ class Workers:
             logger.warning("worker_died", worker=name, code=code)
             backoff.pause()
 
-    def _play(self, name: str, port: int, stdin: int) -> int:
+    def _is_stopped_early(self, name: str, stop: threading.Event) -> bool:
+        """Say whether a stop that was meant for all of the service's processes has met one that did not know it yet."""
+        return name not in self.listening and stop.wait(_SLICE_S)
+
+    def _play(self, name: str, port: int) -> int:
         """Run a worker to its end, pass its lines on, and return its exit code."""
-        process = subprocess.Popen(  # noqa: S603 - ourselves
-            [
-                # -P: whatever lies in this folder is no module of ours.
-                *(sys.executable, "-P", "-m", "brewctl", *(["--verbose"] if self._verbose else [])),
-                *("serve", "order", "--worker", "--node", name, "--host", self._host, "--port", str(port)),
-                *("--log-format", self._log_format),
-                *([] if self._publishes else ["--no-publisher"]),
-            ],
-            env={**os.environ, **environment(self._settings), **stdout.ENVIRONMENT},
-            stdin=stdin,
-            stdout=subprocess.PIPE,
-            encoding="utf-8",
-            errors="replace",
-            start_new_session=True,  # a Ctrl-C is ours to hand on
-        )
+        stdin = self._inputs.open(name)
+        try:
+            process = subprocess.Popen(  # noqa: S603 - ourselves
+                [
+                    # -P: whatever lies in this folder is no module of ours.
+                    *(sys.executable, "-P", "-m", "brewctl", *(["--verbose"] if self._verbose else [])),
+                    *("serve", "order", "--worker", "--node", name, "--host", self._host, "--port", str(port)),
+                    *("--log-format", self._log_format),
+                    *([] if self._publishes else ["--no-publisher"]),
+                ],
+                env={**os.environ, **environment(self._settings), **stdout.ENVIRONMENT},
+                stdin=stdin,
+                stdout=subprocess.PIPE,
+                encoding="utf-8",
+                errors="replace",
+                start_new_session=True,  # a Ctrl-C is ours to hand on
+            )
+        finally:
+            os.close(stdin)
         self._processes[name] = process
         assert process.stdout is not None
         with process.stdout as lines:
             for line in lines:
                 said = line.rstrip("\n").removeprefix(f"[{name}] ")
+                if said == _READY:
+                    self._note_ready(name)
+                    continue
                 log.say(name, said)
-                if said.startswith("order-service listening on "):
+                if said.startswith(_LISTENING):
                     self._note_listening(name, said)
         return process.wait()
+
+    def _note_ready(self, name: str) -> None:
+        with self._lock:
+            self._ready.add(name)
+        self._first_ready.set()
 
     def _note_listening(self, name: str, said: str) -> None:
         with self._lock:
@@ -139,7 +247,6 @@ class Workers:
             self.listening.add(name)
             if were < len(self.listening) == len(self._names):
                 log.say(self._node, said)
-        self._first_listens.set()
 
 
 @contextlib.contextmanager

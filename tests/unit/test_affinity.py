@@ -1,11 +1,12 @@
 """One core for a busy process: which one, and that its threads really are there."""
 
+import logging
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -131,6 +132,10 @@ def policies_of(process: "subprocess.Popen[str]") -> set[int]:
     return {os.sched_getscheduler(int(task.name)) for task in Path(f"/proc/{process.pid}/task").iterdir()}
 
 
+def policies_of_us() -> set[int]:
+    return {os.sched_getscheduler(int(task.name)) for task in Path("/proc/self/task").iterdir()}
+
+
 def listed(text: str) -> set[int]:
     """Cores from the kernel's list of them, such as 0-2,5."""
     ends = [part.partition("-") for part in text.split(",")]
@@ -180,9 +185,95 @@ def test_an_idle_process_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not keeper.is_alive()
 
 
+@several_cores
+def test_cores_that_somebody_else_sets_are_kept_to() -> None:
+    with a_process(burning=1) as process:
+        wait_until("one core", lambda: {len(each) for each in cores_of(process)} == {1}, timeout_s=60)
+        # As `taskset -ap` does, and a smaller cpuset.
+        (ours,) = cores_of(process)[0]
+        theirs = min(affinity.allowed() - {ours})
+        for task in Path(f"/proc/{process.pid}/task").iterdir():
+            os.sched_setaffinity(int(task.name), {theirs})
+        wait_until("normal jobs", lambda: policies_of(process) == {os.SCHED_OTHER}, timeout_s=20)
+        tell(process)
+        hear(process, "free")
+        assert all(each == {theirs} for each in cores_of(process))
+        tell(process)
+        assert process.wait(20) == 0
+
+
+def keeps_waiting(monkeypatch: pytest.MonkeyPatch, passed: Callable[[], bool]) -> None:
+    """Run it beside a busy thread until `passed`: it returns at its stop, not before."""
+    monkeypatch.setattr(affinity, "_LOOK_EVERY_S", 0.01)
+    over, stop = threading.Event(), threading.Event()
+    keeper = threading.Thread(target=affinity.keep_to_one_core, args=(stop,))
+
+    def burn() -> None:
+        while not over.is_set():
+            sum(range(1000))
+
+    burning = threading.Thread(target=burn)
+    burning.start()
+    keeper.start()
+    try:
+        wait_until("it", passed, timeout_s=20, every_s=0.01)
+        assert keeper.is_alive()
+    finally:
+        over.set()
+        stop.set()
+        keeper.join(20)
+    assert not keeper.is_alive()
+
+
+@several_cores
+@pytest.mark.parametrize("content", [None, "cpu0 1 2 three 4 5 6 7 8\n", "cpu0 1 2\n", "cpux 1 2 3 4 5 6 7 8\n"])
+def test_a_proc_stat_that_can_not_be_read_ends_nobody(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path, content: str | None
+) -> None:
+    stat = tmp_path / "stat"
+    stat.mkdir() if content is None else stat.write_text(content)
+    monkeypatch.setattr(affinity, "_STAT", stat)
+    monkeypatch.setattr(affinity, "_bind", lambda *_where: pytest.fail("bound"))
+    caplog.set_level(logging.INFO, affinity.__name__)
+    keeps_waiting(monkeypatch, lambda: len(caplog.records) == 1)
+    (said,) = caplog.messages
+    assert said.startswith("affinity given up: ")
+
+
+@several_cores
+def test_a_system_that_refuses_is_asked_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    asked: list[object] = []
+
+    def refuse(*where: object) -> None:
+        asked.append(where)
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "sched_setaffinity", refuse)
+    monkeypatch.setattr(affinity, "choose", lambda loads, **_: min(loads))
+    caplog.set_level(logging.INFO, affinity.__name__)
+    keeps_waiting(monkeypatch, lambda: len(caplog.records) == 1)
+    assert len(asked) == 2, "to bind, and to free"
+    assert policies_of_us() == {os.SCHED_OTHER}
+
+
+@several_cores
+@pytest.mark.parametrize("shift", [0, 1000])
+def test_figures_of_other_cores_are_no_ground_to_choose_on(monkeypatch: pytest.MonkeyPatch, shift: int) -> None:
+    """Containers may show cores by other numbers, or say that none has worked."""
+    looks: list[None] = []
+
+    def elsewhere() -> dict[int, int]:
+        looks.append(None)
+        return {core + shift: 5 for core in affinity.allowed()}
+
+    monkeypatch.setattr(affinity, "busy_ticks", elsewhere)
+    monkeypatch.setattr(affinity, "choose", lambda *_args, **_kwargs: pytest.fail("chosen"))
+    keeps_waiting(monkeypatch, lambda: len(looks) > 20)
+
+
 @pytest.mark.parametrize("cores", [{0}, set()])
 def test_without_a_choice_it_waits_for_the_stop(monkeypatch: pytest.MonkeyPatch, cores: set[int]) -> None:
-    """An actor that returned would stop its role."""
+    """It ends at its stop, whatever it does until then."""
     monkeypatch.setattr(affinity, "allowed", lambda: cores)
     monkeypatch.setattr(affinity, "_bind", lambda *_where: pytest.fail("bound"))
 

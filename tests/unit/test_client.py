@@ -108,9 +108,10 @@ def test_the_next_address_takes_over_from_one_where_nobody_is(serve: Callable[..
         assert len({create(client) for _ in range(4)}) == 4
 
 
-def test_addresses_take_turns(serve: Callable[..., Scripted]) -> None:
+@pytest.mark.parametrize("connections", [1, 3])
+def test_addresses_take_turns(serve: Callable[..., Scripted], connections: int) -> None:
     services = [serve(Code.OK) for _ in range(2)]
-    with OrderClient([service.address for service in services]) as client:
+    with OrderClient([service.address for service in services], connections=connections) as client:
         for _ in range(6):
             create(client)
     assert [len(service.keys) for service in services] == [3, 3]

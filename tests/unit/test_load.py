@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import Counter
 from typing import Any
 
 import grpc
@@ -178,6 +179,20 @@ def test_an_order_that_may_be_there() -> None:
         told = History()
         run(Load([server.address], told.record, orders=1, timeout_s=0.3))
     assert told.count(Outcome.UNKNOWN) == len(told.calls) == 1
+
+
+@pytest.mark.parametrize("connections", [1, 2, 4])
+def test_callers_share_so_many_connections(connections: int) -> None:
+    together = threading.Barrier(4)
+    peers: Counter[str] = Counter()
+
+    def all_at_once(_at: int, context: Any) -> None:
+        peers[context.peer()] += 1
+        together.wait(20)
+
+    with serving(all_at_once) as server:
+        run(Load([server.address], History().record, concurrency=4, orders=8, connections=connections))
+    assert sorted(peers.values()) == [8 // connections] * connections
 
 
 # Its beginning and end

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import grpc
+import pytest
 
 from brewctl.lifecycle import wait_until
 from tests.conftest import begin, run
@@ -36,7 +37,23 @@ def test_the_default_is_ten_seconds_after_one() -> None:
     assert (loading.returncode, said) == (130, "brewctl: interrupted\n")
     settings = json.loads(result)["settings"]
     assert (settings["warmup_s"], settings["duration_s"], settings["orders"]) == (1, 10, None)
-    assert (settings["concurrency"], settings["rate"]) == (2, None)
+    assert (settings["concurrency"], settings["connections"], settings["rate"]) == (2, 1, None)
+
+
+@pytest.mark.parametrize(("given", "connections"), [((), 2), (("--connections", "8"), 8)])
+def test_callers_share_connections(given: tuple[str, ...], connections: int) -> None:
+    together = threading.Barrier(8)
+    peers: set[str] = set()
+
+    def all_at_once(_at: int, context: Any) -> None:
+        peers.add(context.peer())
+        together.wait(20)
+
+    arguments = ("--orders", "8", "--warmup", "0", "--concurrency", "8", "--json", *given)
+    with serving(all_at_once) as server:
+        done = run("load", "--addr", server.address, *arguments)
+    assert json.loads(done.stdout)["settings"]["connections"] == connections
+    assert len(peers) == connections
 
 
 def test_orders_that_fail_for_good() -> None:

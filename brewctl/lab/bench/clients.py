@@ -27,8 +27,9 @@ def load(
     Returns what all of them measured, and the orders a second. Raises BrewError with the words of one that fails.
     """
     asked = {
-        "addresses": [address] * connections,
+        "addresses": [address],
         "concurrency": in_flight,
+        "connections": connections,
         "warmup_s": warmup_s,
         "duration_s": duration_s,
     }

@@ -13,6 +13,7 @@ Without a publisher of its own (`--no-publisher`) the rows are left to `brewctl 
 
 import contextlib
 import threading
+from collections.abc import Callable
 
 from brewctl import affinity, log
 from brewctl.config import Settings
@@ -39,9 +40,11 @@ def run(
     port: int,
     share_port: bool = False,
     publishes: bool = True,
+    ready: Callable[[], bool] = lambda: True,
 ) -> None:
     """Serve until `stop` is set; `port` 0 takes a free one, `share_port` lets others of the same user listen on it too.
 
+    `ready` is called when only the port is left to open, and may wait: True opens it, False ends without having served.
     Without `publishes` the outbox's rows are left to other nodes, and Kafka is not asked for.
 
     Raises UnreachableError without PostgreSQL, BrewError for a taken port, a missing table or topic.
@@ -79,6 +82,8 @@ def run(
         cancelling = Cancelling(settings, cancels, notify=notify)
         watch = Watch(settings, pools, name=node)
         service = OrderService(settings, reading, watch, writer, cancelling)
+        if not ready():
+            return
         server = Server(settings, service, watch, stop, host=host, port=port, share_port=share_port)
         watch.on_change = server.tell_health
         log.say(node, f"order-service listening on {server.address}")
@@ -92,14 +97,13 @@ def run(
 
         work = publisher.work if publisher else presence.Work
         replica = presence.Replica(node, "order", server.address, publishes=publishes)
-        with presence.kept(settings, replica, work):
+        with presence.kept(settings, replica, work), affinity.on_one_core():
             run_together(
                 {
                     "server": serve,
                     "writer": lambda: writer.run(drained),
                     **({"publisher": lambda: publisher.run(drained)} if publisher else {}),
                     "watch": lambda: watch.run(drained),
-                    "affinity": lambda: affinity.keep_to_one_core(drained),
                 },
                 stop,
                 drain_timeout_s=limits.drain_s,

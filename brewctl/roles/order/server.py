@@ -74,6 +74,7 @@ class Server:
                 # Bounds every ping, also the ones that gRPC measures bandwidth with: while one of those is
                 # unanswered, no other is sent, and keepalive's own timeout does not count.
                 ("grpc.http2.ping_timeout_ms", int(limits.client_silence_s * 1000)),
+                *([_aging(limits.connection_age_s)] if share_port else []),
             ],
         )
 
@@ -137,6 +138,16 @@ class Server:
         self._health.end_watches(self._stopping)
         stopped.wait(within_s)
         self._door.close()
+
+
+def _aging(age_s: float) -> tuple[str, int]:
+    """Let clients connect again now and then, so that processes that share a port get their shares, whenever started.
+
+    A lone process would get each connection back. gRPC varies the age by a tenth, and says goodbye in two steps, so
+    that a client loses no call, unless it has switched off gRPC's own retries. Calls in flight and watches of health go
+    on until they end, without a limit.
+    """
+    return "grpc.max_connection_age_ms", int(age_s * 1000)
 
 
 class _Kept:
