@@ -111,7 +111,7 @@ class Publisher:
             # To find none is no success: another publisher may hold the rows, and fail.
             if found := self.publish_batch(producer):
                 backoff.reset()
-            took_s, rest_s = watch.took_s(), watch.rest_s()
+            took_s, rest_s = watch.took_s(), watch.rest_s(found)
             if self._more and not self._wake.is_set():
                 continue  # nobody commits here, whom it could hold up
             gap_s = rest_s if found else gap_s

@@ -86,7 +86,7 @@ class Running(Publisher):
 
 def rest(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """Let every publisher rest for so long after rows, whatever they cost."""
-    monkeypatch.setattr(Stopwatch, "rest_s", lambda _self: seconds)
+    monkeypatch.setattr(Stopwatch, "rest_s", lambda _self, _count: seconds)
 
 
 def test_it_takes_more_while_there_are_more_and_fewer_where_that_takes_long(
