@@ -12,8 +12,8 @@ _REST = 3.0
 # So many times as long as this process computed meanwhile. Less than the above where the work waited for a server, or
 # for a processor that others have: then a longer rest only makes the next events late.
 _REST_OF_COMPUTING = 8.0
-# So many rows, or records, cost about as much as a transaction that has one. A rest saves transactions, not rows: the more
-# of them one had, the less there is to save, and the more of them wait.
+# So many rows, or records, cost about as much as a transaction that has one. A rest saves transactions, not rows: the
+# more of them one had, the less there is to save, and the more of them wait.
 _AS_MUCH = 100
 
 
