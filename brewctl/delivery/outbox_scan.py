@@ -135,13 +135,12 @@ class Scan:
             self._step = min(_HIGHEST, 2 * self._step)
 
     def _fetch(self, connection: Connection, asked: dict[str, Any], *, after: int, until: int) -> Fetched:
+        bounds = {**asked, "after": after, "until": until}
+        anew, self._plan_anew = self._plan_anew, _PLANNED_ANEW  # as well where the statement is cancelled
         began = time.monotonic()
-        prepare = False if self._plan_anew else None
-        found = connection.execute(
-            queries["fetch_unpublished"], {**asked, "after": after, "until": until}, prepare=prepare
-        ).fetchall()
-        slow = time.monotonic() - began > _SLOW_S
-        self._plan_anew = _PLANNED_ANEW if slow and not self._plan_anew else max(0, self._plan_anew - 1)
+        found = connection.execute(queries["fetch_unpublished"], bounds, prepare=False if anew else None).fetchall()
+        if anew or time.monotonic() - began < _SLOW_S:
+            self._plan_anew = max(0, anew - 1)
         *_, next_id, read, last = found[-1]
         rows = [row for row in found if row[0] is not None]
         limit = asked["limit"]
