@@ -99,8 +99,9 @@ SELECT outbox_add(%(topic)s, 'order-' || id, %(event_type)s, %(payload)s, tenant
 -- back also where none may be taken, with the number of ready rows that were read (`read`) and the id up to which rows
 -- were looked at (`last`). `now_ms` becomes the records' time: this server's clock, one for all publishers.
 -- Plans must hold with any statistics, for a plan is kept while the table grows from nothing to millions. So an aggregate
--- is a range, and its order begins with its id: only the index by aggregate serves that. `head` is an equality with
--- a list that is read once; and nothing is joined that could become a loop over all pairs.
+-- is a range, and its order begins with its id: only the index by aggregate serves that. Heads are rows of a list of
+-- ids, with a condition that no partial index knows: only the primary key serves that. And nothing is joined that could
+-- become a loop over all pairs.
 WITH ready AS MATERIALIZED (
     SELECT o.id, o.aggregate_id
       FROM outbox o
@@ -116,8 +117,7 @@ WITH ready AS MATERIALIZED (
       FROM outbox o
      WHERE o.id = ANY((SELECT array_agg(id)
                          FROM (SELECT min(id) AS id FROM ready GROUP BY aggregate_id) AS first)::bigint[])
-       AND o.published_at IS NULL
-       AND o.failed_at IS NULL
+       AND coalesce(o.published_at, o.failed_at) IS NULL
        AND o.topic <> ALL(%(without_topics)s::text[])
        AND o.id = (SELECT p.id
                      FROM outbox p
