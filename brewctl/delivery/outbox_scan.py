@@ -28,10 +28,6 @@ _SHARE = 0.05
 _SAVED_FOR_S = 1.0
 _LOOK_S = 0.01
 _FEWEST_IDS = 1000
-# PostgreSQL keeps a plan while the table grows. After a fetch that took so long, so many are planned anew: each costs
-# about a millisecond more.
-_SLOW_S = 0.05
-_PLANNED_ANEW = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +55,6 @@ class Scan:
         self._saved_s = 0.0  # what such looks may take
         self._saved_at = time.monotonic()
         self._ahead_s = 0.0  # what the last fetch of ids above the bound took
-        self._plan_anew = 0  # so many fetches
 
     def fetch(self, connection: Connection, *, limit: int, size: int, without_topics: Collection[str]) -> Fetched:
         """Read and lock rows to publish: up to `limit`, of `size` bytes in all or just one.
@@ -136,11 +131,7 @@ class Scan:
 
     def _fetch(self, connection: Connection, asked: dict[str, Any], *, after: int, until: int) -> Fetched:
         bounds = {**asked, "after": after, "until": until}
-        anew, self._plan_anew = self._plan_anew, _PLANNED_ANEW  # as well where the statement is cancelled
-        began = time.monotonic()
-        found = connection.execute(queries["fetch_unpublished"], bounds, prepare=False if anew else None).fetchall()
-        if anew or time.monotonic() - began < _SLOW_S:
-            self._plan_anew = max(0, anew - 1)
+        found = connection.execute(queries["fetch_unpublished"], bounds).fetchall()
         *_, next_id, read, last = found[-1]
         rows = [row for row in found if row[0] is not None]
         limit = asked["limit"]

@@ -98,7 +98,8 @@ SELECT outbox_add(%(topic)s, 'order-' || id, %(event_type)s, %(payload)s, tenant
 -- What is locked but over `bytes` is free again at the end of the transaction; `next_id` is its first row. One row comes
 -- back also where none may be taken, with the number of ready rows that were read (`read`) and the id up to which rows
 -- were looked at (`last`). `now_ms` becomes the records' time: this server's clock, one for all publishers.
--- Plans must hold with any statistics, for a plan is kept while the table grows from nothing to millions. So an aggregate
+-- Plans must hold with any statistics, for a plan is kept while the table grows from nothing to millions. So a session
+-- that runs this reads no table from one end to the other (`by_index` of its pool); an aggregate
 -- is a range, and its order begins with its id: only the index by aggregate serves that. Heads are rows of a list of
 -- ids, with a condition that no partial index knows: only the primary key serves that. And nothing is joined that could
 -- become a loop over all pairs.
