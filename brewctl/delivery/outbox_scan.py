@@ -22,8 +22,8 @@ from brewctl.delivery.bounded import Connection
 from brewctl.sql import queries
 
 _HIGHEST = 2**63 - 1  # no id is greater
-# The share of the time for looks behind, for how long it may be saved up, and what one of them is to take: the ids of a
-# look are halved where it took longer.
+# The share of the time for looks behind, for how long it may be saved up, and what one of them is to take: it has
+# fewer ids where the last one took longer.
 _SHARE = 0.05
 _SAVED_FOR_S = 1.0
 _LOOK_S = 0.01
@@ -90,15 +90,18 @@ class Scan:
         # next fetch.
         crowded = 2 * (fetched.read - len(fetched.rows)) > fetched.limit
         bound = last if crowded else max(last - fetched.limit, 0)
-        if fetched.ends and not left:
-            self._bound = bound  # below the one before where a table was emptied, and its ids begin anew
-        elif last > self._bound:
+        if last >= self._bound:
             self._bound = max(self._bound, bound)
 
     def _look_ahead(self, connection: Connection, asked: dict[str, Any]) -> Fetched:
         began = time.monotonic()
         fetched = self._fetch(connection, asked, after=self._bound, until=_HIGHEST)
-        self._ahead_s = time.monotonic() - began
+        if fetched.last < self._bound:
+            # The table was emptied, and its ids begin anew.
+            self._bound = self._behind = 0
+            fetched = self._fetch(connection, asked, after=0, until=_HIGHEST)
+        if self._bound:
+            self._ahead_s = time.monotonic() - began
         return fetched
 
     def _look_behind(self, connection: Connection, asked: dict[str, Any]) -> Fetched:
@@ -116,17 +119,19 @@ class Scan:
             if not self._found_behind:
                 self._saved_s -= took_s
             # Of what it took, that which so many rows take anyway says nothing about the ids.
-            self._pace(took_s - self._ahead_s if fetched.rows else took_s, fetched)
+            took_s -= self._ahead_s if fetched.rows else 0.0
+            self._pace(took_s, min(fetched.last, self._bound) - self._behind, whole=not reaches)
             if fetched.rows or fetched.ends:
                 return fetched
             self.settle(fetched)
             if self._saved_s <= 0 or not self._behind:
                 return fetched
 
-    def _pace(self, took_s: float, fetched: Fetched) -> None:
+    def _pace(self, took_s: float, ids: int, *, whole: bool) -> None:
+        """Choose how many ids the next look behind has, by what the last one took; `whole`: it had a step of them."""
         if took_s > _LOOK_S:
-            self._step = max(_FEWEST_IDS, (min(fetched.last, self._bound) - fetched.after) // 2)
-        elif took_s < _LOOK_S / 2:
+            self._step = max(_FEWEST_IDS, int(ids * _LOOK_S / took_s))
+        elif whole and took_s < _LOOK_S / 2:
             self._step = min(_HIGHEST, 2 * self._step)
 
     def _fetch(self, connection: Connection, asked: dict[str, Any], *, after: int, until: int) -> Fetched:
@@ -142,7 +147,7 @@ class Scan:
             limit=limit,
             after=after,
             read=read,
-            last=next_id - 1 if next_id is not None else last or 0,
+            last=next_id - 1 if next_id is not None else last,
             ends=ends,
             more=behind or next_id is not None or read >= limit,
         )

@@ -154,7 +154,8 @@ WITH ready AS MATERIALIZED (
 )
 SELECT taken.id, aggregate_id, topic, payload, event_type, tenant_id, trace_id, event_id, aggregate_seq, traceparent,
        content_type, (extract(epoch FROM now()) * 1000)::bigint AS now_ms, next_id, looked.read,
-       CASE WHEN looked.read < %(limit)s THEN least(%(until)s::bigint, (SELECT max(id) FROM outbox)) ELSE looked.last END AS last
+       CASE WHEN looked.read < %(limit)s THEN least(%(until)s::bigint, coalesce((SELECT max(id) FROM outbox), 0))
+            ELSE looked.last END AS last
   FROM (SELECT count(*) AS read, max(id) AS last FROM ready) AS looked
   LEFT JOIN (SELECT * FROM sized WHERE place = 1 OR bytes <= %(bytes)s) AS taken ON true
  ORDER BY taken.id
