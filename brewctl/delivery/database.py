@@ -74,11 +74,13 @@ def open_pool(
     statement_s: float | None = None,
     lock_s: float = 0,
     tables: Collection[str] | None = None,
+    by_index: bool = False,
 ) -> Iterator[Pool]:
     """A pool of at most `size` autocommit connections, each checked before it is handed out.
 
     The server ends each statement after `statement_s` seconds (default: database_statement_s), and its wait for a
-    lock after `lock_s` (0: no sooner). The first connection is made now: raises UnreachableError where that fails,
+    lock after `lock_s` (0: no sooner). `by_index`: its statements read no table from one end to the other, whatever the
+    statistics say, as those of a queue. The first connection is made now: raises UnreachableError where that fails,
     BrewError where the schema is missing, or, of it, one of `tables`.
     """
     with connect(settings, name=name) as connection:
@@ -86,7 +88,7 @@ def open_pool(
     made: weakref.WeakSet[BoundedConnection] = weakref.WeakSet()
     pool: Pool = ConnectionPool(
         connection_class=BoundedConnection,
-        kwargs={"session": _session(settings, name, statement_s=statement_s, lock_s=lock_s)},
+        kwargs={"session": _session(settings, name, statement_s=statement_s, lock_s=lock_s, by_index=by_index)},
         min_size=1,
         max_size=size,
         timeout=settings.limits.database_wait_s,
@@ -219,10 +221,12 @@ def explained(settings: Settings) -> Iterator[None]:
         raise BrewError(f"postgres {place(settings.database_url)}: {reason}") from error
 
 
-def _session(settings: Settings, name: str, *, statement_s: float | None = None, lock_s: float = 0) -> Session:
+def _session(
+    settings: Settings, name: str, *, statement_s: float | None = None, lock_s: float = 0, by_index: bool = False
+) -> Session:
     place(settings.database_url)  # a malformed URL is a usage error
     limits = settings.limits
-    return Session(settings.database_url, name, limits, statement_s or limits.database_statement_s, lock_s)
+    return Session(settings.database_url, name, limits, statement_s or limits.database_statement_s, lock_s, by_index)
 
 
 def _reason(error: Exception) -> str:

@@ -33,6 +33,7 @@ from brewctl.delivery.broker import (
 )
 from brewctl.delivery.database import Connection, Pool
 from brewctl.delivery.lead import Lead
+from brewctl.delivery.outbox_scan import Scan
 from brewctl.delivery.presence import Work
 from brewctl.delivery.rest import Stopwatch
 from brewctl.errors import BrewError
@@ -57,7 +58,8 @@ class Publisher:
         self._wake = threading.Event()
         self._lead = Lead(settings.limits, pool, node=node)
         self._rows = settings.limits.publish_rows_first  # of the next transaction
-        self._more = False  # whether the last one left rows behind, which are ours to take
+        self._scan = Scan()
+        self._more = False  # whether there may be more to take right behind the last one
         self._done = log.Sum(logger, "published")
         self._absent: dict[str, tuple[Backoff, float]] = {}  # topics, and until when their rows are left alone
         self._partitions: dict[str, int] = {}  # of each topic, as last seen
@@ -131,7 +133,7 @@ class Publisher:
 
     def _publish_rest(self, producer: Producer, *, within_s: float) -> None:
         deadline = time.monotonic() + within_s
-        while time.monotonic() < deadline and self.publish_batch(producer):
+        while time.monotonic() < deadline and (self.publish_batch(producer) or self._more):
             pass
 
     def publish_batch(self, producer: Producer) -> int:
@@ -144,10 +146,9 @@ class Publisher:
         limits = self._settings.limits
         started = time.monotonic()
         absent = [topic for topic, (_, until) in self._absent.items() if until > started]
-        bounds = {"limit": self._rows, "bytes": limits.publish_bytes, "without_topics": absent}
         with self._pool.connection() as connection, connection.transaction():
-            rows = connection.execute(queries["fetch_unpublished"], bounds).fetchall()
-            self._more = bool(rows) and (len(rows) >= self._rows or len(rows) < rows[0][-1])
+            fetched = self._scan.fetch(connection, limit=self._rows, size=limits.publish_bytes, without_topics=absent)
+            rows, self._more = fetched.rows, fetched.more
             records, refused = self._records(rows)
             outcomes = producer.send(list(records.values()), timeout_s=limits.publish_s) if records else []
             sent = dict(zip(records, outcomes, strict=True))
@@ -157,6 +158,7 @@ class Publisher:
                 connection.execute(queries["mark_published"], self._marks(published))
             for row_id, failure in refused.items():
                 connection.execute(queries["set_aside"], {"id": row_id, "failure": failure})
+        self._scan.settle(fetched, sent.keys() - published.keys() - refused.keys())
         self._published += len(published)
         self._set_aside += len(refused)
         took_s = time.monotonic() - started
@@ -213,7 +215,7 @@ class Publisher:
         records: dict[int, Record] = {}
         refused: dict[int, str] = {}
         stopped = set()  # aggregates: what stands behind a refused row waits
-        for row_id, key, topic, payload, event_type, tenant, trace, event_id, seq, parent, content, now_ms, _ in rows:
+        for row_id, key, topic, payload, event_type, tenant, trace, event_id, seq, parent, content, now_ms, *_ in rows:
             if key in stopped:
                 continue
             if event_type is None:

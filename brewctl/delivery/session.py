@@ -74,6 +74,7 @@ class Session:
     limits: Limits
     statement_s: float
     lock_s: float = 0  # how long a statement waits for a lock; 0: no sooner ended
+    by_index: bool = False  # tables are read by their indexes alone
     takes_options: bool = True  # False once a pooler has refused them
 
     def bounds(self) -> dict[str, int]:
@@ -96,6 +97,8 @@ class Session:
             "search_path": '"$user", public',
             "DateStyle": "ISO, MDY",  # psycopg reads no other
             "TimeZone": "UTC",
+            # A plan that was made while a table was empty is kept, and would read all of it later.
+            **({"enable_seqscan": "off"} if self.by_index else {}),
             **self.given_settings(),
         }
 

@@ -18,7 +18,7 @@ from brewctl.lifecycle import run_together
 
 def run(settings: Settings, stop: threading.Event, *, node: str) -> None:
     """Publish until `stop` is set. Raises UnreachableError without PostgreSQL, BrewError for a missing table."""
-    with database.open_pool(settings, name=node, size=1) as pool:
+    with database.open_pool(settings, name=node, size=1, by_index=True) as pool:
         publisher = Publisher(settings, pool, node=node, polls=True)
         log.say(node, "publisher started.")
 

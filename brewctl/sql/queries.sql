@@ -90,50 +90,75 @@ SELECT outbox_add(%(topic)s, 'order-' || id, %(event_type)s, %(payload)s, tenant
   FROM cancelled
 
 -- fetch_unpublished --
--- Up to `limit` rows, of `bytes` in all or just one, in the order of their ids: the heads of aggregates
--- that no other publisher holds, and where that leaves room, the rows that come right behind each. Who
--- has locked the head has the run: with any number of publishers no row can overtake one of its
--- aggregate. The head is an equality, not a NOT EXISTS: that plan can collapse on stale statistics.
--- What is locked but over a bound is free again at the end of the transaction: `candidates` says how
--- many rows there were. `now_ms` becomes the records' time: this server's clock, one for all publishers.
-WITH head AS MATERIALIZED (
-    SELECT o.id, o.aggregate_id, o.topic, o.payload, o.event_type, o.tenant_id, o.trace_id, o.event_id, o.aggregate_seq,
-           o.traceparent, o.content_type
+-- Of the first `limit` ready rows with ids above `after` and up to `until`, those that this publisher may take, in the
+-- order of their ids; of `bytes` in all, or just one. A row may be taken where the head of its aggregate, its oldest
+-- unpublished row, is among these rows and no other publisher holds it, and no row in between is set aside or of a topic
+-- that is left out. Who has locked the head has the run behind it: with any number of publishers no row can overtake one
+-- of its aggregate. All parts read so many rows as `limit` says, however rows are spread over aggregates.
+-- What is locked but over `bytes` is free again at the end of the transaction; `next_id` is its first row. One row comes
+-- back also where none may be taken, with the number of ready rows that were read (`read`) and the id up to which rows
+-- were looked at (`last`). `now_ms` becomes the records' time: this server's clock, one for all publishers.
+-- Plans must hold with any statistics, for a plan is kept while the table grows from nothing to millions. So a session
+-- that runs this reads no table from one end to the other (`by_index` of its pool); an aggregate
+-- is a range, and its order begins with its id: only the index by aggregate serves that. Heads are rows of a list of
+-- ids, with a condition that no partial index knows: only the primary key serves that. And nothing is joined that could
+-- become a loop over all pairs.
+WITH ready AS MATERIALIZED (
+    SELECT o.id, o.aggregate_id
       FROM outbox o
      WHERE o.published_at IS NULL
        AND o.failed_at IS NULL
+       AND o.id > %(after)s::bigint
+       AND o.id <= %(until)s::bigint
+     ORDER BY o.id
+     LIMIT %(limit)s
+), head AS MATERIALIZED (
+    SELECT o.id, o.aggregate_id, o.topic, o.payload, o.event_type, o.tenant_id, o.trace_id, o.event_id, o.aggregate_seq,
+           o.traceparent, o.content_type
+      FROM outbox o
+     WHERE o.id = ANY((SELECT array_agg(id)
+                         FROM (SELECT min(id) AS id FROM ready GROUP BY aggregate_id) AS first)::bigint[])
+       AND coalesce(o.published_at, o.failed_at) IS NULL
        AND o.topic <> ALL(%(without_topics)s::text[])
        AND o.id = (SELECT p.id
                      FROM outbox p
-                    WHERE p.aggregate_id = o.aggregate_id AND p.published_at IS NULL
-                    ORDER BY p.id
+                    WHERE p.aggregate_id >= o.aggregate_id AND p.aggregate_id <= o.aggregate_id
+                      AND p.published_at IS NULL
+                    ORDER BY p.aggregate_id, p.id
                     LIMIT 1)
-     ORDER BY o.id
-     LIMIT %(limit)s
        FOR UPDATE OF o SKIP LOCKED
+), run AS (
+    SELECT aggregate_id, min(id) AS head, count(*) FILTER (WHERE NOT held) - 1 AS behind
+      FROM (SELECT aggregate_id, id, false AS held FROM ready UNION ALL SELECT aggregate_id, id, true FROM head) AS both_of_them
+     WHERE (SELECT count(*) FROM head) < (SELECT count(*) FROM ready)
+     GROUP BY aggregate_id
+    HAVING bool_or(held) AND count(*) > 2
 ), behind AS (
     SELECT r.id, r.aggregate_id, r.topic, r.payload, r.event_type, r.tenant_id, r.trace_id, r.event_id, r.aggregate_seq,
            r.traceparent, r.content_type
-      FROM head
+      FROM run
      CROSS JOIN LATERAL (
            SELECT p.*, bool_or(p.failed_at IS NOT NULL OR p.topic = ANY(%(without_topics)s::text[]))
-                           OVER (ORDER BY p.id) AS stopped
+                           OVER (ORDER BY p.aggregate_id, p.id) AS stopped
              FROM outbox p
-            WHERE p.aggregate_id = head.aggregate_id AND p.published_at IS NULL AND p.id > head.id
-            ORDER BY p.id
-            LIMIT %(limit)s
+            WHERE (p.aggregate_id, p.id) > (run.aggregate_id, run.head) AND p.aggregate_id <= run.aggregate_id
+              AND p.published_at IS NULL
+            ORDER BY p.aggregate_id, p.id
+            LIMIT run.behind
            ) r
-     WHERE NOT r.stopped AND (SELECT count(*) FROM head) < %(limit)s
+     WHERE NOT r.stopped
 ), sized AS (
-    SELECT *, row_number() OVER (ORDER BY id) AS place, sum(octet_length(payload)) OVER (ORDER BY id) AS bytes,
-           count(*) OVER () AS candidates
+    SELECT *, row_number() OVER by_id AS place, sum(octet_length(payload)) OVER by_id AS bytes, lead(id) OVER by_id AS next_id
       FROM (SELECT * FROM head UNION ALL SELECT * FROM behind) AS both_of_them
+    WINDOW by_id AS (ORDER BY id)
 )
-SELECT id, aggregate_id, topic, payload, event_type, tenant_id, trace_id, event_id, aggregate_seq, traceparent,
-       content_type, (extract(epoch FROM now()) * 1000)::bigint AS now_ms, candidates
-  FROM sized
- WHERE place = 1 OR (place <= %(limit)s AND bytes <= %(bytes)s)
- ORDER BY id
+SELECT taken.id, aggregate_id, topic, payload, event_type, tenant_id, trace_id, event_id, aggregate_seq, traceparent,
+       content_type, (extract(epoch FROM now()) * 1000)::bigint AS now_ms, next_id, looked.read,
+       CASE WHEN looked.read < %(limit)s THEN least(%(until)s::bigint, coalesce((SELECT max(id) FROM outbox), 0))
+            ELSE looked.last END AS last
+  FROM (SELECT count(*) AS read, max(id) AS last FROM ready) AS looked
+  LEFT JOIN (SELECT * FROM sized WHERE place = 1 OR bytes <= %(bytes)s) AS taken ON true
+ ORDER BY taken.id
 
 -- mark_published --
 -- With the places that Kafka acknowledged. The ids are named twice: so they are looked up in one go, in order, not

@@ -13,8 +13,8 @@ from tests.conftest import Rig
 from tests.integration.reading import read_topic
 
 TAKEN = Place(0, 0)
-# No bound on the bytes, and no topic left out.
-UNBOUNDED: dict[str, object] = {"bytes": 2**40, "without_topics": []}
+# All ids, no bound on the bytes, and no topic left out.
+UNBOUNDED: dict[str, object] = {"after": 0, "until": 2**63 - 1, "bytes": 2**40, "without_topics": []}
 
 
 class ScriptedProducer:
@@ -44,6 +44,12 @@ def add_event(rig: Rig, order_id: str, connection: psycopg.Connection[tuple[obje
     (outbox_id,) = row.fetchone() or (0,)
     assert isinstance(outbox_id, int)
     return outbox_id
+
+
+def fetch(connection: psycopg.Connection[tuple[object, ...]], **bounds: object) -> list[object]:
+    """Return the ids of the rows that a fetch takes, from the first id on unless `bounds` say otherwise."""
+    found = connection.execute(queries["fetch_unpublished"], UNBOUNDED | bounds).fetchall()
+    return [row[0] for row in found if row[0] is not None]
 
 
 def mark_published(

@@ -5,7 +5,7 @@ import json
 from brewctl.delivery import database
 from brewctl.sql import queries
 from tests.conftest import Rig
-from tests.integration.outbox_tools import UNBOUNDED, add_event, create_order, mark_published, unpublished
+from tests.integration.outbox_tools import UNBOUNDED, add_event, create_order, fetch, mark_published, unpublished
 
 
 def test_publishers_skip_each_others_rows_and_whatever_stands_behind_them(rig: Rig) -> None:
@@ -13,15 +13,14 @@ def test_publishers_skip_each_others_rows_and_whatever_stands_behind_them(rig: R
     one, two = create_order(rig), create_order(rig)
     head, other = unpublished(rig)
     second = add_event(rig, one)
-    fetch, limit = queries["fetch_unpublished"], UNBOUNDED | {"limit": 1}
     with database.connect(rig.settings) as a, database.connect(rig.settings) as b:
         with a.transaction():
-            assert [row[0] for row in a.execute(fetch, limit)] == [head]
+            assert fetch(a, limit=1) == [head]
             with b.transaction():
-                assert [row[0] for row in b.execute(fetch, UNBOUNDED | {"limit": 10})] == [other], two
+                assert fetch(b, limit=10) == [other], two
             mark_published(a, [head])
         with b.transaction():
-            assert [row[0] for row in b.execute(fetch, UNBOUNDED | {"limit": 10})] == [other, second]
+            assert fetch(b, limit=10) == [other, second]
 
 
 def test_fetching_marking_and_tracing_use_the_indexes(rig: Rig) -> None:
@@ -38,14 +37,15 @@ def test_fetching_marking_and_tracing_use_the_indexes(rig: Rig) -> None:
         lines = rig.connection.execute("EXPLAIN " + queries[query], parameters).fetchall()
         return "\n".join(str(line) for (line,) in lines)
 
-    fetch = plan("fetch_unpublished", limit=200, **UNBOUNDED)
-    assert "outbox_ready" in fetch
+    fetched = plan("fetch_unpublished", limit=200, **UNBOUNDED)
+    assert "outbox_ready" in fetched
+    assert "outbox_pkey on outbox o_1" in fetched, "heads; the index by aggregate seems to be quick while it is empty"
     mark = plan("mark_published", ids=ids, partitions=[0] * len(ids), offsets=ids, node="n")
     assert "outbox_pkey" in mark
     trace = plan("traced_events", aggregate_id="order-7")
     assert "outbox_published_by_aggregate" in trace
-    assert all("outbox_unpublished_by_aggregate" in each for each in (fetch, trace))
-    assert all("Seq Scan" not in each for each in (fetch, mark, trace))
+    assert all("outbox_unpublished_by_aggregate" in each for each in (fetched, trace))
+    assert all("Seq Scan" not in each for each in (fetched, mark, trace))
 
 
 def test_however_stale_the_statistics_a_fetch_reads_no_more_than_it_takes(rig: Rig) -> None:
@@ -72,15 +72,15 @@ def test_a_batch_is_bounded_by_bytes_and_what_is_left_stays_in_order(rig: Rig) -
             "INSERT INTO outbox (aggregate_id, topic, payload) VALUES (%s, 't', %s)", (f"order-{number}", bytes(size))
         )
     ids = unpublished(rig)
-    bounds = UNBOUNDED | {"limit": 10, "bytes": 1000}
+    bounds = {"limit": 10, "bytes": 1000}
     with database.connect(rig.settings) as a, database.connect(rig.settings) as b:
         taken: list[list[object]] = []
         while unpublished(rig):
             with a.transaction():
-                batch = [row[0] for row in a.execute(queries["fetch_unpublished"], bounds)]
+                batch = fetch(a, **bounds)
                 # Heads that are locked and not taken are no one else's either, until the commit.
                 with b.transaction():
-                    assert b.execute(queries["fetch_unpublished"], bounds).fetchall() == []
+                    assert fetch(b, **bounds) == []
                 mark_published(a, batch)
             taken.append(batch)
     assert taken == [ids[0:2], ids[2:3], ids[3:4], ids[4:6]], "one row always fits, whatever its size"

@@ -15,15 +15,14 @@ from brewctl.delivery.database import Pool
 from brewctl.delivery.outbox import Publisher
 from brewctl.lifecycle import wait_until
 from brewctl.proto.orders_pb2 import OrderCreated
-from brewctl.sql import queries
 from tests.conftest import Rig, limited
 from tests.integration.kafka_tools import kafka_admin
 from tests.integration.outbox_tools import (
     TAKEN,
-    UNBOUNDED,
     ScriptedProducer,
     add_event,
     create_order,
+    fetch,
     published_ids,
     unpublished,
 )
@@ -167,7 +166,7 @@ def test_a_publisher_that_stands_still_gives_its_rows_up(rig: Rig, pool: Pool, p
     create_order(rig)
     with database.connect(limited(rig.settings, database_idle_transaction_s=6), name="order-1") as paused:
         paused.execute("BEGIN")
-        assert len(paused.execute(queries["fetch_unpublished"], UNBOUNDED | {"limit": 10}).fetchall()) == 1
+        assert len(fetch(paused, limit=10)) == 1
         publisher = Publisher(rig.settings, pool, node="order-2")
         assert publisher.publish_batch(producer) == 0
         rig.wait("its row", lambda: publisher.publish_batch(producer) == 1, timeout_s=30)

@@ -243,7 +243,7 @@ def test_an_older_versions_tables_are_brought_up_to_date_with_their_rows(setting
         assert before == {table: connection.execute(f"SELECT count(*) FROM {table}").fetchone() for table in tables}
         asked = "SELECT DISTINCT attempts, duplicates FROM outbox JOIN processed_events ON outbox_id = id"
         assert connection.execute(asked).fetchall() == [(0, 0)]
-        fetched = {"limit": 100, "bytes": 1000, "without_topics": []}
+        fetched = {"after": 0, "until": 2**63 - 1, "limit": 100, "bytes": 1000, "without_topics": []}
         assert len(connection.execute(queries["fetch_unpublished"], fetched).fetchall()) == 10
     with database.connect(settings) as ours:
         new = acceptance.accept(

@@ -178,7 +178,7 @@ def _one_by_one(ground: Ground) -> float:
             records += some
             if len(records) >= _ONE_BY_ONE:
                 break
-    with database.open_pool(ground.settings, name="bench", size=1) as pool:
+    with database.open_pool(ground.settings, name="bench", size=1, by_index=True) as pool:
         inbox = Inbox(ground.settings, pool, inventory.DOWNSTREAM, node="inventory-1")
         inbox.handle(records[:1])
         began = time.perf_counter()

@@ -74,7 +74,7 @@ def run(
         pools = [reading, writing, alone, cancels]
         publisher = None
         if publishes:
-            pools.append(own.enter_context(database.open_pool(settings, name=node, size=1)))
+            pools.append(own.enter_context(database.open_pool(settings, name=node, size=1, by_index=True)))
             _look_at_kafka(settings)
             publisher = Publisher(settings, pools[-1], node=node)
         notify = publisher.notify if publisher else _nobody
