@@ -46,7 +46,8 @@ def trace(
 ) -> None:
     """Show the life of an order, and what it still waits for.
 
-    Milliseconds are those since the line before.
+    Milliseconds are those since the line before. How many records come before one that waits is by the committed
+    offset, which consumers commit once a second.
     """
     if timeout is not None and not follow:
         raise UsageError("--timeout is how long --follow waits", hint="give --follow too")
