@@ -105,7 +105,7 @@ class Limits:
     consume_records: int = 2000
     consume_partition_bytes: int = 1024 * 1024
     # One that has read everything rests after a batch by what that cost, so long at most.
-    consume_rest_s: float = 0.025
+    consume_rest_s: float = 0.05
     # Offsets of what is done are committed so seldom, and before more records than these would come again.
     offset_commit_s: float = 1.0
     redelivery_records: int = 20_000

@@ -34,8 +34,7 @@ def show(
 ) -> None:
     """Show who reads the topic, what each owns, and the lag.
 
-    By committed offsets: consumers commit theirs once a second, when partitions move and when they stop. What was done
-    since counts as lag until then.
+    Lag is by committed offsets. Consumers commit theirs once a second: what was done since counts as lag until then.
     """
     if ctx.invoked_subcommand:
         if watch or as_json or brokers or topic or downstream:

@@ -29,8 +29,9 @@ def top(
 ) -> None:
     """Watch everything that runs, on one screen.
 
-    Counters, nodes, brokers, partitions, and what happens to them. Counters are PostgreSQL's; a partition's lag is by
-    its committed offset, which consumers commit once a second.
+    Counters, nodes, brokers, partitions, and what happens to them.
+
+    Lag is by committed offsets, which consumers commit once a second.
 
     On the sandbox its keys disturb it: load, another node, SIGTERM, kill -9, pause, restart, of nodes and of servers.
     """

@@ -46,8 +46,9 @@ def trace(
 ) -> None:
     """Show the life of an order, and what it still waits for.
 
-    Milliseconds are those since the line before. How many records come before one that waits is by the committed
-    offset, which consumers commit once a second.
+    Milliseconds are those since the line before.
+
+    What comes before a record that waits is counted from its group's committed offset, a second old at most.
     """
     if timeout is not None and not follow:
         raise UsageError("--timeout is how long --follow waits", hint="give --follow too")

@@ -72,7 +72,8 @@ class _Writing:
     batch: Batch
     assignment: int  # by which assignment of partitions it was read
     applied: Future[None]
-    began: float = field(default_factory=time.monotonic)
+    began_s: float = field(default_factory=time.monotonic)
+    processor_began_s: float = field(default_factory=time.process_time)
     noted: Sequence[Record] = ()  # those that are known to be settled
 
 
@@ -163,9 +164,10 @@ class Consumption:
                 return []
             self._rest.take(stop)
         timeout_s = 0 if self._writing else min(_POLL_S, self._settled.due_in_s(consumer.committed_at))
-        began = time.thread_time()  # which stands still while it waits for records
+        began_s = time.thread_time()  # which stands still while it waits for records
         if records := consumer.poll(timeout_s=timeout_s):
-            self._rest.worked(time.thread_time() - began)
+            worked_s = time.thread_time() - began_s
+            self._rest.worked(worked_s, processor_s=worked_s)
         return records
 
     def _write(self, batch: Batch, assignment: int) -> None:
@@ -185,7 +187,8 @@ class Consumption:
             error = writing.applied.exception()
             if error is None:
                 self._writing, self._inbox.trouble = None, ""
-                self._rest.worked(time.monotonic() - writing.began)
+                processor_s = time.process_time() - writing.processor_began_s
+                self._rest.worked(time.monotonic() - writing.began_s, processor_s=processor_s)
                 return writing
             if isinstance(error, Later):
                 self._stay_for(error.seconds, writing, consumer, stop)

@@ -7,8 +7,11 @@ came would, at a hundred a second, take more of the machine than the calls that 
 import threading
 import time
 
-# A share of a quarter of the time is worked: what is measured is long on a slow machine, or a busy one, and so is this.
+# A quarter of the time is worked: what is measured is long on a slow machine, or a busy one, and so is this.
 _TIMES = 3
+# Where the processors are crowded, work takes a few times as long as its own share of them. What takes longer than
+# that waits for something else, a disk or what a handler asks, and a rest would not help that.
+_CROWDED = 4
 
 
 class Rest:
@@ -19,9 +22,9 @@ class Rest:
         self._cost_s = 0.0  # since the last rest
         self._until = 0.0
 
-    def worked(self, cost_s: float) -> None:
-        """Note work that has just ended. A rest counts from here."""
-        self._cost_s += cost_s
+    def worked(self, took_s: float, *, processor_s: float) -> None:
+        """Note work that has just ended, and how long it took. A rest counts from here."""
+        self._cost_s += min(took_s, _CROWDED * processor_s)
         self._until = time.monotonic() + min(self._most_s, _TIMES * self._cost_s)
 
     def take(self, stop: threading.Event) -> None:
