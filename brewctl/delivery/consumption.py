@@ -73,7 +73,6 @@ class _Writing:
     assignment: int  # by which assignment of partitions it was read
     applied: Future[None]
     began_s: float = field(default_factory=time.monotonic)
-    processor_began_s: float = field(default_factory=time.process_time)
     noted: Sequence[Record] = ()  # those that are known to be settled
 
 
@@ -166,8 +165,7 @@ class Consumption:
         timeout_s = 0 if self._writing else min(_POLL_S, self._settled.due_in_s(consumer.committed_at))
         began_s = time.thread_time()  # which stands still while it waits for records
         if records := consumer.poll(timeout_s=timeout_s):
-            worked_s = time.thread_time() - began_s
-            self._rest.worked(worked_s, processor_s=worked_s)
+            self._rest.worked(time.thread_time() - began_s)
         return records
 
     def _write(self, batch: Batch, assignment: int) -> None:
@@ -187,8 +185,7 @@ class Consumption:
             error = writing.applied.exception()
             if error is None:
                 self._writing, self._inbox.trouble = None, ""
-                processor_s = time.process_time() - writing.processor_began_s
-                self._rest.worked(time.monotonic() - writing.began_s, processor_s=processor_s)
+                self._rest.worked(time.monotonic() - writing.began_s)
                 return writing
             if isinstance(error, Later):
                 self._stay_for(error.seconds, writing, consumer, stop)

@@ -9,9 +9,6 @@ import time
 
 # A quarter of the time is worked: what is measured is long on a slow machine, or a busy one, and so is this.
 _TIMES = 3
-# Where the processors are crowded, work takes a few times as long as its own share of them. What takes longer than
-# that waits for something else, a disk or what a handler asks, and a rest would not help that.
-_CROWDED = 4
 
 
 class Rest:
@@ -22,9 +19,9 @@ class Rest:
         self._cost_s = 0.0  # since the last rest
         self._until = 0.0
 
-    def worked(self, took_s: float, *, processor_s: float) -> None:
+    def worked(self, took_s: float) -> None:
         """Note work that has just ended, and how long it took. A rest counts from here."""
-        self._cost_s += min(took_s, _CROWDED * processor_s)
+        self._cost_s += took_s
         self._until = time.monotonic() + min(self._most_s, _TIMES * self._cost_s)
 
     def take(self, stop: threading.Event) -> None:

@@ -204,7 +204,7 @@ def test_a_backlog_is_read_without_a_rest_and_a_stop_ends_one(rig: Rig, bytes_at
 def test_records_that_come_one_by_one_share_a_transaction_while_the_member_rests(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each transaction takes 5 ms of a processor or more, and so long thrice over is rested."""
+    """Each transaction takes 5 ms or more, and so long thrice over is rested."""
     sizes: list[int] = []
     apply = Inbox.apply
 

@@ -35,20 +35,20 @@ def test_a_rest_is_three_times_what_the_work_since_the_last_one_cost(clock: Simp
     pause, stop = Rest(1.0), Stop(clock)
     pause.take(stop)
     assert stop.waits == [], "nothing was done"
-    pause.worked(0.01, processor_s=0.01)
-    pause.worked(0.02, processor_s=0.02)
+    pause.worked(0.01)
+    pause.worked(0.02)
     pause.take(stop)
-    pause.worked(0.01, processor_s=0.01)
+    pause.worked(0.01)
     pause.take(stop)
     assert stop.waits == [0.09, 0.03]
 
 
 def test_it_counts_from_the_end_of_the_work_and_after_a_longer_pause_nothing_waits(clock: SimpleNamespace) -> None:
     pause, stop = Rest(1.0), Stop(clock)
-    pause.worked(0.01, processor_s=0.01)
+    pause.worked(0.01)
     clock.s += 0.02
     pause.take(stop)
-    pause.worked(0.01, processor_s=0.01)
+    pause.worked(0.01)
     clock.s += 0.03
     pause.take(stop)
     pause.take(stop)
@@ -57,21 +57,13 @@ def test_it_counts_from_the_end_of_the_work_and_after_a_longer_pause_nothing_wai
 
 def test_it_has_a_bound(clock: SimpleNamespace) -> None:
     pause, stop = Rest(0.025), Stop(clock)
-    pause.worked(30.0, processor_s=30.0)
+    pause.worked(30.0)
     pause.take(stop)
     assert stop.waits == [0.025]
 
 
-def test_what_waits_for_something_else_than_a_processor_costs_little(clock: SimpleNamespace) -> None:
-    """A handler that asks a slow service: to rest after that would make nothing easier for anybody."""
-    pause, stop = Rest(1.0), Stop(clock)
-    pause.worked(2.0, processor_s=0.001)
-    pause.take(stop)
-    assert stop.waits == [0.012]
-
-
 def test_a_stop_ends_it() -> None:
     pause, stop = Rest(3600.0), threading.Event()
-    pause.worked(3600.0, processor_s=3600.0)
+    pause.worked(3600.0)
     stop.set()
     pause.take(stop)
