@@ -35,7 +35,7 @@ from brewctl.delivery.database import Connection, Pool
 from brewctl.delivery.lead import Lead
 from brewctl.delivery.outbox_scan import Scan
 from brewctl.delivery.presence import Work
-from brewctl.delivery.rest import Stopwatch
+from brewctl.delivery.rest import Rest
 from brewctl.errors import BrewError
 from brewctl.lifecycle import Backoff
 from brewctl.sql import queries
@@ -57,6 +57,7 @@ class Publisher:
         self._node = node
         self._wake = threading.Event()
         self._lead = Lead(settings.limits, pool, node=node)
+        self._rest = Rest()
         self._rows = settings.limits.publish_rows_first  # of the next transaction
         self._scan = Scan()
         self._more = False  # whether there may be more to take right behind the last one
@@ -103,29 +104,29 @@ class Publisher:
     def _publish_until(self, stop: threading.Event, producer: Producer, backoff: Backoff) -> None:
         limits = self._settings.limits
         idle_s = limits.publish_again_s
-        gap_s = 0.0  # how long a leader leaves the outbox alone
         while not stop.is_set():
             if (others_s := self._lead.others_s()) > 0:
                 stop.wait(others_s)
                 continue
+            self._rest.take(stop)
             self._wake.clear()
-            watch = Stopwatch()
+            began = time.monotonic()
             # To find none is no success: another publisher may hold the rows, and fail.
             if found := self.publish_batch(producer):
                 backoff.reset()
-            took_s, rest_s = watch.took_s(), watch.rest_s(found)
+            took_s = time.monotonic() - began
             if self._more and not self._wake.is_set():
                 continue  # nobody commits here, whom it could hold up
-            gap_s = rest_s if found else gap_s
-            self._lead.note(took_s=took_s, found=found, gap_s=gap_s, more=self._more)
+            if found and not self._more:
+                self._rest.worked(took_s, count=found)
+            self._lead.note(took_s=took_s, found=found, gap_s=self._rest.last_s, more=self._more)
             if self._more:
                 stop.wait(took_s)
             elif self._lead.ours:
-                stop.wait(gap_s)
+                stop.wait(0 if found else self._rest.last_s)
             else:
                 # Who is not told looks again soon after a row, and less and less often while there is none.
                 idle_s = min(limits.publish_poll_s, limits.publish_again_s if found else 2 * idle_s)
-                stop.wait(rest_s if found else 0)
                 pause_s = idle_s if self._polls else limits.publish_poll_s
                 self._wake.wait(pause_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, no secret
             self._done.tell()

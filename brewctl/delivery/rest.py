@@ -1,33 +1,48 @@
 """Rest: how long work in the background leaves the processor to others, by what the work was measured to cost.
 
-What a transaction takes is measured, each time, and the share is the same on every machine and at every load. While the
-publisher, or a consumer, rests, more work gathers, and its next transaction does it together. Work that comes after
-the rest is over waits for nothing.
+Each transaction, poll and wake-up costs the same for one order as for twenty. A publisher, or a consumer, that took
+each as it came would, at a hundred a second, take more of a slow machine than the calls that made them. What is
+measured is long on a slow machine, or a busy one, and so is the rest; while it lasts more gathers, and is done
+together. What comes after the rest is over waits for nothing.
 """
 
+import threading
 import time
 
-# So many times as long as the work took: it has a quarter of the time.
-_REST = 3.0
+# So many times as long as the work took: a quarter of the time is worked.
+_TIMES = 3.0
 # So many times as long as this process computed meanwhile. Less than the above where the work waited for a server, or
 # for a processor that others have: then a longer rest only makes the next events late.
-_REST_OF_COMPUTING = 8.0
+_TIMES_COMPUTED = 8.0
 # So many rows, or records, cost about as much as a transaction that has one. A rest saves transactions, not rows: the
 # more of them one had, the less there is to save, and the more of them wait.
 _AS_MUCH = 100
 
 
-class Stopwatch:
-    """Measures one piece of work from its construction on, and says how long to rest after it."""
+class Rest:
+    """When one that has done all there was looks for more. Not for two threads at a time."""
 
-    def __init__(self) -> None:
-        self._began, self._computed_s = time.monotonic(), time.process_time()
+    def __init__(self, *, most_s: float | None = None) -> None:
+        """`most_s`: a bound of each rest; without one it is what this process computed that bounds it."""
+        self._most_s = most_s
+        self._cost_s, self._count = 0.0, 0  # since the last rest
+        self._computed_before_s = time.process_time()
+        self._until = 0.0
+        self.last_s = 0.0  # how long the last rest was to be
 
-    def took_s(self) -> float:
-        """Return the seconds since the beginning."""
-        return time.monotonic() - self._began
+    def worked(self, took_s: float, *, count: int = 0) -> None:
+        """Note work that has just ended: how long it took, for how many rows or records. A rest counts from here."""
+        self._cost_s += took_s
+        self._count += count
+        most_s = self._most_s
+        if most_s is None:
+            most_s = _TIMES_COMPUTED * (time.process_time() - self._computed_before_s)
+        self.last_s = min(most_s, _TIMES * self._cost_s) / (1 + self._count / _AS_MUCH)
+        self._until = time.monotonic() + self.last_s
 
-    def rest_s(self, count: int) -> float:
-        """Return for how many seconds to rest from now on, after a transaction of so many rows or records."""
-        computed_s = time.process_time() - self._computed_s
-        return min(_REST * self.took_s(), _REST_OF_COMPUTING * computed_s) / (1 + count / _AS_MUCH)
+    def take(self, stop: threading.Event) -> None:
+        """Wait for the end of the rest, or a stop. After a pause that was longer than that nothing waits."""
+        self._cost_s, self._count = 0.0, 0
+        if (left_s := self._until - time.monotonic()) > 0:
+            stop.wait(left_s)
+        self._computed_before_s = time.process_time()

@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from brewctl.delivery import outbox
 from brewctl.delivery.broker import Outcome, Place, Producer, Record
 from brewctl.delivery.database import Pool
 from brewctl.delivery.outbox import Publisher
-from brewctl.delivery.rest import Stopwatch
+from brewctl.delivery.rest import Rest
 from brewctl.lifecycle import wait_until
 from brewctl.proto.orders_pb2 import OrderCreated
 from tests.conftest import Rig, limited, open_rig
@@ -86,7 +87,11 @@ class Running(Publisher):
 
 def rest(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """Let every publisher rest for so long after rows, whatever they cost."""
-    monkeypatch.setattr(Stopwatch, "rest_s", lambda _self, _count: seconds)
+
+    def worked(self: Rest, _took_s: float, *, count: int = 0) -> None:  # noqa: ARG001 - of the method that it replaces
+        self._until, self.last_s = time.monotonic() + seconds, seconds
+
+    monkeypatch.setattr(Rest, "worked", worked)
 
 
 def test_it_takes_more_while_there_are_more_and_fewer_where_that_takes_long(
