@@ -108,7 +108,6 @@ class Publisher:
             if (others_s := self._lead.others_s()) > 0:
                 stop.wait(others_s)
                 continue
-            self._rest.take(stop)
             self._wake.clear()
             began = time.monotonic()
             # To find none is no success: another publisher may hold the rows, and fail.
@@ -129,6 +128,7 @@ class Publisher:
                 idle_s = min(limits.publish_poll_s, limits.publish_again_s if found else 2 * idle_s)
                 pause_s = idle_s if self._polls else limits.publish_poll_s
                 self._wake.wait(pause_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, no secret
+            self._rest.take(stop)
             self._done.tell()
         self._lead.forget()
 
