@@ -68,8 +68,10 @@ def library() -> str:
 
 def require_answer(client: _Named, settings: Settings) -> None:
     """Raise UnreachableError where no broker answers within kafka_connect_s seconds."""
-    if client.cluster_id(timeout=settings.limits.kafka_connect_s) is None:
-        raise unreachable(settings)
+    try:
+        client.cluster_id(timeout=settings.limits.kafka_connect_s)
+    except KafkaException as raised:
+        raise unreachable(settings) from raised
 
 
 @contextlib.contextmanager

@@ -187,19 +187,32 @@ class Member:
 
     def _read(self, timeout_s: float) -> list[Record]:
         """Take what was fetched, or wait for it; serve a rebalance within."""
-        before, most = self._rebalances, self._limits.consume_records
-        library = self._library
-        messages = library.consume(most, 0)
-        if not messages and timeout_s:
+        until = time.monotonic() + timeout_s
+        records = self._take(0)
+        while not records and (left_s := until - time.monotonic()) > 0:
+            records = self._take(left_s)
+        return records
+
+    def _take(self, wait_s: float) -> list[Record]:
+        """Take at most consume_records, or what comes within `wait_s`, as soon as it comes."""
+        before, library, most = self._rebalances, self._library, self._limits.consume_records
+        messages: list[Any] = []
+        if wait_s:
             # To wait for many would be to wait until there are so many, or until the time is up.
-            first = library.poll(timeout_s)
-            if first is not None:
-                messages = [first, *library.consume(most - 1, 0)]
-        if self._rebalances != before and messages:
-            # Read before or after it: they come again, from where the new assignment begins.
-            messages = []
-            self._begin_again()
+            if (first := library.poll(wait_s)) is None:
+                return []
+            messages.append(first)
+        messages += library.consume(most - len(messages), 0)
         records = self._reading.records(self._topic, messages, self._hear)
+        while len(records) < len(messages):  # some are no records, and others may wait behind them
+            messages = library.consume(most - len(records), 0)
+            records += (some := self._reading.records(self._topic, messages, self._hear))
+            if len(some) == len(messages):
+                break
+        if self._rebalances != before and records:
+            # Read before or after it: they come again, from where the new assignment begins.
+            records = []
+            self._begin_again()
         if self._failure:
             raise self._failure
         if self._lost:

@@ -70,6 +70,7 @@ class Wire:
         limits = settings.limits
         self._metadata_s = limits.kafka_metadata_s
         self._age_s = limits.kafka_metadata_age_s
+        self._closed = False
         self._known: dict[str, tuple[int, float]] = {}  # how many partitions a topic has, and until when that holds
         with explained(settings):
             self._producer = Producer(
@@ -170,11 +171,13 @@ class Wire:
 
         Its close would wait without end for what is not dropped before.
         """
-        producer = self._producer
+        if self._closed:
+            return
+        self._closed = True
 
         def close() -> None:
-            producer.purge()
-            producer.close()
+            self._producer.purge()
+            self._producer.close()
 
         try:
             within(close, lambda done: done.wait(_CLOSE_S))
