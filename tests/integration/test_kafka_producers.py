@@ -90,16 +90,14 @@ def test_each_record_has_an_outcome_of_its_own(settings: Settings, capfd: pytest
         outcomes = producer.send(records, timeout_s=20)
         (again,) = producer.send([Record(topic, b"b", b"once more", [])], timeout_s=20)
     kinds = [type(outcome) for outcome in outcomes]
-    assert kinds == [
-        *(Place, RefusedError, HeldError, RefusedError, RefusedError, UnsentError, Place, Place, Place)
-    ]
+    assert kinds == [*(Place, RefusedError, HeldError, RefusedError, RefusedError, UnsentError, Place, Place, Place)]
     assert isinstance(again, Place)
     assert all(len(str(outcome).splitlines()) == 1 for outcome in outcomes)
     found = {(record.partition, record.offset): record for record in read_topic(settings)}
     assert len(found) == 5, "four of them, and the one after them"
     for sent, outcome in zip(records, outcomes, strict=True):
         if isinstance(outcome, Place):
-            assert found[tuple(outcome)][1:3] == sent[1:3]
+            assert found[outcome.partition, outcome.offset][1:3] == sent[1:3]
     assert capfd.readouterr() == ("", ""), "neither client prints anything"
 
 
@@ -154,7 +152,7 @@ def test_every_header_is_kept_and_so_is_the_time(settings: Settings) -> None:
     ]
     places = send(settings, sent)
     found = {(record.partition, record.offset): record for record in read_topic(settings)}
-    assert [found[tuple(place)].headers for place in places] == [HEADERS] * 100
+    assert [found[place.partition, place.offset].headers for place in places] == [HEADERS] * 100
 
 
 def test_what_only_compression_makes_fit_is_taken_compressed(settings: Settings) -> None:

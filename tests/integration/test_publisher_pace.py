@@ -1,6 +1,5 @@
 """When the publisher looks, how many rows it takes, and how they travel: none waits, and nothing is asked in vain."""
 
-import contextlib
 import threading
 import uuid
 from collections.abc import Iterator, Sequence

@@ -54,9 +54,11 @@ _PASSING = frozenset(
 )
 # Of what the library says of its connections, only this is worth a new member.
 _DOWN = frozenset({KafkaError._ALL_BROKERS_DOWN})  # noqa: SLF001
+_REVOKED, _LOST = "revoked", "lost"
 _STAY_S = 0.05
 _SLICE_S = 0.1
 _QUEUE_FULL_MS = 10
+_LEAST_FETCH_BYTES = 1_000_000  # the library takes no less
 
 
 def fetching(settings: Settings) -> dict[str, Any]:
@@ -70,7 +72,7 @@ def fetching(settings: Settings) -> dict[str, Any]:
         "isolation.level": "read_committed",
         "enable.partition.eof": True,  # positions behind what is no record
         "max.partition.fetch.bytes": limits.consume_partition_bytes,
-        "fetch.max.bytes": ahead,
+        "fetch.max.bytes": max(ahead, _LEAST_FETCH_BYTES),
         "queued.max.messages.kbytes": ahead // 1024,
         # Where so much waits, it looks again so soon; by default after a second, in which a fast reader has nothing.
         "fetch.queue.backoff.ms": _QUEUE_FULL_MS,
@@ -108,6 +110,7 @@ class Member:
         self._lost: dict[int, int] = {}  # offsets that are not in their partition any more
         self._failure: Exception | None = None
         self._closing = False
+        self._leaving = ""  # how partitions leave, while they do
         with explained(settings):
             self._library = Library(
                 {
@@ -123,7 +126,7 @@ class Member:
             )
             require_answer(self._library, settings)
             self._library.subscribe(
-                [settings.topic], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._revoked
+                [settings.topic], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._gone
             )
 
     @property
@@ -163,8 +166,10 @@ class Member:
     def commit(self, ends: Mapping[tuple[str, int], int]) -> str:
         """Commit offsets; the reason where Kafka would not."""
         offsets = [TopicPartition(topic, partition, end) for (topic, partition), end in ends.items()]
+        if self._leaving == _LOST:
+            return "the partitions are another member's already"
         try:
-            answers = within(lambda: self._library.commit(offsets=offsets, asynchronous=False), self._wait)
+            answers = self._ask_to_commit(offsets)
         except KafkaException as raised:
             return words(error_of(raised))
         except TimeoutError:
@@ -174,6 +179,16 @@ class Member:
                 return words(answer.error)
         self._progress.commit({partition: end for (_, partition), end in ends.items()})
         return ""
+
+    def _ask_to_commit(self, offsets: list[TopicPartition]) -> list[TopicPartition]:
+        def ask() -> list[TopicPartition]:
+            answers: list[TopicPartition] = self._library.commit(offsets=offsets, asynchronous=False)
+            return answers
+
+        if self._leaving:  # while it tells us of a rebalance, the library lets no other thread commit
+            return ask()
+        answers: list[TopicPartition] = within(ask, self._wait)
+        return answers
 
     def close(self) -> None:
         """Leave the group, so that its partitions move at once."""
@@ -279,10 +294,20 @@ class Member:
         return {place.partition: place.offset for place in found if place.offset >= 0}
 
     def _revoked(self, _library: Library, _places: Sequence[TopicPartition]) -> None:
+        self._leave(_REVOKED)
+
+    def _gone(self, _library: Library, _places: Sequence[TopicPartition]) -> None:
+        self._leave(_LOST)
+
+    def _leave(self, how: str) -> None:
         """Let the partitions go once what is in hand is finished. The library unassigns them behind it."""
         self._rebalances += 1
-        if not self._closing:
-            self._on_revoked()
+        self._leaving = how
+        try:
+            if not self._closing:
+                self._on_revoked()
+        finally:
+            self._leaving = ""
         self._forget()
         self._progress.begin({}, {})
 

@@ -1,12 +1,17 @@
 """Our record of the library's, and the headers that it can't read."""
 
 from collections.abc import Callable, Sequence
+from operator import methodcaller
 from typing import Any
 
 from brewctl.config import Settings
 from brewctl.delivery.broker.kafka_python.again import Again
 from brewctl.delivery.broker.record import Record
 from brewctl.delivery.events import Headers
+
+# For a name that is not UTF-8 the library's method returns a list with nothing where the name belongs, to touch which
+# ends the process, and an error that Python only looks for where a method is called through a function like this one.
+_headers_of = methodcaller("headers")
 
 
 class Reading:
@@ -26,10 +31,8 @@ class Reading:
                 continue
             partition, offset = message.partition(), message.offset()
             try:
-                headers = message.headers() or []
-            except SystemError:
-                # A name that is not UTF-8: the library then has an object without content where the name belongs,
-                # which must not be touched. The other client reads such a name, and the record once more.
+                headers = _headers_of(message) or []
+            except SystemError:  # a name that is not UTF-8: the other client reads the record once more
                 headers = self._read_again(topic, partition, offset)
             for _, value in headers:
                 if value is None:  # it can be read but not sent on: it becomes an empty one
