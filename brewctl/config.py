@@ -112,6 +112,11 @@ class Limits:
     consume_records_first: int = 100
     consume_records: int = 2000
     consume_partition_bytes: int = 1024 * 1024
+    # One that has read everything rests after a batch by what that cost, so long at most.
+    consume_rest_s: float = 0.05
+    # Offsets of what is done are committed so seldom, and before more records than these would come again.
+    offset_commit_s: float = 1.0
+    redelivery_records: int = 20_000
     # So many events whose effect fails, with no success between, are no event's fault: the downstream stops.
     failures_in_a_row: int = 10
     # A member that is silent for a session loses its partitions, and so does one that has not polled for so long.

@@ -1,7 +1,8 @@
 """Real servers for the tests, and a rig of one's own for each.
 
 BREW_DATABASE_URL and BREW_KAFKA_BROKERS name the servers; else each of three test processes brings a sandbox up, in a
-temporary home. BREW_KAFKA_CLIENT chooses the client of tests that do not run over both. Every test gets a database and a topic of its own. The groups have the contract's names: on servers of
+temporary home. BREW_KAFKA_CLIENT chooses the client of tests that do not run over both. Every test gets a database and
+a topic of its own. The groups have the contract's names: on servers of
 yours, stop the roles first; their offsets may be reset, which costs a redelivery and no effect.
 """
 

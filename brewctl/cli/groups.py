@@ -32,7 +32,10 @@ def show(
     topic: options.Topic = None,
     downstream: options.Downstreams = None,
 ) -> None:
-    """Show who reads the topic, what each owns, and the lag."""
+    """Show who reads the topic, what each owns, and the lag.
+
+    Lag is by committed offsets. Consumers commit theirs once a second: what was done since counts as lag until then.
+    """
     if ctx.invoked_subcommand:
         if watch or as_json or brokers or topic or downstream:
             raise UsageError(f"options of `groups {ctx.invoked_subcommand}` go behind it")

@@ -31,6 +31,8 @@ def top(
 
     Counters, nodes, brokers, partitions, and what happens to them.
 
+    Lag is by committed offsets, which consumers commit once a second.
+
     On the sandbox its keys disturb it: load, another node, SIGTERM, kill -9, pause, restart, of nodes and of servers.
     """
     from brewctl.lab import report

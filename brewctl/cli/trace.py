@@ -47,6 +47,8 @@ def trace(
     """Show the life of an order, and what it still waits for.
 
     Milliseconds are those since the line before.
+
+    What comes before a record that waits is counted from its group's committed offset, a second old at most.
     """
     if timeout is not None and not follow:
         raise UsageError("--timeout is how long --follow waits", hint="give --follow too")

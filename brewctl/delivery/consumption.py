@@ -1,18 +1,20 @@
-"""A member of a consumer group that runs a downstream: reads, lets the inbox write, then commits offsets.
+"""A member of a consumer group that runs a downstream: reads, lets the inbox write, and commits offsets now and then.
 
-    poll ─► inbox: effects, COMMIT ─► commit offsets
-      └─► next poll    │ crash here: redelivered, found in processed_events
+    poll ─► inbox: effects, COMMIT ─► settled ─► commit offsets, at most once a second
+      └─► next poll                      │ crash here: redelivered, found in processed_events
 
-While PostgreSQL works on a batch the next one is read: one is in the database and one in hand, never more, and they
-are written in their order. Before partitions leave, the transaction in the database is finished and the offsets of
-what is done are committed; the rest, and the batch in hand, come again, to whoever has the partitions then.
+Where more records wait, the next batch is read while PostgreSQL works on one: one is in the database and one in hand,
+never more, and they are written in their order. Where none wait, the member rests after a batch, by what it cost: what
+comes meanwhile shares a poll and a transaction. Before partitions leave, the transaction in the database is finished
+and the offsets of what is done are committed; the rest, and the batch in hand, come again, to whoever has the
+partitions then.
 """
 
 import threading
 import time
 from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from brewctl import log
 from brewctl.config import Settings
@@ -21,6 +23,8 @@ from brewctl.delivery.broker import Consumer, Record, UnavailableError
 from brewctl.delivery.downstream import Downstream, Later
 from brewctl.delivery.failures import FailingError, StoppedError
 from brewctl.delivery.inbox import SLOW, Batch, Inbox
+from brewctl.delivery.rest import Rest
+from brewctl.delivery.settled import Settled
 from brewctl.errors import BrewError, UnreachableError
 from brewctl.lifecycle import Backoff, run_together
 
@@ -68,7 +72,8 @@ class _Writing:
     batch: Batch
     assignment: int  # by which assignment of partitions it was read
     applied: Future[None]
-    committed: Sequence[Record] = ()  # those whose offsets are committed
+    began_s: float = field(default_factory=time.monotonic)
+    noted: Sequence[Record] = ()  # those that are known to be settled
 
 
 class Consumption:
@@ -81,6 +86,8 @@ class Consumption:
         self._node = node
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="inbox")
         self._writing: _Writing | None = None
+        self._settled = Settled(settings.limits)
+        self._rest = Rest(settings.limits.consume_rest_s)
         self._late_at: float | None = None  # when, after a stop, the transaction in hand is waited for no more
         self._late: _Writing | None = None  # what was ended then
 
@@ -120,21 +127,24 @@ class Consumption:
             on_assigned=self._report_assignment,
             on_revoked=lambda: self._let_go(consumer, stop),
         )
+        self._settled, self._rest = Settled(self._settings.limits), Rest(self._settings.limits.consume_rest_s)
         try:
             while not stop.is_set():
-                records = consumer.poll(timeout_s=0 if self._writing else _POLL_S)
+                records = self._read(consumer, stop)
                 batch, assignment = self._inbox.read(records), consumer.assignments
                 finished = self._finish(consumer, stop)
                 # Read before partitions were assigned anew, it comes again.
                 if records and assignment == consumer.assignments and not stop.is_set():
                     self._write(batch, assignment)
                 if finished:
-                    self._commit(consumer, finished)
+                    self._note(finished)
                     backoff.reset()
                 elif not records:
                     self._inbox.rest()
+                self._commit_in_time(consumer)
             if finished := self._finish(consumer, stop):
-                self._commit(consumer, finished)
+                self._note(finished)
+            self._commit(consumer)
         finally:
             if writing := self._writing:
                 writing.batch.given_up = True
@@ -145,6 +155,18 @@ class Consumption:
     def _report_assignment(self, partitions: list[int]) -> None:
         self._inbox.trouble = ""
         log.say(self._node, f"partitions assigned {partitions}")
+
+    def _read(self, consumer: Consumer, stop: threading.Event) -> list[Record]:
+        """Read the next records: at once where some wait, else when the batch in the database is done, after a rest."""
+        if not consumer.behind:
+            if self._writing:
+                return []
+            self._rest.take(stop)
+        timeout_s = 0 if self._writing else min(_POLL_S, self._settled.due_in_s(consumer.committed_at))
+        began_s = time.thread_time()  # which stands still while it waits for records
+        if records := consumer.poll(timeout_s=timeout_s):
+            self._rest.worked(time.thread_time() - began_s)
+        return records
 
     def _write(self, batch: Batch, assignment: int) -> None:
         self._writing = _Writing(batch, assignment, self._writer.submit(self._inbox.apply, batch))
@@ -163,6 +185,7 @@ class Consumption:
             error = writing.applied.exception()
             if error is None:
                 self._writing, self._inbox.trouble = None, ""
+                self._rest.worked(time.monotonic() - writing.began_s)
                 return writing
             if isinstance(error, Later):
                 self._stay_for(error.seconds, writing, consumer, stop)
@@ -172,10 +195,10 @@ class Consumption:
                 break
             self._stay(writing, consumer)
             if self._writing is writing:
-                self._write(writing.batch, writing.assignment)
+                writing.applied = self._writer.submit(self._inbox.apply, writing.batch)
         if writing:
             self._writing = None
-            self._commit(consumer, writing)
+            self._note(writing)
         return None
 
     def _wait(self, writing: _Writing, stop: threading.Event, consumer: Consumer | None = None) -> None:
@@ -212,7 +235,8 @@ class Consumption:
 
     def _stay(self, writing: _Writing, consumer: Consumer) -> None:
         """Remain a member while a batch takes long, and commit the offsets of what is done of it."""
-        self._commit(consumer, writing)
+        self._note(writing)
+        self._commit_in_time(consumer)
         consumer.keep_alive()
 
     def _end_in_time(self, writing: _Writing) -> None:
@@ -228,25 +252,36 @@ class Consumption:
 
     def _let_go(self, consumer: Consumer, stop: threading.Event) -> None:
         """Finish the transaction in the database, and commit the offsets of what is done, before partitions leave."""
-        if not (writing := self._writing):
-            return
-        writing.batch.given_up = True
-        while not writing.applied.done():
-            consumer.stay_while_leaving()
-            if stop.is_set():
-                self._end_in_time(writing)
-        self._writing = None
-        self._inbox.forget(writing.batch)
-        self._commit(consumer, writing)
-        if undone := len(writing.batch.records) - len(writing.batch.settled):
+        undone = 0
+        if writing := self._writing:
+            writing.batch.given_up = True
+            while not writing.applied.done():
+                consumer.stay_while_leaving()
+                if stop.is_set():
+                    self._end_in_time(writing)
+            self._writing = None
+            self._inbox.forget(writing.batch)
+            self._note(writing)
+            undone = len(writing.batch.records) - len(writing.batch.settled)
+        self._commit(consumer)
+        if undone:
             logger.info("batch_given_up", records=undone, reason="partitions leave", hint="they are delivered again")
 
-    def _commit(self, consumer: Consumer, written: _Writing) -> None:
-        """Commit the offsets of what is done of a batch, unless its partitions have left meanwhile."""
+    def _note(self, written: _Writing) -> None:
+        """Note what is done of a batch: its offsets may be committed."""
         settled = written.batch.settled
-        if settled is written.committed or written.assignment != consumer.assignments:
-            return
-        written.committed = settled
+        if settled is not written.noted:
+            self._settled.note(settled, new=len(settled) - len(written.noted), assignment=written.assignment)
+            written.noted = settled
+
+    def _commit_in_time(self, consumer: Consumer) -> None:
+        """Commit the offsets of what is done, where that is due."""
+        if self._settled.due_in_s(consumer.committed_at) == 0:
+            self._commit(consumer)
+
+    def _commit(self, consumer: Consumer) -> None:
+        """Commit the offsets of what is done, unless its partitions have left meanwhile."""
+        settled = self._settled.take(assignment=consumer.assignments)
         if settled and (reason := consumer.commit(settled)):
             logger.warning("commit_refused", reason=reason, hint="redelivered and skipped as duplicates")
 

@@ -161,7 +161,9 @@ class _Judge:
         before = place.offset - progress.position
         if before < 0:
             return Standing(f"{undone}, which has passed it at {where}: lost", again, stuck=True)
-        ahead = f"it comes after {before} record{'s' if before > 1 else ''}" if before else "it is next"
+        # A member commits its offsets once a second: it may be further than that by now.
+        most = "at most " if group.members else ""
+        ahead = f"it comes after {most}{before} record{'s' if before > 1 else ''}" if before else "it is next"
         coming = f"{undone}: {ahead} in partition {place.partition}"
         if not group.members:
             return Standing(

@@ -1,5 +1,6 @@
 """What each Kafka client promises a member of a group: whole records in order, time to leave, and stops that end."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -243,9 +244,9 @@ def test_keeping_alive_reads_nothing_and_serves_a_rebalance(settings: Settings) 
 @both_clients
 def test_a_stop_while_the_broker_is_silent_ends_in_time(kafka_client: KafkaClient, broker: OwnBroker) -> None:
     with own_topic([broker.address], kafka_client) as settings:
-        member = a_busy_member(settings)
+        member = Stopping(settings)
         with broker.paused():
-            stop_in_time(member)
+            member.end_in_time()
 
 
 def test_a_stop_while_no_broker_is_there_ends_in_time(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -254,36 +255,38 @@ def test_a_stop_while_no_broker_is_there_ends_in_time(tmp_path_factory: pytest.T
         for client in KafkaClient:
             settings = Settings(brokers=(broker.address,), topic=f"t-{client}", kafka_client=client)
             topics.create(settings)
-            members.append(a_busy_member(settings))
+            members.append(Stopping(settings))
         os.kill(broker.pid, signal.SIGKILL)
         for member in members:
-            stop_in_time(member)
+            member.end_in_time()
 
 
-def a_busy_member(settings: Settings) -> Joined:
-    """A member with records in hand."""
-    settings = limited(settings, kafka_leave_s=1.0)
-    send(settings, numbered(settings, 6))
-    member = Joined(settings)
-    member.poll_until("records", lambda: len(member.read) == 6)
-    return member
+class Stopping:
+    """A member with records in hand, in a thread of its own, as a role's is."""
 
+    def __init__(self, settings: Settings) -> None:
+        self._settings = limited(settings, kafka_leave_s=1.0)
+        send(settings, numbered(settings, 6))
+        self._has_read, self._may_stop = threading.Event(), threading.Event()
+        self._answers: list[str] = []
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        assert self._has_read.wait(60)
 
-def stop_in_time(member: Joined) -> None:
-    answers: list[str] = []
-
-    def stop() -> None:
+    def _run(self) -> None:
+        member = Joined(self._settings)
+        member.poll_until("records", lambda: len(member.read) == 6)
+        self._has_read.set()
+        self._may_stop.wait(60)
         member.stop.set()
-        answers.append(member.consumer.commit(member.read))
-        try:
+        self._answers.append(member.consumer.commit(member.read))
+        with contextlib.suppress(UnavailableError, BrewError):
             for _ in range(3):
                 member.poll()
-        except (UnavailableError, BrewError) as error:
-            answers.append(str(error))
         member.consumer.close()
 
-    stopping = threading.Thread(target=stop)
-    stopping.start()
-    stopping.join(BOUND_S)
-    assert not stopping.is_alive(), "it waits without end"
-    assert answers[0], "it says that nothing was committed"
+    def end_in_time(self) -> None:
+        self._may_stop.set()
+        self._thread.join(BOUND_S)
+        assert not self._thread.is_alive(), "it waits without end"
+        assert self._answers[0], "it says that nothing was committed"

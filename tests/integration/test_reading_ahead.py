@@ -79,7 +79,8 @@ class Member:
 
 @pytest.fixture
 def settings(rig: Rig) -> Settings:
-    return limited(rig.settings, consume_records=BATCH)
+    """Offsets are committed after each batch, so that a test sees the order of effects and offsets."""
+    return limited(rig.settings, consume_records=BATCH, redelivery_records=BATCH)
 
 
 @pytest.fixture

@@ -217,3 +217,25 @@ def test_what_a_group_waits_for_is_who_owns_the_partition(members: list[Member],
     view = overview.GroupView(group.name, group.state, group.assignor, group.members, tuple(progress))
     kafka = Topics(frozenset("t"), {group.name: view}, [])
     assert judge(dataclasses.replace(Settings(), topic="t"), notified, kafka) == [said]
+
+
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        ([], "it comes after 7 records in partition 3, and nobody reads for the group"),
+        ([member("inventory-1", 3)], "it comes after at most 7 records in partition 3, which inventory-1 reads"),
+    ],
+)
+def test_a_member_may_be_further_than_the_offset_that_it_has_committed(members: list[Member], said: str) -> None:
+    group = Group("inventory", "Stable" if members else "Empty", "roundrobin", tuple(members))
+    progress = offsets.progress(group, {3: 50}, {3: (0, 58)})
+    view = overview.GroupView(group.name, group.state, group.assignor, group.members, tuple(progress))
+    kafka = Topics(frozenset("t"), {group.name: view}, [])
+    notified = dataclasses.replace(
+        life([event(5)]),
+        dedup=[Dedup("notifications", 5, NOON, 0, NOON)],
+        effects=[Effect("notifications", "notification-1", NOON)],
+        nodes=[READS, SILENT],
+    )
+    (standing,) = judge(dataclasses.replace(Settings(), topic="t"), notified, kafka)
+    assert standing.text == f"not reserved by group inventory: {said}"

@@ -45,6 +45,12 @@ class Wire(Protocol):
 class Member(Protocol):
     """One client's member of a group, as `membership.Consumer` describes it."""
 
+    committed_at: float
+
+    @property
+    def behind(self) -> bool:
+        """Say whether records wait for the next poll."""
+
     @property
     def assignments(self) -> int:
         """Say how often partitions were assigned."""

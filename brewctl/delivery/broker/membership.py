@@ -46,6 +46,19 @@ class Consumer:
         """How often partitions were assigned: records that were read before the last time come again."""
         return self._member.assignments
 
+    @property
+    def behind(self) -> bool:
+        """Whether records wait for this member's next poll: in memory, or at the brokers when they last answered.
+
+        Those that came since a broker's last answer do not count.
+        """
+        return self._member.behind
+
+    @property
+    def committed_at(self) -> float:
+        """When Kafka was last asked to commit, by time.monotonic(); -math.inf before the first time."""
+        return self._member.committed_at
+
     def keep_alive(self) -> None:
         """Poll without reading, so that this member keeps its partitions while it waits with a batch in hand.
 

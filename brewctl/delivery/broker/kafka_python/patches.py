@@ -58,3 +58,4 @@ for _module in _MEASURING:
 conn.time = _WithoutPause
 # The library uses versions 0 (only of brokers that are too old for us) and 1.
 client_async.MetadataRequest = [MetadataRequest_v0, _ask_only]
+sensor.Sensor.record = lambda *_arguments, **_named: None

@@ -1,5 +1,6 @@
 """A member of a consumer group: the library sends heartbeats and fetches ahead in threads of its own."""
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -109,6 +110,8 @@ class Member:
         self._paused = False
         self._lost: dict[int, int] = {}  # offsets that are not in their partition any more
         self._failure: Exception | None = None
+        self._highs: dict[int, int] = {}  # the ends of partitions, records of open transactions included, when reached
+        self.committed_at = -math.inf
         self._closing = False
         self._leaving = ""  # how partitions leave, while they do
         with explained(settings):
@@ -134,6 +137,18 @@ class Member:
         """How often partitions were assigned."""
         return self._assignments
 
+    @property
+    def behind(self) -> bool:
+        """Whether records wait for the next poll."""
+        if self._kept:
+            return True
+        return any(self._end_of(each) > max(at, self._highs.get(each, 0)) for each, at in self._progress.next.items())
+
+    def _end_of(self, partition: int) -> int:
+        """Return the end of a partition as a broker last told it; negative where none has."""
+        found: Any = self._library.get_watermark_offsets(TopicPartition(self._topic, partition), cached=True)
+        return int(found[1])
+
     def poll(self, *, timeout_s: float) -> list[Record]:
         """Read the next records."""
         with self._explained():
@@ -145,7 +160,8 @@ class Member:
                 return records
             records = self._read(timeout_s)
         self._progress.hand_out(records)
-        if not records and (ends := self._progress.uncommitted()):
+        pending = not records and time.monotonic() >= self.committed_at + self._limits.offset_commit_s
+        if pending and (ends := self._progress.uncommitted()):
             self.commit({(self._topic, each): end for each, end in ends.items()})  # refused: a later poll tries again
         return records
 
@@ -168,12 +184,18 @@ class Member:
         offsets = [TopicPartition(topic, partition, end) for (topic, partition), end in ends.items()]
         if self._leaving == _LOST:
             return "the partitions are another member's already"
+        if self._failure:
+            return str(self._failure)
         try:
             answers = self._ask_to_commit(offsets)
         except KafkaException as raised:
             return words(error_of(raised))
         except TimeoutError:
-            return "no answer before the stop"
+            # The library does nothing else until it has that answer.
+            self._failure = UnavailableError("no answer before the stop")
+            return str(self._failure)
+        finally:
+            self.committed_at = time.monotonic()
         for answer in answers:
             if answer.error is not None:
                 return words(answer.error)
@@ -241,6 +263,7 @@ class Member:
         code, partition, offset = error.code(), message.partition(), message.offset()
         if code == KafkaError._PARTITION_EOF:  # noqa: SLF001
             self._progress.reach(partition, offset)
+            self._highs[partition] = self._end_of(partition)
         elif code == KafkaError._AUTO_OFFSET_RESET:  # noqa: SLF001
             self._lost[partition] = offset
         elif code in _PASSING:
@@ -314,6 +337,7 @@ class Member:
     def _forget(self) -> None:
         self._kept.clear()
         self._lost.clear()
+        self._highs.clear()
 
     def _find_again(self) -> None:
         """Go on at the first record of partitions whose next one is gone, and say so."""
@@ -346,6 +370,8 @@ class Member:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
+        if self._failure:
+            raise self._failure
         try:
             yield
         except KafkaException as raised:
