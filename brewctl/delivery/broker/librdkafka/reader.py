@@ -7,10 +7,11 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from brewctl.config import Settings
+from brewctl.delivery.broker.kafka_python.admin import open_admin
 from brewctl.delivery.broker.librdkafka.client import connection, explained, require_answer
 from brewctl.delivery.broker.librdkafka.consumer import fetching
 from brewctl.delivery.broker.librdkafka.records import Reading
-from brewctl.delivery.broker.reasons import absent, open_transaction
+from brewctl.delivery.broker.reasons import open_transaction
 from brewctl.delivery.broker.record import Record
 from brewctl.errors import BrewError, UnreachableError
 
@@ -23,7 +24,6 @@ class Topics:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._answer_s = settings.limits.kafka_admin_s
         self._reading = Reading(settings, name=_NAME)
         self._positions: dict[int, int] = {}
         self._failure: Exception | None = None
@@ -40,22 +40,12 @@ class Topics:
 
     def bounds(self, topic: str, *, since_ms: int | None = None) -> dict[int, tuple[int, int]]:
         """Return, for each partition, the first offset there is and the one that the next record will have."""
-        found = self._library.list_topics(topic, timeout=self._answer_s).topics[topic]
-        if found.error is not None and found.error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
-            raise absent(topic)
-        if found.error is not None:
-            raise KafkaException(found.error)
-        places = [TopicPartition(topic, partition) for partition in sorted(found.partitions)]
-        bounds = {
-            place.partition: self._library.get_watermark_offsets(place, timeout=self._answer_s) for place in places
-        }
-        if since_ms is not None:
-            asked = [TopicPartition(topic, place.partition, since_ms) for place in places]
-            for first in self._library.offsets_for_times(asked, timeout=self._answer_s):
-                if first.error is not None:
-                    raise KafkaException(first.error)
-                _, end = bounds[first.partition]
-                bounds[first.partition] = (first.offset if first.offset >= 0 else end, end)
+        # The library's own answer ends before the first open transaction.
+        with open_admin(self._settings) as admin:
+            bounds = admin.ends(topic)
+            if since_ms is not None:
+                starts = admin.offsets_at(topic, since_ms)
+                bounds = {partition: (starts[partition], end) for partition, (_, end) in bounds.items()}
         return bounds
 
     def read(self, topic: str, ranges: Mapping[int, tuple[int, int]]) -> Iterator[list[Record]]:
