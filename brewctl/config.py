@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
 
 import platformdirs
@@ -37,6 +38,13 @@ class LogFormat(StrEnum):
 
     LOGFMT = "logfmt"
     JSON = "json"
+
+
+class KafkaClient(StrEnum):
+    """The library that sends and reads."""
+
+    KAFKA_PYTHON_NG = "kafka-python-ng"
+    LIBRDKAFKA = "librdkafka"
 
 
 @dataclass(frozen=True)
@@ -167,6 +175,7 @@ class Settings:
     # What reads the topic, as MODULE:NAME; and what stands before each consumer group's name in Kafka.
     downstreams: tuple[str, ...] = DEFAULT_DOWNSTREAMS
     group_prefix: str = ""
+    kafka_client: KafkaClient = KafkaClient.KAFKA_PYTHON_NG
     configured: frozenset[str] = frozenset()
     # What makes the tables of this database, and the variable that names it: said where one of them is missing, or it.
     init_command: str = "brewctl db init"
@@ -199,6 +208,7 @@ ENVIRONMENT = {
     "order_addrs": "BREW_ORDER_ADDRS",
     "downstreams": "BREW_DOWNSTREAMS",
     "group_prefix": "BREW_GROUP_PREFIX",
+    "kafka_client": "BREW_KAFKA_CLIENT",
 }
 
 
@@ -222,6 +232,7 @@ def resolve(
         order_addrs=_addresses("order_addrs", chosen["order_addrs"]) or defaults.order_addrs,
         downstreams=_downstreams(chosen["downstreams"]) or defaults.downstreams,
         group_prefix=_group_prefix(chosen["group_prefix"]),
+        kafka_client=_kafka_client(chosen["kafka_client"]),
         configured=frozenset(name for name, value in given.items() if value),
         limits=limits or Limits(),
     )
@@ -236,6 +247,7 @@ def environment(settings: Settings) -> dict[str, str]:
         "order_addrs": ",".join(settings.order_addrs),
         "downstreams": ",".join(settings.downstreams),
         "group_prefix": settings.group_prefix,
+        "kafka_client": settings.kafka_client.value,
     }
     return {ENVIRONMENT[name]: value for name, value in values.items()}
 
@@ -307,3 +319,15 @@ def _group_prefix(text: str) -> str:
         hint = "use up to 100 letters, digits, '.', '_', '-'"
         raise UsageError(f"BREW_GROUP_PREFIX: {text[:80]!r} can't begin a consumer group's name", hint=hint)
     return text
+
+
+def _kafka_client(text: str) -> KafkaClient:
+    try:
+        client = KafkaClient(text or KafkaClient.KAFKA_PYTHON_NG)
+    except ValueError:
+        hint = f"use {' or '.join(KafkaClient)}"
+        raise UsageError(f"BREW_KAFKA_CLIENT: {text[:80]!r} is no Kafka client", hint=hint) from None
+    if client is KafkaClient.LIBRDKAFKA and not find_spec("confluent_kafka"):
+        hint = "pip install 'brewctl[librdkafka]'"
+        raise UsageError("BREW_KAFKA_CLIENT: librdkafka is not installed", hint=hint)
+    return client

@@ -1,7 +1,8 @@
 """Real servers for the tests, and a rig of one's own for each.
 
 BREW_DATABASE_URL and BREW_KAFKA_BROKERS name the servers; else each of three test processes brings a sandbox up, in a
-temporary home. Every test gets a database and a topic of its own. The groups have the contract's names: on servers of
+temporary home. BREW_KAFKA_CLIENT chooses the client of tests that do not run over both. Every test gets a database and
+a topic of its own. The groups have the contract's names: on servers of
 yours, stop the roles first; their offsets may be reset, which costs a redelivery and no effect.
 """
 
@@ -23,7 +24,7 @@ import pytest
 import structlog
 
 from brewctl import config, lifecycle, overview
-from brewctl.config import Settings, environment
+from brewctl.config import KafkaClient, Settings, environment
 from brewctl.delivery import database, topics
 from brewctl.delivery.broker import open_admin
 from brewctl.lab.nodes import Node, Nodes
@@ -34,6 +35,7 @@ structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.
 BREWCTL = str(Path(sys.executable).with_name("brewctl"))
 _SERVERS = ("BREW_DATABASE_URL", "BREW_KAFKA_BROKERS")
 _GIVEN = {name: os.environ[name] for name in _SERVERS if os.environ.get(name)}
+_CLIENT = KafkaClient(os.environ.get("BREW_KAFKA_CLIENT") or Settings.kafka_client)
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -157,7 +159,9 @@ class Rig:
 
 
 @contextlib.contextmanager
-def open_rig(servers: dict[str, str], logs: Path, *, database_options: str = "") -> Iterator[Rig]:
+def open_rig(
+    servers: dict[str, str], logs: Path, *, database_options: str = "", kafka_client: KafkaClient = _CLIENT
+) -> Iterator[Rig]:
     """A fresh database and topic, no members in the groups; whatever was started is ended."""
     name = f"brew_test_{uuid.uuid4().hex[:12]}"
     server_url = servers["BREW_DATABASE_URL"]
@@ -165,6 +169,7 @@ def open_rig(servers: dict[str, str], logs: Path, *, database_options: str = "")
         database_url=psycopg.conninfo.make_conninfo(server_url, dbname=name),
         brokers=tuple(servers["BREW_KAFKA_BROKERS"].split(",")),
         topic=f"{name}-order-created",
+        kafka_client=kafka_client,
     )
     with psycopg.connect(server_url, autocommit=True) as maintenance:
         try:
@@ -188,7 +193,13 @@ def open_rig(servers: dict[str, str], logs: Path, *, database_options: str = "")
 
 
 @pytest.fixture
-def rig(servers: dict[str, str], tmp_path: Path) -> Iterator[Rig]:
+def kafka_client() -> KafkaClient:
+    """Which client sends and reads: BREW_KAFKA_CLIENT, where tests do not name both."""
+    return _CLIENT
+
+
+@pytest.fixture
+def rig(servers: dict[str, str], tmp_path: Path, kafka_client: KafkaClient) -> Iterator[Rig]:
     """A rig of one test's own."""
-    with open_rig(servers, tmp_path / "logs") as rig:
+    with open_rig(servers, tmp_path / "logs", kafka_client=kafka_client) as rig:
         yield rig

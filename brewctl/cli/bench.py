@@ -114,7 +114,7 @@ def _machine(settings: "Settings") -> Mapping[str, Any]:
     return {
         **found,
         "brokers": len(settings.brokers),
-        "kafka_client": getattr(settings, "kafka_client", "kafka-python-ng"),
+        "kafka_client": settings.kafka_client,
     }
 
 

@@ -20,6 +20,7 @@ _HOME = "BREW_HOME"
 _DOWNLOADS = ("BREW_MAVEN_REPOSITORY", "XDG_CACHE_HOME")
 # What a command reads beside the variables of its options.
 _PREFIX = "BREW_GROUP_PREFIX"  # of the groups of the downstreams
+_CLIENT = "BREW_KAFKA_CLIENT"
 _MORE = {
     "bench": _DOWNLOADS,
     **{f"consume {name}": (_PREFIX,) for name in config.SHORT_NAMES},
@@ -42,6 +43,9 @@ What `brewctl COMMAND --help` says, as one page; `make docs` writes it anew.
 A flag wins over its variable, that over the running sandbox, that over the default. Results are on stdout, notes and
 errors on stderr; colours and live views only in a terminal, and no colours where `NO_COLOR` is set. Exit codes: 0 done,
 1 what was asked failed, 2 wrong usage, 3 a server can't be reached, 130 interrupted.
+`BREW_KAFKA_CLIENT` chooses the library that sends and reads: `kafka-python-ng`, the default, or `librdkafka`, which
+takes a fraction of the CPU and is installed by `pip install 'brewctl[librdkafka]'`; topics and groups are administered
+by the first in either case.
 `brewctl --install-completion` completes commands, options, nodes, groups and order ids in your shell.
 """
 
@@ -70,6 +74,8 @@ def environment(words: tuple[str, ...], command: Command) -> list[str]:
         names.update([named] if isinstance(named, str) else named)
     if {"BREW_DOWNSTREAMS", "BREW_KAFKA_BROKERS"} <= names:
         names.add(_PREFIX)
+    if "BREW_KAFKA_BROKERS" in names:
+        names.add(_CLIENT)
     return sorted(names)
 
 

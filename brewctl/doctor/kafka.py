@@ -34,7 +34,7 @@ def check(settings: Settings) -> Iterator[Finding]:
         alive = [address for _, address in brokers]
         silent = [address for address in settings.brokers if why_not(address, timeout_s=_CONNECT_S)]
         yield _brokers(alive, silent, unreached(brokers))
-        yield ok("kafka-client", f"{library()}; brokers speak as {admin.protocol} or later")
+        yield ok("kafka-client", f"{library(settings)}; brokers speak as {admin.protocol} or later")
         before = time.time()
         if clock := admin.clock():
             yield clocks.judge("kafka-clock", "kafka's controller", before, clock, time.time())

@@ -15,7 +15,7 @@ from kafka.structs import OffsetAndMetadata
 
 from brewctl.delivery import acceptance, database, events, orders
 from brewctl.delivery.broker import Reader, open_reader
-from brewctl.delivery.broker.client import connection
+from brewctl.delivery.broker.kafka_python.client import connection
 from brewctl.delivery.database import Pool
 from brewctl.delivery.downstream import Downstream
 from brewctl.delivery.inbox import Inbox

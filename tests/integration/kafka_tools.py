@@ -23,7 +23,7 @@ from psycopg import sql
 from brewctl.config import Settings
 from brewctl.delivery import events
 from brewctl.delivery.broker import PARTITIONS
-from brewctl.delivery.broker.client import connection
+from brewctl.delivery.broker.kafka_python.client import connection
 from brewctl.lab.nodes import Node
 from brewctl.lifecycle import wait_until
 from brewctl.proto.orders_pb2 import ORDER_STATUS_NEW, OrderCreated

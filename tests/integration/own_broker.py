@@ -1,7 +1,9 @@
 """A broker of a test's own, configured as others do it."""
 
 import contextlib
+import os
 import signal
+import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,27 @@ class OwnBroker:
     address: str
     detour: str
     advertised: str
+    folder: Path
+    pid: int
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """It keeps its connections, and answers nothing."""
+        os.kill(self.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.pid, signal.SIGCONT)
+
+    def batches(self, topic: str, partition: int = 0) -> list[int]:
+        """How many records each batch of a partition has, as they are in its file."""
+        data = (self.folder / "data" / f"{topic}-{partition}" / f"{0:020}.log").read_bytes()
+        counts, at = [], 0
+        while at < len(data):
+            (length,) = struct.unpack_from(">i", data, at + 8)
+            counts.append(struct.unpack_from(">i", data, at + 57)[0])
+            at += 12 + length
+        return counts
 
 
 class _Quiet:
@@ -62,6 +85,6 @@ def own_broker(folder: Path, *, advertised: str, properties: Mapping[str, str]) 
 
     try:
         processes.wait_ready([server], answers, timeout_s=120)
-        yield OwnBroker(address, f"127.0.0.1:{detour}", advertised)
+        yield OwnBroker(address, f"127.0.0.1:{detour}", advertised, folder, server.pid)
     finally:
         processes.end([server], ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)))

@@ -10,7 +10,7 @@ from kafka import KafkaProducer, errors
 
 from brewctl.delivery import offsets
 from brewctl.delivery.broker import Admin, open_admin
-from brewctl.delivery.broker.client import connection
+from brewctl.delivery.broker.kafka_python.client import connection
 from brewctl.delivery.offsets import Target, Where
 from brewctl.errors import BrewError
 from tests.conftest import Rig, limited

@@ -13,7 +13,7 @@ from kafka import KafkaProducer
 from brewctl.config import Limits, Settings
 from brewctl.delivery import database
 from brewctl.delivery.broker import PARTITIONS, Consumer, Record
-from brewctl.delivery.broker.client import connection
+from brewctl.delivery.broker.kafka_python.client import connection
 from brewctl.delivery.consumption import Consumption
 from brewctl.delivery.downstream import Downstream
 from brewctl.delivery.inbox import Batch, Inbox
@@ -273,7 +273,8 @@ def test_failed_tries_of_events_whose_partitions_leave_are_forgotten(rig: Rig, s
 def test_losing_its_broker_never_lets_a_member_wait_for_itself(settings: Settings) -> None:
     """The client's threads take its two locks in opposite orders: they have to be one."""
     member = a_member(settings, "one", lambda _partitions: None)
-    locks = [member._consumer._client._lock, member._consumer._coordinator._lock]
+    library = member._member._consumer  # type: ignore[attr-defined]
+    locks = [library._client._lock, library._coordinator._lock]
     meeting = threading.Barrier(2)
     got: list[bool] = []
 

@@ -18,7 +18,7 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from brewctl.config import Settings, environment
 from brewctl.delivery import database, rest
-from brewctl.delivery.broker.client import connection
+from brewctl.delivery.broker.kafka_python.client import connection
 from brewctl.delivery.consumption import Consumption
 from brewctl.delivery.inbox import Batch, Inbox, Tally
 from brewctl.roles import inventory

@@ -155,7 +155,7 @@ def test_a_commit_wakes_the_publisher_without_a_poll(rig: Rig) -> None:
 
 def test_the_producer_waits_for_all_in_sync_replicas_and_keeps_order(producer: Producer) -> None:
     """What the client defaults to, acks=1 and no retries, loses acknowledged records with a broker."""
-    config = producer._producer.config
+    config = producer._wire._producer.config  # type: ignore[attr-defined]
     assert config["acks"] == -1
     assert config["max_in_flight_requests_per_connection"] == 1
     assert config["retries"] > 1000
@@ -231,5 +231,5 @@ def test_an_invalid_record_is_refused(rig: Rig, producer: Producer) -> None:
         finally:
             admin.delete_topics([topic])
     assert isinstance(refused, RefusedError)
-    assert "InvalidRecord" in str(refused)
+    assert "invalidrecord" in str(refused).replace("_", "").lower()
     assert isinstance(taken, Place)

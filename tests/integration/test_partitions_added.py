@@ -10,7 +10,7 @@ from confluent_kafka.admin import AdminClient, NewPartitions  # type: ignore[att
 from brewctl.config import Settings
 from brewctl.delivery import database
 from brewctl.delivery.broker import Record
-from brewctl.delivery.broker.client import connection
+from brewctl.delivery.broker.kafka_python.client import connection
 from brewctl.delivery.broker.partitions import partition_for
 from brewctl.delivery.burial import Burial
 from brewctl.delivery.consumption import Consumption

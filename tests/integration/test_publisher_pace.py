@@ -1,6 +1,5 @@
 """When the publisher looks, how many rows it takes, and how they travel: none waits, and nothing is asked in vain."""
 
-import contextlib
 import threading
 import time
 import uuid
@@ -215,26 +214,3 @@ def test_an_idle_publisher_takes_a_lone_commit_at_once_and_many_together(
     assert publisher.found[:2] == [0, 1]
     assert [found for found in publisher.found[2:] if found] == [30]
     assert unpublished(rig) == 0
-
-
-def test_what_a_send_has_for_a_partition_is_one_batch(rig: Rig) -> None:
-    with contextlib.closing(Producer(rig.settings, node="test")) as producer:
-        client = producer._producer
-        sent: list[Any] = []
-        send = client.send
-
-        def keep(*args: Any, **kwargs: Any) -> Any:
-            sent.append(send(*args, **kwargs))
-            return sent[-1]
-
-        client.send = keep
-        for number in range(3):  # the second and third find the client at rest
-            sent.clear()
-            records = [Record(rig.settings.topic, f"key-{key}".encode(), b"x" * 200, []) for key in range(1000)]
-            outcomes = producer.send(records, timeout_s=20)
-            batches: dict[int, set[int]] = {}
-            for place, future in zip(outcomes, sent, strict=True):
-                assert isinstance(place, Place), place
-                batches.setdefault(place.partition, set()).add(id(future._produce_future))
-            assert len(batches) > 1
-            assert {len(each) for each in batches.values()} == {1}, f"send {number}"

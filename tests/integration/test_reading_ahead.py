@@ -11,7 +11,7 @@ from kafka import KafkaProducer
 from brewctl.config import Settings
 from brewctl.delivery import consumption, database
 from brewctl.delivery.broker import Consumer, Record
-from brewctl.delivery.broker.client import connection
+from brewctl.delivery.broker.kafka_python.client import connection
 from brewctl.delivery.consumption import Consumption
 from brewctl.delivery.inbox import Batch, Inbox
 from brewctl.roles import inventory

@@ -10,7 +10,7 @@ from kafka import KafkaConsumer
 from brewctl.config import Settings
 from brewctl.delivery import topics
 from brewctl.delivery.broker import Admin, open_admin
-from brewctl.delivery.broker.client import connection
+from brewctl.delivery.broker.kafka_python.client import connection
 from brewctl.errors import BrewError
 from brewctl.lifecycle import wait_until
 from tests.conftest import Rig

@@ -14,7 +14,7 @@ from kafka.coordinator.assignors.range import RangePartitionAssignor
 from kafka.structs import OffsetAndMetadata
 
 from brewctl.delivery.broker import PARTITIONS, open_admin
-from brewctl.delivery.broker.client import connection
+from brewctl.delivery.broker.kafka_python.client import connection
 from brewctl.proto import orders_pb2, orders_pb2_grpc
 from tests.conftest import Rig
 from tests.integration.kafka_tools import (

@@ -13,7 +13,7 @@ import psycopg
 
 from brewctl.delivery import dead_letters, effects, events, inbox, outbox, parking
 from brewctl.delivery.broker import Place, Producer, Record
-from brewctl.delivery.broker import producer as producers
+from brewctl.delivery.broker import sending as producers
 from brewctl.delivery.broker.partitions import partition_for
 from brewctl.delivery.downstream import Reject
 from brewctl.sql import queries

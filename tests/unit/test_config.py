@@ -12,6 +12,7 @@ from brewctl.config import (
     DEFAULT_DOWNSTREAMS,
     DEFAULT_ORDER_ADDRS,
     TOPIC,
+    KafkaClient,
     Limits,
     Settings,
 )
@@ -29,6 +30,7 @@ SETTINGS = [
         ((DEFAULT_DOWNSTREAMS[0], "loyalty:points"), ("my.own_2.module:NAME", "loyalty:points")),
     ),
     ("group_prefix", ("team-a.", "x" * 100), ("team-a.", "x" * 100)),
+    ("kafka_client", ("librdkafka", "kafka-python-ng"), (KafkaClient.LIBRDKAFKA, KafkaClient.KAFKA_PYTHON_NG)),
 ]
 DEFAULTS = {
     "database_url": DEFAULT_DATABASE_URL,
@@ -37,6 +39,7 @@ DEFAULTS = {
     "order_addrs": DEFAULT_ORDER_ADDRS,
     "downstreams": DEFAULT_DOWNSTREAMS,
     "group_prefix": "",
+    "kafka_client": KafkaClient.KAFKA_PYTHON_NG,
 }
 each_setting = pytest.mark.parametrize(("name", "texts", "values"), SETTINGS)
 each_name = pytest.mark.parametrize("name", [name for name, _, _ in SETTINGS])
@@ -250,7 +253,21 @@ def test_what_begins_no_group_name_is_refused(text: str) -> None:
 
 
 def test_what_a_process_is_told_is_what_it_resolves() -> None:
-    told = config.resolve({"downstreams": "notifications,loyalty:points", "group_prefix": "team-a."}, {}, {})
+    flags = {"downstreams": "notifications,loyalty:points", "group_prefix": "team-a.", "kafka_client": "librdkafka"}
+    told = config.resolve(flags, {}, {})
     heard = config.resolve({}, config.environment(told), {})
     assert (heard.downstreams, heard.group_prefix) == (told.downstreams, told.group_prefix)
+    assert heard.kafka_client is KafkaClient.LIBRDKAFKA
     assert [config.short_name(name) for name in heard.downstreams] == ["notifications", "loyalty:points"]
+
+
+def test_a_kafka_client_that_there_is_not_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(UsageError, match=r"BREW_KAFKA_CLIENT: 'kafka' is no Kafka client: use .*-ng or librdkafka"):
+        config.resolve({}, {"BREW_KAFKA_CLIENT": "kafka"}, {})
+
+
+def test_a_kafka_client_that_is_not_installed_is_refused_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "find_spec", lambda _name: None)
+    with pytest.raises(UsageError, match=r"librdkafka is not installed: pip install 'brewctl\[librdkafka\]'"):
+        config.resolve({}, {"BREW_KAFKA_CLIENT": "librdkafka"}, {})
+    assert config.resolve({}, {}, {}).kafka_client is KafkaClient.KAFKA_PYTHON_NG

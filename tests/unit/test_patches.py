@@ -13,7 +13,7 @@ from kafka.cluster import ClusterMetadata
 from kafka.coordinator.heartbeat import Heartbeat
 from kafka.protocol.metadata import MetadataRequest_v4
 
-from brewctl.delivery.broker import patches
+from brewctl.delivery.broker.kafka_python import patches
 
 # Of records, and of a thread that we do not use.
 REAL_TIME = {"kafka.record.default_records", "kafka.record.legacy_records", "kafka.protocol.message"}

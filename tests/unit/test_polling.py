@@ -6,9 +6,9 @@ from typing import Any
 
 from kafka.metrics.stats.sensor import Sensor
 
-from brewctl.delivery.broker import patches
-from brewctl.delivery.broker.consumer import _Client
-from brewctl.delivery.broker.polling import PollingConsumer
+from brewctl.delivery.broker.kafka_python import patches
+from brewctl.delivery.broker.kafka_python.consumer import _Client
+from brewctl.delivery.broker.kafka_python.polling import PollingConsumer
 
 
 class Fetcher:

@@ -1,10 +1,12 @@
 """Kafka, as the rest of brewctl sees it: administration, a producer, a consumer, its errors in the user's words.
 
-The only place that imports `kafka`, so that another client of the same shape can take its place.
+The only place that imports a client library. Producer, Consumer and Reader are one of two clients, which
+BREW_KAFKA_CLIENT chooses (`clients`); nothing outside knows which. Administration is kafka-python-ng's in either case.
 """
 
-from brewctl.delivery.broker import fetching, patches, records  # noqa: F401 - first: they mend the library
-from brewctl.delivery.broker.admin import (
+from brewctl.delivery.broker.advertised import Unreached, unreached, why_not
+from brewctl.delivery.broker.clients import library
+from brewctl.delivery.broker.kafka_python.admin import (
     MIN_IN_SYNC_REPLICAS,
     PARTITIONS,
     REPLICATION_FACTOR,
@@ -16,11 +18,21 @@ from brewctl.delivery.broker.admin import (
     open_admin,
     require_topic,
 )
-from brewctl.delivery.broker.advertised import Unreached, unreached, why_not
-from brewctl.delivery.broker.client import Record, UnavailableError, explained, library, reason
-from brewctl.delivery.broker.consumer import Consumer
-from brewctl.delivery.broker.producer import ClockError, HeldError, Outcome, Place, Producer, RefusedError, UnsentError
-from brewctl.delivery.broker.reader import Reader, open_reader
+from brewctl.delivery.broker.kafka_python.client import explained
+from brewctl.delivery.broker.membership import Consumer
+from brewctl.delivery.broker.outcomes import (
+    ClockError,
+    HeldError,
+    Outcome,
+    Place,
+    RefusedError,
+    UnavailableError,
+    UnsentError,
+)
+from brewctl.delivery.broker.reading import Reader, open_reader
+from brewctl.delivery.broker.reasons import reason
+from brewctl.delivery.broker.record import Record
+from brewctl.delivery.broker.sending import Producer
 
 __all__ = [
     "MIN_IN_SYNC_REPLICAS",

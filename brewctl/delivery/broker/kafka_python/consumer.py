@@ -1,10 +1,10 @@
-"""Reading, as a member of a consumer group."""
+"""A member of a consumer group: the library's, with waits that end."""
 
 import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from kafka import ConsumerRebalanceListener, TopicPartition, errors
@@ -13,9 +13,12 @@ from kafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from kafka.structs import OffsetAndMetadata
 
 from brewctl.config import Settings
-from brewctl.delivery.broker.client import Record, UnavailableError, connection, explained, require_headers, words
-from brewctl.delivery.broker.passed import Passed
-from brewctl.delivery.broker.polling import PollingConsumer
+from brewctl.delivery.broker import reasons
+from brewctl.delivery.broker.kafka_python.client import connection, explained, require_headers, words
+from brewctl.delivery.broker.kafka_python.passed import Passed
+from brewctl.delivery.broker.kafka_python.polling import PollingConsumer
+from brewctl.delivery.broker.outcomes import UnavailableError
+from brewctl.delivery.broker.record import Record
 from brewctl.errors import BrewError
 
 # What no retry mends once a consumer runs: another protocol in the group, or no right to it.
@@ -32,12 +35,8 @@ _SLICE_MS = 100
 _STAY_S = 0.05
 
 
-class Consumer:
-    """One member of a group, from the earliest offset, offsets committed by hand.
-
-    Rebalances happen inside `poll` and `keep_alive` alone: finish a batch and commit it before the next poll, or in
-    `on_revoked`. Once `stop` is set, no call takes longer than what is left of kafka_leave_s seconds.
-    """
+class Member:
+    """One member of a group, as `membership.Consumer` describes it."""
 
     def __init__(
         self,
@@ -49,7 +48,6 @@ class Consumer:
         on_assigned: Callable[[list[int]], None],
         on_revoked: Callable[[], None],
     ) -> None:
-        """Join at the first poll. `on_revoked` is called within a poll, before partitions leave; it must not raise."""
         limits = settings.limits
         self._group = group
         self._listener = _Listener(on_assigned, on_revoked)
@@ -79,11 +77,7 @@ class Consumer:
         self.committed_at = -math.inf  # by time.monotonic(): when Kafka was last asked to commit
 
     def poll(self, *, timeout_s: float) -> list[Record]:
-        """Read the next records, per partition in order.
-
-        Raises BrewError for what no retry mends, else UnavailableError: then records may have been
-        passed over, and this member must not be used, or commit, any more.
-        """
+        """Read the next records."""
         with self._explained():
             batches = self._consumer.poll(timeout_ms=int(timeout_s * 1000))
             self._passed.hand_out(batches, assignment=self._listener.assignments)
@@ -94,7 +88,7 @@ class Consumer:
 
     @property
     def assignments(self) -> int:
-        """How often partitions were assigned: records that were read before the last time come again."""
+        """How often partitions were assigned."""
         return self._listener.assignments
 
     @property
@@ -113,10 +107,7 @@ class Consumer:
         return False
 
     def keep_alive(self) -> None:
-        """Poll without reading, so that this member keeps its partitions while it waits with a batch in hand.
-
-        Call it more often than every poll_interval_s seconds. Raises what `poll` raises.
-        """
+        """Poll without reading."""
         with self._explained():
             self._consumer.pause(*self._consumer.assignment())
             read = self._consumer.poll(timeout_ms=0)
@@ -128,10 +119,7 @@ class Consumer:
             self._consumer.resume(*self._consumer.assignment())
 
     def stay_while_leaving(self) -> None:
-        """Within `on_revoked`: wait a moment, in which heartbeats go on. Without them a session may end meanwhile.
-
-        For at most poll_interval_s seconds in all: so long the group waits for this member to join again.
-        """
+        """Wait a moment, in which heartbeats go on."""
         # The client calls `on_revoked` with the lock held that the thread which sends heartbeats needs.
         lock = self._consumer._coordinator._lock  # noqa: SLF001
         with lock:
@@ -143,22 +131,14 @@ class Consumer:
             yield
         except _FATAL as error:
             if isinstance(error, errors.InconsistentGroupProtocolError):
-                raise BrewError(
-                    f"consumer group {self._group} is held by a client with another balancing protocol",
-                    hint="stop that client, or let it use the round-robin assignor",
-                ) from error
+                raise reasons.other_protocol(self._group) from error
             raise BrewError(f"kafka refused consumer group {self._group}: {words(error)}") from error
         except Exception as error:  # the client has races of its own, which a new member leaves behind
             raise UnavailableError(words(error)) from error
 
-    def commit(self, records: Sequence[Record]) -> str:
-        """Commit the offsets after these records; the reason where Kafka would not.
-
-        A refusal is a redelivery, not an error: the partitions have moved on.
-        """
-        last = {(record.topic, record.partition): record.offset for record in records}
-        offsets = {TopicPartition(*place): OffsetAndMetadata(offset + 1, "") for place, offset in last.items()}
-        return self._commit(offsets)
+    def commit(self, ends: Mapping[tuple[str, int], int]) -> str:
+        """Commit offsets; the reason where Kafka would not."""
+        return self._commit({TopicPartition(*place): OffsetAndMetadata(end, "") for place, end in ends.items()})
 
     def _commit(self, offsets: dict[TopicPartition, OffsetAndMetadata]) -> str:
         try:

@@ -9,7 +9,7 @@ from kafka import KafkaAdminClient, errors
 from kafka.protocol.commit import OffsetCommitRequest
 from kafka.protocol.offset import OffsetRequest, OffsetResetStrategy
 
-from brewctl.delivery.broker import clock, forgetting
+from brewctl.delivery.broker.kafka_python import clock, forgetting
 
 EARLIEST: int = OffsetResetStrategy.EARLIEST
 LATEST: int = OffsetResetStrategy.LATEST

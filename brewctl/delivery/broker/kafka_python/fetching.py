@@ -18,7 +18,8 @@ from kafka.consumer import fetcher, group
 from kafka.record.default_records import DefaultRecordBatch
 
 from brewctl import log
-from brewctl.delivery.broker.client import Record
+from brewctl.delivery.broker import reasons
+from brewctl.delivery.broker.record import Record
 
 logger = log.get(__name__)
 
@@ -119,23 +120,8 @@ class Fetcher(fetcher.Fetcher):  # type: ignore[misc]
         self.began[partition] = first
         wanted = self._gone.pop(partition, None)
         if wanted is not None and self._group:
-            self._tell(partition, wanted, first)
-
-    def _tell(self, place: TopicPartition, wanted: int, first: int) -> None:
-        """Say that records are lost to a group. Nothing else would: it has no lag."""
-        if wanted < first:
-            reason = f"{first - wanted} records are gone: retention removed them before they were read"
-        else:
-            reason = "the partition ends before: it was truncated, or its topic made anew, and records are gone"
-        logger.error(
-            "offset_lost",
-            group=self._group,
-            partition=place.partition,
-            wanted=wanted,
-            first=first,
-            reason=reason,
-            hint="it goes on at the first; publish what it missed again: `brewctl outbox republish --missing`",
-        )
+            said = reasons.offset_lost(wanted, first)
+            logger.error("offset_lost", group=self._group, partition=partition.partition, **said)
 
 
 group.Fetcher = Fetcher

@@ -1,38 +1,18 @@
-"""What the three clients share: how they connect, the record, and Kafka's errors in the user's words."""
+"""What all of it shares: how it connects, and the library's errors in the user's words."""
 
 import contextlib
 import selectors
 from collections.abc import Iterator
 from importlib import metadata
-from typing import Any, NamedTuple
+from typing import Any
 
 from kafka import errors
 
 from brewctl.config import Settings
-from brewctl.delivery import advice
-from brewctl.delivery.broker import advertised
-from brewctl.delivery.events import Headers
-from brewctl.errors import BrewError, UnreachableError
+from brewctl.delivery.broker.reasons import unreachable
+from brewctl.errors import BrewError
 
-# A dead letter is the largest record of the topic (1 MiB by default) and the reasons for its death.
-DEAD_LETTER_BYTES = 2 * 1024 * 1024
 _HEADERS_SINCE = (0, 11)
-
-
-class Record(NamedTuple):
-    """A record to send, or one that was read (then with its partition and offset)."""
-
-    topic: str
-    key: bytes | None
-    value: bytes | None
-    headers: Headers
-    partition: int = -1
-    offset: int = -1
-    timestamp_ms: int = -1  # since the epoch; of a record to send, negative: by this machine's clock
-
-
-class UnavailableError(Exception):
-    """Kafka did not answer in time. Of a record: whether Kafka has it is unknown."""
 
 
 class Selector(selectors.DefaultSelector):
@@ -104,35 +84,11 @@ def explained(settings: Settings) -> Iterator[None]:
         errors.RequestTimedOutError,
         errors.UnrecognizedBrokerVersion,
     ) as error:
-        raise _unreachable(settings) from error
+        raise unreachable(settings) from error
     except errors.InvalidReplicationFactorError as error:
         raise BrewError(f"kafka {where} has too few brokers for that replication factor") from error
     except errors.KafkaError as error:
         raise BrewError(f"kafka {where}: {words(error)}") from error
-
-
-def _unreachable(settings: Settings) -> UnreachableError:
-    """Say who does not answer: the configured addresses, or one that an answer sent us to."""
-    where = ",".join(settings.brokers)
-    answered, away = advertised.diagnose(settings)
-    if not answered:
-        return UnreachableError(f"kafka {where} does not answer", hint=advice.for_kafka(settings))
-    if not away:
-        return UnreachableError(f"kafka {where} answers, but not in time", hint="try again, or run `brewctl doctor`")
-    return UnreachableError(
-        f"kafka {','.join(answered)} answers, but {'; '.join(map(str, away))}", hint=advertised.Unreached.mend
-    )
-
-
-def reason(settings: Settings, error: Exception) -> str:
-    """Say why Kafka acknowledged nothing: a broker that is out of reach, else what the client says."""
-    _, away = advertised.diagnose(settings)
-    return "; ".join(map(str, away)) or str(error).strip()
-
-
-def absent(*topics: str) -> BrewError:
-    """Return the error of who needs topics that are not there."""
-    return BrewError(f"topic {' and '.join(topics)} missing in kafka", hint="run `brewctl topic create`")
 
 
 def words(error: Exception | None) -> str:

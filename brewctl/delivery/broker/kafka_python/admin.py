@@ -10,9 +10,11 @@ from kafka import errors
 from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
 
 from brewctl.config import Settings
-from brewctl.delivery.broker.admin_client import EARLIEST, LATEST, AdminClient
-from brewctl.delivery.broker.client import DEAD_LETTER_BYTES, absent, connection, explained, require_headers
-from brewctl.delivery.broker.forgetting import GroupSubscribedToTopicError
+from brewctl.delivery.broker.kafka_python.admin_client import EARLIEST, LATEST, AdminClient
+from brewctl.delivery.broker.kafka_python.client import connection, explained, require_headers
+from brewctl.delivery.broker.kafka_python.forgetting import GroupSubscribedToTopicError
+from brewctl.delivery.broker.reasons import absent
+from brewctl.delivery.broker.record import DEAD_LETTER_BYTES
 from brewctl.errors import BrewError
 
 PARTITIONS = 6

@@ -1,39 +1,37 @@
-"""Reading whole topics, as a member of no group: nothing is committed, no partition is taken from anyone."""
+"""Reading whole topics, as a member of no group."""
 
-import contextlib
 import time
 from collections.abc import Iterator, Mapping
 
 from kafka import KafkaConsumer, TopicPartition, errors
 
 from brewctl.config import Settings
-from brewctl.delivery.broker.client import Record, absent, connection, explained, require_headers
+from brewctl.delivery.broker.kafka_python.client import connection, explained, require_headers
+from brewctl.delivery.broker.reasons import absent, open_transaction
+from brewctl.delivery.broker.record import Record
 from brewctl.errors import BrewError, UnreachableError
 
 _POLL_MS = 500
 
 
-class Reader:
-    """Reads topics from their beginning. Memory: one fetch of each partition, however long the topic is."""
+class Topics:
+    """Reads topics from their beginning, as `reading.Reader` describes it."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._consumer = KafkaConsumer(
-            enable_auto_commit=False,
-            auto_offset_reset="none",  # else records that vanish meanwhile are passed over, all up to the end
-            max_poll_records=settings.limits.consume_records,
-            max_partition_fetch_bytes=settings.limits.consume_partition_bytes,
-            request_timeout_ms=int(settings.limits.kafka_admin_s * 1000),
-            **connection(settings, name="brewctl"),
-        )
-        require_headers(self._consumer)
+        with explained(settings):
+            self._consumer = KafkaConsumer(
+                enable_auto_commit=False,
+                auto_offset_reset="none",  # else records that vanish meanwhile are passed over, all up to the end
+                max_poll_records=settings.limits.consume_records,
+                max_partition_fetch_bytes=settings.limits.consume_partition_bytes,
+                request_timeout_ms=int(settings.limits.kafka_admin_s * 1000),
+                **connection(settings, name="brewctl"),
+            )
+            require_headers(self._consumer)
 
     def bounds(self, topic: str, *, since_ms: int | None = None) -> dict[int, tuple[int, int]]:
-        """Return, for each partition, the first offset there is and the one that the next record will have.
-
-        `since_ms`: the first of a record that is no older, by its timestamp, since the epoch. Raises BrewError where
-        there is no such topic.
-        """
+        """Return, for each partition, the first offset there is and the one that the next record will have."""
         partitions = self._consumer.partitions_for_topic(topic)
         if not partitions:
             raise absent(topic)
@@ -46,11 +44,7 @@ class Reader:
         return {place.partition: (starts[place], ends[place]) for place in places}
 
     def read(self, topic: str, ranges: Mapping[int, tuple[int, int]]) -> Iterator[list[Record]]:
-        """Yield the records with offsets in each partition's `ranges` (end excluded), in order per partition.
-
-        Raises, where nothing more comes for kafka_request_s seconds, UnreachableError, or BrewError where that is
-        because of another producer's open transaction; BrewError where records that were there are gone.
-        """
+        """Yield the records with offsets in each partition's `ranges` (end excluded)."""
         ends = {TopicPartition(topic, partition): end for partition, (start, end) in ranges.items() if start < end}
         self._consumer.assign(list(ends))
         for place in ends:
@@ -81,11 +75,7 @@ class Reader:
         positions = {place: self._consumer.position(place) for place in sorted(ends)}
         stable = self._consumer._fetcher.stable  # noqa: SLF001 - see fetching
         if held := [place.partition for place, at in positions.items() if at == stable.get(place)]:
-            return BrewError(
-                f"a transaction of another producer is open in partitions {held} of {topic}: "
-                "what is behind its first record can't be read yet",
-                hint="wait for its end, or end it: kafka-transactions.sh find-hanging, then abort",
-            )
+            return open_transaction(topic, held)
         where = ", ".join(f"{place.partition}@{at}" for place, at in positions.items())
         waited_s = self._settings.limits.kafka_request_s
         return UnreachableError(f"kafka {topic} gave nothing more for {waited_s:g} s at {where}")
@@ -93,14 +83,3 @@ class Reader:
     def close(self) -> None:
         """Let the connections go."""
         self._consumer.close(autocommit=False)
-
-
-@contextlib.contextmanager
-def open_reader(settings: Settings) -> Iterator[Reader]:
-    """Open a reader. Raises UnreachableError, BrewError."""
-    with explained(settings):
-        reader = Reader(settings)
-        try:
-            yield reader
-        finally:
-            reader.close()

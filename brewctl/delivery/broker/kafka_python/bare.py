@@ -1,0 +1,58 @@
+"""The client library with nothing around it."""
+
+import time
+from collections.abc import Sequence
+
+from kafka import KafkaConsumer, KafkaProducer
+
+from brewctl.config import Settings
+from brewctl.delivery.broker.kafka_python.client import connection, explained
+from brewctl.delivery.broker.record import Record
+from brewctl.errors import UnreachableError
+
+_WAIT_S = 30.0
+
+
+def produce(settings: Settings, records: Sequence[Record], *, batch: int) -> float:
+    """Send records as the publisher has to, acks from all and one request in flight; return how many a second."""
+    with explained(settings):
+        producer = KafkaProducer(
+            acks="all", max_in_flight_requests_per_connection=1, **connection(settings, name="bare")
+        )
+        try:
+            for topic in {record.topic for record in records}:
+                producer.partitions_for(topic)
+            began = time.perf_counter()
+            for first in range(0, len(records), batch):
+                some = records[first : first + batch]
+                sent = [producer.send(each.topic, each.value, each.key, headers=each.headers) for each in some]
+                for future in sent:
+                    future.get(_WAIT_S)
+            return len(records) / (time.perf_counter() - began)
+        finally:
+            producer.close(timeout=1)
+
+
+def fetch(settings: Settings, count: int) -> float:
+    """Read so many records of the topic from its beginning, and return how many a second."""
+    with explained(settings):
+        consumer = KafkaConsumer(
+            settings.topic,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            max_poll_records=settings.limits.consume_records,
+            max_partition_fetch_bytes=settings.limits.consume_partition_bytes,
+            **connection(settings, name="bare"),
+        )
+        try:
+            read, uncounted, began = 0, 0, 0.0
+            deadline = time.monotonic() + _WAIT_S
+            while read < count:
+                read += sum(len(records) for records in consumer.poll(timeout_ms=500).values())
+                if read and not uncounted:
+                    uncounted, began = read, time.perf_counter()
+                if time.monotonic() > deadline:
+                    raise UnreachableError(f"kafka {settings.topic} gave {read} of {count} records in {_WAIT_S:g} s")
+            return (read - uncounted) / (time.perf_counter() - began)
+        finally:
+            consumer.close(autocommit=False)

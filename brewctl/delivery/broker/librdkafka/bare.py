@@ -1,0 +1,58 @@
+"""The client library with nothing around it."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaException, Message, Producer
+
+from brewctl.config import Settings
+from brewctl.delivery.broker.librdkafka.client import connection, explained
+from brewctl.delivery.broker.record import Record
+from brewctl.errors import UnreachableError
+
+_WAIT_S = 30.0
+_POLL_S = 0.5
+
+
+def produce(settings: Settings, records: Sequence[Record], *, batch: int) -> float:
+    """Send records as the publisher has to, with acks from all and idempotently; return how many a second."""
+
+    def note(error: object, _message: Message) -> None:
+        if error is not None:
+            raise KafkaException(error)
+
+    with explained(settings):
+        producer = Producer({"enable.idempotence": True, **connection(settings, name="bare")})
+        for topic in {record.topic for record in records}:
+            producer.list_topics(topic, timeout=_WAIT_S)
+        began = time.perf_counter()
+        for first in range(0, len(records), batch):
+            for each in records[first : first + batch]:
+                headers: Any = each.headers
+                producer.produce(each.topic, each.value, each.key, headers=headers, on_delivery=note)
+            if producer.flush(_WAIT_S):
+                raise UnreachableError(f"kafka did not acknowledge in {_WAIT_S:g} s")
+        return len(records) / (time.perf_counter() - began)
+
+
+def fetch(settings: Settings, count: int) -> float:
+    """Read so many records of the topic from its beginning, and return how many a second."""
+    options = {"group.id": "bare", "enable.auto.commit": False, "auto.offset.reset": "earliest"}
+    with explained(settings):
+        consumer = Consumer({**options, **connection(settings, name="bare")})
+        try:
+            consumer.subscribe([settings.topic])
+            read, uncounted, began = 0, 0, 0.0
+            deadline = time.monotonic() + _WAIT_S
+            while read < count:
+                some: list[Any] = consumer.consume(settings.limits.consume_records, 0) or [consumer.poll(_POLL_S)]
+                # What another client hands out with each record.
+                read += sum(1 for each in some if each is not None and (each.headers(), each.value()) is not None)
+                if read and not uncounted:
+                    uncounted, began = read, time.perf_counter()
+                if time.monotonic() > deadline:
+                    raise UnreachableError(f"kafka {settings.topic} gave {read} of {count} records in {_WAIT_S:g} s")
+            return (read - uncounted) / (time.perf_counter() - began)
+        finally:
+            consumer.close()

@@ -1,0 +1,122 @@
+"""What all of it shares: how it connects, its log lines, and its errors in the user's words."""
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import confluent_kafka
+from confluent_kafka import KafkaError, KafkaException
+
+from brewctl import log
+from brewctl.config import Settings
+from brewctl.delivery.broker.reasons import unreachable
+from brewctl.errors import BrewError
+
+logger = log.get(__name__)
+
+_ERRORS_ONLY, _ALL = 0, 6  # of syslog's levels
+AWAY = frozenset(
+    {
+        KafkaError._ALL_BROKERS_DOWN,  # noqa: SLF001 - public, all of them
+        KafkaError._RESOLVE,  # noqa: SLF001
+        KafkaError._TIMED_OUT,  # noqa: SLF001
+        KafkaError._TRANSPORT,  # noqa: SLF001
+        KafkaError.REQUEST_TIMED_OUT,
+    }
+)
+
+
+class _Named(Protocol):
+    def cluster_id(self, timeout: float) -> str | None: ...
+
+
+class _Log:
+    """Takes the library's own log lines, which would go to stderr as they are."""
+
+    @staticmethod
+    def log(_level: int, form: str, *words: object) -> None:
+        """Write one, for who wants to know everything."""
+        logger.debug("librdkafka", said=form % words if words else form)
+
+
+def connection(settings: Settings, *, name: str) -> dict[str, Any]:
+    """Return the options that every client is made with."""
+    limits = settings.limits
+    verbose = logging.getLogger(__name__).isEnabledFor(logging.DEBUG)
+    return {
+        "bootstrap.servers": ",".join(settings.brokers),
+        "client.id": name,
+        "socket.connection.setup.timeout.ms": max(1000, int(limits.kafka_connect_s * 1000)),
+        "socket.timeout.ms": int(limits.kafka_request_s * 1000),
+        "reconnect.backoff.max.ms": 1000,
+        "topic.metadata.refresh.interval.ms": int(limits.kafka_metadata_age_s * 1000),
+        "allow.auto.create.topics": False,
+        "enable.metrics.push": False,
+        # Lines wait in a queue until the client is used: where nobody reads them, none are made.
+        "log_level": _ALL if verbose else _ERRORS_ONLY,
+        "logger": _Log,
+    }
+
+
+def library() -> str:
+    """Name the library that is installed, with its version."""
+    version, _ = confluent_kafka.libversion()
+    return f"librdkafka {version}, by confluent-kafka {confluent_kafka.version()}"
+
+
+def require_answer(client: _Named, settings: Settings) -> None:
+    """Raise UnreachableError where no broker answers within kafka_connect_s seconds."""
+    try:
+        client.cluster_id(timeout=settings.limits.kafka_connect_s)
+    except KafkaException as raised:
+        raise unreachable(settings) from raised
+
+
+@contextlib.contextmanager
+def explained(settings: Settings) -> Iterator[None]:
+    """Turn the library's errors into the user's."""
+    try:
+        yield
+    except KafkaException as raised:
+        error = error_of(raised)
+        if error.code() in AWAY:
+            raise unreachable(settings) from raised
+        raise BrewError(f"kafka {','.join(settings.brokers)}: {words(error)}") from raised
+
+
+def error_of(raised: KafkaException) -> KafkaError:
+    """Return the error that an exception was raised for."""
+    error: KafkaError = raised.args[0]
+    return error
+
+
+def words(error: KafkaError) -> str:
+    """Write an error of the library in one line."""
+    return f"{error.name()} {' '.join(error.str().split())}"[:300]
+
+
+def within(call: Callable[[], Any], wait: Callable[[threading.Event], bool]) -> Any:
+    """Make a call that the library may take long for, in a thread of its own; return what it returns, or raises.
+
+    `wait` gets an event, waits for it, and says whether it came. If not, the call is left to itself: TimeoutError.
+    """
+    done = threading.Event()
+    answers: list[Any] = []
+    failures: list[BaseException] = []
+
+    def make() -> None:
+        try:
+            answers.append(call())
+        except BaseException as error:  # noqa: BLE001 - it is the caller's
+            failures.append(error)
+        done.set()
+
+    # A daemon: nothing waits for one that is late, nor does the end of the process.
+    threading.Thread(target=make, name="librdkafka-call", daemon=True).start()
+    if not wait(done):
+        raise TimeoutError
+    if failures:
+        raise failures[0]
+    return answers[0]

@@ -1,0 +1,378 @@
+"""A member of a consumer group: the library sends heartbeats and fetches ahead in threads of its own."""
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer as Library
+
+from brewctl import log
+from brewctl.config import Settings
+from brewctl.delivery.broker import reasons
+from brewctl.delivery.broker.kafka_python.admin import PARTITIONS
+from brewctl.delivery.broker.librdkafka.client import (
+    connection,
+    error_of,
+    explained,
+    require_answer,
+    within,
+    words,
+)
+from brewctl.delivery.broker.librdkafka.progress import Progress
+from brewctl.delivery.broker.librdkafka.records import Reading
+from brewctl.delivery.broker.outcomes import UnavailableError
+from brewctl.delivery.broker.record import Record
+from brewctl.errors import BrewError
+
+logger = log.get(__name__)
+
+# What no retry mends once a consumer runs: no right to the group or its topic, or records that can't be unpacked.
+_FATAL = frozenset(
+    {
+        KafkaError.INVALID_GROUP_ID,
+        KafkaError.INVALID_SESSION_TIMEOUT,
+        KafkaError.GROUP_AUTHORIZATION_FAILED,
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.SASL_AUTHENTICATION_FAILED,
+        KafkaError.UNSUPPORTED_COMPRESSION_TYPE,
+        KafkaError._AUTHENTICATION,  # noqa: SLF001 - public, all of them
+        KafkaError._FATAL,  # noqa: SLF001
+        KafkaError._NOT_IMPLEMENTED,  # noqa: SLF001 - a codec
+    }
+)
+# The member goes on by itself: a topic that is not there yet, a poll that came late.
+_PASSING = frozenset(
+    {
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError._UNKNOWN_TOPIC,  # noqa: SLF001
+        KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001
+        KafkaError._MAX_POLL_EXCEEDED,  # noqa: SLF001
+    }
+)
+# Of what the library says of its connections, only this is worth a new member.
+_DOWN = frozenset({KafkaError._ALL_BROKERS_DOWN})  # noqa: SLF001
+_REVOKED, _LOST = "revoked", "lost"
+_STAY_S = 0.05
+_SLICE_S = 0.1
+_QUEUE_FULL_MS = 10
+_LEAST_FETCH_BYTES = 1_000_000  # the library takes no less
+
+
+def fetching(settings: Settings) -> dict[str, Any]:
+    """Return the options of everything that reads: committed records alone, and how many bytes ahead."""
+    limits = settings.limits
+    ahead = limits.consume_partition_bytes * PARTITIONS
+    return {
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        "auto.offset.reset": "error",  # it is said, and where to go on is ours to decide
+        "isolation.level": "read_committed",
+        "enable.partition.eof": True,  # positions behind what is no record
+        "max.partition.fetch.bytes": limits.consume_partition_bytes,
+        "fetch.max.bytes": max(ahead, _LEAST_FETCH_BYTES),
+        "queued.max.messages.kbytes": ahead // 1024,
+        # Where so much waits, it looks again so soon; by default after a second, in which a fast reader has nothing.
+        "fetch.queue.backoff.ms": _QUEUE_FULL_MS,
+        "check.crcs": True,
+    }
+
+
+class Member:
+    """One member of a group, as `membership.Consumer` describes it."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        stop: threading.Event,
+        *,
+        group: str,
+        node: str,
+        on_assigned: Callable[[list[int]], None],
+        on_revoked: Callable[[], None],
+    ) -> None:
+        self._settings = settings
+        self._limits = limits = settings.limits
+        self._stop = stop
+        self._give_up_at: float | None = None
+        self._group = group
+        self._topic = settings.topic
+        self._on_assigned = on_assigned
+        self._on_revoked = on_revoked
+        self._assignments = 0
+        self._rebalances = 0  # assignments and revocations
+        self._progress = Progress()
+        self._reading = Reading(settings, name=node)
+        self._kept: list[Record] = []  # came while nothing was to be read
+        self._paused = False
+        self._lost: dict[int, int] = {}  # offsets that are not in their partition any more
+        self._failure: Exception | None = None
+        self._highs: dict[int, int] = {}  # the ends of partitions, records of open transactions included, when reached
+        self.committed_at = -math.inf
+        self._closing = False
+        self._leaving = ""  # how partitions leave, while they do
+        with explained(settings):
+            self._library = Library(
+                {
+                    "group.id": group,
+                    "session.timeout.ms": int(limits.session_s * 1000),
+                    "heartbeat.interval.ms": int(limits.heartbeat_s * 1000),
+                    "max.poll.interval.ms": int(max(limits.poll_interval_s, limits.session_s) * 1000),
+                    "partition.assignment.strategy": "roundrobin",
+                    "error_cb": self._note,
+                    **fetching(settings),
+                    **connection(settings, name=node),
+                }
+            )
+            require_answer(self._library, settings)
+            self._library.subscribe(
+                [settings.topic], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._gone
+            )
+
+    @property
+    def assignments(self) -> int:
+        """How often partitions were assigned."""
+        return self._assignments
+
+    @property
+    def behind(self) -> bool:
+        """Whether records wait for the next poll."""
+        if self._kept:
+            return True
+        return any(self._end_of(each) > max(at, self._highs.get(each, 0)) for each, at in self._progress.next.items())
+
+    def _end_of(self, partition: int) -> int:
+        """Return the end of a partition as a broker last told it; negative where none has."""
+        found: Any = self._library.get_watermark_offsets(TopicPartition(self._topic, partition), cached=True)
+        return int(found[1])
+
+    def poll(self, *, timeout_s: float) -> list[Record]:
+        """Read the next records."""
+        with self._explained():
+            if self._paused:
+                self._paused = False
+                self._library.resume(self._places())
+            if self._kept:
+                records, self._kept = self._kept, []
+                return records
+            records = self._read(timeout_s)
+        self._progress.hand_out(records)
+        pending = not records and time.monotonic() >= self.committed_at + self._limits.offset_commit_s
+        if pending and (ends := self._progress.uncommitted()):
+            self.commit({(self._topic, each): end for each, end in ends.items()})  # refused: a later poll tries again
+        return records
+
+    def keep_alive(self) -> None:
+        """Poll without reading."""
+        with self._explained():
+            if not self._paused:
+                self._paused = True
+                self._library.pause(self._places())
+            records = self._read(0)
+        self._progress.hand_out(records)
+        self._kept += records
+
+    def stay_while_leaving(self) -> None:
+        """Wait a moment: heartbeats go on in another thread."""
+        time.sleep(_STAY_S)
+
+    def commit(self, ends: Mapping[tuple[str, int], int]) -> str:
+        """Commit offsets; the reason where Kafka would not."""
+        offsets = [TopicPartition(topic, partition, end) for (topic, partition), end in ends.items()]
+        if self._leaving == _LOST:
+            return "the partitions are another member's already"
+        if self._failure:
+            return str(self._failure)
+        try:
+            answers = self._ask_to_commit(offsets)
+        except KafkaException as raised:
+            return words(error_of(raised))
+        except TimeoutError:
+            # The library does nothing else until it has that answer.
+            self._failure = UnavailableError("no answer before the stop")
+            return str(self._failure)
+        finally:
+            self.committed_at = time.monotonic()
+        for answer in answers:
+            if answer.error is not None:
+                return words(answer.error)
+        self._progress.commit({partition: end for (_, partition), end in ends.items()})
+        return ""
+
+    def _ask_to_commit(self, offsets: list[TopicPartition]) -> list[TopicPartition]:
+        def ask() -> list[TopicPartition]:
+            answers: list[TopicPartition] = self._library.commit(offsets=offsets, asynchronous=False)
+            return answers
+
+        if self._leaving:  # while it tells us of a rebalance, the library lets no other thread commit
+            return ask()
+        answers: list[TopicPartition] = within(ask, self._wait)
+        return answers
+
+    def close(self) -> None:
+        """Leave the group, so that its partitions move at once."""
+        self._closing = True
+        self._reading.close()
+        late = time.monotonic() + self._limits.kafka_request_s
+        try:
+            within(self._library.close, lambda done: self._wait(done, until=late))
+        except TimeoutError:
+            logger.debug("left_behind", group=self._group, reason="the library did not leave the group in time")
+
+    def _read(self, timeout_s: float) -> list[Record]:
+        """Take what was fetched, or wait for it; serve a rebalance within."""
+        until = time.monotonic() + timeout_s
+        records = self._take(0)
+        while not records and (left_s := until - time.monotonic()) > 0:
+            records = self._take(left_s)
+        return records
+
+    def _take(self, wait_s: float) -> list[Record]:
+        """Take at most consume_records, or what comes within `wait_s`, as soon as it comes."""
+        before, library, most = self._rebalances, self._library, self._limits.consume_records
+        messages: list[Any] = []
+        if wait_s:
+            # To wait for many would be to wait until there are so many, or until the time is up.
+            if (first := library.poll(wait_s)) is None:
+                return []
+            messages.append(first)
+        messages += library.consume(most - len(messages), 0)
+        records = self._reading.records(self._topic, messages, self._hear)
+        while len(records) < len(messages):  # some are no records, and others may wait behind them
+            messages = library.consume(most - len(records), 0)
+            records += (some := self._reading.records(self._topic, messages, self._hear))
+            if len(some) == len(messages):
+                break
+        if self._rebalances != before and records:
+            # Read before or after it: they come again, from where the new assignment begins.
+            records = []
+            self._begin_again()
+        if self._failure:
+            raise self._failure
+        if self._lost:
+            self._progress.hand_out(records)
+            self._find_again()
+        return records
+
+    def _hear(self, message: Any) -> None:
+        """Take what is no record: the end of a partition, an offset that is lost, an error."""
+        error = message.error()
+        code, partition, offset = error.code(), message.partition(), message.offset()
+        if code == KafkaError._PARTITION_EOF:  # noqa: SLF001
+            self._progress.reach(partition, offset)
+            self._highs[partition] = self._end_of(partition)
+        elif code == KafkaError._AUTO_OFFSET_RESET:  # noqa: SLF001
+            self._lost[partition] = offset
+        elif code in _PASSING:
+            logger.debug("librdkafka", said=words(error))
+        else:
+            self._failure = self._failure or self._failed(error)
+
+    def _note(self, error: KafkaError) -> None:
+        """Take what the library says of its connections; most of it passes."""
+        if error.fatal() or error.code() in _FATAL | _DOWN:
+            self._failure = self._failure or self._failed(error)
+
+    def _failed(self, error: KafkaError) -> Exception:
+        if error.code() == KafkaError.INCONSISTENT_GROUP_PROTOCOL:
+            return reasons.other_protocol(self._group)
+        if error.fatal() or error.code() in _FATAL:
+            return BrewError(f"kafka refused consumer group {self._group}: {words(error)}")
+        return UnavailableError(words(error))
+
+    def _assigned(self, _library: Library, places: Sequence[TopicPartition]) -> None:
+        """Begin where the group has committed, else at the first record there is."""
+        self._assignments += 1
+        self._rebalances += 1
+        partitions = sorted(place.partition for place in places)
+        committed = self._committed(places) if partitions else {}
+        starts = {partition: committed.get(partition, OFFSET_BEGINNING) for partition in partitions}
+        self._forget()
+        self._progress.begin(starts, committed)
+        self._begin_again()
+        self._on_assigned(partitions)
+
+    def _begin_again(self) -> None:
+        """Read from where the next records of each partition are; what was fetched ahead is dropped."""
+        if places := self._places(with_offsets=True):
+            self._library.assign(places)
+            if self._paused:
+                self._library.pause(places)
+
+    def _committed(self, places: Sequence[TopicPartition]) -> dict[int, int]:
+        until = time.monotonic() + self._limits.kafka_request_s
+        while True:
+            try:
+                found = self._library.committed(list(places), timeout=min(1.0, self._limits.kafka_leave_s))
+                break
+            except KafkaException as raised:
+                if self._is_late() or time.monotonic() > until:
+                    raise UnavailableError(words(error_of(raised))) from raised
+        for place in found:
+            if place.error is not None:
+                raise UnavailableError(words(place.error))
+        return {place.partition: place.offset for place in found if place.offset >= 0}
+
+    def _revoked(self, _library: Library, _places: Sequence[TopicPartition]) -> None:
+        self._leave(_REVOKED)
+
+    def _gone(self, _library: Library, _places: Sequence[TopicPartition]) -> None:
+        self._leave(_LOST)
+
+    def _leave(self, how: str) -> None:
+        """Let the partitions go once what is in hand is finished. The library unassigns them behind it."""
+        self._rebalances += 1
+        self._leaving = how
+        try:
+            if not self._closing:
+                self._on_revoked()
+        finally:
+            self._leaving = ""
+        self._forget()
+        self._progress.begin({}, {})
+
+    def _forget(self) -> None:
+        self._kept.clear()
+        self._lost.clear()
+        self._highs.clear()
+
+    def _find_again(self) -> None:
+        """Go on at the first record of partitions whose next one is gone, and say so."""
+        for partition, wanted in self._lost.items():
+            place = TopicPartition(self._topic, partition)
+            first, _ = self._library.get_watermark_offsets(place, timeout=self._limits.kafka_metadata_s)
+            self._progress.put_back(partition, first)
+            logger.error("offset_lost", group=self._group, partition=partition, **reasons.offset_lost(wanted, first))
+        self._lost.clear()
+        self._begin_again()
+
+    def _places(self, *, with_offsets: bool = False) -> list[TopicPartition]:
+        return [
+            TopicPartition(self._topic, partition, at) if with_offsets else TopicPartition(self._topic, partition)
+            for partition, at in self._progress.next.items()
+        ]
+
+    def _wait(self, done: threading.Event, *, until: float | None = None) -> bool:
+        """Wait for an event, or until a stop was asked for kafka_leave_s seconds ago."""
+        while not done.wait(_SLICE_S):
+            if self._is_late() or (until is not None and time.monotonic() > until):
+                return False
+        return True
+
+    def _is_late(self) -> bool:
+        if not self._stop.is_set():
+            return False
+        self._give_up_at = self._give_up_at or time.monotonic() + self._limits.kafka_leave_s
+        return time.monotonic() > self._give_up_at
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        if self._failure:
+            raise self._failure
+        try:
+            yield
+        except KafkaException as raised:
+            raise self._failed(error_of(raised)) from raised

@@ -1,0 +1,189 @@
+"""Sending: records are put into the library's queue and leave when it is told to flush, each with its own outcome."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from brewctl.config import Settings
+from brewctl.delivery.broker.librdkafka.client import connection, error_of, explained, require_answer, within, words
+from brewctl.delivery.broker.outcomes import (
+    Outcome,
+    Place,
+    RefusedError,
+    UnavailableError,
+    UnsentError,
+    refused_time,
+)
+from brewctl.delivery.broker.record import DEAD_LETTER_BYTES, Record
+
+# Kafka's default limit for a batch is 1 MiB.
+BATCH_BYTES = 1_000_000
+_BATCH_RECORDS = 1_000_000  # the bytes end a batch
+_NEVER_MS = 60_000
+_UNCOMPRESSED_BYTES = 32 * 1024 * 1024
+_ANY = -1
+_FULL_S = 0.1
+_CLOSE_S = 2.0
+# What a broker will never accept, however often it is asked.
+_REFUSED = frozenset(
+    {
+        KafkaError.MSG_SIZE_TOO_LARGE,
+        KafkaError.RECORD_LIST_TOO_LARGE,
+        KafkaError.TOPIC_EXCEPTION,
+        KafkaError.UNSUPPORTED_FOR_MESSAGE_FORMAT,
+        KafkaError.POLICY_VIOLATION,
+        KafkaError.INVALID_RECORD,
+        KafkaError._INVALID_DIFFERENT_RECORD,  # noqa: SLF001 - another of its batch: it is asked for again, alone
+    }
+)
+_ABSENT = frozenset(
+    {
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError._UNKNOWN_TOPIC,  # noqa: SLF001
+        KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001
+    }
+)
+
+
+class _Delivery:
+    """What the library says of one record, once it does: it calls this."""
+
+    __slots__ = ("error", "place")
+
+    def __init__(self) -> None:
+        self.error: KafkaError | None = None
+        self.place: Place | None = None
+
+    def __call__(self, error: KafkaError | None, message: Message) -> None:
+        if error is None:
+            self.place = Place(message.partition(), message.offset())  # type: ignore[arg-type]
+        else:
+            self.error = error
+
+
+class Wire:
+    """Sends idempotently: what the library tries again by itself is neither there twice nor in another order."""
+
+    def __init__(self, settings: Settings, *, node: str, compressed: bool) -> None:
+        limits = settings.limits
+        self._metadata_s = limits.kafka_metadata_s
+        self._age_s = limits.kafka_metadata_age_s
+        self._closed = False
+        self._known: dict[str, tuple[int, float]] = {}  # how many partitions a topic has, and until when that holds
+        with explained(settings):
+            self._producer = Producer(
+                {
+                    "acks": "all",
+                    "enable.idempotence": True,
+                    # A batch leaves when `outcomes` says so: all that a send has for a partition, or one record.
+                    "linger.ms": _NEVER_MS,
+                    "batch.size": BATCH_BYTES,
+                    "batch.num.messages": _BATCH_RECORDS,
+                    # Before compression; the topic's own limit, after it, is the broker's to apply.
+                    "message.max.bytes": _UNCOMPRESSED_BYTES if compressed else DEAD_LETTER_BYTES,
+                    "compression.type": "gzip" if compressed else "none",
+                    # A topic that is not there is looked for so long: `partitions` has found it just before.
+                    "topic.metadata.propagation.max.ms": int(limits.kafka_metadata_s * 1000),
+                    "error_cb": _ignore,  # each record says what became of it
+                    **connection(settings, name=node),
+                }
+            )
+        require_answer(self._producer, settings)
+
+    def partitions(self, topic: str) -> int:
+        """Return how many partitions a topic has, as it was at most kafka_metadata_age_s ago."""
+        count, until = self._known.get(topic, (0, 0.0))
+        if time.monotonic() < until:
+            return count
+        try:
+            found = self._producer.list_topics(topic, timeout=self._metadata_s).topics[topic]
+        except KafkaException as raised:
+            raise UnavailableError(words(error_of(raised))) from raised
+        if found.error is not None or not found.partitions:
+            self._known.pop(topic, None)
+            said = words(found.error) if found.error else "it has no partitions"
+            raise UnsentError(f"topic {topic}: {said}")
+        self._known[topic] = len(found.partitions), time.monotonic() + self._age_s
+        return len(found.partitions)
+
+    def put(self, record: Record, partition: int | None, deadline: float) -> Any:
+        """Put a record into the next batch of its partition."""
+        topic, key, value, _, _, _, timestamp_ms = record
+        headers: Any = record.headers
+        delivery = _Delivery()
+        while True:
+            try:
+                self._producer.produce(
+                    topic,
+                    value,
+                    key,
+                    _ANY if partition is None else partition,
+                    on_delivery=delivery,
+                    timestamp=0 if timestamp_ms < 0 else max(1, timestamp_ms),  # 0 is the library's "now"
+                    headers=headers,
+                )
+                return delivery
+            except BufferError:
+                # So many records wait that they have to leave before there is room.
+                if time.monotonic() > deadline:
+                    raise UnsentError(f"topic {topic}: no room before the time was up") from None
+                self._producer.flush(_FULL_S)
+            except KafkaException as raised:
+                outcome = self._outcome(error_of(raised), record)
+                if isinstance(outcome, RefusedError):  # too large even for the library
+                    return outcome
+                raise outcome from raised
+
+    def outcomes(self, sent: Sequence[Any], records: Sequence[Record], deadline: float) -> list[Outcome]:
+        """Send what was put, and return the outcome of each record."""
+        self._producer.flush(max(0.0, deadline - time.monotonic()))
+        found: list[Outcome] = []
+        for put, record in zip(sent, records, strict=True):
+            if not isinstance(put, _Delivery):
+                found.append(put)
+            elif put.place:
+                found.append(put.place)
+            elif put.error:
+                found.append(self._outcome(put.error, record))
+            else:
+                found.append(UnavailableError("not acknowledged in time"))
+        return found
+
+    def _outcome(self, error: KafkaError, record: Record) -> RefusedError | UnavailableError:
+        code = error.code()
+        if code in _REFUSED:
+            return RefusedError(words(error))
+        if code == KafkaError.INVALID_TIMESTAMP:
+            return refused_time(record)
+        if code in _ABSENT:
+            self._known.pop(record.topic, None)
+            return UnsentError(f"topic {record.topic}: {words(error)}")
+        return UnavailableError(words(error))
+
+    def close(self) -> None:
+        """Close it, with nothing on its way."""
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close it, and drop what is on its way.
+
+        Its close would wait without end for what is not dropped before.
+        """
+        if self._closed:
+            return
+        self._closed = True
+
+        def close() -> None:
+            self._producer.purge()
+            self._producer.close()
+
+        try:
+            within(close, lambda done: done.wait(_CLOSE_S))
+        except TimeoutError:
+            return  # it ends by itself, with nothing left to send
+
+
+def _ignore(_error: KafkaError) -> None:
+    pass

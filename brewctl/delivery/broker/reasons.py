@@ -1,0 +1,57 @@
+"""Why Kafka can't be reached, or answers nothing, in the user's words."""
+
+from brewctl.config import Settings
+from brewctl.delivery import advice
+from brewctl.delivery.broker import advertised
+from brewctl.errors import BrewError, UnreachableError
+
+
+def unreachable(settings: Settings) -> UnreachableError:
+    """Say who does not answer: the configured addresses, or one that an answer sent us to."""
+    where = ",".join(settings.brokers)
+    answered, away = advertised.diagnose(settings)
+    if not answered:
+        return UnreachableError(f"kafka {where} does not answer", hint=advice.for_kafka(settings))
+    if not away:
+        return UnreachableError(f"kafka {where} answers, but not in time", hint="try again, or run `brewctl doctor`")
+    return UnreachableError(
+        f"kafka {','.join(answered)} answers, but {'; '.join(map(str, away))}", hint=advertised.Unreached.mend
+    )
+
+
+def reason(settings: Settings, error: Exception) -> str:
+    """Say why Kafka acknowledged nothing: a broker that is out of reach, else what the client says."""
+    _, away = advertised.diagnose(settings)
+    return "; ".join(map(str, away)) or str(error).strip()
+
+
+def absent(*topics: str) -> BrewError:
+    """Return the error of who needs topics that are not there."""
+    return BrewError(f"topic {' and '.join(topics)} missing in kafka", hint="run `brewctl topic create`")
+
+
+def offset_lost(wanted: int, first: int) -> dict[str, object]:
+    """Say that records are lost to a group, as the words of a log line. Nothing else would: it has no lag."""
+    if wanted < first:
+        reason = f"{first - wanted} records are gone: retention removed them before they were read"
+    else:
+        reason = "the partition ends before: it was truncated, or its topic made anew, and records are gone"
+    hint = "it goes on at the first; publish what it missed again: `brewctl outbox republish --missing`"
+    return {"wanted": wanted, "first": first, "reason": reason, "hint": hint}
+
+
+def other_protocol(group: str) -> BrewError:
+    """Return the error of a member whose group balances by another protocol."""
+    return BrewError(
+        f"consumer group {group} is held by a client with another balancing protocol",
+        hint="stop that client, or let it use the round-robin assignor",
+    )
+
+
+def open_transaction(topic: str, partitions: list[int]) -> BrewError:
+    """Return the error of a reader that gets no further because of another producer's transaction."""
+    return BrewError(
+        f"a transaction of another producer is open in partitions {partitions} of {topic}: "
+        "what is behind its first record can't be read yet",
+        hint="wait for its end, or end it: kafka-transactions.sh find-hanging, then abort",
+    )

@@ -1,0 +1,292 @@
+"""What each Kafka client promises a member of a group: whole records in order, time to leave, and stops that end."""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from confluent_kafka import Producer as Transactional
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from brewctl.config import KafkaClient, Settings
+from brewctl.delivery import topics
+from brewctl.delivery.broker import Record, UnavailableError, open_admin, open_reader
+from brewctl.errors import BrewError
+from tests.conftest import limited
+from tests.integration.client_tools import HEADERS, Joined, both_clients, joined, key_of, own_topic, send, with_client
+from tests.integration.kafka_tools import RawKey, raw_client, send_raw
+from tests.integration.own_broker import OwnBroker, own_broker
+
+# Longer than a member may take to leave on a slow machine, and shorter than a session or a request.
+BOUND_S = 25
+NG, LIBRDKAFKA = KafkaClient.KAFKA_PYTHON_NG, KafkaClient.LIBRDKAFKA
+ALL = [0, 1, 2, 3, 4, 5]
+
+
+@pytest.fixture
+def settings(servers: dict[str, str], kafka_client: KafkaClient) -> Iterator[Settings]:
+    with own_topic(servers["BREW_KAFKA_BROKERS"].split(","), kafka_client) as settings:
+        yield settings
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnBroker]:
+    with own_broker(tmp_path_factory.mktemp("kafka"), advertised="127.0.0.1:1", properties={}) as broker:
+        yield broker
+
+
+def numbered(settings: Settings, count: int, *, partitions: int = 6) -> list[Record]:
+    keys = [key_of(partition) for partition in range(partitions)]
+    return [Record(settings.topic, keys[each % partitions], b"%d" % each, HEADERS) for each in range(count)]
+
+
+def offsets(records: list[Record]) -> dict[int, list[int]]:
+    found: dict[int, list[int]] = {}
+    for record in records:
+        found.setdefault(record.partition, []).append(record.offset)
+    return found
+
+
+@both_clients
+def test_every_record_is_read_whole_and_in_order_and_committed(
+    settings: Settings, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sent = numbered(settings, 3000)
+    send(settings, sent)
+    with joined(settings) as member:
+        member.poll_until("all records", lambda: len(member.read) == len(sent))
+        assert all(record.headers == HEADERS for record in member.read)
+        assert {record.value for record in member.read} == {record.value for record in sent}
+        assert offsets(member.read) == {partition: list(range(500)) for partition in range(6)}
+        assert {record[1:3] for record in member.read} == {record[1:3] for record in sent}
+        assert all(record.topic == settings.topic and record.timestamp_ms > 0 for record in member.read)
+        assert member.consumer.commit(member.read[:1]) == ""
+        assert member.committed() == {member.read[0].partition: 1}
+        assert member.consumer.commit(member.read) == ""
+    assert member.committed() == dict.fromkeys(range(6), 500)
+    assert member.told == [f"assigned {ALL}"]
+    send(settings, sent[:6])
+    with joined(settings) as member:
+        member.poll_until("what is behind the offsets", lambda: len(member.read) == 6)
+        assert offsets(member.read) == {partition: [500] for partition in range(6)}
+    assert capfd.readouterr() == ("", ""), "neither client prints anything"
+
+
+@both_clients
+def test_headers_as_other_producers_send_them(settings: Settings) -> None:
+    """A null value becomes an empty one; of a name that is not UTF-8 each byte can be told."""
+    headers = [(RawKey(b"caf\xe9"), b"1"), ("null", None), ("plain", b"2")]
+    with raw_client(settings) as client:
+        for number in range(3):
+            send_raw(client, (settings.topic, 4), b"k", b"%d" % number, headers)
+            send_raw(client, (settings.topic, 4), b"k", None, [("plain", b"3")])
+    read_as = [[("caf\\xe9", b"1"), ("null", b""), ("plain", b"2")], [("plain", b"3")]] * 3
+    with joined(settings) as member:
+        member.poll_until("all", lambda: len(member.read) == 6)
+    with open_reader(settings) as reader:
+        read = [record for some in reader.read(settings.topic, reader.bounds(settings.topic)) for record in some]
+    for records in (member.read, read):
+        assert [record.headers for record in records] == read_as
+        assert [record.value for record in records] == [b"0", None, b"1", None, b"2", None]
+
+
+@both_clients
+def test_a_record_that_is_larger_than_a_fetch_is_read(settings: Settings) -> None:
+    settings = limited(settings, consume_partition_bytes=4096)
+    send(settings, [Record(settings.topic, key_of(0), b"x" * size, []) for size in (10, 900_000, 10, 500_000, 10)])
+    with joined(settings) as member:
+        member.poll_until("all", lambda: len(member.read) == 5)
+    assert [len(record.value or b"") for record in member.read] == [10, 900_000, 10, 500_000, 10]
+
+
+@both_clients
+def test_an_offset_behind_markers_and_what_was_aborted_is_committed(settings: Settings) -> None:
+    options = {"bootstrap.servers": ",".join(settings.brokers), "transactional.id": settings.topic}
+    producer = Transactional(options)
+    producer.init_transactions(60)
+
+    def transact(values: list[bytes], *, keep: bool) -> None:
+        producer.begin_transaction()
+        for value in values:
+            producer.produce(settings.topic, value=value, partition=2)
+        producer.flush(30)
+        producer.commit_transaction(30) if keep else producer.abort_transaction(30)
+
+    transact([b"1", b"2"], keep=False)
+    transact([b"3"], keep=True)
+    with joined(settings) as member:
+        member.poll_until("what was committed", lambda: len(member.read) == 1)
+        assert member.read[0][2:6] == (b"3", [], 2, 3)
+        for _ in range(3):
+            member.poll()
+        assert member.committed() == {}, "a record is out"
+        assert member.consumer.commit(member.read) == ""
+        member.poll_until("an offset behind the marker", lambda: member.committed() == {2: 5})
+        transact([b"4"], keep=False)
+        member.poll_until("an offset behind what was aborted", lambda: member.committed() == {2: 7})
+    assert len(member.read) == 1
+
+
+@both_clients
+@pytest.mark.parametrize("wanted", [2, 1000])
+def test_an_offset_that_is_not_there_is_told_and_reading_goes_on_at_the_first(
+    settings: Settings, wanted: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Removed by retention, or behind the end of a partition that was made anew."""
+    send(settings, numbered(settings, 60))
+    with open_admin(settings) as admin:
+        admin.commit(f"g-{settings.topic}", settings.topic, {0: wanted, 1: 10})
+    if wanted < 10:
+        remove(settings, {0: 4})
+    with joined(settings) as member:
+        first = 4 if wanted < 10 else 0
+        member.poll_until("all that is there", lambda: len(member.read) == 40 + 10 - first)
+        assert offsets(member.read)[0] == list(range(first, 10))
+        assert 1 not in offsets(member.read)
+        assert member.consumer.commit(member.read) == ""
+    assert member.committed() == dict.fromkeys(ALL, 10)
+    said = capfd.readouterr().out
+    assert said.count("offset_lost") == 1
+    assert f"wanted={wanted}" in said
+    assert f"first={first}" in said
+    assert ("retention removed them" if wanted < 10 else "was truncated") in said
+
+
+def remove(settings: Settings, before: dict[int, int]) -> None:
+    """Remove records, as retention does."""
+    client = AdminClient({"bootstrap.servers": ",".join(settings.brokers)})
+    places = [TopicPartition(settings.topic, partition, offset) for partition, offset in before.items()]
+    for removed in client.delete_records(places).values():
+        removed.result(30)
+
+
+@pytest.mark.parametrize(
+    ("kafka_client", "other"), [(NG, NG), (NG, LIBRDKAFKA), (LIBRDKAFKA, NG), (LIBRDKAFKA, LIBRDKAFKA)]
+)
+def test_members_of_either_client_share_a_group_and_each_has_time_to_finish_before_it_leaves(
+    settings: Settings, other: KafkaClient
+) -> None:
+    """As in a rolling change from one to the other: nothing is read twice, and nothing is passed over."""
+    sent = numbered(settings, 600)
+    send(settings, sent[:300])
+    with joined(settings, name="one") as one:
+        one.poll_until("the first half", lambda: len(one.read) == 300)
+        owned: list[list[int]] = []
+
+        def finish() -> None:
+            owned.append(list(two.owned))
+            one.consumer.stay_while_leaving()
+            assert one.consumer.commit(one.read) == ""
+
+        one.before_leaving = finish
+        with joined(with_client(settings, other), name="two") as two:
+            polling = threading.Event()
+
+            def poll() -> None:
+                while not polling.is_set():
+                    two.poll()
+
+            thread = threading.Thread(target=poll)
+            thread.start()
+            try:
+                one.poll_until("both with half of it", lambda: [len(one.owned), len(two.owned)] == [3, 3])
+                assert sorted(one.owned + two.owned) == ALL
+                assert owned == [[]], "it still had them when it was told"
+                send(settings, sent[300:])
+                one.poll_until("all records", lambda: len(one.read) + len(two.read) == 600)
+                with open_admin(settings) as admin:
+                    group = admin.group(f"g-{settings.topic}", settings.topic)
+                assert [member.client_id for member in group.members] == ["one", "two"]
+                assert group.assignor == "roundrobin"
+                one.before_leaving = lambda: None
+                assert one.consumer.commit(one.read) == ""
+            finally:
+                polling.set()
+                thread.join()
+            assert two.consumer.commit(two.read) == ""
+        # It said goodbye: long before its session ends, the other has all again.
+        one.poll_until("all partitions", lambda: one.owned == ALL)
+        assert {record.value for record in one.read + two.read} == {record.value for record in sent}
+        assert len(one.read + two.read) == 600
+    assert one.committed() == dict.fromkeys(ALL, 100)
+
+
+@both_clients
+def test_keeping_alive_reads_nothing_and_serves_a_rebalance(settings: Settings) -> None:
+    settings = limited(settings, consume_records=7, session_s=6.0)
+    send(settings, numbered(settings, 40, partitions=1))
+    with joined(settings) as one:
+        one.poll_until("some", lambda: len(one.read) >= 7)
+        for _ in range(10):
+            one.consumer.keep_alive()
+            time.sleep(settings.limits.heartbeat_s / 10)
+        assert one.told == [f"assigned {ALL}"], "it kept its partitions"
+        one.poll_until("the rest", lambda: len(one.read) == 40)
+        assert offsets(one.read) == {0: list(range(40))}
+        before = one.consumer.assignments
+        with joined(settings, name="two") as two:
+            thread = threading.Thread(target=lambda: two.poll_until("its share", lambda: len(two.owned) == 3))
+            thread.start()
+            while thread.is_alive():
+                one.consumer.keep_alive()
+            thread.join()
+        assert one.consumer.assignments > before
+        # Nothing was committed: all comes again, whichever member it was read by.
+        one.read.clear()
+        one.poll_until("all again", lambda: len(one.read) == 40)
+        assert offsets(one.read) == {0: list(range(40))}
+
+
+@both_clients
+def test_a_stop_while_the_broker_is_silent_ends_in_time(kafka_client: KafkaClient, broker: OwnBroker) -> None:
+    with own_topic([broker.address], kafka_client) as settings:
+        member = Stopping(settings)
+        with broker.paused():
+            member.end_in_time()
+
+
+def test_a_stop_while_no_broker_is_there_ends_in_time(tmp_path_factory: pytest.TempPathFactory) -> None:
+    with own_broker(tmp_path_factory.mktemp("kafka"), advertised="127.0.0.1:1", properties={}) as broker:
+        members = []
+        for client in KafkaClient:
+            settings = Settings(brokers=(broker.address,), topic=f"t-{client}", kafka_client=client)
+            topics.create(settings)
+            members.append(Stopping(settings))
+        os.kill(broker.pid, signal.SIGKILL)
+        for member in members:
+            member.end_in_time()
+
+
+class Stopping:
+    """A member with records in hand, in a thread of its own, as a role's is."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = limited(settings, kafka_leave_s=1.0)
+        send(settings, numbered(settings, 6))
+        self._has_read, self._may_stop = threading.Event(), threading.Event()
+        self._answers: list[str] = []
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        assert self._has_read.wait(60)
+
+    def _run(self) -> None:
+        member = Joined(self._settings)
+        member.poll_until("records", lambda: len(member.read) == 6)
+        self._has_read.set()
+        self._may_stop.wait(60)
+        member.stop.set()
+        self._answers.append(member.consumer.commit(member.read))
+        with contextlib.suppress(UnavailableError, BrewError):
+            for _ in range(3):
+                member.poll()
+        member.consumer.close()
+
+    def end_in_time(self) -> None:
+        self._may_stop.set()
+        self._thread.join(BOUND_S)
+        assert not self._thread.is_alive(), "it waits without end"
+        assert self._answers[0], "it says that nothing was committed"
