@@ -32,6 +32,7 @@ class Lead:
     def __init__(self, limits: Limits, pool: Pool, *, node: str) -> None:
         """Have no lead, and know of none."""
         self._lasts_s = limits.publish_lead_s
+        self._most_s = 4 * limits.publish_lead_s
         self._look_s = limits.publish_lead_s / 2
         self._pool = pool
         self._node = node
@@ -48,7 +49,7 @@ class Lead:
         if not self._others_until:
             return 0.0
         if (left_s := self._others_until - time.monotonic()) <= 0:
-            left_s = self._heed(self._ask("lead_of_others")[1])
+            left_s = self._heed(self._ask(queries["lead_of_others"])[1])
         return left_s
 
     def note(self, *, took_s: float, found: int, gap_s: float, more: bool) -> None:
@@ -63,19 +64,20 @@ class Lead:
         share, self._spent_s, self._since = self._spent_s / passed_s, 0.0, time.monotonic()
         if not more and share >= (_KEEP if self.ours else _TAKE):
             # It lasts beyond the next renewal, also where a transaction takes long.
-            ours, others_s = self._ask("take_lead", lasts_s=self._lasts_s + 2 * (took_s + gap_s))
+            lasts_s = min(self._lasts_s + 2 * (took_s + gap_s), self._most_s)
+            ours, others_s = self._ask(queries["take_lead"], lasts_s=lasts_s)
             self._say(ours=ours)
             self._heed(others_s)
         elif self.ours:
             self.give_up()
         elif share and not more:
-            self._heed(self._ask("lead_of_others")[1])
+            self._heed(self._ask(queries["lead_of_others"])[1])
 
     def give_up(self) -> None:
         """Let others lead from now on, where this node does. Raises psycopg.Error."""
         if self.ours:
             self._say(ours=False)
-            self._ask("give_up_lead")
+            self._ask(queries["give_up_lead"])
 
     def forget(self) -> None:
         """Begin anew, after a failure: as a node that neither leads nor knows of one that does."""
@@ -97,6 +99,6 @@ class Lead:
     def _ask(self, query: LiteralString, **parameters: object) -> tuple[bool, float]:
         """Return whether the lead is ours, and for how many seconds it is another node's."""
         with self._pool.connection() as connection:
-            row = connection.execute(queries[query], {"node": self._node, **parameters}).fetchone()
-        ours, others_s = row or (False, None)
-        return ours, max(0.0, min(others_s or 0.0, 4 * self._lasts_s))
+            asked = {"node": self._node, "most_s": self._most_s, **parameters}
+            ours, others_s = connection.execute(query, asked).fetchone() or (False, None)
+        return ours, max(0.0, min(others_s or 0.0, self._most_s))

@@ -177,14 +177,16 @@ UPDATE outbox
 
 -- take_lead --
 -- Takes the lead of publishing, or renews it, unless another node has it. Says whether it is this node's now, and for how
--- many seconds it is another's. Nothing is lost with it: its commit waits for no disk.
+-- many seconds it is another's. One that ends later than any node asks for was written by a clock that has been set back
+-- since: it counts as over. Nothing is lost with it: its commit waits for no disk.
 WITH quick AS MATERIALIZED (
     SELECT set_config('synchronous_commit', 'off', true)
 ), taken AS (
     INSERT INTO publishing AS p (node_id, ends_at)
     SELECT %(node)s::text, clock_timestamp() + make_interval(secs => %(lasts_s)s) FROM quick
     ON CONFLICT (one) DO UPDATE SET node_id = excluded.node_id, ends_at = excluded.ends_at
-     WHERE p.node_id = excluded.node_id OR p.ends_at <= clock_timestamp()
+     WHERE p.node_id = excluded.node_id
+        OR p.ends_at NOT BETWEEN clock_timestamp() AND clock_timestamp() + make_interval(secs => %(most_s)s)
     RETURNING node_id
 )
 SELECT EXISTS (SELECT FROM taken),
@@ -192,7 +194,8 @@ SELECT EXISTS (SELECT FROM taken),
          WHERE NOT EXISTS (SELECT FROM taken))
 
 -- lead_of_others --
-SELECT false, (SELECT extract(epoch FROM ends_at - clock_timestamp())::float8 FROM publishing WHERE node_id <> %(node)s)
+SELECT false, (SELECT extract(epoch FROM ends_at - clock_timestamp())::float8 FROM publishing
+                WHERE node_id <> %(node)s AND ends_at < clock_timestamp() + make_interval(secs => %(most_s)s))
 
 -- give_up_lead --
 WITH given_up AS (

@@ -150,7 +150,7 @@ def test_an_offset_that_is_not_there_is_told_and_reading_goes_on_at_the_first(
         assert member.consumer.commit(member.read) == ""
     assert member.committed() == dict.fromkeys(ALL, 10)
     said = capfd.readouterr().out
-    assert said.count("offset_lost") == 1
+    assert 1 <= said.count("offset_lost") <= member.consumer.assignments, "once an assignment at most"
     assert f"wanted={wanted}" in said
     assert f"first={first}" in said
     assert ("retention removed them" if wanted < 10 else "was truncated") in said
@@ -237,8 +237,8 @@ def test_keeping_alive_reads_nothing_and_serves_a_rebalance(settings: Settings) 
         assert one.consumer.assignments > before
         # Nothing was committed: all comes again, whichever member it was read by.
         one.read.clear()
-        one.poll_until("all again", lambda: len(one.read) == 40)
-        assert offsets(one.read) == {0: list(range(40))}
+        # Perhaps some of it twice: the leave of the other moves partitions once more.
+        one.poll_until("all again", lambda: {record.offset for record in one.read} == set(range(40)))
 
 
 @both_clients

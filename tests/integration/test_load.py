@@ -22,6 +22,7 @@ def test_every_order_is_a_row_and_a_figure(rig: Rig) -> None:
     assert shown["rate_per_s"] == pytest.approx(50 / shown["seconds"], rel=0.05)
     assert shown["settings"] == {
         "addresses": [one, other],
+        "connections": 2,
         "concurrency": 8,
         "rate": None,
         "warmup_s": 0.0,

@@ -113,8 +113,8 @@ def assert_done(settings: Settings) -> None:
 def test_what_takes_how_long_is_said(older: Settings) -> None:
     done = run("db", "init", env=environment(older))
     told = [line for line in done.stderr.splitlines() if " in " in line]
-    assert told[0].startswith("db init made 3 tables in ")
-    assert told[0].endswith(" s: aggregates, parked_events, downstreams")
+    assert told[0].startswith("db init made 4 tables in ")
+    assert told[0].endswith(" s: aggregates, publishing, parked_events, downstreams")
     assert all(float(line.partition(" in ")[2].split(" s")[0]) >= 0 for line in told)
     tables = [line.split(" to ")[1].split(" in ")[0] for line in told if " column" in line]
     assert tables == ["orders", "outbox", "processed_events", "inventory_reservations", "notifications_log", "nodes"]

@@ -77,7 +77,7 @@ class Crew:
 
 def workers_of(pid: int) -> list[psutil.Process]:
     """The workers of a process, by their names."""
-    children = psutil.Process(pid).children()
+    children = [each for each in psutil.Process(pid).children() if each.status() != psutil.STATUS_ZOMBIE]
     return sorted((each for each in children if "--worker" in each.cmdline()), key=psutil.Process.cmdline)
 
 

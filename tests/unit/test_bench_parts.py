@@ -42,6 +42,12 @@ def result(*latencies_s: float, **others: Any) -> Result:
     return Result(**{**known, **others})
 
 
+def clients_left() -> list[psutil.Process]:
+    """Return the load clients that still run; not what another test's process has left of itself."""
+    alive = (child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE)
+    return [child for child in alive if "brewctl.lab.bench.client" in child.cmdline()]
+
+
 def test_what_several_clients_measured_is_one_result() -> None:
     one = result(0.1, 0.2, failures={"gone": 1}, retries=2)
     both = together([one, result(0.9, 0.1, seconds=3.0, failures={"gone": 1, "full": 2}, unsent=5)])
@@ -66,13 +72,13 @@ def test_load_comes_from_several_processes_over_several_connections() -> None:
     assert len(peers) == 6
     assert 0 < found.count == found.latencies.count == len(server.requests)
     assert rate > 0
-    assert not [child for child in psutil.Process().children() if "brewctl.lab.bench.client" in child.cmdline()]
+    assert clients_left() == []
 
 
 def test_a_client_that_fails_is_one_error_and_leaves_none_behind() -> None:
     with pytest.raises(BrewError, match=r"^a load client failed: order-service 127.0.0.1:1 refused the connection"):
         clients.load("127.0.0.1:1", clients=2, in_flight=1, connections=1, warmup_s=0.0, duration_s=30)
-    assert not [child for child in psutil.Process().children() if "brewctl.lab.bench.client" in child.cmdline()]
+    assert clients_left() == []
 
 
 def test_a_client_whose_starter_has_gone_ends() -> None:

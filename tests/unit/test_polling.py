@@ -7,6 +7,7 @@ from typing import Any
 from kafka.metrics.stats.sensor import Sensor
 
 from brewctl.delivery.broker.kafka_python import patches
+from brewctl.delivery.broker.kafka_python.client import Selector
 from brewctl.delivery.broker.kafka_python.consumer import _Client
 from brewctl.delivery.broker.kafka_python.polling import PollingConsumer
 
@@ -31,7 +32,7 @@ class Fetcher:
 class Connection:
     """One to a broker, which takes all of a request, or a part."""
 
-    _sock: str
+    _sock: str | None
     all_at_once: bool
 
     def send_pending_requests_v2(self) -> bool:
@@ -89,6 +90,12 @@ def test_a_request_is_sent_at_once_and_the_rest_of_a_long_one_when_its_socket_ta
     client = Client({Connection("short", all_at_once=True), Connection("long", all_at_once=False)}, selector)
     client._register_send_sockets()
     assert watched == ["long"]
+    assert client._sending == set()
+
+
+def test_a_connection_that_was_closed_as_it_sent_is_watched_no_more() -> None:
+    client = Client({Connection(None, all_at_once=False)}, Selector())
+    client._register_send_sockets()
     assert client._sending == set()
 
 

@@ -35,6 +35,13 @@ class Selector(selectors.DefaultSelector):
         except ValueError:
             return selectors.SelectorKey(fileobj, -1, events, data)
 
+    def get_key(self, fileobj: Any) -> selectors.SelectorKey:
+        """Say how a socket is watched. Raises KeyError where it is not, also of a connection that has none any more."""
+        try:
+            return super().get_key(fileobj)
+        except ValueError:
+            raise KeyError(fileobj) from None
+
     def unregister(self, fileobj: Any) -> selectors.SelectorKey:
         """Watch a socket no longer, unless it is closed and forgotten already."""
         try:
