@@ -31,6 +31,7 @@ from brewctl.delivery.broker import (
     UnavailableError,
     UnsentError,
 )
+from brewctl.delivery.crowding import Crowding
 from brewctl.delivery.database import Connection, Pool
 from brewctl.delivery.lead import Lead
 from brewctl.delivery.outbox_scan import Scan
@@ -57,7 +58,7 @@ class Publisher:
         self._node = node
         self._wake = threading.Event()
         self._lead = Lead(settings.limits, pool, node=node)
-        self._rest = Rest()
+        self._rest = Rest(crowding=Crowding().share)
         self._rows = settings.limits.publish_rows_first  # of the next transaction
         self._scan = Scan()
         self._more = False  # whether there may be more to take right behind the last one
@@ -104,6 +105,7 @@ class Publisher:
     def _publish_until(self, stop: threading.Event, producer: Producer, backoff: Backoff) -> None:
         limits = self._settings.limits
         idle_s = limits.publish_again_s
+        gap_s = 0.0  # between two looks of the one that leads
         while not stop.is_set():
             if (others_s := self._lead.others_s()) > 0:
                 stop.wait(others_s)
@@ -118,11 +120,12 @@ class Publisher:
                 continue  # nobody commits here, whom it could hold up
             if found and not self._more:
                 self._rest.worked(took_s, count=found)
-            self._lead.note(took_s=took_s, found=found, gap_s=self._rest.last_s, more=self._more)
+                gap_s = max(took_s, self._rest.last_s)
+            self._lead.note(took_s=took_s, found=found, gap_s=gap_s, more=self._more)
             if self._more:
                 stop.wait(took_s)
             elif self._lead.ours:
-                stop.wait(0 if found else self._rest.last_s)
+                stop.wait(0 if found else gap_s)
             else:
                 # Who is not told looks again soon after a row, and less and less often while there is none.
                 idle_s = min(limits.publish_poll_s, limits.publish_again_s if found else 2 * idle_s)

@@ -93,3 +93,11 @@ def test_without_a_bound_it_is_what_the_process_computed_that_bounds_it(
         assert pause.last_s == pytest.approx(rest_s)
     pause.take(stop)
     assert stop.waits == pytest.approx([rest_s, rest_s])
+
+
+@pytest.mark.parametrize(("crowding", "rest_s"), [(0.0, 0.005), (0.5, 0.0175), (1.0, 0.03)])
+def test_it_is_short_where_nobody_waits_for_a_processor(clock: SimpleNamespace, crowding: float, rest_s: float) -> None:
+    pause = Rest(crowding=lambda: crowding)
+    clock.computed_s += 0.01
+    pause.worked(0.01)
+    assert pause.last_s == pytest.approx(rest_s)

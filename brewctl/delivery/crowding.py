@@ -1,0 +1,43 @@
+"""How crowded it is: whether work in the background takes the processor from those who answer calls."""
+
+import contextlib
+import os
+import time
+
+from brewctl import affinity
+
+_LOOK_EVERY_S = 0.25
+# Up to this share nobody waits for a processor for long; from there on it grows to 1.
+_ROOMY = 0.5
+
+
+class Crowding:
+    """Looks four times a second at most. Not for two threads at a time."""
+
+    def __init__(self) -> None:
+        """Begin to measure; until the first look it is not crowded."""
+        self._at, self._computed_s, self._ticks = time.monotonic(), time.process_time(), _ticks()
+        self._share = 0.0
+
+    def share(self) -> float:
+        """Return 0 where there is room, up to 1 where this process fills a core, or everybody together all of them.
+
+        Python runs one thread of a process at a time: one core is all that it can fill. Where the system does not tell
+        of the others, this process alone counts.
+        """
+        now = time.monotonic()
+        if (passed_s := now - self._at) >= _LOOK_EVERY_S:
+            computed_s, ticks = time.process_time(), _ticks()
+            full = (computed_s - self._computed_s) / passed_s
+            if cores := ticks.keys() & self._ticks.keys():
+                busy = sum(ticks[core] - self._ticks[core] for core in cores) / os.sysconf("SC_CLK_TCK")
+                full = max(full, busy / (passed_s * len(cores)))
+            self._share = min(1.0, max(0.0, (full - _ROOMY) / (1 - _ROOMY)))
+            self._at, self._computed_s, self._ticks = now, computed_s, ticks
+        return self._share
+
+
+def _ticks() -> dict[int, int]:
+    with contextlib.suppress(OSError, ValueError):
+        return affinity.busy_ticks()
+    return {}
