@@ -22,8 +22,8 @@ from brewctl.sql import queries
 logger = log.get(__name__)
 
 # Shares of its time that a node's transactions take: from when on it leads, and until when.
-_TAKE = 0.05
-_KEEP = 0.02
+_TAKE = 0.15
+_KEEP = 0.05
 
 
 class Lead:

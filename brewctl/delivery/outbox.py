@@ -125,7 +125,9 @@ class Publisher:
             if self._more:
                 stop.wait(took_s)
             elif self._lead.ours:
-                stop.wait(0 if found else gap_s)
+                if not found:  # a commit of this process ends the wait, one of another node's does not
+                    self._wake.wait(gap_s)
+                    gap_s = min(2 * gap_s, limits.publish_again_s)
             else:
                 # Who is not told looks again soon after a row, and less and less often while there is none.
                 idle_s = min(limits.publish_poll_s, limits.publish_again_s if found else 2 * idle_s)
