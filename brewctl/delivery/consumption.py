@@ -127,7 +127,7 @@ class Consumption:
             on_assigned=self._report_assignment,
             on_revoked=lambda: self._let_go(consumer, stop),
         )
-        self._settled, self._rest = Settled(self._settings.limits), Rest(most_s=self._settings.limits.consume_rest_s)
+        self._settled = Settled(self._settings.limits)
         try:
             while not stop.is_set():
                 records = self._read(consumer, stop)

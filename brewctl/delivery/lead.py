@@ -49,7 +49,7 @@ class Lead:
         if not self._others_until:
             return 0.0
         if (left_s := self._others_until - time.monotonic()) <= 0:
-            left_s = self._heed(self._ask(queries["lead_of_others"])[1])
+            left_s = self._look_at_others()
         return left_s
 
     def note(self, *, took_s: float, found: int, gap_s: float, more: bool) -> None:
@@ -71,7 +71,7 @@ class Lead:
         elif self.ours:
             self.give_up()
         elif share and not more:
-            self._heed(self._ask(queries["lead_of_others"])[1])
+            self._look_at_others()
 
     def give_up(self) -> None:
         """Let others lead from now on, where this node does. Raises psycopg.Error."""
@@ -87,9 +87,13 @@ class Lead:
             logger.debug("lead_kept", reason=log.reason(error), hint="it ends by itself")
         self._others_until = 0.0
 
-    def _heed(self, others_s: float) -> float:
-        self._others_until = time.monotonic() + others_s if others_s else 0.0
+    def _look_at_others(self) -> float:
+        _, others_s = self._ask(queries["lead_of_others"])
+        self._heed(others_s)
         return others_s
+
+    def _heed(self, others_s: float) -> None:
+        self._others_until = time.monotonic() + others_s if others_s else 0.0
 
     def _say(self, *, ours: bool) -> None:
         if ours is not self.ours:

@@ -38,8 +38,8 @@ def rig(shared_rig: Rig) -> Rig:
 
 @pytest.fixture
 def patient(rig: Rig) -> Settings:
-    """No timer of its own wakes the publisher."""
-    return limited(rig.settings, publish_poll_s=NEVER_S)
+    """No timer of its own wakes the publisher, nor does it ever lead: one that does looks again and again."""
+    return limited(rig.settings, publish_poll_s=NEVER_S, publish_lead_s=NEVER_S)
 
 
 def commit(rig: Rig, rows: int = 1) -> None:

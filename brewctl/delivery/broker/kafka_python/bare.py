@@ -8,9 +8,7 @@ from kafka import KafkaConsumer, KafkaProducer
 from brewctl.config import Settings
 from brewctl.delivery.broker.kafka_python.client import connection, explained
 from brewctl.delivery.broker.record import Record
-from brewctl.errors import UnreachableError
-
-_WAIT_S = 30.0
+from brewctl.delivery.broker.timed import WAIT_S, read_rate
 
 
 def produce(settings: Settings, records: Sequence[Record], *, batch: int) -> float:
@@ -27,7 +25,7 @@ def produce(settings: Settings, records: Sequence[Record], *, batch: int) -> flo
                 some = records[first : first + batch]
                 sent = [producer.send(each.topic, each.value, each.key, headers=each.headers) for each in some]
                 for future in sent:
-                    future.get(_WAIT_S)
+                    future.get(WAIT_S)
             return len(records) / (time.perf_counter() - began)
         finally:
             producer.close(timeout=1)
@@ -45,14 +43,8 @@ def fetch(settings: Settings, count: int) -> float:
             **connection(settings, name="bare"),
         )
         try:
-            read, uncounted, began = 0, 0, 0.0
-            deadline = time.monotonic() + _WAIT_S
-            while read < count:
-                read += sum(len(records) for records in consumer.poll(timeout_ms=500).values())
-                if read and not uncounted:
-                    uncounted, began = read, time.perf_counter()
-                if time.monotonic() > deadline:
-                    raise UnreachableError(f"kafka {settings.topic} gave {read} of {count} records in {_WAIT_S:g} s")
-            return (read - uncounted) / (time.perf_counter() - began)
+            return read_rate(
+                settings.topic, count, lambda: sum(len(records) for records in consumer.poll(timeout_ms=500).values())
+            )
         finally:
             consumer.close(autocommit=False)

@@ -16,12 +16,9 @@ from brewctl.delivery.broker.outcomes import (
     UnsentError,
     refused_time,
 )
-from brewctl.delivery.broker.record import DEAD_LETTER_BYTES, Record
+from brewctl.delivery.broker.record import BATCH_BYTES, DEAD_LETTER_BYTES, UNCOMPRESSED_BYTES, Record
 
-# Kafka's default limit for a batch is 1 MiB.
-BATCH_BYTES = 1_000_000
 _NEVER_MS = 3_600_000
-_UNCOMPRESSED_BYTES = 32 * 1024 * 1024
 
 
 class InvalidRecordError(errors.BrokerResponseError):  # type: ignore[misc]
@@ -58,7 +55,7 @@ class Wire:
                 request_timeout_ms=int(settings.limits.kafka_request_s * 1000),
                 max_block_ms=int(settings.limits.kafka_metadata_s * 1000),
                 # Before compression; the topic's own limit, after it, is the broker's to apply.
-                max_request_size=_UNCOMPRESSED_BYTES if compressed else DEAD_LETTER_BYTES,
+                max_request_size=UNCOMPRESSED_BYTES if compressed else DEAD_LETTER_BYTES,
                 compression_type="gzip" if compressed else None,
                 **connection(settings, name=node),
             )

@@ -9,9 +9,9 @@ from confluent_kafka import Consumer, KafkaException, Message, Producer
 from brewctl.config import Settings
 from brewctl.delivery.broker.librdkafka.client import connection, explained
 from brewctl.delivery.broker.record import Record
+from brewctl.delivery.broker.timed import WAIT_S, read_rate
 from brewctl.errors import UnreachableError
 
-_WAIT_S = 30.0
 _POLL_S = 0.5
 
 
@@ -25,14 +25,14 @@ def produce(settings: Settings, records: Sequence[Record], *, batch: int) -> flo
     with explained(settings):
         producer = Producer({"enable.idempotence": True, **connection(settings, name="bare")})
         for topic in {record.topic for record in records}:
-            producer.list_topics(topic, timeout=_WAIT_S)
+            producer.list_topics(topic, timeout=WAIT_S)
         began = time.perf_counter()
         for first in range(0, len(records), batch):
             for each in records[first : first + batch]:
                 headers: Any = each.headers
                 producer.produce(each.topic, each.value, each.key, headers=headers, on_delivery=note)
-            if producer.flush(_WAIT_S):
-                raise UnreachableError(f"kafka did not acknowledge in {_WAIT_S:g} s")
+            if producer.flush(WAIT_S):
+                raise UnreachableError(f"kafka did not acknowledge in {WAIT_S:g} s")
         return len(records) / (time.perf_counter() - began)
 
 
@@ -43,16 +43,12 @@ def fetch(settings: Settings, count: int) -> float:
         consumer = Consumer({**options, **connection(settings, name="bare")})
         try:
             consumer.subscribe([settings.topic])
-            read, uncounted, began = 0, 0, 0.0
-            deadline = time.monotonic() + _WAIT_S
-            while read < count:
+
+            def read_some() -> int:
                 some: list[Any] = consumer.consume(settings.limits.consume_records, 0) or [consumer.poll(_POLL_S)]
                 # What another client hands out with each record.
-                read += sum(1 for each in some if each is not None and (each.headers(), each.value()) is not None)
-                if read and not uncounted:
-                    uncounted, began = read, time.perf_counter()
-                if time.monotonic() > deadline:
-                    raise UnreachableError(f"kafka {settings.topic} gave {read} of {count} records in {_WAIT_S:g} s")
-            return (read - uncounted) / (time.perf_counter() - began)
+                return sum(1 for each in some if each is not None and (each.headers(), each.value()) is not None)
+
+            return read_rate(settings.topic, count, read_some)
         finally:
             consumer.close()

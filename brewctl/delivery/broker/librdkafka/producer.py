@@ -16,13 +16,10 @@ from brewctl.delivery.broker.outcomes import (
     UnsentError,
     refused_time,
 )
-from brewctl.delivery.broker.record import DEAD_LETTER_BYTES, Record
+from brewctl.delivery.broker.record import BATCH_BYTES, DEAD_LETTER_BYTES, UNCOMPRESSED_BYTES, Record
 
-# Kafka's default limit for a batch is 1 MiB.
-BATCH_BYTES = 1_000_000
 _BATCH_RECORDS = 1_000_000  # the bytes end a batch
 _NEVER_MS = 60_000
-_UNCOMPRESSED_BYTES = 32 * 1024 * 1024
 _ANY = -1
 _FULL_S = 0.1
 _CLOSE_S = 2.0
@@ -82,7 +79,7 @@ class Wire:
                     "batch.size": BATCH_BYTES,
                     "batch.num.messages": _BATCH_RECORDS,
                     # Before compression; the topic's own limit, after it, is the broker's to apply.
-                    "message.max.bytes": _UNCOMPRESSED_BYTES if compressed else DEAD_LETTER_BYTES,
+                    "message.max.bytes": UNCOMPRESSED_BYTES if compressed else DEAD_LETTER_BYTES,
                     "compression.type": "gzip" if compressed else "none",
                     # A topic that is not there is looked for so long: `partitions` has found it just before.
                     "topic.metadata.propagation.max.ms": int(limits.kafka_metadata_s * 1000),
