@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from kafka import KafkaProducer, errors
+from kafka import KafkaProducer, TopicPartition, errors
 
 from brewctl.config import Settings
 from brewctl.delivery.broker.kafka_python.client import connection, explained, require_headers, words
@@ -45,6 +45,9 @@ class Wire:
     """Sends with one request in flight, when `outcomes` says so."""
 
     def __init__(self, settings: Settings, *, node: str, compressed: bool) -> None:
+        most = UNCOMPRESSED_BYTES if compressed else DEAD_LETTER_BYTES
+        self._small = most // 8  # what is not larger, roughly, is not too large
+        self._room_ms = int(settings.limits.kafka_metadata_s * 1000)
         with explained(settings):
             self._producer = KafkaProducer(
                 acks="all",
@@ -53,9 +56,9 @@ class Wire:
                 batch_size=BATCH_BYTES,
                 linger_ms=_NEVER_MS,  # `outcomes` says when
                 request_timeout_ms=int(settings.limits.kafka_request_s * 1000),
-                max_block_ms=int(settings.limits.kafka_metadata_s * 1000),
+                max_block_ms=self._room_ms,
                 # Before compression; the topic's own limit, after it, is the broker's to apply.
-                max_request_size=UNCOMPRESSED_BYTES if compressed else DEAD_LETTER_BYTES,
+                max_request_size=most,
                 compression_type="gzip" if compressed else None,
                 **connection(settings, name=node),
             )
@@ -68,22 +71,31 @@ class Wire:
         except errors.KafkaError as error:  # no metadata
             raise UnsentError(f"topic {topic}: {words(error)}") from error
 
-    def put(self, record: Record, partition: int | None, deadline: float) -> Any:
+    def put(self, record: Record, partition: int | None, deadline: float) -> Any:  # noqa: ARG002 - it waits room_ms
         """Put a record into the next batch of its partition."""
-        # The library refuses a record with neither key nor value.
-        value = b"" if record.key is None and record.value is None else record.value
+        # The library's `send` looks all of it through; of what it looks for only the size can be wrong.
+        topic, key, value, headers, _, _, timestamp_ms = record
+        rough = len(key or b"") + len(value or b"")
+        for name, held in headers:
+            rough += 2 + len(name) + len(held)
+        producer = self._producer
         try:
-            future = self._producer.send(
-                record.topic,
-                value,
-                record.key,
-                headers=record.headers,
-                partition=partition,
-                timestamp_ms=None if record.timestamp_ms < 0 else record.timestamp_ms,
-            )
-        except errors.KafkaError as error:  # no metadata, or no room in the buffer
-            raise UnsentError(f"topic {record.topic}: {words(error)}") from error
-        return _outcome(future, record, deadline) if future.is_done else future  # too large even for the library
+            if rough > self._small:
+                size = producer._estimate_size_in_bytes(key, value, headers)  # noqa: SLF001 - as all below
+                producer._ensure_valid_record_size(size)  # noqa: SLF001
+            if partition is None:
+                partition = producer._partition(topic, None, None, None, None, None)  # noqa: SLF001
+            place = TopicPartition(topic, partition)
+            time_ms = None if timestamp_ms < 0 else timestamp_ms
+            append = producer._accumulator.append  # noqa: SLF001
+            future, is_full, _ = append(place, time_ms, key, value, headers, self._room_ms)
+        except errors.MessageSizeTooLargeError as error:
+            return RefusedError(words(error))
+        except errors.KafkaError as error:  # no room in the buffer
+            raise UnsentError(f"topic {topic}: {words(error)}") from error
+        if is_full:
+            producer._sender.wakeup()  # noqa: SLF001
+        return future
 
     def outcomes(self, sent: Sequence[Any], records: Sequence[Record], deadline: float) -> list[Outcome]:
         """Send what was put, and return the outcome of each record."""
