@@ -9,7 +9,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from brewctl.config import Settings
 from brewctl.delivery.broker.kafka_python.admin import open_admin
 from brewctl.delivery.broker.librdkafka.client import connection, explained, require_answer
-from brewctl.delivery.broker.librdkafka.consumer import fetching
+from brewctl.delivery.broker.librdkafka.fetching import fetching
 from brewctl.delivery.broker.librdkafka.records import Reading
 from brewctl.delivery.broker.reasons import open_transaction
 from brewctl.delivery.broker.record import Record
