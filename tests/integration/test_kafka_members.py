@@ -10,20 +10,13 @@ from collections.abc import Iterator
 import pytest
 from confluent_kafka import Producer as Transactional
 from confluent_kafka import TopicPartition
-from confluent_kafka.admin import (
-    AclBinding,
-    AclOperation,
-    AclPermissionType,
-    AdminClient,
-    ResourcePatternType,
-    ResourceType,
-)
+from confluent_kafka.admin import AdminClient
+from kafka.admin import ACL, ACLOperation, ACLPermissionType, ResourcePattern, ResourceType
 
 from brewctl.config import KafkaClient, Settings
 from brewctl.delivery import topics
 from brewctl.delivery.broker import Record, UnavailableError, UnsentError, open_admin, open_reader
 from brewctl.errors import BrewError
-from brewctl.lifecycle import wait_until
 from tests.conftest import limited
 from tests.integration.client_tools import (
     HEADERS,
@@ -36,7 +29,7 @@ from tests.integration.client_tools import (
     sending,
     with_client,
 )
-from tests.integration.kafka_tools import RawKey, raw_client, send_raw
+from tests.integration.kafka_tools import RawKey, kafka_admin, raw_client, send_raw
 from tests.integration.own_broker import OwnBroker, own_broker
 
 # Longer than a member may take to leave on a slow machine, and shorter than a session or a request.
@@ -275,7 +268,10 @@ def test_what_is_read_once_partitions_left_and_came_back_though_it_kept_alive_be
         with joined(settings, name="two") as two:
             thread = threading.Thread(target=lambda: two.poll_until("its share", lambda: len(two.owned) == 3))
             thread.start()
-            wait_until("leaving", lambda: one.consumer.keep_alive() or "leaving" in one.told, timeout_s=60, every_s=0.1)
+            deadline = time.monotonic() + 60
+            while "leaving" not in one.told:
+                one.consumer.keep_alive()
+                assert time.monotonic() < deadline
             one.read.clear()
             one.poll_until("the share of each", lambda: not thread.is_alive())
             thread.join()
@@ -354,7 +350,7 @@ def test_a_member_without_the_right_to_read_ends_with_one_line_and_commits_nothi
     with own_topic([broker.address], kafka_client) as settings:
         send(settings, numbered(settings, 12))
         name = settings.topic if what == "topic" else f"g-{settings.topic}"
-        deny(settings, ResourceType.TOPIC if what == "topic" else ResourceType.GROUP, name, AclOperation.READ)
+        deny(settings, ResourceType.TOPIC if what == "topic" else ResourceType.GROUP, name, ACLOperation.READ)
         with joined(settings) as one:
             with pytest.raises(BrewError) as raised:
                 one.poll_until("a refusal", lambda: False)
@@ -371,7 +367,7 @@ def test_who_has_no_right_to_send_is_told_and_its_records_are_not_refused_for_ev
 ) -> None:
     """An administrator gives the right: nothing is wrong with the records."""
     with own_topic([broker.address], kafka_client) as settings:
-        deny(settings, ResourceType.TOPIC, settings.topic, AclOperation.WRITE)
+        deny(settings, ResourceType.TOPIC, settings.topic, ACLOperation.WRITE)
         with sending(settings) as producer:
             outcomes = producer.send(numbered(settings, 12), timeout_s=5)
         assert {type(outcome) for outcome in outcomes} <= {UnavailableError, UnsentError}
@@ -379,14 +375,12 @@ def test_who_has_no_right_to_send_is_told_and_its_records_are_not_refused_for_ev
         assert len(str(outcomes[0]).splitlines()) == 1
 
 
-def deny(settings: Settings, kind: ResourceType, name: str, operation: AclOperation) -> None:
-    client = AdminClient({"bootstrap.servers": ",".join(settings.brokers)})
-    rules = [
-        AclBinding(kind, name, ResourcePatternType.LITERAL, "User:ANONYMOUS", "*", what, permission)
-        for what, permission in ((AclOperation.ALL, AclPermissionType.ALLOW), (operation, AclPermissionType.DENY))
-    ]
-    for made in client.create_acls(rules).values():
-        made.result(30)
+def deny(settings: Settings, kind: ResourceType, name: str, operation: ACLOperation) -> None:
+    """Forbid one thing that may be done with a topic or group, and allow the rest."""
+    rules = ((ACLOperation.ALL, ACLPermissionType.ALLOW), (operation, ACLPermissionType.DENY))
+    with kafka_admin(settings) as admin:
+        acls = [ACL("User:ANONYMOUS", "*", what, permission, ResourcePattern(kind, name)) for what, permission in rules]
+        assert admin.create_acls(acls)["failed"] == []
 
 
 @both_clients
