@@ -178,7 +178,7 @@ class Member:
         late = time.monotonic() + self._limits.kafka_request_s
         try:
             within(self._library.close, lambda done: self._patience.wait(done, until=late))
-        except TimeoutError:
+        except (TimeoutError, KafkaException):
             logger.debug("left_behind", group=self._group, reason="the library did not leave the group in time")
 
     def _read(self, timeout_s: float) -> list[Record]:
