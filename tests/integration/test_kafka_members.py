@@ -111,6 +111,16 @@ def test_headers_as_other_producers_send_them(settings: Settings) -> None:
 
 
 @both_clients
+def test_a_reader_reads_a_topic_as_often_as_it_is_asked(settings: Settings) -> None:
+    settings = limited(settings, kafka_request_s=5.0)
+    send(settings, numbered(settings, 12))
+    with open_reader(settings) as reader:
+        for _ in range(2):
+            bounds = reader.bounds(settings.topic)
+            assert sum(map(len, reader.read(settings.topic, bounds))) == 12
+
+
+@both_clients
 def test_a_record_that_is_larger_than_a_fetch_is_read(settings: Settings) -> None:
     settings = limited(settings, consume_partition_bytes=4096)
     send(settings, [Record(settings.topic, key_of(0), b"x" * size, []) for size in (10, 900_000, 10, 500_000, 10)])

@@ -63,7 +63,9 @@ class Topics:
             else:
                 raise KafkaException(error)
 
-        self._library.assign([TopicPartition(topic, each, at) for each, at in self._positions.items()])
+        places = [TopicPartition(topic, each, at) for each, at in self._positions.items()]
+        self._library.assign(places)
+        self._library.resume(places)  # those that an earlier read had finished are still paused
         limit_s = self._settings.limits.kafka_request_s
         heard = time.monotonic()
         while ends:
