@@ -11,20 +11,36 @@ import pytest
 from confluent_kafka import Producer as Transactional
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
+from kafka.admin import ACL, ACLOperation, ACLPermissionType, ResourcePattern, ResourceType
 
 from brewctl.config import KafkaClient, Settings
 from brewctl.delivery import topics
-from brewctl.delivery.broker import Record, UnavailableError, open_admin, open_reader
+from brewctl.delivery.broker import Record, UnavailableError, UnsentError, open_admin, open_reader
 from brewctl.errors import BrewError
 from tests.conftest import limited
-from tests.integration.client_tools import HEADERS, Joined, both_clients, joined, key_of, own_topic, send, with_client
-from tests.integration.kafka_tools import RawKey, raw_client, send_raw
+from tests.integration.client_tools import (
+    HEADERS,
+    Joined,
+    both_clients,
+    joined,
+    key_of,
+    own_topic,
+    send,
+    sending,
+    with_client,
+)
+from tests.integration.kafka_tools import RawKey, kafka_admin, raw_client, send_raw
 from tests.integration.own_broker import OwnBroker, own_broker
 
 # Longer than a member may take to leave on a slow machine, and shorter than a session or a request.
 BOUND_S = 25
 NG, LIBRDKAFKA = KafkaClient.KAFKA_PYTHON_NG, KafkaClient.LIBRDKAFKA
 ALL = [0, 1, 2, 3, 4, 5]
+# Everybody may do everything with what nobody has made a rule for.
+RIGHTS = {
+    "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+    "allow.everyone.if.no.acl.found": "true",
+}
 
 
 @pytest.fixture
@@ -35,7 +51,7 @@ def settings(servers: dict[str, str], kafka_client: KafkaClient) -> Iterator[Set
 
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnBroker]:
-    with own_broker(tmp_path_factory.mktemp("kafka"), advertised="127.0.0.1:1", properties={}) as broker:
+    with own_broker(tmp_path_factory.mktemp("kafka"), advertised="127.0.0.1:1", properties=RIGHTS) as broker:
         yield broker
 
 
@@ -92,6 +108,16 @@ def test_headers_as_other_producers_send_them(settings: Settings) -> None:
     for records in (member.read, read):
         assert [record.headers for record in records] == read_as
         assert [record.value for record in records] == [b"0", None, b"1", None, b"2", None]
+
+
+@both_clients
+def test_a_reader_reads_a_topic_as_often_as_it_is_asked(settings: Settings) -> None:
+    settings = limited(settings, kafka_request_s=5.0)
+    send(settings, numbered(settings, 12))
+    with open_reader(settings) as reader:
+        for _ in range(2):
+            bounds = reader.bounds(settings.topic)
+            assert sum(map(len, reader.read(settings.topic, bounds))) == 12
 
 
 @both_clients
@@ -239,6 +265,180 @@ def test_keeping_alive_reads_nothing_and_serves_a_rebalance(settings: Settings) 
         one.read.clear()
         # Perhaps some of it twice: the leave of the other moves partitions once more.
         one.poll_until("all again", lambda: {record.offset for record in one.read} == set(range(40)))
+
+
+@both_clients
+def test_what_is_read_once_partitions_left_and_came_back_though_it_kept_alive_before(settings: Settings) -> None:
+    """Paused as they left, they would stay so, and their records unread."""
+    settings = limited(settings, consume_records=7)
+    send(settings, numbered(settings, 40, partitions=1))
+    with joined(settings) as one:
+        one.poll_until("some", lambda: len(one.read) >= 7)
+        one.consumer.keep_alive()
+        with joined(settings, name="two") as two:
+            thread = threading.Thread(target=lambda: two.poll_until("its share", lambda: len(two.owned) == 3))
+            thread.start()
+            deadline = time.monotonic() + 60
+            while "leaving" not in one.told:
+                one.consumer.keep_alive()
+                assert time.monotonic() < deadline
+            one.read.clear()
+            one.poll_until("the share of each", lambda: not thread.is_alive())
+            thread.join()
+        one.poll_until("all again", lambda: {record.offset for record in one.read} == set(range(40)))
+
+
+@both_clients
+def test_it_says_whether_records_wait_for_its_next_poll(settings: Settings) -> None:
+    settings = limited(settings, consume_records=5)
+    send(settings, numbered(settings, 60))
+    with joined(settings) as one:
+        one.poll_until("the first", lambda: bool(one.read))
+        assert one.consumer.behind, "in memory, or at the broker"
+        one.poll_until("all", lambda: len(one.read) == 60)
+        one.poll_until("its end is known", lambda: not one.consumer.behind)
+        send(settings, numbered(settings, 60))
+        one.poll_until("some more", lambda: len(one.read) > 60)
+        assert one.consumer.behind
+        # What it was told of partitions that it had before counts no more: it begins again at what is committed.
+        one.poll_until("all of them", lambda: len(one.read) == 120)
+        assert one.consumer.commit(one.read[:90]) == ""
+        with joined(settings, name="two") as two:
+            thread = threading.Thread(target=lambda: two.poll_until("its share", lambda: len(two.owned) == 3))
+            thread.start()
+            one.poll_until("half", lambda: not thread.is_alive() and len(one.owned) == 3)
+            thread.join()
+        one.poll_until("all partitions", lambda: one.owned == ALL)
+        one.poll_until("nothing left", lambda: not one.consumer.behind and not one.poll())
+        assert one.consumer.commit(one.read) == ""
+    assert one.committed() == dict.fromkeys(ALL, 20)
+
+
+@both_clients
+def test_what_is_behind_an_open_transaction_does_not_wait_for_its_next_poll(settings: Settings) -> None:
+    producer = Transactional({"bootstrap.servers": ",".join(settings.brokers), "transactional.id": settings.topic})
+    producer.init_transactions(60)
+    producer.begin_transaction()
+    producer.produce(settings.topic, value=b"held", partition=0)
+    producer.flush(30)
+    send(settings, numbered(settings, 12))
+    with joined(settings) as one:
+        one.poll_until("what can be read", lambda: len(one.read) == 10)
+        one.poll_until("that it is not behind", lambda: not one.consumer.behind)
+        producer.commit_transaction(30)
+        one.poll_until("the rest", lambda: len(one.read) == 13)
+        one.poll_until("all", lambda: not one.consumer.behind)
+
+
+@both_clients
+@pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
+def test_a_codec_is_read_or_ends_the_member_with_one_line_and_nothing_lost(settings: Settings, codec: str) -> None:
+    other = Transactional({"bootstrap.servers": ",".join(settings.brokers), "compression.type": codec})
+    for number in range(20):
+        other.produce(settings.topic, value=b"%d" % number * 100, partition=0)
+    other.flush(30)
+    ended = ""
+    with joined(settings) as one:
+        try:
+            one.poll_until("all", lambda: len(one.read) == 20)
+        except BrewError as error:
+            ended = error.message
+    if ended:
+        assert settings.kafka_client == NG
+        assert codec != "gzip"
+        assert f"kafka refused consumer group g-{settings.topic}: " in ended
+        assert len(ended.splitlines()) == 1
+        assert one.read == []
+    assert one.committed() == {}
+
+
+@both_clients
+@pytest.mark.parametrize("what", ["topic", "group"])
+def test_a_member_without_the_right_to_read_ends_with_one_line_and_commits_nothing(
+    kafka_client: KafkaClient, broker: OwnBroker, what: str
+) -> None:
+    with own_topic([broker.address], kafka_client) as settings:
+        send(settings, numbered(settings, 12))
+        name = settings.topic if what == "topic" else f"g-{settings.topic}"
+        deny(settings, ResourceType.TOPIC if what == "topic" else ResourceType.GROUP, name, ACLOperation.READ)
+        with joined(settings) as one:
+            with pytest.raises(BrewError) as raised:
+                one.poll_until("a refusal", lambda: False)
+            assert f"kafka refused consumer group g-{settings.topic}: " in raised.value.message
+            assert f"{what}authorizationfailed" in raised.value.message.lower().replace("_", "")
+            assert len(raised.value.message.splitlines()) == 1
+            assert one.read == []
+        assert one.committed() == {}
+
+
+@both_clients
+def test_who_has_no_right_to_send_is_told_and_its_records_are_not_refused_for_ever(
+    kafka_client: KafkaClient, broker: OwnBroker
+) -> None:
+    """An administrator gives the right: nothing is wrong with the records."""
+    with own_topic([broker.address], kafka_client) as settings:
+        deny(settings, ResourceType.TOPIC, settings.topic, ACLOperation.WRITE)
+        with sending(settings) as producer:
+            outcomes = producer.send(numbered(settings, 12), timeout_s=5)
+        assert {type(outcome) for outcome in outcomes} <= {UnavailableError, UnsentError}
+        assert "authorization" in str(outcomes[0]).lower()
+        assert len(str(outcomes[0]).splitlines()) == 1
+
+
+def deny(settings: Settings, kind: ResourceType, name: str, operation: ACLOperation) -> None:
+    """Forbid one thing that may be done with a topic or group, and allow the rest."""
+    rules = ((ACLOperation.ALL, ACLPermissionType.ALLOW), (operation, ACLPermissionType.DENY))
+    with kafka_admin(settings) as admin:
+        acls = [ACL("User:ANONYMOUS", "*", what, permission, ResourcePattern(kind, name)) for what, permission in rules]
+        assert admin.create_acls(acls)["failed"] == []
+
+
+@both_clients
+def test_a_commit_as_partitions_leave_ends_in_time_though_the_broker_is_silent(
+    kafka_client: KafkaClient, broker: OwnBroker
+) -> None:
+    with own_topic([broker.address], kafka_client) as settings:
+        send(settings, numbered(settings, 6))
+        hasty = limited(settings, kafka_leave_s=1.0)
+        ready, leaving, paused, over = (threading.Event() for _ in range(4))
+
+        def be_the_one() -> None:
+            one = Joined(hasty)
+
+            def commit() -> None:
+                leaving.set()
+                paused.wait(60)
+                one.stop.set()
+                one.consumer.commit(one.read)
+
+            one.before_leaving = commit
+            one.poll_until("records", lambda: len(one.read) == 6)
+            ready.set()
+            with contextlib.suppress(UnavailableError, BrewError):
+                one.poll_until("that it leaves", leaving.is_set)
+            one.consumer.close()
+
+        def be_the_other() -> None:
+            two = Joined(hasty, name="two")
+            with contextlib.suppress(UnavailableError, BrewError):
+                while not over.is_set():
+                    two.poll()
+            two.stop.set()
+            two.consumer.close()
+
+        threads = [threading.Thread(target=target, daemon=True) for target in (be_the_one, be_the_other)]
+        threads[0].start()
+        assert ready.wait(60)
+        threads[1].start()
+        assert leaving.wait(60)
+        with broker.paused():
+            paused.set()
+            threads[0].join(BOUND_S)
+            ended = not threads[0].is_alive()
+            over.set()
+        for thread in threads:
+            thread.join(60)
+        assert ended, "it waits without end"
 
 
 @both_clients

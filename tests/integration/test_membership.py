@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from kafka import KafkaProducer
 
-from brewctl.config import Limits, Settings
+from brewctl.config import KafkaClient, Limits, Settings
 from brewctl.delivery import database
 from brewctl.delivery.broker import PARTITIONS, Consumer, Record
 from brewctl.delivery.broker.kafka_python.client import connection
@@ -270,6 +270,7 @@ def test_failed_tries_of_events_whose_partitions_leave_are_forgotten(rig: Rig, s
     assert after == 0
 
 
+@pytest.mark.parametrize("kafka_client", [KafkaClient.KAFKA_PYTHON_NG])  # librdkafka has its locks in C
 def test_losing_its_broker_never_lets_a_member_wait_for_itself(settings: Settings) -> None:
     """The client's threads take its two locks in opposite orders: they have to be one."""
     member = a_member(settings, "one", lambda _partitions: None)

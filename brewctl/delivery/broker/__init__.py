@@ -8,7 +8,6 @@ from brewctl.delivery.broker.advertised import Unreached, unreached, why_not
 from brewctl.delivery.broker.clients import library
 from brewctl.delivery.broker.kafka_python.admin import (
     MIN_IN_SYNC_REPLICAS,
-    PARTITIONS,
     REPLICATION_FACTOR,
     Admin,
     Broker,
@@ -29,6 +28,7 @@ from brewctl.delivery.broker.outcomes import (
     UnavailableError,
     UnsentError,
 )
+from brewctl.delivery.broker.partitions import PARTITIONS
 from brewctl.delivery.broker.reading import Reader, open_reader
 from brewctl.delivery.broker.reasons import reason
 from brewctl.delivery.broker.record import Record

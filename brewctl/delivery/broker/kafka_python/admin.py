@@ -13,11 +13,11 @@ from brewctl.config import Settings
 from brewctl.delivery.broker.kafka_python.admin_client import EARLIEST, LATEST, AdminClient
 from brewctl.delivery.broker.kafka_python.client import connection, explained, require_headers
 from brewctl.delivery.broker.kafka_python.forgetting import GroupSubscribedToTopicError
+from brewctl.delivery.broker.partitions import PARTITIONS
 from brewctl.delivery.broker.reasons import absent
 from brewctl.delivery.broker.record import DEAD_LETTER_BYTES
 from brewctl.errors import BrewError
 
-PARTITIONS = 6
 REPLICATION_FACTOR = 3
 MIN_IN_SYNC_REPLICAS = 2
 _T = TypeVar("_T")

@@ -13,7 +13,6 @@ from confluent_kafka import Consumer as Library
 from brewctl import log
 from brewctl.config import Settings
 from brewctl.delivery.broker import reasons
-from brewctl.delivery.broker.kafka_python.admin import PARTITIONS
 from brewctl.delivery.broker.librdkafka.client import (
     connection,
     error_of,
@@ -22,63 +21,18 @@ from brewctl.delivery.broker.librdkafka.client import (
     within,
     words,
 )
+from brewctl.delivery.broker.librdkafka.failures import ends, failed, passes
+from brewctl.delivery.broker.librdkafka.fetching import fetching
+from brewctl.delivery.broker.librdkafka.patience import Patience
 from brewctl.delivery.broker.librdkafka.progress import Progress
 from brewctl.delivery.broker.librdkafka.records import Reading
 from brewctl.delivery.broker.outcomes import UnavailableError
 from brewctl.delivery.broker.record import Record
-from brewctl.errors import BrewError
 
 logger = log.get(__name__)
 
-# What no retry mends once a consumer runs: no right to the group or its topic, or records that can't be unpacked.
-_FATAL = frozenset(
-    {
-        KafkaError.INVALID_GROUP_ID,
-        KafkaError.INVALID_SESSION_TIMEOUT,
-        KafkaError.GROUP_AUTHORIZATION_FAILED,
-        KafkaError.TOPIC_AUTHORIZATION_FAILED,
-        KafkaError.SASL_AUTHENTICATION_FAILED,
-        KafkaError.UNSUPPORTED_COMPRESSION_TYPE,
-        KafkaError._AUTHENTICATION,  # noqa: SLF001 - public, all of them
-        KafkaError._FATAL,  # noqa: SLF001
-        KafkaError._NOT_IMPLEMENTED,  # noqa: SLF001 - a codec
-    }
-)
-# The member goes on by itself: a topic that is not there yet, a poll that came late.
-_PASSING = frozenset(
-    {
-        KafkaError.UNKNOWN_TOPIC_OR_PART,
-        KafkaError._UNKNOWN_TOPIC,  # noqa: SLF001
-        KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001
-        KafkaError._MAX_POLL_EXCEEDED,  # noqa: SLF001
-    }
-)
-# Of what the library says of its connections, only this is worth a new member.
-_DOWN = frozenset({KafkaError._ALL_BROKERS_DOWN})  # noqa: SLF001
 _REVOKED, _LOST = "revoked", "lost"
 _STAY_S = 0.05
-_SLICE_S = 0.1
-_QUEUE_FULL_MS = 10
-_LEAST_FETCH_BYTES = 1_000_000  # the library takes no less
-
-
-def fetching(settings: Settings) -> dict[str, Any]:
-    """Return the options of everything that reads: committed records alone, and how many bytes ahead."""
-    limits = settings.limits
-    ahead = limits.consume_partition_bytes * PARTITIONS
-    return {
-        "enable.auto.commit": False,
-        "enable.auto.offset.store": False,
-        "auto.offset.reset": "error",  # it is said, and where to go on is ours to decide
-        "isolation.level": "read_committed",
-        "enable.partition.eof": True,  # positions behind what is no record
-        "max.partition.fetch.bytes": limits.consume_partition_bytes,
-        "fetch.max.bytes": max(ahead, _LEAST_FETCH_BYTES),
-        "queued.max.messages.kbytes": ahead // 1024,
-        # Where so much waits, it looks again so soon; by default after a second, in which a fast reader has nothing.
-        "fetch.queue.backoff.ms": _QUEUE_FULL_MS,
-        "check.crcs": True,
-    }
 
 
 class Member:
@@ -96,8 +50,7 @@ class Member:
     ) -> None:
         self._settings = settings
         self._limits = limits = settings.limits
-        self._stop = stop
-        self._give_up_at: float | None = None
+        self._patience = Patience(stop, leave_s=limits.kafka_leave_s)
         self._group = group
         self._topic = settings.topic
         self._on_assigned = on_assigned
@@ -123,6 +76,7 @@ class Member:
                     "max.poll.interval.ms": int(max(limits.poll_interval_s, limits.session_s) * 1000),
                     "partition.assignment.strategy": "roundrobin",
                     "error_cb": self._note,
+                    "on_commit": self._committed_late,
                     **fetching(settings),
                     **connection(settings, name=node),
                 }
@@ -187,7 +141,7 @@ class Member:
         if self._failure:
             return str(self._failure)
         try:
-            answers = self._ask_to_commit(offsets)
+            refused = self._ask_to_commit(offsets)
         except KafkaException as raised:
             return words(error_of(raised))
         except TimeoutError:
@@ -196,21 +150,26 @@ class Member:
             return str(self._failure)
         finally:
             self.committed_at = time.monotonic()
-        for answer in answers:
-            if answer.error is not None:
-                return words(answer.error)
-        self._progress.commit({partition: end for (_, partition), end in ends.items()})
-        return ""
+        if not refused:
+            self._progress.commit({partition: end for (_, partition), end in ends.items()})
+        return refused
 
-    def _ask_to_commit(self, offsets: list[TopicPartition]) -> list[TopicPartition]:
-        def ask() -> list[TopicPartition]:
-            answers: list[TopicPartition] = self._library.commit(offsets=offsets, asynchronous=False)
-            return answers
+    def _ask_to_commit(self, offsets: list[TopicPartition]) -> str:
+        if self._leaving:
+            # Inside the library's callback no other thread may commit, and this one would wait without a bound. The
+            # library joins again only behind the answer, which comes to `_committed_late`.
+            self._library.commit(offsets=offsets, asynchronous=True)
+            return ""
+        answers: list[TopicPartition] = within(
+            lambda: self._library.commit(offsets=offsets, asynchronous=False), self._patience.wait
+        )
+        return next((words(answer.error) for answer in answers if answer.error is not None), "")
 
-        if self._leaving:  # while it tells us of a rebalance, the library lets no other thread commit
-            return ask()
-        answers: list[TopicPartition] = within(ask, self._wait)
-        return answers
+    def _committed_late(self, error: KafkaError | None, places: Sequence[TopicPartition]) -> None:
+        """Say so where Kafka would not take what was committed as partitions left."""
+        refusals = [error, *(place.error for place in places)]
+        if refused := next((each for each in refusals if each is not None), None):
+            logger.warning("commit_refused", reason=words(refused), hint="redelivered and skipped as duplicates")
 
     def close(self) -> None:
         """Leave the group, so that its partitions move at once."""
@@ -218,8 +177,8 @@ class Member:
         self._reading.close()
         late = time.monotonic() + self._limits.kafka_request_s
         try:
-            within(self._library.close, lambda done: self._wait(done, until=late))
-        except TimeoutError:
+            within(self._library.close, lambda done: self._patience.wait(done, until=late))
+        except (TimeoutError, KafkaException):
             logger.debug("left_behind", group=self._group, reason="the library did not leave the group in time")
 
     def _read(self, timeout_s: float) -> list[Record]:
@@ -266,22 +225,15 @@ class Member:
             self._highs[partition] = self._end_of(partition)
         elif code == KafkaError._AUTO_OFFSET_RESET:  # noqa: SLF001
             self._lost[partition] = offset
-        elif code in _PASSING:
+        elif passes(error):
             logger.debug("librdkafka", said=words(error))
         else:
-            self._failure = self._failure or self._failed(error)
+            self._failure = self._failure or failed(error, group=self._group)
 
     def _note(self, error: KafkaError) -> None:
-        """Take what the library says of its connections; most of it passes."""
-        if error.fatal() or error.code() in _FATAL | _DOWN:
-            self._failure = self._failure or self._failed(error)
-
-    def _failed(self, error: KafkaError) -> Exception:
-        if error.code() == KafkaError.INCONSISTENT_GROUP_PROTOCOL:
-            return reasons.other_protocol(self._group)
-        if error.fatal() or error.code() in _FATAL:
-            return BrewError(f"kafka refused consumer group {self._group}: {words(error)}")
-        return UnavailableError(words(error))
+        """Take what the library says of its connections."""
+        if ends(error):
+            self._failure = self._failure or failed(error, group=self._group)
 
     def _assigned(self, _library: Library, places: Sequence[TopicPartition]) -> None:
         """Begin where the group has committed, else at the first record there is."""
@@ -299,8 +251,8 @@ class Member:
         """Read from where the next records of each partition are; what was fetched ahead is dropped."""
         if places := self._places(with_offsets=True):
             self._library.assign(places)
-            if self._paused:
-                self._library.pause(places)
+            # The library keeps a partition paused that left meanwhile, and `poll` resumes those that are here alone.
+            (self._library.pause if self._paused else self._library.resume)(places)
 
     def _committed(self, places: Sequence[TopicPartition]) -> dict[int, int]:
         until = time.monotonic() + self._limits.kafka_request_s
@@ -309,7 +261,7 @@ class Member:
                 found = self._library.committed(list(places), timeout=min(1.0, self._limits.kafka_leave_s))
                 break
             except KafkaException as raised:
-                if self._is_late() or time.monotonic() > until:
+                if self._patience.is_over() or time.monotonic() > until:
                     raise UnavailableError(words(error_of(raised))) from raised
         for place in found:
             if place.error is not None:
@@ -355,19 +307,6 @@ class Member:
             for partition, at in self._progress.next.items()
         ]
 
-    def _wait(self, done: threading.Event, *, until: float | None = None) -> bool:
-        """Wait for an event, or until a stop was asked for kafka_leave_s seconds ago."""
-        while not done.wait(_SLICE_S):
-            if self._is_late() or (until is not None and time.monotonic() > until):
-                return False
-        return True
-
-    def _is_late(self) -> bool:
-        if not self._stop.is_set():
-            return False
-        self._give_up_at = self._give_up_at or time.monotonic() + self._limits.kafka_leave_s
-        return time.monotonic() > self._give_up_at
-
     @contextmanager
     def _explained(self) -> Iterator[None]:
         if self._failure:
@@ -375,4 +314,4 @@ class Member:
         try:
             yield
         except KafkaException as raised:
-            raise self._failed(error_of(raised)) from raised
+            raise failed(error_of(raised), group=self._group) from raised

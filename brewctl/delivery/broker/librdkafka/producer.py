@@ -126,16 +126,19 @@ class Wire:
                 # So many records wait that they have to leave before there is room.
                 if time.monotonic() > deadline:
                     raise UnsentError(f"topic {topic}: no room before the time was up") from None
-                self._producer.flush(_FULL_S)
+                self._flush(_FULL_S)
             except KafkaException as raised:
-                outcome = self._outcome(error_of(raised), record)
+                error = error_of(raised)
+                if error.code() == KafkaError._FATAL:  # noqa: SLF001 - which one, only a flush tells
+                    raise UnavailableError(self._flush(0) or words(error)) from raised
+                outcome = self._outcome(error, record)
                 if isinstance(outcome, RefusedError):  # too large even for the library
                     return outcome
                 raise outcome from raised
 
     def outcomes(self, sent: Sequence[Any], records: Sequence[Record], deadline: float) -> list[Outcome]:
         """Send what was put, and return the outcome of each record."""
-        self._producer.flush(max(0.0, deadline - time.monotonic()))
+        why = self._flush(max(0.0, deadline - time.monotonic())) or "not acknowledged in time"
         found: list[Outcome] = []
         for put, record in zip(sent, records, strict=True):
             if not isinstance(put, _Delivery):
@@ -145,8 +148,16 @@ class Wire:
             elif put.error:
                 found.append(self._outcome(put.error, record))
             else:
-                found.append(UnavailableError("not acknowledged in time"))
+                found.append(UnavailableError(why))
         return found
+
+    def _flush(self, timeout_s: float) -> str:
+        """Send what waits, and take what becomes of it; the reason where the library gave up this producer."""
+        try:
+            self._producer.flush(timeout_s)
+        except KafkaException as raised:  # such as a gap in the sequence of its batches: only a new producer goes on
+            return words(error_of(raised))
+        return ""
 
     def _outcome(self, error: KafkaError, record: Record) -> RefusedError | UnavailableError:
         code = error.code()
@@ -178,7 +189,7 @@ class Wire:
 
         try:
             within(close, lambda done: done.wait(_CLOSE_S))
-        except TimeoutError:
+        except (TimeoutError, KafkaException):
             return  # it ends by itself, with nothing left to send
 
 

@@ -9,7 +9,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from brewctl.config import Settings
 from brewctl.delivery.broker.kafka_python.admin import open_admin
 from brewctl.delivery.broker.librdkafka.client import connection, explained, require_answer
-from brewctl.delivery.broker.librdkafka.consumer import fetching
+from brewctl.delivery.broker.librdkafka.fetching import fetching
 from brewctl.delivery.broker.librdkafka.records import Reading
 from brewctl.delivery.broker.reasons import open_transaction
 from brewctl.delivery.broker.record import Record
@@ -63,7 +63,9 @@ class Topics:
             else:
                 raise KafkaException(error)
 
-        self._library.assign([TopicPartition(topic, each, at) for each, at in self._positions.items()])
+        places = [TopicPartition(topic, each, at) for each, at in self._positions.items()]
+        self._library.assign(places)
+        self._library.resume(places)  # those that an earlier read had finished are still paused
         limit_s = self._settings.limits.kafka_request_s
         heard = time.monotonic()
         while ends:

@@ -1,0 +1,53 @@
+"""What an error of the library means to a member of a group: it ends, a new member is made, or nothing happens."""
+
+from confluent_kafka import KafkaError
+
+from brewctl.delivery.broker import reasons
+from brewctl.delivery.broker.librdkafka.client import words
+from brewctl.delivery.broker.outcomes import UnavailableError
+from brewctl.errors import BrewError
+
+# What no retry mends once a consumer runs: no right to the group or its topic, or records that can't be unpacked.
+_FATAL = frozenset(
+    {
+        KafkaError.INVALID_GROUP_ID,
+        KafkaError.INVALID_SESSION_TIMEOUT,
+        KafkaError.GROUP_AUTHORIZATION_FAILED,
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.SASL_AUTHENTICATION_FAILED,
+        KafkaError.UNSUPPORTED_COMPRESSION_TYPE,
+        KafkaError._AUTHENTICATION,  # noqa: SLF001 - public, all of them
+        KafkaError._FATAL,  # noqa: SLF001
+        KafkaError._NOT_IMPLEMENTED,  # noqa: SLF001 - a codec
+    }
+)
+# The member goes on by itself: a topic that is not there yet, a poll that came late.
+_PASSING = frozenset(
+    {
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError._UNKNOWN_TOPIC,  # noqa: SLF001
+        KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001
+        KafkaError._MAX_POLL_EXCEEDED,  # noqa: SLF001
+    }
+)
+# Of what the library says of its connections, only this is worth a new member.
+_DOWN = frozenset({KafkaError._ALL_BROKERS_DOWN})  # noqa: SLF001
+
+
+def passes(error: KafkaError) -> bool:
+    """Say whether the member goes on after an error that a poll returned."""
+    return error.code() in _PASSING
+
+
+def ends(error: KafkaError) -> bool:
+    """Say whether what the library says of its connections ends the member; most of it passes."""
+    return error.fatal() or error.code() in _FATAL | _DOWN
+
+
+def failed(error: KafkaError, *, group: str) -> Exception:
+    """Return what a poll raises: BrewError where no retry mends it, else UnavailableError."""
+    if error.code() == KafkaError.INCONSISTENT_GROUP_PROTOCOL:
+        return reasons.other_protocol(group)
+    if error.fatal() or error.code() in _FATAL:
+        return BrewError(f"kafka refused consumer group {group}: {words(error)}")
+    return UnavailableError(words(error))
