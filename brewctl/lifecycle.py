@@ -11,8 +11,10 @@ import signal
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
 from types import FrameType
+from typing import Protocol
 
 from brewctl.errors import DrainTimeoutError, ExitCode
 
@@ -129,6 +131,40 @@ def interrupts_held() -> Iterator[None]:
         signal.set_wakeup_fd(awake, warn_on_full_buffer=False)
         for came in held:
             signal.raise_signal(came)
+
+
+class Sleeper(Protocol):
+    """What waits for something else than an event, and can be woken from another thread."""
+
+    def wakeup(self) -> object:
+        """End the wait that goes on, or else the next one, at once."""
+
+
+_sleepers: "weakref.WeakKeyDictionary[threading.Event, weakref.WeakSet[Sleeper]]" = weakref.WeakKeyDictionary()
+_sleepers_lock = threading.Lock()
+
+
+def wake_at(event: threading.Event, sleeper: Sleeper) -> None:
+    """Wake a sleeper once the event is set, at once where it is set already. Forgets sleepers that are gone.
+
+    One thread waits for each event, however many sleepers come and go: an event itself calls nobody.
+    """
+    with _sleepers_lock:
+        known = event in _sleepers
+        sleepers = _sleepers.setdefault(event, weakref.WeakSet())
+        sleepers.add(sleeper)
+
+    def wake() -> None:
+        event.wait()
+        with _sleepers_lock:
+            awake = list(sleepers)
+        for each in awake:
+            each.wakeup()
+
+    if event.is_set():
+        sleeper.wakeup()
+    if not known:
+        threading.Thread(target=wake, name="waker", daemon=True).start()
 
 
 def stop_at_end_of_input(stop: threading.Event) -> threading.Event:

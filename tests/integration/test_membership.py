@@ -317,3 +317,30 @@ def join_and_leave(settings: Settings) -> None:
     while not joined and time.monotonic() < deadline:
         two.poll(timeout_s=0.2)
     two.close()
+
+
+def test_a_stop_wakes_a_member_that_waits_for_records(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    assigned, woken = threading.Event(), threading.Event()
+    stop = threading.Event()
+    member = Consumer(
+        rig.settings, stop, group="inventory", node="one", on_assigned=lambda _: assigned.set(), on_revoked=lambda: None
+    )
+    client = member._member._consumer._client  # type: ignore[attr-defined]
+    wakeup = client.wakeup
+
+    def wake() -> None:
+        if stop.is_set():
+            woken.set()
+        wakeup()
+
+    monkeypatch.setattr(client, "wakeup", wake)
+    waiting = threading.Thread(target=member.poll, kwargs={"timeout_s": 3600.0})
+    waiting.start()
+    try:
+        assert assigned.wait(30)
+    finally:
+        stop.set()
+        waiting.join(30)
+    assert not waiting.is_alive()
+    assert woken.wait(30)
+    member.close()

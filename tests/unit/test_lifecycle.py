@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 
 from brewctl.errors import BrewError, DrainTimeoutError
-from brewctl.lifecycle import Backoff, interrupts_held, run_together, stop_on_signals, wait_until
+from brewctl.lifecycle import Backoff, interrupts_held, run_together, stop_on_signals, wait_until, wake_at
 
 each_signal = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 
@@ -448,3 +448,29 @@ def test_no_interrupt_no_harm_and_other_threads_have_none() -> None:
         thread.start()
         thread.join()
     assert seen == ["elsewhere"]
+
+
+class _Sleeper:
+    def __init__(self) -> None:
+        self.woken = threading.Event()
+
+    def wakeup(self) -> None:
+        self.woken.set()
+
+
+def test_an_event_wakes_everything_that_sleeps_by_other_means_by_one_thread() -> None:
+    event, sleepers = threading.Event(), [_Sleeper() for _ in range(3)]
+    before = threading.active_count()
+    for each in sleepers:
+        wake_at(event, each)
+    assert threading.active_count() <= before + 1
+    assert not any(each.woken.is_set() for each in sleepers)
+    event.set()
+    assert all(each.woken.wait(30) for each in sleepers)
+
+
+def test_what_falls_asleep_after_the_event_is_woken_at_once() -> None:
+    event, late = threading.Event(), _Sleeper()
+    event.set()
+    wake_at(event, late)
+    assert late.woken.is_set()

@@ -1,5 +1,6 @@
 """A poll of the client library as this process uses it: nothing is asked, waited for or counted twice."""
 
+import threading
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,9 @@ class Fetcher:
 
     def __init__(self, log: list[str]) -> None:
         self.log = log
+        self._completed_fetches: list[object] = []
+        self._next_partition_records = None
+        self.stable: dict[str, int] = {}
         self.answers: list[dict[str, list[int]]] = []
 
     def send_fetches(self) -> list[object]:
@@ -59,7 +63,9 @@ def consumer(log: list[str]) -> Any:
         fetcher.answers.append({"partition": [1]})
 
     made._coordinator = SimpleNamespace(poll=lambda: None, time_to_next_poll=lambda: 1.0, need_rejoin=lambda: False)
-    made._subscription = SimpleNamespace(has_all_fetch_positions=lambda: True)
+    place = SimpleNamespace(has_valid_position=True, position=5)
+    made._subscription = SimpleNamespace(has_all_fetch_positions=lambda: True, assignment={"partition": place})
+    made._stop = threading.Event()
     made._client = SimpleNamespace(poll=poll)
     made._fetcher = fetcher
     return made
@@ -76,8 +82,27 @@ def test_what_is_in_memory_is_returned_at_once_and_the_next_is_asked_for() -> No
     log: list[str] = []
     one = consumer(log)
     one._fetcher.answers.append({"partition": [0]})
+    one._fetcher.stable["partition"] = 6  # more wait at the broker
     assert one._poll_once(200, 10) == {"partition": [0]}
     assert log == ["ask", "look for 0 ms"]
+
+
+def test_where_nothing_waits_no_broker_is_asked_before_the_reader_has_rested() -> None:
+    """One that is asked answers with the first record that comes meanwhile, and that alone."""
+    log: list[str] = []
+    one = consumer(log)
+    one._fetcher.answers.append({"partition": [0]})
+    one._fetcher.stable["partition"] = 5
+    assert one._poll_once(200, 10) == {"partition": [0]}
+    assert log == []
+
+
+def test_a_stop_ends_a_poll_that_finds_nothing() -> None:
+    log: list[str] = []
+    one = consumer(log)
+    one._client.poll = lambda **_: one._stop.set()
+    assert one.poll(timeout_ms=3_600_000, max_records=10) == {}
+    assert log == ["ask"]
 
 
 def test_a_request_is_sent_at_once_and_the_rest_of_a_long_one_when_its_socket_takes_it() -> None:

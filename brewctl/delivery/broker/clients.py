@@ -46,6 +46,7 @@ class Member(Protocol):
     """One client's member of a group, as `membership.Consumer` describes it."""
 
     committed_at: float
+    idle_poll_s: float
 
     @property
     def behind(self) -> bool:

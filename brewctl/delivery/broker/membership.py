@@ -42,6 +42,11 @@ class Consumer:
         return self._member.poll(timeout_s=timeout_s)
 
     @property
+    def idle_poll_s(self) -> float:
+        """How long a poll may wait for records: a stop has to wait for it where the client can't end it."""
+        return self._member.idle_poll_s
+
+    @property
     def assignments(self) -> int:
         """How often partitions were assigned: records that were read before the last time come again."""
         return self._member.assignments

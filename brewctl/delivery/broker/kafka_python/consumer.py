@@ -15,11 +15,13 @@ from kafka.structs import OffsetAndMetadata
 from brewctl.config import Settings
 from brewctl.delivery.broker import reasons
 from brewctl.delivery.broker.kafka_python.client import connection, explained, require_headers, words
+from brewctl.delivery.broker.kafka_python.heartbeats import Coordinator
 from brewctl.delivery.broker.kafka_python.passed import Passed
 from brewctl.delivery.broker.kafka_python.polling import PollingConsumer
 from brewctl.delivery.broker.outcomes import UnavailableError
 from brewctl.delivery.broker.record import Record
 from brewctl.errors import BrewError
+from brewctl.lifecycle import wake_at
 
 # What no retry mends once a consumer runs: another protocol in the group, or no right to it.
 _FATAL = (
@@ -31,12 +33,14 @@ _FATAL = (
     errors.AuthenticationFailedError,
     errors.UnsupportedCodecError,
 )
-_SLICE_MS = 100
+_SLICE_MS = 100  # of waits that nobody ends: those for the answer to one request, and those after a stop
 _STAY_S = 0.05
 
 
 class Member:
     """One member of a group, as `membership.Consumer` describes it."""
+
+    idle_poll_s = 1.0  # a stop ends it at once
 
     def __init__(
         self,
@@ -53,6 +57,7 @@ class Member:
         self._listener = _Listener(on_assigned, on_revoked)
         with explained(settings):
             self._consumer = PollingConsumer(
+                stop,
                 group_id=group,
                 enable_auto_commit=False,
                 auto_offset_reset="earliest",
@@ -62,6 +67,7 @@ class Member:
                 max_poll_interval_ms=int(limits.poll_interval_s * 1000),
                 max_partition_fetch_bytes=limits.consume_partition_bytes,
                 partition_assignment_strategy=[RoundRobinPartitionAssignor],
+                coordinator=Coordinator,
                 kafka_client=lambda **options: _Client(stop, limits.kafka_leave_s, **options),
                 **connection(settings, name=node),
             )
@@ -97,14 +103,7 @@ class Member:
 
         Those that came since a broker's last answer do not count, nor those behind a transaction that is still open.
         """
-        fetcher = self._consumer._fetcher  # noqa: SLF001 - the library has no such question, for those in memory
-        if fetcher._completed_fetches or fetcher._next_partition_records:  # noqa: SLF001
-            return True
-        stable = fetcher.stable
-        for place, state in self._consumer._subscription.assignment.items():  # noqa: SLF001 - in public, it may wait
-            if state.has_valid_position and state.position < stable.get(place, 0):
-                return True
-        return False
+        return self._consumer.behind
 
     def keep_alive(self) -> None:
         """Poll without reading."""
@@ -169,7 +168,10 @@ class _Client(KafkaClient):  # type: ignore[misc]
         self._leave_s = leave_s
         self._give_up_at: float | None = None
         self._owner = threading.current_thread()
+        self._wakes = False
         super().__init__(**options)
+        wake_at(stop, self)
+        self._wakes = True
 
     def poll(self, timeout_ms: float | None = None, future: Any = None) -> list[object]:
         """Exchange requests and responses, as the library's does. Raises UnavailableError where the time is up."""
@@ -177,12 +179,22 @@ class _Client(KafkaClient):  # type: ignore[misc]
             return list(super().poll(timeout_ms, future))
         if future is None:
             self._check()
-            return list(super().poll(_SLICE_MS if timeout_ms is None else min(timeout_ms, _SLICE_MS)))
+            sliced = timeout_ms is None or not self._wakes
+            return list(super().poll(_SLICE_MS if sliced else timeout_ms))
         responses = list(super().poll(0))
         while not future.is_done:
             self._check()
             responses += super().poll(_SLICE_MS)
         return responses
+
+    def wakeup(self) -> None:
+        """End the wait of a poll, unless there is none any more."""
+        if not self._closed:
+            super().wakeup()
+
+    def _poll(self, timeout: float) -> None:
+        # With the client's lock held: the thread that sends heartbeats takes no wake-up away from here on.
+        super()._poll(min(timeout, _SLICE_MS / 1000) if self._stop.is_set() else timeout)
 
     def _register_send_sockets(self) -> None:
         """Send what the sockets take; the library would first ask each whether it takes anything, at twice the cost."""

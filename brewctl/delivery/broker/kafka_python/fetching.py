@@ -84,6 +84,15 @@ class Fetcher(fetcher.Fetcher):  # type: ignore[misc]
         self.began: dict[TopicPartition, int] = {}
         self.stable: dict[TopicPartition, int] = {}
 
+    def _handle_fetch_response(self, request: Any, send_time: float, response: Any) -> None:
+        """Keep what an answer has of partitions with something new, or an error: most have neither."""
+        for topic, partitions in response.topics:
+            for number, code, *answer in partitions:
+                if not code and not answer[-1]:
+                    self.stable[TopicPartition(topic, number)] = answer[_STABLE - 1]
+            partitions[:] = [each for each in partitions if each[1] or each[-1]]
+        super()._handle_fetch_response(request, send_time, response)
+
     def _parse_fetched_data(self, completed_fetch: Any) -> Any:
         code, *_ = answer = completed_fetch.partition_data
         self._aborted = answer[_ABORTED_TRANSACTIONS] or ()

@@ -1,24 +1,56 @@
-"""The client library's consumer, with a poll that waits for no second answer and asks no socket twice."""
+"""The client library's consumer: its poll waits for no second answer, asks no socket twice, and ends at a stop."""
 
+import threading
+import time
 from typing import Any
 
 from kafka import KafkaConsumer
 
 
 class PollingConsumer(KafkaConsumer):  # type: ignore[misc]
-    """One whose poll returns as soon as it has records."""
+    """One whose poll returns as soon as it has records, or is to stop."""
+
+    def __init__(self, stop: threading.Event, **options: Any) -> None:
+        self._stop = stop
+        super().__init__(**options)
+
+    @property
+    def behind(self) -> bool:
+        """Whether records wait for the next poll: in memory, or at the brokers when they last answered."""
+        fetcher = self._fetcher
+        if fetcher._completed_fetches or fetcher._next_partition_records:  # noqa: SLF001 - it has no such question
+            return True
+        stable = fetcher.stable
+        for place, state in self._subscription.assignment.items():
+            if state.has_valid_position and state.position < stable.get(place, 0):
+                return True
+        return False
+
+    def poll(self, timeout_ms: float = 0, max_records: int | None = None, update_offsets: bool = True) -> Any:
+        """Read records, as the library's does, until the time is up or a stop is asked for."""
+        until = time.monotonic() + timeout_ms / 1000
+        left_ms = timeout_ms
+        while True:
+            records = self._poll_once(left_ms, max_records or self.config["max_poll_records"], update_offsets)
+            left_ms = (until - time.monotonic()) * 1000
+            if records or left_ms <= 0 or self._stop.is_set():
+                return records
 
     def _poll_once(self, timeout_ms: float, max_records: int, update_offsets: bool = True) -> Any:
         """Do what the library's does, but for the look at the sockets between its questions and its wait for an answer.
 
         An answer that this look finds, of a broker that was asked before, lies there until the next one has come.
+
+        Where records were read, the library asks for the next ones at once. Here it does where some wait. Else their
+        reader rests, and a broker that was asked would answer with the first record that comes: that one would be
+        a batch of its own, and all that come while the reader rests the next.
         """
         self._coordinator.poll()
         if not self._subscription.has_all_fetch_positions():
             self._update_fetch_positions(self._subscription.missing_fetch_positions())
         records, partial = self._fetcher.fetched_records(max_records, update_offsets=update_offsets)
         if records:
-            if not partial and self._fetcher.send_fetches():
+            if not partial and self.behind and self._fetcher.send_fetches():
                 self._client.poll(timeout_ms=0)
             return records
         self._fetcher.send_fetches()

@@ -38,6 +38,8 @@ _STAY_S = 0.05
 class Member:
     """One member of a group, as `membership.Consumer` describes it."""
 
+    idle_poll_s = 0.2  # nothing ends a wait of the library before its time
+
     def __init__(
         self,
         settings: Settings,
