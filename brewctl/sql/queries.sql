@@ -160,6 +160,17 @@ SELECT taken.id, aggregate_id, topic, payload, event_type, tenant_id, trace_id, 
   LEFT JOIN (SELECT * FROM sized WHERE place = 1 OR bytes <= %(bytes)s) AS taken ON true
  ORDER BY taken.id
 
+-- any_ready --
+-- Whether there is a ready row with an id above `after` and up to `until`, whoever may take it, and the id up to which
+-- rows were looked at: what fetch_unpublished says where it finds none. It locks nothing.
+SELECT EXISTS (SELECT
+                 FROM outbox o
+                WHERE o.published_at IS NULL
+                  AND o.failed_at IS NULL
+                  AND o.id > %(after)s::bigint
+                  AND o.id <= %(until)s::bigint),
+       least(%(until)s::bigint, coalesce((SELECT max(id) FROM outbox), 0))
+
 -- mark_published --
 -- With the places that Kafka acknowledged. The ids are named twice: so they are looked up in one go, in order, not
 -- one by one.
