@@ -22,9 +22,9 @@ SELECT pg_backend_pid(), coalesce(current_setting('brewctl.session', true) = 'on
 -- INSERT; a writer that adds an event to an existing one locks it first.
 WITH new_order AS (
     SELECT *
-      FROM unnest(%(ids)b::uuid[], %(tenant_ids)b::text[], %(customer_ids)b::text[], %(amounts)b::bigint[],
-                  %(currencies)b::text[], %(idempotency_keys)b::text[], %(created_at)b::timestamptz[],
-                  %(payloads)b::bytea[], %(trace_ids)b::text[], %(traceparents)b::text[])
+      FROM unnest(%(ids)s::uuid[], %(tenant_ids)s::text[], %(customer_ids)s::text[], %(amounts)s::bigint[],
+                  %(currencies)s::text[], %(idempotency_keys)s::text[], %(created_at)s::timestamptz[],
+                  %(payloads)s::bytea[], %(trace_ids)s::text[], %(traceparents)s::text[])
         AS o (id, tenant_id, customer_id, amount_cents, currency, idempotency_key, created_at, payload, trace_id,
               traceparent)
 ), written AS (
