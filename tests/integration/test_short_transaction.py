@@ -99,7 +99,7 @@ def test_a_batch_takes_two_round_trips_and_a_look_that_finds_nothing_one(rig: Ri
 
 
 def test_statements_and_what_they_are_given_arrive_as_they_are(rig: Rig, connection: BoundedConnection) -> None:
-    query = "SELECT %(a)s::text, %(b)s::bigint - %(c)s, %(d)b::bigint[], %(e)s::text[], %(a)s -- as it ends"
+    query = "SELECT %(a)s::text, %(b)s::bigint -%(c)s, %(d)b::bigint[], %(e)s::text[], %(a)s -- as it ends"
     given = {"a": STRANGE, "b": 5, "c": -3, "d": [1, -2], "e": [STRANGE, ""]}
     for each in (given, given | {"b": 2**60, "d": [], "e": []}):
         expected = (each["a"], each["b"] + 3, each["d"], each["e"], STRANGE)  # type: ignore[operator]
