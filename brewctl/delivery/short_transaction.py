@@ -20,6 +20,7 @@ from psycopg.rows import TupleRow
 from brewctl.delivery.bounded import BoundedConnection
 
 _PLACEHOLDER = re.compile(r"%\((\w+)\)[sbt]")
+_MANY = 100
 _DONE = (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK)
 _OPEN = (TransactionStatus.INTRANS, TransactionStatus.INERROR)
 
@@ -101,7 +102,9 @@ class ShortTransaction:
     def _texts(self, query: str, parameters: Mapping[str, Any]) -> tuple[list[str], str]:
         """Return what has to be run once before, in this session, and the statement as text."""
         connection = self._connection
-        if connection.pooled:
+        # A plan that is kept is made for a few values: of many, each statement is planned anew.
+        many = any(isinstance(value, list) and len(value) > _MANY for value in parameters.values())
+        if connection.pooled or many:
             return [], self._filled_in(query, parameters)
         before = []
         if query not in connection.prepared:
