@@ -43,6 +43,7 @@ class BoundedConnection(Connection):
     statement_s: float = limits.database_statement_s
     pooled = False  # whether a pooler, such as PgBouncer, stands between
     began = False  # set when a transaction begins, never unset here: see `database.ask`
+    prepared: dict[str, tuple[str, tuple[str, ...]]]  # by statement, its name and parameters: see `short_transaction`
     _until: float | None = None
     _ends_at = math.inf
     _transaction_s: float = math.inf
@@ -57,6 +58,7 @@ class BoundedConnection(Connection):
                 raise
             connection = super().connect(conninfo, **session.arguments() | kwargs, autocommit=True)
         connection.session, connection.limits, connection.statement_s = session, session.limits, session.statement_s
+        connection.prepared = {}
         try:
             with connection.answering_within(session.limits.database_connect_s):
                 connection._look_for_pooler()  # noqa: SLF001 - of this class

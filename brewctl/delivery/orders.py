@@ -11,7 +11,7 @@ import psycopg
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from brewctl import log
-from brewctl.delivery import events
+from brewctl.delivery import arrays, events
 from brewctl.delivery.acceptance import NewOrder, shown
 from brewctl.delivery.database import BoundedConnection
 from brewctl.delivery.refusals import never_taken
@@ -57,16 +57,16 @@ def write(connection: BoundedConnection, new: Sequence[NewOrder], *, topic: str)
     if not new:
         return set()
     columns = {
-        "ids": [each.id for each in new],
-        "tenant_ids": [each.tenant_id for each in new],
-        "customer_ids": [each.order.customer_id for each in new],
-        "amounts": [each.order.amount_cents for each in new],
-        "currencies": [each.order.currency for each in new],
-        "idempotency_keys": [each.idempotency_key for each in new],
-        "created_at": [each.created_at for each in new],
-        "payloads": [each.event() for each in new],
-        "trace_ids": [each.trace_id for each in new],
-        "traceparents": [each.traceparent for each in new],
+        "ids": arrays.of_texts([each.order.order_id for each in new]),
+        "tenant_ids": arrays.of_texts([each.tenant_id for each in new]),
+        "customer_ids": arrays.of_texts([each.order.customer_id for each in new]),
+        "amounts": arrays.of_numbers([each.order.amount_cents for each in new]),
+        "currencies": arrays.of_texts([each.order.currency for each in new]),
+        "idempotency_keys": arrays.of_texts([each.idempotency_key for each in new]),
+        "created_at": arrays.of_texts([each.created_at.isoformat() for each in new]),
+        "payloads": arrays.of_bytes([each.event() for each in new]),
+        "trace_ids": arrays.of_texts([each.trace_id for each in new]),
+        "traceparents": arrays.of_texts([each.traceparent for each in new]),
     }
     parameters = {**columns, "status": _NEW, "topic": topic, "event_type": events.ORDER_CREATED}
     return {order_id for (order_id,) in connection.execute(queries["create_orders"], parameters, binary=True)}

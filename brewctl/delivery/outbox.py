@@ -37,6 +37,7 @@ from brewctl.delivery.lead import Lead
 from brewctl.delivery.outbox_scan import Scan
 from brewctl.delivery.presence import Work
 from brewctl.delivery.rest import Rest
+from brewctl.delivery.short_transaction import ShortTransaction
 from brewctl.errors import BrewError
 from brewctl.lifecycle import Backoff
 from brewctl.sql import queries
@@ -62,6 +63,7 @@ class Publisher:
         self._rows = settings.limits.publish_rows_first  # of the next transaction
         self._scan = Scan()
         self._more = False  # whether there may be more to take right behind the last one
+        self._expects = True  # whether the next look probably finds rows
         self._done = log.Sum(logger, "published")
         self._absent: dict[str, tuple[Backoff, float]] = {}  # topics, and until when their rows are left alone
         self._partitions: dict[str, int] = {}  # of each topic, as last seen
@@ -106,10 +108,13 @@ class Publisher:
         limits = self._settings.limits
         idle_s = limits.publish_again_s
         gap_s = 0.0  # between two looks of the one that leads
+        found = 0
         while not stop.is_set():
             if (others_s := self._lead.others_s()) > 0:
                 stop.wait(others_s)
                 continue
+            # One that leads finds nothing most times that nobody of this process has told it of a commit.
+            self._expects = self._wake.is_set() or self._more or bool(self._polls and found)
             self._wake.clear()
             began = time.monotonic()
             # To find none is no success: another publisher may hold the rows, and fail.
@@ -152,18 +157,26 @@ class Publisher:
         limits = self._settings.limits
         started = time.monotonic()
         absent = [topic for topic, (_, until) in self._absent.items() if until > started]
-        with self._pool.connection() as connection, connection.transaction():
-            fetched = self._scan.fetch(connection, limit=self._rows, size=limits.publish_bytes, without_topics=absent)
+        with self._pool.connection() as connection, ShortTransaction(connection) as transaction:
+            fetched = self._scan.fetch(
+                transaction,
+                limit=self._rows,
+                size=limits.publish_bytes,
+                without_topics=absent,
+                expects=self._expects,
+            )
             rows, self._more = fetched.rows, fetched.more
             records, refused = self._records(rows)
             outcomes = producer.send(list(records.values()), timeout_s=limits.publish_s) if records else []
             sent = dict(zip(records, outcomes, strict=True))
             published = {row_id: outcome for row_id, outcome in sent.items() if isinstance(outcome, Place)}
             refused |= {row_id: str(outcome) for row_id, outcome in sent.items() if isinstance(outcome, RefusedError)}
-            if published:
-                connection.execute(queries["mark_published"], self._marks(published))
             for row_id, failure in refused.items():
-                connection.execute(queries["set_aside"], {"id": row_id, "failure": failure})
+                transaction.execute(queries["set_aside"], {"id": row_id, "failure": failure})
+            if published:
+                transaction.commit(queries["mark_published"], self._marks(published))
+            else:
+                transaction.commit()
         self._scan.settle(fetched, sent.keys() - published.keys() - refused.keys())
         self._published += len(published)
         self._set_aside += len(refused)

@@ -22,9 +22,9 @@ SELECT pg_backend_pid(), coalesce(current_setting('brewctl.session', true) = 'on
 -- INSERT; a writer that adds an event to an existing one locks it first.
 WITH new_order AS (
     SELECT *
-      FROM unnest(%(ids)b::uuid[], %(tenant_ids)b::text[], %(customer_ids)b::text[], %(amounts)b::bigint[],
-                  %(currencies)b::text[], %(idempotency_keys)b::text[], %(created_at)b::timestamptz[],
-                  %(payloads)b::bytea[], %(trace_ids)b::text[], %(traceparents)b::text[])
+      FROM unnest(%(ids)s::uuid[], %(tenant_ids)s::text[], %(customer_ids)s::text[], %(amounts)s::bigint[],
+                  %(currencies)s::text[], %(idempotency_keys)s::text[], %(created_at)s::timestamptz[],
+                  %(payloads)s::bytea[], %(trace_ids)s::text[], %(traceparents)s::text[])
         AS o (id, tenant_id, customer_id, amount_cents, currency, idempotency_key, created_at, payload, trace_id,
               traceparent)
 ), written AS (
@@ -159,6 +159,17 @@ SELECT taken.id, aggregate_id, topic, payload, event_type, tenant_id, trace_id, 
   FROM (SELECT count(*) AS read, max(id) AS last FROM ready) AS looked
   LEFT JOIN (SELECT * FROM sized WHERE place = 1 OR bytes <= %(bytes)s) AS taken ON true
  ORDER BY taken.id
+
+-- any_ready --
+-- Whether there is a ready row with an id above `after` and up to `until`, whoever may take it, and the id up to which
+-- rows were looked at: what fetch_unpublished says where it finds none. It locks nothing.
+SELECT EXISTS (SELECT
+                 FROM outbox o
+                WHERE o.published_at IS NULL
+                  AND o.failed_at IS NULL
+                  AND o.id > %(after)s::bigint
+                  AND o.id <= %(until)s::bigint),
+       least(%(until)s::bigint, coalesce((SELECT max(id) FROM outbox), 0))
 
 -- mark_published --
 -- With the places that Kafka acknowledged. The ids are named twice: so they are looked up in one go, in order, not

@@ -10,6 +10,7 @@ from brewctl.delivery.broker import Outcome, Place, Record
 from brewctl.delivery.database import Connection, Pool
 from brewctl.delivery.outbox import Publisher
 from brewctl.delivery.outbox_scan import Fetched, Scan
+from brewctl.delivery.short_transaction import ShortTransaction
 from tests.conftest import Rig
 
 
@@ -23,13 +24,13 @@ def fill(rig: Rig, rows: int, aggregate: str, *, topic: str = "t") -> None:
     )
 
 
-def rows_read(connection: Connection) -> int:
+def rows_read(connection: Connection | ShortTransaction) -> int:
     """Count what this session has read of the outbox and its indexes so far, dead entries of the indexes too."""
-    (count,) = connection.execute(
+    ((count,),) = connection.execute(
         "SELECT pg_stat_get_xact_tuples_returned('outbox'::regclass)"
         " + (SELECT sum(pg_stat_get_xact_tuples_returned(indexrelid)) FROM pg_index"
         "     WHERE indrelid = 'outbox'::regclass)::bigint"
-    ).fetchone() or (0,)
+    ).fetchall()
     assert isinstance(count, int)
     return count
 
@@ -41,10 +42,10 @@ class CountingScan(Scan):
         super().__init__()
         self.read: list[int] = []
 
-    def _fetch(self, connection: Connection, asked: dict[str, Any], *, after: int, until: int) -> Fetched:
-        before = rows_read(connection)
-        fetched = super()._fetch(connection, asked, after=after, until=until)
-        self.read.append(rows_read(connection) - before)
+    def _fetch(self, transaction: ShortTransaction, asked: dict[str, Any], *, after: int, until: int) -> Fetched:
+        before = rows_read(transaction)
+        fetched = super()._fetch(transaction, asked, after=after, until=until)
+        self.read.append(rows_read(transaction) - before)
         return fetched
 
 

@@ -220,7 +220,7 @@ def test_a_direct_connection_asks_no_more_often_than_before(rig: Rig, tmp_path: 
                 "a batch of orders": 1,
                 "an order alone": 3,  # BEGIN with its bound, the statement, COMMIT
                 "an order read": 1,
-                "a batch to publish": 4,  # BEGIN, fetch, mark, COMMIT
+                "a batch to publish": 2,  # BEGIN with the fetch, the mark with COMMIT
             }
     finally:
         publisher_producer.abandon()
