@@ -10,6 +10,7 @@ from kafka.admin import NewTopic
 
 from brewctl.config import KafkaClient, Settings
 from brewctl.delivery.broker import (
+    PARTITIONS,
     ClockError,
     HeldError,
     Outcome,
@@ -19,6 +20,7 @@ from brewctl.delivery.broker import (
     UnavailableError,
     UnsentError,
 )
+from brewctl.delivery.broker.partitions import partition_for
 from brewctl.errors import UnreachableError
 from tests.conftest import limited
 from tests.integration.client_tools import HEADERS, both_clients, key_of, own_topic, send, sending
@@ -184,6 +186,15 @@ def test_what_a_send_has_for_a_partition_is_one_batch_and_a_key_keeps_its_order(
         assert values == sorted(values)
 
 
+def test_a_key_is_in_the_partition_that_kafkas_own_rule_gives_it(settings: Settings) -> None:
+    keys = [b"", b"a", b"\xff\x00", "größe".encode(), *(f"order-{number}".encode() for number in range(60))]
+    with sending(settings) as producer:
+        places = producer.send([Record(settings.topic, key, b"v", []) for key in keys], timeout_s=20)
+    expected = [partition_for(key, PARTITIONS) for key in keys]
+    assert [place.partition for place in places if isinstance(place, Place)] == expected
+    assert len(set(expected)) == PARTITIONS
+
+
 def test_a_send_of_more_than_the_client_holds_is_taken_whole(settings: Settings) -> None:
     records = [Record(settings.topic, b"%d" % (number % 50), b"%d" % number, []) for number in range(110_000)]
     with sending(settings) as producer:
@@ -238,7 +249,7 @@ def test_a_silent_broker_lets_a_send_end_and_a_new_producer_go_on(own: Settings,
 def test_what_is_abandoned_before_it_left_never_arrives(own: Settings) -> None:
     with sending(own) as producer:
         assert isinstance(producer.send([Record(own.topic, b"k", b"taken", [])], timeout_s=20)[0], Place)
-        producer._wire.put(Record(own.topic, b"k", b"dropped", []), 0, time.monotonic() + 5)
+        producer._wire.put(Record(own.topic, b"k", b"dropped", []), PARTITIONS, time.monotonic() + 5)
         in_time(threading.Thread(target=producer.abandon))
     send(own, [Record(own.topic, key_of(partition), b"later", []) for partition in range(6)])
     assert b"dropped" not in {record.value for record in read_topic(own)}

@@ -13,7 +13,7 @@ import psycopg
 
 from brewctl.delivery import dead_letters, effects, events, inbox, outbox, parking
 from brewctl.delivery.broker import Place, Producer, Record
-from brewctl.delivery.broker import sending as producers
+from brewctl.delivery.broker.kafka_python import producer as kafka_python_producer
 from brewctl.delivery.broker.partitions import partition_for
 from brewctl.delivery.downstream import Reject
 from brewctl.sql import queries
@@ -138,7 +138,11 @@ def sent_uncommitted() -> None:
 def sent_elsewhere_too() -> None:
     """Each record is sent a second time, into the next partition."""
     further = [0]
-    _put(producers, "partition_for", lambda key, partitions: (partition_for(key, partitions) + further[0]) % partitions)
+    _put(
+        kafka_python_producer,
+        "partition_for",
+        lambda key, partitions: (partition_for(key, partitions) + further[0]) % partitions,
+    )
 
     def twice(_producer: Any, records: Sequence[Record], send: Callable[..., Any]) -> Any:
         outcomes = send(records)

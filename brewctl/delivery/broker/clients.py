@@ -26,10 +26,11 @@ class Wire(Protocol):
     def partitions(self, topic: str) -> int:
         """Return how many partitions a topic has. Raises UnsentError where there is no such topic, UnavailableError."""
 
-    def put(self, record: Record, partition: int | None, deadline: float) -> Any:
+    def put(self, record: Record, partitions: int, deadline: float) -> Any:
         """Put a record into the next batch; its outcome where that is known at once, else what `outcomes` wants.
 
-        Without a partition the client chooses one. Raises UnavailableError where there is no room until `deadline`.
+        By `partitions.partition_for` of so many, without a key into any. Raises UnavailableError where there is no room
+        until `deadline`.
         """
 
     def outcomes(self, sent: Sequence[Any], records: Sequence[Record], deadline: float) -> list[Outcome]:

@@ -9,7 +9,6 @@ from brewctl import log
 from brewctl.config import Settings
 from brewctl.delivery.broker import clients
 from brewctl.delivery.broker.outcomes import HeldError, Outcome, Place, RefusedError, UnavailableError
-from brewctl.delivery.broker.partitions import partition_for
 from brewctl.delivery.broker.record import Record
 
 logger = log.get(__name__)
@@ -87,7 +86,7 @@ class Producer:
                 if topic not in partitions:
                     partitions[topic] = self._wire.partitions(topic)
                     self._compare(topic, partitions[topic])
-                put_in = put(record, None if key is None else partition_for(key, partitions[topic]), deadline)
+                put_in = put(record, partitions[topic], deadline)
             except UnavailableError as error:
                 failures[topic] = error
                 sent.append(error)

@@ -16,6 +16,7 @@ from brewctl.delivery.broker.outcomes import (
     UnsentError,
     refused_time,
 )
+from brewctl.delivery.broker.partitions import partition_for
 from brewctl.delivery.broker.record import BATCH_BYTES, DEAD_LETTER_BYTES, UNCOMPRESSED_BYTES, Record
 
 _NEVER_MS = 3_600_000
@@ -71,7 +72,7 @@ class Wire:
         except errors.KafkaError as error:  # no metadata
             raise UnsentError(f"topic {topic}: {words(error)}") from error
 
-    def put(self, record: Record, partition: int | None, deadline: float) -> Any:  # noqa: ARG002 - it waits room_ms
+    def put(self, record: Record, partitions: int, deadline: float) -> Any:  # noqa: ARG002 - it waits room_ms
         """Put a record into the next batch of its partition."""
         # The library's `send` looks all of it through; of what it looks for only the size can be wrong.
         topic, key, value, headers, _, _, timestamp_ms = record
@@ -83,8 +84,10 @@ class Wire:
             if rough > self._small:
                 size = producer._estimate_size_in_bytes(key, value, headers)  # noqa: SLF001 - as all below
                 producer._ensure_valid_record_size(size)  # noqa: SLF001
-            if partition is None:
+            if key is None:
                 partition = producer._partition(topic, None, None, None, None, None)  # noqa: SLF001
+            else:
+                partition = partition_for(key, partitions)
             place = TopicPartition(topic, partition)
             time_ms = None if timestamp_ms < 0 else timestamp_ms
             append = producer._accumulator.append  # noqa: SLF001

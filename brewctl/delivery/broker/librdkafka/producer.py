@@ -20,7 +20,7 @@ from brewctl.delivery.broker.record import BATCH_BYTES, DEAD_LETTER_BYTES, UNCOM
 
 _BATCH_RECORDS = 1_000_000  # the bytes end a batch
 _NEVER_MS = 60_000
-_ANY = -1
+_BY_KEY = -1
 _FULL_S = 0.1
 _CLOSE_S = 2.0
 # What a broker will never accept, however often it is asked.
@@ -80,6 +80,7 @@ class Wire:
                     "batch.num.messages": _BATCH_RECORDS,
                     # Before compression; the topic's own limit, after it, is the broker's to apply.
                     "message.max.bytes": UNCOMPRESSED_BYTES if compressed else DEAD_LETTER_BYTES,
+                    "partitioner": "murmur2_random",  # Kafka's own rule, as `partitions.partition_for` has it
                     "compression.type": "gzip" if compressed else "none",
                     # A topic that is not there is looked for so long: `partitions` has found it just before.
                     "topic.metadata.propagation.max.ms": int(limits.kafka_metadata_s * 1000),
@@ -105,7 +106,7 @@ class Wire:
         self._known[topic] = len(found.partitions), time.monotonic() + self._age_s
         return len(found.partitions)
 
-    def put(self, record: Record, partition: int | None, deadline: float) -> Any:
+    def put(self, record: Record, partitions: int, deadline: float) -> Any:  # noqa: ARG002 - it counts them itself
         """Put a record into the next batch of its partition."""
         topic, key, value, _, _, _, timestamp_ms = record
         headers: Any = record.headers
@@ -116,7 +117,7 @@ class Wire:
                     topic,
                     value,
                     key,
-                    _ANY if partition is None else partition,
+                    _BY_KEY,
                     on_delivery=delivery,
                     timestamp=0 if timestamp_ms < 0 else max(1, timestamp_ms),  # 0 is the library's "now"
                     headers=headers,
