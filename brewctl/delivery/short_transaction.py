@@ -123,7 +123,7 @@ class ShortTransaction:
     def _literal(self, value: object) -> str:
         if isinstance(value, int):
             return str(value) if value >= 0 else f"'{value}'"  # behind a minus it would be a comment
-        if isinstance(value, Sequence) and value and all(type(each) is int for each in value):
+        if isinstance(value, list) and value and all(type(each) is int for each in value):
             return f"'{{{','.join(map(str, value))}}}'"
         return sql.Literal(value).as_string(self._connection)
 
