@@ -8,6 +8,7 @@ each once and has it run with EXECUTE; behind a pooler the whole text travels, a
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,11 +19,18 @@ from psycopg.pq import ExecStatus, TransactionStatus
 from psycopg.rows import TupleRow
 
 from brewctl.delivery.bounded import BoundedConnection
+from brewctl.sql import queries
 
 _PLACEHOLDER = re.compile(r"%\((\w+)\)[sbt]")
 _MANY = 100
 _DONE = (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK)
 _OPEN = (TransactionStatus.INTRANS, TransactionStatus.INERROR)
+
+
+@cache
+def _name_of(query: str) -> str:
+    """Return the name by which pg_stat_activity shows a statement of ours: that of its query."""
+    return next((f"brew_{name}" for name, text in queries.items() if text == query), "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +117,7 @@ class ShortTransaction:
         before = []
         if query not in connection.prepared:
             names = tuple(dict.fromkeys(_PLACEHOLDER.findall(query)))
-            name = f"brew_{len(connection.prepared) + 1}"
+            name = _name_of(query) or f"brew_{len(connection.prepared) + 1}"
             numbered = _PLACEHOLDER.sub(lambda match: f"${names.index(match[1]) + 1}", query)
             before = [f"PREPARE {name} AS {numbered}"]
             connection.prepared[query] = (name, names)

@@ -98,6 +98,12 @@ def kill_between_acknowledgement_and_commit(name: str) -> Fault:
 
 
 def _held(connection: psycopg.Connection[tuple[object, ...]], name: str) -> bool:
+    # Where another one leads, it publishes nothing: it is let lead, for a moment longer with each look.
+    connection.execute(
+        "INSERT INTO publishing (node_id, ends_at) VALUES (%s, clock_timestamp() + interval '0.5 s')"
+        " ON CONFLICT (one) DO UPDATE SET (node_id, ends_at) = (excluded.node_id, excluded.ends_at)",
+        (name,),
+    )
     found = connection.execute(
         "SELECT 1 FROM pg_stat_activity WHERE application_name = %s AND wait_event = 'advisory'", (name,)
     )
