@@ -15,8 +15,12 @@ class Crowding:
     """Looks four times a second at most. Not for two threads at a time."""
 
     def __init__(self) -> None:
-        """Begin to measure; until the first look it is not crowded."""
-        self._at, self._computed_s, self._ticks = time.monotonic(), time.process_time(), _ticks()
+        """Begin to measure, on the cores that this process may use now; until the first look it is not crowded.
+
+        A busy one may bind itself to one of them later: the others are still there for it.
+        """
+        self._allowed = affinity.allowed()
+        self._at, self._computed_s, self._ticks = time.monotonic(), time.process_time(), self._ticks_now()
         self._share = 0.0
 
     def share(self) -> float:
@@ -27,7 +31,7 @@ class Crowding:
         """
         now = time.monotonic()
         if (passed_s := now - self._at) >= _LOOK_EVERY_S:
-            computed_s, ticks = time.process_time(), _ticks()
+            computed_s, ticks = time.process_time(), self._ticks_now()
             full = (computed_s - self._computed_s) / passed_s
             if cores := ticks.keys() & self._ticks.keys():
                 busy = sum(ticks[core] - self._ticks[core] for core in cores) / os.sysconf("SC_CLK_TCK")
@@ -36,8 +40,9 @@ class Crowding:
             self._at, self._computed_s, self._ticks = now, computed_s, ticks
         return self._share
 
-
-def _ticks() -> dict[int, int]:
-    with contextlib.suppress(OSError, ValueError):
-        return affinity.busy_ticks()
-    return {}
+    def _ticks_now(self) -> dict[int, int]:
+        with contextlib.suppress(OSError, ValueError):
+            ticks = affinity.busy_ticks()
+            # A container may show other cores than those it may use, under other numbers.
+            return {core: spent for core, spent in ticks.items() if core in self._allowed} or ticks
+        return {}

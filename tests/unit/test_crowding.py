@@ -20,6 +20,7 @@ class Machine:
         self.now_s = 100.0
         self.computed_s = 5.0
         self.busy = {0: 0.0, 1: 0.0}
+        self.allowed = {0, 1}
 
     def ticks(self) -> dict[int, int]:
         return {core: int(seconds * TICKS_A_SECOND) for core, seconds in self.busy.items()}
@@ -37,6 +38,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     clocks = {"monotonic": lambda: made.now_s, "process_time": lambda: made.computed_s}
     monkeypatch.setattr(crowding, "time", SimpleNamespace(**clocks))
     monkeypatch.setattr(affinity, "busy_ticks", made.ticks)
+    monkeypatch.setattr(affinity, "allowed", lambda: made.allowed)
     return made
 
 
@@ -83,3 +85,20 @@ def test_where_the_system_tells_of_no_core_this_process_alone_counts(
     measured = Crowding()
     machine.work(passed_s=1.0, process=0.75, cores=(1.0, 1.0))
     assert measured.share() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "share"),
+    [
+        ({0}, 0.8),  # as by taskset, or in a container
+        ({1}, 0.0),
+        ({6, 7}, 0.2),  # what the container shows are not these: better all than none
+        (set(), 0.2),  # the system does not say
+    ],
+)
+def test_cores_that_this_process_may_not_use_are_no_room(machine: Machine, allowed: set[int], share: float) -> None:
+    machine.allowed = allowed
+    measured = Crowding()
+    machine.allowed = {0}  # bound to one of them later, it still has the others
+    machine.work(passed_s=1.0, process=0.1, cores=(0.9, 0.3))
+    assert measured.share() == pytest.approx(share, abs=0.03)
