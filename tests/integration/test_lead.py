@@ -69,7 +69,7 @@ def test_of_two_busy_nodes_one_leads_and_the_other_leaves_it_to_that_one(a: Lead
 def test_the_lead_is_renewed_while_there_is_something_to_do_and_then_given_up(a: Lead, b: Lead) -> None:
     note(a)
     note(b)
-    note(a, share=0.1)
+    note(a, share=0.2)
     assert a.ours, "less work keeps the lead than takes it"
     note(a, share=0.0)
     assert not a.ours
