@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 0.5
 # Shares of a core: from when on a process is busy, and by how much another core must be freer.
-_BUSY = 0.3
+_BUSY = 0.5
 _FREER = 0.3
 _STAT = Path("/proc/stat")
 
