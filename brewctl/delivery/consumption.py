@@ -134,7 +134,7 @@ class Consumption:
                 records = self._read(consumer, stop)
                 batch, assignment = self._inbox.read(records), consumer.assignments
                 finished = self._finish(consumer, stop)
-                # Read before partitions were assigned anew, it comes again.
+                # A batch that was read before a rebalance is dropped: Kafka will deliver it again.
                 if records and assignment == consumer.assignments and not stop.is_set():
                     self._write(batch, assignment)
                 if finished:

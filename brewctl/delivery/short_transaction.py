@@ -18,6 +18,7 @@ from psycopg.adapt import Transformer
 from psycopg.pq import ExecStatus, TransactionStatus
 from psycopg.rows import TupleRow
 
+from brewctl.delivery import arrays
 from brewctl.delivery.bounded import BoundedConnection
 from brewctl.sql import queries
 
@@ -132,7 +133,7 @@ class ShortTransaction:
         if isinstance(value, int):
             return str(value) if value >= 0 else f"'{value}'"  # behind a minus it would be a comment
         if isinstance(value, list) and value and all(type(each) is int for each in value):
-            return f"'{{{','.join(map(str, value))}}}'"
+            return f"'{arrays.of_numbers(value)}'"
         return sql.Literal(value).as_string(self._connection)
 
     def _send(self, statements: Sequence[str], last: Sequence[str] = ()) -> Answer:

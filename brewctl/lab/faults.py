@@ -71,6 +71,11 @@ def kill_between_acknowledgement_and_commit(name: str) -> Fault:
 
     def begin(stage: Stage) -> None:
         with stage.postgres() as connection:
+
+            def is_held() -> bool:
+                _let_lead(connection, name)
+                return _held(connection, name)
+
             connection.execute("SELECT pg_advisory_lock(4242)")
             connection.execute(
                 "CREATE OR REPLACE FUNCTION chaos_gate() RETURNS trigger LANGUAGE plpgsql AS $$"
@@ -84,7 +89,7 @@ def kill_between_acknowledgement_and_commit(name: str) -> Fault:
                 ).format(psycopg.sql.Literal(name))
             )
             try:
-                _wait(f"{name} at its UPDATE", lambda: _held(connection, name))
+                _wait(f"{name} at its UPDATE", is_held)
                 stage.kill(name)
             finally:
                 # The dead one's backend is still in the queue: it must not get through.
@@ -98,16 +103,19 @@ def kill_between_acknowledgement_and_commit(name: str) -> Fault:
 
 
 def _held(connection: psycopg.Connection[tuple[object, ...]], name: str) -> bool:
-    # Where another one leads, it publishes nothing: it is let lead, for a moment longer with each look.
+    found = connection.execute(
+        "SELECT 1 FROM pg_stat_activity WHERE application_name = %s AND wait_event = 'advisory'", (name,)
+    )
+    return found.fetchone() is not None
+
+
+def _let_lead(connection: psycopg.Connection[tuple[object, ...]], name: str) -> None:
+    """Let a replica publish for all, for a moment from now: where another one leads, it publishes nothing."""
     connection.execute(
         "INSERT INTO publishing (node_id, ends_at) VALUES (%s, clock_timestamp() + interval '0.5 s')"
         " ON CONFLICT (one) DO UPDATE SET (node_id, ends_at) = (excluded.node_id, excluded.ends_at)",
         (name,),
     )
-    found = connection.execute(
-        "SELECT 1 FROM pg_stat_activity WHERE application_name = %s AND wait_event = 'advisory'", (name,)
-    )
-    return found.fetchone() is not None
 
 
 def _start(stage: Stage, name: str) -> None:
