@@ -5,6 +5,7 @@ import os
 import time
 
 from brewctl import affinity
+from brewctl.throttling import Throttling
 
 _LOOK_EVERY_S = 0.25
 # Up to this share nobody waits for a processor for long; from there on it grows to 1.
@@ -21,13 +22,15 @@ class Crowding:
         """
         self._allowed = affinity.allowed()
         self._at, self._computed_s, self._ticks = time.monotonic(), time.process_time(), self._ticks_now()
+        self._throttling = Throttling()
         self._share = 0.0
 
     def share(self) -> float:
         """Return 0 where there is room, up to 1 where this process fills a core, or everybody together all of them.
 
         Python runs one thread of a process at a time: one core is all that it can fill. Where the system does not tell
-        of the others, this process alone counts.
+        of the others, this process alone counts. A CPU limit, such as a container's, that was reached in half of its
+        periods counts as 0.5, whatever the cores do.
         """
         now = time.monotonic()
         if (passed_s := now - self._at) >= _LOOK_EVERY_S:
@@ -36,7 +39,8 @@ class Crowding:
             if cores := ticks.keys() & self._ticks.keys():
                 busy = sum(ticks[core] - self._ticks[core] for core in cores) / os.sysconf("SC_CLK_TCK")
                 full = max(full, busy / (passed_s * len(cores)))
-            self._share = min(1.0, max(0.0, (full - _ROOMY) / (1 - _ROOMY)))
+            crowded = min(1.0, max(0.0, (full - _ROOMY) / (1 - _ROOMY)))
+            self._share = max(crowded, self._throttling.share())
             self._at, self._computed_s, self._ticks = now, computed_s, ticks
         return self._share
 

@@ -102,3 +102,12 @@ def test_cores_that_this_process_may_not_use_are_no_room(machine: Machine, allow
     machine.allowed = {0}  # bound to one of them later, it still has the others
     machine.work(passed_s=1.0, process=0.1, cores=(0.9, 0.3))
     assert measured.share() == pytest.approx(share, abs=0.03)
+
+
+def test_a_cpu_limit_that_is_reached_is_crowded_though_the_cores_are_idle(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crowding, "Throttling", lambda: SimpleNamespace(share=lambda: 0.9))
+    measured = Crowding()
+    machine.work(passed_s=1.0, process=0.1, cores=(0.1, 0.1))
+    assert measured.share() == pytest.approx(0.9)
