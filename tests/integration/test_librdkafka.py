@@ -1,13 +1,21 @@
 """What only librdkafka has: an idempotent producer, which ends by an error that nothing but a new one mends."""
 
 import ctypes
+import threading
 from pathlib import Path
 
 import confluent_kafka
+import pytest
 
 from brewctl.config import KafkaClient
-from brewctl.delivery.broker import Place, Record, UnavailableError, UnsentError
+from brewctl.delivery import outbox
+from brewctl.delivery.broker import Place, Producer, Record, UnavailableError, UnsentError
+from brewctl.delivery.database import Pool
+from brewctl.delivery.outbox import Publisher
+from brewctl.lifecycle import wait_until
+from tests.conftest import Rig
 from tests.integration.client_tools import key_of, own_topic, send, sending
+from tests.integration.outbox_tools import add_event, create_order, published_ids, unpublished
 from tests.integration.reading import read_topic
 
 
@@ -24,6 +32,35 @@ def test_after_a_fatal_error_of_the_idempotent_producer_a_new_one_goes_on(server
             assert len(str(outcomes[0]).splitlines()) == 1
         send(settings, records[10:])
         assert [record.value for record in read_topic(settings)] == [record.value for record in records]
+
+
+@pytest.mark.parametrize("kafka_client", [KafkaClient.LIBRDKAFKA])
+def test_a_publisher_goes_on_by_a_new_producer(rig: Rig, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Producer] = []
+
+    class Noted(Producer):
+        def __init__(self, *arguments: object, **options: object) -> None:
+            super().__init__(*arguments, **options)  # type: ignore[arg-type]
+            made.append(self)
+
+    monkeypatch.setattr(outbox, "Producer", Noted)
+    publisher, stop = Publisher(rig.settings, pool, node="n"), threading.Event()
+    running = threading.Thread(target=publisher.run, args=(stop,))
+    running.start()
+    try:
+        order = create_order(rig)
+        publisher.notify()
+        wait_until("its event in Kafka", lambda: not unpublished(rig), timeout_s=30)
+        break_off(made[0]._wire._producer)  # type: ignore[attr-defined]
+        later = [add_event(rig, order) for _ in range(3)]
+        publisher.notify()
+        wait_until("the events after the error in Kafka", lambda: not unpublished(rig), timeout_s=30)
+    finally:
+        stop.set()
+        publisher.notify()
+        running.join()
+    assert len(made) == 2
+    assert published_ids(rig, order)[1:] == later
 
 
 def break_off(producer: object) -> None:
