@@ -470,7 +470,9 @@ def test_an_event_wakes_everything_that_sleeps_by_other_means_by_one_thread() ->
 
 
 def test_what_falls_asleep_after_the_event_is_woken_at_once() -> None:
-    event, late = threading.Event(), _Sleeper()
+    event, early, late = threading.Event(), _Sleeper(), _Sleeper()
+    wake_at(event, early)
     event.set()
+    assert early.woken.wait(30)
     wake_at(event, late)
     assert late.woken.is_set()
