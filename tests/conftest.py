@@ -88,7 +88,17 @@ def clean_environment() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The variables that name real servers; skips where there are none, unless BREW_REQUIRE_INTEGRATION=1."""
+    """The variables that name real servers; skips where there are none, unless BREW_REQUIRE_INTEGRATION=1.
+
+    One broker, which costs less: what needs three is among the acceptance tests.
+    """
+    with real_servers(tmp_path_factory.mktemp("sandbox"), brokers=1) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def real_servers(home: Path, *, brokers: int) -> Iterator[dict[str, str]]:
+    """Servers of yours, or a sandbox that is there while the block runs."""
     if len(_GIVEN) == len(_SERVERS):
         try:
             psycopg.connect(_GIVEN["BREW_DATABASE_URL"], connect_timeout=5).close()
@@ -96,9 +106,8 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
             pytest.exit(f"BREW_DATABASE_URL is set: {str(error).splitlines()[0]}; unset it, or start the server", 1)
         yield _GIVEN
         return
-    home = tmp_path_factory.mktemp("sandbox")
     env = {"BREW_HOME": str(home)}
-    up = run("up", env=env, timeout=600)
+    up = run("up", "--brokers", str(brokers), env=env, timeout=600)
     try:
         if up.returncode:
             _unavailable(f"no servers: set {' and '.join(_SERVERS)}; the sandbox says: {up.stderr.strip()}")

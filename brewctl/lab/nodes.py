@@ -153,6 +153,12 @@ class Node:
         """Wait until it works. Raises what `wait_for` raises."""
         self.wait_for("readiness", lambda node: node.ready, timeout_s=timeout_s)
 
+    def ended(self, *, within_s: float) -> int:
+        """Wait for its end, and return its exit code: all its lines are there then. Raises TimeoutExpired."""
+        code = self.process.wait(within_s)
+        self._reader.join(within_s)
+        return code
+
     def kill(self) -> None:
         """End it as a crash does: SIGKILL."""
         self.process.kill()
@@ -210,7 +216,7 @@ class Nodes:
         deadline = time.monotonic() + within_s
         for node in running:
             try:
-                node.process.wait(max(0.0, deadline - time.monotonic()))
+                node.ended(within_s=max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 node.kill()
         return [node for node in running if node.process.returncode != 0]

@@ -198,7 +198,7 @@ class Stage:
         self._ended_by_us.append(node)
         node.process.send_signal(signal.SIGTERM)
         try:
-            code = node.process.wait(_END_S)
+            code = node.ended(within_s=_END_S)
         except subprocess.TimeoutExpired:
             node.kill()
             code = node.process.returncode

@@ -1,4 +1,4 @@
-"""A sandbox with one broker, for tests that break servers: beside the one that the other tests rely on."""
+"""Three brokers for the story; and a sandbox with one broker, for tests that break servers."""
 
 import json
 import re
@@ -8,10 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import run
+from tests.conftest import real_servers, run
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The variables that name real servers: a sandbox as `brewctl up` makes it, with three brokers."""
+    with real_servers(tmp_path_factory.mktemp("sandbox"), brokers=3) as found:
+        yield found
+
+
+@pytest.fixture(scope="package")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The home of a running sandbox. A test that stops a server brings it back."""
     home = tmp_path_factory.mktemp("home")

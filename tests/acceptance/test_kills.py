@@ -6,7 +6,7 @@ from brewctl import overview
 from tests.acceptance.test_story import send
 from tests.conftest import Rig
 
-_KILLS = 12
+_KILLS = 6
 _ORDERS_PER_KILL = 150
 # Kafka notices a dead member in 3 s instead of 15: the same code, more kills.
 _SESSION = ("--session-timeout", "3")

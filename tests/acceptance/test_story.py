@@ -6,8 +6,12 @@ the half · 6 the other half · 7 four counters reach the number of orders · 8 
 
 import signal
 
+from kafka.admin import ConfigResource, ConfigResourceType
+
 from brewctl import overview
+from brewctl.delivery.broker import open_admin
 from tests.conftest import Rig
+from tests.integration.kafka_tools import kafka_admin
 
 ORDERS = 200
 
@@ -57,3 +61,18 @@ def test_two_hundred_orders_survive_a_kill(rig: Rig) -> None:
     assert inventory_2.lines[-1].startswith("[inventory-2] inventory-service stopped. processed=")
     assert f" reserved={own} skipped=" in inventory_2.lines[-1]
     assert f"notification-service stopped. processed={ORDERS} notified={ORDERS} skipped=0" in notification.lines[-1]
+
+
+def test_both_topics_have_six_partitions_on_three_brokers_two_in_sync(rig: Rig) -> None:
+    names = [rig.settings.topic, rig.settings.dead_letter_topic]
+    with open_admin(rig.settings) as ours:
+        replicas = min(3, len(ours.brokers()))
+    with kafka_admin(rig.settings) as admin:
+        for topic in admin.describe_topics(names):
+            assert sorted(partition["partition"] for partition in topic["partitions"]) == list(range(6))
+            assert {len(set(partition["replicas"])) for partition in topic["partitions"]} == {replicas}
+        for name in names:
+            asked = ConfigResource(ConfigResourceType.TOPIC, name, {"min.insync.replicas": None})
+            (answer,) = admin.describe_configs([asked])
+            ((_, _, _, _, ((_, in_sync, *_),)),) = answer.resources
+            assert int(in_sync) == min(2, replicas)

@@ -155,9 +155,7 @@ def committed_offsets(admin: Any, group: str, topic: str) -> dict[int, int]:
 def finish(node: Node) -> int:
     """SIGTERM a node, wait for its end and for its last line; its exit code."""
     node.process.send_signal(signal.SIGTERM)
-    code = node.process.wait(30)
-    node._reader.join(10)
-    return code
+    return node.ended(within_s=30)
 
 
 @contextlib.contextmanager

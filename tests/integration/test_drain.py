@@ -50,7 +50,7 @@ def send_records(rig: Rig) -> None:
 
 def stop(node: Node) -> int:
     node.process.send_signal(signal.SIGTERM)
-    return node.process.wait(BOUND_S)
+    return node.ended(within_s=BOUND_S)
 
 
 def of_node(node: Node) -> str:

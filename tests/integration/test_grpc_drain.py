@@ -79,7 +79,7 @@ def test_sigterm_answers_the_calls_in_hand_and_publishes_their_orders(rig: Rig) 
                     wait_until("a server that refuses new calls", refused, timeout_s=4)
                 assert answers[-1].code is grpc.StatusCode.UNAVAILABLE, (answers, node.log.read_text())
         ids = {call.result(30).order_id for call in calls}
-    assert node.process.wait(30) == 0
+    assert node.ended(within_s=30) == 0
     assert len(ids) == SEVERAL
     assert rows_of(rig, customer) == (SEVERAL, SEVERAL)
     assert rig.counts().outbox_unpublished == 0
@@ -106,7 +106,7 @@ def test_calls_that_come_while_it_stops_are_refused_with_a_reason(rig: Rig) -> N
             assert served.acquire(timeout=20)
         node.process.send_signal(signal.SIGTERM)
         failed = [answer for each in calling for answer in each.result(30)]
-    assert node.process.wait(30) == 0
+    assert node.ended(within_s=30) == 0
     # gRPC ends a call that comes while it closes as CANCELLED, which tells its caller nothing.
     assert {answer.code for answer in failed} == {grpc.StatusCode.UNAVAILABLE}, failed
     assert RETRY_AFTER_S in {answer.retry_after_s for answer in failed}

@@ -216,7 +216,7 @@ def test_a_node_that_stops_answers_all_that_it_has_taken(rig: Rig) -> None:
             wait_until("orders that are tried alone", lambda: at_work() > 1, timeout_s=20, every_s=0.01)
             holder.rollback()
         ended = answers(calls)
-    assert node.process.wait(30) == 0
+    assert node.ended(within_s=30) == 0
     # The last of them may have come after the signal.
     taken = [each for each in ended if each.details != "this replica is stopping: retry"]
     assert len(taken) > 1

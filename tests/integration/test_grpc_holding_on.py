@@ -291,7 +291,7 @@ def test_clients_that_hold_on_do_not_hold_up_a_stop(rig: Rig) -> None:
         assert next(watch).status == NOT_SERVING
         assert answer(lambda: next(watch)).code is grpc.StatusCode.UNAVAILABLE
         assert ends([*silent, *streams]) == {grpc.StatusCode.UNAVAILABLE}
-        assert node.process.wait(30) == 0
+        assert node.ended(within_s=30) == 0
 
 
 # An exception

@@ -39,7 +39,7 @@ def test_replicas_say_who_they_are_and_what_they_have_done(rig: Rig) -> None:
     cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'inventory-1'"
     rig.connection.execute(cut)
     inventory.process.send_signal(signal.SIGTERM)
-    assert inventory.process.wait(30) == 0
+    assert inventory.ended(within_s=30) == 0
     stopped = row(rig, "inventory-1")
     assert (stopped.stopped, stopped.there) == (True, False)
     assert (stopped.processed, stopped.effects, stopped.skipped) == (3, 3, 0)

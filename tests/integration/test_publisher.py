@@ -68,8 +68,7 @@ def stop(rig: Rig, name: str) -> str:
     """Drain a node, and return its last line."""
     node = next(each for each in rig.nodes.started if each.name == name)
     node.process.send_signal(signal.SIGTERM)
-    assert node.process.wait(60) == 0
-    rig.wait("its last line", lambda: any("stopped." in line for line in node.lines))
+    assert node.ended(within_s=60) == 0
     return node.lines[-1]
 
 

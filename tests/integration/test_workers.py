@@ -230,7 +230,7 @@ def test_one_signal_drains_all(crew: Crew, ask: Callable[[Crew], None]) -> None:
             ask(crew)
             wait_until("a crew that refuses new calls", lambda: drains(clients[-1]), timeout_s=4)
         ids = {call.result(30).order_id for call in calls}
-    assert crew.node.process.wait(30) == 0
+    assert crew.node.ended(within_s=30) == 0
     assert not any(worker.is_running() for worker in workers)
     assert len(ids) == SEVERAL
     assert rows_of(crew.rig, customer) == (SEVERAL, SEVERAL)
@@ -249,7 +249,7 @@ def test_the_second_signal_leaves_nobody_behind(crew: Crew) -> None:
     # Of two of one kind the second may be lost.
     crew.node.process.send_signal(signal.SIGTERM)
     crew.node.process.send_signal(signal.SIGINT)
-    assert crew.node.process.wait(30) == 130
+    assert crew.node.ended(within_s=30) == 130
     assert gone(workers)
 
 

@@ -118,7 +118,7 @@ def test_a_stop_while_they_wait(node: Node, crew: Waiting, tell: Callable[[Node,
     tell(node, crew)
     assert gone([crew.ready])
     crew.late.resume()
-    assert node.process.wait(30) == 0
+    assert node.ended(within_s=30) == 0
     assert gone(crew.both)
     assert complaints(node) == []
     assert [line for line in node.lines if "listening" in line] == []
@@ -134,7 +134,7 @@ def test_nobody_waits_for_a_supervisor_that_is_killed(node: Node, crew: Waiting)
 
 def test_one_that_dies_while_the_others_wait_ends_the_start(node: Node, crew: Waiting) -> None:
     crew.late.kill()
-    assert node.process.wait(30) == 1
+    assert node.ended(within_s=30) == 1
     assert gone(crew.both)
     assert complaints(node) == ["brewctl: order-1.2 was ended by signal 9"]
 
