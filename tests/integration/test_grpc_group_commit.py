@@ -217,8 +217,8 @@ def test_a_node_that_stops_answers_all_that_it_has_taken(rig: Rig) -> None:
             holder.rollback()
         ended = answers(calls)
     assert node.ended(within_s=30) == 0
-    # The last of them may have come after the signal.
-    taken = [each for each in ended if each.details != "this replica is stopping: retry"]
+    # The last of them may have come after the signal, or even as the connection was closed: then nothing was written.
+    taken = [each for each in ended if each.code is OK]
     assert len(taken) > 1
-    assert {each.code for each in taken} == {OK}, (taken, node.log.read_text())
+    assert {each.code for each in ended} <= {OK, grpc.StatusCode.UNAVAILABLE}, (ended, node.log.read_text())
     assert rows_of(rig, customer) == (len(taken), len(taken))
