@@ -1,7 +1,8 @@
 """Sending: records are put into the library's queue and leave when it is told to flush, each with its own outcome."""
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -22,6 +23,7 @@ _BATCH_RECORDS = 1_000_000  # the bytes end a batch
 _NEVER_MS = 60_000
 _BY_KEY = -1
 _FULL_S = 0.1
+_LEADER_S = 0.5
 _CLOSE_S = 2.0
 # What a broker will never accept, however often it is asked.
 _REFUSED = frozenset(
@@ -139,7 +141,7 @@ class Wire:
 
     def outcomes(self, sent: Sequence[Any], records: Sequence[Record], deadline: float) -> list[Outcome]:
         """Send what was put, and return the outcome of each record."""
-        why = self._flush(max(0.0, deadline - time.monotonic())) or "not acknowledged in time"
+        why = self._flush_until(deadline, {record.topic for record in records}) or "not acknowledged in time"
         found: list[Outcome] = []
         for put, record in zip(sent, records, strict=True):
             if not isinstance(put, _Delivery):
@@ -152,10 +154,24 @@ class Wire:
                 found.append(UnavailableError(why))
         return found
 
+    def _flush_until(self, deadline: float, topics: Collection[str]) -> str:
+        """Send what waits until it is acknowledged, or the time is up; otherwise as `_flush`.
+
+        What is not acknowledged for a while may wait for a broker that has died. A producer that was never connected to
+        it asks for the new leader only as its metadata age, so it is asked here.
+        """
+        why = self._flush(min(_LEADER_S, deadline - time.monotonic()))
+        while not why and len(self._producer) and (left_s := deadline - time.monotonic()) > 0:
+            for topic in topics:
+                with contextlib.suppress(KafkaException):
+                    self._producer.list_topics(topic, timeout=min(_LEADER_S, left_s))
+            why = self._flush(min(_LEADER_S, deadline - time.monotonic()))
+        return why
+
     def _flush(self, timeout_s: float) -> str:
         """Send what waits, and take what becomes of it; the reason where the library gave up this producer."""
         try:
-            self._producer.flush(timeout_s)
+            self._producer.flush(max(0.0, timeout_s))
         except KafkaException as raised:  # such as a gap in the sequence of its batches: only a new producer goes on
             return words(error_of(raised))
         return ""
