@@ -28,7 +28,9 @@ def package_of_the_version_before(folder: Path) -> Path:
         said = error.stderr.decode(errors="replace").strip()
         pytest.skip(f"the version before can't be run: commit {VERSION_BEFORE} is not in this clone ({said})")
     with tarfile.open(fileobj=io.BytesIO(archive)) as files:
-        files.extractall(folder, filter="data")
+        if hasattr(tarfile, "data_filter"):  # not in Python 3.11.0 to 3.11.3
+            files.extraction_filter = tarfile.data_filter
+        files.extractall(folder)
     return folder
 
 
