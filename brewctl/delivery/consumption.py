@@ -21,6 +21,7 @@ from brewctl import log
 from brewctl.config import Settings
 from brewctl.delivery import broker, database, presence, registry
 from brewctl.delivery.broker import Consumer, Record, UnavailableError
+from brewctl.delivery.crowding import Crowding
 from brewctl.delivery.downstream import Downstream, Later
 from brewctl.delivery.failures import FailingError, StoppedError
 from brewctl.delivery.inbox import SLOW, Batch, Inbox
@@ -88,7 +89,7 @@ class Consumption:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="inbox")
         self._writing: _Writing | None = None
         self._settled = Settled(settings.limits)
-        self._rest = Rest(most_s=settings.limits.consume_rest_s)
+        self._rest = Rest(most_s=settings.limits.consume_rest_s, crowding=Crowding().share)
         self._late_at: float | None = None  # when, after a stop, the transaction in hand is waited for no more
         self._late: _Writing | None = None  # what was ended then
 

@@ -12,12 +12,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from brewctl.config import Settings, environment
-from brewctl.delivery import database, rest
+from brewctl.delivery import consumption, database, rest
 from brewctl.delivery.broker.kafka_python.client import connection
 from brewctl.delivery.consumption import Consumption
 from brewctl.delivery.inbox import Batch, Inbox, Tally
@@ -192,22 +193,39 @@ def test_offsets_behind_markers_are_committed_no_more_often(rig: Rig) -> None:
     assert len(found) <= took_s + 1
 
 
+def crowd(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
+    """Let members find the machine so full."""
+    monkeypatch.setattr(consumption, "Crowding", lambda: SimpleNamespace(share=lambda: share))
+
+
 @pytest.mark.parametrize("bytes_at_a_time", [2_000, 2**20])
 def test_a_backlog_is_read_without_a_rest_and_a_stop_ends_one(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, bytes_at_a_time: int
 ) -> None:
     """Also where the brokers have more of it than one answer brings. A rest would have no end."""
     monkeypatch.setattr(rest, "_TIMES", 1e9)
+    crowd(monkeypatch, 1.0)
     put(rig, 100)
     settings = limited(rig.settings, consume_rest_s=NEVER_S, consume_records=7, consume_partition_bytes=bytes_at_a_time)
     with member(settings):
         await_reserved(rig, 100)
 
 
+def test_where_there_is_room_a_member_rests_for_less_time(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest of a full machine would have no end."""
+    monkeypatch.setattr(rest, "_TIMES", 1e9)
+    crowd(monkeypatch, 0.0)
+    with member(limited(rig.settings, consume_rest_s=NEVER_S)):
+        for count in range(1, 4):
+            put(rig, 1)
+            await_reserved(rig, count)
+
+
 def test_records_that_come_one_by_one_share_a_transaction_while_the_member_rests(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each batch takes 10 ms or more, and so long thrice over is rested."""
+    """Each batch takes 10 ms or more, and on a full machine so long thrice over is rested."""
+    crowd(monkeypatch, 1.0)
     sizes: list[int] = []
     apply = Inbox.apply
 
