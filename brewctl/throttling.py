@@ -19,16 +19,16 @@ class Throttling:
 
     def __init__(self, groups: Path = _GROUPS, mounted: Path = _MOUNTED) -> None:
         """Begin to count, in this process's groups and in those around them, as far as they are to be seen."""
-        self._files = [path for path in _candidates(groups, mounted) if _periods(path) is not None]
-        self._before = {path: _periods(path) or (0, 0) for path in self._files}
+        found = {path: _periods(path) for path in _candidates(groups, mounted)}
+        self._before = {path: periods for path, periods in found.items() if periods is not None}
 
     def share(self) -> float:
         """Return the share, 0 to 1, of the periods since the last call in which a limit was reached; 0 without one."""
         most = 0.0
-        for path in self._files:
+        for path, (periods, throttled) in self._before.items():
             if (now := _periods(path)) is None:
                 continue
-            (periods, throttled), self._before[path] = self._before[path], now
+            self._before[path] = now
             if now[0] > periods:
                 most = max(most, (now[1] - throttled) / (now[0] - periods))
         return min(1.0, max(0.0, most))
@@ -43,14 +43,12 @@ def _candidates(groups: Path, mounted: Path) -> Iterator[Path]:
     with contextlib.suppress(OSError, ValueError):
         for line in groups.read_text().splitlines():
             _number, controllers, path = line.split(":", 2)
-            if controllers == "":
-                roots = [mounted, mounted / "unified"]
-            elif "cpu" in controllers.split(","):
-                roots = [mounted / controllers, mounted / "cpu"]
-            else:
-                continue
+            root = mounted
+            if controllers:
+                if "cpu" not in controllers.split(","):
+                    continue
+                root = next((each for each in (mounted / controllers, mounted / "cpu") if each.is_dir()), mounted)
             inner = PurePosixPath(path.lstrip("/"))
-            root = next((root for root in roots if root.is_dir()), mounted)
             yield from (root / group / "cpu.stat" for group in (inner, *inner.parents) if ".." not in group.parts)
 
 

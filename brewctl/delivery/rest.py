@@ -25,7 +25,7 @@ _AS_MUCH = 100
 class Rest:
     """When one that has done all there was looks for more. Not for two threads at a time."""
 
-    def __init__(self, *, most_s: float | None = None, crowding: Callable[[], float] = lambda: 1.0) -> None:
+    def __init__(self, *, crowding: Callable[[], float], most_s: float | None = None) -> None:
         """`most_s`: a bound of each rest; without one it is what this process computed that bounds it.
 
         `crowding`: from 0, where nobody waits for a processor, to 1.

@@ -23,6 +23,11 @@ class Stop(threading.Event):
         return False
 
 
+def full() -> float:
+    """All cores are busy."""
+    return 1.0
+
+
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A clock that a test sets."""
@@ -32,7 +37,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 def test_a_rest_is_three_times_what_the_work_since_the_last_one_cost(clock: SimpleNamespace) -> None:
-    pause, stop = Rest(most_s=1.0), Stop(clock)
+    pause, stop = Rest(most_s=1.0, crowding=full), Stop(clock)
     pause.take(stop)
     assert stop.waits == [], "nothing was done"
     pause.worked(0.01)
@@ -44,7 +49,7 @@ def test_a_rest_is_three_times_what_the_work_since_the_last_one_cost(clock: Simp
 
 
 def test_it_counts_from_the_end_of_the_work_and_after_a_longer_pause_nothing_waits(clock: SimpleNamespace) -> None:
-    pause, stop = Rest(most_s=1.0), Stop(clock)
+    pause, stop = Rest(most_s=1.0, crowding=full), Stop(clock)
     pause.worked(0.01)
     clock.s += 0.02
     pause.take(stop)
@@ -56,14 +61,14 @@ def test_it_counts_from_the_end_of_the_work_and_after_a_longer_pause_nothing_wai
 
 
 def test_it_has_a_bound(clock: SimpleNamespace) -> None:
-    pause, stop = Rest(most_s=0.025), Stop(clock)
+    pause, stop = Rest(most_s=0.025, crowding=full), Stop(clock)
     pause.worked(30.0)
     pause.take(stop)
     assert stop.waits == [0.025]
 
 
 def test_a_stop_ends_it() -> None:
-    pause, stop = Rest(most_s=3600.0), threading.Event()
+    pause, stop = Rest(most_s=3600.0, crowding=full), threading.Event()
     pause.worked(3600.0)
     stop.set()
     pause.take(stop)
@@ -84,7 +89,7 @@ def test_a_stop_ends_it() -> None:
 def test_without_a_bound_it_is_what_the_process_computed_that_bounds_it(
     clock: SimpleNamespace, took_s: float, computed_s: float, count: int, rest_s: float
 ) -> None:
-    pause, stop = Rest(), Stop(clock)
+    pause, stop = Rest(crowding=full), Stop(clock)
     for _ in range(2):
         clock.computed_s += 60.0  # between two looks: that is not the work's
         pause.take(stop)

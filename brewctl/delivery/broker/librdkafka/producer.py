@@ -23,7 +23,7 @@ _BATCH_RECORDS = 1_000_000  # the bytes end a batch
 _NEVER_MS = 60_000
 _BY_KEY = -1
 _FULL_S = 0.1
-_LEADER_S = 0.5
+_LEADER_S = 0.5  # so often is a leader asked for, and so long is its answer waited for
 _CLOSE_S = 2.0
 # What a broker will never accept, however often it is asked.
 _REFUSED = frozenset(
@@ -160,12 +160,15 @@ class Wire:
         What is not acknowledged for a while may wait for a broker that has died. A producer that was never connected to
         it asks for the new leader only as its metadata age, so it is asked here.
         """
-        why = self._flush(min(_LEADER_S, deadline - time.monotonic()))
-        while not why and len(self._producer) and (left_s := deadline - time.monotonic()) > 0:
+
+        def left_s() -> float:
+            return min(_LEADER_S, deadline - time.monotonic())
+
+        while not (why := self._flush(left_s())) and len(self._producer) and left_s() > 0:
             for topic in topics:
-                with contextlib.suppress(KafkaException):
-                    self._producer.list_topics(topic, timeout=min(_LEADER_S, left_s))
-            why = self._flush(min(_LEADER_S, deadline - time.monotonic()))
+                if (wait_s := left_s()) > 0:
+                    with contextlib.suppress(KafkaException):
+                        self._producer.list_topics(topic, timeout=wait_s)
         return why
 
     def _flush(self, timeout_s: float) -> str:
