@@ -13,6 +13,7 @@ from pathlib import Path
 
 import platformdirs
 
+from brewctl import security
 from brewctl.errors import UsageError
 
 TOPIC = "usecase-09-01-order-created"
@@ -176,6 +177,8 @@ class Settings:
     downstreams: tuple[str, ...] = DEFAULT_DOWNSTREAMS
     group_prefix: str = ""
     kafka_client: KafkaClient = KafkaClient.KAFKA_PYTHON_NG
+    kafka_security: security.KafkaSecurity = field(default_factory=security.KafkaSecurity)
+    order_security: security.OrderSecurity = field(default_factory=security.OrderSecurity)
     configured: frozenset[str] = frozenset()
     # What makes the tables of this database, and the variable that names it: said where one of them is missing, or it.
     init_command: str = "brewctl db init"
@@ -233,6 +236,8 @@ def resolve(
         downstreams=_downstreams(chosen["downstreams"]) or defaults.downstreams,
         group_prefix=_group_prefix(chosen["group_prefix"]),
         kafka_client=_kafka_client(chosen["kafka_client"]),
+        kafka_security=security.kafka(_of_server("brokers", security.KAFKA, given, environ, sandbox)),
+        order_security=security.order(_of_server("order_addrs", security.ORDER, given, environ, sandbox)),
         configured=frozenset(name for name, value in given.items() if value),
         limits=limits or Limits(),
     )
@@ -249,7 +254,26 @@ def environment(settings: Settings) -> dict[str, str]:
         "group_prefix": settings.group_prefix,
         "kafka_client": settings.kafka_client.value,
     }
-    return {ENVIRONMENT[name]: value for name, value in values.items()}
+    secured = security.environment(settings.kafka_security, settings.order_security)
+    return {ENVIRONMENT[name]: value for name, value in values.items()} | secured
+
+
+def _of_server(
+    address: str,
+    variables: Mapping[str, str],
+    given: Mapping[str, str],
+    environ: Mapping[str, str],
+    sandbox: Mapping[str, str],
+) -> dict[str, str]:
+    """Return how a server's connections are secured: by the environment, else as the sandbox's own are.
+
+    The sandbox's hold for its own server alone: not where a flag or the environment gave another one's address, and not
+    beside what the environment says of it.
+    """
+    named = {name: environ.get(variable, "").strip() for name, variable in variables.items()}
+    if given[address] or any(named.values()):
+        return named
+    return {name: sandbox.get(name, "") for name in variables}
 
 
 def short_name(downstream: str) -> str:

@@ -1,0 +1,191 @@
+"""How the connections to the servers are secured: certificates, user names, and the secrets with the files they are in.
+
+Everything here comes from the environment, or from a sandbox that runs with TLS: never from an argument, which is in
+the shell's history and in everybody's process list.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import TypeVar
+
+from brewctl.errors import UsageError
+
+_LONGEST = 64 * 1024
+Choice = TypeVar("Choice", bound=StrEnum)
+
+
+class Protocol(StrEnum):
+    """How Kafka's brokers are talked to, in Kafka's own words."""
+
+    PLAINTEXT = "PLAINTEXT"
+    SSL = "SSL"
+    SASL_PLAINTEXT = "SASL_PLAINTEXT"
+    SASL_SSL = "SASL_SSL"
+
+    @property
+    def encrypts(self) -> bool:
+        """Whether it is TLS."""
+        return self in {Protocol.SSL, Protocol.SASL_SSL}
+
+    @property
+    def authenticates(self) -> bool:
+        """Whether it asks for a user name and a password."""
+        return self in {Protocol.SASL_PLAINTEXT, Protocol.SASL_SSL}
+
+
+class Mechanism(StrEnum):
+    """How a user proves its password to Kafka."""
+
+    PLAIN = "PLAIN"
+    SCRAM_SHA_256 = "SCRAM-SHA-256"
+    SCRAM_SHA_512 = "SCRAM-SHA-512"
+
+
+@dataclass(frozen=True)
+class Secret:
+    """A password or a token: the text itself, or the file that holds it. `variable` names it in messages."""
+
+    variable: str = ""
+    text: str = field(default="", repr=False)
+    file: str = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.text or self.file)
+
+    def read(self) -> str:
+        """Return the text, of a file as it is now, without the newline at its end. Raises UsageError."""
+        if not self.file:
+            return self.text
+        name = f"{self.variable}_FILE"
+        try:
+            with Path(self.file).open("rb") as file:
+                raw = file.read(_LONGEST + 1)
+            text = raw.decode().removesuffix("\n").removesuffix("\r")
+        except OSError as error:
+            raise UsageError(f"{name}: {self.file} can't be read ({(error.strerror or str(error)).lower()})") from None
+        except UnicodeDecodeError:
+            raise UsageError(f"{name}: {self.file} is no UTF-8 text") from None
+        if not text or len(raw) > _LONGEST or set(text) & {"\n", "\r", "\0"}:
+            reason = "is empty" if not text else "must hold one line, the secret alone"
+            raise UsageError(f"{name}: {self.file} {reason}")
+        return text
+
+
+@dataclass(frozen=True)
+class KafkaSecurity:
+    """How Kafka's clients connect. Files are PEM; `ca` empty: the system's authorities."""
+
+    protocol: Protocol = Protocol.PLAINTEXT
+    mechanism: Mechanism = Mechanism.SCRAM_SHA_512
+    username: str = ""
+    password: Secret = Secret("BREW_KAFKA_PASSWORD")
+    ca: str = ""
+    certificate: str = ""
+    key: str = ""
+    key_password: Secret = Secret("BREW_KAFKA_KEY_PASSWORD")
+
+
+@dataclass(frozen=True)
+class OrderSecurity:
+    """How clients of order-service connect. Files are PEM. TLS is used where one of the files is named."""
+
+    ca: str = ""
+    certificate: str = ""
+    key: str = ""
+    token: Secret = Secret("BREW_ORDER_TOKEN")
+
+    @property
+    def encrypts(self) -> bool:
+        """Whether it is TLS."""
+        return bool(self.ca or self.certificate)
+
+
+# Settings by the server that they belong to: those of a sandbox hold for its own servers alone.
+KAFKA = {
+    "kafka_protocol": "BREW_KAFKA_SECURITY_PROTOCOL",
+    "kafka_mechanism": "BREW_KAFKA_SASL_MECHANISM",
+    "kafka_username": "BREW_KAFKA_USERNAME",
+    "kafka_password": "BREW_KAFKA_PASSWORD",
+    "kafka_password_file": "BREW_KAFKA_PASSWORD_FILE",
+    "kafka_ca": "BREW_KAFKA_CA_FILE",
+    "kafka_certificate": "BREW_KAFKA_CERT_FILE",
+    "kafka_key": "BREW_KAFKA_KEY_FILE",
+    "kafka_key_password": "BREW_KAFKA_KEY_PASSWORD",
+    "kafka_key_password_file": "BREW_KAFKA_KEY_PASSWORD_FILE",
+}
+ORDER = {
+    "order_ca": "BREW_ORDER_CA_FILE",
+    "order_certificate": "BREW_ORDER_CERT_FILE",
+    "order_key": "BREW_ORDER_KEY_FILE",
+    "order_token": "BREW_ORDER_TOKEN",
+    "order_token_file": "BREW_ORDER_TOKEN_FILE",
+}
+
+
+def kafka(chosen: Mapping[str, str]) -> KafkaSecurity:
+    """Return how Kafka's clients connect, from the values of KAFKA's names. Raises UsageError."""
+    protocol = _one_of(Protocol, "kafka_protocol", chosen, Protocol.PLAINTEXT)
+    security = KafkaSecurity(
+        protocol=protocol,
+        mechanism=_one_of(Mechanism, "kafka_mechanism", chosen, Mechanism.SCRAM_SHA_512),
+        username=chosen.get("kafka_username", ""),
+        password=_secret("kafka_password", KAFKA, chosen),
+        ca=chosen.get("kafka_ca", ""),
+        certificate=chosen.get("kafka_certificate", ""),
+        key=chosen.get("kafka_key", ""),
+        key_password=_secret("kafka_key_password", KAFKA, chosen),
+    )
+    if protocol.authenticates and not (security.username and security.password):
+        lacking = KAFKA["kafka_password" if security.username else "kafka_username"]
+        raise UsageError(f"{KAFKA['kafka_protocol']}={protocol} wants a user: {lacking} is not set")
+    return security
+
+
+def order(chosen: Mapping[str, str]) -> OrderSecurity:
+    """Return how clients of order-service connect, from the values of ORDER's names. Raises UsageError."""
+    return OrderSecurity(
+        ca=chosen.get("order_ca", ""),
+        certificate=chosen.get("order_certificate", ""),
+        key=chosen.get("order_key", ""),
+        token=_secret("order_token", ORDER, chosen),
+    )
+
+
+def environment(kafka: KafkaSecurity, order: OrderSecurity) -> dict[str, str]:
+    """Return the variables that give a process these settings; one that is not set is empty."""
+    values = {
+        "kafka_protocol": kafka.protocol.value,
+        "kafka_mechanism": kafka.mechanism.value,
+        "kafka_username": kafka.username,
+        "kafka_password": kafka.password.text,
+        "kafka_password_file": kafka.password.file,
+        "kafka_ca": kafka.ca,
+        "kafka_certificate": kafka.certificate,
+        "kafka_key": kafka.key,
+        "kafka_key_password": kafka.key_password.text,
+        "kafka_key_password_file": kafka.key_password.file,
+        "order_ca": order.ca,
+        "order_certificate": order.certificate,
+        "order_key": order.key,
+        "order_token": order.token.text,
+        "order_token_file": order.token.file,
+    }
+    variables = KAFKA | ORDER
+    return {variables[name]: value for name, value in values.items()}
+
+
+def _secret(name: str, variables: Mapping[str, str], chosen: Mapping[str, str]) -> Secret:
+    text, file = chosen.get(name, ""), chosen.get(f"{name}_file", "")
+    if text and file:
+        raise UsageError(f"{variables[name]} and {variables[name]}_FILE are both set", hint="unset one of them")
+    return Secret(variables[name], text, file)
+
+
+def _one_of(kind: type[Choice], name: str, chosen: Mapping[str, str], default: Choice) -> Choice:
+    try:
+        return kind(chosen.get(name) or default)
+    except ValueError:
+        hint = f"use {', '.join(kind)}"
+        raise UsageError(f"{KAFKA[name]}: {chosen[name][:80]!r} is none of Kafka's", hint=hint) from None
