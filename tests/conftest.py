@@ -23,11 +23,12 @@ import psycopg
 import pytest
 import structlog
 
-from brewctl import config, lifecycle, overview
+from brewctl import config, lifecycle, overview, security
 from brewctl.config import KafkaClient, Settings, environment
 from brewctl.delivery import database, topics
 from brewctl.delivery.broker import open_admin
 from brewctl.lab.nodes import Node, Nodes
+from brewctl.security import KafkaSecurity
 
 # The library's own logger draws each debug line's traceback with all local variables: seconds of CPU a line.
 structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
@@ -35,6 +36,8 @@ structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.
 BREWCTL = str(Path(sys.executable).with_name("brewctl"))
 _SERVERS = ("BREW_DATABASE_URL", "BREW_KAFKA_BROKERS")
 _GIVEN = {name: os.environ[name] for name in _SERVERS if os.environ.get(name)}
+_SECURED = (security.DATABASE | security.KAFKA | security.ORDER).values()
+_PLAINTEXT = KafkaSecurity()
 _CLIENT = KafkaClient(os.environ.get("BREW_KAFKA_CLIENT") or Settings.kafka_client)
 
 
@@ -77,7 +80,7 @@ def limited(settings: Settings, **limits: Any) -> Settings:
 def clean_environment() -> Iterator[None]:
     """Tests say themselves what they configure."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in (*config.ENVIRONMENT.values(), "BREW_HOME"):
+        for name in (*config.ENVIRONMENT.values(), *_SECURED, "BREW_HOME"):
             patch.delenv(name, raising=False)
         patch.setenv("COLUMNS", "80")
         patch.setenv("NO_COLOR", "1")
@@ -169,7 +172,12 @@ class Rig:
 
 @contextlib.contextmanager
 def open_rig(
-    servers: dict[str, str], logs: Path, *, database_options: str = "", kafka_client: KafkaClient = _CLIENT
+    servers: dict[str, str],
+    logs: Path,
+    *,
+    database_options: str = "",
+    kafka_client: KafkaClient = _CLIENT,
+    kafka_security: KafkaSecurity = _PLAINTEXT,
 ) -> Iterator[Rig]:
     """A fresh database and topic, no members in the groups; whatever was started is ended."""
     name = f"brew_test_{uuid.uuid4().hex[:12]}"
@@ -179,6 +187,7 @@ def open_rig(
         brokers=tuple(servers["BREW_KAFKA_BROKERS"].split(",")),
         topic=f"{name}-order-created",
         kafka_client=kafka_client,
+        kafka_security=kafka_security,
     )
     with psycopg.connect(server_url, autocommit=True) as maintenance:
         try:
