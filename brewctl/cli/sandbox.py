@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from brewctl import config
+from brewctl import config, security
 from brewctl.cli import background, options, output
 from brewctl.errors import BrewError, ExitCode, UnreachableError, UsageError
 
@@ -17,6 +17,15 @@ if TYPE_CHECKING:
     from brewctl.lab.background import NodeStatus, Stopped
     from brewctl.sandbox.cluster import Health, Options
     from brewctl.sandbox.state import State
+
+
+Secure = Annotated[
+    bool | None,
+    typer.Option(
+        "--secure/--no-secure", help="TLS and passwords for a new sandbox, which keeps them.", show_default="no-secure"
+    ),
+]
+_SECURED = "TLS and a password for every connection"
 
 
 def up(
@@ -33,10 +42,12 @@ def up(
     java: Annotated[
         str | None, typer.Option(help="A java ≥ 17 of your own.", envvar="BREW_JAVA", show_default="the bundled one")
     ] = None,
+    secure: Secure = None,
 ) -> None:
     """Start real PostgreSQL and Kafka in the background.
 
-    Without Docker; waits until they answer. Harmless where they run.
+    Without Docker; waits until they answer. Harmless where they run. With --secure all their connections need TLS, and
+    a password.
 
     Data, logs and state live in BREW_HOME (default: the user's state directory). Kafka's jars are downloaded once,
     from Maven Central or its mirror BREW_MAVEN_REPOSITORY, and kept in XDG_CACHE_HOME.
@@ -44,9 +55,12 @@ def up(
     from brewctl.sandbox.cluster import Options
 
     home = config.home()
-    known = _up(home, Options(brokers=brokers, postgres_port=postgres_port, kafka_port=kafka_port, java=java))
+    chosen = Options(brokers=brokers, postgres_port=postgres_port, kafka_port=kafka_port, java=java, secure=secure)
+    known = _up(home, chosen)
     output.emit(f"postgres  127.0.0.1:{known.postgres_port}/brew")
     output.emit(f"kafka     {','.join(known.brokers)}")
+    if known.secure:
+        output.emit(f"secured   {_SECURED}")
     output.emit(f"home      {home}")
     output.emit('next      brewctl demo, or eval "$(brewctl env)" for psql and kcat')
 
@@ -101,6 +115,8 @@ def status(as_json: options.AsJson = False) -> None:
         answers = [("yes" if row.answers else "no") if row.pid else "stopped" for row in servers]
         _table(width, "server", "answers", zip(servers, answers, strict=True))
         _table(width, "node", "state", ((row, row.state) for row in nodes))
+        if any(row.secured for row in servers):
+            output.emit(f"secured: {_SECURED} of the servers")
     if not rows or not all(row.answers for row in servers) or any(row.state != "runs" for row in nodes):
         raise typer.Exit(ExitCode.FAILED)
 
@@ -119,7 +135,8 @@ def _table(width: int, kind: str, how: str, rows: "Iterable[tuple[Health | NodeS
 def env(as_json: options.AsJson = False) -> None:
     """Print export lines for other tools, password included.
 
-    BREW_ORDER_ADDRS is among them where order nodes run in the background.
+    Of a secured sandbox they name the files that have the passwords. BREW_ORDER_ADDRS is among them where order nodes
+    run in the background.
     """
     import shlex
 
@@ -129,7 +146,8 @@ def env(as_json: options.AsJson = False) -> None:
     found = state.endpoints(home)
     if not found:
         raise UnreachableError(f"no sandbox runs in {home}", hint="run `brewctl up`")
-    variables = {config.ENVIRONMENT[name]: value for name, value in found.items()}
+    names = config.ENVIRONMENT | security.KAFKA | security.ORDER
+    variables = {names[name]: value for name, value in found.items()}
     if as_json:
         output.emit_json(variables)
         return
