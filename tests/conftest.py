@@ -23,7 +23,7 @@ import psycopg
 import pytest
 import structlog
 
-from brewctl import config, lifecycle, overview
+from brewctl import config, lifecycle, overview, security
 from brewctl.config import KafkaClient, Settings, environment
 from brewctl.delivery import database, topics
 from brewctl.delivery.broker import open_admin
@@ -34,7 +34,9 @@ structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.
 
 BREWCTL = str(Path(sys.executable).with_name("brewctl"))
 _SERVERS = ("BREW_DATABASE_URL", "BREW_KAFKA_BROKERS")
+_SECURITY = tuple((security.KAFKA | security.ORDER).values())
 _GIVEN = {name: os.environ[name] for name in _SERVERS if os.environ.get(name)}
+_GIVEN_SECURITY = {name: os.environ[name] for name in _SECURITY if os.environ.get(name)}
 _CLIENT = KafkaClient(os.environ.get("BREW_KAFKA_CLIENT") or Settings.kafka_client)
 
 
@@ -77,7 +79,7 @@ def limited(settings: Settings, **limits: Any) -> Settings:
 def clean_environment() -> Iterator[None]:
     """Tests say themselves what they configure."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in (*config.ENVIRONMENT.values(), "BREW_HOME"):
+        for name in (*config.ENVIRONMENT.values(), *_SECURITY, "BREW_HOME"):
             patch.delenv(name, raising=False)
         patch.setenv("COLUMNS", "80")
         patch.setenv("NO_COLOR", "1")
@@ -104,7 +106,7 @@ def real_servers(home: Path, *, brokers: int) -> Iterator[dict[str, str]]:
             psycopg.connect(_GIVEN["BREW_DATABASE_URL"], connect_timeout=5).close()
         except psycopg.OperationalError as error:
             pytest.exit(f"BREW_DATABASE_URL is set: {str(error).splitlines()[0]}; unset it, or start the server", 1)
-        yield _GIVEN
+        yield _GIVEN | _GIVEN_SECURITY
         return
     env = {"BREW_HOME": str(home)}
     up = run("up", "--brokers", str(brokers), env=env, timeout=600)
@@ -177,6 +179,7 @@ def open_rig(
     settings = Settings(
         database_url=psycopg.conninfo.make_conninfo(server_url, dbname=name),
         brokers=tuple(servers["BREW_KAFKA_BROKERS"].split(",")),
+        kafka_security=security.kafka({name: servers.get(variable, "") for name, variable in security.KAFKA.items()}),
         topic=f"{name}-order-created",
         kafka_client=kafka_client,
     )
