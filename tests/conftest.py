@@ -28,15 +28,16 @@ from brewctl.config import KafkaClient, Settings, environment
 from brewctl.delivery import database, topics
 from brewctl.delivery.broker import open_admin
 from brewctl.lab.nodes import Node, Nodes
+from brewctl.security import KafkaSecurity
 
 # The library's own logger draws each debug line's traceback with all local variables: seconds of CPU a line.
 structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
 
 BREWCTL = str(Path(sys.executable).with_name("brewctl"))
 _SERVERS = ("BREW_DATABASE_URL", "BREW_KAFKA_BROKERS")
-_SECURITY = tuple((security.KAFKA | security.ORDER).values())
 _GIVEN = {name: os.environ[name] for name in _SERVERS if os.environ.get(name)}
-_GIVEN_SECURITY = {name: os.environ[name] for name in _SECURITY if os.environ.get(name)}
+_SECURED = (security.DATABASE | security.KAFKA | security.ORDER).values()
+_GIVEN_SECURITY = {name: os.environ[name] for name in _SECURED if os.environ.get(name)}
 _CLIENT = KafkaClient(os.environ.get("BREW_KAFKA_CLIENT") or Settings.kafka_client)
 
 
@@ -79,7 +80,7 @@ def limited(settings: Settings, **limits: Any) -> Settings:
 def clean_environment() -> Iterator[None]:
     """Tests say themselves what they configure."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in (*config.ENVIRONMENT.values(), *_SECURITY, "BREW_HOME"):
+        for name in (*config.ENVIRONMENT.values(), *_SECURED, "BREW_HOME"):
             patch.delenv(name, raising=False)
         patch.setenv("COLUMNS", "80")
         patch.setenv("NO_COLOR", "1")
@@ -171,17 +172,26 @@ class Rig:
 
 @contextlib.contextmanager
 def open_rig(
-    servers: dict[str, str], logs: Path, *, database_options: str = "", kafka_client: KafkaClient = _CLIENT
+    servers: dict[str, str],
+    logs: Path,
+    *,
+    database_options: str = "",
+    kafka_client: KafkaClient = _CLIENT,
+    kafka_security: KafkaSecurity | None = None,
 ) -> Iterator[Rig]:
-    """A fresh database and topic, no members in the groups; whatever was started is ended."""
+    """A fresh database and topic, no members in the groups; whatever was started is ended.
+
+    Kafka is talked to as the variables of `servers` say, unless `kafka_security` says otherwise.
+    """
+    told = {name: servers.get(variable, "") for name, variable in security.KAFKA.items()}
     name = f"brew_test_{uuid.uuid4().hex[:12]}"
     server_url = servers["BREW_DATABASE_URL"]
     settings = Settings(
         database_url=psycopg.conninfo.make_conninfo(server_url, dbname=name),
         brokers=tuple(servers["BREW_KAFKA_BROKERS"].split(",")),
-        kafka_security=security.kafka({name: servers.get(variable, "") for name, variable in security.KAFKA.items()}),
         topic=f"{name}-order-created",
         kafka_client=kafka_client,
+        kafka_security=kafka_security or security.kafka(told),
     )
     with psycopg.connect(server_url, autocommit=True) as maintenance:
         try:

@@ -10,23 +10,16 @@ import ssl
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from kafka.errors import IllegalSaslStateError
 from kafka.protocol.admin import SaslHandShakeRequest
 from kafka.protocol.parser import KafkaProtocol
 
 from brewctl.delivery.broker import certificates
+from brewctl.delivery.verification import fault, told
 from brewctl.security import KAFKA, KafkaSecurity, Protocol
 
 _HEARD_S = 1.0
-# By OpenSSL's number of what is wrong with a certificate.
-_OF_CERTIFICATE = {
-    9: ("is not valid yet", "compare this machine's clock with the broker's"),
-    10: ("has expired", "give the broker a new certificate"),
-    62: ("is for another host name", "use a name that is in it, in BREW_KAFKA_BROKERS and advertised.listeners"),
-    64: ("is for another IP address", "use a name that is in it, in BREW_KAFKA_BROKERS and advertised.listeners"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +48,7 @@ def find(address: str, security: KafkaSecurity, error: Exception | None) -> Refu
     try:
         listener = _listen(address, security)
     except (OSError, ValueError) as failure:
-        return Refusal(address, f"ends each connection ({_told(failure)})", "see the broker's log")
+        return Refusal(address, f"ends each connection ({told(failure)})", "see the broker's log")
     return (
         _other_protocol(address, security, listener)
         or _other_mechanism(address, security, listener)
@@ -107,14 +100,13 @@ def _certificate(address: str, security: KafkaSecurity, error: Exception | None)
     cause = error.__cause__ if error else None
     if not isinstance(cause, ssl.SSLCertVerificationError):
         return None
-    place = security.ca or "a file that BREW_KAFKA_CA_FILE names, where it is none of the system's"
-    untrusted = f"put the certificate authority that signed it into {place}"
-    why, hint = _OF_CERTIFICATE.get(cause.verify_code, (f"is not trusted ({_told(cause)})", untrusted))
+    authorities = security.ca or f"a file that {KAFKA['kafka_ca']} names, where it is none of the system's"
+    why, hint = fault(cause, authorities=authorities)
     return Refusal(address, f"has a certificate that {why}", hint)
 
 
 def _user(address: str, security: KafkaSecurity, error: Exception | None) -> Refusal:
-    reason = _told(error) if error else "it says no more"
+    reason = told(error) if error else "it says no more"
     if not security.protocol.authenticates:
         return Refusal(address, f"ends each connection ({reason})", "see the broker's log")
     variables = f"{KAFKA['kafka_username']} and {KAFKA['kafka_password']}"
@@ -134,7 +126,7 @@ def _listen(address: str, security: KafkaSecurity) -> _Listener:
         except ssl.SSLError as error:
             if error.reason == "WRONG_VERSION_NUMBER":
                 continue
-            return _Listener(encrypts, fault=_told(error))  # it speaks TLS, or would have no words for this
+            return _Listener(encrypts, fault=told(error))  # it speaks TLS, or would have no words for this
         except (EOFError, ConnectionError, TimeoutError):
             continue
     raise ConnectionError("it does not say what it speaks")
@@ -170,13 +162,3 @@ def _read(connection: socket.socket, size: int) -> bytes:
             raise EOFError
         data += more
     return data
-
-
-def _told(error: Any) -> str:
-    """Say in a few words what went wrong."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return str(error.verify_message).lower().removesuffix(".")
-    if isinstance(error, ssl.SSLError):
-        return (error.reason or str(error)).replace("_", " ").lower()
-    text = " ".join(str(error).split())
-    return (text[:1].lower() + text[1:]).removesuffix(".")[:200]

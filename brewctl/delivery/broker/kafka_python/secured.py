@@ -19,6 +19,7 @@ from kafka.scram import ScramClient
 
 from brewctl import log
 from brewctl.delivery.broker import certificates
+from brewctl.delivery.verification import told
 from brewctl.errors import UsageError
 from brewctl.security import KafkaSecurity, Mechanism
 
@@ -90,15 +91,6 @@ def _as_connection_error() -> Any:
         raise
     except ssl.SSLError as error:
         raise _TlsError(told(error)) from error
-
-
-def told(error: Exception) -> str:
-    """Say in a few words what TLS found wrong."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return str(error.verify_message).lower().removesuffix(".")
-    if isinstance(error, ssl.SSLError):
-        return (error.reason or str(error)).replace("_", " ").lower()
-    return str(error)
 
 
 class Connection(BrokerConnection):  # type: ignore[misc]
