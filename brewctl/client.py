@@ -94,6 +94,7 @@ class OrderClient:
         self._lines = Lines(addresses, security, options=options, connections=connections, longest_call_s=attempt_s)
         self._tenant_metadata = (("x-tenant-id", tenant),) if tenant else ()
         self._used = self._on(self._lines.line)
+        self._asking = threading.Lock()
         self._causes: dict[str, tuple[float, Cause | None]] = {}  # by address, why no connection came about, and when
         self._turns = itertools.count()
         self._threads = itertools.count()
@@ -172,6 +173,7 @@ class OrderClient:
 
     def _try(self, method: str, at: int, request: Any, timeout_s: float) -> Any:
         line, stubs, metadata = self._line()
+        began = time.monotonic()
         try:
             response = getattr(self._stub(stubs, at), method)(request, timeout=timeout_s, metadata=metadata)
         except grpc.RpcError as error:
@@ -179,7 +181,7 @@ class OrderClient:
             if failure.of_security:
                 failure.renewed = self._lines.look(now=True) is not line
             if failure.handshake_failed and not failure.renewed:
-                failure.cause = self._cause(failure.address)
+                failure.cause = self._cause(failure.address, since=began)
             if not failure.not_there:
                 self._met.set()
             return failure
@@ -197,17 +199,19 @@ class OrderClient:
         stubs = [orders_pb2_grpc.OrderServiceStub(channel) for channel in line.channels]
         return _Used(line, stubs, (*self._tenant_metadata, *line.metadata))
 
-    def _cause(self, address: str) -> "Cause | None":
-        """Say why there is no connection, if it is for TLS: what was found a moment ago holds for all threads."""
+    def _cause(self, address: str, *, since: float) -> "Cause | None":
+        """Say why there is no connection, if it is for TLS. Threads that wait for the answer at a time ask once."""
         from brewctl import handshake  # noqa: PLC0415 - a client that connects needs none of it
 
         if refusal := self._lines.refusal:
             return handshake.Cause(f"is not connected to: {refusal.message}", refusal.hint)
-        found_at, cause = self._causes.get(address, (-math.inf, None))
-        if time.monotonic() > found_at + 1.0:
-            cause = handshake.why_not(address, self._security, within_s=_HANDSHAKE_S)
-            self._causes[address] = time.monotonic(), cause
-        return cause
+        with self._asking:
+            asked_at, cause = self._causes.get(address, (-math.inf, None))
+            if asked_at < since:
+                asked_at = time.monotonic()
+                cause = handshake.why_not(address, self._security, within_s=_HANDSHAKE_S)
+                self._causes[address] = asked_at, cause
+            return cause
 
     def _stub(self, stubs: Sequence[Any], at: int) -> Any:
         """Return this thread's own at an address."""
