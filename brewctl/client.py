@@ -161,6 +161,8 @@ class OrderClient:
             doubtful = doubtful or outcome.doubtful
             if outcome.cause:
                 hopeless.add(outcome.address)
+            elif outcome.renewed:
+                hopeless.clear()
             pause_s = outcome.pause_s(rounds=tries // len(self._addresses), within=tries % len(self._addresses) > 0)
             bound_s = self._timeout_s if self._met.is_set() else min(self._timeout_s, _REFUSED_S)
             out_of_time = time.monotonic() + pause_s + _SHORTEST_TRY_S > started + bound_s
@@ -181,7 +183,7 @@ class OrderClient:
             if failure.of_security:
                 failure.renewed = self._lines.look(now=True) is not line
             if failure.handshake_failed and not failure.renewed:
-                failure.cause = self._cause(failure.address, since=began)
+                failure.cause = self._cause(failure.address, began, timeout_s)
             if not failure.not_there:
                 self._met.set()
             return failure
@@ -199,19 +201,27 @@ class OrderClient:
         stubs = [orders_pb2_grpc.OrderServiceStub(channel) for channel in line.channels]
         return _Used(line, stubs, (*self._tenant_metadata, *line.metadata))
 
-    def _cause(self, address: str, *, since: float) -> "Cause | None":
-        """Say why there is no connection, if it is for TLS. Threads that wait for the answer at a time ask once."""
+    def _cause(self, address: str, began: float, timeout_s: float) -> "Cause | None":
+        """Say why a try got no connection, if it is for TLS; threads that wait for that at a time ask once.
+
+        It takes no longer than the try had left: a server that says nothing is not waited for twice.
+        """
         from brewctl import handshake  # noqa: PLC0415 - a client that connects needs none of it
 
         if refusal := self._lines.refusal:
             return handshake.Cause(f"is not connected to: {refusal.message}", refusal.hint)
-        with self._asking:
+        within_s = min(_HANDSHAKE_S, began + timeout_s - time.monotonic())
+        if within_s <= 0 or not self._asking.acquire(timeout=within_s):
+            return None
+        try:
             asked_at, cause = self._causes.get(address, (-math.inf, None))
-            if asked_at < since:
+            if asked_at < began:
                 asked_at = time.monotonic()
-                cause = handshake.why_not(address, self._security, within_s=_HANDSHAKE_S)
+                cause = handshake.why_not(address, self._security, within_s=within_s)
                 self._causes[address] = asked_at, cause
             return cause
+        finally:
+            self._asking.release()
 
     def _stub(self, stubs: Sequence[Any], at: int) -> Any:
         """Return this thread's own at an address."""

@@ -1,6 +1,7 @@
 """An order-service with TLS, as a process: its files are replaced while calls flow, and no call fails for that."""
 
 import contextlib
+import json
 import ssl
 import threading
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from brewctl.errors import BrewError, UnreachableError
 from brewctl.lab.nodes import Node
 from brewctl.lifecycle import wait_until
 from brewctl.proto import orders_pb2_grpc
-from brewctl.security import OrderSecurity
+from brewctl.security import PLAINTEXT, OrderSecurity
 from tests.certificates import Authority, Files, put, variables
 from tests.conftest import Rig, begin
 from tests.integration.grpc_tools import answer, order
@@ -197,6 +198,30 @@ def test_one_that_has_expired_at_the_start_is_served_and_said(rig: Rig, authorit
     (line,) = wait_logged(node, "certificate_expired")
     assert "level=warning" in line
     assert "no restart is needed" in line
+
+
+def test_one_that_expires_soon_is_said(rig: Rig, authority: Authority) -> None:
+    node = serve(rig, authority.issue(hours=1))
+    (line,) = wait_logged(node, "certificate_expires")
+    assert 'within="1 h"' in line
+    security = authority.trusted()
+    for verdict, days in (("warn", 1 / 24), ("ok", 30.0)):
+        new = authority.issue("server", days=days)
+        wait_until("it", lambda new=new: serial_at(node.address, security) == new.serial, timeout_s=60)  # type: ignore[misc]
+        with begin("doctor", "--addr", node.address, "--json", env={**rig.env, **variables(security)}) as process:
+            told, _ = process.communicate(timeout=120)
+        found = [each for each in json.loads(told)["findings"] if "speaks TLS" in each["found"]]
+        assert [each["verdict"] for each in found] == [verdict]
+        assert bool(found[0]["mend"]) is (verdict == "warn")
+
+
+@pytest.mark.parametrize("options", [("--insecure",), ()])
+def test_other_machines_are_let_in(rig: Rig, authority: Authority, options: tuple[str, ...]) -> None:
+    more = options or authority.issue().options
+    node = rig.start("order-1", "serve", "order", "--host", "0.0.0.0", "--port", "0", "--no-publisher", *more)
+    address = f"127.0.0.1:{node.address.rpartition(':')[2]}"
+    with OrderClient([address], security=PLAINTEXT if options else authority.trusted()) as client:
+        assert client.create("c1", amount_cents=450, currency="EUR")
 
 
 def test_a_key_that_all_may_read_is_said(rig: Rig, authority: Authority) -> None:

@@ -1,5 +1,7 @@
 """Where an order-service listens, with and without TLS: what is refused before it listens."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,3 +57,11 @@ def test_the_command_refuses_with_what_to_add(tmp_path: Path) -> None:
     (line,) = done.stderr.splitlines()
     assert line.startswith("brewctl: --host 0.0.0.0 is reached from other machines")
     assert line.endswith("add --tls-cert and --tls-key, or --insecure where the network is trusted")
+
+
+def test_without_tls_and_tokens_nothing_of_them_is_imported() -> None:
+    asked = "import sys, brewctl.roles.order, brewctl.cli.roles, brewctl.client; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True).stdout.split()
+    assert "brewctl.roles.order.server" in loaded
+    unwanted = {"brewctl.roles.order.tls", "brewctl.roles.order.tokens", "brewctl.handshake", "cryptography", "trustme"}
+    assert not unwanted & set(loaded)
