@@ -28,6 +28,7 @@ from brewctl.config import KafkaClient, Settings, environment
 from brewctl.delivery import database, topics
 from brewctl.delivery.broker import open_admin
 from brewctl.lab.nodes import Node, Nodes
+from brewctl.roles import listening
 from brewctl.security import KafkaSecurity
 
 # The library's own logger draws each debug line's traceback with all local variables: seconds of CPU a line.
@@ -80,7 +81,7 @@ def limited(settings: Settings, **limits: Any) -> Settings:
 def clean_environment() -> Iterator[None]:
     """Tests say themselves what they configure."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in (*config.ENVIRONMENT.values(), *_SECURED, "BREW_HOME"):
+        for name in (*config.ENVIRONMENT.values(), *_SECURED, *listening.VARIABLES, "BREW_HOME"):
             patch.delenv(name, raising=False)
         patch.setenv("COLUMNS", "80")
         patch.setenv("NO_COLOR", "1")
