@@ -184,7 +184,11 @@ def open_rig(
 
     Kafka is talked to as the variables of `servers` say, unless `kafka_security` says otherwise.
     """
-    told = {name: servers.get(variable, "") for name, variable in security.KAFKA.items()}
+    told = {
+        name: servers.get(variable, "")
+        for variables in (security.KAFKA, security.ORDER)
+        for name, variable in variables.items()
+    }
     name = f"brew_test_{uuid.uuid4().hex[:12]}"
     server_url = servers["BREW_DATABASE_URL"]
     settings = Settings(
@@ -193,6 +197,7 @@ def open_rig(
         topic=f"{name}-order-created",
         kafka_client=kafka_client,
         kafka_security=kafka_security or security.kafka(told),
+        order_security=security.order(told),
     )
     with psycopg.connect(server_url, autocommit=True) as maintenance:
         try:

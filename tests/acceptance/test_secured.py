@@ -96,7 +96,10 @@ def leaks(home: Path, text: str) -> list[str]:
     return [secret for secret in secrets(home) if secret in text]
 
 
-def test_the_whole_story_with_a_kill(rig: Rig) -> None:
+def test_the_whole_story_with_a_kill(rig: Rig, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, variable in (("pem", "BREW_SERVE_TLS_CERT_FILE"), ("key", "BREW_SERVE_TLS_KEY_FILE")):
+        monkeypatch.setenv(variable, str(home / "tls" / f"order.{name}"))  # as `serve` does on a sandbox itself
+    assert rig.settings.order_security.encrypts
     test_story.test_two_hundred_orders_survive_a_kill(rig)
 
 
@@ -129,12 +132,20 @@ def test_no_secret_is_in_a_log_or_shown(home: Path) -> None:
     assert leaks(home, "".join(file.read_text(errors="replace") for file in logs)) == []
 
 
-def test_no_secret_is_in_the_environment_of_a_node(home: Path) -> None:
+def test_an_order_node_serves_tls_and_has_no_secret_in_its_environment(home: Path) -> None:
     started = brewctl(home, "start", "order")
     assert started.returncode == 0, started.stderr
     try:
         (node,) = known(home).nodes.values()
         process = psutil.Process(node.pid)
+        with socket.create_connection(("127.0.0.1", node.port), 20) as connection:
+            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\4" + bytes(5))
+            connection.settimeout(20)
+            assert not connection.recv(9).startswith(b"\0")  # no frame of HTTP/2
+        with tls(home, node.port):
+            pass
+        created = brewctl(home, "create-order", "--customer", "c1")
+        assert created.returncode == 0, created.stderr
         assert leaks(home, "\n".join([*process.cmdline(), *process.environ().values()])) == []
     finally:
         assert brewctl(home, "stop", "--all").returncode == 0
