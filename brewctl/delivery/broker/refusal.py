@@ -1,7 +1,7 @@
 """Why a broker that is there and this client do not come together: asked of the broker once they did not.
 
-It is asked what its listener speaks, without its certificate being looked at and without a word of a user's, so that a
-setting that does not fit can be named.
+Imported only then. It is asked what its listener speaks, without its certificate being looked at and without a word of
+a user's, so that a setting that does not fit can be named.
 """
 
 import contextlib
@@ -16,22 +16,11 @@ from kafka.protocol.admin import SaslHandShakeRequest
 from kafka.protocol.parser import KafkaProtocol
 
 from brewctl.delivery.broker import certificates
+from brewctl.delivery.broker.advertised import Refusal
 from brewctl.delivery.verification import fault, told
 from brewctl.security import KAFKA, KafkaSecurity, Protocol
 
 _HEARD_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """What does not fit, and what to do about it."""
-
-    address: str
-    why: str
-    hint: str
-
-    def __str__(self) -> str:
-        return f"{self.address} {self.why}"
 
 
 @dataclass(frozen=True, slots=True)

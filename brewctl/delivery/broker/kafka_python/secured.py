@@ -51,7 +51,7 @@ class SecuritySettings:
     def refuse(self, address: str, error: CredentialsError, *, running: bool) -> None:
         """Note that a broker and this client do not accept each other; said once, of a client that runs."""
         if running and address not in self._refusals:
-            logger.warning("kafka_refused", broker=address, reason=str(error), hint=_HINT)
+            logger.warning("kafka_refused", broker=address, reason=told(error), hint=_HINT)
         self._refusals[address] = error
 
     def accept(self, address: str) -> None:
