@@ -1,5 +1,6 @@
 """`brewctl up`, `down`, `status`, `env`: real servers on this machine, and what runs beside them."""
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -19,12 +20,6 @@ if TYPE_CHECKING:
     from brewctl.sandbox.state import State
 
 
-Secure = Annotated[
-    bool | None,
-    typer.Option(
-        "--secure/--no-secure", help="TLS and passwords for a new sandbox, which keeps them.", show_default="no-secure"
-    ),
-]
 _SECURED = "TLS and a password for every connection"
 
 
@@ -42,7 +37,7 @@ def up(
     java: Annotated[
         str | None, typer.Option(help="A java ≥ 17 of your own.", envvar="BREW_JAVA", show_default="the bundled one")
     ] = None,
-    secure: Secure = None,
+    secure: options.Secure = None,
 ) -> None:
     """Start real PostgreSQL and Kafka in the background.
 
@@ -156,12 +151,14 @@ def env(as_json: options.AsJson = False) -> None:
 
 
 @contextmanager
-def borrowed(home: Path, *, keep: bool) -> Iterator[None]:
+def borrowed(home: Path, *, keep: bool, secure: bool | None = None) -> Iterator[None]:
     """A running sandbox: what is started for this is stopped after it, unless `keep`."""
+    from brewctl.lab import background as lab
     from brewctl.sandbox import cluster
 
     ran_before = cluster.running(home)
-    _up(home, cluster.Options())
+    _up(home, cluster.Options(secure=secure))
+    os.environ.update(lab.serving(home))  # for the order nodes of this command
     try:
         yield
     finally:
@@ -172,7 +169,14 @@ def borrowed(home: Path, *, keep: bool) -> Iterator[None]:
 
 @contextmanager
 def emptied(
-    command: str, *, database_url: str | None, brokers: str | None, topic: str | None, keep: bool, yes: bool
+    command: str,
+    *,
+    database_url: str | None,
+    brokers: str | None,
+    topic: str | None,
+    keep: bool,
+    yes: bool,
+    secure: bool | None = None,
 ) -> Iterator["Settings"]:
     """Where a command that empties tables and topics may work: on the user's own servers, if he agrees, else a sandbox.
 
@@ -184,12 +188,14 @@ def emptied(
         hint = "set BREW_DATABASE_URL and BREW_KAFKA_BROKERS, or neither"
         raise UsageError(f"the {command} needs both servers", hint=hint)
     if own:
+        if secure is not None:
+            raise UsageError("--secure is for a sandbox, and these are servers of your own", hint="leave it away")
         what = f"every order in the database and topic {settings.topic} on {','.join(settings.brokers)}"
         options.confirm_destruction(what, mine=False, yes=yes)
         yield settings
     else:
         _refuse_nodes(config.home())
-        with borrowed(config.home(), keep=keep):
+        with borrowed(config.home(), keep=keep, secure=secure):
             yield options.settings(topic=topic)
 
 

@@ -81,6 +81,16 @@ def kafka_endpoints(home: Path) -> dict[str, str]:
     }
 
 
+def order_endpoints(home: Path) -> dict[str, str]:
+    """Return how clients connect to order-service, by the names of `security.ORDER`."""
+    return {"order_ca": str(folder(home) / f"{AUTHORITY}.pem")}
+
+
+def serving(home: Path) -> tuple[str, str]:
+    """Return the files of order-service's certificate and its key."""
+    return str(folder(home) / f"{ORDER}.pem"), str(folder(home) / f"{ORDER}.key")
+
+
 def kafka_properties(*, detours: bool) -> dict[str, str]:
     """Return what a node is set to beside all the rest; it works two folders below the home.
 

@@ -139,13 +139,19 @@ def endpoints(home: Path) -> dict[str, str]:
         return {}
     found = {"database_url": known.database_url, "brokers": ",".join(known.brokers)} if known.servers else {}
     if known.servers and known.secure:
-        found |= secured.kafka_endpoints(home)
+        found |= secured.kafka_endpoints(home) | secured.order_endpoints(home)
     if orders := [node for node in known.nodes.values() if node.role == "order"]:
         from brewctl.sandbox import processes  # noqa: PLC0415 - psutil, which few commands need
 
         if running := [node for node in orders if processes.find(node)]:
             found["order_addrs"] = ",".join(f"127.0.0.1:{node.port}" for node in running)
     return found
+
+
+def serving(home: Path) -> tuple[str, str] | None:
+    """Return the files of the certificate and the key that order nodes of a secured sandbox, which runs, serve with."""
+    known = load(home)
+    return secured.serving(home) if known and known.secure and known.servers else None
 
 
 @contextlib.contextmanager

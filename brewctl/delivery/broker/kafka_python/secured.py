@@ -138,6 +138,10 @@ class Connection(BrokerConnection):  # type: ignore[misc]
             return super()._try_authenticate()
         finally:
             self.config["sock_chunk_buffer_count"] = chunks
+            if self.state != _AUTHENTICATING:
+                # Where its first words can't be sent, the library closes the connection, and notes only then that it
+                # waits for their answer: the next connection would wait for it and say nothing.
+                self._sasl_auth_future = None
 
     def _wrap_ssl(self) -> None:
         self._fault: Exception | None = None
