@@ -30,8 +30,11 @@ from typing import Any
 from brewctl import lifecycle, log, stdout
 from brewctl.config import LogFormat, Settings, environment
 from brewctl.errors import BrewError, PortError
+from brewctl.roles.listening import Security
 
 logger = log.get(__name__)
+
+_PLAINTEXT = Security()
 
 # The worker's own lines that are read here.
 _READY = "order-service ready"
@@ -106,6 +109,7 @@ class Workers:
         log_format: LogFormat,
         verbose: bool,
         publishes: bool = True,
+        security: Security = _PLAINTEXT,
     ) -> None:
         self._settings = settings
         self._node = node
@@ -115,6 +119,7 @@ class Workers:
         self._log_format = log_format
         self._verbose = verbose
         self._publishes = publishes
+        self._security = security
         self._processes: dict[str, subprocess.Popen[str]] = {}
         self._inputs = _Inputs()
         self._lock = threading.Lock()
@@ -213,6 +218,7 @@ class Workers:
                     *("serve", "order", "--worker", "--node", name, "--host", self._host, "--port", str(port)),
                     *("--log-format", self._log_format),
                     *([] if self._publishes else ["--no-publisher"]),
+                    *self._security.arguments(),
                 ],
                 env={**os.environ, **environment(self._settings), **stdout.ENVIRONMENT},
                 stdin=stdin,
