@@ -26,7 +26,13 @@ def opened(settings: Settings) -> Iterator[Sequence[Question]]:
     with open_admin(settings) as admin, open_reader(replace(settings, limits=limits)) as reader:
         groups = _Groups(settings, admin)
         ages = Ages(reader, settings.topic)
+
+        def ping() -> None:
+            admin.brokers()
+
         yield [
+            # What is known for a while yet is no sign that Kafka is there.
+            Question(SERVER, "ping", ping, always=True),
             Question(SERVER, "group_lag", groups.look),
             Question(SERVER, "group_lag_seconds", lambda: ages.look(groups.views)),
         ]

@@ -44,9 +44,18 @@ def opened(home: Home, groups: Sequence[str]) -> Iterator[Sequence[Question]]:
     Raises, also in the block, UnreachableError, BrewError.
     """
     with database.connect(home.settings, name=NAME) as connection:
+
+        def ping() -> None:
+            with database.explained(home.settings), connection.answering_within(_ANSWER_S):
+                connection.execute("")
+
         yield [
-            Question(server(home), name, lambda ask=ask: bounded(home.settings, connection, ask))  # type: ignore[misc]
-            for name, ask in _questions(home, groups).items()
+            # What is known for a while yet is no sign that the server is there.
+            Question(server(home), "ping", ping, always=True),
+            *(
+                Question(server(home), name, lambda ask=ask: bounded(home.settings, connection, ask))  # type: ignore[misc]
+                for name, ask in _questions(home, groups).items()
+            ),
         ]
 
 

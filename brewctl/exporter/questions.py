@@ -16,11 +16,14 @@ SHARE = 20
 class Question:
     """One question of a looker. Not for two threads at a time."""
 
-    def __init__(self, server: str, name: str, ask: Callable[[], Sequence[Sample] | None]) -> None:
-        """Prepare to ask. `ask` returns None where it does not know yet."""
+    def __init__(
+        self, server: str, name: str, ask: Callable[[], Sequence[Sample] | None], *, always: bool = False
+    ) -> None:
+        """Prepare to ask. `ask` returns None where it does not know yet. `always`: at each look: it costs nothing."""
         self._server = server
         self._name = name
         self._ask = ask
+        self._always = always
         self._due = 0.0
         self._answer: list[Sample] = []
         self.failed = ""  # why it has no answer
@@ -28,7 +31,7 @@ class Question:
     def look(self) -> Sequence[Sample]:
         """Ask again, if what it costs allows that, else give the last answer. Raises where its server is away."""
         began = time.monotonic()
-        if began >= self._due:
+        if self._always or began >= self._due:
             self._answer = list(self._asked())
             ended = time.monotonic()
             self._due = ended + SHARE * (ended - began)
