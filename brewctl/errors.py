@@ -77,7 +77,7 @@ def _reason_against(host: str, port: int) -> OSError | None:
     return None
 
 
-def _other_place(reason: OSError | None, port: int, host_option: str, port_option: str) -> str:
+def _other_place(reason: OSError | None, port: int, host_option: str = "--host", port_option: str = "--port") -> str:
     if isinstance(reason, socket.gaierror) or (reason and reason.errno == errno.EADDRNOTAVAIL):
         return f"give {host_option} an address of this machine, such as 127.0.0.1"
     if reason and reason.errno in {errno.EACCES, errno.EPERM}:

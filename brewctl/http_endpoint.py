@@ -6,6 +6,7 @@ So it delays nobody else, and never ends the process's own work, nor holds up it
 """
 
 import contextlib
+import http.client
 import http.server
 import re
 import socket
@@ -13,32 +14,24 @@ import socketserver
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from brewctl import log
 from brewctl.errors import PortError, UsageError
+from brewctl.pages import TEXT, Answer, Page
+
+__all__ = ["TEXT", "Address", "Answer", "Page", "address", "ask", "serving", "serving_locally"]
 
 logger = log.get(__name__)
 
-TEXT = "text/plain; charset=utf-8"
 _ADDRESS = re.compile(r"(?P<host>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):(?P<port>[0-9]{1,5})")
 _MOST_PORT = 65535
 # How often the thread that accepts looks for its end, and for connections that are too old.
 _LOOK_S = 0.2
-
-
-class Answer(NamedTuple):
-    """What a page says."""
-
-    status: int
-    content_type: str
-    body: bytes
-
-
-Page = Callable[[], Answer]
 
 
 class Address(NamedTuple):
@@ -66,24 +59,61 @@ def serving(
     the address can't be listened on: `option` is what the user gave it by.
     """
     try:
-        server = _server(where, pages, within_s=within_s, most=most)
+        host = where.host.strip("[]")
+        (family, _, _, _, place), *_ = socket.getaddrinfo(
+            host, where.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        server = _server(family, place, pages, within_s=within_s, most=most)
     except OSError:
         raise PortError(where.host, where.port, host_option=option, port_option=option) from None
+    with _running(server):
+        yield Address(where.host, server.server_address[1])
+
+
+@contextlib.contextmanager
+def serving_locally(path: Path, pages: Mapping[str, Page], *, within_s: float = 10.0, most: int = 32) -> Iterator[None]:
+    """Answer as `serving` does, on a socket of the file system, in the place of a dead process's. Raises OSError."""
+    path.unlink(missing_ok=True)
+    with _running(_server(socket.AF_UNIX, str(path), pages, within_s=within_s, most=most)):
+        yield
+
+
+def ask(path: Path, page: str, *, within_s: float) -> Answer:
+    """Get a page from a process that is `serving_locally`. Raises OSError, TimeoutError where it is late."""
+    connection = _LocalConnection(path, within_s)
+    with contextlib.closing(connection):
+        try:
+            connection.request("GET", page)
+            said = connection.getresponse()
+            return Answer(said.status, said.getheader("Content-Type", TEXT), said.read())
+        except http.client.HTTPException as error:
+            raise ConnectionError(f"it sent no answer ({type(error).__name__})") from error
+
+
+class _LocalConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path, within_s: float) -> None:
+        super().__init__("localhost", timeout=within_s)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+@contextlib.contextmanager
+def _running(server: "_Server") -> Iterator[None]:
     thread = threading.Thread(target=server.serve_forever, args=(_LOOK_S,), name="http", daemon=True)
     thread.start()
     try:
-        yield Address(where.host, server.server_address[1])
+        yield
     finally:
         server.shutdown()
         server.server_close()
         server.hang_up(after_s=0)
 
 
-def _server(where: Address, pages: Mapping[str, Page], *, within_s: float, most: int) -> "_Server":
-    host = where.host.strip("[]")
-    (family, _, _, _, place), *_ = socket.getaddrinfo(
-        host, where.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )
+def _server(family: int, place: Any, pages: Mapping[str, Page], *, within_s: float, most: int) -> "_Server":
     # The family is an attribute of the class, which the constructor reads.
     kind = type("_Server", (_Server,), {"address_family": family})
     server: _Server = kind(place, pages, within_s=within_s, most=most)
@@ -139,7 +169,7 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         """Note what went wrong with one connection, such as a client that has gone."""
         del request
         error = sys.exception()
-        logger.debug("http_failed", client=str(client_address[0]), reason=log.reason(error) if error else "")
+        logger.debug("http_failed", client=str(client_address), reason=log.reason(error) if error else "")
 
 
 def _hang_up(connection: socket.socket) -> None:

@@ -10,8 +10,9 @@ import pytest
 
 from brewctl import http_endpoint
 from brewctl.errors import PortError, UsageError
-from brewctl.http_endpoint import TEXT, Address, Answer
+from brewctl.http_endpoint import Address
 from brewctl.lifecycle import wait_until
+from brewctl.pages import TEXT, Answer
 
 FREE = Address("127.0.0.1", 0)
 SOON_S = 20.0
