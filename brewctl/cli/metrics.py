@@ -74,31 +74,22 @@ def _print_once(collector: "Collector") -> None:
 
 def _serve(collector: "Collector", where: "Address", log_format: config.LogFormat) -> None:
     from brewctl import http_endpoint, lifecycle, log
-    from brewctl.exporter.collector import CONTENT_TYPE
-    from brewctl.http_endpoint import TEXT, Answer
+    from brewctl.health import Health
+    from brewctl.metrics.prometheus import CONTENT_TYPE
+    from brewctl.pages import Answer, Page
 
-    def metrics() -> Answer:
+    def numbers() -> Answer:
         return Answer(HTTPStatus.OK, CONTENT_TYPE, collector.page())
 
-    def live() -> Answer:
-        stuck = collector.stuck()
-        if stuck:
-            return Answer(HTTPStatus.SERVICE_UNAVAILABLE, TEXT, f"stuck: {', '.join(stuck)}\n".encode())
-        return Answer(HTTPStatus.OK, TEXT, b"ok\n")
-
-    def ready() -> Answer:
-        return Answer(HTTPStatus.OK, TEXT, b"ok: a server that is away is brew_up 0\n")
-
     log.configure(node=_NODE, as_json=log_format is config.LogFormat.JSON, verbose=output.verbose)
-    pages = {"/metrics": metrics, "/livez": live, "/readyz": ready}
-    with (
-        lifecycle.stop_on_signals() as stop,
-        collector.looking(),
-        http_endpoint.serving(where, pages) as address,
-    ):
-        log.say(_NODE, f"metrics on http://{address.host}:{address.port}/metrics")
-        while not stop.wait(_SLICE_S):
-            pass
+    with lifecycle.stop_on_signals() as stop, collector.looking():
+        health = Health(stop)
+        health.up()  # a server that is away is for the metrics to say
+        pages: dict[str, Page] = {"/metrics": numbers, "/livez": health.livez, "/readyz": health.readyz}
+        with http_endpoint.serving(where, pages) as address:
+            log.say(_NODE, f"http serves {', '.join(pages)} on {address.host}:{address.port}")
+            while not stop.wait(_SLICE_S):
+                pass
 
 
 def register(app: typer.Typer) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from prometheus_client import CONTENT_TYPE_LATEST as CONTENT_TYPE
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector as Base
@@ -24,9 +23,6 @@ from brewctl.lifecycle import beside
 
 # A scrape waits for all looks together as long as this; Prometheus gives up after 10 s, if it is not told otherwise.
 SCRAPE_S = 5.0
-# No look is bounded by so much: whoever has not come back by then never will.
-STUCK_S = 60.0
-__all__ = ["CONTENT_TYPE", "Collector", "Problems"]
 
 
 @dataclass(frozen=True)
@@ -76,7 +72,7 @@ class Collector(Base):
             for looker, look in zip(self._lookers, looks, strict=True)
             for sample in standing(looker.server, look)
         ]
-        return families([Sample(BUILD_INFO, 1, (__version__,)), *samples, *of_letters.samples])
+        return families([Sample(BUILD_INFO, 1, ("metrics", __version__)), *samples, *of_letters.samples])
 
     def page(self) -> bytes:
         """Return the metrics as text."""
@@ -87,10 +83,6 @@ class Collector(Base):
         looks = [looker.last for looker in (*self._lookers, self._letters)]
         away = next((look.away for look in looks if look.away), None)
         return Problems(away, [text for look in looks for text in look.failed])
-
-    def stuck(self) -> list[str]:
-        """Name the lookers whose thread has not come back from a server for long."""
-        return [looker.server for looker in (*self._lookers, self._letters) if looker.silent_s > STUCK_S]
 
     def describe(self) -> Iterable[Metric]:
         """Name the metrics, without a look at any server."""

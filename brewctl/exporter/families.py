@@ -21,7 +21,7 @@ class Sample(NamedTuple):
     labels: tuple[str, ...] = ()
 
 
-BUILD_INFO = Family("brew_build_info", "The version of brewctl that runs; always 1.", ("version",))
+BUILD_INFO = Family("brew_build_info", "The version that runs, and in which role; always 1.", ("role", "version"))
 UP = Family("brew_up", "Whether a server answers: 1, or 0 while its series are left out.", ("server",))
 QUESTION_UP = Family(
     "brew_exporter_question_up",

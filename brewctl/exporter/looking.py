@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from brewctl import log
+from brewctl import heartbeat, log
 from brewctl.errors import BrewError, UnreachableError
 from brewctl.exporter.families import LOOK_SECONDS, UP, Sample
 from brewctl.exporter.questions import Question
@@ -15,6 +15,8 @@ logger = log.get(__name__)
 
 # Scrapes that come so soon after a look share its answers.
 FRESH_S = 1.0
+# No look is bounded by so much: whoever has not come back by then never will.
+STUCK_S = 60.0
 _SLICE_S = 0.2
 
 
@@ -44,11 +46,15 @@ class Looker:
 
     def run(self, stop: threading.Event) -> None:
         """Look whenever that is wanted, until `stop` is set."""
-        while self._awaited(stop):
+        with heartbeat.Loop(f"metrics-{self.server}", within_s=STUCK_S) as loop:
+            self._run(stop, loop)
+
+    def _run(self, stop: threading.Event, loop: heartbeat.Loop) -> None:
+        while self._awaited(stop, loop):
             try:
                 with self._opened() as questions:
                     self._ended(questions)
-                    while self._awaited(stop):
+                    while self._awaited(stop, loop):
                         self._ended(questions)
             except Exception as error:  # noqa: BLE001 - told to the scrapers, whatever it is: looking on goes on
                 unknown = BrewError(f"{self.server}: {type(error).__name__} {log.reason(error)}")
@@ -77,14 +83,9 @@ class Looker:
         """The last look that ended."""
         return self._look
 
-    @property
-    def silent_s(self) -> float:
-        """For how long the look that goes on has done so; 0 where none does."""
-        began = self._began
-        return 0.0 if began is None else time.monotonic() - began
-
-    def _awaited(self, stop: threading.Event) -> bool:
+    def _awaited(self, stop: threading.Event, loop: heartbeat.Loop) -> bool:
         """Wait until a look is wanted, and begin it; False where it is time to stop."""
+        loop.rest()
         with self._changed:
             while not self._changed.wait_for(lambda: self._wanted, _SLICE_S):
                 if stop.is_set():
@@ -93,6 +94,7 @@ class Looker:
                 return False
             self._wanted = False
             self._began = self._looked_at = time.monotonic()
+        loop.beat()
         return True
 
     def _ended(self, questions: Sequence[Question]) -> None:

@@ -238,8 +238,8 @@ def test_it_serves_scrapers_and_probes_until_it_is_told_to_stop(rig: Rig) -> Non
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
-        url = line.split()[-1].removesuffix("/metrics")
-        port = int(url.rsplit(":", 1)[1])
+        port = int(line.rsplit(":", 1)[1])
+        url = f"http://127.0.0.1:{port}"
         # One that connects and says nothing delays no other.
         with socket.create_connection(("127.0.0.1", port)):
             assert Page(urllib.request.urlopen(f"{url}/metrics").read().decode()).names() >= OUTBOX | LAG

@@ -23,7 +23,10 @@ each_alert = pytest.mark.parametrize(("name", "text"), ALERTS, ids=[name for nam
 def exported() -> set[str]:
     """The names of all series that a role or the exporter may have."""
     names = {family.name for family in FAMILIES}
-    for metric in Instruments(role="order", shared=False).registry.collect():
+    instruments = Instruments(role="order", version="1", shared=False)
+    for make in (instruments.outbox, instruments.calls, lambda: instruments.inbox("inventory")):
+        make()
+    for metric in instruments._registry.collect():
         match metric.type:
             case "counter":
                 names.add(f"{metric.name}_total")
