@@ -53,8 +53,10 @@ def metrics(
 
 
 def _require_library() -> None:
+    from brewctl.metrics import EXTRA
+
     if not find_spec("prometheus_client"):
-        raise UsageError("prometheus-client is not installed", hint="pip install 'brewctl[metrics]'")
+        raise UsageError("prometheus-client is not installed", hint=EXTRA)
 
 
 def _print_once(collector: "Collector") -> None:
