@@ -31,7 +31,7 @@ QUESTION_UP = Family(
 LOOK_SECONDS = Family("brew_exporter_look_seconds", "How long the last look at a server took.", ("server",))
 OUTBOX_ROWS = Family(
     "brew_outbox_rows",
-    "Outbox rows that are not published: ready to be, or set aside because Kafka refused them; at most 1000000 in all.",
+    "Outbox rows that are not published: ready, or set aside as Kafka refused them; at most 100000 are counted.",
     ("state",),
 )
 OUTBOX_OLDEST = Family(
