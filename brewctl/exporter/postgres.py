@@ -105,7 +105,7 @@ def _replicas(roles: Sequence[str]) -> Ask:
 
 def _parked(groups: Sequence[str]) -> Ask:
     def ask(connection: BoundedConnection) -> Sequence[Sample]:
-        rows = connection.execute(exporter_queries["parked"], {"consumers": list(groups)})
+        rows = connection.execute(exporter_queries["parked_by_consumer"], {"consumers": list(groups)})
         return [Sample(PARKED, count, (consumer,)) for consumer, count in rows]
 
     return ask

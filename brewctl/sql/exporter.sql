@@ -15,7 +15,7 @@ SELECT coalesce((SELECT greatest(extract(epoch FROM clock_timestamp() - created_
 SELECT count(*) - count(failed_at), count(failed_at)
   FROM (SELECT failed_at FROM outbox WHERE published_at IS NULL LIMIT %(most)s) AS unpublished
 
--- parked --
+-- parked_by_consumer --
 -- Events that wait to be redriven, of each of these consumers.
 SELECT asked.consumer, (SELECT count(*) FROM parked_events p WHERE p.consumer = asked.consumer AND p.outcome IS NULL)
   FROM unnest(%(consumers)s::text[]) AS asked (consumer)
