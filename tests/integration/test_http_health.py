@@ -13,7 +13,7 @@ from kafka import KafkaProducer
 
 from brewctl import http_endpoint
 from brewctl.config import Settings
-from brewctl.delivery import topics
+from brewctl.delivery import registration, topics
 from brewctl.delivery.broker.kafka_python.client import connection
 from brewctl.delivery.downstream import Downstream
 from brewctl.health import Health
@@ -121,10 +121,16 @@ def test_a_consumer_without_kafka_is_alive_and_not_ready_until_it_is_back(rig: R
         with nodes(settings, tmp_path) as started:
             where = place(started.start("inventory-1", *ROLES["inventory-1"], *HTTP))
             wait_for(where, "/readyz", 200, saying="ok it is a member of group inventory")
-            with broker.paused():
-                wait_for(where, "/readyz", 503, saying="NO kafka is away")
-                assert page(where, "/livez").status == 200
-            wait_for(where, "/readyz", 200)
+            # For this one the outage lasts longer than any turn of its loop may.
+            quick = Downstream("quick", handler=lambda _event, _tx: None, events=("order.created",))
+            with played(settings, quick) as other:
+                wait_for(other, "/readyz", 200)
+                with broker.paused():
+                    for each in (where, other):
+                        wait_for(each, "/readyz", 503, saying="NO kafka is away")
+                        assert page(each, "/livez").status == 200
+                for each in (where, other):
+                    wait_for(each, "/readyz", 200)
 
 
 def test_a_consumer_that_has_stopped_itself_is_alive_and_not_ready_until_it_is_mended(rig: Rig, tmp_path: Path) -> None:
@@ -165,48 +171,57 @@ def test_a_role_whose_table_waits_for_its_postgres_says_that_it_starts(rig: Rig)
     wait_for(place(node), "/readyz", 200)
 
 
+SHORT = {
+    "database_connect_s": 1,
+    "database_statement_s": 3,
+    "database_answer_s": 4.0,
+    "database_wait_s": 1.0,
+    "publish_s": 0.5,
+    "poll_interval_s": 7.0,
+}
+
+
+@contextlib.contextmanager
+def played(settings: Settings, downstream: Downstream) -> Iterator[str]:
+    """Run a consumer in this process, with short bounds; yield where its pages are."""
+    settings, stop = limited(settings, **SHORT), threading.Event()
+    name = f"{downstream.group}:DOWNSTREAM"
+    registration.initialize(settings, downstream, name, take_over=False, tell=lambda _text: None)
+    health = Health(stop)
+    pages = {"/livez": health.livez, "/readyz": health.readyz}
+    with http_endpoint.serving(http_endpoint.Address("127.0.0.1", 0), pages) as bound:
+        thread = threading.Thread(
+            target=consumer.run,
+            args=(settings, downstream, stop),
+            kwargs={"name": name, "node": f"{downstream.group}-1", "health": health},
+        )
+        thread.start()
+        try:
+            yield f"{bound.host}:{bound.port}"
+        finally:
+            stop.set()
+            thread.join(60)
+
+
 def test_a_handler_that_hangs_makes_a_consumer_not_alive(rig: Rig) -> None:
-    """Longer than Kafka lets a member hang: with short bounds, in this process."""
-    hanging, release, stop = threading.Event(), threading.Event(), threading.Event()
+    """Longer than Kafka lets a member hang."""
+    hanging, release = threading.Event(), threading.Event()
 
     def hang(_event: object, _tx: object) -> None:
         hanging.set()
         release.wait(120)
 
-    settings = limited(
-        rig.settings,
-        database_connect_s=1,
-        database_statement_s=2,
-        database_answer_s=3.0,
-        database_wait_s=1.0,
-        publish_s=0.5,
-        poll_interval_s=6.0,
-    )
-    downstream = Downstream("hanging", handler=hang, events=("order.created",))
     send(rig.settings, 1)
-    addresses: list[str] = []
-
-    def play() -> None:
-        where = http_endpoint.Address("127.0.0.1", 0)
-        health = Health(stop)
-        with http_endpoint.serving(where, {"/livez": health.livez}) as bound:
-            addresses.append(f"{bound.host}:{bound.port}")
-            consumer.run(settings, downstream, stop, name="hanging", node="hanging-1", health=health)
-
-    thread = threading.Thread(target=play)
-    thread.start()
-    try:
-        assert hanging.wait(60)
-        assert page(addresses[0], "/livez").status == 200
-        stuck = wait_for(addresses[0], "/livez", 503)
+    downstream = Downstream("hanging", handler=hang, events=("order.created",))
+    with played(rig.settings, downstream) as where, contextlib.ExitStack() as last:
+        last.callback(release.set)
+        assert hanging.wait(20)
+        assert page(where, "/livez").status == 200
+        stuck = wait_for(where, "/livez", 503)
         assert any(line.startswith("NO inbox has not moved for ") for line in stuck.lines)
         assert not any("consumer" in line for line in stuck.lines), "the one that waits for it moves"
         release.set()
-        wait_for(addresses[0], "/livez", 200)
-    finally:
-        release.set()
-        stop.set()
-        thread.join(60)
+        wait_for(where, "/livez", 200)
 
 
 def test_a_node_of_the_lab_is_not_given_the_port_of_this_process(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
