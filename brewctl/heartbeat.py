@@ -11,6 +11,7 @@ import weakref
 from typing import Self
 
 _lock = threading.Lock()
+_here = threading.local()  # the loop of this thread
 _loops: "weakref.WeakSet[Loop]" = weakref.WeakSet()
 
 
@@ -37,11 +38,13 @@ class Loop:
     def __enter__(self) -> Self:
         """Begin, in the thread that it is of."""
         self.beat()
+        _here.loop = self
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, _traceback: object) -> None:
         """End. One that is left by an exception is dead."""
         self.rest()
+        _here.loop = None
         if error:
             self._dead = True
             _dead.append(self)
@@ -60,6 +63,12 @@ class Loop:
         if still_s <= self._within_s:
             return ""
         return f"{self.name} has not moved for {still_s:.0f} s, and {self._within_s:.0f} s is the longest it may take"
+
+
+def beat() -> None:
+    """Say that the loop of this thread moves, from within a library that has it wait."""
+    if one := getattr(_here, "loop", None):
+        one.beat()
 
 
 # Nobody else holds them any more.

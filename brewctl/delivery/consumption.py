@@ -11,6 +11,7 @@ partitions then.
 """
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -19,12 +20,11 @@ from dataclasses import dataclass, field
 
 from brewctl import heartbeat, log, metrics
 from brewctl.config import Settings
-from brewctl.delivery import broker, database, presence, readiness, registry
+from brewctl.delivery import broker, database, presence, readiness, registry, retrying
 from brewctl.delivery.broker import Consumer, Record, UnavailableError
 from brewctl.delivery.crowding import Crowding
 from brewctl.delivery.downstream import Downstream, Later
-from brewctl.delivery.failures import FailingError, StoppedError
-from brewctl.delivery.inbox import SLOW, Batch, Inbox
+from brewctl.delivery.inbox import Batch, Inbox
 from brewctl.delivery.rest import Rest
 from brewctl.delivery.settled import Settled
 from brewctl.errors import BrewError, UnreachableError
@@ -35,15 +35,6 @@ from brewctl.metrics import Retry
 logger = log.get(__name__)
 
 _LOOK_S = 0.2  # how often one that waits for its transaction looks for a stop
-_KEPT = "the batch is kept and retried"
-# What a log line calls a retry, and what its counter does.
-_RETRIES = {
-    "downstream_stopped": Retry.STOPPED,
-    "effect_failed": Retry.EFFECT,
-    "effect_stuck": Retry.STUCK,
-    "postgres_unavailable": Retry.POSTGRES,
-    "dead_letter_unacknowledged": Retry.DEAD_LETTER,
-}
 
 
 def consume(
@@ -109,11 +100,18 @@ class Consumption:
         self._late: _Writing | None = None  # what was ended then
         self._loop = heartbeat.Loop("consumer", within_s=settings.limits.poll_interval_s)
         self._metrics = metrics.inbox(inbox.group)
+        self._member: Consumer | None = None
         self._apart = "it has not joined its group yet"  # why it is no member
+        self._left_at = math.inf  # when its partitions left, and others have not come
 
     def findings(self) -> Iterator[Finding]:
         """Say whether events have their effects here."""
-        yield Finding(ready=not self._apart, text=self._apart or f"it is a member of group {self._group}")
+        apart, session_s = self._apart, self._settings.limits.session_s
+        if not apart and time.monotonic() > self._left_at + session_s:
+            apart = f"its partitions have left, and it has waited for others for more than {session_s:g} s"
+        elif not apart and self._member and self._member.silent:
+            apart = f"kafka is away: it has answered no heartbeat for {session_s:g} s"
+        yield Finding(ready=not apart, text=apart or f"it is a member of group {self._group}")
         if stopped := self._inbox.stopped:
             yield Finding(ready=False, text=f"{stopped}; it takes no new events until one succeeds")
         else:
@@ -160,6 +158,7 @@ class Consumption:
             on_revoked=lambda: self._let_go(consumer, stop),
         )
         self._settled = Settled(self._settings.limits)
+        self._member = consumer
         try:
             while not stop.is_set():
                 self._loop.beat()
@@ -183,10 +182,12 @@ class Consumption:
                 writing.batch.given_up = True
                 self._wait(writing, stop)
                 self._writing = None
+            self._member = None
             consumer.close()
 
     def _report_assignment(self, partitions: list[int]) -> None:
         self._apart = self._inbox.trouble = ""
+        self._left_at = math.inf
         log.say(self._node, f"partitions assigned {partitions}")
 
     def _read(self, consumer: Consumer, stop: threading.Event) -> list[Record]:
@@ -252,13 +253,13 @@ class Consumption:
 
     def _tell_and_pause(self, error: BaseException, backoff: Backoff, stop: threading.Event) -> None:
         """Say why a batch is tried again, the longer it takes the more seldom, and wait. Raises what no retry mends."""
-        retry, hint = _retry(error)
-        self._metrics.retried(_RETRIES[retry])
+        trouble = retrying.of(error)
+        self._metrics.retried(trouble.kind)
         reason = " ".join(str(error).split())
-        self._inbox.trouble = f"its batch is tried again: {reason or retry}"
+        self._inbox.trouble = f"its batch is tried again: {reason or trouble.event}"
         if not stop.is_set() and backoff.pause():
-            tell = logger.error if isinstance(error, StoppedError) else logger.warning
-            tell(retry, reason=reason, hint=hint)
+            tell = logger.error if trouble.kind is Retry.STOPPED else logger.warning
+            tell(trouble.event, reason=reason, hint=trouble.hint)
 
     def _stay_for(self, seconds: float, writing: _Writing, consumer: Consumer, stop: threading.Event) -> None:
         """Wait before a batch is tried again, as its handler asked for, and remain a member meanwhile."""
@@ -290,6 +291,7 @@ class Consumption:
     def _let_go(self, consumer: Consumer, stop: threading.Event) -> None:
         """Finish the transaction in the database, and commit the offsets of what is done, before partitions leave."""
         undone = 0
+        self._left_at = time.monotonic()
         if writing := self._writing:
             writing.batch.given_up = True
             while not writing.applied.done():
@@ -329,18 +331,3 @@ def _is_done(applied: Future[None], *, within_s: float) -> bool:
     with contextlib.suppress(TimeoutError):
         applied.exception(within_s)
     return applied.done()
-
-
-def _retry(error: BaseException) -> tuple[str, str]:
-    """Name what a batch is tried again for, and say what to do about it. Raises `error` where it is no outage."""
-    if isinstance(error, StoppedError):
-        return "downstream_stopped", "mend what they have in common: it takes no new events until one succeeds"
-    if isinstance(error, FailingError):
-        return "effect_failed", "they are tried again, and parked if that does not help"
-    if isinstance(error, SLOW):
-        return "effect_stuck", f"{_KEPT}: see in pg_stat_activity what it waits for"
-    if isinstance(error, database.UNAVAILABLE):
-        return "postgres_unavailable", _KEPT
-    if isinstance(error, UnavailableError | UnreachableError):
-        return "dead_letter_unacknowledged", _KEPT
-    raise error

@@ -6,7 +6,7 @@ does that.
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from prometheus_client import (
     GCCollector,
     Histogram,
     Info,
+    Metric,
     PlatformCollector,
     ProcessCollector,
     disable_created_metrics,
@@ -24,6 +25,7 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
 from brewctl import metrics
 
@@ -79,15 +81,24 @@ class Sum:
 
     def __init__(self, folder: Path, *, role: str, version: str) -> None:
         """The files are those of prometheus-client."""
-        self._folder = folder
-        self._build = CollectorRegistry()
-        _about_build(self._build, role=role, version=version)
+        self._registry = CollectorRegistry()
+        _about_build(self._registry, role=role, version=version)
+        self._registry.register(_Files(folder))
 
     def exposed(self) -> bytes:
         """Return it, as a scraper reads it."""
-        registry = CollectorRegistry()
-        MultiProcessCollector(registry, str(self._folder))  # type: ignore[no-untyped-call]
-        return generate_latest(self._build) + generate_latest(registry)
+        return generate_latest(self._registry)
+
+
+class _Files(Collector):
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def collect(self) -> Iterable[Metric]:
+        # One that a process is just making has nothing in it, which the library can't read.
+        files = [str(file) for file in self._folder.glob("*.db") if file.stat().st_size]
+        merged: Iterable[Metric] = MultiProcessCollector.merge(files)  # type: ignore[no-untyped-call]
+        return merged
 
 
 def _make_room(folder: Path) -> None:

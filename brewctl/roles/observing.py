@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from brewctl import __version__, log, metrics
 from brewctl.errors import BrewError
-from brewctl.health import Finding, Health, answer
+from brewctl.health import DRAINS, Finding, Health, answer
 from brewctl.pages import Answer, Page
 
 if TYPE_CHECKING:
@@ -114,7 +114,8 @@ class _Crew:
         return answer("alive", "stuck", self._asked("/livez", starting=True))
 
     def readyz(self) -> Answer:
-        return answer("ready", "not ready", self._asked("/readyz", starting=False))
+        findings = [DRAINS] if self._stop.is_set() else self._asked("/readyz", starting=False)
+        return answer("ready", "not ready", findings)
 
     def _asked(self, page: str, *, starting: bool) -> list[Finding]:
         with ThreadPoolExecutor(len(self._names)) as threads:
@@ -129,9 +130,7 @@ class _Crew:
         except TimeoutError:
             return [Finding(ready=False, text=f"{name} does not answer within {self._within_s:g} s")]
         except OSError:
-            return [
-                Finding(ready=starting, text=f"{name} starts" if not self._stop.is_set() else f"{name} has stopped")
-            ]
+            return [Finding(ready=starting, text=f"{name} starts, or stops")]
         verdict, *lines = said.body.decode(errors="replace").splitlines() or ["no answer"]
         if said.status == HTTPStatus.OK:
             return [Finding(ready=True, text=f"{name} {verdict}")]
