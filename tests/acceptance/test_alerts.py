@@ -208,16 +208,16 @@ def test_each_alert_fires_by_its_fault_and_clears(play: Play) -> None:
 
     with play.during(faults.swallow("kafka")):
         play.fires("BrewOutboxNotPublished")
+        play.holds(f"brew_outbox_oldest_seconds > {_LATE_S}")
+    # The consumers went on: what they count is seen to grow. That of one which starts with a backlog may not be.
+    play.fires("BrewDeliveryLate", consumer="inventory")
+    play.fires("BrewDeliveryLateForLong", consumer="inventory")
     play.clears("BrewOutboxNotPublished")
 
     with play.during(*(faults.kill_node(name) for name in STORY.peers)):
         play.fires("BrewTargetDown", job="brew")
         play.fires("BrewConsumersBehind", group="inventory")
         play.fires("BrewGroupWithoutMembers", group="inventory")
-        assert not play.prometheus.firing("BrewConsumersBehind", group="notifications")
-        play.holds(f'brew_group_lag_seconds{{group="inventory"}} > {_LATE_S}')
-    play.fires("BrewDeliveryLate", consumer="inventory")
-    play.fires("BrewDeliveryLateForLong", consumer="inventory")
     play.clears("BrewTargetDown", "BrewConsumersBehind", "BrewGroupWithoutMembers")
 
     with play.during(faults.crash_postgres()):

@@ -158,4 +158,4 @@ def test_prometheus_takes_the_dashboards_expressions(tmp_path: Any) -> None:
 
 def test_the_rules_of_a_test_are_the_shipped_ones_but_faster() -> None:
     text = "for: 30s\n for: 15m\n[5m] [1h] x_seconds > 60\n y_seconds > 900\n ratio > 14.4 * 0.01"
-    assert faster(text) == "for: 1s\n for: 15s\n[5s] [30s] x_seconds > 1\n y_seconds > 15\n ratio > 14.4 * 0.01"
+    assert faster(text) == "for: 1s\n for: 15s\n[5s] [30s] x_seconds > 3\n y_seconds > 15\n ratio > 14.4 * 0.01"
