@@ -17,7 +17,7 @@ from brewctl.config import Settings
 from brewctl.delivery import database, homes, registry
 from brewctl.errors import BrewError
 from brewctl.exporter import kafka, letters, postgres
-from brewctl.exporter.families import BUILD_INFO, FAMILIES, Sample
+from brewctl.exporter.families import BUILD_INFO, FAMILIES, QUESTION_UP, Sample
 from brewctl.exporter.looking import Looker, standing
 from brewctl.lifecycle import beside
 
@@ -49,7 +49,7 @@ class Collector(Base):
             Looker(kafka.SERVER, functools.partial(kafka.opened, settings)),
         ]
         # It needs both servers, whose own lookers say whether they are there.
-        self._letters = Looker("kafka and postgres", letters.opener(settings, within_s=within_s / 2))
+        self._letters = Looker("dead letters", letters.opener(settings, within_s=within_s / 2))
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
@@ -72,6 +72,9 @@ class Collector(Base):
             for looker, look in zip(self._lookers, looks, strict=True)
             for sample in standing(looker.server, look)
         ]
+        if of_letters.away and not any(look.away for look in looks):
+            # Both servers are there, and still they can't be read.
+            samples.append(Sample(QUESTION_UP, 0, letters.QUESTION))
         return families([Sample(BUILD_INFO, 1, ("metrics", __version__)), *samples, *of_letters.samples])
 
     def page(self) -> bytes:

@@ -17,6 +17,7 @@ from brewctl.exporter.families import DEAD_LETTERS, Sample
 from brewctl.exporter.questions import Question
 from brewctl.sql import queries
 
+QUESTION = (kafka.SERVER, "dead_letters")
 STATES = ("open", "redriven", "dropped")
 # Whoever can write a letter can name any group: so many names become series.
 _MOST_GROUPS = 100
@@ -120,6 +121,6 @@ def opener(
             database.connect(settings, name=postgres.NAME) as connection,
             open_reader(replace(settings, limits=limits)) as reader,
         ):
-            yield [Question(kafka.SERVER, "dead_letters", lambda: letters.look(reader, connection))]
+            yield [Question(*QUESTION, lambda: letters.look(reader, connection))]
 
     return opened

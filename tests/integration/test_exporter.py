@@ -16,7 +16,9 @@ from psycopg.conninfo import make_conninfo
 from brewctl.config import Settings
 from brewctl.delivery import dead_letters
 from brewctl.delivery.broker import Producer, Record, open_admin
+from brewctl.errors import UnreachableError
 from brewctl.exporter.collector import Collector
+from brewctl.exporter.letters import Letters
 from brewctl.lab.proxy import Proxy
 from brewctl.lifecycle import wait_until
 from brewctl.sql import exporter_queries
@@ -121,6 +123,20 @@ def test_dead_letters_by_what_became_of_them(rig: Rig, collector: Collector) -> 
     awaited(collector, "the dropped ones", "brew_dead_letters", settled)
     with Collector(rig.settings, within_s=30).looking() as another:
         assert page(another).of("brew_dead_letters") == settled, "one that starts later reads what was settled"
+
+
+def test_dead_letters_that_can_not_be_read_are_said_to_be_so(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though both servers answer: as where another producer has left a transaction open."""
+
+    def gives_nothing(*_: object) -> None:
+        raise UnreachableError("kafka gave nothing more")
+
+    monkeypatch.setattr(Letters, "look", gives_nothing)
+    with Collector(rig.settings, within_s=30).looking() as collector:
+        found = page(collector)
+    assert found.of("brew_up") == {"postgres": 1, "kafka": 1}
+    assert found.value("brew_exporter_question_up", server="kafka", question="dead_letters") == 0
+    assert "brew_dead_letters" not in found.names()
 
 
 def test_the_oldest_transaction_of_another(rig: Rig, collector: Collector) -> None:
