@@ -40,13 +40,16 @@ class Authority:
         put(self.ca, self._authority.cert_pem.bytes())
 
     def issue(
-        self, name: str = "server", *, hosts: tuple[str, ...] = HOSTS, age: timedelta = timedelta(1), **left: float
+        self,
+        name: str = "server",
+        *,
+        hosts: tuple[str, ...] = HOSTS,
+        age: timedelta = timedelta(1),
+        left: timedelta = timedelta(30),
     ) -> Files:
-        """Write a certificate that is `age` old and ends after what is left, in timedelta's words."""
+        """Write a certificate that is `age` old and ends after what is left."""
         now = datetime.now(UTC)
-        made = self._authority.issue_cert(
-            *hosts, not_before=now - age, not_after=now + timedelta(**(left or {"days": 30}))
-        )
+        made = self._authority.issue_cert(*hosts, not_before=now - age, not_after=now + left)
         files = Files(self.folder / f"{name}.pem", self.folder / f"{name}.key")
         put(files.key, made.private_key_pem.bytes(), mode=0o600)
         put(files.certificate, b"".join(each.bytes() for each in made.cert_chain_pems))

@@ -47,12 +47,12 @@ def test_a_certificate_and_its_key(files: Files) -> None:
 
 @pytest.mark.parametrize(
     ("age", "left", "expired", "too_early"),
-    [(timedelta(3), -1.0, True, False), (timedelta(-1), 2.0, False, True)],
+    [(timedelta(3), timedelta(-1), True, False), (timedelta(-1), timedelta(2), False, True)],
 )
 def test_one_that_is_not_valid_now(
-    authority: Authority, age: timedelta, left: float, expired: bool, too_early: bool
+    authority: Authority, age: timedelta, left: timedelta, expired: bool, too_early: bool
 ) -> None:
-    files = authority.issue(age=age, days=left)
+    files = authority.issue(age=age, left=left)
     life = certificates.lifetime(*named(files), certificates.pair(*named(files)).chain)
     assert (life.expired, life.too_early) == (expired, too_early)
 

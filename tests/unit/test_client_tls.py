@@ -1,7 +1,9 @@
 """Clients of an order-service with TLS: who is trusted, what is said where nobody is, and files that are replaced."""
 
 import contextlib
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from brewctl.client import OrderClient, UnknownOutcomeError
 from brewctl.doctor import Verdict, orders
 from brewctl.errors import BrewError, UnreachableError, UsageError
+from brewctl.lifecycle import wait_until
 from brewctl.roles.listening import Security
 from brewctl.roles.order.tls import Certificates
 from brewctl.security import PLAINTEXT, OrderSecurity, Secret
@@ -89,12 +92,12 @@ def test_the_systems_authorities(authority: Authority, monkeypatch: pytest.Monke
 
 
 def test_a_server_whose_certificate_has_expired(authority: Authority) -> None:
-    with tls(authority.issue(age=timedelta(3), days=-1)) as server:
+    with tls(authority.issue(age=timedelta(3), left=timedelta(-1))) as server:
         assert "shows a certificate that has expired" in refusal(server.address, authority.trusted()).message
 
 
 def test_a_server_whose_certificate_is_not_valid_yet(authority: Authority) -> None:
-    with tls(authority.issue(age=timedelta(-1), days=2)) as server:
+    with tls(authority.issue(age=timedelta(-1), left=timedelta(2))) as server:
         assert "is not valid yet" in refusal(server.address, authority.trusted()).message
 
 
@@ -121,7 +124,7 @@ def test_a_client_of_another_authority(authority: Authority, other: Authority) -
 
 
 def test_a_client_whose_certificate_has_expired(authority: Authority) -> None:
-    mine = authority.issue("client", age=timedelta(3), days=-1)
+    mine = authority.issue("client", age=timedelta(3), left=timedelta(-1))
     with tls(authority.issue(), clients=authority) as server:
         assert f"{mine.certificate} has expired" in refusal(server.address, authority.trusted(mine)).message
 
@@ -181,6 +184,30 @@ def test_a_new_certificate_of_the_client_is_used(authority: Authority, other: Au
         put(mine.key, new.key.read_bytes())
         put(mine.certificate, new.certificate.read_bytes())
         assert client.create("c1", amount_cents=450, currency="EUR")
+
+
+def test_a_call_in_flight_ends_on_the_channel_that_it_began_on(authority: Authority) -> None:
+    mine = authority.issue("client")
+    go_on, retries = threading.Event(), list[str]()
+    server_files = authority.issue()
+    security = Security(str(server_files.certificate), str(server_files.key), str(authority.ca))
+    with (
+        serving(lambda _n, _c: print(go_on.wait(30)), credentials=Certificates(security).credentials()) as server,
+        OrderClient(
+            [server.address], security=authority.trusted(mine), attempt_s=60, timeout_s=60, on_retry=retries.append
+        ) as client,
+        ThreadPoolExecutor(2) as threads,
+    ):
+        calls = []
+        for number in (1, 2):
+            before = client._lines.line
+            calls.append(threads.submit(client.create, "c1", amount_cents=450, currency="EUR"))
+            wait_until("the call", lambda number=number: len(server.requests) == number, timeout_s=30)  # type: ignore[misc]
+            put(mine.certificate, mine.certificate.read_bytes())
+            assert client._lines.look(now=True) is not before
+        go_on.set()
+        assert all(call.result() for call in calls)
+    assert retries == []
 
 
 def test_a_half_written_one_is_named_and_the_one_before_serves_on(authority: Authority) -> None:
