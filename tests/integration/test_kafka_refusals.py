@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from brewctl.config import KafkaClient, Settings, environment
-from brewctl.delivery.broker import Producer, open_admin
+from brewctl.delivery.broker import Producer, UnavailableError, open_admin, reason
 from brewctl.errors import BrewError, ExitCode, UnreachableError
-from brewctl.security import Mechanism, Protocol, Secret
+from brewctl.security import KafkaSecurity, Mechanism, Protocol, Secret
 from tests.conftest import run
 from tests.integration.secured_broker import PASSWORD, Secured, locked, secured_broker
 
@@ -160,6 +160,12 @@ def test_settings_that_are_wrong_in_themselves() -> None:
         assert ended.returncode == ExitCode.USAGE
         assert said in ended.stderr
         assert len(ended.stderr.strip().splitlines()) == 1
+
+
+def test_a_file_that_is_gone_while_a_role_runs_is_the_reason_of_its_outage(tmp_path: Path) -> None:
+    security = KafkaSecurity(protocol=Protocol.SSL, ca=str(tmp_path / "gone"))
+    said = reason(Settings(brokers=("127.0.0.1:1",), kafka_security=security), UnavailableError("no answer"))
+    assert said == f"BREW_KAFKA_CA_FILE: {tmp_path / 'gone'} can't be read (no such file or directory)"
 
 
 @CLIENTS

@@ -136,11 +136,13 @@ def _advertised(address: str, security: KafkaSecurity, options: Mapping[str, Any
             if asked.succeeded():
                 return [(node_id, f"{host}:{port}") for node_id, host, port, _rack in asked.value.brokers]
             ended = asked.exception
-    if ended or getattr(connection, "refused", False):
-        from brewctl.delivery.broker import refusal  # noqa: PLC0415 - few need it
+    refused = getattr(connection, "refused", False)
+    if not ended and not refused:
+        return []
+    from brewctl.delivery.broker import refusal  # noqa: PLC0415 - few need it
 
-        return refusal.find(address, security, getattr(connection, "why", ended))
-    return []
+    # Who is the user, only a broker that refuses can have found wrong.
+    return refusal.find(address, security, connection.why if refused else None) or []
 
 
 def _kind(options: Mapping[str, Any]) -> Any:

@@ -32,12 +32,15 @@ class _Listener:
     fault: str = ""
 
 
-def find(address: str, security: KafkaSecurity, error: Exception | None) -> Refusal:
-    """Say why the broker at HOST:PORT, which can be connected to, ended a connection by these settings with `error`."""
+def find(address: str, security: KafkaSecurity, error: Exception | None) -> Refusal | None:
+    """Say why the broker at HOST:PORT, which can be connected to, ended a connection by these settings with `error`.
+
+    None where it says no more than that it did: it may just have been stopped, or the network was broken.
+    """
     try:
         listener = _listen(address, security)
-    except (OSError, ValueError) as failure:
-        return Refusal(address, f"ends each connection ({told(failure)})", "see the broker's log")
+    except (OSError, ValueError):
+        return None
     return (
         _other_protocol(address, security, listener)
         or _other_mechanism(address, security, listener)
@@ -94,13 +97,12 @@ def _certificate(address: str, security: KafkaSecurity, error: Exception | None)
     return Refusal(address, f"has a certificate that {why}", hint)
 
 
-def _user(address: str, security: KafkaSecurity, error: Exception | None) -> Refusal:
-    reason = told(error) if error else "it says no more"
-    if not security.protocol.authenticates:
-        return Refusal(address, f"ends each connection ({reason})", "see the broker's log")
+def _user(address: str, security: KafkaSecurity, error: Exception | None) -> Refusal | None:
+    if not security.protocol.authenticates or error is None:
+        return None
     variables = f"{KAFKA['kafka_username']} and {KAFKA['kafka_password']}"
     hint = f"correct {variables}{'_FILE' if security.password.file else ''}"
-    return Refusal(address, f"refused user {security.username[:80]} ({reason})", hint)
+    return Refusal(address, f"refused user {security.username[:80]} ({told(error)})", hint)
 
 
 def _listen(address: str, security: KafkaSecurity) -> _Listener:
