@@ -38,7 +38,7 @@ BREWCTL = str(Path(sys.executable).with_name("brewctl"))
 _SERVERS = ("BREW_DATABASE_URL", "BREW_KAFKA_BROKERS")
 _GIVEN = {name: os.environ[name] for name in _SERVERS if os.environ.get(name)}
 _SECURED = (security.DATABASE | security.KAFKA | security.ORDER).values()
-_GIVEN_SECURITY = {name: os.environ[name] for name in _SECURED if os.environ.get(name)}
+_GIVEN_SECURITY = {name: os.environ[name] for name in (*_SECURED, *listening.VARIABLES) if os.environ.get(name)}
 _CLIENT = KafkaClient(os.environ.get("BREW_KAFKA_CLIENT") or Settings.kafka_client)
 
 
@@ -191,6 +191,7 @@ def open_rig(
     }
     name = f"brew_test_{uuid.uuid4().hex[:12]}"
     server_url = servers["BREW_DATABASE_URL"]
+    serving = {name: servers[name] for name in listening.VARIABLES if name in servers}
     settings = Settings(
         database_url=psycopg.conninfo.make_conninfo(server_url, dbname=name),
         brokers=tuple(servers["BREW_KAFKA_BROKERS"].split(",")),
@@ -209,7 +210,7 @@ def open_rig(
             topics.create(settings)
             with (
                 database.connect(settings) as connection,
-                Nodes(settings, logs=logs, on_line=lambda _line: None) as nodes,
+                Nodes(settings, logs=logs, on_line=lambda _line: None, env=serving) as nodes,
             ):
                 database.initialize(connection)
                 yield Rig(settings, nodes, connection, environment(settings))

@@ -135,6 +135,7 @@ def env(as_json: options.AsJson = False) -> None:
     """
     import shlex
 
+    from brewctl.lab import background as lab
     from brewctl.sandbox import state
 
     home = config.home()
@@ -142,7 +143,7 @@ def env(as_json: options.AsJson = False) -> None:
     if not found:
         raise UnreachableError(f"no sandbox runs in {home}", hint="run `brewctl up`")
     names = config.ENVIRONMENT | security.KAFKA | security.ORDER
-    variables = {names[name]: value for name, value in found.items()}
+    variables = {names[name]: value for name, value in found.items()} | lab.serving(home)
     if as_json:
         output.emit_json(variables)
         return

@@ -96,9 +96,7 @@ def leaks(home: Path, text: str) -> list[str]:
     return [secret for secret in secrets(home) if secret in text]
 
 
-def test_the_whole_story_with_a_kill(rig: Rig, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, variable in (("pem", "BREW_SERVE_TLS_CERT_FILE"), ("key", "BREW_SERVE_TLS_KEY_FILE")):
-        monkeypatch.setenv(variable, str(home / "tls" / f"order.{name}"))  # as `serve` does on a sandbox itself
+def test_the_whole_story_with_a_kill(rig: Rig) -> None:
     assert rig.settings.order_security.encrypts
     test_story.test_two_hundred_orders_survive_a_kill(rig)
 
