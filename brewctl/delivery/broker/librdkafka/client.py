@@ -47,14 +47,22 @@ class Refusals:
     def __init__(self, settings: Settings) -> None:
         self._security = settings.kafka_security
         self._said = False
+        self._due = False
 
-    def hear(self, library: _Authenticates, error: KafkaError) -> None:
-        """Take one error. Says once that a broker refuses."""
+    def hear(self, error: KafkaError) -> None:
+        """Take one error, in the library's callback. Says once that a broker refuses."""
         if error.code() != KafkaError._AUTHENTICATION:  # noqa: SLF001
             return
         if not self._said:
             self._said = True
             logger.warning("kafka_refused", reason=words(error), hint="it tries again, and reads the password's file")
+        self._due = True
+
+    def renew(self, library: _Authenticates) -> None:
+        """Give the library the password, where it was refused. Not in its callback: that would end the process."""
+        if not self._due:
+            return
+        self._due = False
         with contextlib.suppress(UsageError):  # the file is being replaced
             library.set_sasl_credentials(self._security.username, self._security.password.read())
 

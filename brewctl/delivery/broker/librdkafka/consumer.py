@@ -189,6 +189,7 @@ class Member:
 
     def _read(self, timeout_s: float) -> list[Record]:
         """Take what was fetched, or wait for it; serve a rebalance within."""
+        self._refusals.renew(self._library)
         until = time.monotonic() + timeout_s
         records = self._take(0)
         while not records and (left_s := until - time.monotonic()) > 0:
@@ -238,7 +239,7 @@ class Member:
 
     def _note(self, error: KafkaError) -> None:
         """Take what the library says of its connections."""
-        self._refusals.hear(self._library, error)
+        self._refusals.hear(error)
         if ends(error):
             self._failure = self._failure or failed(error, group=self._group)
 

@@ -103,7 +103,7 @@ class Wire:
 
     def _hear(self, error: KafkaError) -> None:
         """Take what the library says of its connections. What became of a record, each record says."""
-        self._refusals.hear(self._producer, error)
+        self._refusals.hear(error)
 
     def partitions(self, topic: str) -> int:
         """Return how many partitions a topic has, as it was at most kafka_metadata_age_s ago."""
@@ -186,6 +186,7 @@ class Wire:
 
     def _flush(self, timeout_s: float) -> str:
         """Send what waits, and take what becomes of it; the reason where the library gave up this producer."""
+        self._refusals.renew(self._producer)
         try:
             self._producer.flush(max(0.0, timeout_s))
         except KafkaException as raised:  # such as a gap in the sequence of its batches: only a new producer goes on
