@@ -52,7 +52,7 @@ class Security:
         """Refuse what does not go together, and a port that others reach without TLS. Raises UsageError."""
         if (self.certificate is None) != (self.key is None):
             given, lacking = (CERTIFICATE, KEY) if self.key is None else (KEY, CERTIFICATE)
-            raise UsageError(f"{given} is given without {lacking}", hint="TLS takes a certificate and its key")
+            raise UsageError(f"{given} is given without {lacking}", hint="a certificate and its key go together")
         if self.client_ca is not None and not self.encrypts:
             hint = f"add {CERTIFICATE} and {KEY}"
             raise UsageError(f"{CLIENT_CA} is given without TLS: clients show certificates in TLS alone", hint=hint)
