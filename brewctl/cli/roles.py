@@ -1,5 +1,6 @@
 """`brewctl serve …`, `brewctl publish` and `brewctl consume …`: one replica of a role, in the foreground."""
 
+import contextlib
 import dataclasses
 import os
 import threading
@@ -96,7 +97,7 @@ def order(
             ready=lambda: told is None or await_go(node, told, stop),
         )
 
-    _play(node, log_format, run)
+    _play(node, log_format, run, service="order-service")
 
 
 def publish(
@@ -114,7 +115,8 @@ def publish(
     settings = options.settings(database_url=database_url, brokers=brokers)
     from brewctl.roles import publisher as role
 
-    _play(node or f"publisher-{os.getpid()}", log_format, lambda node, stop: role.run(settings, stop, node=node))
+    node = node or f"publisher-{os.getpid()}"
+    _play(node, log_format, lambda node, stop: role.run(settings, stop, node=node), service="publisher")
 
 
 def _own(name: str) -> Callable[..., None]:
@@ -172,6 +174,7 @@ def _consume(name: str, settings: config.Settings, node: str, log_format: config
         node or _node(found.node or found.group),
         log_format,
         lambda node, stop: consumer.run(settings, found, stop, name=name, node=node),
+        service=found.group,
     )
 
 
@@ -201,7 +204,7 @@ def _consume_watched(
             if changes.seen:
                 log.say(node, "its file has changed: starts again")
 
-        _play(node or _node(found.node or found.group), log_format, run)
+        _play(node or _node(found.node or found.group), log_format, run, service=found.group)
         again = changes.seen
     if again:
         reloading.restart()
@@ -245,13 +248,22 @@ def _limits(session_s: float) -> config.Limits:
 
 
 def _play(
-    node: str, log_format: config.LogFormat, run: Callable[..., None], *, last: Callable[[], None] = lambda: None
+    node: str,
+    log_format: config.LogFormat,
+    run: Callable[..., None],
+    *,
+    service: str = "",
+    last: Callable[[], None] = lambda: None,
 ) -> None:
-    from brewctl import lifecycle, log
+    """Run a role; `service` is what its traces call it: without one it makes none."""
+    from brewctl import lifecycle, log, tracing
 
     log.configure(node=node, as_json=log_format is config.LogFormat.JSON, verbose=output.verbose)
     lifecycle.collect_garbage_rarely()
-    with lifecycle.stop_on_signals(last) as stop:
+    with (
+        lifecycle.stop_on_signals(last) as stop,
+        tracing.kept(service, node=node) if service else contextlib.nullcontext(),
+    ):
         run(node, stop)
 
 

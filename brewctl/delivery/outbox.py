@@ -39,6 +39,7 @@ from brewctl.delivery.outbox_scan import Scan
 from brewctl.delivery.presence import Work
 from brewctl.delivery.rest import Rest
 from brewctl.delivery.short_transaction import ShortTransaction
+from brewctl.delivery.traced_sending import traced
 from brewctl.errors import BrewError
 from brewctl.lifecycle import Backoff
 from brewctl.sql import queries
@@ -85,7 +86,7 @@ class Publisher:
         backoff = Backoff(stop)
         while not stop.is_set():
             try:
-                producer = Producer(self._settings, node=self._node, seen=self._partitions)
+                producer = traced(Producer(self._settings, node=self._node, seen=self._partitions))
             except BrewError as error:
                 if backoff.pause():
                     logger.warning("kafka_unreachable", reason=error.message, hint="orders are accepted and wait")

@@ -41,7 +41,7 @@ class Status(NamedTuple):
 class Call:
     """A call that any thread may answer, once: what comes after its end is ignored. Nothing here waits."""
 
-    __slots__ = ("_door", "_event", "_state", "_until", "at_rest")
+    __slots__ = ("_door", "_event", "_state", "_until", "at_rest", "context")
 
     def __init__(self, door: "Door", event: Any, state: Any, *, within_s: float) -> None:
         """It is to be answered `within_s` seconds, or before its caller's deadline where that is nearer."""
@@ -50,6 +50,8 @@ class Call:
         self._state = state
         # How it ends where no further message comes, if that is no fault of its client.
         self.at_rest: Status | None = None
+        # The traceparent of its own span, where it has one: what it writes was created there.
+        self.context: str | None = None
         self._until = time.monotonic() + min(within_s, self._remaining_s())
 
     def add_done_callback(self, done: Callable[[object], object]) -> None:
@@ -68,6 +70,13 @@ class Call:
     def active(self) -> bool:
         """Whether it is not answered yet, and its caller has not gone."""
         return bool(_server._is_rpc_state_active(self._state))  # noqa: SLF001
+
+    @property
+    def ended_as(self) -> grpc.StatusCode:
+        """How it has ended; where nobody had answered it before, as its caller saw it."""
+        if self._state.statused:
+            return self._state.code or grpc.StatusCode.OK
+        return grpc.StatusCode.DEADLINE_EXCEEDED if self._remaining_s() <= 0 else grpc.StatusCode.CANCELLED
 
     def left_s(self) -> float:
         """How many seconds are left for it: 0 once its caller has gone."""

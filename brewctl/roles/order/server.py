@@ -15,7 +15,7 @@ from brewctl.config import Settings
 from brewctl.delivery.watch import Watch
 from brewctl.errors import PortError
 from brewctl.proto import orders_pb2
-from brewctl.roles.order import health, reflection, service
+from brewctl.roles.order import health, reflection, service, traced
 from brewctl.roles.order.call import Call, Door, R, Status, method, with_message
 from brewctl.roles.order.health import Health
 from brewctl.roles.order.reflection import Reflection
@@ -56,12 +56,13 @@ class Server:
         self._server = grpc.server(
             self._door,
             interceptors=[
+                *traced.interceptors(_METHODS),
                 _Admission(
                     watch,
                     stop,
                     stopping=lambda call: self._kept.keep(call, self._stopping),
                     away=lambda call: call.end(away),
-                )
+                ),
             ],
             maximum_concurrent_rpcs=limits.transport_calls,
             options=[

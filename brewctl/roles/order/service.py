@@ -69,9 +69,8 @@ class OrderService:
         try:
             self._check_size(request.ByteSize())
             metadata = call.metadata()
-            new = acceptance.accept(
-                request, tenant_id=metadata.get("x-tenant-id"), traceparent=metadata.get("traceparent")
-            )
+            traceparent = call.context or metadata.get("traceparent")
+            new = acceptance.accept(request, tenant_id=metadata.get("x-tenant-id"), traceparent=traceparent)
         except acceptance.InvalidOrderError as error:
             call.end(Status(grpc.StatusCode.INVALID_ARGUMENT, str(error)))
             return
@@ -87,7 +86,7 @@ class OrderService:
         """
         try:
             self._check_size(request.ByteSize())
-            wish = cancellation.accept(request, traceparent=call.metadata().get("traceparent"))
+            wish = cancellation.accept(request, traceparent=call.context or call.metadata().get("traceparent"))
         except acceptance.InvalidOrderError as error:
             call.end(Status(grpc.StatusCode.INVALID_ARGUMENT, str(error)))
             return
