@@ -354,6 +354,22 @@ def test_an_event_that_is_tried_again_has_a_span_a_try_and_says_that_it_is_parke
     assert [[each.name for each in span.events] for span in spans] == [[], ["parked"]]
 
 
+def test_a_handler_that_is_called_again_in_halves_of_its_batch_has_a_span_a_call(
+    rig: Rig, pool: Pool, kept: Kept
+) -> None:
+    handled = Handled(kept)
+    handled.errors[2] = Reject("never")
+    opened(rig, pool, kept, handled.downstream, by_parent=True).handle([record(1), record(2)])
+    spans = kept.named("process topic")
+    assert sorted((parent(span), span.attributes.get("error.type")) for span in spans) == [
+        (context(1), None),
+        (context(1), None),
+        (context(2), "Reject"),
+        (context(2), "Reject"),
+    ]
+    assert sorted(own(span) for span in spans) == sorted(handled.current)
+
+
 @pytest.mark.parametrize("by_parent", [False, True])
 def test_a_try_that_the_database_ends_has_its_error(rig: Rig, pool: Pool, kept: Kept, by_parent: bool) -> None:
     inbox = opened(rig, pool, kept, inventory.DOWNSTREAM, by_parent=by_parent)

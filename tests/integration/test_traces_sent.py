@@ -21,8 +21,8 @@ RECEIVER = Path(__file__).parents[1] / "otlp_receiver.py"
 # Longer than a drain and its margin on any machine, and shorter than what an exporter would try for.
 BOUND_S = 25
 ORDERS = 20
-# Tried at once, and again and again.
-EAGER = {"OTEL_BSP_SCHEDULE_DELAY": "50"}
+# Tried at once, and again and again for as long as an exporter ever would.
+EAGER = {"OTEL_BSP_SCHEDULE_DELAY": "50", "OTEL_EXPORTER_OTLP_TIMEOUT": "600"}
 # A proxy that is set for the web, and is not there: this machine is reached without it.
 PROXY = dict.fromkeys(("http_proxy", "HTTP_PROXY", "grpc_proxy", "all_proxy"), "http://127.0.0.1:1")
 NO_EXCEPTION = {"no_proxy": "", "NO_PROXY": ""}
