@@ -1,6 +1,5 @@
 """`brewctl serve …`, `brewctl publish` and `brewctl consume …`: one replica of a role, in the foreground."""
 
-import contextlib
 import dataclasses
 import os
 import threading
@@ -64,6 +63,7 @@ def order(
         bool, typer.Option("--no-publisher", help="Leave publishing to `brewctl publish`.")
     ] = False,
     log_format: options.Format = config.LogFormat.LOGFMT,
+    http: options.Http = "",
     database_url: options.DatabaseUrl = None,
     brokers: options.Brokers = None,
     topic: options.Topic = None,
@@ -76,7 +76,9 @@ def order(
     settings = options.settings(database_url=database_url, brokers=brokers, topic=topic)
     node = node or f"order-{os.getpid()}"
     if workers > 1:
-        _supervise(settings, node, log_format, host=host, port=port, count=workers, publishes=not no_publisher)
+        _supervise(
+            settings, node, log_format, host=host, port=port, count=workers, publishes=not no_publisher, http=http
+        )
         return
     # The C core writes its own lines for what we report in ours.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -84,7 +86,7 @@ def order(
     from brewctl.roles import order as role
     from brewctl.roles.workers import await_go
 
-    def run(node: str, stop: threading.Event) -> None:
+    def run(node: str, stop: threading.Event, health: Any) -> None:
         told = lifecycle.stop_at_end_of_input(stop) if worker else None
         role.run(
             settings,
@@ -95,14 +97,16 @@ def order(
             share_port=worker,
             publishes=not no_publisher,
             ready=lambda: told is None or await_go(node, told, stop),
+            health=health,
         )
 
-    _play(node, log_format, run, service="order-service")
+    _play(node, log_format, run, role="order", http=http, is_worker=worker)
 
 
 def publish(
     node: options.Node = "",
     log_format: options.Format = config.LogFormat.LOGFMT,
+    http: options.Http = "",
     database_url: options.DatabaseUrl = None,
     brokers: options.Brokers = None,
 ) -> None:
@@ -115,8 +119,10 @@ def publish(
     settings = options.settings(database_url=database_url, brokers=brokers)
     from brewctl.roles import publisher as role
 
-    node = node or f"publisher-{os.getpid()}"
-    _play(node, log_format, lambda node, stop: role.run(settings, stop, node=node), service="publisher")
+    def run(node: str, stop: threading.Event, health: Any) -> None:
+        role.run(settings, stop, node=node, health=health)
+
+    _play(node or f"publisher-{os.getpid()}", log_format, run, role="publisher", http=http)
 
 
 def _own(name: str) -> Callable[..., None]:
@@ -126,6 +132,7 @@ def _own(name: str) -> Callable[..., None]:
         node: options.Node = "",
         session_timeout: Session = config.Limits.session_s,
         log_format: options.Format = config.LogFormat.LOGFMT,
+        http: options.Http = "",
         database_url: options.DatabaseUrl = None,
         brokers: options.Brokers = None,
         topic: options.Topic = None,
@@ -133,7 +140,7 @@ def _own(name: str) -> Callable[..., None]:
         settings = options.settings(
             database_url=database_url, brokers=brokers, topic=topic, limits=_limits(session_timeout)
         )
-        _consume(name, settings, node, log_format)
+        _consume(name, settings, node, log_format, http)
 
     return run
 
@@ -145,6 +152,7 @@ def downstream(
     watch: Annotated[bool, typer.Option("--watch", help="Start it again when its file changes.")] = False,
     session_timeout: Session = config.Limits.session_s,
     log_format: options.Format = config.LogFormat.LOGFMT,
+    http: options.Http = "",
     database_url: options.DatabaseUrl = None,
     brokers: options.Brokers = None,
     topic: options.Topic = None,
@@ -160,26 +168,27 @@ def downstream(
     )
     name = ctx.info_name or ""
     if watch:
-        _consume_watched(name, app_dir, settings, node, log_format)
+        _consume_watched(name, app_dir, settings, node, log_format, http)
     else:
-        _consume(name, settings, node, log_format, app_dir=app_dir)
+        _consume(name, settings, node, log_format, http, app_dir=app_dir)
 
 
-def _consume(name: str, settings: config.Settings, node: str, log_format: config.LogFormat, app_dir: str = "") -> None:
+def _consume(
+    name: str, settings: config.Settings, node: str, log_format: config.LogFormat, http: str, app_dir: str = ""
+) -> None:
     from brewctl.delivery import registry
     from brewctl.roles import consumer
 
     found = registry.find(name, app_dir)
-    _play(
-        node or _node(found.node or found.group),
-        log_format,
-        lambda node, stop: consumer.run(settings, found, stop, name=name, node=node),
-        service=found.group,
-    )
+
+    def run(node: str, stop: threading.Event, health: Any) -> None:
+        consumer.run(settings, found, stop, name=name, node=node, health=health)
+
+    _play(node or _node(found.node or found.group), log_format, run, role=found.group, http=http)
 
 
 def _consume_watched(
-    name: str, app_dir: str, settings: config.Settings, node: str, log_format: config.LogFormat
+    name: str, app_dir: str, settings: config.Settings, node: str, log_format: config.LogFormat, http: str
 ) -> None:
     """Run it, and again after each change of its file; one that can't be imported waits for the next change."""
     from brewctl import lifecycle, log
@@ -198,13 +207,13 @@ def _consume_watched(
         files.imported()
         changes = reloading.Changes()
 
-        def run(node: str, stop: threading.Event) -> None:
+        def run(node: str, stop: threading.Event, health: Any) -> None:
             with reloading.watched(files, stop, changes):
-                consumer.run(settings, found, stop, name=name, node=node)
+                consumer.run(settings, found, stop, name=name, node=node, health=health)
             if changes.seen:
                 log.say(node, "its file has changed: starts again")
 
-        _play(node or _node(found.node or found.group), log_format, run, service=found.group)
+        _play(node or _node(found.node or found.group), log_format, run, role=found.group, http=http)
         again = changes.seen
     if again:
         reloading.restart()
@@ -224,6 +233,7 @@ def _supervise(
     port: int,
     count: int,
     publishes: bool,
+    http: str,
 ) -> None:
     from brewctl.roles.workers import Workers
 
@@ -239,32 +249,61 @@ def _supervise(
         log_format=log_format,
         verbose=output.verbose,
         publishes=publishes,
+        http=_where(http),
     )
-    _play(node, log_format, lambda _node, stop: workers.run(stop), last=workers.kill)
+
+    def run(stop: threading.Event) -> None:
+        workers.run(stop)
+
+    _started(node, log_format, run, last=workers.kill)
 
 
 def _limits(session_s: float) -> config.Limits:
     return dataclasses.replace(config.Limits(), session_s=session_s)
 
 
+def _where(http: str) -> Any:
+    """Return where to serve, None for nowhere. Raises UsageError."""
+    if not http:
+        return None
+    from brewctl import http_endpoint
+
+    return http_endpoint.address(http)
+
+
 def _play(
+    node: str, log_format: config.LogFormat, run: Callable[..., None], *, role: str, http: str, is_worker: bool = False
+) -> None:
+    """Run a role, with what it shows of itself."""
+    where = _where(http)
+
+    def observed(stop: threading.Event) -> None:
+        from brewctl import tracing
+        from brewctl.roles import observing
+
+        if is_worker:
+            shown = observing.observed_worker(stop, node=node, role=role)
+        else:
+            shown = observing.observed(where, stop, node=node, role=role)
+        with tracing.kept("order-service" if role == "order" else role, node=node), shown as health:
+            run(node, stop, health)
+
+    _started(node, log_format, observed)
+
+
+def _started(
     node: str,
     log_format: config.LogFormat,
-    run: Callable[..., None],
+    run: Callable[[threading.Event], None],
     *,
-    service: str = "",
     last: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run a role; `service` is what its traces call it: without one it makes none."""
-    from brewctl import lifecycle, log, tracing
+    from brewctl import lifecycle, log
 
     log.configure(node=node, as_json=log_format is config.LogFormat.JSON, verbose=output.verbose)
     lifecycle.collect_garbage_rarely()
-    with (
-        lifecycle.stop_on_signals(last) as stop,
-        tracing.kept(service, node=node) if service else contextlib.nullcontext(),
-    ):
-        run(node, stop)
+    with lifecycle.stop_on_signals(last) as stop:
+        run(stop)
 
 
 def register(app: typer.Typer) -> None:

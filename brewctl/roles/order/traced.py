@@ -53,7 +53,7 @@ class _Traced(grpc.ServerInterceptor):  # type: ignore[misc] # grpc has no types
             call.context = span.traceparent
 
             def end(_call: object) -> None:
-                code = call.ended_as
+                code = grpc.StatusCode[call.code]
                 span.end(code.value[0], fault=code.name if code in _FAULTS else "")
 
             call.add_done_callback(end)
