@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from brewctl import log
 from brewctl.errors import UsageError
+from brewctl.tracing import lines
 
 if TYPE_CHECKING:
     from brewctl.tracing.spans import Tracing
@@ -57,6 +58,11 @@ def in_force() -> "Tracing | None":
     return _in_force
 
 
+def current_traceparent() -> str | None:
+    """Return the traceparent of what this thread is at; None where no traces are wanted, or it is at nothing."""
+    return _in_force.current_traceparent() if _in_force else None
+
+
 @contextlib.contextmanager
 def using(tracing: "Tracing") -> Iterator[None]:
     """Make spans with it while the block runs: whoever is built in it is traced."""
@@ -88,7 +94,8 @@ def kept(service: str, *, node: str, environ: Mapping[str, str] = os.environ) ->
             except TracesOffError as error:
                 logger.warning("traces_off", reason=str(error), hint=error.hint)
             except Exception as error:  # noqa: BLE001 - whatever it is: orders go on without traces
-                logger.warning("traces_off", reason=log.reason(error), hint="correct the OTEL_* variables")
+                reason = lines.redacted(log.reason(error))
+                logger.warning("traces_off", reason=reason, hint="correct the OTEL_* variables")
             else:
                 own.callback(close)
                 own.enter_context(using(tracing))

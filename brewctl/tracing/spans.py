@@ -48,6 +48,11 @@ class Tracing:
         caller = _W3C.extract(metadata, context=_ROOT)
         return Called(self._tracer.start_span(method, caller, SpanKind.SERVER, attributes))
 
+    def current_traceparent(self) -> str | None:
+        """Return the traceparent of this thread's current span; None where it has none."""
+        context = trace.get_current_span().get_span_context()
+        return _traceparent(context) if context.is_valid else None
+
     def sends(self, topic: str, messages: Sequence[Message]) -> "Batch":
         """Begin the span of records that are sent at once."""
         return self._batch(SpanKind.PRODUCER, "send", topic, messages, {})
@@ -134,9 +139,8 @@ class Called:
 
     def __init__(self, span: Span) -> None:
         self._span = span
-        context = span.get_span_context()
         # Kept in the row and in the record as it is, with its sampled flag.
-        self.traceparent = f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+        self.traceparent = _traceparent(span.get_span_context())
 
     def end(self, code: int, *, fault: str = "") -> None:
         """End it with gRPC's number for how the call ended; `fault`: the code's name, where that is the server's."""
@@ -228,6 +232,10 @@ def failed(span: Span, kind: str, words: str = "") -> None:
     """Note an error on a span."""
     span.set_attribute("error.type", kind)
     span.set_status(StatusCode.ERROR, " ".join(words.split())[:_LONGEST] or None)
+
+
+def _traceparent(context: SpanContext) -> str:
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
 
 
 def _context(traceparent: bytes | None) -> SpanContext | None:

@@ -15,6 +15,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import DEFAULT_ON
 
+import brewctl
 from brewctl import tracing
 from brewctl.delivery import events, traced_inbox
 from brewctl.delivery.broker import Record
@@ -368,6 +369,27 @@ def test_a_handler_that_is_called_again_in_halves_of_its_batch_has_a_span_a_call
         (context(2), "Reject"),
     ]
     assert sorted(own(span) for span in spans) == sorted(handled.current)
+
+
+@pytest.mark.parametrize("by_parent", [False, True])
+def test_an_event_that_a_handler_adds_was_created_in_its_span(
+    rig: Rig, pool: Pool, kept: Kept, by_parent: bool
+) -> None:
+    def add(event: Event[Any], tx: psycopg.Connection[Any]) -> None:
+        brewctl.add_event(tx, aggregate_id=event.key, event_type="order.priced", payload=b"1")
+        brewctl.add_event(tx, aggregate_id=event.key, event_type="order.priced", payload=b"1", trace_id="theirs")
+
+    downstream = Downstream("pricing", handler=add, events=(events.ORDER_CREATED,))
+    inbox = opened(rig, pool, kept, downstream, by_parent=by_parent)
+    with tracing.using(kept.traces()):
+        inbox.handle([record(1)])
+    inbox.handle([record(2)])  # no traces are wanted: as ever
+    (first, second) = kept.named("process topic")
+    added, *others = rows(rig)
+    assert added == ("order.priced", own(first).split("-")[1], own(first))
+    assert [traceparent for _, _, traceparent in others] == [None] * 3
+    assert others[0][1] == "theirs"
+    assert own(second)
 
 
 @pytest.mark.parametrize("by_parent", [False, True])

@@ -149,6 +149,23 @@ def test_what_can_not_be_read_of_the_headers_is_not_shown() -> None:
     assert "planted-secret" not in line
 
 
+@pytest.mark.parametrize(
+    "env",
+    [
+        {"OTEL_EXPORTER_OTLP_HEADERS": "authorization=Bearer%20planted-secret%0Amore"},  # refused by the HTTP client
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": "http//user:planted-secret@127.0.0.1"},
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://user:planted-secret@127.0.0.1:1"},
+    ],
+)
+def test_a_secret_of_the_settings_is_in_no_line(env: dict[str, str]) -> None:
+    then = "tracing.in_force().call('s/Create', {}).end(0)"
+    ran = kept({**ENDPOINT, **env, "OTEL_BSP_SCHEDULE_DELAY": "50"}, then)
+    (line,) = ran.stderr.splitlines()
+    assert "traces_" in line
+    assert "planted-secret" not in line
+    assert "***" in line or "Max retries" in line
+
+
 def test_a_provider_that_is_there_is_used_and_left_to_its_owner() -> None:
     then = "print(tracing.in_force()._provider is provider, provider.get_tracer('x').start_span('y').is_recording())"
     text = f"""
