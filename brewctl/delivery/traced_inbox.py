@@ -20,8 +20,7 @@ from brewctl.delivery.events import Event
 from brewctl.delivery.failures import FailingError, Identity
 from brewctl.delivery.inbox import Batch, Inbox
 from brewctl.delivery.parking import Read
-from brewctl.delivery.traced_sending import creation_context
-from brewctl.tracing import Message
+from brewctl.delivery.traced_sending import created_in
 
 if TYPE_CHECKING:
     from brewctl.tracing.spans import Batch as Spans
@@ -53,8 +52,8 @@ class _OfBatches(Inbox):
         if not records:  # all of other types
             super().apply(batch)
             return
-        messages = [Message(creation_context(record)) for record in records]
-        self._span = self._traces.processes(records[0].topic, messages, group=self._kafka_group)
+        created = [created_in(record) for record in records]
+        self._span = self._traces.processes(records[0].topic, created, group=self._kafka_group)
         failure: BaseException | None = None
         try:
             with self._span.current():
@@ -141,8 +140,9 @@ class _OfEvents(Inbox):
 
     def _begin(self, record: Record, event: Event[Any] | None, *, began_ns: int) -> "One":
         said = _place(record) | ({"messaging.message.id": event.id} if event and event.id else {})
-        message = Message(creation_context(record), said)
-        return self._traces.processes_one(record.topic, message, group=self._kafka_group, began_ns=began_ns)
+        return self._traces.processes_one(
+            record.topic, created_in(record), said, group=self._kafka_group, began_ns=began_ns
+        )
 
     @contextlib.contextmanager
     def _around(self, event: Event[Any]) -> Iterator[None]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from brewctl.delivery.broker import Outcome, Place, Producer, Record, RefusedError
-from brewctl.tracing import Message, in_force
+from brewctl.tracing import in_force
 
 if TYPE_CHECKING:
     from brewctl.tracing.spans import Tracing
@@ -15,9 +15,12 @@ def traced(producer: Producer) -> Producer:
     return TracedProducer(traces, producer) if (traces := in_force()) else producer
 
 
-def creation_context(record: Record) -> bytes | None:
+def created_in(record: Record) -> bytes | None:
     """Return the traceparent of what created the record: it is read, and never changed."""
-    return dict(record.headers).get("traceparent")
+    for name, value in reversed(record.headers):  # it is the last one
+        if name == "traceparent":
+            return value
+    return None
 
 
 class TracedProducer(Producer):
@@ -33,7 +36,7 @@ class TracedProducer(Producer):
         for number, record in enumerate(records):
             of_topic.setdefault(record.topic, []).append(number)
         batches = [
-            (self._traces.sends(topic, [Message(creation_context(records[number])) for number in numbers]), numbers)
+            (self._traces.sends(topic, [created_in(records[number]) for number in numbers]), numbers)
             for topic, numbers in of_topic.items()
         ]
         try:

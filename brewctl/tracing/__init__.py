@@ -12,7 +12,7 @@ are wanted, the same instructions run as without this package.
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from brewctl import log
 from brewctl.errors import UsageError
@@ -28,13 +28,6 @@ _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT
 _YES, _NO = frozenset({"1", "true", "yes", "on"}), frozenset({"", "0", "false", "no", "off"})
 
 _in_force: "Tracing | None" = None
-
-
-class Message(NamedTuple):
-    """What a span is told of one message."""
-
-    traceparent: bytes | None
-    attributes: Mapping[str, str | int] = {}
 
 
 class TracesOffError(Exception):

@@ -13,11 +13,10 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind, StatusCode, TraceFlags
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from brewctl.tracing import Message
-
 _W3C = TraceContextTextMapPropagator()
 # As the row has it: at most what version 0 says.
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
+_EVEN = frozenset(b"02468ace")  # the last digit of one that is not sampled
 _ROOT = Context()
 _LONGEST = 200
 
@@ -53,28 +52,30 @@ class Tracing:
         context = trace.get_current_span().get_span_context()
         return _traceparent(context) if context.is_valid else None
 
-    def sends(self, topic: str, messages: Sequence[Message]) -> "Batch":
-        """Begin the span of records that are sent at once."""
-        return self._batch(SpanKind.PRODUCER, "send", topic, messages, {})
+    def sends(self, topic: str, created: Sequence[bytes | None]) -> "Batch":
+        """Begin the span of records that are sent at once; `created`: the traceparent of each."""
+        return self._batch(SpanKind.PRODUCER, "send", topic, created, {})
 
-    def processes(self, topic: str, messages: Sequence[Message], *, group: str) -> "Batch":
-        """Begin the span of a try of records that were polled at once."""
-        return self._batch(SpanKind.CONSUMER, "process", topic, messages, {"messaging.consumer.group.name": group})
+    def processes(self, topic: str, created: Sequence[bytes | None], *, group: str) -> "Batch":
+        """Begin the span of a try of records that were polled at once; `created`: the traceparent of each."""
+        return self._batch(SpanKind.CONSUMER, "process", topic, created, {"messaging.consumer.group.name": group})
 
-    def processes_one(self, topic: str, message: Message, *, group: str, began_ns: int) -> "One":
+    def processes_one(
+        self, topic: str, created: bytes | None, attributes: Mapping[str, str | int], *, group: str, began_ns: int
+    ) -> "One":
         """Begin the span of one event, below the span that created it."""
-        context = _context(message.traceparent)
+        context = _context(created)
         span = self._tracer.start_span(
             f"process {topic}",
             trace.set_span_in_context(NonRecordingSpan(context), _ROOT) if context else _ROOT,
             SpanKind.CONSUMER,
-            {**self._said("process", topic), "messaging.consumer.group.name": group, **message.attributes},
+            {**self._said("process", topic), "messaging.consumer.group.name": group, **attributes},
             start_time=began_ns,
         )
         return One(span)
 
     def _batch(
-        self, kind: SpanKind, operation: str, topic: str, messages: Sequence[Message], more: Mapping[str, str]
+        self, kind: SpanKind, operation: str, topic: str, created: Sequence[bytes | None], more: Mapping[str, str]
     ) -> "Batch":
         """Begin one span, or several where it would have more links than a span may.
 
@@ -83,8 +84,11 @@ class Tracing:
         parts: list[tuple[int, int, list[Link]]] = []
         links: list[Link] = []
         first, known = 0, False
-        for number, message in enumerate(messages):
-            if (context := _context(message.traceparent)) is None:
+        for number, traceparent in enumerate(created):
+            # Of the many that are not sampled, one has to be read: then it is known that there are some.
+            if not traceparent or (known and traceparent[-1] in _EVEN):
+                continue
+            if (context := _context(traceparent)) is None:
                 continue
             known = True
             if not context.trace_flags.sampled:
@@ -93,9 +97,9 @@ class Tracing:
                 parts.append((first, number, links))
                 first, links = number, []
             links.append(Link(context))
-        parts.append((first, len(messages), links))
+        parts.append((first, len(created), links))
         if known and not links:
-            return Batch([Part(self._unsampled(), 0, len(messages))])
+            return Batch([Part(self._unsampled(), 0, len(created))])
         attributes = {**self._said(operation, topic), **more}
         began_ns = time.time_ns()
         return Batch(

@@ -17,7 +17,6 @@ from brewctl import tracing
 from brewctl.delivery.broker import HeldError, Outcome, Place, Record, RefusedError
 from brewctl.delivery.traced_sending import TracedProducer, traced
 from brewctl.roles.order import traced as traced_calls
-from brewctl.tracing import Message
 from brewctl.tracing.sdk import ByLinks
 from brewctl.tracing.spans import Tracing
 
@@ -237,7 +236,7 @@ def test_a_call_without_a_caller_begins_a_trace(memory: InMemorySpanExporter, sa
 
 
 def test_a_batch_is_one_span_that_links_to_what_created_its_messages(memory: InMemorySpanExporter) -> None:
-    traces(memory).sends("orders", [Message(raw) for raw in (*contexts(2), None)]).end()
+    traces(memory).sends("orders", [*contexts(2), None]).end()
     (span,) = finished(memory)
     assert (span.name, span.kind.name, span.parent) == ("send orders", "PRODUCER", None)
     assert span.context.trace_id != int(TRACE, 16)
@@ -253,7 +252,7 @@ def test_a_batch_is_one_span_that_links_to_what_created_its_messages(memory: InM
 
 
 def test_more_links_than_a_span_may_have_are_several_spans_and_none_is_lost(memory: InMemorySpanExporter) -> None:
-    traces(memory).processes("orders", [Message(raw) for raw in contexts(300)], group="inventory").end()
+    traces(memory).processes("orders", contexts(300), group="inventory").end()
     spans = finished(memory)
     assert [len(span.links) for span in spans] == [128, 128, 44]
     assert [(span.attributes or {})["messaging.batch.message_count"] for span in spans] == [128, 128, 44]
@@ -263,9 +262,9 @@ def test_more_links_than_a_span_may_have_are_several_spans_and_none_is_lost(memo
 
 def test_what_is_not_sampled_is_neither_linked_nor_recorded(memory: InMemorySpanExporter) -> None:
     made = traces(memory)
-    made.sends("orders", [Message(raw) for raw in contexts(3, flags="00")]).end()
+    made.sends("orders", contexts(3, flags="00")).end()
     assert finished(memory) == []
-    made.sends("orders", [Message(raw) for raw in (*contexts(3, flags="00"), *contexts(1))]).end()
+    made.sends("orders", [*contexts(3, flags="00"), *contexts(1)]).end()
     (span,) = finished(memory)
     assert links(span) == [(TRACE, 1)]
     assert (span.attributes or {})["messaging.batch.message_count"] == 4
@@ -273,15 +272,15 @@ def test_what_is_not_sampled_is_neither_linked_nor_recorded(memory: InMemorySpan
 
 def test_a_batch_is_sampled_with_its_orders_whatever_the_ratio(memory: InMemorySpanExporter) -> None:
     made = traces(memory, ParentBasedTraceIdRatio(0.0))
-    made.sends("orders", [Message(raw) for raw in contexts(1)]).end()
+    made.sends("orders", contexts(1)).end()
     assert len(finished(memory)) == 1
-    made.sends("orders", [Message(None)]).end()  # of nobody's trace: the ratio decides
+    made.sends("orders", [None]).end()  # of nobody's trace: the ratio decides
     assert len(finished(memory)) == 1
 
 
 def test_below_a_batch_that_is_not_sampled_nothing_is(memory: InMemorySpanExporter) -> None:
     made = traces(memory)
-    batch = made.processes("orders", [Message(raw) for raw in contexts(1, flags="00")], group="inventory")
+    batch = made.processes("orders", contexts(1, flags="00"), group="inventory")
     with batch.current():
         made._provider.get_tracer("a handler's own").start_span("query").end()
     batch.end()
@@ -290,7 +289,7 @@ def test_below_a_batch_that_is_not_sampled_nothing_is(memory: InMemorySpanExport
 
 @pytest.mark.parametrize("raw", [b"", b"\xff" * 55, b"00-" + b"g" * 52, contexts(1)[0] + b"-more", contexts(1)[0][:-1]])
 def test_a_header_that_is_no_traceparent_is_no_link(memory: InMemorySpanExporter, raw: bytes) -> None:
-    traces(memory).sends("orders", [Message(raw)]).end()
+    traces(memory).sends("orders", [raw]).end()
     (span,) = finished(memory)
     assert span.links == ()
 
