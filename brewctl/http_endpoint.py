@@ -132,6 +132,7 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self.within_s = within_s
         self._most = most
         self._lock = threading.Lock()
+        self._room = threading.Condition(self._lock)
         self._open: dict[socket.socket, float] = {}  # since when, the oldest first
         super().__init__(place, _Handler)
         self.socket.settimeout(within_s)  # a client may be gone again before it is accepted
@@ -140,7 +141,9 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         """Make room for a new connection. False where even those that were ended have not let their threads go."""
         del client_address
         with self._lock:
-            if len(self._open) >= 2 * self._most:
+            # They come more quickly than the threads of those that were ended see it: a moment is enough, unless the
+            # pages themselves hang.
+            if not self._room.wait_for(lambda: len(self._open) < 2 * self._most, timeout=_LOOK_S):
                 return False
             self._open[request] = time.monotonic()
             late = list(self._open)[: -self._most]
@@ -152,10 +155,14 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         """Close a connection."""
         with self._lock:
             self._open.pop(request, None)
+            self._room.notify()
         super().shutdown_request(request)
 
     def service_actions(self) -> None:
-        """End connections that are too old: one that sends a byte now and then never runs into a timeout."""
+        """End connections that are too old, whatever they wait for.
+
+        No timeout of each wait: one that sends a byte now and then never runs into that.
+        """
         self.hang_up(after_s=self.within_s)
 
     def hang_up(self, *, after_s: float) -> None:
@@ -185,11 +192,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     sys_version = ""
     error_content_type = TEXT
     error_message_format = "%(code)d %(message)s\n"
-
-    def setup(self) -> None:
-        """Bound each wait for the client."""
-        self.request.settimeout(self.server.within_s)
-        super().setup()
 
     def do_GET(self) -> None:
         """Answer with the page."""

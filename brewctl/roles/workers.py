@@ -31,12 +31,15 @@ from typing import TYPE_CHECKING, Any
 from brewctl import lifecycle, log, metrics, stdout
 from brewctl.config import HTTP_VARIABLE, LogFormat, Settings, environment
 from brewctl.errors import BrewError, PortError
+from brewctl.roles.listening import Security
 from brewctl.roles.observing import observed_crew
 
 if TYPE_CHECKING:
     from brewctl.http_endpoint import Address
 
 logger = log.get(__name__)
+
+_PLAINTEXT = Security()
 
 # The worker's own lines that are read here.
 _READY = "order-service ready"
@@ -111,6 +114,7 @@ class Workers:
         log_format: LogFormat,
         verbose: bool,
         publishes: bool = True,
+        security: Security = _PLAINTEXT,
         http: "Address | None" = None,
     ) -> None:
         self._settings = settings
@@ -121,6 +125,7 @@ class Workers:
         self._log_format = log_format
         self._verbose = verbose
         self._publishes = publishes
+        self._security = security
         self._http = http
         self._numbers = ""  # the folder with what workers count
         self._processes: dict[str, subprocess.Popen[str]] = {}
@@ -229,6 +234,7 @@ class Workers:
                     *("serve", "order", "--worker", "--node", name, "--host", self._host, "--port", str(port)),
                     *("--log-format", self._log_format),
                     *([] if self._publishes else ["--no-publisher"]),
+                    *self._security.arguments(),
                 ],
                 env={
                     **os.environ,

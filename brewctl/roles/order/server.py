@@ -7,7 +7,8 @@ call ──► admission ──► door ──message──► OrderService ─�
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import grpc
 
@@ -26,6 +27,16 @@ _TRANSPORT_BYTES = 5 * 1024 * 1024
 _METHODS = f"/{service.NAME}/"
 
 
+class Guard(NamedTuple):
+    """What stands before the port: a certificate, and what looks at each call before it is let in."""
+
+    credentials: grpc.ServerCredentials | None = None
+    interceptors: Sequence[grpc.ServerInterceptor] = ()
+
+
+OPEN = Guard()
+
+
 class Server:
     """Serves from its construction on."""
 
@@ -39,6 +50,7 @@ class Server:
         host: str,
         port: int,
         share_port: bool,
+        guard: Guard = OPEN,
     ) -> None:
         """Listen; `port` 0 takes a free one. Raises PortError where it can't be had."""
         limits = settings.limits
@@ -60,6 +72,7 @@ class Server:
             interceptors=[
                 *traced.interceptors(_METHODS),
                 *([_Counting(calls)] if calls else []),
+                *guard.interceptors,
                 _Admission(
                     watch,
                     stop,
@@ -106,7 +119,11 @@ class Server:
         self._add(health.NAME, self._health.methods)
         self._add(reflection.NAME, Reflection((service.NAME, health.NAME, reflection.NAME)).methods)
         try:
-            bound = self._server.add_insecure_port(f"{host}:{port}")
+            bound = (
+                self._server.add_insecure_port(f"{host}:{port}")
+                if guard.credentials is None
+                else self._server.add_secure_port(f"{host}:{port}", guard.credentials)
+            )
         except RuntimeError:
             bound = 0
         if not bound:
