@@ -54,6 +54,11 @@ by the first in either case.
 Roles send traces where the standard variables of OpenTelemetry name a receiver, such as
 `OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318`, after `pip install 'brewctl[otel]'`. `BREW_TRACE_PARENT=1` gives
 each event a span of its own, below that of the call that created it.
+Secrets are never arguments. Each is also read of a file, at every connection anew: `BREW_DATABASE_URL_FILE` (all of the
+URL), `BREW_DATABASE_PASSWORD` or `…_FILE` for a URL without a password, and `BREW_<GROUP>_DATABASE_URL_FILE`. Kafka is
+talked to as `BREW_KAFKA_SECURITY_PROTOCOL` says, `PLAINTEXT`, `SSL`, `SASL_PLAINTEXT` or `SASL_SSL`, by
+`BREW_KAFKA_SASL_MECHANISM` (`PLAIN`, `SCRAM-SHA-256`, `SCRAM-SHA-512`), `BREW_KAFKA_USERNAME`, `BREW_KAFKA_PASSWORD` or
+`…_FILE`, `BREW_KAFKA_CA_FILE`, `BREW_KAFKA_CERT_FILE`, `BREW_KAFKA_KEY_FILE`, `BREW_KAFKA_KEY_PASSWORD` or `…_FILE`.
 `brewctl --install-completion` completes commands, options, nodes, groups and order ids in your shell.
 """
 
@@ -83,7 +88,9 @@ def environment(words: tuple[str, ...], command: Command) -> list[str]:
     if {"BREW_DOWNSTREAMS", "BREW_KAFKA_BROKERS"} <= names:
         names.add(_PREFIX)
     if "BREW_KAFKA_BROKERS" in names:
-        names.add(_CLIENT)
+        names |= {_CLIENT, "BREW_KAFKA_SECURITY_PROTOCOL"}
+    if "BREW_DATABASE_URL" in names:
+        names |= {"BREW_DATABASE_PASSWORD_FILE", "BREW_DATABASE_URL_FILE"}
     return sorted(names)
 
 
