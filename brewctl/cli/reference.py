@@ -21,13 +21,18 @@ _DOWNLOADS = ("BREW_MAVEN_REPOSITORY", "XDG_CACHE_HOME")
 # What a command reads beside the variables of its options.
 _PREFIX = "BREW_GROUP_PREFIX"  # of the groups of the downstreams
 _CLIENT = "BREW_KAFKA_CLIENT"
+_TRACES = "OTEL_*"  # of OpenTelemetry: https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables
+_SPANS = (_TRACES, "BREW_TRACE_PARENT")  # of roles that have events' effects
 _MORE = {
     "bench": _DOWNLOADS,
-    **{f"consume {name}": (_PREFIX,) for name in config.SHORT_NAMES},
+    **{f"consume {name}": (_PREFIX, *_SPANS) for name in config.SHORT_NAMES},
+    "consume MODULE:NAME": _SPANS,
+    "serve order": (_TRACES,),
+    "publish": (_TRACES,),
     "dlq list": (_PREFIX,),
     "dlq redrive": (_PREFIX,),
     "dlq drop": (_PREFIX,),
-    "start": ("BREW_SESSION_TIMEOUT", _PREFIX),
+    "start": ("BREW_SESSION_TIMEOUT", _PREFIX, *_SPANS),
     "verify": (_PREFIX,),
     "chaos": ("BREW_DATABASE_URL", "BREW_KAFKA_BROKERS", "BREW_TOPIC", _PREFIX, *_DOWNLOADS),
     "create-order": ("BREW_DATABASE_URL", "BREW_KAFKA_BROKERS", "BREW_TOPIC"),
@@ -46,6 +51,9 @@ errors on stderr; colours and live views only in a terminal, and no colours wher
 `BREW_KAFKA_CLIENT` chooses the library that sends and reads: `kafka-python-ng`, the default, or `librdkafka`, which
 takes a fraction of the CPU and is installed by `pip install 'brewctl[librdkafka]'`; topics and groups are administered
 by the first in either case.
+Roles send traces where the standard variables of OpenTelemetry name a receiver, such as
+`OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318`, after `pip install 'brewctl[otel]'`. `BREW_TRACE_PARENT=1` gives
+each event a span of its own, below that of the call that created it.
 Secrets are never arguments. Each is also read of a file, at every connection anew: `BREW_DATABASE_URL_FILE` (all of the
 URL), `BREW_DATABASE_PASSWORD` or `…_FILE` for a URL without a password, and `BREW_<GROUP>_DATABASE_URL_FILE`. Kafka is
 talked to as `BREW_KAFKA_SECURITY_PROTOCOL` says, `PLAINTEXT`, `SSL`, `SASL_PLAINTEXT` or `SASL_SSL`, by

@@ -339,13 +339,14 @@ def _play(
     where = _where(http)
 
     def observed(stop: threading.Event) -> None:
+        from brewctl import tracing
         from brewctl.roles import observing
 
         if is_worker:
             shown = observing.observed_worker(stop, node=node, role=role)
         else:
             shown = observing.observed(where, stop, node=node, role=role)
-        with shown as health:
+        with tracing.kept("order-service" if role == "order" else role, node=node), shown as health:
             run(node, stop, health)
 
     _started(node, log_format, observed)

@@ -8,6 +8,7 @@ import psycopg
 from google.protobuf.message import Message
 from psycopg.rows import tuple_row
 
+from brewctl import tracing
 from brewctl.errors import BrewError
 from brewctl.sql import queries
 
@@ -32,11 +33,14 @@ def add_event(
     who adds events of several in one should do so in one order, or two transactions may wait for each other.
 
     `topic` None is the story's; `trace_id` None that of the traceparent, else a new one; `content_type` None Protobuf.
+    Where traces are made and neither is given, the event was created in the current span, such as a handler's.
     Raises TypeError for a payload that is text, BrewError where the database has no outbox_add(), psycopg's errors
     for the rest: InvalidParameterValue names the argument that can't be taken.
     """
     if not isinstance(connection, psycopg.Connection):
         raise TypeError(f"add_event takes a psycopg.Connection, not {type(connection).__name__}")
+    if traceparent is None and trace_id is None:
+        traceparent = tracing.current_traceparent()
     asked: Mapping[str, object] = {
         "topic": topic,
         "aggregate_id": aggregate_id,

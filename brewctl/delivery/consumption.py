@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 from brewctl import heartbeat, log, metrics
 from brewctl.config import Settings
-from brewctl.delivery import broker, database, presence, readiness, registry, retrying
+from brewctl.delivery import broker, database, presence, readiness, registry, retrying, traced_inbox
 from brewctl.delivery.broker import Consumer, Record, UnavailableError
 from brewctl.delivery.crowding import Crowding
 from brewctl.delivery.downstream import Downstream, Later
@@ -58,7 +58,7 @@ def consume(
     own = own or settings
     broker.require_topic(settings)
     with database.open_pool(own, name=node, size=1, tables=tables) as pool, database.explained(own):
-        inbox = Inbox(settings, pool, downstream, node=node)
+        inbox = traced_inbox.opened(settings, pool, downstream, node=node)
         consumption = Consumption(settings, inbox, group=registry.kafka_group(settings, downstream), node=node)
         replica = presence.Replica(node, downstream.group)
         check = readiness.DatabaseCheck(own, node=node, tables=tables)

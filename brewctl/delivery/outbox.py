@@ -39,6 +39,7 @@ from brewctl.delivery.outbox_scan import Scan
 from brewctl.delivery.presence import Work
 from brewctl.delivery.rest import Rest
 from brewctl.delivery.short_transaction import ShortTransaction
+from brewctl.delivery.traced_sending import traced
 from brewctl.errors import BrewError
 from brewctl.lifecycle import Backoff
 from brewctl.metrics import Failure
@@ -94,7 +95,7 @@ class Publisher:
         while not stop.is_set():
             self._loop.beat()
             try:
-                producer = Producer(self._settings, node=self._node, seen=self._partitions)
+                producer = traced(Producer(self._settings, node=self._node, seen=self._partitions))
             except BrewError as error:
                 self._failed(Failure.KAFKA, f"kafka is away: {error.message}")
                 if backoff.pause():

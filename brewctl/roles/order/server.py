@@ -17,7 +17,7 @@ from brewctl.config import Settings
 from brewctl.delivery.watch import Watch
 from brewctl.errors import PortError
 from brewctl.proto import orders_pb2
-from brewctl.roles.order import health, reflection, service
+from brewctl.roles.order import health, reflection, service, traced
 from brewctl.roles.order.call import Call, Door, R, Status, method, with_message
 from brewctl.roles.order.health import Health
 from brewctl.roles.order.reflection import Reflection
@@ -70,6 +70,7 @@ class Server:
         self._server = grpc.server(
             self._door,
             interceptors=[
+                *traced.interceptors(_METHODS),
                 *([_Counting(calls)] if calls else []),
                 *guard.interceptors,
                 _Admission(

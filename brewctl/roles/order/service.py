@@ -72,7 +72,7 @@ class OrderService:
             new = acceptance.accept(
                 request,
                 tenant_id=call.tenant or metadata.get("x-tenant-id"),
-                traceparent=metadata.get("traceparent"),
+                traceparent=call.context or metadata.get("traceparent"),
             )
         except acceptance.InvalidOrderError as error:
             call.end(Status(grpc.StatusCode.INVALID_ARGUMENT, str(error)))
@@ -90,7 +90,8 @@ class OrderService:
         """
         try:
             self._check_size(request.ByteSize())
-            wish = cancellation.accept(request, tenant_id=call.tenant, traceparent=call.metadata().get("traceparent"))
+            traceparent = call.context or call.metadata().get("traceparent")
+            wish = cancellation.accept(request, tenant_id=call.tenant, traceparent=traceparent)
         except acceptance.InvalidOrderError as error:
             call.end(Status(grpc.StatusCode.INVALID_ARGUMENT, str(error)))
             return
