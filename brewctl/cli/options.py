@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from brewctl import config
+from brewctl import config, waiting
 from brewctl.errors import UsageError
 
 NODE_CHARACTERS = 64
@@ -93,6 +93,16 @@ AppDir = Annotated[
     str,
     typer.Option(
         help="Folder with MODULE.", metavar="FOLDER", show_default="the working directory", envvar="BREW_APP_DIR"
+    ),
+]
+Wait = Annotated[
+    float,
+    typer.Option(
+        help="So long wait for servers, tables and topic that are not there yet; 0: end at once.",
+        metavar="SECONDS|forever",
+        envvar="BREW_WAIT",
+        parser=waiting.seconds,
+        show_default=False,
     ),
 ]
 Format = Annotated[config.LogFormat, typer.Option("--log-format", help="How log lines are written, on stderr.")]

@@ -1,6 +1,7 @@
 """`brewctl serve …`, `brewctl publish` and `brewctl consume …`: one replica of a role, in the foreground."""
 
 import dataclasses
+import functools
 import os
 import threading
 from collections.abc import Callable
@@ -62,6 +63,7 @@ def order(
     no_publisher: Annotated[
         bool, typer.Option("--no-publisher", help="Leave publishing to `brewctl publish`.")
     ] = False,
+    wait: options.Wait = 0,
     log_format: options.Format = config.LogFormat.LOGFMT,
     database_url: options.DatabaseUrl = None,
     brokers: options.Brokers = None,
@@ -75,7 +77,7 @@ def order(
     settings = options.settings(database_url=database_url, brokers=brokers, topic=topic)
     node = node or f"order-{os.getpid()}"
     if workers > 1:
-        _supervise(settings, node, log_format, host=host, port=port, count=workers, publishes=not no_publisher)
+        _supervise(settings, node, log_format, wait, host=host, port=port, count=workers, publishes=not no_publisher)
         return
     # The C core writes its own lines for what we report in ours.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -83,8 +85,10 @@ def order(
     from brewctl.roles import order as role
     from brewctl.roles.workers import await_go
 
+    listen = functools.cache(lifecycle.stop_at_end_of_input)  # once, however often it is tried to start
+
     def run(node: str, stop: threading.Event) -> None:
-        told = lifecycle.stop_at_end_of_input(stop) if worker else None
+        told = listen(stop) if worker else None
         role.run(
             settings,
             stop,
@@ -96,11 +100,12 @@ def order(
             ready=lambda: told is None or await_go(node, told, stop),
         )
 
-    _play(node, log_format, run)
+    _play(node, log_format, run, wait_s=wait)
 
 
 def publish(
     node: options.Node = "",
+    wait: options.Wait = 0,
     log_format: options.Format = config.LogFormat.LOGFMT,
     database_url: options.DatabaseUrl = None,
     brokers: options.Brokers = None,
@@ -114,7 +119,8 @@ def publish(
     settings = options.settings(database_url=database_url, brokers=brokers)
     from brewctl.roles import publisher as role
 
-    _play(node or f"publisher-{os.getpid()}", log_format, lambda node, stop: role.run(settings, stop, node=node))
+    node = node or f"publisher-{os.getpid()}"
+    _play(node, log_format, lambda node, stop: role.run(settings, stop, node=node), wait_s=wait)
 
 
 def _own(name: str) -> Callable[..., None]:
@@ -123,6 +129,7 @@ def _own(name: str) -> Callable[..., None]:
     def run(
         node: options.Node = "",
         session_timeout: Session = config.Limits.session_s,
+        wait: options.Wait = 0,
         log_format: options.Format = config.LogFormat.LOGFMT,
         database_url: options.DatabaseUrl = None,
         brokers: options.Brokers = None,
@@ -131,7 +138,7 @@ def _own(name: str) -> Callable[..., None]:
         settings = options.settings(
             database_url=database_url, brokers=brokers, topic=topic, limits=_limits(session_timeout)
         )
-        _consume(name, settings, node, log_format)
+        _consume(name, settings, node, log_format, wait)
 
     return run
 
@@ -142,6 +149,7 @@ def downstream(
     app_dir: options.AppDir = "",
     watch: Annotated[bool, typer.Option("--watch", help="Start it again when its file changes.")] = False,
     session_timeout: Session = config.Limits.session_s,
+    wait: options.Wait = 0,
     log_format: options.Format = config.LogFormat.LOGFMT,
     database_url: options.DatabaseUrl = None,
     brokers: options.Brokers = None,
@@ -158,12 +166,14 @@ def downstream(
     )
     name = ctx.info_name or ""
     if watch:
-        _consume_watched(name, app_dir, settings, node, log_format)
+        _consume_watched(name, app_dir, settings, node, log_format, wait)
     else:
-        _consume(name, settings, node, log_format, app_dir=app_dir)
+        _consume(name, settings, node, log_format, wait, app_dir=app_dir)
 
 
-def _consume(name: str, settings: config.Settings, node: str, log_format: config.LogFormat, app_dir: str = "") -> None:
+def _consume(
+    name: str, settings: config.Settings, node: str, log_format: config.LogFormat, wait_s: float, app_dir: str = ""
+) -> None:
     from brewctl.delivery import registry
     from brewctl.roles import consumer
 
@@ -172,11 +182,12 @@ def _consume(name: str, settings: config.Settings, node: str, log_format: config
         node or _node(found.node or found.group),
         log_format,
         lambda node, stop: consumer.run(settings, found, stop, name=name, node=node),
+        wait_s=wait_s,
     )
 
 
 def _consume_watched(
-    name: str, app_dir: str, settings: config.Settings, node: str, log_format: config.LogFormat
+    name: str, app_dir: str, settings: config.Settings, node: str, log_format: config.LogFormat, wait_s: float
 ) -> None:
     """Run it, and again after each change of its file; one that can't be imported waits for the next change."""
     from brewctl import lifecycle, log
@@ -201,7 +212,8 @@ def _consume_watched(
             if changes.seen:
                 log.say(node, "its file has changed: starts again")
 
-        _play(node or _node(found.node or found.group), log_format, run)
+        # A change of the file is a stop too, after which this process goes on.
+        _play(node or _node(found.node or found.group), log_format, run, wait_s=wait_s, leaves=False)
         again = changes.seen
     if again:
         reloading.restart()
@@ -216,6 +228,7 @@ def _supervise(
     settings: config.Settings,
     node: str,
     log_format: config.LogFormat,
+    wait_s: float,
     *,
     host: str,
     port: int,
@@ -236,6 +249,7 @@ def _supervise(
         log_format=log_format,
         verbose=output.verbose,
         publishes=publishes,
+        wait_s=wait_s,
     )
     _play(node, log_format, lambda _node, stop: workers.run(stop), last=workers.kill)
 
@@ -245,14 +259,21 @@ def _limits(session_s: float) -> config.Limits:
 
 
 def _play(
-    node: str, log_format: config.LogFormat, run: Callable[..., None], *, last: Callable[[], None] = lambda: None
+    node: str,
+    log_format: config.LogFormat,
+    run: Callable[..., None],
+    *,
+    last: Callable[[], None] = lambda: None,
+    wait_s: float = 0,
+    leaves: bool = True,
 ) -> None:
-    from brewctl import lifecycle, log
+    """Run a role to its end; it is tried again for `wait_s` seconds where it can't start yet (`waiting`)."""
+    from brewctl import lifecycle, log, waiting
 
     log.configure(node=node, as_json=log_format is config.LogFormat.JSON, verbose=output.verbose)
     lifecycle.collect_garbage_rarely()
     with lifecycle.stop_on_signals(last) as stop:
-        run(node, stop)
+        waiting.start(lambda: run(node, stop), wait_s, stop, leaves=leaves)
 
 
 def register(app: typer.Typer) -> None:

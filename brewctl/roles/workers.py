@@ -27,7 +27,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from brewctl import lifecycle, log, stdout
+from brewctl import lifecycle, log, stdout, waiting
 from brewctl.config import LogFormat, Settings, environment
 from brewctl.errors import BrewError, PortError
 
@@ -106,6 +106,7 @@ class Workers:
         log_format: LogFormat,
         verbose: bool,
         publishes: bool = True,
+        wait_s: float = 0,
     ) -> None:
         self._settings = settings
         self._node = node
@@ -115,6 +116,7 @@ class Workers:
         self._log_format = log_format
         self._verbose = verbose
         self._publishes = publishes
+        self._wait_s = wait_s  # for its servers: each worker does so itself
         self._processes: dict[str, subprocess.Popen[str]] = {}
         self._inputs = _Inputs()
         self._lock = threading.Lock()
@@ -164,7 +166,7 @@ class Workers:
         while not stop.wait(_SLICE_S / 10):
             with self._lock:
                 missing = [name for name in self._names if name not in self._ready]
-            limit_s = self._settings.limits.worker_ready_s
+            limit_s = self._settings.limits.worker_ready_s + self._wait_s
             if not missing:
                 return True
             if len(self._ready) > were:
@@ -213,6 +215,7 @@ class Workers:
                     *("serve", "order", "--worker", "--node", name, "--host", self._host, "--port", str(port)),
                     *("--log-format", self._log_format),
                     *([] if self._publishes else ["--no-publisher"]),
+                    *("--wait", waiting.written(self._wait_s)),
                 ],
                 env={**os.environ, **environment(self._settings), **stdout.ENVIRONMENT},
                 stdin=stdin,
