@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from brewctl import config, waiting
+from brewctl import config
 from brewctl.errors import UsageError
 
 NODE_CHARACTERS = 64
@@ -42,6 +42,12 @@ def node_name(value: str) -> str:
             f"--node {value[:80]!r} is no node name", hint=f"use 1 to {NODE_CHARACTERS} letters, digits, '.', '_', '-'"
         )
     return value
+
+
+def _wait(value: object) -> float:
+    from brewctl import waiting
+
+    return waiting.seconds(value)
 
 
 DatabaseUrl = Annotated[
@@ -101,7 +107,7 @@ Wait = Annotated[
         help="So long wait for servers, tables and topic that are not there yet; 0: end at once.",
         metavar="SECONDS|forever",
         envvar="BREW_WAIT",
-        parser=waiting.seconds,
+        parser=_wait,
         show_default=False,
     ),
 ]

@@ -41,7 +41,14 @@ class Instance:
         return f"postgresql://brew:{_PASSWORD}@127.0.0.1:{self.port}/brew"
 
     def start(self, *options: str) -> None:
-        command = [*postgres._as_user(), postgres.binary("postgres"), "-D", self.data.name, "-p", str(self.port)]
+        command: list[str | Path] = [
+            *postgres._as_user(),
+            postgres.binary("postgres"),
+            "-D",
+            self.data.name,
+            "-p",
+            str(self.port),
+        ]
         settings = [part for option in (*_OPTIONS, *options) for part in ("-c", option)]
         self.server = processes.spawn(
             self.data.name,
@@ -171,5 +178,15 @@ def _copy(primary: Instance, standby: Instance) -> None:
         os.chown(standby.data, owner.pw_uid, owner.pw_gid)
         os.chown(standby.data.parent, owner.pw_uid, owner.pw_gid)
     source = f"host=127.0.0.1 port={primary.port} user=brew password={_PASSWORD} application_name={NAME}"
-    command = [*postgres._as_user(), postgres.binary("pg_basebackup"), "-d", source, "-D", standby.data.name]
-    _run([*command, "--write-recovery-conf", "--wal-method=stream", "--checkpoint=fast", "--no-sync"], cwd=standby.data.parent)
+    command: list[str | Path] = [
+        *postgres._as_user(),
+        postgres.binary("pg_basebackup"),
+        "-d",
+        source,
+        "-D",
+        standby.data.name,
+    ]
+    _run(
+        [*command, "--write-recovery-conf", "--wal-method=stream", "--checkpoint=fast", "--no-sync"],
+        cwd=standby.data.parent,
+    )
