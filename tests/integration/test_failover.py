@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import re
 import signal
+import socket
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ from brewctl.delivery.inbox import Inbox
 from brewctl.lab.nodes import Node, Nodes
 from brewctl.lifecycle import wait_until
 from brewctl.proto import orders_pb2_grpc
+from brewctl.proto.orders_pb2 import CancelRequest
 from brewctl.roles import inventory
 from brewctl.verify import verify
 from tests.conftest import limited, run
@@ -178,6 +180,39 @@ def test_a_retry_acknowledges_no_order_that_the_standby_does_not_have(flow: Flow
     with OrderClient([node.address], timeout_s=WAIT_S) as client:
         made = client.create("c1", amount_cents=450, currency="EUR", idempotency_key="once")
     assert flow.pair.standby.ask("SELECT id::text FROM orders") == made
+
+
+def test_a_second_cancel_acknowledges_none_that_the_standby_does_not_have(flow: Flow) -> None:
+    flow.pair.replicate_synchronously()
+    node = flow.start("order-1", "serve", "order", "--port", "0", "--no-publisher")
+    (order_id,) = flow.create(1)
+    flow.pair.cut()
+    with grpc.insecure_channel(node.address) as channel:
+        cancel = orders_pb2_grpc.OrderServiceStub(channel).Cancel  # type: ignore[no-untyped-call]
+
+        def is_cancelled() -> bool:
+            return flow.pair.primary.ask("SELECT status FROM orders") == "ORDER_STATUS_CANCELLED"
+
+        for _ in range(2):
+            with pytest.raises(grpc.RpcError):
+                cancel(CancelRequest(order_id=order_id), timeout=15)
+            wait_until("a cancel on the primary alone", is_cancelled, timeout_s=WAIT_S)
+        flow.pair.fail_over()
+    assert flow.pair.standby.ask("SELECT status FROM orders") == "ORDER_STATUS_NEW"
+    with OrderClient([node.address], timeout_s=WAIT_S) as client:
+        assert client.cancel(order_id) == "ORDER_STATUS_CANCELLED"
+    assert flow.pair.standby.ask("SELECT status FROM orders") == "ORDER_STATUS_CANCELLED"
+
+
+def test_a_host_that_swallows_everything_is_passed_by(flow: Flow) -> None:
+    """A lost machine refuses nothing: each connection tries the next one after connect_timeout."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hosts = f"127.0.0.1:{silent.getsockname()[1]},127.0.0.1:{flow.pair.primary.port}"
+        url = re.sub("@.*/", f"@{hosts}/", flow.pair.primary.url)
+        settings = dataclasses.replace(flow.settings, database_url=f"{url}?connect_timeout=2")
+        for command in (("counts",), ("db", "init")):
+            done = run(*command, env=environment(settings))
+            assert done.returncode == 0, done.stderr
 
 
 def test_what_asynchronous_replication_loses_is_said_and_its_ids_are_used_again(flow: Flow) -> None:
