@@ -74,6 +74,10 @@ WITH found AS MATERIALIZED (
 )
 SELECT found.* FROM found LEFT JOIN replicated ON true
 
+-- await_replication --
+-- The same for what was found to be there by other statements.
+SELECT pg_logical_emit_message(true, 'brewctl', '') WHERE current_setting('synchronous_standby_names') <> ''
+
 -- order_by_id --
 SELECT id, customer_id, amount_cents, currency, status, created_at, cancelled_at
   FROM orders

@@ -21,6 +21,7 @@ from brewctl.client import OrderClient
 from brewctl.config import Settings, environment
 from brewctl.delivery import database, topics
 from brewctl.delivery.broker import open_admin
+from brewctl.delivery.downstream import Downstream, Reject
 from brewctl.delivery.inbox import Inbox
 from brewctl.lab.nodes import Node, Nodes
 from brewctl.lifecycle import wait_until
@@ -265,27 +266,38 @@ def test_what_asynchronous_replication_loses_is_said_and_its_ids_are_used_again(
         assert pair.standby.ask(f"SELECT count(*) FROM {table}") == len(kept | without_effects | new)
 
 
-def test_a_consumer_passes_no_event_whose_effect_the_standby_does_not_have(flow: Flow) -> None:
+def refuse(_event: object, _tx: object) -> None:
+    raise Reject("never")
+
+
+@pytest.mark.parametrize(
+    ("downstream", "table"),
+    [
+        (inventory.DOWNSTREAM, "inventory_reservations"),
+        (Downstream("inventory", handler=refuse, events=("order.created",)), "parked_events"),
+    ],
+    ids=["effect", "parked"],
+)
+def test_a_consumer_passes_no_event_that_the_standby_does_not_know_of(
+    flow: Flow, downstream: Downstream, table: str
+) -> None:
     """Its transaction is given up as it waits for the standby, and is found done by the next try."""
     settings = limited(flow.settings, database_connect_s=2, database_statement_s=3, database_answer_s=3.5)
     event = record(1, event_id=str(uuid.uuid4()))
+    count = f"SELECT count(*) FROM {table}"
     flow.pair.replicate_synchronously()
     with database.open_pool(settings, name="inventory-1", size=1) as pool:
-        inbox = Inbox(settings, pool, inventory.DOWNSTREAM, node="inventory-1")
+        inbox = Inbox(settings, pool, downstream, node="inventory-1")
         flow.pair.cut()
         for _ in range(2):
             with pytest.raises(database.NoAnswerError):
                 inbox.handle([event])
-            wait_until(
-                "an effect on the primary alone",
-                lambda: flow.pair.primary.ask("SELECT count(*) FROM inventory_reservations") == 1,
-                timeout_s=WAIT_S,
-            )
+            wait_until("a row on the primary alone", lambda: flow.pair.primary.ask(count) == 1, timeout_s=WAIT_S)
         flow.pair.fail_over()
         with contextlib.suppress(*database.UNAVAILABLE):  # of the connection that the kill ended
             inbox.handle([event])
         inbox.handle([event])
-    assert flow.pair.standby.ask("SELECT count(*) FROM inventory_reservations") == 1
+    assert flow.pair.standby.ask(count) == 1
 
 
 def test_roles_leave_a_server_that_takes_no_writes_any_more(flow: Flow) -> None:
