@@ -139,6 +139,8 @@ class Limits:
     kafka_leave_s: float = 3.0
     # How long a command goes on asking a cluster that answers "not yet".
     kafka_patience_s: float = 30.0
+    # How often an order-service looks whether its certificate or its tokens have changed.
+    files_look_s: float = 0.5
     # After the first signal: how long an order-service listens on, to refuse with a reason; how long work in hand
     # may take.
     linger_s: float = 0.1

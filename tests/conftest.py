@@ -23,11 +23,12 @@ import psycopg
 import pytest
 import structlog
 
-from brewctl import config, lifecycle, overview
+from brewctl import config, lifecycle, overview, security
 from brewctl.config import KafkaClient, Settings, environment
 from brewctl.delivery import database, topics
 from brewctl.delivery.broker import open_admin
 from brewctl.lab.nodes import Node, Nodes
+from brewctl.roles import listening
 
 # The library's own logger draws each debug line's traceback with all local variables: seconds of CPU a line.
 structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
@@ -77,7 +78,8 @@ def limited(settings: Settings, **limits: Any) -> Settings:
 def clean_environment() -> Iterator[None]:
     """Tests say themselves what they configure."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in (*config.ENVIRONMENT.values(), "BREW_HOME"):
+        secured = (*security.KAFKA.values(), *security.ORDER.values(), *listening.VARIABLES)
+        for name in (*config.ENVIRONMENT.values(), *secured, "BREW_HOME"):
             patch.delenv(name, raising=False)
         patch.setenv("COLUMNS", "80")
         patch.setenv("NO_COLOR", "1")

@@ -60,6 +60,8 @@ def root(
     ] = False,
 ) -> None:
     """Brew orders: a transactional outbox, Kafka and idempotent consumers, on real servers."""
+    # The C core writes its own lines for what we report in ours.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     output.verbose = verbose
 
 

@@ -5,7 +5,7 @@ import functools
 import os
 import threading
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import typer.core
@@ -13,6 +13,9 @@ import typer.core
 from brewctl import config
 from brewctl.cli import options, output
 from brewctl.errors import UsageError
+
+if TYPE_CHECKING:
+    from brewctl.roles.listening import Security
 
 Session = Annotated[
     float,
@@ -24,6 +27,40 @@ Session = Annotated[
     ),
 ]
 
+
+_SECURITY = "Security"
+
+
+def _file(*names: str, text: str, variable: str) -> Any:
+    return typer.Option(*names, help=text, envvar=variable, metavar="FILE", rich_help_panel=_SECURITY)
+
+
+CertificateFile = Annotated[
+    str | None,
+    _file(
+        "--tls-cert", text="Serve TLS with this certificate and its chain, PEM.", variable="BREW_SERVE_TLS_CERT_FILE"
+    ),
+]
+KeyFile = Annotated[
+    str | None,
+    _file("--tls-key", text="Its key, PEM, without a password.", variable="BREW_SERVE_TLS_KEY_FILE"),
+]
+ClientCaFile = Annotated[
+    str | None,
+    _file(
+        "--tls-client-ca",
+        text="Take clients alone that show a certificate of these authorities, PEM.",
+        variable="BREW_SERVE_TLS_CLIENT_CA_FILE",
+    ),
+]
+TokensFile = Annotated[
+    str | None,
+    _file(
+        "--tokens",
+        text="Take calls alone with a bearer token of these: lines TENANT TOKEN, or TENANT sha256:DIGEST.",
+        variable="BREW_SERVE_TOKENS_FILE",
+    ),
+]
 
 _ANY = "MODULE:NAME"
 _CONSUME = "Run a consumer; alone, list those configured."
@@ -64,6 +101,13 @@ def order(
         bool, typer.Option("--no-publisher", help="Leave publishing to `brewctl publish`.")
     ] = False,
     wait: options.Wait = 0,
+    tls_cert: CertificateFile = None,
+    tls_key: KeyFile = None,
+    tls_client_ca: ClientCaFile = None,
+    tokens: TokensFile = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Let other machines in without TLS.", rich_help_panel=_SECURITY)
+    ] = False,
     log_format: options.Format = config.LogFormat.LOGFMT,
     database_url: options.DatabaseUrl = None,
     brokers: options.Brokers = None,
@@ -72,15 +116,27 @@ def order(
 ) -> None:
     """Run a replica of order-service, with its outbox publisher.
 
-    Ctrl-C drains it.
+    Ctrl-C drains it. Files of TLS and tokens are read again when they change, without a restart.
     """
+    from brewctl.roles.listening import Security
+
+    security = Security(tls_cert, tls_key, tls_client_ca, tokens, insecure)
+    security.check(host)
     settings = options.settings(database_url=database_url, brokers=brokers, topic=topic)
     node = node or f"order-{os.getpid()}"
     if workers > 1:
-        _supervise(settings, node, log_format, wait, host=host, port=port, count=workers, publishes=not no_publisher)
+        _supervise(
+            settings,
+            node,
+            log_format,
+            wait,
+            host=host,
+            port=port,
+            count=workers,
+            publishes=not no_publisher,
+            security=security,
+        )
         return
-    # The C core writes its own lines for what we report in ours.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from brewctl import lifecycle
     from brewctl.roles import order as role
     from brewctl.roles.workers import await_go
@@ -95,6 +151,7 @@ def order(
             node=node,
             host=host,
             port=port,
+            security=security,
             share_port=worker,
             publishes=not no_publisher,
             ready=lambda: told is None or await_go(node, told, stop),
@@ -234,6 +291,7 @@ def _supervise(
     port: int,
     count: int,
     publishes: bool,
+    security: "Security",
 ) -> None:
     from brewctl.roles.workers import Workers
 
@@ -250,6 +308,7 @@ def _supervise(
         verbose=output.verbose,
         publishes=publishes,
         wait_s=wait_s,
+        security=security,
     )
     _play(node, log_format, lambda _node, stop: workers.run(stop), last=workers.kill)
 

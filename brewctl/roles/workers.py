@@ -30,8 +30,11 @@ from typing import Any
 from brewctl import lifecycle, log, stdout, waiting
 from brewctl.config import LogFormat, Settings, environment
 from brewctl.errors import BrewError, PortError
+from brewctl.roles.listening import Security
 
 logger = log.get(__name__)
+
+_PLAINTEXT = Security()
 
 # The worker's own lines that are read here.
 _READY = "order-service ready"
@@ -107,6 +110,7 @@ class Workers:
         verbose: bool,
         publishes: bool = True,
         wait_s: float = 0,
+        security: Security = _PLAINTEXT,
     ) -> None:
         self._settings = settings
         self._node = node
@@ -117,6 +121,7 @@ class Workers:
         self._verbose = verbose
         self._publishes = publishes
         self._wait_s = wait_s  # for its servers: each worker does so itself
+        self._security = security
         self._processes: dict[str, subprocess.Popen[str]] = {}
         self._inputs = _Inputs()
         self._lock = threading.Lock()
@@ -216,6 +221,7 @@ class Workers:
                     *("--log-format", self._log_format),
                     *([] if self._publishes else ["--no-publisher"]),
                     *("--wait", waiting.written(self._wait_s)),
+                    *self._security.arguments(),
                 ],
                 env={**os.environ, **environment(self._settings), **stdout.ENVIRONMENT},
                 stdin=stdin,

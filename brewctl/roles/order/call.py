@@ -41,7 +41,7 @@ class Status(NamedTuple):
 class Call:
     """A call that any thread may answer, once: what comes after its end is ignored. Nothing here waits."""
 
-    __slots__ = ("_door", "_event", "_state", "_until", "at_rest")
+    __slots__ = ("_door", "_event", "_state", "_until", "at_rest", "tenant")
 
     def __init__(self, door: "Door", event: Any, state: Any, *, within_s: float) -> None:
         """It is to be answered `within_s` seconds, or before its caller's deadline where that is nearer."""
@@ -50,6 +50,8 @@ class Call:
         self._state = state
         # How it ends where no further message comes, if that is no fault of its client.
         self.at_rest: Status | None = None
+        # Whose token came with it; None where the server asks for none.
+        self.tenant: str | None = None
         self._until = time.monotonic() + min(within_s, self._remaining_s())
 
     def add_done_callback(self, done: Callable[[object], object]) -> None:

@@ -7,7 +7,8 @@ call ──► admission ──► door ──message──► OrderService ─�
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import grpc
 
@@ -25,6 +26,16 @@ _TRANSPORT_BYTES = 5 * 1024 * 1024
 _METHODS = f"/{service.NAME}/"
 
 
+class Guard(NamedTuple):
+    """What stands before the port: a certificate, and what looks at each call before it is let in."""
+
+    credentials: grpc.ServerCredentials | None = None
+    interceptors: Sequence[grpc.ServerInterceptor] = ()
+
+
+OPEN = Guard()
+
+
 class Server:
     """Serves from its construction on."""
 
@@ -38,6 +49,7 @@ class Server:
         host: str,
         port: int,
         share_port: bool,
+        guard: Guard = OPEN,
     ) -> None:
         """Listen; `port` 0 takes a free one. Raises PortError where it can't be had."""
         limits = settings.limits
@@ -56,12 +68,13 @@ class Server:
         self._server = grpc.server(
             self._door,
             interceptors=[
+                *guard.interceptors,
                 _Admission(
                     watch,
                     stop,
                     stopping=lambda call: self._kept.keep(call, self._stopping),
                     away=lambda call: call.end(away),
-                )
+                ),
             ],
             maximum_concurrent_rpcs=limits.transport_calls,
             options=[
@@ -102,7 +115,11 @@ class Server:
         self._add(health.NAME, self._health.methods)
         self._add(reflection.NAME, Reflection((service.NAME, health.NAME, reflection.NAME)).methods)
         try:
-            bound = self._server.add_insecure_port(f"{host}:{port}")
+            bound = (
+                self._server.add_insecure_port(f"{host}:{port}")
+                if guard.credentials is None
+                else self._server.add_secure_port(f"{host}:{port}", guard.credentials)
+            )
         except RuntimeError:
             bound = 0
         if not bound:
