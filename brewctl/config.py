@@ -153,6 +153,13 @@ class Limits:
         """Of one order-service to the database, at most: its threads', writer's, publisher's, watch's, presence's."""
         return self.reading_threads + self.alone_threads + self.cancelling_threads + 4
 
+    @property
+    def longest_turn_s(self) -> float:
+        """No turn of a loop that asks PostgreSQL or Kafka takes longer: the sum of all waits that one may have."""
+        database_s = self.database_wait_s + self.database_connect_s + 3 * self.database_answer_s
+        kafka_s = self.kafka_connect_s + self.kafka_metadata_s + self.kafka_request_s + 2 * self.publish_s
+        return database_s + kafka_s
+
     def __post_init__(self) -> None:
         if self.session_s < 3 * self.heartbeat_s:
             raise UsageError(
@@ -206,6 +213,8 @@ def own_database_variable(group: str) -> str:
     return f"BREW_{re.sub('[^A-Z0-9]', '_', group.upper())}_DATABASE_URL"
 
 
+# Where a role shows what it counts, and how it is. One process's: those that it starts get another, or none.
+HTTP_VARIABLE = "BREW_HTTP"
 ENVIRONMENT = {
     "database_url": "BREW_DATABASE_URL",
     "brokers": "BREW_KAFKA_BROKERS",

@@ -111,6 +111,16 @@ Wait = Annotated[
         show_default=False,
     ),
 ]
+Http = Annotated[
+    str,
+    typer.Option(
+        "--http",
+        help="Serve /metrics, /livez and /readyz there; port 0 takes a free one.",
+        metavar="HOST:PORT",
+        envvar=config.HTTP_VARIABLE,
+        show_default="nothing is served",
+    ),
+]
 Format = Annotated[config.LogFormat, typer.Option("--log-format", help="How log lines are written, on stderr.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Don't ask before data are destroyed.")]

@@ -109,6 +109,7 @@ def order(
         bool, typer.Option("--insecure", help="Let other machines in without TLS.", rich_help_panel=_SECURITY)
     ] = False,
     log_format: options.Format = config.LogFormat.LOGFMT,
+    http: options.Http = "",
     database_url: options.DatabaseUrl = None,
     brokers: options.Brokers = None,
     topic: options.Topic = None,
@@ -135,6 +136,7 @@ def order(
             count=workers,
             publishes=not no_publisher,
             security=security,
+            http=http,
         )
         return
     from brewctl import lifecycle
@@ -143,7 +145,7 @@ def order(
 
     listen = functools.cache(lifecycle.stop_at_end_of_input)  # once, however often it is tried to start
 
-    def run(node: str, stop: threading.Event) -> None:
+    def run(node: str, stop: threading.Event, health: Any) -> None:
         told = listen(stop) if worker else None
         role.run(
             settings,
@@ -155,15 +157,17 @@ def order(
             share_port=worker,
             publishes=not no_publisher,
             ready=lambda: told is None or await_go(node, told, stop),
+            health=health,
         )
 
-    _play(node, log_format, run, wait_s=wait)
+    _play(node, log_format, run, role="order", http=http, is_worker=worker, wait_s=wait)
 
 
 def publish(
     node: options.Node = "",
     wait: options.Wait = 0,
     log_format: options.Format = config.LogFormat.LOGFMT,
+    http: options.Http = "",
     database_url: options.DatabaseUrl = None,
     brokers: options.Brokers = None,
 ) -> None:
@@ -176,8 +180,10 @@ def publish(
     settings = options.settings(database_url=database_url, brokers=brokers)
     from brewctl.roles import publisher as role
 
-    node = node or f"publisher-{os.getpid()}"
-    _play(node, log_format, lambda node, stop: role.run(settings, stop, node=node), wait_s=wait)
+    def run(node: str, stop: threading.Event, health: Any) -> None:
+        role.run(settings, stop, node=node, health=health)
+
+    _play(node or f"publisher-{os.getpid()}", log_format, run, role="publisher", http=http, wait_s=wait)
 
 
 def _own(name: str) -> Callable[..., None]:
@@ -188,6 +194,7 @@ def _own(name: str) -> Callable[..., None]:
         session_timeout: Session = config.Limits.session_s,
         wait: options.Wait = 0,
         log_format: options.Format = config.LogFormat.LOGFMT,
+        http: options.Http = "",
         database_url: options.DatabaseUrl = None,
         brokers: options.Brokers = None,
         topic: options.Topic = None,
@@ -195,7 +202,7 @@ def _own(name: str) -> Callable[..., None]:
         settings = options.settings(
             database_url=database_url, brokers=brokers, topic=topic, limits=_limits(session_timeout)
         )
-        _consume(name, settings, node, log_format, wait)
+        _consume(name, settings, node, log_format, http, wait)
 
     return run
 
@@ -208,6 +215,7 @@ def downstream(
     session_timeout: Session = config.Limits.session_s,
     wait: options.Wait = 0,
     log_format: options.Format = config.LogFormat.LOGFMT,
+    http: options.Http = "",
     database_url: options.DatabaseUrl = None,
     brokers: options.Brokers = None,
     topic: options.Topic = None,
@@ -223,28 +231,39 @@ def downstream(
     )
     name = ctx.info_name or ""
     if watch:
-        _consume_watched(name, app_dir, settings, node, log_format, wait)
+        _consume_watched(name, app_dir, settings, node, log_format, http, wait)
     else:
-        _consume(name, settings, node, log_format, wait, app_dir=app_dir)
+        _consume(name, settings, node, log_format, http, wait, app_dir=app_dir)
 
 
 def _consume(
-    name: str, settings: config.Settings, node: str, log_format: config.LogFormat, wait_s: float, app_dir: str = ""
+    name: str,
+    settings: config.Settings,
+    node: str,
+    log_format: config.LogFormat,
+    http: str,
+    wait_s: float,
+    app_dir: str = "",
 ) -> None:
     from brewctl.delivery import registry
     from brewctl.roles import consumer
 
     found = registry.find(name, app_dir)
-    _play(
-        node or _node(found.node or found.group),
-        log_format,
-        lambda node, stop: consumer.run(settings, found, stop, name=name, node=node),
-        wait_s=wait_s,
-    )
+
+    def run(node: str, stop: threading.Event, health: Any) -> None:
+        consumer.run(settings, found, stop, name=name, node=node, health=health)
+
+    _play(node or _node(found.node or found.group), log_format, run, role=found.group, http=http, wait_s=wait_s)
 
 
 def _consume_watched(
-    name: str, app_dir: str, settings: config.Settings, node: str, log_format: config.LogFormat, wait_s: float
+    name: str,
+    app_dir: str,
+    settings: config.Settings,
+    node: str,
+    log_format: config.LogFormat,
+    http: str,
+    wait_s: float,
 ) -> None:
     """Run it, and again after each change of its file; one that can't be imported waits for the next change."""
     from brewctl import lifecycle, log
@@ -263,14 +282,15 @@ def _consume_watched(
         files.imported()
         changes = reloading.Changes()
 
-        def run(node: str, stop: threading.Event) -> None:
+        def run(node: str, stop: threading.Event, health: Any) -> None:
             with reloading.watched(files, stop, changes):
-                consumer.run(settings, found, stop, name=name, node=node)
+                consumer.run(settings, found, stop, name=name, node=node, health=health)
             if changes.seen:
                 log.say(node, "its file has changed: starts again")
 
         # A change of the file is a stop too, after which this process goes on.
-        _play(node or _node(found.node or found.group), log_format, run, wait_s=wait_s, leaves=False)
+        named = node or _node(found.node or found.group)
+        _play(named, log_format, run, role=found.group, http=http, wait_s=wait_s, leaves=False)
         again = changes.seen
     if again:
         reloading.restart()
@@ -292,6 +312,7 @@ def _supervise(
     count: int,
     publishes: bool,
     security: "Security",
+    http: str,
 ) -> None:
     from brewctl.roles.workers import Workers
 
@@ -309,12 +330,26 @@ def _supervise(
         publishes=publishes,
         wait_s=wait_s,
         security=security,
+        http=_where(http),
     )
-    _play(node, log_format, lambda _node, stop: workers.run(stop), last=workers.kill)
+
+    def run(stop: threading.Event) -> None:
+        workers.run(stop)
+
+    _started(node, log_format, run, last=workers.kill)
 
 
 def _limits(session_s: float) -> config.Limits:
     return dataclasses.replace(config.Limits(), session_s=session_s)
+
+
+def _where(http: str) -> Any:
+    """Return where to serve, None for nowhere. Raises UsageError."""
+    if not http:
+        return None
+    from brewctl import http_endpoint
+
+    return http_endpoint.address(http)
 
 
 def _play(
@@ -322,17 +357,43 @@ def _play(
     log_format: config.LogFormat,
     run: Callable[..., None],
     *,
-    last: Callable[[], None] = lambda: None,
+    role: str,
+    http: str,
+    is_worker: bool = False,
     wait_s: float = 0,
     leaves: bool = True,
 ) -> None:
-    """Run a role to its end; it is tried again for `wait_s` seconds where it can't start yet (`waiting`)."""
-    from brewctl import lifecycle, log, waiting
+    """Run a role, with what it shows of itself; it is tried again for `wait_s` seconds where it can't start yet."""
+    from brewctl import waiting
+
+    where = _where(http)
+
+    def observed(stop: threading.Event) -> None:
+        from brewctl.roles import observing
+
+        if is_worker:
+            shown = observing.observed_worker(stop, node=node, role=role)
+        else:
+            shown = observing.observed(where, stop, node=node, role=role)
+        with shown as health:
+            waiting.start(lambda: run(node, stop, health), wait_s, stop, leaves=leaves)
+
+    _started(node, log_format, observed)
+
+
+def _started(
+    node: str,
+    log_format: config.LogFormat,
+    run: Callable[[threading.Event], None],
+    *,
+    last: Callable[[], None] = lambda: None,
+) -> None:
+    from brewctl import lifecycle, log
 
     log.configure(node=node, as_json=log_format is config.LogFormat.JSON, verbose=output.verbose)
     lifecycle.collect_garbage_rarely()
     with lifecycle.stop_on_signals(last) as stop:
-        waiting.start(lambda: run(node, stop), wait_s, stop, leaves=leaves)
+        run(stop)
 
 
 def register(app: typer.Typer) -> None:

@@ -12,14 +12,23 @@ from brewctl.config import Settings
 from brewctl.delivery import registration
 from brewctl.delivery.consumption import consume
 from brewctl.delivery.downstream import Downstream
+from brewctl.health import Health
 
 
-def run(settings: Settings, downstream: Downstream, stop: threading.Event, *, name: str, node: str) -> None:
-    """Consume until `stop` is set, as the downstream that `name`, its MODULE:NAME, is.
+def run(
+    settings: Settings,
+    downstream: Downstream,
+    stop: threading.Event,
+    *,
+    name: str,
+    node: str,
+    health: Health | None = None,
+) -> None:
+    """Consume until `stop` is set, as the downstream that `name`, its MODULE:NAME, is; `health` hears how it is.
 
     Raises UnreachableError or BrewError where it can't start: its database has no tables of it, or its group is
     another downstream's.
     """
     registration.check(settings, downstream, name)
     own = registration.home(settings, downstream, name)
-    consume(settings, downstream, stop, node=node, own=own, tables=registration.tables(settings, own))
+    consume(settings, downstream, stop, node=node, own=own, tables=registration.tables(settings, own), health=health)

@@ -13,16 +13,17 @@ Without a publisher of its own (`--no-publisher`) the rows are left to `brewctl 
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from brewctl import affinity, log
 from brewctl.config import Settings
-from brewctl.delivery import database, presence
+from brewctl.delivery import database, presence, readiness
 from brewctl.delivery.broker import require_topic
 from brewctl.delivery.group_commit import GroupCommit
 from brewctl.delivery.outbox import Publisher
 from brewctl.delivery.watch import Watch
 from brewctl.errors import UnreachableError
+from brewctl.health import Finding, Health
 from brewctl.lifecycle import run_together
 from brewctl.roles.listening import Security
 from brewctl.roles.order.cancelling import Cancelling
@@ -45,8 +46,11 @@ def run(
     share_port: bool = False,
     publishes: bool = True,
     ready: Callable[[], bool] = lambda: True,
+    health: Health | None = None,
 ) -> None:
     """Serve until `stop` is set; `port` 0 takes a free one, `share_port` lets others of the same user listen on it too.
+
+    `health` hears how it is.
 
     `ready` is called when only the port is left to open, and may wait: True opens it, False ends without having served.
     Without `publishes` the outbox's rows are left to other nodes, and Kafka is not asked for.
@@ -101,6 +105,14 @@ def run(
             drained.set()
             notify()
 
+        def findings() -> Iterator[Finding]:
+            # It is ready all the same: the outbox takes the orders.
+            if publisher and publisher.trouble:
+                yield Finding(ready=True, text=f"orders are taken, and their events wait: {publisher.trouble}")
+
+        check = own.enter_context(contextlib.closing(readiness.DatabaseCheck(settings, node=node)))
+        if health:
+            health.up(check, findings)
         work = publisher.work if publisher else presence.Work
         replica = presence.Replica(node, "order", server.address, publishes=publishes)
         with presence.kept(settings, replica, work), affinity.on_one_core():

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import grpc
 
+from brewctl import metrics
 from brewctl.config import Settings
 from brewctl.delivery.watch import Watch
 from brewctl.errors import PortError
@@ -65,9 +66,11 @@ class Server:
         away = later(grpc.StatusCode.UNAVAILABLE, service.AWAY)
         self._kept = _Kept()
         self._door = Door(limits, full=crowded)
+        calls = metrics.calls()
         self._server = grpc.server(
             self._door,
             interceptors=[
+                *([_Counting(calls)] if calls else []),
                 *guard.interceptors,
                 _Admission(
                     watch,
@@ -155,6 +158,34 @@ class Server:
         self._health.end_watches(self._stopping)
         stopped.wait(within_s)
         self._door.close()
+
+
+class _Counting(grpc.ServerInterceptor):  # type: ignore[misc] # grpc has no types
+    """Counts and times the calls of the service, also those that are turned away; not those of health."""
+
+    def __init__(self, calls: metrics.Calls) -> None:
+        self._calls = calls
+
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler | None],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler | None:
+        """Add to a call's end that it is counted."""
+        handler = continuation(handler_call_details)
+        if handler is None:
+            self._calls.unknown()  # whatever the client called it, it is one label
+            return None
+        if not handler_call_details.method.startswith(_METHODS):
+            return handler
+        name, handle = handler_call_details.method.removeprefix(_METHODS), handler.stream_stream
+
+        def begin(call: Call) -> None:
+            began = time.monotonic()
+            call.add_done_callback(lambda _: self._calls.ended(name, call.code, time.monotonic() - began))
+            handle(call)
+
+        return method(begin)
 
 
 def _aging(age_s: float) -> tuple[str, int]:

@@ -88,6 +88,8 @@ class Member:
                 [settings.topic], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._gone
             )
 
+    silent = False  # where brokers are away, a poll fails, or the partitions leave
+
     @property
     def assignments(self) -> int:
         """How often partitions were assigned."""
