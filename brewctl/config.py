@@ -186,6 +186,7 @@ class Settings:
     downstreams: tuple[str, ...] = DEFAULT_DOWNSTREAMS
     group_prefix: str = ""
     kafka_client: KafkaClient = KafkaClient.KAFKA_PYTHON_NG
+    database_security: security.DatabaseSecurity = field(default_factory=security.DatabaseSecurity)
     kafka_security: security.KafkaSecurity = field(default_factory=security.KafkaSecurity)
     order_security: security.OrderSecurity = field(default_factory=security.OrderSecurity)
     configured: frozenset[str] = frozenset()
@@ -209,7 +210,7 @@ class Settings:
 
 
 def own_database_variable(group: str) -> str:
-    """Name the variable with the database of a downstream's own, where it has one."""
+    """Name the variable with the database of a downstream's own, where it has one; with `_FILE`, the URL's file."""
     return f"BREW_{re.sub('[^A-Z0-9]', '_', group.upper())}_DATABASE_URL"
 
 
@@ -237,6 +238,12 @@ def resolve(
     An empty value counts as not given. Raises UsageError for a value that can't be used.
     """
     given = {name: (flags.get(name) or environ.get(variable, "")).strip(" ,") for name, variable in ENVIRONMENT.items()}
+    named = {name: environ.get(variable, "").strip() for name, variable in security.DATABASE.items()}
+    if flags.get("database_url"):
+        named |= {"database_url": "", "database_url_file": ""}
+    database = security.database(named)
+    if database.url.file:
+        given["database_url"] = database.url.read()
     chosen = {name: value or sandbox.get(name, "") for name, value in given.items()}
     defaults = Settings()
     return Settings(
@@ -247,6 +254,7 @@ def resolve(
         downstreams=_downstreams(chosen["downstreams"]) or defaults.downstreams,
         group_prefix=_group_prefix(chosen["group_prefix"]),
         kafka_client=_kafka_client(chosen["kafka_client"]),
+        database_security=database,
         kafka_security=security.kafka(_of_server("brokers", security.KAFKA, given, environ, sandbox)),
         order_security=security.order(_of_server("order_addrs", security.ORDER, given, environ, sandbox)),
         configured=frozenset(name for name, value in given.items() if value),
@@ -256,8 +264,10 @@ def resolve(
 
 def environment(settings: Settings) -> dict[str, str]:
     """The variables that point a `brewctl` process at these servers. Secrets travel here, not in arguments."""
+    database = settings.database_security
     values = {
-        "database_url": settings.database_url,
+        # What is in a file stays there.
+        "database_url": "" if database.url.file else settings.database_url,
         "brokers": ",".join(settings.brokers),
         "topic": settings.topic,
         "order_addrs": ",".join(settings.order_addrs),
@@ -265,8 +275,14 @@ def environment(settings: Settings) -> dict[str, str]:
         "group_prefix": settings.group_prefix,
         "kafka_client": settings.kafka_client.value,
     }
+    secrets = {
+        "database_url_file": database.url.file,
+        "database_password": database.password.text,
+        "database_password_file": database.password.file,
+    }
     secured = security.environment(settings.kafka_security, settings.order_security)
-    return {ENVIRONMENT[name]: value for name, value in values.items()} | secured
+    variables = ENVIRONMENT | security.DATABASE
+    return {variables[name]: value for name, value in (values | secrets).items()} | secured
 
 
 def _of_server(

@@ -75,6 +75,17 @@ class Secret:
 
 
 @dataclass(frozen=True)
+class DatabaseSecurity:
+    """Where the secrets of PostgreSQL's connections are. `url`: the file that holds the whole URL, where there is one.
+
+    The password is for a URL that has none.
+    """
+
+    url: Secret = Secret("BREW_DATABASE_URL")
+    password: Secret = Secret("BREW_DATABASE_PASSWORD")
+
+
+@dataclass(frozen=True)
 class KafkaSecurity:
     """How Kafka's clients connect. Files are PEM; `ca` empty: the system's authorities."""
 
@@ -106,6 +117,12 @@ class OrderSecurity:
 
 PLAINTEXT = OrderSecurity()
 
+DATABASE = {
+    "database_url": "BREW_DATABASE_URL",
+    "database_url_file": "BREW_DATABASE_URL_FILE",
+    "database_password": "BREW_DATABASE_PASSWORD",
+    "database_password_file": "BREW_DATABASE_PASSWORD_FILE",
+}
 # Settings by the server that they belong to: those of a sandbox hold for its own servers alone.
 KAFKA = {
     "kafka_protocol": "BREW_KAFKA_SECURITY_PROTOCOL",
@@ -127,6 +144,15 @@ ORDER = {
     "order_token": "BREW_ORDER_TOKEN",
     "order_token_file": "BREW_ORDER_TOKEN_FILE",
 }
+
+
+def database(named: Mapping[str, str]) -> DatabaseSecurity:
+    """Return where PostgreSQL's secrets are, from the values of DATABASE's names. Raises UsageError."""
+    url = _secret("database_url", DATABASE, named)
+    return DatabaseSecurity(
+        url=url if url.file else DatabaseSecurity.url,
+        password=_secret("database_password", DATABASE, named),
+    )
 
 
 def kafka(chosen: Mapping[str, str]) -> KafkaSecurity:

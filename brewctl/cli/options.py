@@ -123,6 +123,12 @@ Http = Annotated[
 ]
 Format = Annotated[config.LogFormat, typer.Option("--log-format", help="How log lines are written, on stderr.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Secure = Annotated[
+    bool | None,
+    typer.Option(
+        "--secure/--no-secure", help="TLS and passwords for a new sandbox, which keeps them.", show_default="no-secure"
+    ),
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Don't ask before data are destroyed.")]
 
 

@@ -121,9 +121,13 @@ def order(
     """
     from brewctl.roles.listening import Security
 
+    settings = options.settings(database_url=database_url, brokers=brokers, topic=topic)
+    if not (tls_cert or tls_key or insecure or settings.configured & {"database_url", "brokers"}):
+        from brewctl.sandbox import state
+
+        tls_cert, tls_key = state.serving(config.home()) or (None, None)
     security = Security(tls_cert, tls_key, tls_client_ca, tokens, insecure)
     security.check(host)
-    settings = options.settings(database_url=database_url, brokers=brokers, topic=topic)
     node = node or f"order-{os.getpid()}"
     if workers > 1:
         _supervise(

@@ -47,7 +47,11 @@ def top(
     settings = options.settings(database_url=database_url, brokers=brokers, topic=topic, downstreams=downstream)
     home = config.home()
     mine = _is_sandbox(settings, home)
-    where = f"sandbox {home}" if mine else ",".join(settings.brokers)
+    where = (
+        f"sandbox {home}{', secured' if settings.kafka_security.protocol.encrypts else ''}"
+        if mine
+        else ",".join(settings.brokers)
+    )
     with Observer(settings, home if mine else None).looking() as observer:
         observer.wait_for_first_look(within_s=_FIRST_LOOK_S)
         app = Top(

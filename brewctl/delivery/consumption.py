@@ -27,7 +27,7 @@ from brewctl.delivery.downstream import Downstream, Later
 from brewctl.delivery.inbox import Batch, Inbox
 from brewctl.delivery.rest import Rest
 from brewctl.delivery.settled import Settled
-from brewctl.errors import BrewError, UnreachableError
+from brewctl.errors import BrewError, UnreachableError, UsageError
 from brewctl.health import Finding, Health
 from brewctl.lifecycle import Backoff, run_together
 from brewctl.metrics import Retry
@@ -134,7 +134,7 @@ class Consumption:
             while not stop.is_set():
                 try:
                     self._be_a_member(stop, backoff)
-                except (UnavailableError, UnreachableError) as error:
+                except (UnavailableError, UnreachableError, UsageError) as error:  # of a file that was replaced
                     self._apart = self._inbox.trouble = f"kafka is away: {error}"
                     if backoff.pause() and not stop.is_set():
                         reason = broker.reason(self._settings, error)

@@ -9,12 +9,12 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TypeVar
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from brewctl.config import Settings
 from brewctl.delivery import advice, bounded, schema, table_locks
-from brewctl.delivery.session import Session, blamed
+from brewctl.delivery.session import Session, blamed, server
 from brewctl.errors import BrewError, NotYetError, UnreachableError, UsageError
 from brewctl.sql import queries
 
@@ -226,8 +226,13 @@ def explained(settings: Settings) -> Iterator[None]:
         variables = blamed(error, settings.database_url)
         if not variables and "invalid" in str(error) and "value" in str(error):  # of the URL, such as sslmode
             raise UsageError(f"BREW_DATABASE_URL: {str(error).splitlines()[0]}", hint=_EXAMPLE) from error
-        reason = _reason(error)
-        hint = advice.for_postgres(settings, reason)
+        from brewctl.delivery import database_tls  # noqa: PLC0415 - few need it
+
+        named = " and ".join(variables) or settings.database_variable
+        if of_file := database_tls.of_file(error, named):
+            raise of_file from error
+        refusal = database_tls.refusal(error, settings, settings.database_variable)
+        reason, hint = refusal or (said := _reason(error), advice.for_postgres(settings, said))
         if variables:
             hint = f"unset {' and '.join(variables)}, or say in BREW_DATABASE_URL what holds for this server"
         raise UnreachableError(f"postgres {place(settings.database_url)} {reason}", hint=hint) from error
@@ -239,9 +244,26 @@ def explained(settings: Settings) -> Iterator[None]:
 def _session(
     settings: Settings, name: str, *, statement_s: float | None = None, lock_s: float = 0, by_index: bool = False
 ) -> Session:
-    place(settings.database_url)  # a malformed URL is a usage error
-    limits = settings.limits
-    return Session(settings.database_url, name, limits, statement_s or limits.database_statement_s, lock_s, by_index)
+    secrets, limits = settings.database_security, settings.limits
+    try:
+        place(settings.database_url)  # a malformed URL is a usage error
+    except UsageError as error:
+        said = f"{secrets.url.variable}_FILE: {secrets.url.file}" if secrets.url.file else settings.database_variable
+        raise UsageError(error.message.replace("BREW_DATABASE_URL", said), hint=error.hint) from None
+    return Session(
+        settings.database_url,
+        name,
+        limits,
+        statement_s or limits.database_statement_s,
+        lock_s,
+        by_index,
+        secrets=secrets,
+    )
+
+
+def conninfo(settings: Settings) -> str:
+    """Return what another client of PostgreSQL connects with, secrets included. Raises UsageError for one's file."""
+    return make_conninfo(**server(settings.database_url, settings.database_security))
 
 
 def _reason(error: Exception) -> str:
@@ -263,7 +285,6 @@ def _reason(error: Exception) -> str:
         ("name or service not known", "is an unknown host"),
         ("could not translate host name", "is an unknown host"),
         ("failed to resolve host", "is an unknown host"),
-        ("does not support ssl", "speaks no TLS"),
         ("server login", "can't be reached by the pooler in front of it"),
     ):
         if mark in text:

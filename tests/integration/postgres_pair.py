@@ -148,7 +148,7 @@ def replicated() -> Iterator[Pair]:
         standby = Instance(home / "standby" / "data")
         started = [primary, standby]
         try:
-            postgres._initialize(primary.data.parent, primary.data, _PASSWORD)
+            postgres._initialize(primary.data.parent, primary.data, _PASSWORD, postgres.wheel_binaries())
             with (primary.data / "pg_hba.conf").open("a") as rules:
                 rules.write("host replication all 127.0.0.1/32 scram-sha-256\n")
             primary.start()

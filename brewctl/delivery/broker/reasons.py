@@ -3,13 +3,16 @@
 from brewctl.config import Settings
 from brewctl.delivery import advice
 from brewctl.delivery.broker import advertised
-from brewctl.errors import BrewError, NotYetError, UnreachableError
+from brewctl.errors import BrewError, NotYetError, UnreachableError, UsageError
 
 
 def unreachable(settings: Settings) -> UnreachableError:
     """Say who does not answer: the configured addresses, or one that an answer sent us to."""
     where = ",".join(settings.brokers)
-    answered, away = advertised.diagnose(settings)
+    found = advertised.diagnose(settings)
+    answered, away = found.answered, found.unreached
+    if found.refused and not answered:
+        return _refused(found)
     if not answered:
         return UnreachableError(f"kafka {where} does not answer", hint=advice.for_kafka(settings))
     if not away:
@@ -19,10 +22,23 @@ def unreachable(settings: Settings) -> UnreachableError:
     )
 
 
+def refused(settings: Settings) -> UnreachableError | None:
+    """Say what is in the way where a broker is there and the settings do not fit it; None where that is not it."""
+    found = advertised.diagnose(settings)
+    return _refused(found) if found.refused and not found.answered else None
+
+
+def _refused(found: advertised.Diagnosis) -> UnreachableError:
+    return UnreachableError(f"kafka {found.refused[0]}", hint=found.refused[0].hint)
+
+
 def reason(settings: Settings, error: Exception) -> str:
     """Say why Kafka acknowledged nothing: a broker that is out of reach, else what the client says."""
-    _, away = advertised.diagnose(settings)
-    return "; ".join(map(str, away)) or str(error).strip()
+    try:
+        found = advertised.diagnose(settings)
+    except UsageError as unreadable:  # a file of its certificates or passwords, at the moment
+        return unreadable.message
+    return "; ".join(map(str, [*found.refused, *found.unreached])) or str(error).strip()
 
 
 def absent(*topics: str) -> NotYetError:

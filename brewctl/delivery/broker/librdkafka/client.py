@@ -3,19 +3,21 @@
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException
 
-from brewctl import log
+from brewctl import log, security
 from brewctl.config import Settings
-from brewctl.delivery.broker.reasons import unreachable
-from brewctl.errors import BrewError
+from brewctl.delivery.broker.reasons import refused, unreachable
+from brewctl.errors import BrewError, UsageError
 
 logger = log.get(__name__)
 
+_REFUSED_S = 0.5  # a broker that has not answered by then is asked whether it refuses
 _ERRORS_ONLY, _ALL = 0, 6  # of syslog's levels
 AWAY = frozenset(
     {
@@ -32,6 +34,31 @@ class _Named(Protocol):
     def cluster_id(self, timeout: float) -> str | None: ...
 
 
+class _Authenticates(Protocol):
+    def set_sasl_credentials(self, username: str, password: str) -> None: ...
+
+
+class Refusals:
+    """Hears what the library says of its connections.
+
+    A broker that refused the user gets the password of its file as it is now, at the library's next try.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._security = settings.kafka_security
+        self._said = False
+
+    def hear(self, library: _Authenticates, error: KafkaError) -> None:
+        """Take one error. Says once that a broker refuses."""
+        if error.code() != KafkaError._AUTHENTICATION:  # noqa: SLF001
+            return
+        if not self._said:
+            self._said = True
+            logger.warning("kafka_refused", reason=words(error), hint="it tries again, and reads the password's file")
+        with contextlib.suppress(UsageError):  # the file is being replaced
+            library.set_sasl_credentials(self._security.username, self._security.password.read())
+
+
 class _Log:
     """Takes the library's own log lines, which would go to stderr as they are."""
 
@@ -42,7 +69,12 @@ class _Log:
 
 
 def connection(settings: Settings, *, name: str) -> dict[str, Any]:
-    """Return the options that every client is made with."""
+    """Return the options that every client is made with. Raises UsageError for a file that can't be used."""
+    secure = {}
+    if settings.kafka_security.protocol is not security.Protocol.PLAINTEXT:
+        from brewctl.delivery.broker.librdkafka import secured  # noqa: PLC0415 - few need it
+
+        secure = secured.options(settings.kafka_security)
     limits = settings.limits
     verbose = logging.getLogger(__name__).isEnabledFor(logging.DEBUG)
     return {
@@ -57,6 +89,7 @@ def connection(settings: Settings, *, name: str) -> dict[str, Any]:
         # Lines wait in a queue until the client is used: where nobody reads them, none are made.
         "log_level": _ALL if verbose else _ERRORS_ONLY,
         "logger": _Log,
+        **secure,
     }
 
 
@@ -67,11 +100,20 @@ def library() -> str:
 
 
 def require_answer(client: _Named, settings: Settings) -> None:
-    """Raise UnreachableError where no broker answers within kafka_connect_s seconds."""
-    try:
-        client.cluster_id(timeout=settings.limits.kafka_connect_s)
-    except KafkaException as raised:
-        raise unreachable(settings) from raised
+    """Raise UnreachableError where no broker answers within kafka_connect_s seconds, or at once where it refuses."""
+    deadline = time.monotonic() + settings.limits.kafka_connect_s
+    asked = False
+    while True:
+        try:
+            client.cluster_id(timeout=min(_REFUSED_S, max(0.0, deadline - time.monotonic())))
+        except KafkaException as raised:
+            if not asked and (refusal := refused(settings)):
+                raise refusal from raised
+            asked = True
+            if time.monotonic() >= deadline:
+                raise unreachable(settings) from raised
+        else:
+            return
 
 
 @contextlib.contextmanager
