@@ -45,6 +45,10 @@ class UnreachableError(BrewError):
     exit_code = ExitCode.UNREACHABLE
 
 
+class NotYetError(BrewError):
+    """Something is missing that a command makes, such as tables or a topic: `--wait` waits for it."""
+
+
 class PortError(BrewError):
     """A port that can't be listened on, for the reason that the system gives now.
 

@@ -194,6 +194,14 @@ def collect_garbage_rarely() -> None:
     gc.set_threshold(_GARBAGE, 20, 50)
 
 
+_begun: "weakref.WeakSet[threading.Event]" = weakref.WeakSet()
+
+
+def has_begun(stop: threading.Event) -> bool:
+    """Say whether actors were run until this stop: from then on there is work in hand."""
+    return stop in _begun
+
+
 def run_together(actors: Mapping[str, Actor], stop: threading.Event, *, drain_timeout_s: float) -> None:
     """Run the actors in threads until `stop` is set or one returns, then wait for them all.
 
@@ -211,6 +219,7 @@ def run_together(actors: Mapping[str, Actor], stop: threading.Event, *, drain_ti
             stop.set()
 
     threads = [threading.Thread(target=play, args=(actor,), name=name) for name, actor in actors.items()]
+    _begun.add(stop)
     for thread in threads:
         thread.start()
     # In slices: a signal that arrives just before the wait is seen only when the wait returns.

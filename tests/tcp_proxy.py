@@ -9,9 +9,9 @@ from collections.abc import Iterator
 class Proxy:
     """Forwards connections to a server, until told otherwise."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, at: int = 0) -> None:
         self._server = (host, port)
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(("127.0.0.1", at))
         self.port = int(self._listener.getsockname()[1])
         # The server's answers are read and thrown away.
         self.swallowing = threading.Event()
@@ -25,7 +25,11 @@ class Proxy:
                 client, _ = self._listener.accept()
             except OSError:
                 return
-            server = socket.create_connection(self._server)
+            try:
+                server = socket.create_connection(self._server)
+            except OSError:  # it is away: so is this, for its clients
+                client.close()
+                continue
             self._sockets += [client, server]
             for source, sink, answers in ((client, server, False), (server, client, True)):
                 thread = threading.Thread(target=self._pump, args=(source, sink, answers))
@@ -38,6 +42,11 @@ class Proxy:
                 if not (answers and self.swallowing.is_set()):
                     sink.sendall(data)
         _end(source, sink)
+
+    def move(self, host: str, port: int) -> None:
+        """Lead to another server from now on, and end every connection."""
+        self._server = (host, port)
+        self.hang_up()
 
     def hang_up(self) -> None:
         """End every connection; new ones are taken."""
@@ -59,8 +68,9 @@ def _end(*sockets: socket.socket) -> None:
 
 
 @contextlib.contextmanager
-def proxied(host: str, port: int) -> Iterator[Proxy]:
-    proxy = Proxy(host, port)
+def proxied(host: str, port: int, at: int = 0) -> Iterator[Proxy]:
+    """Forward to a server; `at`: from this port, default: any."""
+    proxy = Proxy(host, port, at)
     try:
         yield proxy
     finally:

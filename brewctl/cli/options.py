@@ -44,6 +44,12 @@ def node_name(value: str) -> str:
     return value
 
 
+def _wait(value: object) -> float:
+    from brewctl import waiting
+
+    return waiting.seconds(value)
+
+
 DatabaseUrl = Annotated[
     str | None,
     typer.Option(
@@ -93,6 +99,16 @@ AppDir = Annotated[
     str,
     typer.Option(
         help="Folder with MODULE.", metavar="FOLDER", show_default="the working directory", envvar="BREW_APP_DIR"
+    ),
+]
+Wait = Annotated[
+    float,
+    typer.Option(
+        help="So long wait for servers, tables and topic that are not there yet; 0: end at once.",
+        metavar="SECONDS|forever",
+        envvar="BREW_WAIT",
+        parser=_wait,
+        show_default=False,
     ),
 ]
 Http = Annotated[

@@ -1,6 +1,7 @@
 """`brewctl serve …`, `brewctl publish` and `brewctl consume …`: one replica of a role, in the foreground."""
 
 import dataclasses
+import functools
 import os
 import threading
 from collections.abc import Callable
@@ -99,6 +100,7 @@ def order(
     no_publisher: Annotated[
         bool, typer.Option("--no-publisher", help="Leave publishing to `brewctl publish`.")
     ] = False,
+    wait: options.Wait = 0,
     tls_cert: CertificateFile = None,
     tls_key: KeyFile = None,
     tls_client_ca: ClientCaFile = None,
@@ -132,6 +134,7 @@ def order(
             settings,
             node,
             log_format,
+            wait,
             host=host,
             port=port,
             count=workers,
@@ -144,8 +147,10 @@ def order(
     from brewctl.roles import order as role
     from brewctl.roles.workers import await_go
 
+    listen = functools.cache(lifecycle.stop_at_end_of_input)  # once, however often it is tried to start
+
     def run(node: str, stop: threading.Event, health: Any) -> None:
-        told = lifecycle.stop_at_end_of_input(stop) if worker else None
+        told = listen(stop) if worker else None
         role.run(
             settings,
             stop,
@@ -159,11 +164,12 @@ def order(
             health=health,
         )
 
-    _play(node, log_format, run, role="order", http=http, is_worker=worker)
+    _play(node, log_format, run, role="order", http=http, is_worker=worker, wait_s=wait)
 
 
 def publish(
     node: options.Node = "",
+    wait: options.Wait = 0,
     log_format: options.Format = config.LogFormat.LOGFMT,
     http: options.Http = "",
     database_url: options.DatabaseUrl = None,
@@ -181,7 +187,7 @@ def publish(
     def run(node: str, stop: threading.Event, health: Any) -> None:
         role.run(settings, stop, node=node, health=health)
 
-    _play(node or f"publisher-{os.getpid()}", log_format, run, role="publisher", http=http)
+    _play(node or f"publisher-{os.getpid()}", log_format, run, role="publisher", http=http, wait_s=wait)
 
 
 def _own(name: str) -> Callable[..., None]:
@@ -190,6 +196,7 @@ def _own(name: str) -> Callable[..., None]:
     def run(
         node: options.Node = "",
         session_timeout: Session = config.Limits.session_s,
+        wait: options.Wait = 0,
         log_format: options.Format = config.LogFormat.LOGFMT,
         http: options.Http = "",
         database_url: options.DatabaseUrl = None,
@@ -199,7 +206,7 @@ def _own(name: str) -> Callable[..., None]:
         settings = options.settings(
             database_url=database_url, brokers=brokers, topic=topic, limits=_limits(session_timeout)
         )
-        _consume(name, settings, node, log_format, http)
+        _consume(name, settings, node, log_format, http, wait)
 
     return run
 
@@ -210,6 +217,7 @@ def downstream(
     app_dir: options.AppDir = "",
     watch: Annotated[bool, typer.Option("--watch", help="Start it again when its file changes.")] = False,
     session_timeout: Session = config.Limits.session_s,
+    wait: options.Wait = 0,
     log_format: options.Format = config.LogFormat.LOGFMT,
     http: options.Http = "",
     database_url: options.DatabaseUrl = None,
@@ -227,13 +235,19 @@ def downstream(
     )
     name = ctx.info_name or ""
     if watch:
-        _consume_watched(name, app_dir, settings, node, log_format, http)
+        _consume_watched(name, app_dir, settings, node, log_format, http, wait)
     else:
-        _consume(name, settings, node, log_format, http, app_dir=app_dir)
+        _consume(name, settings, node, log_format, http, wait, app_dir=app_dir)
 
 
 def _consume(
-    name: str, settings: config.Settings, node: str, log_format: config.LogFormat, http: str, app_dir: str = ""
+    name: str,
+    settings: config.Settings,
+    node: str,
+    log_format: config.LogFormat,
+    http: str,
+    wait_s: float,
+    app_dir: str = "",
 ) -> None:
     from brewctl.delivery import registry
     from brewctl.roles import consumer
@@ -243,11 +257,17 @@ def _consume(
     def run(node: str, stop: threading.Event, health: Any) -> None:
         consumer.run(settings, found, stop, name=name, node=node, health=health)
 
-    _play(node or _node(found.node or found.group), log_format, run, role=found.group, http=http)
+    _play(node or _node(found.node or found.group), log_format, run, role=found.group, http=http, wait_s=wait_s)
 
 
 def _consume_watched(
-    name: str, app_dir: str, settings: config.Settings, node: str, log_format: config.LogFormat, http: str
+    name: str,
+    app_dir: str,
+    settings: config.Settings,
+    node: str,
+    log_format: config.LogFormat,
+    http: str,
+    wait_s: float,
 ) -> None:
     """Run it, and again after each change of its file; one that can't be imported waits for the next change."""
     from brewctl import lifecycle, log
@@ -272,7 +292,9 @@ def _consume_watched(
             if changes.seen:
                 log.say(node, "its file has changed: starts again")
 
-        _play(node or _node(found.node or found.group), log_format, run, role=found.group, http=http)
+        # A change of the file is a stop too, after which this process goes on.
+        named = node or _node(found.node or found.group)
+        _play(named, log_format, run, role=found.group, http=http, wait_s=wait_s, leaves=False)
         again = changes.seen
     if again:
         reloading.restart()
@@ -287,6 +309,7 @@ def _supervise(
     settings: config.Settings,
     node: str,
     log_format: config.LogFormat,
+    wait_s: float,
     *,
     host: str,
     port: int,
@@ -309,6 +332,7 @@ def _supervise(
         log_format=log_format,
         verbose=output.verbose,
         publishes=publishes,
+        wait_s=wait_s,
         security=security,
         http=_where(http),
     )
@@ -333,9 +357,19 @@ def _where(http: str) -> Any:
 
 
 def _play(
-    node: str, log_format: config.LogFormat, run: Callable[..., None], *, role: str, http: str, is_worker: bool = False
+    node: str,
+    log_format: config.LogFormat,
+    run: Callable[..., None],
+    *,
+    role: str,
+    http: str,
+    is_worker: bool = False,
+    wait_s: float = 0,
+    leaves: bool = True,
 ) -> None:
-    """Run a role, with what it shows of itself."""
+    """Run a role, with what it shows of itself; it is tried again for `wait_s` seconds where it can't start yet."""
+    from brewctl import waiting
+
     where = _where(http)
 
     def observed(stop: threading.Event) -> None:
@@ -347,7 +381,7 @@ def _play(
         else:
             shown = observing.observed(where, stop, node=node, role=role)
         with tracing.kept("order-service" if role == "order" else role, node=node), shown as health:
-            run(node, stop, health)
+            waiting.start(lambda: run(node, stop, health), wait_s, stop, leaves=leaves)
 
     _started(node, log_format, observed)
 

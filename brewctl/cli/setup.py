@@ -1,12 +1,17 @@
 """`brewctl db …` and `brewctl topic …`: what the roles need to be there."""
 
-from typing import Annotated
+import functools
+import threading
+from collections.abc import Callable
+from typing import Annotated, TypeVar
 
 import typer
 
 from brewctl import config
 from brewctl.cli import options, output
 from brewctl.errors import UsageError
+
+Answer = TypeVar("Answer")
 
 
 def init(
@@ -21,6 +26,7 @@ def init(
     ] = False,
     app_dir: options.AppDir = "",
     yes: options.Yes = False,
+    wait: options.Wait = 0,
     database_url: options.DatabaseUrl = None,
 ) -> None:
     """Create the tables, columns and indexes that are missing.
@@ -41,7 +47,7 @@ def init(
         return
     settings = options.settings(database_url=database_url)
     if downstreams:
-        _init_downstreams(settings, downstreams, app_dir, take_over=take_over)
+        _init_downstreams(settings, downstreams, app_dir, wait, take_over=take_over)
         return
     from brewctl.delivery import database, registration
 
@@ -50,20 +56,40 @@ def init(
         options.confirm_destruction(
             f"every order in {place}", mine=options.is_sandbox(settings.configured, "database_url"), yes=yes
         )
-    with database.connect(settings) as connection:
-        lacking = database.missing_tables(connection)
-        database.initialize(connection, reset=reset, tell=_tell)
-        if lacking:  # a run before this one may have been ended in the middle; nothing of a complete schema is locked
-            registration.register_own(connection)
+
+    def attempt() -> None:
+        with database.connect(settings) as connection:
+            lacking = database.missing_tables(connection)
+            database.initialize(connection, reset=reset, tell=_tell)
+            if (
+                lacking
+            ):  # a run before this one may have been ended in the middle; nothing of a complete schema is locked
+                registration.register_own(connection)
+
+    _when_there(attempt, wait)
     output.emit(f"tables are {'empty' if reset else 'ready'} in {place}")
 
 
-def _init_downstreams(settings: config.Settings, names: list[str], app_dir: str, *, take_over: bool) -> None:
+def _when_there(attempt: Callable[[], Answer], wait_s: float) -> Answer:
+    """Do something with a server that may come later, for `wait_s` seconds."""
+    from brewctl import waiting
+
+    done = waiting.until_there(
+        lambda: (attempt(),), wait_s, threading.Event(), tell=lambda error: output.note(output.plain(f"waits: {error}"))
+    )
+    assert done is not None  # nobody sets that event: Ctrl-C ends this as every command
+    return done[0]
+
+
+def _init_downstreams(
+    settings: config.Settings, names: list[str], app_dir: str, wait_s: float, *, take_over: bool
+) -> None:
     from brewctl.delivery import database, registration, registry
 
     found = {name: registry.find(name, app_dir) for name in names}  # all of them, before anything is made
     for name, downstream in found.items():
-        own = registration.initialize(settings, downstream, registry.full_name(name), take_over=take_over, tell=_tell)
+        make = functools.partial(registration.initialize, settings, downstream, registry.full_name(name))
+        own = _when_there(functools.partial(make, take_over=take_over, tell=_tell), wait_s)
         output.emit(f"tables of {name} are ready in {database.place(own.database_url)}, group {downstream.group}")
     output.note(f"next: brewctl start {' '.join(names)}")
 
@@ -77,13 +103,16 @@ def create(
         bool, typer.Option("--recreate", help="Delete the topics, and the groups' offsets of them, first.")
     ] = False,
     yes: options.Yes = False,
+    wait: options.Wait = 0,
     brokers: options.Brokers = None,
     topic: options.Topic = None,
     downstream: options.Downstreams = None,
 ) -> None:
     """Create the topic and its dead-letter topic.
 
-    6 partitions, 3 replicas, 2 of them in sync.
+    6 partitions, 3 replicas, 2 of them in sync; fewer replicas where there are fewer brokers.
+
+    With --wait also for all the brokers that are named, or three of them.
     """
     settings = options.settings(brokers=brokers, topic=topic, downstreams=downstream)
     from brewctl.delivery import topics
@@ -91,7 +120,7 @@ def create(
     if recreate:
         what = f"topic {settings.topic} with its groups' offsets on {','.join(settings.brokers)}"
         options.confirm_destruction(what, mine=options.is_sandbox(settings.configured, "brokers"), yes=yes)
-    created = topics.create(settings, recreate=recreate)
+    created = _when_there(lambda: topics.create(settings, recreate=recreate, whole=bool(wait)), wait)
     for name in (settings.topic, settings.dead_letter_topic):
         output.emit(f"topic {name} {'created' if name in created else 'was there already'}")
 

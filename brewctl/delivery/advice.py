@@ -10,11 +10,12 @@ _OF_POSTGRES = {
     "has no such database or role": "create it there in psql, or correct {variable}{flag}",
     "is an unknown host": "correct the host in {variable}{flag}",
     "has no connection left": "end some sessions, or raise max_connections and restart postgres",
+    "takes no writes": "name the primary, or all servers: postgresql://…@H1:P1,H2:P2/NAME?target_session_attrs=read-write",
     "is still starting": "run it again when postgres has started: its log says what it waits for",
     "is shutting down": "start postgres again",
 }
 # What is wrong with the server itself, whoever named it.
-_OF_THE_SERVER = {"has no connection left", "is still starting"}
+_OF_THE_SERVER = {"has no connection left", "is still starting", "takes no writes"}
 
 
 def for_postgres(settings: Settings, reason: str) -> str:

@@ -166,10 +166,25 @@ class BoundedConnection(Connection):
         except StopIteration as done:
             answer: RV = done.value
             return answer
+        except psycopg.errors.ReadOnlySqlTransaction:
+            # The lead has moved to another server: this one would refuse every write from now on.
+            self.close()
+            raise
         # Closed alone it would go on in the server: at a lock it would wait on, and then write.
         self._cancel(self.limits.database_look_s)
         self.close()
         raise NoAnswerError("the server does not answer")
+
+    @property
+    def refuses_writes(self) -> bool:
+        """Whether the server has said that it takes no writes, as a standby does. A pooler's word is not its server's.
+
+        The server reports each change, with its next answer (PostgreSQL 14 and later).
+        """
+        return not self.pooled and b"on" in {
+            self.pgconn.parameter_status(b"in_hot_standby"),
+            self.pgconn.parameter_status(b"default_transaction_read_only"),
+        }
 
     @property
     def busy(self) -> bool:

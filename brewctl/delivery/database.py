@@ -15,7 +15,7 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 from brewctl.config import Settings
 from brewctl.delivery import advice, bounded, schema, table_locks
 from brewctl.delivery.session import Session, blamed, server
-from brewctl.errors import BrewError, UnreachableError, UsageError
+from brewctl.errors import BrewError, NotYetError, UnreachableError, UsageError
 from brewctl.sql import queries
 
 Connection = bounded.Connection
@@ -25,6 +25,7 @@ NoAnswerError = bounded.NoAnswerError
 _EXAMPLE = "use postgresql://USER@HOST:PORT/NAME"
 _ANOTHER_MODE = "set `pool_mode = transaction` there, or name postgres itself in BREW_DATABASE_URL"
 _PORTS = 65536
+_NO_WRITES = "takes no writes"  # a standby, or read-only
 _SLICE_S = 0.1
 # What a lost, refused or overloaded server raises, one that gave up on a paused process, or one that another has
 # taken the lead from; everything else is the statement's own fault.
@@ -45,17 +46,23 @@ def place(url: str) -> str:
     """Say where a database is without its secrets: host:port/name."""
     try:
         parts = conninfo_to_dict(url)
-        ports = [int(port) for port in str(parts.get("port", "5432")).split(",") if port]
+        named = str(parts.get("port") or "").split(",")
+        ports = [int(port) for port in named if port]
     except (psycopg.ProgrammingError, ValueError):
         # libpq's own message quotes the text, password and all.
         raise UsageError("BREW_DATABASE_URL is no PostgreSQL URL", hint=_EXAMPLE) from None
-    if not all(0 < port < _PORTS for port in ports):
-        raise UsageError(f"BREW_DATABASE_URL has no such port: {ports[0]}", hint=_EXAMPLE)
+    if wrong := [port for port in ports if not 0 < port < _PORTS]:
+        raise UsageError(f"BREW_DATABASE_URL has no such port: {wrong[0]}", hint=_EXAMPLE)
     # What the URL leaves out the shell may say.
-    host = parts.get("host") or parts.get("hostaddr") or os.environ.get("PGHOST") or "localhost"
-    port = parts.get("port") or os.environ.get("PGPORT") or 5432
+    hosts = str(parts.get("host") or parts.get("hostaddr") or os.environ.get("PGHOST") or "localhost").split(",")
+    usual = os.environ.get("PGPORT") or "5432"
+    if len(named) == 1:  # for all hosts
+        named *= len(hosts)
+    elif len(named) != len(hosts):
+        raise UsageError(f"BREW_DATABASE_URL has {len(named)} ports for {len(hosts)} hosts", hint=_EXAMPLE)
+    where = ",".join(f"{host}:{port or usual}" for host, port in zip(hosts, named, strict=True))
     name = parts.get("dbname") or os.environ.get("PGDATABASE") or parts.get("user") or os.environ.get("PGUSER") or ""
-    return f"{host}:{port}/{name}"
+    return f"{where}/{name}"
 
 
 @contextlib.contextmanager
@@ -84,6 +91,7 @@ def open_pool(
     BrewError where the schema is missing, or, of it, one of `tables`.
     """
     with connect(settings, name=name) as connection:
+        require_writable(connection, settings)
         check_schema(connection, tables=tables, init_command=settings.init_command)
     made: weakref.WeakSet[BoundedConnection] = weakref.WeakSet()
     pool: Pool = ConnectionPool(
@@ -105,6 +113,13 @@ def open_pool(
         # thread gets another connection to try it again.
         pool.close(timeout=_SLICE_S)
         _end_statements(list(made), within_s=settings.limits.database_look_s / 2)
+
+
+def require_writable(connection: BoundedConnection, settings: Settings) -> None:
+    """Raise UnreachableError where the server takes no writes: a standby is no place for a role."""
+    if connection.refuses_writes:
+        message = f"postgres {place(settings.database_url)} {_NO_WRITES}"
+        raise UnreachableError(message, hint=advice.for_postgres(settings, _NO_WRITES))
 
 
 def _end_statements(connections: Sequence[BoundedConnection], *, within_s: float) -> None:
@@ -167,7 +182,7 @@ def check_schema(
 ) -> None:
     """Raise BrewError where something that the roles need is missing, or, with `reading`, that a query needs."""
     if missing := missing_tables(connection, reading=reading, tables=tables):
-        raise BrewError(f"missing in postgres: {', '.join(missing)}", hint=f"run `{init_command}`")
+        raise NotYetError(f"missing in postgres: {', '.join(missing)}", hint=f"run `{init_command}`")
 
 
 def initialize(
@@ -194,7 +209,7 @@ def explained(settings: Settings) -> Iterator[None]:
         yield
     except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:
         message = str(error).splitlines()[0].replace('"', "")
-        raise BrewError(
+        raise NotYetError(
             f"postgres {place(settings.database_url)}: {message}", hint=f"run `{settings.init_command}`"
         ) from error
     except psycopg.errors.LockNotAvailable as error:
@@ -254,6 +269,10 @@ def conninfo(settings: Settings) -> str:
 def _reason(error: Exception) -> str:
     text = str(error).lower()
     for mark, reason in (
+        # First: of several hosts one may be away and the other a standby.
+        ("session is read-only", _NO_WRITES),
+        ("server is in hot standby mode", _NO_WRITES),
+        ("in a read-only transaction", _NO_WRITES),
         ("refused", "refused the connection"),
         ("password authentication failed", "refused the password"),
         ("no password supplied", "wants a password"),

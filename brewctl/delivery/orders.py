@@ -116,7 +116,7 @@ def write_around(
 
 
 def find(connection: BoundedConnection, new: Sequence[NewOrder]) -> dict[UUID, Order]:
-    """Send one statement that reads, and waits for no writer: of these, the orders that were committed before.
+    """Send one statement that waits for no writer: of these, the orders that were committed before.
 
     By the id of the new one: the order that has this id, else the one that its idempotency key made.
     """

@@ -80,7 +80,10 @@ class Parking:
             "headers": [_dumped(record.headers) for record, _ in part],
         }
         said = {"consumer": self._consumer, "reason": reason.replace("\0", "?"), "attempts": attempts}
-        return [outbox_id for (outbox_id,) in connection.execute(queries["park"], {**columns, **said})]
+        parked = [outbox_id for (outbox_id,) in connection.execute(queries["park"], {**columns, **said})]
+        if len(parked) < len(part):  # the others are there already, but a standby may not have them yet
+            connection.execute(queries["await_replication"])
+        return parked
 
 
 def name(number: int, group: str, *, apart: bool) -> str:

@@ -17,7 +17,7 @@ from brewctl.config import DEFAULT_DOWNSTREAMS, Settings, own_database_variable
 from brewctl.delivery import database, registry, schema, table_locks
 from brewctl.delivery.database import BoundedConnection
 from brewctl.delivery.downstream import Downstream
-from brewctl.errors import BrewError, UsageError
+from brewctl.errors import BrewError, NotYetError, UsageError
 from brewctl.security import DatabaseSecurity, Secret
 from brewctl.sql import queries
 
@@ -64,7 +64,7 @@ def check(settings: Settings, downstream: Downstream, name: str) -> None:
         database.check_schema(connection, tables=tables(settings, own), init_command=own.init_command)
         holder = _holder(connection, downstream.group)
     if holder is None:
-        raise BrewError(f"downstream {name} has no tables yet", hint=f"run `{own.init_command}`")
+        raise NotYetError(f"downstream {name} has no tables yet", hint=f"run `{own.init_command}`")
     if holder != name:
         raise _taken(downstream.group, holder, name)
     if own.database_url != settings.database_url:

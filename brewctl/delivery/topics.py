@@ -5,22 +5,27 @@ from collections.abc import Callable
 from brewctl.config import Settings
 from brewctl.delivery import registry
 from brewctl.delivery.broker import REPLICATION_FACTOR, Admin, open_admin
-from brewctl.errors import BrewError
+from brewctl.errors import BrewError, NotYetError
 from brewctl.lifecycle import wait_until
 
 _WAIT_S = 60.0
 
 
-def create(settings: Settings, *, recreate: bool = False) -> list[str]:
+def create(settings: Settings, *, recreate: bool = False, whole: bool = False) -> list[str]:
     """Create both topics where they are missing, and wait until every partition has a leader.
 
     `recreate` first deletes both, with the offsets that the downstreams' groups have of them and no others. Where a
     group has members that read them, nothing is deleted: BrewError.
-    The replication factor is 3, or the number of brokers where that is smaller. Returns the names created.
+    The replication factor is 3, or the number of brokers where that is smaller. With `whole` NotYetError is raised
+    where not so many of the brokers that are named are there yet: a topic would keep fewer replicas for good. Returns
+    the names created.
     """
     names = [settings.topic, settings.dead_letter_topic]
     with open_admin(settings) as admin:
         brokers = admin.brokers()
+        wanted = min(REPLICATION_FACTOR, len(settings.brokers))
+        if whole and len(brokers) < wanted:
+            raise NotYetError(f"kafka has {len(brokers)} of {wanted} brokers", hint="start the others")
         if recreate:
             _forget(settings, admin)
             for name in names:

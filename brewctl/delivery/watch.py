@@ -52,6 +52,7 @@ class Watch:
             self._loop.beat()
             try:
                 with database.connect(self._settings, name=self._name) as connection:
+                    database.require_writable(connection, self._settings)
                     self._found()
                     self._stay(connection, stop)
             except BrewError as error:
@@ -68,6 +69,7 @@ class Watch:
             if database.has_news(connection, within_s=_SLICE_S) or time.monotonic() >= looked_at + look_s:
                 with connection.answering_within(look_s):
                     connection.execute("")
+                database.require_writable(connection, self._settings)
                 looked_at = time.monotonic()
 
     def _lost(self, error: BrewError) -> None:

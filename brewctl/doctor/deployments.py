@@ -89,7 +89,7 @@ def _judged(foreign: Sequence[Record], seen: int, topic: str) -> Finding:
     several = "records" if len(foreign) > 1 else "record"
     found = (
         f"{len(foreign)} {several} of the newest {seen} in {topic}, by {', '.join(nodes[:3])}, are not in this outbox:"
-        " another database's orders go there too, and their ids collide"
+        " another database's orders go there too, and their ids collide; or a restore or a failover lost their rows"
     )
     return fail(_CHECK, found, mend=_APART)
 

@@ -28,7 +28,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from brewctl import lifecycle, log, metrics, stdout
+from brewctl import lifecycle, log, metrics, stdout, waiting
 from brewctl.config import HTTP_VARIABLE, LogFormat, Settings, environment
 from brewctl.errors import BrewError, PortError
 from brewctl.roles.listening import Security
@@ -114,6 +114,7 @@ class Workers:
         log_format: LogFormat,
         verbose: bool,
         publishes: bool = True,
+        wait_s: float = 0,
         security: Security = _PLAINTEXT,
         http: "Address | None" = None,
     ) -> None:
@@ -125,6 +126,7 @@ class Workers:
         self._log_format = log_format
         self._verbose = verbose
         self._publishes = publishes
+        self._wait_s = wait_s  # for its servers: each worker does so itself
         self._security = security
         self._http = http
         self._numbers = ""  # the folder with what workers count
@@ -185,7 +187,7 @@ class Workers:
         while not stop.wait(_SLICE_S / 10):
             with self._lock:
                 missing = [name for name in self._names if name not in self._ready]
-            limit_s = self._settings.limits.worker_ready_s
+            limit_s = self._settings.limits.worker_ready_s + self._wait_s
             if not missing:
                 return True
             if len(self._ready) > were:
@@ -234,6 +236,7 @@ class Workers:
                     *("serve", "order", "--worker", "--node", name, "--host", self._host, "--port", str(port)),
                     *("--log-format", self._log_format),
                     *([] if self._publishes else ["--no-publisher"]),
+                    *("--wait", waiting.written(self._wait_s)),
                     *self._security.arguments(),
                 ],
                 env={

@@ -52,17 +52,31 @@ SELECT outbox_add(topic => %(topic)s::text, aggregate_id => %(aggregate_id)s::te
 -- orders_by_ids_or_keys --
 -- Of new orders, those that are there already: the order of the same id, which an earlier try wrote, else the one
 -- that the tenant's key made. One look into each index a row, however large the table is.
-SELECT asked.id AS asked, first.*
-  FROM unnest(%(ids)s::uuid[], %(tenant_ids)s::text[], %(idempotency_keys)s::text[])
-       AS asked (id, tenant_id, idempotency_key)
- CROSS JOIN LATERAL (
-       (SELECT id, customer_id, amount_cents, currency, status, created_at, cancelled_at
-          FROM orders o WHERE o.id = asked.id)
-       UNION ALL
-       (SELECT id, customer_id, amount_cents, currency, status, created_at, cancelled_at
-          FROM orders o
-         WHERE o.tenant_id = asked.tenant_id AND o.idempotency_key = asked.idempotency_key)
-       LIMIT 1) AS first
+-- What it finds is acknowledged. With synchronous replication it may be on this server alone: a commit that waits for
+-- the standby and is cancelled, or is cut short by a restart, is there without it. So this writes something that does
+-- nothing, and its own commit waits until the standby has that, and with it all that was written before.
+WITH found AS MATERIALIZED (
+    SELECT asked.id AS asked, first.*
+      FROM unnest(%(ids)s::uuid[], %(tenant_ids)s::text[], %(idempotency_keys)s::text[])
+           AS asked (id, tenant_id, idempotency_key)
+     CROSS JOIN LATERAL (
+           (SELECT id, customer_id, amount_cents, currency, status, created_at, cancelled_at
+              FROM orders o WHERE o.id = asked.id)
+           UNION ALL
+           (SELECT id, customer_id, amount_cents, currency, status, created_at, cancelled_at
+              FROM orders o
+             WHERE o.tenant_id = asked.tenant_id AND o.idempotency_key = asked.idempotency_key)
+           LIMIT 1) AS first
+), replicated AS MATERIALIZED (
+    SELECT pg_logical_emit_message(true, 'brewctl', '')
+      FROM (SELECT FROM found LIMIT 1) AS any_found
+     WHERE current_setting('synchronous_standby_names') <> ''
+)
+SELECT found.* FROM found LEFT JOIN replicated ON true
+
+-- await_replication --
+-- The same for what was found to be there by other statements.
+SELECT pg_logical_emit_message(true, 'brewctl', '') WHERE current_setting('synchronous_standby_names') <> ''
 
 -- order_by_id --
 SELECT id, customer_id, amount_cents, currency, status, created_at, cancelled_at
@@ -295,7 +309,8 @@ SELECT clock_timestamp()
 -- two takers can't deadlock. An event is its outbox id and its event id: the same outbox id with another event id is
 -- another event. One of the two without an event id counts as the same. A repeat writes nothing to processed_events.
 -- All repeats of the batch are one row of `redeliveries`, `repeated` (ids that came more than once within the batch)
--- among them; where all ids were taken they are not looked for. No outbox id is there twice. An effect
+-- among them; with synchronous replication that row also makes the commit wait until the standby has what they repeat.
+-- Where all ids were taken they are not looked for. No outbox id is there twice. An effect
 -- reads `fresh`, which has the columns that it names; all of it is committed together or not at all. The other names
 -- have a prefix: a downstream's statement may have tables of any name. A row of `brew_reused` is locked, and looked at
 -- as it is now, also where it was committed just before. `brew_waiting`: whether the consumer has parked events, and

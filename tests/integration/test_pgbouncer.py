@@ -6,11 +6,13 @@ import re
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from brewctl.config import Limits, Settings, environment
 from brewctl.delivery import acceptance, database, orders
@@ -23,6 +25,7 @@ from brewctl.lifecycle import wait_until
 from tests.conftest import Rig, limited, open_rig, run
 from tests.integration.grpc_tools import order, somebody
 from tests.pgbouncer import guest, pooled, shown, tell
+from tests.tcp_proxy import proxied
 
 # What sessions of ours ask for, and could leave behind.
 ASKED = (
@@ -278,3 +281,58 @@ def test_no_server_session_is_left_with_commits_that_wait_for_no_disk(rig: Rig, 
                 "its row", lambda: rig.connection.execute("SELECT FROM nodes WHERE node_id = 'order-7'").rowcount == 1
             )
             assert shown(other, "synchronous_commit") == {"synchronous_commit": "on"}
+
+
+def test_roles_wait_for_a_server_that_its_pooler_can_not_reach(rig: Rig, tmp_path: Path) -> None:
+    """They start once it is there, and go on over sessions that end behind the pooler."""
+    database.initialize(rig.connection, reset=True)
+    server = conninfo_to_dict(rig.settings.database_url)
+    place = str(server["host"]), int(str(server["port"]))
+    with ExitStack() as stack:
+        with proxied(*place) as behind:
+            port = behind.port
+            direct = make_conninfo(rig.settings.database_url, host="127.0.0.1", port=port)
+            url = stack.enter_context(pooled(direct, size=5))
+        settings = dataclasses.replace(rig.settings, database_url=url)
+        nodes = stack.enter_context(Nodes(settings, logs=tmp_path, on_line=lambda _line: None))
+        cast = [
+            nodes.start(name, *command, "--wait", "forever")
+            for name, command in (
+                ("order-1", ("serve", "order", "--port", "0", "--no-publisher")),
+                ("publisher-1", ("publish",)),
+                ("inventory-1", ("consume", "inventory")),
+                ("notification-1", ("consume", "notifications")),
+            )
+        ]
+        for node in cast:
+            wait_until(
+                "a word of it",
+                lambda node=node: "can't be reached by the pooler in front of it" in node.log.read_text("utf-8"),  # type: ignore[misc]
+                timeout_s=120,
+            )
+        behind = stack.enter_context(proxied(*place, at=port))
+        for node in cast:
+            node.wait_ready(timeout_s=120)
+        for _ in range(2):
+            done = run(
+                "create-order",
+                "--customer",
+                "c1",
+                "--count",
+                "20",
+                f"--addr={cast[0].address}",
+                "--timeout",
+                "60",
+                env=rig.env,
+            )
+            assert done.returncode == 0, done.stderr
+            behind.hang_up()
+
+        def settled() -> bool:
+            counts = rig.counts()
+            return counts.orders == 40 == counts.reservations == counts.notifications
+
+        rig.wait("every effect", settled, timeout_s=120)
+        assert all(node.alive for node in cast)
+    logs = "".join(path.read_text("utf-8") for path in tmp_path.rglob("*") if path.is_file())
+    assert "prepared statement" not in logs

@@ -3,7 +3,7 @@
 from brewctl.config import Settings
 from brewctl.delivery import advice
 from brewctl.delivery.broker import advertised
-from brewctl.errors import BrewError, UnreachableError, UsageError
+from brewctl.errors import BrewError, NotYetError, UnreachableError, UsageError
 
 
 def unreachable(settings: Settings) -> UnreachableError:
@@ -41,9 +41,9 @@ def reason(settings: Settings, error: Exception) -> str:
     return "; ".join(map(str, [*found.refused, *found.unreached])) or str(error).strip()
 
 
-def absent(*topics: str) -> BrewError:
+def absent(*topics: str) -> NotYetError:
     """Return the error of who needs topics that are not there."""
-    return BrewError(f"topic {' and '.join(topics)} missing in kafka", hint="run `brewctl topic create`")
+    return NotYetError(f"topic {' and '.join(topics)} missing in kafka", hint="run `brewctl topic create`")
 
 
 def offset_lost(wanted: int, first: int) -> dict[str, object]:
