@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from brewctl import config
-from brewctl.cli import options, output
+from brewctl.cli import grants, options, output
 from brewctl.errors import UsageError
 
 
@@ -100,6 +100,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
     db = typer.Typer(help="The tables.", no_args_is_help=True)
     db.command(epilog="Example: brewctl db init --print-sql | psql")(init)
+    db.command("grants", epilog="Example: brewctl db grants | psql")(grants.database)
     db.callback()(lambda: None)
     app.add_typer(db, name="db")
     topic = typer.Typer(help="The topic.", no_args_is_help=True)

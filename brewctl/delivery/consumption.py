@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 from brewctl import log
 from brewctl.config import Settings
-from brewctl.delivery import broker, database, presence, registry
+from brewctl.delivery import broker, database, presence, registry, rights
 from brewctl.delivery.broker import Consumer, Record, UnavailableError
 from brewctl.delivery.crowding import Crowding
 from brewctl.delivery.downstream import Downstream, Later
@@ -44,10 +44,12 @@ def consume(
     node: str,
     own: Settings | None = None,
     tables: Collection[str] | None = None,
+    needs: Collection[str] = (),
 ) -> None:
     """Run a downstream until `stop` is set, then print its counters.
 
-    `own`: its database, where that is not the story's, in which `tables` are needed; default: all.
+    `own`: its database, where that is not the story's, in which `tables` are needed; default: all. `needs`: the
+    sections of grants.sql whose rights it must have there.
 
     Raises UnreachableError where a server is away at the start, BrewError where a table or a topic is missing, and
     where the transaction in hand was not finished in time after a stop: it is undone then.
@@ -55,11 +57,13 @@ def consume(
     own = own or settings
     broker.require_topic(settings)
     with database.open_pool(own, name=node, size=1, tables=tables) as pool, database.explained(own):
+        with pool.connection() as connection:
+            rights.require(connection, f"downstream {downstream.group}", needs)
         inbox = Inbox(settings, pool, downstream, node=node)
         consumption = Consumption(settings, inbox, group=registry.kafka_group(settings, downstream), node=node)
         replica = presence.Replica(node, downstream.group)
         try:
-            with presence.kept(settings, replica, inbox.work):
+            with presence.kept(settings, replica, inbox.work, inbox=tables is None):
                 run_together({"consumer": lambda: consumption.run(stop)}, stop, drain_timeout_s=settings.limits.drain_s)
         finally:
             tally = inbox.tally

@@ -1,6 +1,7 @@
 """PostgreSQL: connections, the pool, the schema, and its errors in the user's words."""
 
 import contextlib
+import getpass
 import os
 import select
 import time
@@ -13,7 +14,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from brewctl.config import Settings
-from brewctl.delivery import advice, bounded, schema, table_locks
+from brewctl.delivery import advice, bounded, rights, schema, table_locks
 from brewctl.delivery.session import Session, blamed
 from brewctl.errors import BrewError, UnreachableError, UsageError
 from brewctl.sql import queries
@@ -197,6 +198,9 @@ def explained(settings: Settings) -> Iterator[None]:
         raise BrewError(
             f"postgres {place(settings.database_url)}: {message}", hint=f"run `{settings.init_command}`"
         ) from error
+    except psycopg.errors.InsufficientPrivilege as error:
+        user = str(conninfo_to_dict(settings.database_url).get("user") or os.environ.get("PGUSER") or getpass.getuser())
+        raise rights.refused(place(settings.database_url), user, error, _held(settings, error)) from error
     except psycopg.errors.LockNotAvailable as error:
         hint = "run it again when they are free: `brewctl doctor` names who holds them for long"
         raise BrewError(f"postgres {place(settings.database_url)}: the tables are in use", hint=hint) from error
@@ -219,6 +223,17 @@ def explained(settings: Settings) -> Iterator[None]:
     except psycopg.Error as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BrewError(f"postgres {place(settings.database_url)}: {reason}") from error
+
+
+def _held(settings: Settings, error: psycopg.Error) -> list[str] | None:
+    """Return the rights that our user has to the table that it was denied one to; None where that can't be told."""
+    if not (table := rights.table_of(error)):
+        return None
+    try:
+        with BoundedConnection.connect(session=_session(settings.impatient, "brewctl")) as connection:
+            return rights.held(connection, table)
+    except psycopg.Error:
+        return None
 
 
 def _session(
