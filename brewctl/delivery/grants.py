@@ -109,8 +109,8 @@ class Script:
                    f"IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = {_literal(role)}) THEN",
                    f"    CREATE ROLE {role} NOLOGIN;",
                    "END IF;"))]  # fmt: skip
-        yield ["-- Who makes and changes the tables. Whoever had them so far becomes a member, and keeps its rights.", *self._ownership()]
         yield ["-- Who comes in.", *self._block(self._entry())]
+        yield ["-- Who makes and changes the tables. Whoever had them so far becomes a member, and keeps its rights.", *self._ownership()]
         users = ", ".join(self.roles[1:])
         yield [
             "-- Nothing but what follows.",
@@ -286,6 +286,10 @@ def apply(home: Home, script: Script) -> None:
         database.check_schema(connection, reading=True, tables=tables, init_command=home.settings.init_command)
         try:
             _run(connection, script)
+        except psycopg.errors.UndefinedTable as error:
+            said = (error.diag.message_primary or str(error).splitlines()[0]).replace('"', "")
+            own = [name for name in home.names if not registry.is_own(name)]
+            raise BrewError(f"postgres {where}: {said}", hint=f"run `brewctl db init {' '.join(own)}`") from error
         except psycopg.errors.InsufficientPrivilege as error:
             said = error.diag.message_primary or str(error).splitlines()[0]
             hint = "let a superuser run it, or what it prints without --apply"

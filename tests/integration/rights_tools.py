@@ -23,17 +23,16 @@ class Roles:
 
     def url(self, *roles: str, database_url: str = "") -> str:
         """Return the URL of a user that has these roles and no other right."""
-        user, secret = f"{self.prefix}user_{'_'.join(roles)}", uuid.uuid4().hex
-        make = "ALTER" if self.has(user) else "CREATE"
-        self.rig.connection.execute(
-            sql.SQL("{} ROLE {} LOGIN PASSWORD {}").format(sql.SQL(make), sql.Identifier(user), secret)
-        )
+        user = f"{self.prefix}user_{'_'.join(roles)}"
+        if not self.has(user):
+            make = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}")
+            self.rig.connection.execute(make.format(sql.Identifier(user), self.prefix))
         for role in roles:
             self.rig.connection.execute(
                 sql.SQL("GRANT {} TO {}").format(sql.Identifier(self.name(role)), sql.Identifier(user))
             )
         where = database_url or self.rig.settings.database_url
-        return psycopg.conninfo.make_conninfo(where, user=user, password=secret)
+        return psycopg.conninfo.make_conninfo(where, user=user, password=self.prefix)
 
     def has(self, role: str) -> bool:
         return self.rig.connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [role]).fetchone() is not None
