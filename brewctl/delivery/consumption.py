@@ -27,7 +27,7 @@ from brewctl.delivery.failures import FailingError, StoppedError
 from brewctl.delivery.inbox import SLOW, Batch, Inbox
 from brewctl.delivery.rest import Rest
 from brewctl.delivery.settled import Settled
-from brewctl.errors import BrewError, UnreachableError
+from brewctl.errors import BrewError, UnreachableError, UsageError
 from brewctl.lifecycle import Backoff, run_together
 
 logger = log.get(__name__)
@@ -108,7 +108,7 @@ class Consumption:
             while not stop.is_set():
                 try:
                     self._be_a_member(stop, backoff)
-                except (UnavailableError, UnreachableError) as error:
+                except (UnavailableError, UnreachableError, UsageError) as error:  # of a file that was replaced
                     self._inbox.trouble = f"kafka is away: {error}"
                     if backoff.pause() and not stop.is_set():
                         reason = broker.reason(self._settings, error)

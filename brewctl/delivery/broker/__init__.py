@@ -17,7 +17,7 @@ from brewctl.delivery.broker.kafka_python.admin import (
     open_admin,
     require_topic,
 )
-from brewctl.delivery.broker.kafka_python.client import explained
+from brewctl.delivery.broker.kafka_python.client import explained, require_files
 from brewctl.delivery.broker.membership import Consumer
 from brewctl.delivery.broker.outcomes import (
     ClockError,
@@ -60,6 +60,7 @@ __all__ = [
     "open_admin",
     "open_reader",
     "reason",
+    "require_files",
     "require_topic",
     "unreached",
     "why_not",

@@ -4,15 +4,18 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from kafka import errors
+from kafka import client_async, errors
 from kafka.conn import BrokerConnection
 from kafka.protocol.metadata import MetadataRequest_v4
 
 from brewctl.config import Settings
+from brewctl.delivery.broker import refusal
+from brewctl.delivery.broker.refusal import Refusal
+from brewctl.security import KafkaSecurity, Protocol
 
 _CONNECT_S, _LATE_S = 2.0, 2.5
 _WAIT_S = 0.02
@@ -56,13 +59,36 @@ def unreached(brokers: Sequence[tuple[int, str]]) -> list[Unreached]:
     return [Unreached(*broker, why) for broker, why in zip(brokers, reasons, strict=True) if why]
 
 
-def diagnose(settings: Settings) -> tuple[list[str], list[Unreached]]:
-    """Ask each configured address who the brokers are: return those that answered, and the brokers out of reach."""
-    nobody: list[tuple[int, str]] = []
-    answers = dict(zip(settings.brokers, _together(_advertised, settings.brokers, nobody), strict=True))
-    answered = [address for address, brokers in answers.items() if brokers]
-    advertised = {broker for brokers in answers.values() for broker in brokers}
-    return answered, unreached(sorted(advertised))
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """What the configured addresses say: those that told who the brokers are, brokers out of reach, and refusals."""
+
+    answered: list[str]
+    unreached: list[Unreached]
+    refused: list[Refusal]
+
+
+def diagnose(settings: Settings) -> Diagnosis:
+    """Ask each configured address who the brokers are, and what is in the way."""
+    options = _options(settings)
+
+    def ask(address: str) -> list[tuple[int, str]] | Refusal:
+        return _advertised(address, settings.kafka_security, options)
+
+    nobody: list[tuple[int, str]] | Refusal = []
+    answers = dict(zip(settings.brokers, _together(ask, settings.brokers, nobody), strict=True))
+    refused = [answer for answer in answers.values() if isinstance(answer, Refusal)]
+    told = {address: answer for address, answer in answers.items() if not isinstance(answer, Refusal) and answer}
+    advertised = {broker for brokers in told.values() for broker in brokers}
+    return Diagnosis(list(told), unreached(sorted(advertised)), refused)
+
+
+def _options(settings: Settings) -> dict[str, Any]:
+    if settings.kafka_security.protocol is Protocol.PLAINTEXT:
+        return {}
+    from brewctl.delivery.broker.kafka_python import secured  # noqa: PLC0415 - it changes the library
+
+    return secured.options(settings.kafka_security, settings.brokers)
 
 
 def _together(ask: Callable[[str], _T], addresses: Sequence[str], late: _T) -> list[_T]:
@@ -82,19 +108,28 @@ def _together(ask: Callable[[str], _T], addresses: Sequence[str], late: _T) -> l
     return [answers[address] for address in addresses]
 
 
-def _advertised(address: str) -> list[tuple[int, str]]:
-    """Return the brokers that the one at this address knows of; none where it does not answer."""
+def _advertised(address: str, security: KafkaSecurity, options: Mapping[str, Any]) -> list[tuple[int, str]] | Refusal:
+    """Return the brokers that the one at this address knows of, or why it tells none; none where it does not answer."""
     host, _, port = address.rpartition(":")
-    connection = BrokerConnection(host.strip("[]"), int(port), socket.AF_UNSPEC, client_id="brewctl")
+    connection = _kind(options)(
+        host.strip("[]"), int(port), socket.AF_UNSPEC, client_id="brewctl", api_version=None, **options
+    )
     deadline = time.monotonic() + _CONNECT_S
+    ended: Exception | None = None
     with contextlib.closing(connection), contextlib.suppress(errors.KafkaError, OSError):
-        if not connection.connect_blocking(_CONNECT_S):
-            return []
-        asked = connection.send(MetadataRequest_v4([], False))
-        while not asked.is_done and time.monotonic() < deadline:
-            for answer, future in connection.recv():
-                future.success(answer)
-            time.sleep(_WAIT_S)
-        if asked.succeeded():
-            return [(node_id, f"{host}:{port}") for node_id, host, port, _rack in asked.value.brokers]
+        if connection.connect_blocking(_CONNECT_S):
+            asked = connection.send(MetadataRequest_v4([], False))
+            while not asked.is_done and time.monotonic() < deadline:
+                for answer, future in connection.recv():
+                    future.success(answer)
+                time.sleep(_WAIT_S)
+            if asked.succeeded():
+                return [(node_id, f"{host}:{port}") for node_id, host, port, _rack in asked.value.brokers]
+            ended = asked.exception
+    if ended or getattr(connection, "refused", False):
+        return refusal.find(address, security, getattr(connection, "why", ended))
     return []
+
+
+def _kind(options: Mapping[str, Any]) -> Any:
+    return client_async.BrokerConnection if options else BrokerConnection

@@ -9,7 +9,10 @@ from brewctl.errors import BrewError, UnreachableError
 def unreachable(settings: Settings) -> UnreachableError:
     """Say who does not answer: the configured addresses, or one that an answer sent us to."""
     where = ",".join(settings.brokers)
-    answered, away = advertised.diagnose(settings)
+    found = advertised.diagnose(settings)
+    answered, away = found.answered, found.unreached
+    if found.refused and not answered:
+        return _refused(found)
     if not answered:
         return UnreachableError(f"kafka {where} does not answer", hint=advice.for_kafka(settings))
     if not away:
@@ -19,10 +22,20 @@ def unreachable(settings: Settings) -> UnreachableError:
     )
 
 
+def refused(settings: Settings) -> UnreachableError | None:
+    """Say what is in the way where a broker is there and the settings do not fit it; None where that is not it."""
+    found = advertised.diagnose(settings)
+    return _refused(found) if found.refused and not found.answered else None
+
+
+def _refused(found: advertised.Diagnosis) -> UnreachableError:
+    return UnreachableError(f"kafka {found.refused[0]}", hint=found.refused[0].hint)
+
+
 def reason(settings: Settings, error: Exception) -> str:
     """Say why Kafka acknowledged nothing: a broker that is out of reach, else what the client says."""
-    _, away = advertised.diagnose(settings)
-    return "; ".join(map(str, away)) or str(error).strip()
+    found = advertised.diagnose(settings)
+    return "; ".join(map(str, [*found.refused, *found.unreached])) or str(error).strip()
 
 
 def absent(*topics: str) -> BrewError:

@@ -11,6 +11,7 @@ from kafka import errors
 from brewctl.config import Settings
 from brewctl.delivery.broker.reasons import unreachable
 from brewctl.errors import BrewError
+from brewctl.security import Protocol
 
 _HEADERS_SINCE = (0, 11)
 
@@ -51,14 +52,25 @@ class Selector(selectors.DefaultSelector):
 
 
 def connection(settings: Settings, *, name: str) -> dict[str, Any]:
-    """Return the options that every client is made with."""
+    """Return the options that every client is made with. Raises UsageError for a file that can't be used."""
+    secure = {}
+    if settings.kafka_security.protocol is not Protocol.PLAINTEXT:
+        from brewctl.delivery.broker.kafka_python import secured  # noqa: PLC0415 - it changes the library
+
+        secure = secured.options(settings.kafka_security, settings.brokers)
     return {
         "bootstrap_servers": list(settings.brokers),
         "client_id": name,
         "api_version_auto_timeout_ms": int(settings.limits.kafka_connect_s * 1000),
         "metadata_max_age_ms": int(settings.limits.kafka_metadata_age_s * 1000),
         "selector": Selector,
+        **secure,
     }
+
+
+def require_files(settings: Settings) -> None:
+    """Raise UsageError where a certificate or a password of these settings can't be read from its file."""
+    connection(settings, name="")
 
 
 def library() -> str:

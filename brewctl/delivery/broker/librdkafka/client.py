@@ -3,19 +3,21 @@
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException
 
-from brewctl import log
+from brewctl import log, security
 from brewctl.config import Settings
-from brewctl.delivery.broker.reasons import unreachable
+from brewctl.delivery.broker.reasons import refused, unreachable
 from brewctl.errors import BrewError
 
 logger = log.get(__name__)
 
+_REFUSED_S = 0.5  # a broker that has not answered by then is asked whether it refuses
 _ERRORS_ONLY, _ALL = 0, 6  # of syslog's levels
 AWAY = frozenset(
     {
@@ -42,7 +44,12 @@ class _Log:
 
 
 def connection(settings: Settings, *, name: str) -> dict[str, Any]:
-    """Return the options that every client is made with."""
+    """Return the options that every client is made with. Raises UsageError for a file that can't be used."""
+    secure = {}
+    if settings.kafka_security.protocol is not security.Protocol.PLAINTEXT:
+        from brewctl.delivery.broker.librdkafka import secured  # noqa: PLC0415 - few need it
+
+        secure = secured.options(settings.kafka_security)
     limits = settings.limits
     verbose = logging.getLogger(__name__).isEnabledFor(logging.DEBUG)
     return {
@@ -57,6 +64,7 @@ def connection(settings: Settings, *, name: str) -> dict[str, Any]:
         # Lines wait in a queue until the client is used: where nobody reads them, none are made.
         "log_level": _ALL if verbose else _ERRORS_ONLY,
         "logger": _Log,
+        **secure,
     }
 
 
@@ -67,11 +75,20 @@ def library() -> str:
 
 
 def require_answer(client: _Named, settings: Settings) -> None:
-    """Raise UnreachableError where no broker answers within kafka_connect_s seconds."""
-    try:
-        client.cluster_id(timeout=settings.limits.kafka_connect_s)
-    except KafkaException as raised:
-        raise unreachable(settings) from raised
+    """Raise UnreachableError where no broker answers within kafka_connect_s seconds, or at once where it refuses."""
+    deadline = time.monotonic() + settings.limits.kafka_connect_s
+    asked = False
+    while True:
+        try:
+            client.cluster_id(timeout=min(_REFUSED_S, max(0.0, deadline - time.monotonic())))
+        except KafkaException as raised:
+            if not asked and (refusal := refused(settings)):
+                raise refusal from raised
+            asked = True
+            if time.monotonic() >= deadline:
+                raise unreachable(settings) from raised
+        else:
+            return
 
 
 @contextlib.contextmanager

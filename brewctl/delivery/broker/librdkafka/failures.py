@@ -14,10 +14,8 @@ _FATAL = frozenset(
         KafkaError.INVALID_SESSION_TIMEOUT,
         KafkaError.GROUP_AUTHORIZATION_FAILED,
         KafkaError.TOPIC_AUTHORIZATION_FAILED,
-        KafkaError.SASL_AUTHENTICATION_FAILED,
         KafkaError.UNSUPPORTED_COMPRESSION_TYPE,
-        KafkaError._AUTHENTICATION,  # noqa: SLF001 - public, all of them
-        KafkaError._FATAL,  # noqa: SLF001
+        KafkaError._FATAL,  # noqa: SLF001 - public, all of them
         KafkaError._NOT_IMPLEMENTED,  # noqa: SLF001 - a codec
     }
 )
@@ -30,8 +28,16 @@ _PASSING = frozenset(
         KafkaError._MAX_POLL_EXCEEDED,  # noqa: SLF001
     }
 )
-# Of what the library says of its connections, only this is worth a new member.
-_DOWN = frozenset({KafkaError._ALL_BROKERS_DOWN})  # noqa: SLF001
+# Of what the library says of its connections, only this is worth a new member, which reads certificates and the
+# password again.
+_DOWN = frozenset(
+    {
+        KafkaError._ALL_BROKERS_DOWN,  # noqa: SLF001
+        KafkaError._AUTHENTICATION,  # noqa: SLF001
+        KafkaError._SSL,  # noqa: SLF001
+        KafkaError.SASL_AUTHENTICATION_FAILED,
+    }
+)
 
 
 def passes(error: KafkaError) -> bool:

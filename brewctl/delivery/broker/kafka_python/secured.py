@@ -1,0 +1,268 @@
+"""The library's connections by TLS and with passwords. Importing this module makes them so for the whole process.
+
+Imported only where Kafka is not talked to as PLAINTEXT. The library reads certificates and passwords once, so that new
+ones would want a restart. It authenticates in Kafka's oldest form, in which a broker tells no reason, and everything
+else waits meanwhile. An error of TLS in the middle of a connection would end the role, and one about a certificate or
+a password looks as if no broker were there.
+"""
+
+import contextlib
+import ssl
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from kafka import client_async, conn, errors, sasl
+from kafka.conn import BrokerConnection, ConnectionStates
+from kafka.future import Future
+from kafka.protocol.admin import SaslAuthenticateRequest, SaslHandShakeRequest
+from kafka.scram import ScramClient
+
+from brewctl import log
+from brewctl.delivery.broker import certificates
+from brewctl.errors import UsageError
+from brewctl.security import KafkaSecurity, Mechanism
+
+logger = log.get(__name__)
+
+_AUTHENTICATING = ConnectionStates.AUTHENTICATING
+_HINT = "it tries again; files are read again each time"
+_WANT_MORE = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
+class CredentialsError(errors.KafkaConnectionError):  # type: ignore[misc]
+    """One of both sides does not accept the other: a certificate, a user, a password."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+_REFUSALS = (CredentialsError, errors.UnsupportedSaslMechanismError, errors.IllegalSaslStateError)
+
+
+class SecuritySettings:
+    """What the options of a client hold: the settings, to be read again by each connection."""
+
+    def __init__(self, security: KafkaSecurity, brokers: Sequence[str]) -> None:
+        self.security = security
+        self._asked = set(brokers)
+        self._refusals: dict[str, CredentialsError] = {}
+
+    def refuse(self, address: str, error: CredentialsError, *, running: bool) -> None:
+        """Note that a broker and this client do not accept each other; said once, of a client that runs."""
+        if running and address not in self._refusals:
+            logger.warning("kafka_refused", broker=address, reason=str(error), hint=_HINT)
+        self._refusals[address] = error
+
+    def accept(self, address: str) -> None:
+        """Note that they do."""
+        if self._refusals.pop(address, None):
+            logger.info("kafka_accepted", broker=address)
+
+    def require_any(self) -> None:
+        """Raise the error of a broker where all that were named are such: to ask them again would change nothing."""
+        if self._asked <= self._refusals.keys():
+            raise next(iter(self._refusals.values()))
+
+
+class _TlsError(ConnectionError):
+    """What TLS found wrong in the middle of a connection."""
+
+
+class _Socket(ssl.SSLSocket):
+    """Errors of TLS are the connection's end: the library closes it and makes another one."""
+
+    def recv(self, *arguments: Any) -> bytes:
+        """Receive, as any socket does."""
+        with _as_connection_error():
+            return super().recv(*arguments)
+
+    def send(self, *arguments: Any) -> int:
+        """Send, as any socket does."""
+        with _as_connection_error():
+            return super().send(*arguments)
+
+
+@contextlib.contextmanager
+def _as_connection_error() -> Any:
+    try:
+        yield
+    except _WANT_MORE:
+        raise
+    except ssl.SSLError as error:
+        raise _TlsError(told(error)) from error
+
+
+def told(error: Exception) -> str:
+    """Say in a few words what TLS found wrong."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return str(error.verify_message).lower().removesuffix(".")
+    if isinstance(error, ssl.SSLError):
+        return (error.reason or str(error)).replace("_", " ").lower()
+    return str(error)
+
+
+class Connection(BrokerConnection):  # type: ignore[misc]
+    """A connection to one broker. `why`: what ended it first."""
+
+    why: Exception | None = None
+    _sock: Any
+
+    @property
+    def refused(self) -> bool:
+        """Say whether a certificate or a user ended it."""
+        return isinstance(self.why, CredentialsError)
+
+    def close(self, error: Exception | None = None) -> None:
+        """Close it."""
+        settings = self.config["ssl_context"]
+        if error is not None and settings and self._is_refusal(error):
+            if not isinstance(error, CredentialsError):
+                error = CredentialsError(_words(error))
+            settings.refuse(f"{self.host}:{self.port}", error, running=self.config["api_version"] is not None)
+        self.why = self.why or error
+        super().close(error)
+
+    def _is_refusal(self, error: Exception) -> bool:
+        cause = error.args[0] if error.args else None
+        return isinstance(error, _REFUSALS) or isinstance(cause, _TlsError) or self.state == _AUTHENTICATING
+
+    def connect(self) -> Any:
+        """Connect as far as it goes without waiting. A client that is only being made fails with the true reason."""
+        connected = self.connected()
+        state = super().connect()
+        if (settings := self.config["ssl_context"]) is None:
+            return state
+        if state == ConnectionStates.CONNECTED and not connected:
+            settings.accept(f"{self.host}:{self.port}")
+        elif self.config["api_version"] is None and self.refused:
+            settings.require_any()
+        return state
+
+    def _try_authenticate(self) -> Any:
+        """Go on authenticating. What is read together with the connection's end is lost: the reason of a refusal is."""
+        chunks = self.config["sock_chunk_buffer_count"]
+        self.config["sock_chunk_buffer_count"] = 1
+        try:
+            return super()._try_authenticate()
+        finally:
+            self.config["sock_chunk_buffer_count"] = chunks
+
+    def _wrap_ssl(self) -> None:
+        self._fault: Exception | None = None
+        try:
+            context = certificates.context(self.config["ssl_context"].security)
+            context.sslsocket_class = _Socket
+            self._sock = context.wrap_socket(
+                self._sock, server_hostname=self.host.rstrip("."), do_handshake_on_connect=False
+            )
+        except (UsageError, OSError, ValueError) as error:
+            self._fault = error  # the library goes on to the handshake, which ends it
+
+    def _try_handshake(self) -> bool:
+        try:
+            if self._fault:
+                raise self._fault
+            self._sock.do_handshake()
+        except _WANT_MORE:
+            return False
+        except (ssl.SSLError, UsageError) as error:
+            refusal = CredentialsError(told(error))
+            refusal.__cause__ = error
+            self.close(refusal)
+        except (OSError, ValueError) as error:
+            self.close(errors.KafkaConnectionError(str(error)))
+        else:
+            return True
+        return False
+
+
+class _Authentication:
+    """One connection's exchange with its broker, in Kafka's newer form, which tells the reason of a refusal."""
+
+    def __init__(self, connection: Connection, future: Future) -> None:
+        self._connection = connection
+        self._future = future
+
+    def begin(self) -> None:
+        """Send the first words, with the password as it is now."""
+        security: KafkaSecurity = self._connection.config["ssl_context"].security
+        try:
+            password = security.password.read()
+        except UsageError as error:
+            self._fail(str(error))
+            return
+        if security.mechanism is Mechanism.PLAIN:
+            self._say(f"\0{security.username}\0{password}", self._done)
+        else:
+            self._scram = ScramClient(security.username, password, security.mechanism.value)
+            self._say(self._scram.first_message(), self._prove)
+
+    def _prove(self, answer: str) -> None:
+        self._scram.process_server_first_message(answer)
+        self._say(self._scram.final_message(), self._believe)
+
+    def _believe(self, answer: str) -> None:
+        self._scram.process_server_final_message(answer)  # only a broker that knows the password can say this
+        self._done(answer)
+
+    def _done(self, _answer: str) -> None:
+        self._future.success(True)
+
+    def _say(self, words: str, then: Callable[[str], None]) -> None:
+        sent = self._connection._send(SaslAuthenticateRequest[0](words.encode()))  # noqa: SLF001
+        sent.add_callback(self._hear, then)
+        sent.add_errback(self._future.failure)
+
+    def _hear(self, then: Callable[[str], None], answer: Any) -> None:
+        if answer.error_code:
+            self._fail(answer.error_message or errors.for_code(answer.error_code).__name__)
+            return
+        try:
+            then(answer.sasl_auth_bytes.decode())
+        except (ValueError, KeyError) as error:  # it is not the broker that it says it is
+            self._fail(f"{error}".lower())
+
+    def _fail(self, reason: str) -> None:
+        refusal = CredentialsError(reason)
+        self._connection.close(refusal)
+        self._future.failure(refusal)
+
+
+class _Sasl:
+    """What the library wants of a mechanism."""
+
+    @staticmethod
+    def validate_config(_connection: Connection) -> None:
+        """Find nothing wrong: the settings were looked at before."""
+
+    @staticmethod
+    def try_authenticate(connection: Connection, future: Future) -> None:
+        """Authenticate; the future has the outcome."""
+        _Authentication(connection, future).begin()
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, errors.UnsupportedSaslMechanismError):
+        return "that SASL mechanism is not enabled there"
+    if isinstance(error, errors.IllegalSaslStateError):
+        return "it wants no SASL"
+    return " ".join(str(error).split())[:300]
+
+
+def options(security: KafkaSecurity, brokers: Sequence[str]) -> dict[str, Any]:
+    """Return the options of a client. Raises UsageError for a file that can't be used."""
+    if security.protocol.encrypts:
+        certificates.context(security)
+    if security.protocol.authenticates:
+        security.password.read()
+    return {
+        "security_protocol": security.protocol.value,
+        "ssl_context": SecuritySettings(security, brokers),
+        "sasl_mechanism": security.mechanism.value if security.protocol.authenticates else None,
+    }
+
+
+for _mechanism in Mechanism:
+    sasl.MECHANISMS[_mechanism.value] = _Sasl
+conn.SaslHandShakeRequest = SaslHandShakeRequest[1:]  # what comes behind version 0 is not the newer form
+client_async.BrokerConnection = Connection

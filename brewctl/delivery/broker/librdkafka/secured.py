@@ -1,0 +1,27 @@
+"""The library's options for connections by TLS and with passwords. Imported only where Kafka is not PLAINTEXT."""
+
+from typing import Any
+
+from brewctl.delivery.broker import certificates
+from brewctl.security import KafkaSecurity
+
+
+def options(security: KafkaSecurity) -> dict[str, Any]:
+    """Return the options of a client, by the files as they are now. Raises UsageError for one that can't be used."""
+    chosen = {"security.protocol": security.protocol.value}
+    if security.protocol.encrypts:
+        certificates.context(security)  # says what is wrong with a file, in the words of the other client
+        files = {
+            "ssl.ca.location": security.ca,
+            "ssl.certificate.location": security.certificate,
+            "ssl.key.location": security.key or security.certificate,
+            "ssl.key.password": security.key_password.read(),
+        }
+        chosen |= {name: value for name, value in files.items() if value}
+    if security.protocol.authenticates:
+        chosen |= {
+            "sasl.mechanism": security.mechanism.value,
+            "sasl.username": security.username,
+            "sasl.password": security.password.read(),
+        }
+    return chosen

@@ -1,0 +1,182 @@
+"""Why a broker that is there and this client do not come together: asked of the broker once they did not.
+
+It is asked what its listener speaks, without its certificate being looked at and without a word of a user's, so that a
+setting that does not fit can be named.
+"""
+
+import contextlib
+import socket
+import ssl
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from kafka.errors import IllegalSaslStateError
+from kafka.protocol.admin import SaslHandShakeRequest
+from kafka.protocol.parser import KafkaProtocol
+
+from brewctl.delivery.broker import certificates
+from brewctl.security import KAFKA, KafkaSecurity, Protocol
+
+_HEARD_S = 1.0
+# By OpenSSL's number of what is wrong with a certificate.
+_OF_CERTIFICATE = {
+    9: ("is not valid yet", "compare this machine's clock with the broker's"),
+    10: ("has expired", "give the broker a new certificate"),
+    62: ("is for another host name", "use a name that is in it, in BREW_KAFKA_BROKERS and advertised.listeners"),
+    64: ("is for another IP address", "use a name that is in it, in BREW_KAFKA_BROKERS and advertised.listeners"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What does not fit, and what to do about it."""
+
+    address: str
+    why: str
+    hint: str
+
+    def __str__(self) -> str:
+        return f"{self.address} {self.why}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Listener:
+    """What a listener speaks. `mechanisms`: None where it wants no user, or where `fault` kept it from saying."""
+
+    encrypts: bool
+    mechanisms: tuple[str, ...] | None = None
+    fault: str = ""
+
+
+def find(address: str, security: KafkaSecurity, error: Exception | None) -> Refusal:
+    """Say why the broker at HOST:PORT, which can be connected to, ended a connection by these settings with `error`."""
+    try:
+        listener = _listen(address, security)
+    except (OSError, ValueError) as failure:
+        return Refusal(address, f"ends each connection ({_told(failure)})", "see the broker's log")
+    return (
+        _other_protocol(address, security, listener)
+        or _other_mechanism(address, security, listener)
+        or _own_certificate(address, security, listener)
+        or _certificate(address, security, error)
+        or _user(address, security, error)
+    )
+
+
+def _other_protocol(address: str, security: KafkaSecurity, listener: _Listener) -> Refusal | None:
+    encrypts, authenticates = listener.encrypts, listener.mechanisms is not None
+    same = encrypts == security.protocol.encrypts
+    if same and (listener.fault or authenticates == security.protocol.authenticates):
+        return None
+    if listener.fault:
+        speaks = "TLS: SSL or SASL_SSL"
+        hint = f"set {KAFKA['kafka_protocol']} to one of these"
+    else:
+        speaks = f"{'SASL_' * authenticates}{'SSL' if encrypts else 'PLAINTEXT'}"
+        hint = f"set {KAFKA['kafka_protocol']}={Protocol(speaks)}"
+    if authenticates and not security.username:
+        hint += f", {KAFKA['kafka_username']} and {KAFKA['kafka_password']}_FILE"
+    return Refusal(address, f"speaks {speaks}, not {security.protocol}", hint)
+
+
+def _other_mechanism(address: str, security: KafkaSecurity, listener: _Listener) -> Refusal | None:
+    if listener.mechanisms is None or security.mechanism in listener.mechanisms:
+        return None
+    offered = ", ".join(listener.mechanisms)
+    return Refusal(
+        address, f"does not take {security.mechanism}, but {offered}", f"set {KAFKA['kafka_mechanism']} to one of them"
+    )
+
+
+def _own_certificate(address: str, security: KafkaSecurity, listener: _Listener) -> Refusal | None:
+    if not listener.fault:
+        return None
+    variables = f"{KAFKA['kafka_certificate']} and {KAFKA['kafka_key']}"
+    if not security.certificate:
+        return Refusal(address, "wants a client certificate", f"set {variables}")
+    return Refusal(
+        address,
+        f"refused the certificate in {security.certificate} ({listener.fault})",
+        f"put one into {variables} that the broker trusts",
+    )
+
+
+def _certificate(address: str, security: KafkaSecurity, error: Exception | None) -> Refusal | None:
+    cause = error.__cause__ if error else None
+    if not isinstance(cause, ssl.SSLCertVerificationError):
+        return None
+    place = security.ca or "a file that BREW_KAFKA_CA_FILE names, where it is none of the system's"
+    untrusted = f"put the certificate authority that signed it into {place}"
+    why, hint = _OF_CERTIFICATE.get(cause.verify_code, (f"is not trusted ({_told(cause)})", untrusted))
+    return Refusal(address, f"has a certificate that {why}", hint)
+
+
+def _user(address: str, security: KafkaSecurity, error: Exception | None) -> Refusal:
+    reason = _told(error) if error else "it says no more"
+    if not security.protocol.authenticates:
+        return Refusal(address, f"ends each connection ({reason})", "see the broker's log")
+    variables = f"{KAFKA['kafka_username']} and {KAFKA['kafka_password']}"
+    hint = f"correct {variables}{'_FILE' if security.password.file else ''}"
+    return Refusal(address, f"refused user {security.username[:80]} ({reason})", hint)
+
+
+def _listen(address: str, security: KafkaSecurity) -> _Listener:
+    """Ask a listener what it speaks. Raises OSError where it does not say."""
+    for encrypts in (security.protocol.encrypts, not security.protocol.encrypts):
+        context = certificates.context(security, verify=False) if encrypts else None
+        try:
+            with _connection(address, context) as connection:
+                return _Listener(encrypts, _mechanisms(connection, security))
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
+            continue
+        except ssl.SSLError as error:
+            if error.reason == "WRONG_VERSION_NUMBER":
+                continue
+            return _Listener(encrypts, fault=_told(error))  # it speaks TLS, or would have no words for this
+        except (EOFError, ConnectionError, TimeoutError):
+            continue
+    raise ConnectionError("it does not say what it speaks")
+
+
+@contextlib.contextmanager
+def _connection(address: str, context: ssl.SSLContext | None) -> Iterator[socket.socket]:
+    host, _, port = address.rpartition(":")
+    with socket.create_connection((host.strip("[]"), int(port)), timeout=_HEARD_S) as plain:
+        if context is None:
+            yield plain
+        else:
+            with context.wrap_socket(plain, server_hostname=host.strip("[]")) as encrypted:
+                yield encrypted
+
+
+def _mechanisms(connection: socket.socket, security: KafkaSecurity) -> tuple[str, ...] | None:
+    """Return how a listener has users prove who they are; None where it wants none."""
+    protocol = KafkaProtocol(client_id="brewctl", api_version=(0, 11))
+    protocol.send_request(SaslHandShakeRequest[1](security.mechanism.value))
+    connection.sendall(protocol.send_bytes())
+    size = struct.unpack(">i", _read(connection, 4))[0]
+    if not 0 < size < 2**16:
+        raise ConnectionError("no answer of Kafka's")
+    ((_, answer),) = protocol.receive_bytes(struct.pack(">i", size) + _read(connection, size))
+    return None if answer.error_code == IllegalSaslStateError.errno else tuple(answer.enabled_mechanisms)
+
+
+def _read(connection: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        if not (more := connection.recv(size - len(data))):
+            raise EOFError
+        data += more
+    return data
+
+
+def _told(error: Any) -> str:
+    """Say in a few words what went wrong."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return str(error.verify_message).lower().removesuffix(".")
+    if isinstance(error, ssl.SSLError):
+        return (error.reason or str(error)).replace("_", " ").lower()
+    text = " ".join(str(error).split())
+    return (text[:1].lower() + text[1:]).removesuffix(".")[:200]
