@@ -75,3 +75,28 @@ def _all(names: list[str] | None, app_dir: str) -> list[str] | None:
         registry.find(name)
     return [*dict.fromkeys([*(options.settings().downstreams or DEFAULT_DOWNSTREAMS), *names])]
 
+
+def topic(
+    apply: Annotated[bool, typer.Option("--apply", help="Make them now instead, as one of the super users.")] = False,
+    prefix: _Prefix = _PREFIX,
+    brokers: options.Brokers = None,
+    topic: options.Topic = None,
+    downstream: options.Downstreams = None,
+) -> None:
+    """Print the commands that give each user of Kafka just what its role needs.
+
+    Users are called as the roles of `brewctl db grants` are: brew_order, brew_publisher, brew_GROUP, brew_reader,
+    brew_operator, brew_owner. They are Kafka's own, with passwords or certificates; this makes none.
+
+    What other users may do stays, and so does what these may do beside it.
+    """
+    settings = options.settings(brokers=brokers, topic=topic, downstreams=downstream)
+    from brewctl.delivery import acls
+    from brewctl.delivery.grants import check_prefix
+
+    check_prefix(prefix)
+    if apply:
+        users = acls.apply(settings, prefix=prefix)
+        output.emit(f"rights to topic {settings.topic} are given to {users} users, {prefix}…")
+        return
+    output.emit(acls.script(settings, prefix=prefix))

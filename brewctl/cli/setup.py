@@ -105,5 +105,6 @@ def register(app: typer.Typer) -> None:
     app.add_typer(db, name="db")
     topic = typer.Typer(help="The topic.", no_args_is_help=True)
     topic.command(epilog="Example: brewctl topic create --recreate")(create)
+    topic.command("grants", epilog="Example: brewctl topic grants --prefix shop_")(grants.topic)
     topic.callback()(lambda: None)
     app.add_typer(topic, name="topic")

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from brewctl import log
 from brewctl.config import Settings
 from brewctl.delivery import broker, database, presence, registry, rights
-from brewctl.delivery.broker import Consumer, Record, UnavailableError
+from brewctl.delivery.broker import Consumer, ForbiddenError, Record, UnavailableError
 from brewctl.delivery.crowding import Crowding
 from brewctl.delivery.downstream import Downstream, Later
 from brewctl.delivery.failures import FailingError, StoppedError
@@ -94,20 +94,27 @@ class Consumption:
         self._writing: _Writing | None = None
         self._settled = Settled(settings.limits)
         self._rest = Rest(most_s=settings.limits.consume_rest_s, crowding=Crowding().share)
+        self._joined = False  # at least once: what is forbidden since then, somebody may allow again
         self._late_at: float | None = None  # when, after a stop, the transaction in hand is waited for no more
         self._late: _Writing | None = None  # what was ended then
 
     def run(self, stop: threading.Event) -> None:
         """Consume until `stop` is set; the transaction in the database is finished and its offsets committed first.
 
-        Raises BrewError for what no retry mends, and where that transaction had to be given up; outages of either
-        server are retried for ever.
+        Raises BrewError for what no retry mends, or is forbidden at the first, and where that transaction had to be
+        given up; outages of either server are retried for ever, and so is what is forbidden later.
         """
         backoff = Backoff(stop)
         try:
             while not stop.is_set():
                 try:
                     self._be_a_member(stop, backoff)
+                except ForbiddenError as error:
+                    if not self._joined:
+                        raise
+                    self._inbox.trouble = error.message
+                    if backoff.pause() and not stop.is_set():
+                        logger.warning("kafka_forbids", reason=error.message, hint=error.hint)
                 except (UnavailableError, UnreachableError, UsageError) as error:  # of a file that was replaced
                     self._inbox.trouble = f"kafka is away: {error}"
                     if backoff.pause() and not stop.is_set():
@@ -159,7 +166,7 @@ class Consumption:
             consumer.close()
 
     def _report_assignment(self, partitions: list[int]) -> None:
-        self._inbox.trouble = ""
+        self._inbox.trouble, self._joined = "", True
         log.say(self._node, f"partitions assigned {partitions}")
 
     def _read(self, consumer: Consumer, stop: threading.Event) -> list[Record]:

@@ -11,14 +11,13 @@ those that look, mend and own.
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import psycopg
 from psycopg import sql as quoting
 
 from brewctl import sql
 from brewctl.config import Settings
-from brewctl.delivery import database, homes, registration, registry, schema, sql_text, table_locks
+from brewctl.delivery import database, homes, own_tables, registration, registry, schema, table_locks
 from brewctl.delivery.database import BoundedConnection
 from brewctl.delivery.downstream import Downstream
 from brewctl.delivery.homes import Home
@@ -29,20 +28,14 @@ PREFIX = "brew_"
 _PREFIX = re.compile(r"(?!pg_)[a-z_][a-z0-9_]{0,29}")
 _ROLES = ("owner", "order", "publisher", "reader", "operator")
 _NAME_BYTES = 63  # PostgreSQL cuts longer names off
-_KINDS = frozenset({"table", "view", "sequence"})
-_BEFORE_KIND = frozenset({"or", "replace", "unlogged", "materialized", "foreign", "recursive", "global", "local"})
 _READ_BY_NO_COMMAND = frozenset({"aggregates", "publishing", "downstreams"})
-_ALL = "SELECT, INSERT, UPDATE, DELETE"
 
 
-@dataclass(frozen=True)
-class _Own:
-    """What the `schema` of a downstream makes, as it names it there."""
-
-    role: str
-    tables: tuple[str, ...]  # and views
-    sequences: tuple[str, ...]
-    serial: bool  # some columns have sequences
+def check_prefix(prefix: str) -> None:
+    """Raise UsageError for what can't begin a role's name."""
+    if not _PREFIX.fullmatch(prefix):
+        hint = "use up to 30 lower-case letters, digits and '_', not 'pg_'"
+        raise UsageError(f"--prefix {prefix[:40]!r} can't begin a role's name", hint=hint)
 
 
 class Script:
@@ -53,9 +46,7 @@ class Script:
 
         `exclusive`: nobody else may connect, see the schema or call its function. Raises UsageError.
         """
-        if not _PREFIX.fullmatch(prefix):
-            hint = "use up to 30 lower-case letters, digits and '_', not 'pg_'"
-            raise UsageError(f"--prefix {prefix[:40]!r} can't begin a role's name", hint=hint)
+        check_prefix(prefix)
         self._prefix = prefix
         self._exclusive = exclusive
         self._story = not home.apart
@@ -63,14 +54,12 @@ class Script:
         self._apart = apart
         self._owner, self._reader, self._operator = (self._role(each) for each in ("owner", "reader", "operator"))
         self._own = [
-            _made_by(registration.schema_text(each), self._group(each))
+            own_tables.made_by(registration.schema_text(each), self._group(each))
             for each, name in zip(home.downstreams, home.names, strict=True)
             if not registry.is_own(name)
         ]
         self._shipped = {
-            each.group
-            for each, name in zip(home.downstreams, home.names, strict=True)
-            if registry.is_own(name)
+            each.group for each, name in zip(home.downstreams, home.names, strict=True) if registry.is_own(name)
         }
         self._tables = schema.TABLES if self._story else sorted(schema.INBOX_TABLES)
 
@@ -104,13 +93,16 @@ class Script:
         return "\n\n".join("\n".join(part) for part in self._parts()) + "\n"
 
     def _parts(self) -> Iterator[list[str]]:
-        yield ["-- The roles. None of them logs in: give them to users that do, as in GRANT %s TO my_user;" % self.roles[1],
+        yield [f"-- The roles. None logs in: give them to users that do, as in GRANT {self.roles[1]} TO my_user;",
                *self._block(line for role in self.roles for line in (
-                   f"IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = {_literal(role)}) THEN",
+                   f"IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = {own_tables.literal(role)}) THEN",
                    f"    CREATE ROLE {role} NOLOGIN;",
                    "END IF;"))]  # fmt: skip
         yield ["-- Who comes in.", *self._block(self._entry())]
-        yield ["-- Who makes and changes the tables. Whoever had them so far becomes a member, and keeps its rights.", *self._ownership()]
+        yield [
+            "-- Who makes and changes the tables. Whoever had them so far becomes a member, and keeps its rights.",
+            *self._ownership(),
+        ]
         users = ", ".join(self.roles[1:])
         yield [
             "-- Nothing but what follows.",
@@ -135,7 +127,7 @@ class Script:
                    *_given(self._group(downstream), "replica", "registered")]  # fmt: skip
         for own in self._own:
             yield ["-- Its own tables, of which its handler may do anything, and so may whoever redrives its events.",
-                   *_own_tables(own, self._operator)]  # fmt: skip
+                   *own_tables.given(own, self._operator)]  # fmt: skip
 
     def _of_readers(self) -> list[str]:
         lines = [f"-- Who looks. {self._reader} also sees what other users' sessions do, and makes temporary tables."]
@@ -144,11 +136,11 @@ class Script:
         if self._story:
             lines.append(f"GRANT SELECT ON SEQUENCE outbox_id_seq TO {self._reader};")
         return lines + self._block([
-            f"IF NOT pg_has_role({_literal(self._reader)}, 'pg_read_all_stats', 'MEMBER') THEN",
+            f"IF NOT pg_has_role({own_tables.literal(self._reader)}, 'pg_read_all_stats', 'MEMBER') THEN",
             f"    GRANT pg_read_all_stats TO {self._reader};",
             "END IF;",
             "EXCEPTION WHEN insufficient_privilege THEN",
-            f"    RAISE NOTICE 'as a superuser: GRANT pg_read_all_stats TO {self._reader}, or doctor sees only its own sessions';",
+            f"    RAISE NOTICE 'a superuser is to GRANT pg_read_all_stats TO {self._reader}';",
         ])  # fmt: skip
 
     def _operators(self) -> Iterator[str]:
@@ -169,8 +161,8 @@ class Script:
                 yield "REVOKE EXECUTE ON FUNCTION outbox_add FROM PUBLIC;"
 
     def _ownership(self) -> list[str]:
-        owner = _literal(self._owner)
-        asked = ", ".join(f"{_literal(name, as_is=True)}::regclass" for name in self.objects)
+        owner = own_tables.literal(self._owner)
+        asked = ", ".join(f"{own_tables.literal(name, as_is=True)}::regclass" for name in self.objects)
         ours = f"pg_has_role({{}}, {owner}, 'USAGE')"
         lines = [
             f"IF NOT {ours.format('current_user')} THEN",
@@ -180,8 +172,8 @@ class Script:
             f"             WHERE oid IN ({asked})",
             f"               AND relowner <> {owner}::regrole",
             # With its table a sequence of a column changes hands.
-            "               AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = pg_class.oid AND d.deptype IN ('a', 'i')",
-            "                                  AND relkind = 'S')",
+            "               AND NOT (relkind = 'S' AND EXISTS (SELECT FROM pg_depend d",
+            "                         WHERE d.objid = pg_class.oid AND d.deptype IN ('a', 'i')))",
             "LOOP",
             f"    IF NOT {ours.format('part.owner')} THEN",
             f"        EXECUTE format('GRANT {self._owner} TO %s', part.owner::regrole);",
@@ -191,7 +183,7 @@ class Script:
         ]
         if self._story:
             lines += [
-                f"IF (SELECT proowner FROM pg_proc WHERE oid = 'outbox_add'::regproc) <> {owner}::regrole THEN",
+                f"IF (SELECT proowner FROM pg_proc WHERE oid = 'outbox_add'::regproc) <> {owner}::regrole THEN",  # noqa: S608
                 f"    ALTER FUNCTION outbox_add OWNER TO {self._owner};",
                 "END IF;",
             ]
@@ -204,64 +196,8 @@ class Script:
         return ["DO $$", *([f"DECLARE {declare}"] if declare else []), "BEGIN", *body, "END", "$$;"]
 
 
-def _literal(role: str, *, as_is: bool = False) -> str:
-    """Write a name as a literal: of a role that is quoted, what is between the quotes."""
-    name = role if as_is or not role.startswith('"') else role[1:-1].replace('""', '"')
-    return "'" + name.replace("'", "''") + "'"
-
-
 def _given(role: str, *sections: str) -> list[str]:
     return [sql.grants[section].replace(":role", role) for section in sections]
-
-
-def _own_tables(own: _Own, operator: str) -> list[str]:
-    users = f"{own.role}, {operator}"
-    lines = []
-    for name in dict.fromkeys(table.rpartition(".")[0] for table in own.tables if "." in table):
-        lines.append(f"GRANT USAGE ON SCHEMA {name} TO {users};")
-    if own.tables:
-        lines.append(f"GRANT {_ALL} ON {', '.join(own.tables)} TO {users};")
-    if own.sequences:
-        lines.append(f"GRANT USAGE, SELECT ON SEQUENCE {', '.join(own.sequences)} TO {users};")
-    if own.serial:
-        tables = ", ".join(f"{_literal(name, as_is=True)}::regclass" for name in own.tables)
-        lines += [
-            "DO $$",
-            "DECLARE sequence regclass;",
-            "BEGIN",
-            "    FOR sequence IN SELECT d.objid FROM pg_depend d JOIN pg_class c ON c.oid = d.objid AND c.relkind = 'S'",
-            f"                     WHERE d.deptype = 'a' AND d.refobjid IN ({tables})",
-            "    LOOP",
-            f"        EXECUTE format('GRANT USAGE ON SEQUENCE %s TO {users}', sequence);",
-            "    END LOOP;",
-            "END",
-            "$$;",
-        ]
-    return lines
-
-
-def _made_by(text: str, role: str) -> _Own:
-    """Find what a downstream's `schema` creates: tables, views and sequences that last."""
-    found: dict[str, list[str]] = {kind: [] for kind in _KINDS}
-    statements: list[list[str]] = [[]]
-    serial = False
-    for kind, sign, _ in sql_text.tokens(text):
-        if sign == ";":
-            statements.append([])
-            continue
-        statements[-1].append(sign)
-        serial |= kind == "word" and bool(re.fullmatch(r"(?i)(small|big)?serial[248]?", sign))
-    for words in statements:
-        if words[:1] and words[0].lower() == "create":
-            rest = [*words[1:]]
-            while rest and rest[0].lower() in _BEFORE_KIND:
-                rest.pop(0)
-            if rest and (made := rest[0].lower()) in _KINDS:
-                rest = rest[4:] if [word.lower() for word in rest[1:4]] == ["if", "not", "exists"] else rest[1:]
-                name = "".join(rest[:3]) if rest[1:2] == ["."] else rest[0] if rest else ""
-                if name and name not in found[made]:
-                    found[made].append(name)
-    return _Own(role, (*found["table"], *found["view"]), tuple(found["sequence"]), serial)
 
 
 def scripts(settings: Settings, names: Sequence[str], *, prefix: str, exclusive: bool) -> list[tuple[Home, Script]]:
@@ -279,7 +215,10 @@ def scripts(settings: Settings, names: Sequence[str], *, prefix: str, exclusive:
 
 
 def apply(home: Home, script: Script) -> None:
-    """Make the roles and their rights in one transaction. Raises BrewError where a table is missing, or a right to do so."""
+    """Make the roles and their rights in one transaction.
+
+    Raises BrewError where a table is missing, or a right to do so.
+    """
     where = database.place(home.settings.database_url)
     with database.connect(home.settings) as connection:
         tables = schema.INBOX_TABLES if home.apart else None
@@ -302,7 +241,7 @@ def apply(home: Home, script: Script) -> None:
 
 
 def _asked(script: Script) -> dict[str, object]:
-    names = [_literal(role)[1:-1] for role in script.roles]
+    names = [own_tables.literal(role)[1:-1] for role in script.roles]
     return {"owner": names[0], "roles": names}
 
 
@@ -310,7 +249,7 @@ def _run(connection: BoundedConnection, script: Script) -> None:
     owner = _asked(script)["owner"]
     moved = connection.execute(queries["owned_by_others"], {"owner": owner, "tables": script.objects}).fetchone()
     if moved and moved[0]:  # a table whose owner changes is locked for that moment
-        table_locks.change(connection, schema.TABLES, script.text)  # type: ignore[arg-type]
+        table_locks.change(connection, schema.TABLES, script.text)
         return
     with table_locks.bounded(connection):
         connection.execute(queries["lock_schema"])
