@@ -51,9 +51,7 @@ class Replica:
 
 
 @contextlib.contextmanager
-def kept(
-    settings: Settings, replica: Replica, work: Callable[[], Work], *, inbox: bool = False
-) -> Iterator[None]:
+def kept(settings: Settings, replica: Replica, work: Callable[[], Work], *, inbox: bool = False) -> Iterator[None]:
     """Keep the row while the block runs, written every second, and at its end with `stopped_at`.
 
     `inbox`: the replica also writes to the inbox's tables of this database, and may delete what is old there.

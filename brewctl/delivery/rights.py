@@ -1,4 +1,4 @@
-"""What each role may do in PostgreSQL: grants.sql, read; and whether the user of a connection has the rights of a role."""
+"""What each role may do in PostgreSQL: grants.sql, read; and whether the user of a connection may do it."""
 
 import re
 from collections.abc import Collection, Iterator, Sequence

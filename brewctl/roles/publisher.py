@@ -19,8 +19,8 @@ from brewctl.lifecycle import run_together
 def run(settings: Settings, stop: threading.Event, *, node: str) -> None:
     """Publish until `stop` is set.
 
-    Raises UnreachableError without PostgreSQL, BrewError for a missing table or right, UsageError for a certificate or password
-    of Kafka's that can't be read.
+    Raises UnreachableError without PostgreSQL, BrewError for a missing table or right, UsageError for a certificate or
+    password of Kafka's that can't be read.
     """
     broker.require_files(settings)  # Kafka itself may be away
     with database.open_pool(settings, name=node, size=1, by_index=True) as pool:

@@ -49,7 +49,12 @@ def dropped(rig: Rig) -> Iterator[str]:
         yield prefix
     finally:
         rig.nodes.stop()
-        made = [name for (name,) in rig.connection.execute("SELECT rolname FROM pg_roles WHERE starts_with(rolname, %s)", [prefix])]
+        made = [
+            name
+            for (name,) in rig.connection.execute(
+                "SELECT rolname FROM pg_roles WHERE starts_with(rolname, %s)", [prefix]
+            )
+        ]
         for name in made:
             rig.connection.execute(sql.SQL("REASSIGN OWNED BY {} TO CURRENT_USER").format(sql.Identifier(name)))
             rig.connection.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(name)))

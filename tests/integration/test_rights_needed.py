@@ -1,11 +1,11 @@
 """Each role has the rights that its statements need, and none that no statement of it needs.
 
-PostgreSQL looks at the rights of a statement also where it only explains it. So every query is explained as each role that
-has it: with all rights, and with each right taken away alone.
+PostgreSQL looks at the rights of a statement also where it only explains it. So every query is explained as each role
+that has it: with all rights, and with each right taken away alone.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import psycopg
 import pytest
@@ -18,7 +18,16 @@ from tests.conftest import Rig
 from tests.integration.rights_tools import dropped
 
 # Which queries of queries.sql each role has. A new one is to be named here: else the last test fails.
-_EVERYBODY = {"bound_statements", "set_locally", "session", "now", "now_ms", "held_rights", "lacking_rights", "bound_locks"}
+_EVERYBODY = {
+    "bound_statements",
+    "set_locally",
+    "session",
+    "now",
+    "now_ms",
+    "held_rights",
+    "lacking_rights",
+    "bound_locks",
+}
 _REPLICA = {"keep_presence", "forget_replicas"}
 _INBOX = {"parks", "parked_keys", "lock_keys", "park", "downstream_name", "forget_redeliveries"}
 _DLQ = {"parked_events", "settled_letters"}
@@ -146,12 +155,14 @@ def test_a_role_has_every_right_that_it_needs_and_needs_every_right_that_it_has(
 
 
 def _revoke(role: str, kind: str, thing: str, right: str, column: str | None) -> quoting.Composed:
-    what = quoting.SQL("{} ({})").format(quoting.SQL(right), quoting.Identifier(column)) if column else quoting.SQL(right)
+    what = (
+        quoting.SQL("{} ({})").format(quoting.SQL(right), quoting.Identifier(column)) if column else quoting.SQL(right)
+    )
     return quoting.SQL("REVOKE {} ON {} {} FROM {}").format(
         what, quoting.SQL(kind), quoting.Identifier(thing), quoting.Identifier(role)
     )
 
 
 def test_every_query_is_some_role_s() -> None:
-    known: Sequence[set[str]] = (_EVERYBODY, *ROLES.values(), _OWNERS, _PARTS)
-    assert set(sql.queries) - set.union(*known) == set()
+    known = set().union(_EVERYBODY, *ROLES.values(), _OWNERS, _PARTS)
+    assert set(sql.queries) - known == set()

@@ -140,7 +140,9 @@ class OrderService:
                 details = "the database is busy: retry"
             case error if refusals.lacks_right(error):
                 self._failed.warn(reason=refusals.words(error), hint=rights.HINT)
-                return retry_later(code, "the service has no right to do this: retry", after_s=self._limits.retry_after_s)
+                return retry_later(
+                    code, "the service has no right to do this: retry", after_s=self._limits.retry_after_s
+                )
             case error if not isinstance(error, database.UNAVAILABLE):
                 self._failed.warn(reason=f"{type(error).__name__}: {log.reason(error)}")
                 logger.debug("create_failed", exc_info=error)
