@@ -139,6 +139,8 @@ class Limits:
     kafka_leave_s: float = 3.0
     # How long a command goes on asking a cluster that answers "not yet".
     kafka_patience_s: float = 30.0
+    # How often an order-service looks whether its certificate or its tokens have changed.
+    files_look_s: float = 0.5
     # After the first signal: how long an order-service listens on, to refuse with a reason; how long work in hand
     # may take.
     linger_s: float = 0.1
@@ -150,6 +152,13 @@ class Limits:
     def order_connections(self) -> int:
         """Of one order-service to the database, at most: its threads', writer's, publisher's, watch's, presence's."""
         return self.reading_threads + self.alone_threads + self.cancelling_threads + 4
+
+    @property
+    def longest_turn_s(self) -> float:
+        """No turn of a loop that asks PostgreSQL or Kafka takes longer: the sum of all waits that one may have."""
+        database_s = self.database_wait_s + self.database_connect_s + 3 * self.database_answer_s
+        kafka_s = self.kafka_connect_s + self.kafka_metadata_s + self.kafka_request_s + 2 * self.publish_s
+        return database_s + kafka_s
 
     def __post_init__(self) -> None:
         if self.session_s < 3 * self.heartbeat_s:
@@ -177,6 +186,7 @@ class Settings:
     downstreams: tuple[str, ...] = DEFAULT_DOWNSTREAMS
     group_prefix: str = ""
     kafka_client: KafkaClient = KafkaClient.KAFKA_PYTHON_NG
+    database_security: security.DatabaseSecurity = field(default_factory=security.DatabaseSecurity)
     kafka_security: security.KafkaSecurity = field(default_factory=security.KafkaSecurity)
     order_security: security.OrderSecurity = field(default_factory=security.OrderSecurity)
     configured: frozenset[str] = frozenset()
@@ -200,10 +210,12 @@ class Settings:
 
 
 def own_database_variable(group: str) -> str:
-    """Name the variable with the database of a downstream's own, where it has one."""
+    """Name the variable with the database of a downstream's own, where it has one; with `_FILE`, the URL's file."""
     return f"BREW_{re.sub('[^A-Z0-9]', '_', group.upper())}_DATABASE_URL"
 
 
+# Where a role shows what it counts, and how it is. One process's: those that it starts get another, or none.
+HTTP_VARIABLE = "BREW_HTTP"
 ENVIRONMENT = {
     "database_url": "BREW_DATABASE_URL",
     "brokers": "BREW_KAFKA_BROKERS",
@@ -226,6 +238,12 @@ def resolve(
     An empty value counts as not given. Raises UsageError for a value that can't be used.
     """
     given = {name: (flags.get(name) or environ.get(variable, "")).strip(" ,") for name, variable in ENVIRONMENT.items()}
+    named = {name: environ.get(variable, "").strip() for name, variable in security.DATABASE.items()}
+    if flags.get("database_url"):
+        named |= {"database_url": "", "database_url_file": ""}
+    database = security.database(named)
+    if database.url.file:
+        given["database_url"] = database.url.read()
     chosen = {name: value or sandbox.get(name, "") for name, value in given.items()}
     defaults = Settings()
     return Settings(
@@ -236,6 +254,7 @@ def resolve(
         downstreams=_downstreams(chosen["downstreams"]) or defaults.downstreams,
         group_prefix=_group_prefix(chosen["group_prefix"]),
         kafka_client=_kafka_client(chosen["kafka_client"]),
+        database_security=database,
         kafka_security=security.kafka(_of_server("brokers", security.KAFKA, given, environ, sandbox)),
         order_security=security.order(_of_server("order_addrs", security.ORDER, given, environ, sandbox)),
         configured=frozenset(name for name, value in given.items() if value),
@@ -245,8 +264,10 @@ def resolve(
 
 def environment(settings: Settings) -> dict[str, str]:
     """The variables that point a `brewctl` process at these servers. Secrets travel here, not in arguments."""
+    database = settings.database_security
     values = {
-        "database_url": settings.database_url,
+        # What is in a file stays there.
+        "database_url": "" if database.url.file else settings.database_url,
         "brokers": ",".join(settings.brokers),
         "topic": settings.topic,
         "order_addrs": ",".join(settings.order_addrs),
@@ -254,8 +275,14 @@ def environment(settings: Settings) -> dict[str, str]:
         "group_prefix": settings.group_prefix,
         "kafka_client": settings.kafka_client.value,
     }
+    secrets = {
+        "database_url_file": database.url.file,
+        "database_password": database.password.text,
+        "database_password_file": database.password.file,
+    }
     secured = security.environment(settings.kafka_security, settings.order_security)
-    return {ENVIRONMENT[name]: value for name, value in values.items()} | secured
+    variables = ENVIRONMENT | security.DATABASE
+    return {variables[name]: value for name, value in (values | secrets).items()} | secured
 
 
 def _of_server(

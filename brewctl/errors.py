@@ -46,12 +46,16 @@ class UnreachableError(BrewError):
 
 
 class PortError(BrewError):
-    """A port that can't be listened on, for the reason that the system gives now."""
+    """A port that can't be listened on, for the reason that the system gives now.
 
-    def __init__(self, host: str, port: int) -> None:
+    The options are those by which the user gave the host and the port.
+    """
+
+    def __init__(self, host: str, port: int, *, host_option: str = "--host", port_option: str = "--port") -> None:
         reason = _reason_against(host, port)
         text = f" ({(reason.strerror or str(reason)).lower()})" if reason else ""
-        super().__init__(f"{self.words(host, port)}{text}", hint=_other_place(reason, port))
+        hint = _other_place(reason, port, host_option, port_option)
+        super().__init__(f"{self.words(host, port)}{text}", hint=hint)
 
     @staticmethod
     def words(host: str, port: int) -> str:
@@ -73,14 +77,14 @@ def _reason_against(host: str, port: int) -> OSError | None:
     return None
 
 
-def _other_place(reason: OSError | None, port: int) -> str:
+def _other_place(reason: OSError | None, port: int, host_option: str = "--host", port_option: str = "--port") -> str:
     if isinstance(reason, socket.gaierror) or (reason and reason.errno == errno.EADDRNOTAVAIL):
-        return "give --host an address of this machine, such as 127.0.0.1"
+        return f"give {host_option} an address of this machine, such as 127.0.0.1"
     if reason and reason.errno in {errno.EACCES, errno.EPERM}:
-        return "choose a port above 1023 with --port"
+        return f"choose a port above 1023 with {port_option}"
     if reason is None:  # whoever had it has gone
-        return "run it again, or choose another with --port"
-    return f"see who has it with `ss -ltnp sport = :{port}`, or choose another with --port"
+        return f"run it again, or choose another with {port_option}"
+    return f"see who has it with `ss -ltnp sport = :{port}`, or choose another with {port_option}"
 
 
 class DrainTimeoutError(BrewError):

@@ -13,6 +13,7 @@ from typing import TypeVar
 from brewctl.errors import UsageError
 
 _LONGEST = 64 * 1024
+_SWITCH = {"": False, "0": False, "false": False, "no": False, "1": True, "true": True, "yes": True}
 Choice = TypeVar("Choice", bound=StrEnum)
 
 
@@ -74,6 +75,17 @@ class Secret:
 
 
 @dataclass(frozen=True)
+class DatabaseSecurity:
+    """Where the secrets of PostgreSQL's connections are. `url`: the file that holds the whole URL, where there is one.
+
+    The password is for a URL that has none.
+    """
+
+    url: Secret = Secret("BREW_DATABASE_URL")
+    password: Secret = Secret("BREW_DATABASE_PASSWORD")
+
+
+@dataclass(frozen=True)
 class KafkaSecurity:
     """How Kafka's clients connect. Files are PEM; `ca` empty: the system's authorities."""
 
@@ -89,8 +101,9 @@ class KafkaSecurity:
 
 @dataclass(frozen=True)
 class OrderSecurity:
-    """How clients of order-service connect. Files are PEM. TLS is used where one of the files is named."""
+    """How clients of order-service connect. Files are PEM; `tls` without `ca`: the system's authorities."""
 
+    tls: bool = False
     ca: str = ""
     certificate: str = ""
     key: str = ""
@@ -99,9 +112,17 @@ class OrderSecurity:
     @property
     def encrypts(self) -> bool:
         """Whether it is TLS."""
-        return bool(self.ca or self.certificate)
+        return bool(self.tls or self.ca or self.certificate)
 
 
+PLAINTEXT = OrderSecurity()
+
+DATABASE = {
+    "database_url": "BREW_DATABASE_URL",
+    "database_url_file": "BREW_DATABASE_URL_FILE",
+    "database_password": "BREW_DATABASE_PASSWORD",
+    "database_password_file": "BREW_DATABASE_PASSWORD_FILE",
+}
 # Settings by the server that they belong to: those of a sandbox hold for its own servers alone.
 KAFKA = {
     "kafka_protocol": "BREW_KAFKA_SECURITY_PROTOCOL",
@@ -116,12 +137,22 @@ KAFKA = {
     "kafka_key_password_file": "BREW_KAFKA_KEY_PASSWORD_FILE",
 }
 ORDER = {
+    "order_tls": "BREW_ORDER_TLS",
     "order_ca": "BREW_ORDER_CA_FILE",
     "order_certificate": "BREW_ORDER_CERT_FILE",
     "order_key": "BREW_ORDER_KEY_FILE",
     "order_token": "BREW_ORDER_TOKEN",
     "order_token_file": "BREW_ORDER_TOKEN_FILE",
 }
+
+
+def database(named: Mapping[str, str]) -> DatabaseSecurity:
+    """Return where PostgreSQL's secrets are, from the values of DATABASE's names. Raises UsageError."""
+    url = _secret("database_url", DATABASE, named)
+    return DatabaseSecurity(
+        url=url if url.file else DatabaseSecurity.url,
+        password=_secret("database_password", DATABASE, named),
+    )
 
 
 def kafka(chosen: Mapping[str, str]) -> KafkaSecurity:
@@ -145,7 +176,14 @@ def kafka(chosen: Mapping[str, str]) -> KafkaSecurity:
 
 def order(chosen: Mapping[str, str]) -> OrderSecurity:
     """Return how clients of order-service connect, from the values of ORDER's names. Raises UsageError."""
+    tls = _SWITCH.get(chosen.get("order_tls", "").lower())
+    if tls is None:
+        raise UsageError(f"{ORDER['order_tls']}: {chosen['order_tls'][:80]!r} is neither 1 nor 0", hint="1 is TLS")
+    for given, lacking in (("order_certificate", "order_key"), ("order_key", "order_certificate")):
+        if chosen.get(given) and not chosen.get(lacking):
+            raise UsageError(f"{ORDER[given]} is set without {ORDER[lacking]}", hint="a certificate goes with its key")
     return OrderSecurity(
+        tls=tls,
         ca=chosen.get("order_ca", ""),
         certificate=chosen.get("order_certificate", ""),
         key=chosen.get("order_key", ""),
@@ -166,6 +204,7 @@ def environment(kafka: KafkaSecurity, order: OrderSecurity) -> dict[str, str]:
         "kafka_key": kafka.key,
         "kafka_key_password": kafka.key_password.text,
         "kafka_key_password_file": kafka.key_password.file,
+        "order_tls": "1" if order.tls else "",
         "order_ca": order.ca,
         "order_certificate": order.certificate,
         "order_key": order.key,

@@ -51,21 +51,26 @@ class OrderServer(orders_pb2_grpc.OrderServiceServicer):
 
 @contextlib.contextmanager
 def serving(
-    handle: Handle = lambda _number, _context: None, cancel: Handle = lambda _number, _context: None
+    handle: Handle = lambda _number, _context: None,
+    cancel: Handle = lambda _number, _context: None,
+    credentials: grpc.ServerCredentials | None = None,
 ) -> Iterator[OrderServer]:
-    """Serve on a free port; `cancel` handles Cancel as `handle` does Create."""
+    """Serve on a free port, with TLS by `credentials`; `cancel` handles Cancel as `handle` does Create."""
     served = OrderServer(handle, cancel)
-    served.address, stop = listen(served)
+    served.address, stop = listen(served, credentials=credentials)
     try:
         yield served
     finally:
         stop()
 
 
-def listen(service: orders_pb2_grpc.OrderServiceServicer, *, port: int = 0) -> tuple[str, Callable[[], object]]:
+def listen(
+    service: orders_pb2_grpc.OrderServiceServicer, *, port: int = 0, credentials: grpc.ServerCredentials | None = None
+) -> tuple[str, Callable[[], object]]:
     """Serve on a free port, or on this one; return the address, and what ends it."""
     server = grpc.server(ThreadPoolExecutor(16))
     orders_pb2_grpc.add_OrderServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
-    bound = server.add_insecure_port(f"127.0.0.1:{port}")
+    place = f"127.0.0.1:{port}"
+    bound = server.add_secure_port(place, credentials) if credentials else server.add_insecure_port(place)
     server.start()
     return f"127.0.0.1:{bound}", lambda: server.stop(0).wait(10)

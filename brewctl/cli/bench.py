@@ -77,8 +77,7 @@ def bench(
     measured: list[Figure] = []
     machine: dict[str, Any] = {}
     try:
-        places = {"database_url": database_url, "brokers": brokers, "topic": topic}
-        with emptied("bench", **places, keep=keep, yes=yes) as settings:
+        with emptied("bench", database_url=database_url, brokers=brokers, topic=topic, keep=keep, yes=yes) as settings:
             machine |= _machine(settings)
             _measure(settings, chosen, config.home() / "logs" / "bench", measured, times=repeat)
     finally:

@@ -58,6 +58,7 @@ def chaos(
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="Describe the scenarios and do nothing.")] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the sandbox running afterwards.")] = False,
+    secure: options.Secure = None,
     as_json: options.AsJson = False,
     downstream: options.Downstreams = None,
 ) -> None:
@@ -91,7 +92,7 @@ def chaos(
     plan = Plan(orders=orders, rate=rate, seed=seed, session_s=session_timeout, cancel=cancel)
     played: list[tuple[Result, Act]] = []
     try:
-        with borrowed(home, keep=keep):
+        with borrowed(home, keep=keep, secure=secure):
             output.note(f"seed {seed}, {rate:g} orders a second, sessions of {session_timeout:g} s")
             for each in chosen:
                 played.append(_play(each, plan, home, downstream))

@@ -1,6 +1,5 @@
 """`brewctl doctor`: what is wrong with this machine or the servers, and what mends it."""
 
-import os
 import re
 import textwrap
 from collections import Counter
@@ -35,8 +34,6 @@ def doctor(
 
     Changes nothing. Exit 1 where a check fails.
     """
-    # The C core writes its own lines for what we report in ours.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from brewctl.doctor import Verdict, examine
 
     findings = examine(_settings(database_url, brokers, topic, addr, downstream), config.home())

@@ -88,7 +88,13 @@ def load(
     if cancel:
         used["cancel"] = cancel
     measurement = Measurement()
-    sending = Load(settings.order_addrs, measurement.record, record_cancel=measurement.record_cancel, **used)
+    sending = Load(
+        settings.order_addrs,
+        measurement.record,
+        record_cancel=measurement.record_cancel,
+        security=settings.order_security,
+        **used,
+    )
     with stop_on_signals() as stop, _live(sending, measurement):
         sending.run(stop)
     result = measurement.result(unsent=sending.unsent)

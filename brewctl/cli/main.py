@@ -22,6 +22,7 @@ from brewctl.cli import (
     doctor,
     groups,
     load,
+    metrics,
     orders,
     outbox,
     output,
@@ -60,6 +61,8 @@ def root(
     ] = False,
 ) -> None:
     """Brew orders: a transactional outbox, Kafka and idempotent consumers, on real servers."""
+    # The C core writes its own lines for what we report in ours.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     output.verbose = verbose
 
 
@@ -73,6 +76,7 @@ for module in (
     doctor,
     groups,
     load,
+    metrics,
     orders,
     outbox,
     roles,
@@ -88,7 +92,7 @@ for module in (
 _ENGINES = ("GRPC_POLL_STRATEGY", "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "PSYCOPG_IMPL")
 # How help lists the commands.
 _PANELS = {
-    "See it": ("demo", "top", "counts", "trace", "groups", "doctor"),
+    "See it": ("demo", "top", "counts", "trace", "groups", "metrics", "doctor"),
     "Servers on this machine": ("up", "down", "status", "env"),
     "Roles": ("start", "stop", "logs", "serve", "publish", "consume", "create-order", "cancel-order"),
     "Tables and topics": ("db", "topic", "outbox", "dlq"),

@@ -95,8 +95,24 @@ AppDir = Annotated[
         help="Folder with MODULE.", metavar="FOLDER", show_default="the working directory", envvar="BREW_APP_DIR"
     ),
 ]
+Http = Annotated[
+    str,
+    typer.Option(
+        "--http",
+        help="Serve /metrics, /livez and /readyz there; port 0 takes a free one.",
+        metavar="HOST:PORT",
+        envvar=config.HTTP_VARIABLE,
+        show_default="nothing is served",
+    ),
+]
 Format = Annotated[config.LogFormat, typer.Option("--log-format", help="How log lines are written, on stderr.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Secure = Annotated[
+    bool | None,
+    typer.Option(
+        "--secure/--no-secure", help="TLS and passwords for a new sandbox, which keeps them.", show_default="no-secure"
+    ),
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Don't ask before data are destroyed.")]
 
 

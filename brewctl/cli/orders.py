@@ -50,7 +50,13 @@ def create_order(
         # Now: nobody is left with an order that he can't follow.
         with database.connect(settings) as connection:
             database.check_schema(connection)
-    with OrderClient(settings.order_addrs, tenant=tenant, timeout_s=timeout, on_retry=_Once()) as client:
+    with OrderClient(
+        settings.order_addrs,
+        tenant=tenant,
+        timeout_s=timeout,
+        on_retry=_Once(),
+        security=settings.order_security,
+    ) as client:
         for number in range(1, count + 1):
             key = f"{idempotency_key}-{number}" if idempotency_key and count > 1 else idempotency_key
             key = key or uuid.uuid4().hex
@@ -93,7 +99,9 @@ def cancel_order(
 
     failed: list[BrewError] = []
     wanted = _in_full(settings, order_ids, failed)
-    with OrderClient(settings.order_addrs, timeout_s=timeout, on_retry=_Once()) as client:
+    with OrderClient(
+        settings.order_addrs, timeout_s=timeout, on_retry=_Once(), security=settings.order_security
+    ) as client:
         for order_id in wanted:
             try:
                 status = client.cancel(order_id, reason=reason)

@@ -46,6 +46,11 @@ errors on stderr; colours and live views only in a terminal, and no colours wher
 `BREW_KAFKA_CLIENT` chooses the library that sends and reads: `kafka-python-ng`, the default, or `librdkafka`, which
 takes a fraction of the CPU and is installed by `pip install 'brewctl[librdkafka]'`; topics and groups are administered
 by the first in either case.
+Secrets are never arguments. Each is also read of a file, at every connection anew: `BREW_DATABASE_URL_FILE` (all of the
+URL), `BREW_DATABASE_PASSWORD` or `…_FILE` for a URL without a password, and `BREW_<GROUP>_DATABASE_URL_FILE`. Kafka is
+talked to as `BREW_KAFKA_SECURITY_PROTOCOL` says, `PLAINTEXT`, `SSL`, `SASL_PLAINTEXT` or `SASL_SSL`, by
+`BREW_KAFKA_SASL_MECHANISM` (`PLAIN`, `SCRAM-SHA-256`, `SCRAM-SHA-512`), `BREW_KAFKA_USERNAME`, `BREW_KAFKA_PASSWORD` or
+`…_FILE`, `BREW_KAFKA_CA_FILE`, `BREW_KAFKA_CERT_FILE`, `BREW_KAFKA_KEY_FILE`, `BREW_KAFKA_KEY_PASSWORD` or `…_FILE`.
 `brewctl --install-completion` completes commands, options, nodes, groups and order ids in your shell.
 """
 
@@ -75,7 +80,9 @@ def environment(words: tuple[str, ...], command: Command) -> list[str]:
     if {"BREW_DOWNSTREAMS", "BREW_KAFKA_BROKERS"} <= names:
         names.add(_PREFIX)
     if "BREW_KAFKA_BROKERS" in names:
-        names.add(_CLIENT)
+        names |= {_CLIENT, "BREW_KAFKA_SECURITY_PROTOCOL"}
+    if "BREW_DATABASE_URL" in names:
+        names |= {"BREW_DATABASE_PASSWORD_FILE", "BREW_DATABASE_URL_FILE"}
     return sorted(names)
 
 

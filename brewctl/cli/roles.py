@@ -4,7 +4,7 @@ import dataclasses
 import os
 import threading
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import typer.core
@@ -12,6 +12,9 @@ import typer.core
 from brewctl import config
 from brewctl.cli import options, output
 from brewctl.errors import UsageError
+
+if TYPE_CHECKING:
+    from brewctl.roles.listening import Security
 
 Session = Annotated[
     float,
@@ -23,6 +26,40 @@ Session = Annotated[
     ),
 ]
 
+
+_SECURITY = "Security"
+
+
+def _file(*names: str, text: str, variable: str) -> Any:
+    return typer.Option(*names, help=text, envvar=variable, metavar="FILE", rich_help_panel=_SECURITY)
+
+
+CertificateFile = Annotated[
+    str | None,
+    _file(
+        "--tls-cert", text="Serve TLS with this certificate and its chain, PEM.", variable="BREW_SERVE_TLS_CERT_FILE"
+    ),
+]
+KeyFile = Annotated[
+    str | None,
+    _file("--tls-key", text="Its key, PEM, without a password.", variable="BREW_SERVE_TLS_KEY_FILE"),
+]
+ClientCaFile = Annotated[
+    str | None,
+    _file(
+        "--tls-client-ca",
+        text="Take clients alone that show a certificate of these authorities, PEM.",
+        variable="BREW_SERVE_TLS_CLIENT_CA_FILE",
+    ),
+]
+TokensFile = Annotated[
+    str | None,
+    _file(
+        "--tokens",
+        text="Take calls alone with a bearer token of these: lines TENANT TOKEN, or TENANT sha256:DIGEST.",
+        variable="BREW_SERVE_TOKENS_FILE",
+    ),
+]
 
 _ANY = "MODULE:NAME"
 _CONSUME = "Run a consumer; alone, list those configured."
@@ -62,7 +99,15 @@ def order(
     no_publisher: Annotated[
         bool, typer.Option("--no-publisher", help="Leave publishing to `brewctl publish`.")
     ] = False,
+    tls_cert: CertificateFile = None,
+    tls_key: KeyFile = None,
+    tls_client_ca: ClientCaFile = None,
+    tokens: TokensFile = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Let other machines in without TLS.", rich_help_panel=_SECURITY)
+    ] = False,
     log_format: options.Format = config.LogFormat.LOGFMT,
+    http: options.Http = "",
     database_url: options.DatabaseUrl = None,
     brokers: options.Brokers = None,
     topic: options.Topic = None,
@@ -70,20 +115,36 @@ def order(
 ) -> None:
     """Run a replica of order-service, with its outbox publisher.
 
-    Ctrl-C drains it.
+    Ctrl-C drains it. Files of TLS and tokens are read again when they change, without a restart.
     """
+    from brewctl.roles.listening import Security
+
     settings = options.settings(database_url=database_url, brokers=brokers, topic=topic)
+    if not (tls_cert or tls_key or insecure or settings.configured & {"database_url", "brokers"}):
+        from brewctl.sandbox import state
+
+        tls_cert, tls_key = state.serving(config.home()) or (None, None)
+    security = Security(tls_cert, tls_key, tls_client_ca, tokens, insecure)
+    security.check(host)
     node = node or f"order-{os.getpid()}"
     if workers > 1:
-        _supervise(settings, node, log_format, host=host, port=port, count=workers, publishes=not no_publisher)
+        _supervise(
+            settings,
+            node,
+            log_format,
+            host=host,
+            port=port,
+            count=workers,
+            publishes=not no_publisher,
+            security=security,
+            http=http,
+        )
         return
-    # The C core writes its own lines for what we report in ours.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from brewctl import lifecycle
     from brewctl.roles import order as role
     from brewctl.roles.workers import await_go
 
-    def run(node: str, stop: threading.Event) -> None:
+    def run(node: str, stop: threading.Event, health: Any) -> None:
         told = lifecycle.stop_at_end_of_input(stop) if worker else None
         role.run(
             settings,
@@ -91,17 +152,20 @@ def order(
             node=node,
             host=host,
             port=port,
+            security=security,
             share_port=worker,
             publishes=not no_publisher,
             ready=lambda: told is None or await_go(node, told, stop),
+            health=health,
         )
 
-    _play(node, log_format, run)
+    _play(node, log_format, run, role="order", http=http, is_worker=worker)
 
 
 def publish(
     node: options.Node = "",
     log_format: options.Format = config.LogFormat.LOGFMT,
+    http: options.Http = "",
     database_url: options.DatabaseUrl = None,
     brokers: options.Brokers = None,
 ) -> None:
@@ -114,7 +178,10 @@ def publish(
     settings = options.settings(database_url=database_url, brokers=brokers)
     from brewctl.roles import publisher as role
 
-    _play(node or f"publisher-{os.getpid()}", log_format, lambda node, stop: role.run(settings, stop, node=node))
+    def run(node: str, stop: threading.Event, health: Any) -> None:
+        role.run(settings, stop, node=node, health=health)
+
+    _play(node or f"publisher-{os.getpid()}", log_format, run, role="publisher", http=http)
 
 
 def _own(name: str) -> Callable[..., None]:
@@ -124,6 +191,7 @@ def _own(name: str) -> Callable[..., None]:
         node: options.Node = "",
         session_timeout: Session = config.Limits.session_s,
         log_format: options.Format = config.LogFormat.LOGFMT,
+        http: options.Http = "",
         database_url: options.DatabaseUrl = None,
         brokers: options.Brokers = None,
         topic: options.Topic = None,
@@ -131,7 +199,7 @@ def _own(name: str) -> Callable[..., None]:
         settings = options.settings(
             database_url=database_url, brokers=brokers, topic=topic, limits=_limits(session_timeout)
         )
-        _consume(name, settings, node, log_format)
+        _consume(name, settings, node, log_format, http)
 
     return run
 
@@ -143,6 +211,7 @@ def downstream(
     watch: Annotated[bool, typer.Option("--watch", help="Start it again when its file changes.")] = False,
     session_timeout: Session = config.Limits.session_s,
     log_format: options.Format = config.LogFormat.LOGFMT,
+    http: options.Http = "",
     database_url: options.DatabaseUrl = None,
     brokers: options.Brokers = None,
     topic: options.Topic = None,
@@ -158,25 +227,27 @@ def downstream(
     )
     name = ctx.info_name or ""
     if watch:
-        _consume_watched(name, app_dir, settings, node, log_format)
+        _consume_watched(name, app_dir, settings, node, log_format, http)
     else:
-        _consume(name, settings, node, log_format, app_dir=app_dir)
+        _consume(name, settings, node, log_format, http, app_dir=app_dir)
 
 
-def _consume(name: str, settings: config.Settings, node: str, log_format: config.LogFormat, app_dir: str = "") -> None:
+def _consume(
+    name: str, settings: config.Settings, node: str, log_format: config.LogFormat, http: str, app_dir: str = ""
+) -> None:
     from brewctl.delivery import registry
     from brewctl.roles import consumer
 
     found = registry.find(name, app_dir)
-    _play(
-        node or _node(found.node or found.group),
-        log_format,
-        lambda node, stop: consumer.run(settings, found, stop, name=name, node=node),
-    )
+
+    def run(node: str, stop: threading.Event, health: Any) -> None:
+        consumer.run(settings, found, stop, name=name, node=node, health=health)
+
+    _play(node or _node(found.node or found.group), log_format, run, role=found.group, http=http)
 
 
 def _consume_watched(
-    name: str, app_dir: str, settings: config.Settings, node: str, log_format: config.LogFormat
+    name: str, app_dir: str, settings: config.Settings, node: str, log_format: config.LogFormat, http: str
 ) -> None:
     """Run it, and again after each change of its file; one that can't be imported waits for the next change."""
     from brewctl import lifecycle, log
@@ -195,13 +266,13 @@ def _consume_watched(
         files.imported()
         changes = reloading.Changes()
 
-        def run(node: str, stop: threading.Event) -> None:
+        def run(node: str, stop: threading.Event, health: Any) -> None:
             with reloading.watched(files, stop, changes):
-                consumer.run(settings, found, stop, name=name, node=node)
+                consumer.run(settings, found, stop, name=name, node=node, health=health)
             if changes.seen:
                 log.say(node, "its file has changed: starts again")
 
-        _play(node or _node(found.node or found.group), log_format, run)
+        _play(node or _node(found.node or found.group), log_format, run, role=found.group, http=http)
         again = changes.seen
     if again:
         reloading.restart()
@@ -221,6 +292,8 @@ def _supervise(
     port: int,
     count: int,
     publishes: bool,
+    security: "Security",
+    http: str,
 ) -> None:
     from brewctl.roles.workers import Workers
 
@@ -236,23 +309,61 @@ def _supervise(
         log_format=log_format,
         verbose=output.verbose,
         publishes=publishes,
+        security=security,
+        http=_where(http),
     )
-    _play(node, log_format, lambda _node, stop: workers.run(stop), last=workers.kill)
+
+    def run(stop: threading.Event) -> None:
+        workers.run(stop)
+
+    _started(node, log_format, run, last=workers.kill)
 
 
 def _limits(session_s: float) -> config.Limits:
     return dataclasses.replace(config.Limits(), session_s=session_s)
 
 
+def _where(http: str) -> Any:
+    """Return where to serve, None for nowhere. Raises UsageError."""
+    if not http:
+        return None
+    from brewctl import http_endpoint
+
+    return http_endpoint.address(http)
+
+
 def _play(
-    node: str, log_format: config.LogFormat, run: Callable[..., None], *, last: Callable[[], None] = lambda: None
+    node: str, log_format: config.LogFormat, run: Callable[..., None], *, role: str, http: str, is_worker: bool = False
+) -> None:
+    """Run a role, with what it shows of itself."""
+    where = _where(http)
+
+    def observed(stop: threading.Event) -> None:
+        from brewctl.roles import observing
+
+        if is_worker:
+            shown = observing.observed_worker(stop, node=node, role=role)
+        else:
+            shown = observing.observed(where, stop, node=node, role=role)
+        with shown as health:
+            run(node, stop, health)
+
+    _started(node, log_format, observed)
+
+
+def _started(
+    node: str,
+    log_format: config.LogFormat,
+    run: Callable[[threading.Event], None],
+    *,
+    last: Callable[[], None] = lambda: None,
 ) -> None:
     from brewctl import lifecycle, log
 
     log.configure(node=node, as_json=log_format is config.LogFormat.JSON, verbose=output.verbose)
     lifecycle.collect_garbage_rarely()
     with lifecycle.stop_on_signals(last) as stop:
-        run(node, stop)
+        run(stop)
 
 
 def register(app: typer.Typer) -> None:

@@ -1,5 +1,6 @@
 """`brewctl up`, `down`, `status`, `env`: real servers on this machine, and what runs beside them."""
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from brewctl import config
+from brewctl import config, security
 from brewctl.cli import background, options, output
 from brewctl.errors import BrewError, ExitCode, UnreachableError, UsageError
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from brewctl.lab.background import NodeStatus, Stopped
     from brewctl.sandbox.cluster import Health, Options
     from brewctl.sandbox.state import State
+
+
+_SECURED = "TLS and a password for every connection"
 
 
 def up(
@@ -33,10 +37,12 @@ def up(
     java: Annotated[
         str | None, typer.Option(help="A java ≥ 17 of your own.", envvar="BREW_JAVA", show_default="the bundled one")
     ] = None,
+    secure: options.Secure = None,
 ) -> None:
     """Start real PostgreSQL and Kafka in the background.
 
-    Without Docker; waits until they answer. Harmless where they run.
+    Without Docker; waits until they answer. Harmless where they run. With --secure all their connections need TLS, and
+    a password.
 
     Data, logs and state live in BREW_HOME (default: the user's state directory). Kafka's jars are downloaded once,
     from Maven Central or its mirror BREW_MAVEN_REPOSITORY, and kept in XDG_CACHE_HOME.
@@ -44,9 +50,12 @@ def up(
     from brewctl.sandbox.cluster import Options
 
     home = config.home()
-    known = _up(home, Options(brokers=brokers, postgres_port=postgres_port, kafka_port=kafka_port, java=java))
+    chosen = Options(brokers=brokers, postgres_port=postgres_port, kafka_port=kafka_port, java=java, secure=secure)
+    known = _up(home, chosen)
     output.emit(f"postgres  127.0.0.1:{known.postgres_port}/brew")
     output.emit(f"kafka     {','.join(known.brokers)}")
+    if known.secure:
+        output.emit(f"secured   {_SECURED}")
     output.emit(f"home      {home}")
     output.emit('next      brewctl demo, or eval "$(brewctl env)" for psql and kcat')
 
@@ -101,6 +110,8 @@ def status(as_json: options.AsJson = False) -> None:
         answers = [("yes" if row.answers else "no") if row.pid else "stopped" for row in servers]
         _table(width, "server", "answers", zip(servers, answers, strict=True))
         _table(width, "node", "state", ((row, row.state) for row in nodes))
+        if any(row.secured for row in servers):
+            output.emit(f"secured: {_SECURED} of the servers")
     if not rows or not all(row.answers for row in servers) or any(row.state != "runs" for row in nodes):
         raise typer.Exit(ExitCode.FAILED)
 
@@ -119,7 +130,8 @@ def _table(width: int, kind: str, how: str, rows: "Iterable[tuple[Health | NodeS
 def env(as_json: options.AsJson = False) -> None:
     """Print export lines for other tools, password included.
 
-    BREW_ORDER_ADDRS is among them where order nodes run in the background.
+    Of a secured sandbox they name the files that have the passwords. BREW_ORDER_ADDRS is among them where order nodes
+    run in the background.
     """
     import shlex
 
@@ -129,7 +141,8 @@ def env(as_json: options.AsJson = False) -> None:
     found = state.endpoints(home)
     if not found:
         raise UnreachableError(f"no sandbox runs in {home}", hint="run `brewctl up`")
-    variables = {config.ENVIRONMENT[name]: value for name, value in found.items()}
+    names = config.ENVIRONMENT | security.KAFKA | security.ORDER
+    variables = {names[name]: value for name, value in found.items()}
     if as_json:
         output.emit_json(variables)
         return
@@ -138,12 +151,14 @@ def env(as_json: options.AsJson = False) -> None:
 
 
 @contextmanager
-def borrowed(home: Path, *, keep: bool) -> Iterator[None]:
+def borrowed(home: Path, *, keep: bool, secure: bool | None = None) -> Iterator[None]:
     """A running sandbox: what is started for this is stopped after it, unless `keep`."""
+    from brewctl.lab import background as lab
     from brewctl.sandbox import cluster
 
     ran_before = cluster.running(home)
-    _up(home, cluster.Options())
+    _up(home, cluster.Options(secure=secure))
+    os.environ.update(lab.serving(home))  # for the order nodes of this command
     try:
         yield
     finally:
@@ -154,7 +169,14 @@ def borrowed(home: Path, *, keep: bool) -> Iterator[None]:
 
 @contextmanager
 def emptied(
-    command: str, *, database_url: str | None, brokers: str | None, topic: str | None, keep: bool, yes: bool
+    command: str,
+    *,
+    database_url: str | None,
+    brokers: str | None,
+    topic: str | None,
+    keep: bool,
+    yes: bool,
+    secure: bool | None = None,
 ) -> Iterator["Settings"]:
     """Where a command that empties tables and topics may work: on the user's own servers, if he agrees, else a sandbox.
 
@@ -166,12 +188,14 @@ def emptied(
         hint = "set BREW_DATABASE_URL and BREW_KAFKA_BROKERS, or neither"
         raise UsageError(f"the {command} needs both servers", hint=hint)
     if own:
+        if secure is not None:
+            raise UsageError("--secure is for a sandbox, and these are servers of your own", hint="leave it away")
         what = f"every order in the database and topic {settings.topic} on {','.join(settings.brokers)}"
         options.confirm_destruction(what, mine=False, yes=yes)
         yield settings
     else:
         _refuse_nodes(config.home())
-        with borrowed(config.home(), keep=keep):
+        with borrowed(config.home(), keep=keep, secure=secure):
             yield options.settings(topic=topic)
 
 

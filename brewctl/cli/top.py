@@ -50,7 +50,13 @@ def top(
     where = f"sandbox {home}" if mine else ",".join(settings.brokers)
     with Observer(settings, home if mine else None).looking() as observer:
         observer.wait_for_first_look(within_s=_FIRST_LOOK_S)
-        app = Top(observer, Controls(home, settings) if mine else None, where=where, adds=adding(settings))
+        app = Top(
+            observer,
+            Controls(home, settings) if mine else None,
+            where=where,
+            adds=adding(settings),
+            security=settings.order_security,
+        )
         if picture is None:
             app.run(mouse=False)
         elif drawn := app.run_for_picture(after_s=after):

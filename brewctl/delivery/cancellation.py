@@ -36,14 +36,15 @@ class Cancellation:
     reason: str
     trace_id: str
     traceparent: str | None
+    tenant_id: str | None = None  # whose order it must be, if anybody's
 
 
-def accept(request: CancelRequest, *, traceparent: str | None) -> Cancellation:
+def accept(request: CancelRequest, *, traceparent: str | None, tenant_id: str | None = None) -> Cancellation:
     """Validate a request. Raises InvalidOrderError."""
     if violations := acceptance.text_violations("reason", request.reason, shortest=0, longest=LONGEST_REASON):
         raise InvalidOrderError("; ".join(violations))
     trace_id = acceptance.trace_id(traceparent)
-    return Cancellation(request.order_id, request.reason, trace_id, acceptance.parent(traceparent))
+    return Cancellation(request.order_id, request.reason, trace_id, acceptance.parent(traceparent), tenant_id)
 
 
 def cancel(
@@ -51,15 +52,15 @@ def cancel(
 ) -> tuple[CancelResponse | None, bool]:
     """Cancel an order and add its event, in one commit; return the answer, and whether anything was written.
 
-    Nothing is written for an order that is cancelled; the answer is None where there is no order of that id. `left_s`
-    says how many seconds somebody still waits for it: at 0 no commit is sent. Raises UnknownStatusError,
-    OlderPublisherError, TooLateError, CommitFailedError; after a psycopg.Error nothing was written.
+    Nothing is written for an order that is cancelled; the answer is None where there is no order of that id, or it is
+    another tenant's. `left_s` says how many seconds somebody still waits for it: at 0 no commit is sent. Raises
+    UnknownStatusError, OlderPublisherError, TooLateError, CommitFailedError; after a psycopg.Error nothing was written.
     """
     if not events.is_uuid(wish.order_id):
         return None, False
     with orders.commit_within(connection, left_s, statement_s=connection.limits.create_s) as ready:
         # The aggregate's row is locked after the order's, in every Cancel: no two can deadlock.
-        found = connection.execute(queries["lock_order"], {"id": wish.order_id}).fetchone()
+        found = connection.execute(queries["lock_order"], {"id": wish.order_id, "tenant_id": wish.tenant_id}).fetchone()
         if found is None:
             return None, False
         order_id, tenant_id, status, now, older = found

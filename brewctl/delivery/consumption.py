@@ -11,29 +11,30 @@ partitions then.
 """
 
 import contextlib
+import math
 import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from brewctl import log
+from brewctl import heartbeat, log, metrics
 from brewctl.config import Settings
-from brewctl.delivery import broker, database, presence, registry, rights
+from brewctl.delivery import broker, database, presence, readiness, registry, retrying, rights
 from brewctl.delivery.broker import Consumer, ForbiddenError, Record, UnavailableError
 from brewctl.delivery.crowding import Crowding
 from brewctl.delivery.downstream import Downstream, Later
-from brewctl.delivery.failures import FailingError, StoppedError
-from brewctl.delivery.inbox import SLOW, Batch, Inbox
+from brewctl.delivery.inbox import Batch, Inbox
 from brewctl.delivery.rest import Rest
 from brewctl.delivery.settled import Settled
 from brewctl.errors import BrewError, UnreachableError, UsageError
+from brewctl.health import Finding, Health
 from brewctl.lifecycle import Backoff, run_together
+from brewctl.metrics import Retry
 
 logger = log.get(__name__)
 
 _LOOK_S = 0.2  # how often one that waits for its transaction looks for a stop
-_KEPT = "the batch is kept and retried"
 
 
 def consume(
@@ -45,11 +46,12 @@ def consume(
     own: Settings | None = None,
     tables: Collection[str] | None = None,
     needs: Collection[str] = (),
+    health: Health | None = None,
 ) -> None:
     """Run a downstream until `stop` is set, then print its counters.
 
     `own`: its database, where that is not the story's, in which `tables` are needed; default: all. `needs`: the
-    sections of grants.sql whose rights it must have there.
+    sections of grants.sql whose rights it must have there. `health` hears how it is.
 
     Raises UnreachableError where a server is away at the start, BrewError where a table or a topic is missing, and
     where the transaction in hand was not finished in time after a stop: it is undone then.
@@ -62,8 +64,11 @@ def consume(
         inbox = Inbox(settings, pool, downstream, node=node)
         consumption = Consumption(settings, inbox, group=registry.kafka_group(settings, downstream), node=node)
         replica = presence.Replica(node, downstream.group)
+        check = readiness.DatabaseCheck(own, node=node, tables=tables)
+        if health:
+            health.up(check, consumption.findings)
         try:
-            with presence.kept(settings, replica, inbox.work, inbox=tables is None):
+            with presence.kept(settings, replica, inbox.work, inbox=tables is None), contextlib.closing(check):
                 run_together({"consumer": lambda: consumption.run(stop)}, stop, drain_timeout_s=settings.limits.drain_s)
         finally:
             tally = inbox.tally
@@ -97,6 +102,24 @@ class Consumption:
         self._joined = False  # at least once: what is forbidden since then, somebody may allow again
         self._late_at: float | None = None  # when, after a stop, the transaction in hand is waited for no more
         self._late: _Writing | None = None  # what was ended then
+        self._loop = heartbeat.Loop("consumer", within_s=settings.limits.poll_interval_s)
+        self._metrics = metrics.inbox(inbox.group)
+        self._member: Consumer | None = None
+        self._apart = "it has not joined its group yet"  # why it is no member
+        self._left_at = math.inf  # when its partitions left, and others have not come
+
+    def findings(self) -> Iterator[Finding]:
+        """Say whether events have their effects here."""
+        apart, session_s = self._apart, self._settings.limits.session_s
+        if not apart and time.monotonic() > self._left_at + session_s:
+            apart = f"its partitions have left, and it has waited for others for more than {session_s:g} s"
+        elif not apart and self._member and self._member.silent:
+            apart = f"kafka is away: it has answered no heartbeat for {session_s:g} s"
+        yield Finding(ready=not apart, text=apart or f"it is a member of group {self._group}")
+        if stopped := self._inbox.stopped:
+            yield Finding(ready=False, text=f"{stopped}; it takes no new events until one succeeds")
+        else:
+            yield Finding(ready=True, text="its effects have not stopped")
 
     def run(self, stop: threading.Event) -> None:
         """Consume until `stop` is set; the transaction in the database is finished and its offsets committed first.
@@ -105,6 +128,12 @@ class Consumption:
         given up; outages of either server are retried for ever, and so is what is forbidden later.
         """
         backoff = Backoff(stop)
+        with self._loop:
+            self._run(stop, backoff)
+        if self._late and self._late.applied.exception():
+            raise BrewError("the transaction in hand was not finished in time", hint="its events are delivered again")
+
+    def _run(self, stop: threading.Event, backoff: Backoff) -> None:
         try:
             while not stop.is_set():
                 try:
@@ -112,19 +141,17 @@ class Consumption:
                 except ForbiddenError as error:
                     if not self._joined:
                         raise
-                    self._inbox.trouble = error.message
+                    self._apart = self._inbox.trouble = error.message
                     if backoff.pause() and not stop.is_set():
                         logger.warning("kafka_forbids", reason=error.message, hint=error.hint)
                 except (UnavailableError, UnreachableError, UsageError) as error:  # of a file that was replaced
-                    self._inbox.trouble = f"kafka is away: {error}"
+                    self._apart = self._inbox.trouble = f"kafka is away: {error}"
                     if backoff.pause() and not stop.is_set():
                         reason = broker.reason(self._settings, error)
                         logger.warning("kafka_unavailable", reason=reason, hint="joins again")
         finally:
             self._writer.shutdown()
             self._inbox.close()
-        if self._late and self._late.applied.exception():
-            raise BrewError("the transaction in hand was not finished in time", hint="its events are delivered again")
 
     def _be_a_member(self, stop: threading.Event, backoff: Backoff) -> None:
         """Be a member of the group until `stop`, or until a poll fails.
@@ -141,8 +168,10 @@ class Consumption:
             on_revoked=lambda: self._let_go(consumer, stop),
         )
         self._settled = Settled(self._settings.limits)
+        self._member = consumer
         try:
             while not stop.is_set():
+                self._loop.beat()
                 records = self._read(consumer, stop)
                 batch, assignment = self._inbox.read(records), consumer.assignments
                 finished = self._finish(consumer, stop)
@@ -163,10 +192,12 @@ class Consumption:
                 writing.batch.given_up = True
                 self._wait(writing, stop)
                 self._writing = None
+            self._member = None
             consumer.close()
 
     def _report_assignment(self, partitions: list[int]) -> None:
-        self._inbox.trouble, self._joined = "", True
+        self._apart = self._inbox.trouble = ""
+        self._left_at, self._joined = math.inf, True
         log.say(self._node, f"partitions assigned {partitions}")
 
     def _read(self, consumer: Consumer, stop: threading.Event) -> list[Record]:
@@ -201,6 +232,7 @@ class Consumption:
                 self._rest.worked(time.monotonic() - writing.began_s)
                 return writing
             if isinstance(error, Later):
+                self._metrics.retried(Retry.LATER)
                 self._stay_for(error.seconds, writing, consumer, stop)
             else:
                 self._tell_and_pause(error, backoff, stop)
@@ -221,6 +253,7 @@ class Consumption:
         """
         stayed_at = time.monotonic()
         while self._writing is writing and not _is_done(writing.applied, within_s=_LOOK_S):
+            self._loop.beat()
             if stop.is_set():
                 writing.batch.given_up = True
                 self._end_in_time(writing)
@@ -230,12 +263,13 @@ class Consumption:
 
     def _tell_and_pause(self, error: BaseException, backoff: Backoff, stop: threading.Event) -> None:
         """Say why a batch is tried again, the longer it takes the more seldom, and wait. Raises what no retry mends."""
-        retry, hint = _retry(error)
+        trouble = retrying.of(error)
+        self._metrics.retried(trouble.kind)
         reason = " ".join(str(error).split())
-        self._inbox.trouble = f"its batch is tried again: {reason or retry}"
+        self._inbox.trouble = f"its batch is tried again: {reason or trouble.event}"
         if not stop.is_set() and backoff.pause():
-            tell = logger.error if isinstance(error, StoppedError) else logger.warning
-            tell(retry, reason=reason, hint=hint)
+            tell = logger.error if trouble.kind is Retry.STOPPED else logger.warning
+            tell(trouble.event, reason=reason, hint=trouble.hint)
 
     def _stay_for(self, seconds: float, writing: _Writing, consumer: Consumer, stop: threading.Event) -> None:
         """Wait before a batch is tried again, as its handler asked for, and remain a member meanwhile."""
@@ -244,6 +278,7 @@ class Consumption:
         while self._writing is writing and (left_s := until - time.monotonic()) > 0:
             if stop.wait(min(left_s, self._settings.limits.heartbeat_s)):
                 return
+            self._loop.beat()
             self._stay(writing, consumer)
 
     def _stay(self, writing: _Writing, consumer: Consumer) -> None:
@@ -266,9 +301,11 @@ class Consumption:
     def _let_go(self, consumer: Consumer, stop: threading.Event) -> None:
         """Finish the transaction in the database, and commit the offsets of what is done, before partitions leave."""
         undone = 0
+        self._left_at = time.monotonic()
         if writing := self._writing:
             writing.batch.given_up = True
             while not writing.applied.done():
+                self._loop.beat()
                 consumer.stay_while_leaving()
                 if stop.is_set():
                     self._end_in_time(writing)
@@ -304,18 +341,3 @@ def _is_done(applied: Future[None], *, within_s: float) -> bool:
     with contextlib.suppress(TimeoutError):
         applied.exception(within_s)
     return applied.done()
-
-
-def _retry(error: BaseException) -> tuple[str, str]:
-    """Name what a batch is tried again for, and say what to do about it. Raises `error` where it is no outage."""
-    if isinstance(error, StoppedError):
-        return "downstream_stopped", "mend what they have in common: it takes no new events until one succeeds"
-    if isinstance(error, FailingError):
-        return "effect_failed", "they are tried again, and parked if that does not help"
-    if isinstance(error, SLOW):
-        return "effect_stuck", f"{_KEPT}: see in pg_stat_activity what it waits for"
-    if isinstance(error, database.UNAVAILABLE):
-        return "postgres_unavailable", _KEPT
-    if isinstance(error, UnavailableError | UnreachableError):
-        return "dead_letter_unacknowledged", _KEPT
-    raise error

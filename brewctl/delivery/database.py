@@ -10,12 +10,12 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TypeVar
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from brewctl.config import Settings
 from brewctl.delivery import advice, bounded, rights, schema, table_locks
-from brewctl.delivery.session import Session, blamed
+from brewctl.delivery.session import Session, blamed, server
 from brewctl.errors import BrewError, UnreachableError, UsageError
 from brewctl.sql import queries
 
@@ -198,9 +198,6 @@ def explained(settings: Settings) -> Iterator[None]:
         raise BrewError(
             f"postgres {place(settings.database_url)}: {message}", hint=f"run `{settings.init_command}`"
         ) from error
-    except psycopg.errors.InsufficientPrivilege as error:
-        user = str(conninfo_to_dict(settings.database_url).get("user") or os.environ.get("PGUSER") or getpass.getuser())
-        raise rights.refused(place(settings.database_url), user, error, _held(settings, error)) from error
     except psycopg.errors.LockNotAvailable as error:
         hint = "run it again when they are free: `brewctl doctor` names who holds them for long"
         raise BrewError(f"postgres {place(settings.database_url)}: the tables are in use", hint=hint) from error
@@ -215,14 +212,28 @@ def explained(settings: Settings) -> Iterator[None]:
         variables = blamed(error, settings.database_url)
         if not variables and "invalid" in str(error) and "value" in str(error):  # of the URL, such as sslmode
             raise UsageError(f"BREW_DATABASE_URL: {str(error).splitlines()[0]}", hint=_EXAMPLE) from error
-        reason = _reason(error)
-        hint = advice.for_postgres(settings, reason)
+        from brewctl.delivery import database_tls  # noqa: PLC0415 - few need it
+
+        named = " and ".join(variables) or settings.database_variable
+        if of_file := database_tls.of_file(error, named):
+            raise of_file from error
+        refusal = database_tls.refusal(error, settings, settings.database_variable)
+        reason, hint = refusal or (said := _reason(error), advice.for_postgres(settings, said))
         if variables:
             hint = f"unset {' and '.join(variables)}, or say in BREW_DATABASE_URL what holds for this server"
         raise UnreachableError(f"postgres {place(settings.database_url)} {reason}", hint=hint) from error
     except psycopg.Error as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BrewError(f"postgres {place(settings.database_url)}: {reason}") from error
+        raise _refused(settings, error) from error
+
+
+def _refused(settings: Settings, error: psycopg.Error) -> BrewError:
+    """Say why a server that is there did not run a statement."""
+    where = place(settings.database_url)
+    if isinstance(error, psycopg.errors.InsufficientPrivilege):
+        user = str(conninfo_to_dict(settings.database_url).get("user") or os.environ.get("PGUSER") or getpass.getuser())
+        return rights.refused(where, user, error, _held(settings, error))
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return BrewError(f"postgres {where}: {reason}")
 
 
 def _held(settings: Settings, error: psycopg.Error) -> list[str] | None:
@@ -239,9 +250,26 @@ def _held(settings: Settings, error: psycopg.Error) -> list[str] | None:
 def _session(
     settings: Settings, name: str, *, statement_s: float | None = None, lock_s: float = 0, by_index: bool = False
 ) -> Session:
-    place(settings.database_url)  # a malformed URL is a usage error
-    limits = settings.limits
-    return Session(settings.database_url, name, limits, statement_s or limits.database_statement_s, lock_s, by_index)
+    secrets, limits = settings.database_security, settings.limits
+    try:
+        place(settings.database_url)  # a malformed URL is a usage error
+    except UsageError as error:
+        said = f"{secrets.url.variable}_FILE: {secrets.url.file}" if secrets.url.file else settings.database_variable
+        raise UsageError(error.message.replace("BREW_DATABASE_URL", said), hint=error.hint) from None
+    return Session(
+        settings.database_url,
+        name,
+        limits,
+        statement_s or limits.database_statement_s,
+        lock_s,
+        by_index,
+        secrets=secrets,
+    )
+
+
+def conninfo(settings: Settings) -> str:
+    """Return what another client of PostgreSQL connects with, secrets included. Raises UsageError for one's file."""
+    return make_conninfo(**server(settings.database_url, settings.database_security))
 
 
 def _reason(error: Exception) -> str:
@@ -259,7 +287,6 @@ def _reason(error: Exception) -> str:
         ("name or service not known", "is an unknown host"),
         ("could not translate host name", "is an unknown host"),
         ("failed to resolve host", "is an unknown host"),
-        ("does not support ssl", "speaks no TLS"),
         ("server login", "can't be reached by the pooler in front of it"),
     ):
         if mark in text:

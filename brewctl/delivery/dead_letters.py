@@ -151,7 +151,7 @@ class DeadLetters:
         Memory: one fetch of each partition. Raises UnreachableError.
         """
         for records in self._reader.read(self._topic, self._bounds):
-            for letter in self._looked_up([_read(record) for record in records]):
+            for letter in self._looked_up([read(record) for record in records]):
                 if wanted.matches(letter) and (settled or not letter.outcome):
                     yield letter
 
@@ -160,7 +160,7 @@ class DeadLetters:
         first, end = self._bounds.get(partition, (0, 0))
         if first <= offset < end:
             for records in self._reader.read(self._topic, {partition: (offset, offset + 1)}):
-                (letter,) = self._looked_up([_read(record) for record in records])
+                (letter,) = self._looked_up([read(record) for record in records])
                 return letter
         raise BrewError(f"no dead letter {partition}:{offset} in {self._topic}", hint="see `brewctl dlq list --all`")
 
@@ -287,7 +287,7 @@ def open_dead_letters(
             dead_letters.close()
 
 
-def _read(record: Record) -> Letter:
+def read(record: Record) -> Letter:
     """Read a letter; one that somebody else wrote lacks what its headers don't say."""
     notes = {name: value.decode(errors="replace") for name, value in record.headers if name in _NOTES}
     return Letter(

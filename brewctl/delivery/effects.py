@@ -83,9 +83,9 @@ def distinct(sequence: Iterable[Event[Any]]) -> Iterator[list[Event[Any]]]:
         yield list(part.values())
 
 
-def effect_of(downstream: Downstream, *, node: str) -> Effect:
-    """Return the effect of a downstream, as this node has it."""
-    return _Statement(downstream, node) if downstream.sql is not None else _Calls(downstream, node)
+def effect_of(downstream: Downstream, *, node: str, beat: Callable[[], None] = lambda: None) -> Effect:
+    """Return the effect of a downstream, as this node has it. `beat` is called before each call of a handler."""
+    return _Statement(downstream, node) if downstream.sql is not None else _Calls(downstream, node, beat)
 
 
 class KeysParkedError(Exception):
@@ -123,8 +123,8 @@ class _Statement:
 class _Calls:
     """The forms that call a handler."""
 
-    def __init__(self, downstream: Downstream, node: str) -> None:
-        self._consumer, self._node = downstream.group, node
+    def __init__(self, downstream: Downstream, node: str, beat: Callable[[], None]) -> None:
+        self._consumer, self._node, self._beat = downstream.group, node, beat
         self._handler, self._batch = downstream.handler, downstream.batch
         self._take = f"{_taking({})}\n{queries['taken_ids']}"
 
@@ -143,6 +143,7 @@ class _Calls:
                     self._batch(fresh, tx)
             elif self._handler:
                 for event in fresh:
+                    self._beat()  # many may take longer together than one may
                     with lent(connection) as tx:
                         self._handler(event, tx)
         return len(fresh)

@@ -65,10 +65,23 @@ class Event(NamedTuple, Generic[Data_co]):
     @property
     def occurred_at(self) -> datetime:
         """When it happened, as its payload says; else when its record was sent, by PostgreSQL's clock."""
+        if (value := self._time) is not None:
+            return value.ToDatetime(tzinfo=UTC)  # type: ignore[no-any-return]
+        return _EPOCH + timedelta(milliseconds=self.timestamp_ms)
+
+    @property
+    def occurred_s(self) -> float:
+        """The same in seconds since 1970, at a fraction of the cost."""
+        if (value := self._time) is not None:
+            return float(value.seconds + value.nanos / 1e9)
+        return self.timestamp_ms / 1000
+
+    @property
+    def _time(self) -> Any:
         for name in ("created_at", "cancelled_at", "occurred_at"):
             if hasattr(value := getattr(self.data, name, None), "ToDatetime"):
-                return value.ToDatetime(tzinfo=UTC)  # type: ignore[union-attr, no-any-return]
-        return _EPOCH + timedelta(milliseconds=self.timestamp_ms)
+                return value
+        return None
 
 
 def order_headers(outbox_id: int, order: OrderCreated, *, node: str) -> Headers:

@@ -16,7 +16,7 @@ from uuid import UUID
 
 import psycopg
 
-from brewctl import log
+from brewctl import heartbeat, log
 from brewctl.config import Settings
 from brewctl.delivery import orders
 from brewctl.delivery.alone import Alone, Submission
@@ -55,6 +55,7 @@ class GroupCommit:
         self.waiting = 0  # submissions that nobody was told of yet
         self._batch: dict[Submission, None] = {}  # what the writer has in hand
         self._failure = log.Seldom(logger, "answer_failed")
+        self._loop = heartbeat.Loop("writer", within_s=settings.limits.longest_turn_s)
 
     def submit(self, submission: Submission) -> None:
         """Hand an order to the writer. Returns at once; bounding how many wait is the caller's business."""
@@ -64,7 +65,12 @@ class GroupCommit:
 
     def run(self, stop: threading.Event) -> None:
         """Write what is submitted until `stop` is set, which must not be before the last order was told of."""
+        with self._loop:
+            self._run(stop)
+
+    def _run(self, stop: threading.Event) -> None:
         while not stop.is_set():
+            self._loop.beat()
             self._alone.end_late()
             try:
                 batch = [self._queue.get(timeout=_LOOK_S)]

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import psycopg
 
-from brewctl import log
+from brewctl import heartbeat, log, metrics
 from brewctl.config import Settings
 from brewctl.delivery import events, registry
 from brewctl.delivery.broker import Record
@@ -130,7 +130,9 @@ class Inbox:
     def __init__(self, settings: Settings, pool: Pool, downstream: Downstream, *, node: str) -> None:
         self._pool = pool
         self._downstream = downstream
-        self._effect = effect_of(downstream, node=node)
+        # A handler may take as long as Kafka lets a member.
+        self._loop = heartbeat.Loop("inbox", within_s=settings.limits.poll_interval_s)
+        self._effect = effect_of(downstream, node=node, beat=self._loop.beat)
         self._burial = Burial(settings, registry.kafka_group(settings, downstream), node=node)
         self._pace = Pace(settings.limits)
         self._parking = Parking(downstream.group)
@@ -138,7 +140,18 @@ class Inbox:
         self._asked: tuple[BoundedConnection, int, float] | None = None  # the transaction in hand: events, beginning
         self.trouble = ""  # why a batch has to be tried again
         self.tally = Tally()
+        self._metrics = metrics.inbox(downstream.group)
         self.done = log.Sum(logger, "consumed")
+
+    @property
+    def group(self) -> str:
+        """Whose effects these are."""
+        return self._downstream.group
+
+    @property
+    def stopped(self) -> str:
+        """Say why the downstream takes no new events, where it has stopped."""
+        return self._failures.trouble
 
     def work(self) -> Work:
         """Say what was done, and what is in the way, in the words of every role."""
@@ -190,6 +203,7 @@ class Inbox:
         stopped. Returns with the batch unfinished where that is given up meanwhile.
         """
         started, before = time.monotonic(), replace(self.tally)
+        self._loop.beat()
         self.tally.others += batch.others
         batch.others = 0
         try:
@@ -201,8 +215,11 @@ class Inbox:
             self._bury(batch)
         finally:
             batch.settle()
+            self._loop.rest()
+            self._metrics.records(before, self.tally)
         took_s = time.monotonic() - started
         self._pace.note_batch(took_s)
+        self._metrics.batch(took_s)
         self.done.add(
             records=self.tally.processed - before.processed,
             effects=self.tally.effects - before.effects,
@@ -214,6 +231,7 @@ class Inbox:
         """Have dead letters acknowledged; those that are not stay in the batch. Raises UnavailableError for them."""
         if batch.dead and not batch.given_up:
             before = len(batch.dead)
+            self._loop.beat()
             try:
                 self._burial.bury(batch.dead)
             finally:
@@ -302,6 +320,7 @@ class Inbox:
         with self._pool.connection() as connection:
             began = time.monotonic()
             self._asked = connection, len(fresh), began
+            self._loop.beat()
             try:
                 effects = None
                 if not self._parking.used:
@@ -315,6 +334,7 @@ class Inbox:
                         effects = self._effect(connection, fresh, repeats, looked=True) if fresh else 0
             finally:
                 self._asked = None
+        self._metrics.delivered(fresh, effects)
         self._pace.note(len(part), time.monotonic() - began)
         return effects, parked
 

@@ -190,12 +190,12 @@ def first(new: NewOrder, found: Order | None) -> Order:
     return found
 
 
-def get(connection: BoundedConnection, order_id: str) -> Order | None:
-    """Read an order; None where there is none of that id."""
+def get(connection: BoundedConnection, order_id: str, *, tenant_id: str | None = None) -> Order | None:
+    """Read an order; None where there is none of that id, or it is not this tenant's."""
     if not events.is_uuid(order_id):
         return None
     with connection.answering_within(connection.statement_s + connection.limits.database_look_s):
-        row = connection.execute(queries["order_by_id"], {"id": order_id}).fetchone()
+        row = connection.execute(queries["order_by_id"], {"id": order_id, "tenant_id": tenant_id}).fetchone()
     return None if row is None else _order(*row)
 
 

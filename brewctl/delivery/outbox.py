@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import psycopg
 from psycopg.rows import TupleRow, class_row
 
-from brewctl import log
+from brewctl import heartbeat, log, metrics
 from brewctl.config import Settings
 from brewctl.delivery import broker, events
 from brewctl.delivery.broker import (
@@ -41,6 +41,7 @@ from brewctl.delivery.rest import Rest
 from brewctl.delivery.short_transaction import ShortTransaction
 from brewctl.errors import BrewError
 from brewctl.lifecycle import Backoff
+from brewctl.metrics import Failure
 from brewctl.sql import queries
 
 logger = log.get(__name__)
@@ -70,6 +71,9 @@ class Publisher:
         self._partitions: dict[str, int] = {}  # of each topic, as last seen
         self._published = 0
         self._set_aside = 0
+        self._metrics = metrics.outbox()
+        self._loop = heartbeat.Loop("publisher", within_s=settings.limits.longest_turn_s)
+        self.trouble = ""  # why the last try failed
 
     def notify(self) -> None:
         """Say that a row was just committed (or that a stop was asked for): look now, not at the next poll."""
@@ -81,12 +85,18 @@ class Publisher:
 
     def run(self, stop: threading.Event) -> None:
         """Publish until `stop` is set, then once more what is still waiting. Outages are retried for ever."""
+        with self._loop:
+            self._run(stop)
+
+    def _run(self, stop: threading.Event) -> None:
         limits = self._settings.limits
         backoff = Backoff(stop)
         while not stop.is_set():
+            self._loop.beat()
             try:
                 producer = Producer(self._settings, node=self._node, seen=self._partitions)
             except BrewError as error:
+                self._failed(Failure.KAFKA, f"kafka is away: {error.message}")
                 if backoff.pause():
                     logger.warning("kafka_unreachable", reason=error.message, hint="orders are accepted and wait")
                 continue
@@ -99,11 +109,18 @@ class Publisher:
                 # Nothing of this producer may arrive after a later try of the same rows.
                 producer.abandon()
                 self._lead.forget()
+                is_kafka = isinstance(error, UnavailableError)
+                said = f"{'kafka' if is_kafka else 'postgres'} took no rows: {log.reason(error)}"
+                self._failed(Failure.KAFKA if is_kafka else Failure.POSTGRES, said)
                 if backoff.pause():
                     reason = str(error).strip()
                     if isinstance(error, UnavailableError):
                         reason = broker.reason(self._settings, error)
                     logger.warning("publish_failed", reason=reason, hint="the rows stay and are retried")
+
+    def _failed(self, failure: Failure, trouble: str) -> None:
+        self.trouble = trouble
+        self._metrics.failed(failure)
 
     def _publish_until(self, stop: threading.Event, producer: Producer, backoff: Backoff) -> None:
         limits = self._settings.limits
@@ -111,6 +128,7 @@ class Publisher:
         gap_s = 0.0  # between two looks of the one that leads
         found = 0
         while not stop.is_set():
+            self._loop.beat()
             if (others_s := self._lead.others_s()) > 0:
                 stop.wait(others_s)
                 continue
@@ -121,6 +139,7 @@ class Publisher:
             # To find none is no success: another publisher may hold the rows, and fail.
             if found := self.publish_batch(producer):
                 backoff.reset()
+            self.trouble = ""
             took_s = time.monotonic() - began
             if self._more and not self._wake.is_set():
                 continue  # nobody commits here, whom it could hold up
@@ -185,7 +204,10 @@ class Publisher:
         self._adapt(len(rows), took_s)
         for row_id, failure in refused.items():
             logger.error("set_aside", outbox_id=row_id, reason=failure, hint="see `brewctl outbox list --failed`")
+        if refused:
+            self._metrics.failed(Failure.REFUSED, len(refused))
         if published:
+            self._metrics.published(len(published), took_s)
             self._done.add(rows=len(published), batches=1, took_ms=round(took_s * 1000))
         self._note_topics([(records[row_id].topic, outcome) for row_id, outcome in sent.items()])
         for outcome in outcomes:
@@ -221,6 +243,7 @@ class Publisher:
             self._absent.pop(topic, None)
         for topic, outcome in unsent.items():
             backoff, _ = self._absent.get(topic) or (Backoff(self._wake, longest_s=_LONGEST_ABSENCE_S), 0.0)
+            self._metrics.failed(Failure.CLOCK if isinstance(outcome, ClockError) else Failure.NO_TOPIC)
             pause_s, worth_a_line = backoff.next()
             # One broker's clock may be wrong, and those of the other partitions right.
             self._absent[topic] = (backoff, 0.0 if topic in taken else time.monotonic() + pause_s)

@@ -18,6 +18,7 @@ from brewctl.delivery import database, registry, schema, table_locks
 from brewctl.delivery.database import BoundedConnection
 from brewctl.delivery.downstream import Downstream
 from brewctl.errors import BrewError, UsageError
+from brewctl.security import DatabaseSecurity, Secret
 from brewctl.sql import queries
 
 
@@ -28,14 +29,25 @@ def home(settings: Settings, downstream: Downstream, name: str, environ: Mapping
     """
     command = "brewctl db init" if registry.is_own(name) else f"brewctl db init {name}"
     variable = own_database_variable(downstream.group)
-    url = environ.get(variable, "").strip() or settings.database_url
-    if url != settings.database_url:
-        try:
-            database.place(url)
-        except UsageError as error:
-            raise UsageError(error.message.replace("BREW_DATABASE_URL", variable), hint=error.hint) from None
-        settings = replace(settings, database_variable=variable)
-    return replace(settings, database_url=url, init_command=command)
+    url, file = environ.get(variable, "").strip(), environ.get(f"{variable}_FILE", "").strip()
+    if url and file:
+        raise UsageError(f"{variable} and {variable}_FILE are both set", hint="unset one of them")
+    secret = Secret(variable, file=file)
+    url = secret.read() if file else url
+    if not url or url == settings.database_url:
+        return replace(settings, init_command=command)
+    named_by = f"{variable}_FILE" if file else variable
+    try:
+        database.place(url)
+    except UsageError as error:
+        raise UsageError(error.message.replace("BREW_DATABASE_URL", named_by), hint=error.hint) from None
+    return replace(
+        settings,
+        database_url=url,
+        database_security=DatabaseSecurity(url=secret),  # the story's password is for the story's database
+        database_variable=named_by,
+        init_command=command,
+    )
 
 
 def tables(settings: Settings, own: Settings) -> frozenset[str] | None:

@@ -16,6 +16,8 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import Conninfo
 
 from brewctl.config import Limits
+from brewctl.errors import UsageError
+from brewctl.security import DatabaseSecurity
 from brewctl.sql import queries
 
 # A setting that only a session of ours has: where it is missing, the startup packet's options were dropped.
@@ -76,6 +78,7 @@ class Session:
     lock_s: float = 0  # how long a statement waits for a lock; 0: no sooner ended
     by_index: bool = False  # tables are read by their indexes alone
     takes_options: bool = True  # False once a pooler has refused them
+    secrets: DatabaseSecurity = field(default_factory=DatabaseSecurity)
 
     def bounds(self) -> dict[str, int]:
         """Return the names of the server's bounds, and how many milliseconds are asked for; 0: none."""
@@ -109,8 +112,8 @@ class Session:
         return self.given_settings().get(name) or f"{self.limits.database_idle_transaction_s} s"
 
     def arguments(self) -> dict[str, Any]:
-        """Return what psycopg is to connect with."""
-        given = conninfo_to_dict(self.url)
+        """Return what psycopg is to connect with, by secrets as they are now. Raises UsageError for one's file."""
+        given = server(self.url, self.secrets)
         _, rest = self._given_options()
         options = [f"-c {name}={_escaped(value)}" for name, value in (self.settings() | {MARK: "on"}).items()]
         return {
@@ -160,20 +163,35 @@ class Session:
         return settings, rest
 
 
+def server(url: str, secrets: DatabaseSecurity) -> dict[str, Any]:
+    """Return the parts of a database's URL, with the secrets that are in files as they are now. Raises UsageError."""
+    if secrets.url.file:
+        url = secrets.url.read()
+    try:
+        given = conninfo_to_dict(url)
+    except psycopg.ProgrammingError:  # its message quotes the text, password and all
+        raise UsageError(f"{secrets.url.variable}_FILE: {secrets.url.file} holds no PostgreSQL URL") from None
+    if secrets.password and not given.get("password"):
+        given["password"] = secrets.password.read()
+    return given
+
+
 def explicit(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the parts of a connection string with a value for whatever a PG* variable would change otherwise.
 
-    On this machine's own addresses none decides how a server is spoken to. To another machine PGSSLMODE and the like
-    stay the user's word, as in psql.
+    On this machine's own addresses none decides how a server is spoken to; where the URL itself asks for TLS, PGSSL*
+    say the rest. To another machine PGSSLMODE and the like stay the user's word, as in psql.
     """
     service = ("PGSERVICE",) if given.get("host") and "service" not in given else ()
     for name in (*_WITHOUT_KEYWORD, *service):
         os.environ.pop(name, None)
     local = _is_local(given)
+    asks = str(given.get("sslmode") or "disable") != "disable"
+    manner = tuple(each for each in _MANNER if each != "ssl" or not asks)
     neutral = {
         keyword: default
         for keyword, variable, default in _variables()
-        if variable in os.environ and (keyword in _MEANING or (local and keyword.startswith(_MANNER)))
+        if variable in os.environ and (keyword in _MEANING or (local and keyword.startswith(manner)))
     }
     if not given.get("host"):
         neutral.pop("hostaddr", None)  # then it says where

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from brewctl import log
+from brewctl import heartbeat, log
 from brewctl.config import Settings
 from brewctl.delivery import database
 from brewctl.delivery.database import BoundedConnection, NoAnswerError, Pool
@@ -34,6 +34,7 @@ class Watch:
         self._lost_at: float | None = None
         self._away_at = math.inf
         self._told = False
+        self._loop = heartbeat.Loop("watch", within_s=settings.limits.longest_turn_s)
 
     @property
     def away(self) -> bool:
@@ -42,8 +43,13 @@ class Watch:
 
     def run(self, stop: threading.Event) -> None:
         """Watch until `stop` is set."""
+        with self._loop:
+            self._run(stop)
+
+    def _run(self, stop: threading.Event) -> None:
         look_s = self._settings.limits.database_look_s
         while not stop.is_set():
+            self._loop.beat()
             try:
                 with database.connect(self._settings, name=self._name) as connection:
                     self._found()
@@ -58,6 +64,7 @@ class Watch:
         look_s = self._settings.limits.database_look_s
         looked_at = time.monotonic()
         while not stop.is_set():
+            self._loop.beat()
             if database.has_news(connection, within_s=_SLICE_S) or time.monotonic() >= looked_at + look_s:
                 with connection.answering_within(look_s):
                     connection.execute("")

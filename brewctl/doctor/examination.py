@@ -50,7 +50,10 @@ def examine(settings: Settings | None, home: Path) -> Iterator[Finding]:
             _Subject("kafka", partial(kafka.check, hasty)),
             _Subject("deployment", partial(deployments.check, hasty)),
             _Subject("records", partial(records.check, hasty)),
-            *(_Subject("order-service", partial(orders.check, address)) for address in settings.order_addrs),
+            *(
+                _Subject("order-service", partial(orders.check, address, settings.order_security))
+                for address in settings.order_addrs
+            ),
         ]
     return _together(subjects, within_s=_BOUND_S)
 

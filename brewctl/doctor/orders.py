@@ -1,16 +1,19 @@
 """An order-service: whether one answers at its address, says that it serves, and does."""
 
 import socket
+import time
 import uuid
 from collections.abc import Iterator
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from brewctl.client import DIRECT, THIS_MACHINE
+from brewctl import certificates, channels, handshake
+from brewctl.channels import THIS_MACHINE
 from brewctl.config import DEFAULT_ORDER_ADDRS
 from brewctl.doctor.finding import Finding, fail, ok, warn
 from brewctl.proto import orders_pb2, orders_pb2_grpc
+from brewctl.security import ORDER, PLAINTEXT, OrderSecurity
 
 _SERVICE = orders_pb2.DESCRIPTOR.services_by_name["OrderService"].full_name
 _CONNECT_S = 2.0
@@ -19,7 +22,7 @@ _STATUS = health_pb2.HealthCheckResponse.ServingStatus
 _CHECK = "order-service"
 
 
-def check(address: str) -> Iterator[Finding]:
+def check(address: str, security: OrderSecurity = PLAINTEXT) -> Iterator[Finding]:
     """Look for one at HOST:PORT: as a load balancer would, then with a call that needs its threads and its database."""
     host, _, port = address.rpartition(":")
     try:
@@ -31,14 +34,37 @@ def check(address: str) -> Iterator[Finding]:
         found = f"{address} can't be connected to ({(error.strerror or str(error)).lower()})"
         yield fail(_CHECK, found, mend="set BREW_ORDER_ADDRS to where the order-services are")
         return
-    with grpc.insecure_channel(address, options=DIRECT) as channel:
+    channels.check(security, [address])
+    by, metadata = channels.credentials(security), channels.token(security)
+    with channels.open_channel(address, by) as channel:
         try:
             asked = health_pb2.HealthCheckRequest(service=_SERVICE)
             answer = health_pb2_grpc.HealthStub(channel).Check(asked, timeout=_ANSWER_S)
         except grpc.RpcError as error:
-            yield _stranger(address, error.code())
-        else:
-            yield _reads(address, channel) if answer.status == _STATUS.SERVING else _unhealthy(address, answer.status)
+            yield _no_handshake(address, security) or _stranger(address, error.code())
+            return
+        serves = answer.status == _STATUS.SERVING
+        yield _reads(address, channel, metadata) if serves else _unhealthy(address, answer.status)
+    if security.encrypts:
+        yield from _certificate(address, security)
+
+
+def _no_handshake(address: str, security: OrderSecurity) -> Finding | None:
+    """Say what keeps clients with these settings from a connection, if it is a matter of TLS."""
+    cause = handshake.why_not(address, security, within_s=_CONNECT_S)
+    return fail(_CHECK, f"{address} {cause.text}", mend=cause.hint) if cause else None
+
+
+def _certificate(address: str, security: OrderSecurity) -> Iterator[Finding]:
+    """Say when its certificate expires, and warn of one that was to be replaced by now."""
+    met = handshake.greet(address, security, within_s=_CONNECT_S)
+    if not isinstance(met, handshake.Met):
+        return
+    found = f"{address} speaks TLS, with a certificate that expires {certificates.date(met.ends)}"
+    if certificates.expires_soon(met.begins, met.ends, time.time()):
+        yield warn(_CHECK, found, mend="replace the files of its --tls-cert and --tls-key: it needs no restart")
+    else:
+        yield ok(_CHECK, found)
 
 
 def _start(host: str, port: str) -> str:
@@ -58,11 +84,11 @@ def _unhealthy(address: str, status: int) -> Finding:
     )
 
 
-def _reads(address: str, channel: grpc.Channel) -> Finding:
+def _reads(address: str, channel: grpc.Channel, metadata: channels.Metadata) -> Finding:
     """Ask for an order that nobody has made: the answer is that it is not there."""
     request = orders_pb2.GetRequest(order_id=str(uuid.uuid4()))
     try:
-        orders_pb2_grpc.OrderServiceStub(channel).Get(request, timeout=_ANSWER_S)  # type: ignore[no-untyped-call]
+        orders_pb2_grpc.OrderServiceStub(channel).Get(request, timeout=_ANSWER_S, metadata=metadata)  # type: ignore[no-untyped-call]
     except grpc.RpcError as error:
         code, details = error.code(), " ".join(str(error.details()).split())
     else:
@@ -70,6 +96,9 @@ def _reads(address: str, channel: grpc.Channel) -> Finding:
     found = f"{address} is SERVING"
     if code is grpc.StatusCode.NOT_FOUND:
         return ok(_CHECK, f"{found}, and answers calls")
+    if code is grpc.StatusCode.UNAUTHENTICATED:
+        mend = f"set {ORDER['order_token_file']} to a file with a token of its --tokens"
+        return fail(_CHECK, f"{found}, and does not take the token: {details}", mend=mend)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return warn(
             _CHECK, f"{found}, and turns calls away ({details})", mend="start another with `brewctl start order`"

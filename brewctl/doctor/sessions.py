@@ -7,6 +7,7 @@ from typing import NamedTuple
 import psycopg
 
 from brewctl.config import Settings
+from brewctl.delivery import database
 from brewctl.delivery.database import Connection
 from brewctl.doctor.finding import Finding, ok, warn
 from brewctl.sql import doctor_queries
@@ -78,7 +79,7 @@ def isolation_of_others(settings: Settings) -> tuple[str, str] | None:
     with (
         contextlib.suppress(psycopg.Error),
         psycopg.connect(
-            settings.database_url,
+            database.conninfo(settings),
             autocommit=True,
             application_name="brewctl doctor",
             client_encoding="UTF8",  # an SQL_ASCII database's text comes as bytes otherwise

@@ -23,6 +23,7 @@ from brewctl.errors import BrewError, PortError
 from brewctl.lab.nodes import ROLES, Role, program
 from brewctl.lab.nodes import role as role_of
 from brewctl.lifecycle import interrupts_held
+from brewctl.roles.listening import VARIABLES
 from brewctl.sandbox import processes, state
 from brewctl.sandbox.server import Server
 from brewctl.sandbox.state import State
@@ -202,6 +203,12 @@ def send(home: Path, name: str, number: signal.Signals) -> None:
     raise BrewError(f"{name} is gone", hint=f"its log is {node.log}")
 
 
+def serving(home: Path) -> dict[str, str]:
+    """Return the variables by which order nodes of a secured sandbox, which runs, serve TLS."""
+    files = state.serving(home)
+    return dict(zip(VARIABLES, files, strict=False)) if files else {}
+
+
 def _condition(process: psutil.Process | None) -> Condition:
     if process is None:
         return Condition.GONE
@@ -242,7 +249,13 @@ def _spawn(home: Path, settings: Settings, name: str, role: Role, port: int) -> 
             log=logs / f"{name}.log",
             # A downstream of the user's own works where it was started: it may read files there.
             cwd=place if role.name in ROLES or registry.is_own(role.name) else Path.cwd(),
-            env={**os.environ, **environment(settings), **stdout.ENVIRONMENT, "BREW_HOME": str(home)},
+            env={
+                **({} if settings.configured & {"database_url", "brokers"} else serving(home)),
+                **os.environ,
+                **environment(settings),
+                **stdout.ENVIRONMENT,
+                "BREW_HOME": str(home),
+            },
             role=role.name,
         )
     except OSError as error:

@@ -149,6 +149,7 @@ class _Play:
             rate=self._plan.rate,
             cancel=self._plan.cancel,
             record_cancel=told.record_cancel,
+            security=self._settings.order_security,
         )
         hasty = Load(
             self._stage.addresses,
@@ -159,6 +160,7 @@ class _Play:
             invalid_every=_INVALID_EVERY,
             cancel=self._plan.cancel,
             record_cancel=hastily.record_cancel,
+            security=self._settings.order_security,
         )
         stop = threading.Event()
         with self._watch.running(), ThreadPoolExecutor(2, thread_name_prefix="load") as executor:

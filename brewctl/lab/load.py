@@ -19,6 +19,7 @@ from brewctl.delivery.cancellation import LONGEST_REASON
 from brewctl.errors import BrewError, UnreachableError, UsageError
 from brewctl.lab.cancels import Cancel, Cancels
 from brewctl.lab.pace import Pace
+from brewctl.security import PLAINTEXT, OrderSecurity
 
 _SLICE_S = 0.1
 _REASON = "the load changed its mind"
@@ -100,6 +101,7 @@ class Load:
         cancel: float = 0.0,
         record_cancel: Callable[[Cancel], object] = lambda _cancel: None,
         connections: int = 1,
+        security: OrderSecurity = PLAINTEXT,
     ) -> None:
         """Prepare a load that ends `duration_s` after its warm-up, or with the last of `orders` begun after it.
 
@@ -121,6 +123,7 @@ class Load:
         self._cancel_numbers = itertools.count()
         self._record_cancel = record_cancel
         self._connections = connections
+        self._security = security
         self._began = 0.0
         self._pace: Pace | None = None
         self._turn = threading.Lock()
@@ -144,6 +147,7 @@ class Load:
                 timeout_s=self._timeout_s,
                 on_retry=self._on_retry,
                 connections=self._connections,
+                security=self._security,
             ) as client,
             ThreadPoolExecutor(self._concurrency, thread_name_prefix="load") as callers,
         ):

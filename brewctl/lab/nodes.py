@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Self
 
 from brewctl import stdout
-from brewctl.config import Settings, environment
+from brewctl.config import HTTP_VARIABLE, Settings, environment
 from brewctl.delivery import registry
 from brewctl.delivery.downstream import Downstream
 from brewctl.errors import BrewError
@@ -91,7 +91,7 @@ class Node:
         with log.open("ab") as errors:
             self.process = subprocess.Popen(  # noqa: S603 - ourselves
                 program(name, *arguments, module=module),
-                env={**os.environ, **environment(settings), **stdout.ENVIRONMENT, **(env or {})},
+                env={**os.environ, **environment(settings), **stdout.ENVIRONMENT, HTTP_VARIABLE: "", **(env or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=errors,

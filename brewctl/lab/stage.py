@@ -15,17 +15,17 @@ from typing import Self
 
 import psutil
 import psycopg
-from psycopg.conninfo import conninfo_to_dict
 
 from brewctl import stdout
 from brewctl.config import Settings, environment
-from brewctl.delivery.session import explicit
+from brewctl.delivery.session import explicit, server
 from brewctl.errors import BrewError, ExitCode
 from brewctl.lab import ledger
 from brewctl.lab.cast import ORDER_NODES, Cast
 from brewctl.lab.nodes import Node, Nodes
 from brewctl.lab.proxy import Proxy
 from brewctl.sandbox import cluster, processes, state
+from brewctl.security import DatabaseSecurity
 
 _END_S = 20.0
 _READY_S = 60.0
@@ -234,9 +234,9 @@ class Stage:
     @contextlib.contextmanager
     def postgres(self) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
         """Open a connection past the faulty network, for what only an administrator does."""
-        server = explicit(conninfo_to_dict(self.settings.database_url))
+        given = explicit(server(self.settings.database_url, self.settings.database_security))
         with psycopg.connect(
-            **server | {"application_name": "chaos", "connect_timeout": 5}, autocommit=True
+            **given | {"application_name": "chaos", "connect_timeout": 5}, autocommit=True
         ) as connection:
             yield connection
 
@@ -255,6 +255,8 @@ class Stage:
         postgres = self.proxies["postgres"]
         return replace(
             self.settings,
+            # Not by its file, whose URL has the server's own port.
             database_url=psycopg.conninfo.make_conninfo(self.settings.database_url, port=postgres.port),
+            database_security=replace(self.settings.database_security, url=DatabaseSecurity.url),
             brokers=tuple(self.proxies[name].address for name in self.servers.brokers),
         )

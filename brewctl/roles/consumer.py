@@ -12,10 +12,19 @@ from brewctl.config import Settings
 from brewctl.delivery import registration, registry
 from brewctl.delivery.consumption import consume
 from brewctl.delivery.downstream import Downstream
+from brewctl.health import Health
 
 
-def run(settings: Settings, downstream: Downstream, stop: threading.Event, *, name: str, node: str) -> None:
-    """Consume until `stop` is set, as the downstream that `name`, its MODULE:NAME, is.
+def run(
+    settings: Settings,
+    downstream: Downstream,
+    stop: threading.Event,
+    *,
+    name: str,
+    node: str,
+    health: Health | None = None,
+) -> None:
+    """Consume until `stop` is set, as the downstream that `name`, its MODULE:NAME, is; `health` hears how it is.
 
     Raises UnreachableError or BrewError where it can't start: its database has no tables of it, or its group is
     another downstream's.
@@ -24,4 +33,4 @@ def run(settings: Settings, downstream: Downstream, stop: threading.Event, *, na
     own = registration.home(settings, downstream, name)
     tables = registration.tables(settings, own)
     needs = ["inbox", *(["replica"] if tables is None else []), *([downstream.group] if registry.is_own(name) else [])]
-    consume(settings, downstream, stop, node=node, own=own, tables=tables, needs=needs)
+    consume(settings, downstream, stop, node=node, own=own, tables=tables, needs=needs, health=health)

@@ -7,17 +7,20 @@ it of a commit: it looks, soon again after rows and less often while there are n
 or of a Kafka that is away, wait.
 """
 
+import contextlib
 import threading
+from collections.abc import Iterator
 
 from brewctl import log
 from brewctl.config import Settings
-from brewctl.delivery import broker, database, presence, rights
+from brewctl.delivery import broker, database, presence, readiness, rights
 from brewctl.delivery.outbox import Publisher
+from brewctl.health import Finding, Health
 from brewctl.lifecycle import run_together
 
 
-def run(settings: Settings, stop: threading.Event, *, node: str) -> None:
-    """Publish until `stop` is set.
+def run(settings: Settings, stop: threading.Event, *, node: str, health: Health | None = None) -> None:
+    """Publish until `stop` is set; `health` hears how it is.
 
     Raises UnreachableError without PostgreSQL, BrewError for a missing table or right, UsageError for a certificate or
     password of Kafka's that can't be read.
@@ -33,7 +36,14 @@ def run(settings: Settings, stop: threading.Event, *, node: str) -> None:
             stop.wait()
             publisher.notify()
 
-        with presence.kept(settings, presence.Replica(node, "publisher", publishes=True), publisher.work):
+        def findings() -> Iterator[Finding]:
+            yield Finding(ready=not publisher.trouble, text=publisher.trouble or "the last try to publish did not fail")
+
+        check = readiness.DatabaseCheck(settings, node=node)
+        if health:
+            health.up(check, findings)
+        replica = presence.Replica(node, "publisher", publishes=True)
+        with presence.kept(settings, replica, publisher.work), contextlib.closing(check):
             run_together(
                 {"publisher": lambda: publisher.run(stop), "stop": wake}, stop, drain_timeout_s=settings.limits.drain_s
             )

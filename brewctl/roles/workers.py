@@ -25,13 +25,21 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from brewctl import lifecycle, log, stdout
-from brewctl.config import LogFormat, Settings, environment
+from brewctl import lifecycle, log, metrics, stdout
+from brewctl.config import HTTP_VARIABLE, LogFormat, Settings, environment
 from brewctl.errors import BrewError, PortError
+from brewctl.roles.listening import Security
+from brewctl.roles.observing import observed_crew
+
+if TYPE_CHECKING:
+    from brewctl.http_endpoint import Address
 
 logger = log.get(__name__)
+
+_PLAINTEXT = Security()
 
 # The worker's own lines that are read here.
 _READY = "order-service ready"
@@ -106,6 +114,8 @@ class Workers:
         log_format: LogFormat,
         verbose: bool,
         publishes: bool = True,
+        security: Security = _PLAINTEXT,
+        http: "Address | None" = None,
     ) -> None:
         self._settings = settings
         self._node = node
@@ -115,6 +125,9 @@ class Workers:
         self._log_format = log_format
         self._verbose = verbose
         self._publishes = publishes
+        self._security = security
+        self._http = http
+        self._numbers = ""  # the folder with what workers count
         self._processes: dict[str, subprocess.Popen[str]] = {}
         self._inputs = _Inputs()
         self._lock = threading.Lock()
@@ -131,7 +144,11 @@ class Workers:
         said why, BrewError where it was killed meanwhile or did not get ready, DrainTimeoutError where it had to be
         killed.
         """
-        with _held(self._host, self._port) as port:
+        with (
+            self._observed(stop) as numbers,
+            _held(self._host, self._port) as port,
+        ):
+            self._numbers = str(numbers or "")
             keepers = {name: functools.partial(self._keep, name, port, stop) for name in self._names}
             try:
                 lifecycle.run_together(
@@ -142,6 +159,10 @@ class Workers:
             finally:
                 self.kill()
         log.say(self._node, "order-service stopped.")
+
+    def _observed(self, stop: threading.Event) -> contextlib.AbstractContextManager[Path | None]:
+        look_s = self._settings.limits.database_look_s
+        return observed_crew(self._http, stop, node=self._node, role="order", names=self._names, within_s=look_s)
 
     def kill(self) -> None:
         """End by SIGKILL whatever still runs."""
@@ -213,8 +234,15 @@ class Workers:
                     *("serve", "order", "--worker", "--node", name, "--host", self._host, "--port", str(port)),
                     *("--log-format", self._log_format),
                     *([] if self._publishes else ["--no-publisher"]),
+                    *self._security.arguments(),
                 ],
-                env={**os.environ, **environment(self._settings), **stdout.ENVIRONMENT},
+                env={
+                    **os.environ,
+                    **environment(self._settings),
+                    **stdout.ENVIRONMENT,
+                    HTTP_VARIABLE: "",
+                    metrics.SHARED: self._numbers,
+                },
                 stdin=stdin,
                 stdout=subprocess.PIPE,
                 encoding="utf-8",

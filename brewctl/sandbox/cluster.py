@@ -9,16 +9,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from brewctl.config import Settings
 from brewctl.delivery import database, topics
 from brewctl.errors import BrewError, UsageError
 from brewctl.lifecycle import interrupts_held
-from brewctl.sandbox import kafka, kafka_node, parts, postgres, processes, state, surroundings
+from brewctl.sandbox import kafka, kafka_node, parts, postgres, postgres_tls, processes, secured, state, surroundings
 from brewctl.sandbox.server import Server
 from brewctl.sandbox.state import State
 
 # The folders of a home.
 _PARTS = ("postgres", "kafka", "logs", "nodes")
+_SECURED_PARTS = ("tls",)
 # Less is too little to begin with.
 ROOM_BYTES = 200 * 10**6
 _LAST_CHILDREN_S = 5.0  # an ended server's own children go a moment later
@@ -32,6 +32,7 @@ class Options:
     postgres_port: int | None = None
     kafka_port: int | None = None  # the first broker's; the others follow
     java: str | None = None
+    secure: bool | None = None  # TLS and passwords for PostgreSQL and Kafka
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Health:
     memory_bytes: int
     answers: bool
     log: str
+    secured: bool  # it takes no connection without TLS and a password
 
 
 def up(home: Path, options: Options, progress: kafka.Progress) -> State:
@@ -54,18 +56,22 @@ def up(home: Path, options: Options, progress: kafka.Progress) -> State:
     with state.locked(home):
         known = state.load(home) or State.without_sandbox()
         if not known.has_sandbox:
-            known = replace(_new_state(options), nodes=known.nodes)
+            known = replace(_new_state(options), nodes=known.nodes, home=home)
         _check(known, options)
         missing = [name for name in known.ports if name not in known.servers or not processes.find(known.servers[name])]
         if missing:
-            parts.require(java=options.java)
+            parts.require(java=options.java, secure=known.secure)
+            if known.secure:
+                postgres_tls.require()
             _require(home, known, missing)
         if not known.kafka_detours:
             known.kafka_detours = [(processes.free_port(), processes.free_port()) for _ in known.kafka_ports]
         _resume(known)
         with _ended_on_failure(home, known, missing):
+            if known.secure:
+                _secure(home, known, missing, progress)
             _start(home, known, missing, options, progress)
-            settings = Settings(database_url=known.database_url, brokers=tuple(known.brokers))
+            settings = known.settings
             if missing:
                 progress.step("schema and topics")
             with database.connect(settings) as connection:
@@ -97,7 +103,7 @@ def down(home: Path, *, purge: bool = False) -> list[str]:
             state.save(home, known)
         if purge:
             _require_unused(home)
-            for part in (*_PARTS, "state.json"):
+            for part in (*_PARTS, *_SECURED_PARTS, "state.json"):
                 target = home / part
                 with suppress(FileNotFoundError):
                     shutil.rmtree(target) if target.is_dir() else target.unlink()
@@ -142,6 +148,7 @@ def status(home: Path) -> list[Health]:
                 memory_bytes=processes.memory(process) if process else 0,
                 answers=answers,
                 log=server.log if server else "",
+                secured=known.secure,
             )
         )
     return rows
@@ -164,17 +171,23 @@ def _new_state(options: Options) -> State:
     count = options.brokers or 3
     first = options.kafka_port
     ports = [(first + number if first else processes.free_port(), processes.free_port()) for number in range(count)]
+    secure = bool(options.secure)
     return State(
         password=secrets.token_urlsafe(24),
         cluster_id=kafka_node.new_id(),
         postgres_port=options.postgres_port or processes.free_port(),
         kafka_ports=ports,
+        secure=secure,
+        kafka_password=secrets.token_urlsafe(24) if secure else "",
+        kafka_internal=[processes.free_port() for _ in ports] if secure else [],
     )
 
 
 def _check(known: State, options: Options) -> None:
     """A sandbox keeps its shape: brokers remember how many they are."""
     hint = "run `brewctl down --purge` first, which removes its data"
+    if options.secure is not None and options.secure != known.secure:
+        raise UsageError(f"this sandbox was made {'with' if known.secure else 'without'} --secure", hint=hint)
     if options.brokers and options.brokers != len(known.kafka_ports):
         raise UsageError(f"this sandbox has {len(known.kafka_ports)} brokers, not {options.brokers}", hint=hint)
     if options.kafka_port and options.kafka_port != known.kafka_ports[0][0]:
@@ -187,6 +200,16 @@ def _check(known: State, options: Options) -> None:
         )
 
 
+def _secure(home: Path, known: State, missing: list[str], progress: kafka.Progress) -> None:
+    """See to the files that servers and clients of a secured sandbox read."""
+    parts.require(secure=True)
+    from brewctl.sandbox import certificates  # noqa: PLC0415 - a library that no other sandbox needs
+
+    if certificates.ensure(home, running=[name for name in known.ports if name not in missing]):
+        progress.step("certificates")
+    secured.write_passwords(home, postgres=known.password, kafka=known.kafka_password)
+
+
 def _start(home: Path, known: State, missing: list[str], options: Options, progress: kafka.Progress) -> None:
     brokers = [name for name in missing if name != "postgres"]
     if brokers:
@@ -196,9 +219,10 @@ def _start(home: Path, known: State, missing: list[str], options: Options, progr
             with interrupts_held():
                 _record(home, known, kafka.start(home, known, name, kit))
     if "postgres" in missing:
+        binaries = postgres_tls.prepare(progress.advance) if known.secure else postgres.wheel_binaries()
         progress.step("postgres starts")
         with interrupts_held():
-            _record(home, known, postgres.start(home, known))
+            _record(home, known, postgres.start(home, known, binaries))
     postgres.wait_ready(known.servers["postgres"], known)
     kafka.wait_ready(known)
 

@@ -49,20 +49,29 @@ def _present(folder: Path, locked: Mapping[str, str]) -> list[Path] | None:
     return jars if whole else None
 
 
+def fetch_one(folder: Path, coordinate: str, sha256: str, begins: Callable[[], None]) -> Path:
+    """Return a file below `folder`; where it is missing or damaged, it is downloaded, and `begins` called before."""
+    jar = _path(folder, coordinate)
+    if not jar.exists() or _hash(jar) != sha256:
+        jar.unlink(missing_ok=True)
+        begins()
+        maven.download(folder, coordinate)
+        if _hash(jar) != sha256:
+            jar.unlink()
+            hint = "try again; a proxy or a mirror that answers in its place must let it through"
+            raise BrewError(f"the download of {coordinate} is not the file that was published", hint=hint)
+    return jar
+
+
 def _fetched(folder: Path, locked: Mapping[str, str], advance: Callable[[int, int, str], None]) -> list[Path]:
-    jars = []
-    for done, (coordinate, sha256) in enumerate(locked.items(), start=1):
-        jar = _path(folder, coordinate)
-        if not jar.exists() or _hash(jar) != sha256:
-            jar.unlink(missing_ok=True)
-            advance(done - 1, len(locked), "downloading Kafka (45 MB, once)")
-            maven.download(folder, coordinate)
-            if _hash(jar) != sha256:
-                jar.unlink()
-                hint = "try again; a proxy or a mirror that answers in its place must let it through"
-                raise BrewError(f"the download of {coordinate} is not the file that was published", hint=hint)
-        jars.append(jar)
-    return jars
+    found: list[Path] = []
+    for coordinate, sha256 in locked.items():
+
+        def begins() -> None:
+            advance(len(found), len(locked), "downloading Kafka (45 MB, once)")
+
+        found.append(fetch_one(folder, coordinate, sha256, begins))
+    return found
 
 
 def resolve(folder: Path) -> str:

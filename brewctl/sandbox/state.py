@@ -10,8 +10,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from brewctl.config import Settings
 from brewctl.errors import BrewError
+from brewctl.sandbox import secured
 from brewctl.sandbox.server import Server
+from brewctl.security import KafkaSecurity
 
 _VERSION = 1
 _LOCK_WAIT_S = 180
@@ -29,9 +32,15 @@ class State:
     # One (port, advertised port) a broker, of a second listener: who comes in there is sent on to the
     # advertised port of every broker, where a faulty network may stand. Empty in an older sandbox.
     kafka_detours: list[tuple[int, int]] = field(default_factory=list)
+    # Whether clients need TLS and a password; then the one for Kafka, and each broker's port for the other brokers.
+    secure: bool = False
+    kafka_password: str = ""
+    kafka_internal: list[int] = field(default_factory=list)
     servers: dict[str, Server] = field(default_factory=dict)
     # In the order of their start. One that ended by itself stays, until it is stopped or started again.
     nodes: dict[str, Server] = field(default_factory=dict)
+    # Where it was read: not written.
+    home: Path = field(default=Path(), compare=False)
 
     @classmethod
     def without_sandbox(cls) -> Self:
@@ -45,7 +54,9 @@ class State:
 
     @property
     def database_url(self) -> str:
-        """Where PostgreSQL is, password included."""
+        """Where PostgreSQL is, password included; in a secured sandbox the file that has it."""
+        if self.secure:
+            return secured.database_url(self.home, self.postgres_port, "brew")
         return f"postgresql://brew:{self.password}@127.0.0.1:{self.postgres_port}/brew"
 
     @property
@@ -54,11 +65,20 @@ class State:
         return [f"127.0.0.1:{port}" for port, _ in self.kafka_ports]
 
     @property
+    def settings(self) -> Settings:
+        """How its servers are reached."""
+        kafka = secured.kafka_security(self.home) if self.secure else KafkaSecurity()
+        return Settings(database_url=self.database_url, brokers=tuple(self.brokers), kafka_security=kafka)
+
+    @property
     def ports(self) -> dict[str, tuple[int, ...]]:
         """What each server must be able to listen on, the port for its clients first; by the server's name."""
         return {
             "postgres": (self.postgres_port,),
-            **{f"kafka-{number}": ports for number, ports in enumerate(self.kafka_ports, start=1)},
+            **{
+                f"kafka-{number}": (*ports, *self.kafka_internal[number - 1 : number])
+                for number, ports in enumerate(self.kafka_ports, start=1)
+            },
         }
 
 
@@ -78,7 +98,7 @@ def load(home: Path) -> State | None:
         raw["nodes"] = _processes(raw.get("nodes", {}))
         for name in ("kafka_ports", "kafka_detours"):
             raw[name] = [(int(one), int(other)) for one, other in raw.get(name, [])]
-        return State(**raw)
+        return State(**raw, home=home)
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -96,7 +116,8 @@ def save(home: Path, state: State) -> None:
     temporary = home / f".state.{os.getpid()}"
     try:
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
-            json.dump({"version": _VERSION, **asdict(state)}, file, indent=2)
+            written = {name: value for name, value in asdict(state).items() if name != "home"}
+            json.dump({"version": _VERSION, **written}, file, indent=2)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(home / "state.json")
@@ -117,12 +138,20 @@ def endpoints(home: Path) -> dict[str, str]:
     if known is None:
         return {}
     found = {"database_url": known.database_url, "brokers": ",".join(known.brokers)} if known.servers else {}
+    if known.servers and known.secure:
+        found |= secured.kafka_endpoints(home) | secured.order_endpoints(home)
     if orders := [node for node in known.nodes.values() if node.role == "order"]:
         from brewctl.sandbox import processes  # noqa: PLC0415 - psutil, which few commands need
 
         if running := [node for node in orders if processes.find(node)]:
             found["order_addrs"] = ",".join(f"127.0.0.1:{node.port}" for node in running)
     return found
+
+
+def serving(home: Path) -> tuple[str, str] | None:
+    """Return the files of the certificate and the key that order nodes of a secured sandbox, which runs, serve with."""
+    known = load(home)
+    return secured.serving(home) if known and known.secure and known.servers else None
 
 
 @contextlib.contextmanager

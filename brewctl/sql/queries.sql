@@ -68,6 +68,7 @@ SELECT asked.id AS asked, first.*
 SELECT id, customer_id, amount_cents, currency, status, created_at, cancelled_at
   FROM orders
  WHERE id = %(id)s
+   AND (%(tenant_id)s::text IS NULL OR tenant_id = %(tenant_id)s)
 
 -- lock_order --
 -- Held to the end of the transaction: one changes an order at a time. With the time, by this server's clock, and an order
@@ -78,6 +79,7 @@ SELECT id, tenant_id, status, clock_timestamp(),
            AND seen_at > clock_timestamp() - interval '1 minute')
   FROM orders
  WHERE id = %(id)s
+   AND (%(tenant_id)s::text IS NULL OR tenant_id = %(tenant_id)s)
    FOR NO KEY UPDATE OF orders
 
 -- cancel_order --

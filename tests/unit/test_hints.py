@@ -9,10 +9,11 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import grpc
 import pytest
 
-from brewctl.client import OrderClient, _Failure
+from brewctl.client import OrderClient
 from brewctl.config import DEFAULT_DATABASE_URL, Settings
 from brewctl.delivery import advice
 from brewctl.errors import BrewError, PortError, UnreachableError, _other_place
+from brewctl.failed_call import Failure
 from tests.conftest import run
 
 OWN = "postgresql://shop@db.shop/shop"
@@ -158,4 +159,4 @@ class Refused(grpc.RpcError):  # type: ignore[misc] # grpc has no types
     ],
 )
 def test_an_answer_that_is_no_order(code: grpc.StatusCode, hint: str) -> None:
-    assert _Failure(Refused(code), "h:1").error().hint == hint
+    assert Failure(Refused(code), "h:1").error().hint == hint

@@ -1,6 +1,7 @@
 """What a connection is asked with, of a URL and a shell."""
 
 import os
+from typing import Any
 
 import pytest
 from psycopg.conninfo import conninfo_to_dict
@@ -10,7 +11,7 @@ from brewctl.delivery import session
 from brewctl.delivery.session import Session
 
 
-def a_session(url: str = "postgresql://brew@db.example/shop", **fields: bool) -> Session:
+def a_session(url: str = "postgresql://brew@db.example/shop", **fields: Any) -> Session:
     return Session(url, "order-1", Limits(), statement_s=5, lock_s=0.1, **fields)
 
 

@@ -10,13 +10,13 @@ import pytest
 
 import brewctl
 from brewctl.delivery.schema import TABLES
-from brewctl.sql import bench_queries, doctor_queries, parse, queries, schema, verify_queries
+from brewctl.sql import bench_queries, doctor_queries, exporter_queries, parse, queries, schema, verify_queries
 
 TEXT, VERIFY_TEXT = (
     resources.files("brewctl.sql").joinpath(name).read_text("utf-8") for name in ("queries.sql", "verify.sql")
 )
 SOURCES = sorted(Path(brewctl.__file__).parent.rglob("*.py"))
-EVERY = queries | verify_queries | bench_queries | doctor_queries
+EVERY = queries | verify_queries | bench_queries | doctor_queries | exporter_queries
 each_query = pytest.mark.parametrize("name", sorted(EVERY))
 
 

@@ -13,8 +13,6 @@ from kafka.conn import BrokerConnection
 from kafka.protocol.metadata import MetadataRequest_v4
 
 from brewctl.config import Settings
-from brewctl.delivery.broker import refusal
-from brewctl.delivery.broker.refusal import Refusal
 from brewctl.security import KafkaSecurity, Protocol
 
 _CONNECT_S, _LATE_S = 2.0, 2.5
@@ -57,6 +55,18 @@ def unreached(brokers: Sequence[tuple[int, str]]) -> list[Unreached]:
     """Try brokers, each with its id and address, at the same time; return those that can't be connected to."""
     reasons = _together(why_not, [address for _, address in brokers], _SILENT)
     return [Unreached(*broker, why) for broker, why in zip(brokers, reasons, strict=True) if why]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A broker that is there, what does not fit, and what to do about it."""
+
+    address: str
+    why: str
+    hint: str
+
+    def __str__(self) -> str:
+        return f"{self.address} {self.why}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +136,13 @@ def _advertised(address: str, security: KafkaSecurity, options: Mapping[str, Any
             if asked.succeeded():
                 return [(node_id, f"{host}:{port}") for node_id, host, port, _rack in asked.value.brokers]
             ended = asked.exception
-    if ended or getattr(connection, "refused", False):
-        return refusal.find(address, security, getattr(connection, "why", ended))
-    return []
+    refused = getattr(connection, "refused", False)
+    if not ended and not refused:
+        return []
+    from brewctl.delivery.broker import refusal  # noqa: PLC0415 - few need it
+
+    # Who is the user, only a broker that refuses can have found wrong.
+    return refusal.find(address, security, connection.why if refused else None) or []
 
 
 def _kind(options: Mapping[str, Any]) -> Any:

@@ -54,6 +54,10 @@ class Member(Protocol):
         """Say whether records wait for the next poll."""
 
     @property
+    def silent(self) -> bool:
+        """Say whether Kafka has answered no heartbeat for a session."""
+
+    @property
     def assignments(self) -> int:
         """Say how often partitions were assigned."""
 

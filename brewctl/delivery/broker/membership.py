@@ -47,6 +47,11 @@ class Consumer:
         return self._member.idle_poll_s
 
     @property
+    def silent(self) -> bool:
+        """Whether Kafka has answered no heartbeat for a session, as far as the client says. Any thread may ask."""
+        return self._member.silent
+
+    @property
     def assignments(self) -> int:
         """How often partitions were assigned: records that were read before the last time come again."""
         return self._member.assignments

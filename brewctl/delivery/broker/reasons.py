@@ -4,7 +4,7 @@ from brewctl.config import Settings
 from brewctl.delivery import advice
 from brewctl.delivery.broker import advertised
 from brewctl.delivery.broker.outcomes import ForbiddenError
-from brewctl.errors import BrewError, UnreachableError
+from brewctl.errors import BrewError, UnreachableError, UsageError
 
 RIGHTS = "`brewctl topic grants` prints what each user needs"
 
@@ -37,7 +37,10 @@ def _refused(found: advertised.Diagnosis) -> UnreachableError:
 
 def reason(settings: Settings, error: Exception) -> str:
     """Say why Kafka acknowledged nothing: a broker that is out of reach, else what the client says."""
-    found = advertised.diagnose(settings)
+    try:
+        found = advertised.diagnose(settings)
+    except UsageError as unreadable:  # a file of its certificates or passwords, at the moment
+        return unreadable.message
     return "; ".join(map(str, [*found.refused, *found.unreached])) or str(error).strip()
 
 

@@ -1,7 +1,7 @@
 """Why a broker that is there and this client do not come together: asked of the broker once they did not.
 
-It is asked what its listener speaks, without its certificate being looked at and without a word of a user's, so that a
-setting that does not fit can be named.
+Imported only then. It is asked what its listener speaks, without its certificate being looked at and without a word of
+a user's, so that a setting that does not fit can be named.
 """
 
 import contextlib
@@ -10,35 +10,17 @@ import ssl
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from kafka.errors import IllegalSaslStateError
 from kafka.protocol.admin import SaslHandShakeRequest
 from kafka.protocol.parser import KafkaProtocol
 
 from brewctl.delivery.broker import certificates
+from brewctl.delivery.broker.advertised import Refusal
+from brewctl.delivery.verification import fault, told
 from brewctl.security import KAFKA, KafkaSecurity, Protocol
 
 _HEARD_S = 1.0
-# By OpenSSL's number of what is wrong with a certificate.
-_OF_CERTIFICATE = {
-    9: ("is not valid yet", "compare this machine's clock with the broker's"),
-    10: ("has expired", "give the broker a new certificate"),
-    62: ("is for another host name", "use a name that is in it, in BREW_KAFKA_BROKERS and advertised.listeners"),
-    64: ("is for another IP address", "use a name that is in it, in BREW_KAFKA_BROKERS and advertised.listeners"),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """What does not fit, and what to do about it."""
-
-    address: str
-    why: str
-    hint: str
-
-    def __str__(self) -> str:
-        return f"{self.address} {self.why}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +32,15 @@ class _Listener:
     fault: str = ""
 
 
-def find(address: str, security: KafkaSecurity, error: Exception | None) -> Refusal:
-    """Say why the broker at HOST:PORT, which can be connected to, ended a connection by these settings with `error`."""
+def find(address: str, security: KafkaSecurity, error: Exception | None) -> Refusal | None:
+    """Say why the broker at HOST:PORT, which can be connected to, ended a connection by these settings with `error`.
+
+    None where it says no more than that it did: it may just have been stopped, or the network was broken.
+    """
     try:
         listener = _listen(address, security)
-    except (OSError, ValueError) as failure:
-        return Refusal(address, f"ends each connection ({_told(failure)})", "see the broker's log")
+    except (OSError, ValueError):
+        return None
     return (
         _other_protocol(address, security, listener)
         or _other_mechanism(address, security, listener)
@@ -107,19 +92,17 @@ def _certificate(address: str, security: KafkaSecurity, error: Exception | None)
     cause = error.__cause__ if error else None
     if not isinstance(cause, ssl.SSLCertVerificationError):
         return None
-    place = security.ca or "a file that BREW_KAFKA_CA_FILE names, where it is none of the system's"
-    untrusted = f"put the certificate authority that signed it into {place}"
-    why, hint = _OF_CERTIFICATE.get(cause.verify_code, (f"is not trusted ({_told(cause)})", untrusted))
+    authorities = security.ca or f"a file that {KAFKA['kafka_ca']} names, where it is none of the system's"
+    why, hint = fault(cause, authorities=authorities)
     return Refusal(address, f"has a certificate that {why}", hint)
 
 
-def _user(address: str, security: KafkaSecurity, error: Exception | None) -> Refusal:
-    reason = _told(error) if error else "it says no more"
-    if not security.protocol.authenticates:
-        return Refusal(address, f"ends each connection ({reason})", "see the broker's log")
+def _user(address: str, security: KafkaSecurity, error: Exception | None) -> Refusal | None:
+    if not security.protocol.authenticates or error is None:
+        return None
     variables = f"{KAFKA['kafka_username']} and {KAFKA['kafka_password']}"
     hint = f"correct {variables}{'_FILE' if security.password.file else ''}"
-    return Refusal(address, f"refused user {security.username[:80]} ({reason})", hint)
+    return Refusal(address, f"refused user {security.username[:80]} ({told(error)})", hint)
 
 
 def _listen(address: str, security: KafkaSecurity) -> _Listener:
@@ -134,7 +117,7 @@ def _listen(address: str, security: KafkaSecurity) -> _Listener:
         except ssl.SSLError as error:
             if error.reason == "WRONG_VERSION_NUMBER":
                 continue
-            return _Listener(encrypts, fault=_told(error))  # it speaks TLS, or would have no words for this
+            return _Listener(encrypts, fault=told(error))  # it speaks TLS, or would have no words for this
         except (EOFError, ConnectionError, TimeoutError):
             continue
     raise ConnectionError("it does not say what it speaks")
@@ -170,13 +153,3 @@ def _read(connection: socket.socket, size: int) -> bytes:
             raise EOFError
         data += more
     return data
-
-
-def _told(error: Any) -> str:
-    """Say in a few words what went wrong."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return str(error.verify_message).lower().removesuffix(".")
-    if isinstance(error, ssl.SSLError):
-        return (error.reason or str(error)).replace("_", " ").lower()
-    text = " ".join(str(error).split())
-    return (text[:1].lower() + text[1:]).removesuffix(".")[:200]

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from brewctl.delivery import database
 from brewctl.errors import BrewError
 from brewctl.lab.bench.figures import Figure
 from brewctl.lab.bench.ground import LONGER, Ground, empty_handler
@@ -75,7 +76,7 @@ def _insert(ground: Ground, script: Path, clients: int) -> Transactions | None:
     """Let pgbench run; for longer, where its clients hardly connected in that time. None, and why, without a figure."""
     for times in LONGER:
         ground.tell(f"pgbench, {clients} clients")
-        url, seconds = ground.settings.database_url, _SECONDS * times
+        url, seconds = database.conninfo(ground.settings), _SECONDS * times
         try:
             found = tools.pgbench(url, script, clients=clients, seconds=seconds, each=clients == 1)
         except BrewError as error:

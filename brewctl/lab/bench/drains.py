@@ -23,6 +23,7 @@ from brewctl.lab.handlers import INSERT, TABLE
 from brewctl.proto.orders_pb2 import OrderCreated
 from brewctl.roles import inventory
 from brewctl.sandbox import tools
+from brewctl.security import Protocol
 from brewctl.sql import bench_queries
 
 WAITING = 20_000
@@ -208,6 +209,9 @@ def _bytes(record: Record) -> int:
 
 def _by_java(ground: Ground, measure: Callable[[tools.KafkaTools], float]) -> float | None:
     """Measure with Kafka's own tools; None, and why, where they can't be had: they are downloaded once."""
+    if ground.settings.kafka_security.protocol is not Protocol.PLAINTEXT:
+        ground.tell("without it: kafka's own tools are given no certificates and passwords")
+        return None
     try:
         return measure(tools.KafkaTools(ground.settings.brokers))
     except BrewError as error:

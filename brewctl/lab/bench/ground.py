@@ -17,9 +17,12 @@ from brewctl.lab.cast import ORDER_NODES, STORY
 from brewctl.lab.nodes import Node, Nodes
 from brewctl.lifecycle import wait_until
 from brewctl.proto.orders_pb2 import CreateRequest
+from brewctl.roles.listening import VARIABLES
 from brewctl.sql import bench_queries
 
 _WRITTEN_AT_ONCE = 1000
+# What TLS and tokens cost is no part of what is measured.
+_PLAINTEXT = dict.fromkeys(VARIABLES, "")
 _LEAVE_S = 30.0
 _READY_S = 120.0  # several start at the same time
 _ANY_PORT = ("--port", "0")
@@ -65,7 +68,9 @@ class Ground:
         `arguments`: run this command, and not the one that the name stands for. `env`: variables for it.
         `late_is_fine`: one that does not drain in time is killed, and that is no error.
         """
-        with Nodes(self.settings, logs=self.logs, on_line=lambda _line: None, env=env) as nodes:
+        with Nodes(
+            self.settings, logs=self.logs, on_line=lambda _line: None, env={**_PLAINTEXT, **(env or {})}
+        ) as nodes:
             started = [
                 nodes.start(name, *(arguments or STORY.commands[name]), *(_ANY_PORT if name in ORDER_NODES else ()))
                 for name in names

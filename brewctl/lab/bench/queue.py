@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import psycopg
 
+from brewctl.delivery import database
 from brewctl.lab.bench.figures import Figure
 from brewctl.lab.bench.ground import Ground, addresses
 from brewctl.lab.measure import measure
@@ -79,7 +80,7 @@ def _delay_ms(ground: Ground) -> float:
 @contextlib.contextmanager
 def _old_snapshot(ground: Ground) -> Iterator[None]:
     """Keep a transaction open that may read what was there at its beginning: nothing dead is cleared away meanwhile."""
-    with psycopg.connect(ground.settings.database_url) as reader:
+    with psycopg.connect(database.conninfo(ground.settings)) as reader:
         reader.execute("SET idle_in_transaction_session_timeout = 0")
         reader.commit()
         reader.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ

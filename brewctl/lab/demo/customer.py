@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from brewctl.client import OrderClient
 from brewctl.errors import BrewError
+from brewctl.security import PLAINTEXT, OrderSecurity
 
 _PER_S = 40.0  # slow enough to watch
 _LONGEST_S = 10.0  # many orders come faster
@@ -19,11 +20,19 @@ class Customer:
     """
 
     def __init__(
-        self, addresses: Sequence[str], *, orders: int, rest_at: int, kill_at: int, kill: Callable[[], None]
+        self,
+        addresses: Sequence[str],
+        *,
+        orders: int,
+        rest_at: int,
+        kill_at: int,
+        kill: Callable[[], None],
+        security: OrderSecurity = PLAINTEXT,
     ) -> None:
         self.rate = max(_PER_S, orders / _LONGEST_S)
         self.acknowledged: list[str] = []
         self._addresses = addresses
+        self._security = security
         self._orders = orders
         self._rest_at = rest_at
         self._kill_at = kill_at
@@ -63,7 +72,7 @@ class Customer:
         self._may_go_on.set()
 
     def _send(self) -> None:
-        with OrderClient(self._addresses) as client:
+        with OrderClient(self._addresses, security=self._security) as client:
             for number in range(self._orders):
                 if number == self._rest_at:
                     self._rests.set()

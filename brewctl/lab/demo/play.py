@@ -77,7 +77,12 @@ def run(
                 addresses = play.start_nodes()
                 # The flow is seen before the kill, which then hits nodes that are at work.
                 customer = Customer(
-                    addresses, orders=orders, rest_at=max(1, kill_at // 2), kill_at=kill_at, kill=play.kill_victim
+                    addresses,
+                    orders=orders,
+                    rest_at=max(1, kill_at // 2),
+                    kill_at=kill_at,
+                    kill=play.kill_victim,
+                    security=settings.order_security,
                 )
                 play.announce_orders(customer)
                 with customer.sending():

@@ -30,6 +30,7 @@ from brewctl.lab.top.jobs import Jobs
 from brewctl.lab.top.observer import EVERY_S, Observer
 from brewctl.lab.top.rates import Rates
 from brewctl.lab.top.snapshot import Process, Snapshot
+from brewctl.security import PLAINTEXT, OrderSecurity
 
 WIDTH, HEIGHT = 80, 24
 _EVENTS = 200
@@ -73,7 +74,13 @@ class Top(App[None]):
     ]
 
     def __init__(
-        self, observer: Observer, controls: Controls | None, *, where: str, adds: Mapping[str, Role] | None = None
+        self,
+        observer: Observer,
+        controls: Controls | None,
+        *,
+        where: str,
+        adds: Mapping[str, Role] | None = None,
+        security: OrderSecurity = PLAINTEXT,
     ) -> None:
         """Prepare the screen; `adds`: the role that each key adds a node of."""
         super().__init__(ansi_color=True)
@@ -83,7 +90,7 @@ class Top(App[None]):
         self._observer = observer
         self._controls = controls
         self._where = where
-        self._load = LoadControl(self._tell)
+        self._load = LoadControl(self._tell, security)
         self._jobs = Jobs(self._tell)
         self._killed: dict[str, int | None] = {}  # by a key: the pid
         self._rates = Rates()

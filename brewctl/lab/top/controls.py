@@ -13,6 +13,7 @@ from brewctl.lab.load import Call, Load, Outcome
 from brewctl.lab.nodes import Role
 from brewctl.lab.stage import Servers
 from brewctl.lab.top.snapshot import Process
+from brewctl.security import PLAINTEXT, OrderSecurity
 
 RATES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 _CALLERS = 16
@@ -23,8 +24,9 @@ _SERVERS = {"kafka", "postgres"}
 class LoadControl:
     """A load that is started, stopped and paced while it runs. Not for two threads."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(self, say: Callable[[str], None], security: OrderSecurity = PLAINTEXT) -> None:
         self._say = say
+        self._security = security
         self._load: Load | None = None
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -93,7 +95,14 @@ class LoadControl:
         self._stop.set()
         self._say(f"load: {self.rate} orders a second to {', '.join(addresses)}")
         self._addresses, self._stop = addresses, threading.Event()
-        self._load = Load(addresses, self._record, rate=self.rate, concurrency=_CALLERS, timeout_s=_TIMEOUT_S)
+        self._load = Load(
+            addresses,
+            self._record,
+            rate=self.rate,
+            concurrency=_CALLERS,
+            timeout_s=_TIMEOUT_S,
+            security=self._security,
+        )
         thread = threading.Thread(target=self._load.run, args=(self._stop,), name="top-load")
         thread.start()
         self._threads = [thread, *(each for each in self._threads if each.is_alive())]

@@ -13,22 +13,26 @@ Without a publisher of its own (`--no-publisher`) the rows are left to `brewctl 
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from brewctl import affinity, log
 from brewctl.config import Settings
-from brewctl.delivery import database, presence, rights
+from brewctl.delivery import database, presence, readiness, rights
 from brewctl.delivery.broker import require_topic
 from brewctl.delivery.group_commit import GroupCommit
 from brewctl.delivery.outbox import Publisher
 from brewctl.delivery.watch import Watch
 from brewctl.errors import UnreachableError
+from brewctl.health import Finding, Health
 from brewctl.lifecycle import run_together
+from brewctl.roles.listening import Security
 from brewctl.roles.order.cancelling import Cancelling
-from brewctl.roles.order.server import Server
+from brewctl.roles.order.server import OPEN, Guard, Server
 from brewctl.roles.order.service import OrderService
 
 logger = log.get(__name__)
+
+_PLAINTEXT = Security()
 
 
 def run(
@@ -38,18 +42,24 @@ def run(
     node: str,
     host: str,
     port: int,
+    security: Security = _PLAINTEXT,
     share_port: bool = False,
     publishes: bool = True,
     ready: Callable[[], bool] = lambda: True,
+    health: Health | None = None,
 ) -> None:
     """Serve until `stop` is set; `port` 0 takes a free one, `share_port` lets others of the same user listen on it too.
+
+    `health` hears how it is.
 
     `ready` is called when only the port is left to open, and may wait: True opens it, False ends without having served.
     Without `publishes` the outbox's rows are left to other nodes, and Kafka is not asked for.
 
-    Raises UnreachableError without PostgreSQL, BrewError for a taken port, a missing table, right or topic.
+    Raises UsageError for files of `security` that can't be used, UnreachableError without PostgreSQL, BrewError for a
+    taken port, a missing table, right or topic.
     """
     limits = settings.limits
+    guard, looks = _guard(security)
     with (
         database.open_pool(settings, name=node, size=limits.reading_threads, statement_s=limits.create_s) as reading,
         database.open_pool(
@@ -87,7 +97,7 @@ def run(
         service = OrderService(settings, reading, watch, writer, cancelling)
         if not ready():
             return
-        server = Server(settings, service, watch, stop, host=host, port=port, share_port=share_port)
+        server = Server(settings, service, watch, stop, host=host, port=port, share_port=share_port, guard=guard)
         watch.on_change = server.tell_health
         log.say(node, f"order-service listening on {server.address}")
         drained = threading.Event()
@@ -98,6 +108,14 @@ def run(
             drained.set()
             notify()
 
+        def findings() -> Iterator[Finding]:
+            # It is ready all the same: the outbox takes the orders.
+            if publisher and publisher.trouble:
+                yield Finding(ready=True, text=f"orders are taken, and their events wait: {publisher.trouble}")
+
+        check = own.enter_context(contextlib.closing(readiness.DatabaseCheck(settings, node=node)))
+        if health:
+            health.up(check, findings)
         work = publisher.work if publisher else presence.Work
         replica = presence.Replica(node, "order", server.address, publishes=publishes)
         with presence.kept(settings, replica, work), affinity.on_one_core():
@@ -107,6 +125,7 @@ def run(
                     "writer": lambda: writer.run(drained),
                     **({"publisher": lambda: publisher.run(drained)} if publisher else {}),
                     "watch": lambda: watch.run(drained),
+                    **({"files": lambda: _look_at_files(looks, drained, limits.files_look_s)} if looks else {}),
                 },
                 stop,
                 drain_timeout_s=limits.drain_s,
@@ -116,6 +135,31 @@ def run(
 
 def _nobody() -> None:
     """Tell nobody of a commit: whoever publishes it looks by itself."""
+
+
+def _guard(security: Security) -> tuple[Guard, list[Callable[[], None]]]:
+    """Return what stands before the port, and what looks whether its files have changed."""
+    if not security.has_files:
+        return OPEN, []
+    # A server without them needs neither module.
+    from brewctl.roles.order.tls import Certificates  # noqa: PLC0415
+    from brewctl.roles.order.tokens import TokenCheck, Tokens  # noqa: PLC0415
+
+    certificates = Certificates(security) if security.encrypts else None
+    tokens = Tokens(security.tokens) if security.tokens is not None else None
+    guard = Guard(
+        certificates.credentials() if certificates else None,
+        [TokenCheck(tokens)] if tokens else [],
+    )
+    return guard, [each.look for each in (certificates, tokens) if each]
+
+
+def _look_at_files(looks: list[Callable[[], None]], stop: threading.Event, every_s: float) -> None:
+    while True:
+        for look in looks:
+            look()
+        if stop.wait(every_s):
+            return
 
 
 def _look_at_kafka(settings: Settings) -> None:

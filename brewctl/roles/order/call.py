@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 from grpc import _server
 from grpc._cython import cygrpc
 
-from brewctl import log
+from brewctl import heartbeat, log
 from brewctl.config import Limits
 
 R = TypeVar("R")
@@ -41,7 +41,7 @@ class Status(NamedTuple):
 class Call:
     """A call that any thread may answer, once: what comes after its end is ignored. Nothing here waits."""
 
-    __slots__ = ("_door", "_event", "_state", "_until", "at_rest")
+    __slots__ = ("_door", "_event", "_state", "_until", "at_rest", "tenant")
 
     def __init__(self, door: "Door", event: Any, state: Any, *, within_s: float) -> None:
         """It is to be answered `within_s` seconds, or before its caller's deadline where that is nearer."""
@@ -50,7 +50,17 @@ class Call:
         self._state = state
         # How it ends where no further message comes, if that is no fault of its client.
         self.at_rest: Status | None = None
+        # Whose token came with it; None where the server asks for none.
+        self.tenant: str | None = None
         self._until = time.monotonic() + min(within_s, self._remaining_s())
+
+    @property
+    def code(self) -> str:
+        """How it ended, in gRPC's words; of one without an answer, by its deadline or its client's cancel."""
+        if self._state.statused:
+            return str((self._state.code or grpc.StatusCode.OK).name)
+        late = self._remaining_s() <= 0
+        return "DEADLINE_EXCEEDED" if late else "CANCELLED"
 
     def add_done_callback(self, done: Callable[[object], object]) -> None:
         """Call `done` once the transport has nothing to do with the call any more: grpcio counts open calls so."""
@@ -88,7 +98,9 @@ class Call:
                 ended: _Ended = _server._possibly_finish_call(state, _RECEIVE)  # noqa: SLF001
             if self.active:
                 self._door.waits_no_more(self)
+                self._door.serving.beat()
                 self.guarded(lambda: then(message))
+                self._door.serving.rest()
             return ended
 
         with state.condition:
@@ -205,6 +217,9 @@ class Door(Executor):
         self._ended: Counter[str] = Counter()
         self._held_on = log.Seldom(logger, "calls_ended")
         self._failed = log.Seldom(logger, "call_failed")
+        # grpcio's serving thread, in which calls begin: it waits for the next one for as long as none comes.
+        self.serving = heartbeat.Loop("calls", within_s=limits.longest_turn_s)
+        self._loop = heartbeat.Loop("reaper", within_s=limits.longest_turn_s)
         self._wake = threading.Event()
         self._closed = False
         self._reaper = threading.Thread(target=self._reap, name="reaper", daemon=True)
@@ -215,7 +230,9 @@ class Door(Executor):
         event, state, begin, *_ = args
         call = Call(self, event, state, within_s=self._within_s)
         call.add_done_callback(self.waits_no_more)
+        self.serving.beat()
         call.guarded(lambda: begin(call))
+        self.serving.rest()
         return call
 
     def waits(self, call: Call, *, for_message: bool) -> None:
@@ -253,24 +270,29 @@ class Door(Executor):
         self._reaper.join()
 
     def _reap(self) -> None:
-        while not self._closed:
-            self._wake.wait(self._within_s / 20)
-            self._wake.clear()
-            with self._lock:
-                silent, unread = list(self._silent.items()), list(self._unread.items())
-            now = time.monotonic()
-            for number, (call, since) in enumerate(silent):
-                if since <= now - self._within_s:
-                    self._give_up(call, call.at_rest or self._late)
-                elif number < len(silent) - self._most:
-                    self._give_up(call, self._full)
-            for number, (call, since) in enumerate(unread):
-                shorter = number < len(unread) - self._most
-                if since <= now - self._within_s / (10 if shorter else 1):
-                    self._hang_up(call)
-            hint = "their clients sent no message, or read no answer: nothing was written for the former"
-            if self._ended and self._held_on.warn(**self._ended, hint=hint):
-                self._ended.clear()
+        with self._loop:
+            while not self._closed:
+                self._loop.beat()
+                self._look_after()
+
+    def _look_after(self) -> None:
+        self._wake.wait(self._within_s / 20)
+        self._wake.clear()
+        with self._lock:
+            silent, unread = list(self._silent.items()), list(self._unread.items())
+        now = time.monotonic()
+        for number, (call, since) in enumerate(silent):
+            if since <= now - self._within_s:
+                self._give_up(call, call.at_rest or self._late)
+            elif number < len(silent) - self._most:
+                self._give_up(call, self._full)
+        for number, (call, since) in enumerate(unread):
+            shorter = number < len(unread) - self._most
+            if since <= now - self._within_s / (10 if shorter else 1):
+                self._hang_up(call)
+        hint = "their clients sent no message, or read no answer: nothing was written for the former"
+        if self._ended and self._held_on.warn(**self._ended, hint=hint):
+            self._ended.clear()
 
     def _give_up(self, call: Call, status: Status) -> None:
         if status.code is not grpc.StatusCode.OK:

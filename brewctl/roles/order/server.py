@@ -7,10 +7,12 @@ call ──► admission ──► door ──message──► OrderService ─�
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import grpc
 
+from brewctl import metrics
 from brewctl.config import Settings
 from brewctl.delivery.watch import Watch
 from brewctl.errors import PortError
@@ -23,6 +25,16 @@ from brewctl.roles.order.reflection import Reflection
 # Above the request bound, so that a large request is answered INVALID_ARGUMENT with the reason.
 _TRANSPORT_BYTES = 5 * 1024 * 1024
 _METHODS = f"/{service.NAME}/"
+
+
+class Guard(NamedTuple):
+    """What stands before the port: a certificate, and what looks at each call before it is let in."""
+
+    credentials: grpc.ServerCredentials | None = None
+    interceptors: Sequence[grpc.ServerInterceptor] = ()
+
+
+OPEN = Guard()
 
 
 class Server:
@@ -38,6 +50,7 @@ class Server:
         host: str,
         port: int,
         share_port: bool,
+        guard: Guard = OPEN,
     ) -> None:
         """Listen; `port` 0 takes a free one. Raises PortError where it can't be had."""
         limits = settings.limits
@@ -53,15 +66,18 @@ class Server:
         away = later(grpc.StatusCode.UNAVAILABLE, service.AWAY)
         self._kept = _Kept()
         self._door = Door(limits, full=crowded)
+        calls = metrics.calls()
         self._server = grpc.server(
             self._door,
             interceptors=[
+                *([_Counting(calls)] if calls else []),
+                *guard.interceptors,
                 _Admission(
                     watch,
                     stop,
                     stopping=lambda call: self._kept.keep(call, self._stopping),
                     away=lambda call: call.end(away),
-                )
+                ),
             ],
             maximum_concurrent_rpcs=limits.transport_calls,
             options=[
@@ -102,7 +118,11 @@ class Server:
         self._add(health.NAME, self._health.methods)
         self._add(reflection.NAME, Reflection((service.NAME, health.NAME, reflection.NAME)).methods)
         try:
-            bound = self._server.add_insecure_port(f"{host}:{port}")
+            bound = (
+                self._server.add_insecure_port(f"{host}:{port}")
+                if guard.credentials is None
+                else self._server.add_secure_port(f"{host}:{port}", guard.credentials)
+            )
         except RuntimeError:
             bound = 0
         if not bound:
@@ -138,6 +158,34 @@ class Server:
         self._health.end_watches(self._stopping)
         stopped.wait(within_s)
         self._door.close()
+
+
+class _Counting(grpc.ServerInterceptor):  # type: ignore[misc] # grpc has no types
+    """Counts and times the calls of the service, also those that are turned away; not those of health."""
+
+    def __init__(self, calls: metrics.Calls) -> None:
+        self._calls = calls
+
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler | None],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler | None:
+        """Add to a call's end that it is counted."""
+        handler = continuation(handler_call_details)
+        if handler is None:
+            self._calls.unknown()  # whatever the client called it, it is one label
+            return None
+        if not handler_call_details.method.startswith(_METHODS):
+            return handler
+        name, handle = handler_call_details.method.removeprefix(_METHODS), handler.stream_stream
+
+        def begin(call: Call) -> None:
+            began = time.monotonic()
+            call.add_done_callback(lambda _: self._calls.ended(name, call.code, time.monotonic() - began))
+            handle(call)
+
+        return method(begin)
 
 
 def _aging(age_s: float) -> tuple[str, int]:

@@ -70,7 +70,9 @@ class OrderService:
             self._check_size(request.ByteSize())
             metadata = call.metadata()
             new = acceptance.accept(
-                request, tenant_id=metadata.get("x-tenant-id"), traceparent=metadata.get("traceparent")
+                request,
+                tenant_id=call.tenant or metadata.get("x-tenant-id"),
+                traceparent=metadata.get("traceparent"),
             )
         except acceptance.InvalidOrderError as error:
             call.end(Status(grpc.StatusCode.INVALID_ARGUMENT, str(error)))
@@ -83,11 +85,12 @@ class OrderService:
     def cancel(self, request: orders_pb2.CancelRequest, call: Call) -> None:
         """Acknowledge a cancel once it is committed, with its event, in PostgreSQL. Returns before that.
 
-        As with Get, an order is anyone's who knows its id: the event has the tenant of the order.
+        As with Get, an order is anyone's who knows its id, and with tokens its own tenant's alone: to others it is not
+        there. The event has the tenant of the order.
         """
         try:
             self._check_size(request.ByteSize())
-            wish = cancellation.accept(request, traceparent=call.metadata().get("traceparent"))
+            wish = cancellation.accept(request, tenant_id=call.tenant, traceparent=call.metadata().get("traceparent"))
         except acceptance.InvalidOrderError as error:
             call.end(Status(grpc.StatusCode.INVALID_ARGUMENT, str(error)))
             return
@@ -177,7 +180,7 @@ class OrderService:
         try:
             order = database.ask(
                 self._reading,
-                lambda connection: orders.get(connection, request.order_id),
+                lambda connection: orders.get(connection, request.order_id, tenant_id=call.tenant),
                 wait_s=min(self._limits.database_wait_s, call.left_s()),
             )
         except psycopg.Error as error:

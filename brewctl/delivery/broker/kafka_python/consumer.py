@@ -12,6 +12,7 @@ from kafka.client_async import KafkaClient
 from kafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from kafka.structs import OffsetAndMetadata
 
+from brewctl import heartbeat
 from brewctl.config import Settings
 from brewctl.delivery.broker import reasons
 from brewctl.delivery.broker.kafka_python.client import FORBIDDEN, connection, explained, require_headers, words
@@ -90,6 +91,11 @@ class Member:
             if pending and (offsets := self._passed.uncommitted()):
                 self._commit(offsets)  # where Kafka refuses them, a later poll tries again
         return [record for batch in batches.values() for record in batch]
+
+    @property
+    def silent(self) -> bool:
+        """Whether Kafka has answered no heartbeat for a session."""
+        return bool(self._consumer._coordinator.heartbeat.session_timeout_expired())  # noqa: SLF001
 
     @property
     def assignments(self) -> int:
@@ -183,12 +189,14 @@ class _Client(KafkaClient):  # type: ignore[misc]
         """Exchange requests and responses, as the library's does. Raises UnavailableError where the time is up."""
         if threading.current_thread() is not self._owner:
             return list(super().poll(timeout_ms, future))
+        heartbeat.beat()  # the library's loops end when a broker is back
         if future is None:
             self._check()
             sliced = timeout_ms is None or not self._wakes
             return list(super().poll(_SLICE_MS if sliced else timeout_ms))
         responses = list(super().poll(0))
         while not future.is_done:
+            heartbeat.beat()
             self._check()
             responses += super().poll(_SLICE_MS)
         return responses

@@ -19,6 +19,7 @@ from kafka.scram import ScramClient
 
 from brewctl import log
 from brewctl.delivery.broker import certificates
+from brewctl.delivery.verification import told
 from brewctl.errors import UsageError
 from brewctl.security import KafkaSecurity, Mechanism
 
@@ -50,7 +51,7 @@ class SecuritySettings:
     def refuse(self, address: str, error: CredentialsError, *, running: bool) -> None:
         """Note that a broker and this client do not accept each other; said once, of a client that runs."""
         if running and address not in self._refusals:
-            logger.warning("kafka_refused", broker=address, reason=str(error), hint=_HINT)
+            logger.warning("kafka_refused", broker=address, reason=told(error), hint=_HINT)
         self._refusals[address] = error
 
     def accept(self, address: str) -> None:
@@ -90,15 +91,6 @@ def _as_connection_error() -> Any:
         raise
     except ssl.SSLError as error:
         raise _TlsError(told(error)) from error
-
-
-def told(error: Exception) -> str:
-    """Say in a few words what TLS found wrong."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return str(error.verify_message).lower().removesuffix(".")
-    if isinstance(error, ssl.SSLError):
-        return (error.reason or str(error)).replace("_", " ").lower()
-    return str(error)
 
 
 class Connection(BrokerConnection):  # type: ignore[misc]
@@ -146,6 +138,10 @@ class Connection(BrokerConnection):  # type: ignore[misc]
             return super()._try_authenticate()
         finally:
             self.config["sock_chunk_buffer_count"] = chunks
+            if self.state != _AUTHENTICATING:
+                # Where its first words can't be sent, the library closes the connection, and notes only then that it
+                # waits for their answer: the next connection would wait for it and say nothing.
+                self._sasl_auth_future = None
 
     def _wrap_ssl(self) -> None:
         self._fault: Exception | None = None

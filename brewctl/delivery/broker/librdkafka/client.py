@@ -13,7 +13,7 @@ from confluent_kafka import KafkaError, KafkaException
 from brewctl import log, security
 from brewctl.config import Settings
 from brewctl.delivery.broker.reasons import RIGHTS, forbidden, refused, unreachable
-from brewctl.errors import BrewError
+from brewctl.errors import BrewError, UsageError
 
 logger = log.get(__name__)
 
@@ -40,6 +40,31 @@ FORBIDDEN = {
 
 class _Named(Protocol):
     def cluster_id(self, timeout: float) -> str | None: ...
+
+
+class _Authenticates(Protocol):
+    def set_sasl_credentials(self, username: str, password: str) -> None: ...
+
+
+class Refusals:
+    """Hears what the library says of its connections.
+
+    A broker that refused the user gets the password of its file as it is now, at the library's next try.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._security = settings.kafka_security
+        self._said = False
+
+    def hear(self, library: _Authenticates, error: KafkaError) -> None:
+        """Take one error. Says once that a broker refuses."""
+        if error.code() != KafkaError._AUTHENTICATION:  # noqa: SLF001
+            return
+        if not self._said:
+            self._said = True
+            logger.warning("kafka_refused", reason=words(error), hint="it tries again, and reads the password's file")
+        with contextlib.suppress(UsageError):  # the file is being replaced
+            library.set_sasl_credentials(self._security.username, self._security.password.read())
 
 
 class _Log:

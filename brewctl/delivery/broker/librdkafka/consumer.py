@@ -14,6 +14,7 @@ from brewctl import log
 from brewctl.config import Settings
 from brewctl.delivery.broker import reasons
 from brewctl.delivery.broker.librdkafka.client import (
+    Refusals,
     connection,
     error_of,
     explained,
@@ -60,6 +61,7 @@ class Member:
         self._assignments = 0
         self._rebalances = 0  # assignments and revocations
         self._progress = Progress()
+        self._refusals = Refusals(settings)
         self._reading = Reading(settings, name=node)
         self._kept: list[Record] = []  # came while nothing was to be read
         self._paused = False
@@ -87,6 +89,8 @@ class Member:
             self._library.subscribe(
                 [settings.topic], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._gone
             )
+
+    silent = False  # where brokers are away, a poll fails, or the partitions leave
 
     @property
     def assignments(self) -> int:
@@ -234,6 +238,7 @@ class Member:
 
     def _note(self, error: KafkaError) -> None:
         """Take what the library says of its connections."""
+        self._refusals.hear(self._library, error)
         if ends(error):
             self._failure = self._failure or failed(error, self._settings, group=self._group)
 

@@ -27,16 +27,8 @@ _PASSING = frozenset(
         KafkaError._MAX_POLL_EXCEEDED,  # noqa: SLF001
     }
 )
-# Of what the library says of its connections, only this is worth a new member, which reads certificates and the
-# password again.
-_DOWN = frozenset(
-    {
-        KafkaError._ALL_BROKERS_DOWN,  # noqa: SLF001
-        KafkaError._AUTHENTICATION,  # noqa: SLF001
-        KafkaError._SSL,  # noqa: SLF001
-        KafkaError.SASL_AUTHENTICATION_FAILED,
-    }
-)
+# Of what the library says of its connections, only this is worth a new member, which reads certificates again.
+_DOWN = frozenset({KafkaError._ALL_BROKERS_DOWN})  # noqa: SLF001
 
 
 def passes(error: KafkaError) -> bool:

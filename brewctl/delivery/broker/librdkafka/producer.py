@@ -9,6 +9,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from brewctl.config import Settings
 from brewctl.delivery.broker.librdkafka.client import (
+    Refusals,
     connection,
     error_of,
     explained,
@@ -80,6 +81,7 @@ class Wire:
         self._age_s = limits.kafka_metadata_age_s
         self._closed = False
         self._known: dict[str, tuple[int, float]] = {}  # how many partitions a topic has, and until when that holds
+        self._refusals = Refusals(settings)
         with explained(settings):
             self._producer = Producer(
                 {
@@ -95,11 +97,15 @@ class Wire:
                     "compression.type": "gzip" if compressed else "none",
                     # A topic that is not there is looked for so long: `partitions` has found it just before.
                     "topic.metadata.propagation.max.ms": int(limits.kafka_metadata_s * 1000),
-                    "error_cb": _ignore,  # each record says what became of it
+                    "error_cb": self._hear,
                     **connection(settings, name=node),
                 }
             )
         require_answer(self._producer, settings)
+
+    def _hear(self, error: KafkaError) -> None:
+        """Take what the library says of its connections. What became of a record, each record says."""
+        self._refusals.hear(self._producer, error)
 
     def partitions(self, topic: str) -> int:
         """Return how many partitions a topic has, as it was at most kafka_metadata_age_s ago."""
@@ -226,7 +232,3 @@ class Wire:
             within(close, lambda done: done.wait(_CLOSE_S))
         except (TimeoutError, KafkaException):
             return  # it ends by itself, with nothing left to send
-
-
-def _ignore(_error: KafkaError) -> None:
-    pass

@@ -1,0 +1,195 @@
+"""Certificates and keys in PEM files: read whole, tried before they are used, and read again once they have changed."""
+
+import contextlib
+import os
+import ssl
+import stat
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from brewctl.errors import UsageError
+
+_LONGEST = 1024 * 1024
+_EXPIRED = 10  # OpenSSL's X509_V_ERR_CERT_HAS_EXPIRED
+_TOO_EARLY = 9  # X509_V_ERR_CERT_NOT_YET_VALID
+_WRONG_PURPOSE = 26  # X509_V_ERR_INVALID_PURPOSE
+# A handshake is over after two messages of each side.
+_FLIGHTS = 3
+
+_WARNED_S = 7 * 24 * 3600.0
+_WARNED_SHARE = 0.1
+
+Stamp = tuple[tuple[int, int, int] | None, ...]
+
+
+class Named(NamedTuple):
+    """A file, and the option or variable that names it in messages."""
+
+    option: str
+    path: str
+
+    def refusal(self, why: str, *, hint: str = "") -> UsageError:
+        """Return the error that says what is wrong with this file."""
+        return UsageError(f"{self.option}: {self.path or repr('')} {why}", hint=hint)
+
+
+class Pair(NamedTuple):
+    """A certificate, with those that link it to its authority, and its key: PEM."""
+
+    chain: bytes
+    key: bytes
+
+
+class Lifetime(NamedTuple):
+    """When a certificate is valid, in seconds since 1970; of one that is not valid now a handshake tells no times."""
+
+    begins: float | None = None
+    ends: float | None = None
+    expired: bool = False
+    too_early: bool = False
+
+
+def stamp(*paths: str) -> Stamp:
+    """Return what changes when one of these files is written or replaced; links are followed."""
+    return tuple(_stamp(path) for path in paths)
+
+
+def read(file: Named, *, longest: int = _LONGEST) -> bytes:
+    """Read a file that is read again later, so it must be a regular one. Raises UsageError."""
+    try:
+        # A pipe, as of <(…), would wait for who writes it, and can't be read again.
+        descriptor = os.open(file.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as opened:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise file.refusal("is no regular file", hint="it is read again when it changes: name one that stays")
+            content = opened.read(longest + 1)
+    except OSError as error:
+        raise file.refusal(f"can't be read ({(error.strerror or str(error)).lower()})") from None
+    except ValueError:
+        raise file.refusal("is no file's name") from None
+    if not content.strip():
+        raise file.refusal("is empty")
+    if len(content) > longest:
+        raise file.refusal(f"is longer than {longest} bytes")
+    return content
+
+
+def authorities(file: Named) -> bytes:
+    """Read the certificates of authorities. Raises UsageError."""
+    content = read(file)
+    _load(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), file, content)
+    return content
+
+
+def pair(certificate: Named, key: Named) -> Pair:
+    """Read a certificate and its key, and see that they belong together. Raises UsageError."""
+    found = Pair(read(certificate), read(key))
+    _load(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), certificate, found.chain)
+    if b"PRIVATE KEY-----" not in found.key:
+        raise key.refusal("holds no private key in PEM")
+    if b"ENCRYPTED" in found.key:
+        hint = f"write it without one: `openssl pkey -in {key.path} -out FILE`, readable by its user alone"
+        raise key.refusal("has a password, which gRPC can't take", hint=hint)
+    _serving(certificate, key)
+    # OpenSSL reads files itself: what it has tried must be what was read here.
+    if Pair(read(certificate), read(key)) != found:
+        raise certificate.refusal(f"or {key.path} is being written")
+    return found
+
+
+def lifetime(certificate: Named, key: Named, chain: bytes) -> Lifetime:
+    """Say when a server's certificate is valid: by a handshake in memory, with a client that trusts no other.
+
+    Raises UsageError for one that clients refuse for another reason, such as one that is not meant for servers.
+    """
+    trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    trusting.check_hostname = False
+    trusting.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    _load(trusting, certificate, chain)
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = trusting.wrap_bio(down, up)
+    server = _serving(certificate, key).wrap_bio(up, down, server_side=True)
+    try:
+        for _ in range(_FLIGHTS):
+            for side in (client, server):
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    side.do_handshake()
+    except ssl.SSLCertVerificationError as error:
+        if error.verify_code == _WRONG_PURPOSE:
+            raise certificate.refusal("is no certificate for a server (extended key usage)") from None
+        return Lifetime(expired=error.verify_code == _EXPIRED, too_early=error.verify_code == _TOO_EARLY)
+    except ssl.SSLError as error:
+        raise certificate.refusal(f"can't be served ({reason(error)})") from None
+    told = client.getpeercert() or {}
+    begins, ends = (ssl.cert_time_to_seconds(str(told[name])) for name in ("notBefore", "notAfter"))
+    return Lifetime(begins, ends)
+
+
+def expires_soon(begins: float, ends: float, now: float) -> bool:
+    """Say whether a certificate is in its last week, or in its last tenth: some live for an hour."""
+    return ends - now < min(_WARNED_S, (ends - begins) * _WARNED_SHARE)
+
+
+def date(seconds: float) -> str:
+    """Write a time as log lines do."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def readable_by_all(path: str) -> bool:
+    """Say whether every user of this machine may read a file."""
+    try:
+        return bool(os.stat(path).st_mode & stat.S_IROTH)  # noqa: PTH116 - a name, not a Path
+    except OSError:
+        return False
+
+
+def reason(error: ssl.SSLError) -> str:
+    """Return OpenSSL's reason in lower case, without its place in the source."""
+    return (error.reason or str(error)).replace("_", " ").lower()
+
+
+def system() -> bytes | None:
+    """Return the certificates of the authorities that this system trusts; None where it keeps them in no one file."""
+    path = ssl.get_default_verify_paths().cafile
+    try:
+        return Path(path).read_bytes() if path else None
+    except OSError:
+        return None
+
+
+def _load(context: ssl.SSLContext, file: Named, content: bytes) -> None:
+    """Trust the certificates of a file. Raises UsageError where it holds none, or a part of one."""
+    if b"-----BEGIN CERTIFICATE-----" not in content:
+        raise file.refusal("holds no certificate in PEM")
+    # OpenSSL ignores a last one that is cut off within its first line.
+    whole = content.count(b"-----BEGIN") == content.count(b"-----END")
+    try:
+        context.load_verify_locations(cadata=content.decode("ascii", "ignore"))
+    except ssl.SSLError:
+        whole = False
+    if not whole:
+        raise file.refusal("holds a certificate that is damaged, or not written to its end")
+
+
+def _serving(certificate: Named, key: Named) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(certificate.path, key.path, password=lambda: "")
+    except ssl.SSLError as error:
+        # The latter of a key of another kind: RSA's beside the certificate of an elliptic curve's.
+        if (error.reason or "").endswith(("MISMATCH", "NO_CERTIFICATE_ASSIGNED")):
+            raise key.refusal(f"is not the key of the certificate in {certificate.path}") from None
+        said = f" ({reason(error)})" if error.reason else ""
+        raise key.refusal(f"holds a key that is damaged, or not written to its end{said}") from None
+    except OSError as error:
+        raise certificate.refusal(f"or {key.path} can't be read ({(error.strerror or str(error)).lower()})") from None
+    return context
+
+
+def _stamp(path: str) -> tuple[int, int, int] | None:
+    try:
+        found = os.stat(path)  # noqa: PTH116 - a name, not a Path
+    except (OSError, ValueError):
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino

@@ -1,0 +1,99 @@
+"""`brewctl metrics`: what belongs to the whole flow, for Prometheus."""
+
+import logging
+from http import HTTPStatus
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from brewctl import config
+from brewctl.cli import options, output
+from brewctl.errors import BrewError, UsageError
+
+if TYPE_CHECKING:
+    from brewctl.exporter.collector import Collector
+    from brewctl.http_endpoint import Address
+
+_DEFAULT = "127.0.0.1:9465"
+# All that a first look needs: connections to both servers, and the dead letters read once.
+_ONCE_S = 30.0
+_NODE = "metrics"
+_SLICE_S = 0.2
+
+
+def metrics(
+    http: Annotated[
+        str, typer.Option(help="Where to serve /metrics, /livez and /readyz.", metavar="HOST:PORT")
+    ] = _DEFAULT,
+    once: Annotated[bool, typer.Option("--once", help="Print the metrics, and end; serve nothing.")] = False,
+    log_format: options.Format = config.LogFormat.LOGFMT,
+    database_url: options.DatabaseUrl = None,
+    brokers: options.Brokers = None,
+    topic: options.Topic = None,
+    downstream: options.Downstreams = None,
+) -> None:
+    """Export what belongs to the whole flow, for Prometheus.
+
+    Rows that wait, lag, dead letters, parked events: one process is enough for all replicas.
+
+    It reads alone. A server that is away is brew_up 0, and its metrics are left out.
+
+    With --once it ends with 3 where a server is away, with 1 where a metric could not be had.
+    """
+    _require_library()
+    from brewctl import http_endpoint
+    from brewctl.exporter.collector import Collector
+
+    settings = options.settings(database_url=database_url, brokers=brokers, topic=topic, downstreams=downstream)
+    if once:
+        _print_once(Collector(settings, within_s=_ONCE_S))
+    else:
+        _serve(Collector(settings), http_endpoint.address(http), log_format)
+
+
+def _require_library() -> None:
+    from brewctl.metrics import EXTRA
+
+    if not find_spec("prometheus_client"):
+        raise UsageError("prometheus-client is not installed", hint=EXTRA)
+
+
+def _print_once(collector: "Collector") -> None:
+    from brewctl import log
+
+    log.configure()
+    logging.getLogger("brewctl").setLevel(logging.CRITICAL)  # what is wrong is said below
+    with collector.looking():
+        page = collector.page()
+        problems = collector.problems()
+    output.emit(page.decode().rstrip("\n"))
+    if problems.away:
+        raise problems.away
+    if problems.failed:
+        raise BrewError(f"metrics are left out: {'; '.join(dict.fromkeys(problems.failed))}")
+
+
+def _serve(collector: "Collector", where: "Address", log_format: config.LogFormat) -> None:
+    from brewctl import http_endpoint, lifecycle, log
+    from brewctl.health import Health
+    from brewctl.metrics.prometheus import CONTENT_TYPE
+    from brewctl.pages import Answer, Page
+
+    def numbers() -> Answer:
+        return Answer(HTTPStatus.OK, CONTENT_TYPE, collector.page())
+
+    log.configure(node=_NODE, as_json=log_format is config.LogFormat.JSON, verbose=output.verbose)
+    with lifecycle.stop_on_signals() as stop, collector.looking():
+        health = Health(stop)
+        health.up()  # a server that is away is for the metrics to say
+        pages: dict[str, Page] = {"/metrics": numbers, "/livez": health.livez, "/readyz": health.readyz}
+        with http_endpoint.serving(where, pages) as address:
+            log.say(_NODE, f"http serves {', '.join(pages)} on {address.host}:{address.port}")
+            while not stop.wait(_SLICE_S):
+                pass
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this module."""
+    app.command(epilog="Example: brewctl metrics --once")(metrics)

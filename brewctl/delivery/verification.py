@@ -1,0 +1,29 @@
+"""What is wrong with a server's certificate, and what to do about it. Imported once a server has shown such a one."""
+
+import ssl
+from typing import Any
+
+_ANOTHER_NAME = "connect by a name that is in it, or give the server one with this name"
+# By OpenSSL's number of what is wrong.
+_FAULTS = {
+    9: ("is not valid yet", "compare this machine's clock with the server's"),
+    10: ("has expired", "give the server a new certificate"),
+    62: ("is for another host name", _ANOTHER_NAME),
+    64: ("is for another IP address", _ANOTHER_NAME),
+}
+
+
+def fault(error: ssl.SSLCertVerificationError, *, authorities: str) -> tuple[str, str]:
+    """Return what is wrong with a certificate, and a hint. `authorities`: where those that are trusted are."""
+    untrusted = f"put the authority that signed it into {authorities}"
+    return _FAULTS.get(error.verify_code, (f"is not trusted ({told(error)})", untrusted))
+
+
+def told(error: Any) -> str:
+    """Say in a few words what went wrong, as OpenSSL or a server says it."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return str(error.verify_message).lower().removesuffix(".")
+    if isinstance(error, ssl.SSLError):
+        return (error.reason or str(error)).replace("_", " ").lower()
+    text = " ".join(str(error).split())
+    return (text[:1].lower() + text[1:]).removesuffix(".")[:200]

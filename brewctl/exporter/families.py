@@ -1,0 +1,81 @@
+"""The metrics of the exporter: their names, labels and help texts, each once."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+@dataclass(frozen=True)
+class Family:
+    """A metric, and the labels of its series."""
+
+    name: str
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+class Sample(NamedTuple):
+    """One value; `labels` in the order of the family's."""
+
+    family: Family
+    value: float
+    labels: tuple[str, ...] = ()
+
+
+BUILD_INFO = Family("brew_build_info", "The version that runs, and in which role; always 1.", ("role", "version"))
+UP = Family("brew_up", "Whether a server answers: 1, or 0 while its series are left out.", ("server",))
+QUESTION_UP = Family(
+    "brew_exporter_question_up",
+    "Whether a question to a server that answers was answered: 0 where its table, topic or right is missing.",
+    ("server", "question"),
+)
+LOOK_SECONDS = Family("brew_exporter_look_seconds", "How long the last look at a server took.", ("server",))
+OUTBOX_ROWS = Family(
+    "brew_outbox_rows",
+    "Outbox rows that are not published: ready, or set aside as Kafka refused them; at most 100000 are counted.",
+    ("state",),
+)
+OUTBOX_OLDEST = Family(
+    "brew_outbox_oldest_seconds",
+    "Age of the oldest outbox row that is ready and not published, by PostgreSQL's clock; 0 where none waits.",
+)
+PARKED = Family(
+    "brew_parked_events", "Events that a consumer has parked and that wait for `dlq redrive`.", ("consumer",)
+)
+REPLICAS = Family("brew_replicas", "Replicas of a role that were heard of lately, of whichever machine.", ("role",))
+OLDEST_TRANSACTION = Family(
+    "brew_postgres_oldest_transaction_seconds",
+    "Age of the oldest open transaction of another client in the database; left out where the user may not see it.",
+    ("server",),
+)
+LAG_RECORDS = Family(
+    "brew_group_lag_records",
+    "Records of a partition that a group has not consumed, by its committed offset (committed once a second).",
+    ("group", "partition"),
+)
+LAG_SECONDS = Family(
+    "brew_group_lag_seconds",
+    "Age of the oldest record that a group has not consumed, by its committed offsets; 0 where there is none.",
+    ("group",),
+)
+MEMBERS = Family("brew_group_members", "Members of a consumer group, as Kafka knows them.", ("group",))
+DEAD_LETTERS = Family(
+    "brew_dead_letters",
+    "Dead letters of a group in the dead-letter topic: open, redriven or dropped.",
+    ("group", "state"),
+)
+
+FAMILIES = (
+    BUILD_INFO,
+    UP,
+    QUESTION_UP,
+    LOOK_SECONDS,
+    OUTBOX_ROWS,
+    OUTBOX_OLDEST,
+    PARKED,
+    REPLICAS,
+    OLDEST_TRANSACTION,
+    LAG_RECORDS,
+    LAG_SECONDS,
+    MEMBERS,
+    DEAD_LETTERS,
+)

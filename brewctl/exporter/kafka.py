@@ -1,0 +1,105 @@
+"""Questions to Kafka: how far behind each downstream's group is, in records and in seconds."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from brewctl import overview
+from brewctl.config import Settings
+from brewctl.delivery.broker import Admin, Reader, open_admin, open_reader
+from brewctl.exporter.families import LAG_RECORDS, LAG_SECONDS, MEMBERS, Sample
+from brewctl.exporter.questions import Question
+from brewctl.overview import GroupView
+
+SERVER = "kafka"
+# A fetch brings one record of each partition, or as much as lies with it in its batch.
+_FETCH_BYTES = 16 * 1024
+READ_S = 3.0  # where nothing comes for so long, nothing will
+Place = tuple[int, int]  # partition and offset
+
+
+@contextlib.contextmanager
+def opened(settings: Settings) -> Iterator[Sequence[Question]]:
+    """Connect; yield the questions. Raises, also in the block, UnreachableError, BrewError."""
+    limits = replace(settings.limits, consume_partition_bytes=_FETCH_BYTES, kafka_request_s=READ_S)
+    with open_admin(settings) as admin, open_reader(replace(settings, limits=limits)) as reader:
+        groups = _Groups(settings, admin)
+        ages = Ages(reader, settings.topic)
+
+        def ping() -> None:
+            admin.brokers()
+
+        yield [
+            # What is known for a while yet is no sign that Kafka is there.
+            Question(SERVER, "ping", ping, always=True),
+            Question(SERVER, "group_lag", groups.look),
+            Question(SERVER, "group_lag_seconds", lambda: ages.look(groups.views)),
+        ]
+
+
+class _Groups:
+    """The groups of the downstreams, as they were last looked at."""
+
+    def __init__(self, settings: Settings, admin: Admin) -> None:
+        self._settings = settings
+        self._admin = admin
+        self.views: Sequence[GroupView] | None = None
+
+    def look(self) -> Sequence[Sample]:
+        self.views = None
+        self.views = overview.groups(self._admin, self._settings)
+        return [
+            *(Sample(MEMBERS, len(view.members), (view.name,)) for view in self.views),
+            *(
+                Sample(LAG_RECORDS, part.lag, (view.name, str(part.partition)))
+                for view in self.views
+                for part in view.partitions
+            ),
+        ]
+
+
+class Ages:
+    """How old the next record of each group is, by its timestamp, which is when it was sent, and this machine's clock.
+
+    A record is read once for as long as a group stands before it.
+    """
+
+    def __init__(self, reader: Reader, topic: str) -> None:
+        self._reader = reader
+        self._topic = topic
+        self._written_s: dict[Place, float] = {}
+
+    def look(self, views: Sequence[GroupView] | None) -> Sequence[Sample] | None:
+        """Return the age of each group's oldest record; None where it is not known how far they are."""
+        if views is None:
+            return None
+        next_of = {
+            view.name: [(part.partition, part.position) for part in view.partitions if part.lag] for view in views
+        }
+        wanted = {place for places in next_of.values() for place in places}
+        self._written_s = {place: at for place, at in self._written_s.items() if place in wanted}
+        for batch in _apart(wanted - self._written_s.keys()):
+            self._read(batch)
+        now = time.time()
+        samples = []
+        for name, places in next_of.items():
+            # Offsets that hold no record, such as the marks of transactions, are nothing that waits.
+            written = [self._written_s[place] for place in places if place in self._written_s]
+            samples.append(Sample(LAG_SECONDS, max(0.0, now - min(written)) if written else 0.0, (name,)))
+        return samples
+
+    def _read(self, places: Mapping[int, int]) -> None:
+        ranges = {partition: (offset, offset + 1) for partition, offset in places.items()}
+        for records in self._reader.read(self._topic, ranges):
+            for record in records:
+                self._written_s[record.partition, record.offset] = record.timestamp_ms / 1000
+
+
+def _apart(places: set[Place]) -> Iterator[dict[int, int]]:
+    """Split places into parts that have each partition once."""
+    left = sorted(places)
+    while left:
+        part = dict(reversed(left))
+        yield part
+        left = [(partition, offset) for partition, offset in left if part[partition] != offset]

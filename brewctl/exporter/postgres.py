@@ -1,0 +1,119 @@
+"""Questions to PostgreSQL: the outbox's, and those to each database that has the state of downstreams."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
+import psycopg
+
+from brewctl.config import Settings
+from brewctl.delivery import database
+from brewctl.delivery.database import BoundedConnection
+from brewctl.delivery.homes import Home
+from brewctl.errors import BrewError
+from brewctl.exporter.families import (
+    OLDEST_TRANSACTION,
+    OUTBOX_OLDEST,
+    OUTBOX_ROWS,
+    PARKED,
+    REPLICAS,
+    Sample,
+)
+from brewctl.exporter.questions import Question
+from brewctl.overview.replicas import SILENT_S
+from brewctl.sql import exporter_queries
+
+NAME = "brewctl metrics"
+# What a statement may take; and all the answers to one question, by the client's clock.
+_STATEMENT_MS = 2000
+_ANSWER_S = 3.0
+_MOST_ROWS = 100_000  # counting more is felt: about a second for a million
+_ROLES = ("order", "publisher")
+
+Ask = Callable[[BoundedConnection], Sequence[Sample]]
+
+
+def server(home: Home) -> str:
+    """Name a database in labels: postgres, or that of downstreams with one of their own."""
+    return f"postgres-{'+'.join(home.groups)}" if home.apart else "postgres"
+
+
+@contextlib.contextmanager
+def opened(home: Home, groups: Sequence[str]) -> Iterator[Sequence[Question]]:
+    """Connect to a database; yield the questions to it. `groups`: of all downstreams, each a role that has replicas.
+
+    Raises, also in the block, UnreachableError, BrewError.
+    """
+    with database.connect(home.settings, name=NAME) as connection:
+
+        def ping() -> None:
+            with database.explained(home.settings), connection.answering_within(_ANSWER_S):
+                connection.execute("")
+
+        yield [
+            # What is known for a while yet is no sign that the server is there.
+            Question(server(home), "ping", ping, always=True),
+            *(
+                Question(server(home), name, lambda ask=ask: bounded(home.settings, connection, ask))  # type: ignore[misc]
+                for name, ask in _questions(home, groups).items()
+            ),
+        ]
+
+
+def bounded(settings: Settings, connection: BoundedConnection, ask: Ask) -> Sequence[Sample]:
+    """Ask in a transaction that reads by indexes, and is ended where it takes long. Raises BrewError where it fails."""
+    try:
+        with (
+            database.explained(settings),
+            connection.answering_within(_ANSWER_S),
+            connection.transaction(),
+        ):
+            connection.execute(exporter_queries["bounded"], {"timeout": str(_STATEMENT_MS)})
+            return ask(connection)
+    except BrewError as error:
+        if isinstance(error.__cause__, psycopg.errors.InsufficientPrivilege):
+            raise BrewError(error.message, hint="give it a reader's rights: see `brewctl db grants`") from error
+        raise
+
+
+def _questions(home: Home, groups: Sequence[str]) -> dict[str, Ask]:
+    own: dict[str, Ask] = {"outbox_oldest": _oldest, "outbox_rows": _rows, "replicas": _replicas([*_ROLES, *groups])}
+    shared: dict[str, Ask] = {"oldest_transaction": _transaction(server(home))}
+    if home.groups:
+        shared["parked_events"] = _parked(home.groups)
+    return shared if home.apart else own | shared
+
+
+def _oldest(connection: BoundedConnection) -> Sequence[Sample]:
+    (age_s,) = connection.execute(exporter_queries["oldest"]).fetchone() or (0.0,)
+    return [Sample(OUTBOX_OLDEST, age_s)]
+
+
+def _rows(connection: BoundedConnection) -> Sequence[Sample]:
+    ready, set_aside = connection.execute(exporter_queries["waiting"], {"most": _MOST_ROWS}).fetchone() or (0, 0)
+    return [Sample(OUTBOX_ROWS, ready, ("ready",)), Sample(OUTBOX_ROWS, set_aside, ("set_aside",))]
+
+
+def _replicas(roles: Sequence[str]) -> Ask:
+    def ask(connection: BoundedConnection) -> Sequence[Sample]:
+        found: dict[str, int] = dict(
+            connection.execute(exporter_queries["replicas"], {"silent_s": SILENT_S}).fetchall()
+        )
+        return [Sample(REPLICAS, found.get(role, 0), (role,)) for role in dict.fromkeys([*roles, *sorted(found)])]
+
+    return ask
+
+
+def _parked(groups: Sequence[str]) -> Ask:
+    def ask(connection: BoundedConnection) -> Sequence[Sample]:
+        rows = connection.execute(exporter_queries["parked_by_consumer"], {"consumers": list(groups)})
+        return [Sample(PARKED, count, (consumer,)) for consumer, count in rows]
+
+    return ask
+
+
+def _transaction(name: str) -> Ask:
+    def ask(connection: BoundedConnection) -> Sequence[Sample]:
+        (age_s,) = connection.execute(exporter_queries["oldest_transaction"]).fetchone() or (None,)
+        return [] if age_s is None else [Sample(OLDEST_TRANSACTION, age_s, (name,))]
+
+    return ask

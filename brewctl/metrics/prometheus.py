@@ -1,0 +1,233 @@
+"""The instruments, by name, on prometheus-client. Imported with `--http` alone.
+
+Times are in seconds; labels have few values, whatever clients send. No label names the node: the scraper's `instance`
+does that.
+"""
+
+import os
+import time
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    GCCollector,
+    Histogram,
+    Info,
+    Metric,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+from brewctl import metrics
+
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+# From a commit on this machine to an outage of minutes.
+BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+
+# Of a process's file: more than all labels need.
+_ROOM = 256 * 1024
+
+# A second series for each counter, which says when it began: nothing here reads it.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+class Instruments:
+    """Those of one process, in a registry of their own: made as a part of the role asks for them."""
+
+    content_type = CONTENT_TYPE
+
+    def __init__(self, *, role: str, version: str, shared: bool) -> None:
+        """`shared`: the numbers are in files, which another process reads."""
+        self._registry = CollectorRegistry()
+        if shared:
+            _make_room(Path(os.environ[metrics.SHARED]))
+        else:
+            _about_process(self._registry, role=role, version=version)
+        self.outbox = cache(lambda: Outbox(self._registry))
+        self.calls = cache(lambda: Calls(self._registry))
+        self.inbox = cache(lambda consumer: Inbox(consumer, self._registry))
+
+    def exposed(self) -> bytes:
+        """Return all of it, as a scraper reads it."""
+        return generate_latest(self._registry)
+
+
+def _about_process(registry: CollectorRegistry, *, role: str, version: str) -> None:
+    """Add which build this is, and the library's own collectors of the process and of Python."""
+    _about_build(registry, role=role, version=version)
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    GCCollector(registry=registry)
+
+
+def _about_build(registry: CollectorRegistry, *, role: str, version: str) -> None:
+    build = {"version": version, "role": role}
+    Info("brew_build", "The version that runs, and in which role.", registry=registry).info(build)
+
+
+class Sum:
+    """The sum of several processes, the dead ones among them: what they counted stays in their files."""
+
+    content_type = CONTENT_TYPE
+
+    def __init__(self, folder: Path, *, role: str, version: str) -> None:
+        """The files are those of prometheus-client."""
+        self._registry = CollectorRegistry()
+        _about_build(self._registry, role=role, version=version)
+        self._registry.register(_Files(folder))
+
+    def exposed(self) -> bytes:
+        """Return it, as a scraper reads it."""
+        return generate_latest(self._registry)
+
+
+class _Files(Collector):
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def collect(self) -> Iterable[Metric]:
+        # One that a process is just making has nothing in it, which the library can't read.
+        files = [str(file) for file in self._folder.glob("*.db") if file.stat().st_size]
+        merged: Iterable[Metric] = MultiProcessCollector.merge(files)  # type: ignore[no-untyped-call]
+        return merged
+
+
+def _make_room(folder: Path) -> None:
+    """Take the space of this process's files on the disk. Raises OSError where there is none.
+
+    The library writes into memory that is a file: on a full disk that would kill the process, in the midst of its work.
+    """
+    for kind in ("counter", "histogram"):
+        with (folder / f"{kind}_{os.getpid()}.db").open("ab") as file:
+            os.posix_fallocate(file.fileno(), 0, _ROOM)
+
+
+class Calls:
+    """What an order-service tells."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._calls = Counter(
+            "brew_order_calls_total", "Calls that ended, by gRPC's status code.", ["method", "code"], registry=registry
+        )
+        self._call_s = Histogram(
+            "brew_order_call_seconds",
+            "From a call's arrival until its answer was handed to the client.",
+            ["method"],
+            buckets=BUCKETS,
+            registry=registry,
+        )
+        self._known: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
+
+    def unknown(self) -> None:
+        """Count a call of no method, as gRPC answers it."""
+        self._calls.labels("unknown", "UNIMPLEMENTED").inc()
+
+    def ended(self, method: str, code: str, took_s: float) -> None:
+        """Count and time a call."""
+        if (found := self._known.get((method, code))) is None:
+            found = self._known[method, code] = self._calls.labels(method, code), self._call_s.labels(method)
+        count, times = found
+        count.inc()
+        times.observe(took_s)
+
+
+class Outbox(metrics.Outbox):
+    """What a publisher tells."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._published = Counter("brew_outbox_published_total", "Rows published by this process.", registry=registry)
+        self._publish_s = Histogram(
+            "brew_outbox_publish_seconds",
+            "One transaction that published rows: fetch, send, acknowledgements, mark, commit.",
+            buckets=BUCKETS,
+            registry=registry,
+        )
+        failures = Counter(
+            "brew_outbox_failures_total",
+            "Tries that failed, by reason; of the reason `refused`, rows that were set aside.",
+            ["reason"],
+            registry=registry,
+        )
+        # All of them now: a rate needs a zero to begin with.
+        self._failures = {failure: failures.labels(failure.value) for failure in metrics.Failure}
+
+    def published(self, rows: int, took_s: float) -> None:
+        """Count rows, and time their transaction."""
+        self._published.inc(rows)
+        self._publish_s.observe(took_s)
+
+    def failed(self, failure: metrics.Failure, count: int = 1) -> None:
+        """Count a try, or rows."""
+        self._failures[failure].inc(count)
+
+
+class Inbox(metrics.Inbox):
+    """What a consumer tells."""
+
+    def __init__(self, consumer: str, registry: CollectorRegistry) -> None:
+        records = Counter(
+            "brew_inbox_records_total", "Records, by what became of them.", ["consumer", "outcome"], registry=registry
+        )
+        batch_s = Histogram(
+            "brew_inbox_batch_seconds",
+            "What was read at a time: effects, commits, dead letters.",
+            ["consumer"],
+            buckets=BUCKETS,
+            registry=registry,
+        )
+        retries = Counter(
+            "brew_inbox_retries_total", "Batches tried again, by reason.", ["consumer", "reason"], registry=registry
+        )
+        delivery_s = Histogram(
+            "brew_delivery_seconds",
+            "From an event in the outbox to the commit of its effect, by the clocks of two machines.",
+            ["consumer"],
+            buckets=BUCKETS,
+            registry=registry,
+        )
+        self._effects, self._duplicates, self._others, self._dead, self._parked = (
+            records.labels(consumer, outcome) for outcome in ("effect", "duplicate", "other", "dead", "parked")
+        )
+        self._batch_s = batch_s.labels(consumer)
+        self._delivery_s = delivery_s.labels(consumer)
+        self._retries = {retry: retries.labels(consumer, retry.value) for retry in metrics.Retry}
+
+    def records(self, before: metrics.Counted, now: metrics.Counted) -> None:
+        """Count records."""
+        self._effects.inc(now.effects - before.effects)
+        self._duplicates.inc(now.duplicates - before.duplicates)
+        self._others.inc(now.others - before.others)
+        self._dead.inc(now.dead - before.dead)
+        self._parked.inc(now.parked - before.parked)
+
+    def batch(self, took_s: float) -> None:
+        """Time what was read at a time."""
+        self._batch_s.observe(took_s)
+
+    def delivered(self, events: Sequence[Any], new: int) -> None:
+        """Time the new ones from when they occurred until now.
+
+        Which of them are new is not said. Those that come again are older than what comes for the first time.
+        """
+        if not new:
+            return
+        occurred = [event.occurred_s for event in events]
+        if new < len(occurred):
+            occurred = sorted(occurred)[-new:]
+        now, observe = time.time(), self._delivery_s.observe
+        for since in occurred:
+            # By another machine's clock it may be yet to come.
+            observe(now - since if now > since else 0.0)
+
+    def retried(self, retry: metrics.Retry) -> None:
+        """Count a batch that is tried again."""
+        self._retries[retry].inc()

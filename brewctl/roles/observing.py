@@ -1,0 +1,143 @@
+"""`--http`: what a role shows of itself while it runs: /metrics, /livez, /readyz."""
+
+import contextlib
+import os
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from brewctl import __version__, log, metrics
+from brewctl.errors import BrewError
+from brewctl.health import DRAINS, Finding, Health, answer
+from brewctl.pages import Answer, Page
+
+if TYPE_CHECKING:
+    from brewctl.http_endpoint import Address
+
+
+@contextlib.contextmanager
+def observed(where: "Address | None", stop: threading.Event, *, node: str, role: str) -> Iterator[Health]:
+    """Serve the three pages while the block runs; without `where` nothing is served or counted.
+
+    Raises PortError for a taken port, UsageError without prometheus-client.
+    """
+    health = Health(stop)
+    if where is None:
+        yield health
+        return
+    os.environ.pop(metrics.SHARED, None)  # somebody else's
+    with _served(where, node, metrics.enable(role=role, version=__version__), health.livez, health.readyz):
+        yield health
+
+
+@contextlib.contextmanager
+def observed_worker(stop: threading.Event, *, node: str, role: str) -> Iterator[Health]:
+    """Let the process that started this one sum up its numbers, and ask how it is, where that wants to.
+
+    Raises BrewError where the folder for that can't be used, or has no room.
+    """
+    health = Health(stop)
+    folder = Path(os.environ.get(metrics.SHARED, ""))
+    if not folder.name:
+        yield health
+        return
+    from brewctl import http_endpoint  # noqa: PLC0415 - only where something is served
+
+    pages: dict[str, Page] = {"/livez": health.livez, "/readyz": health.readyz}
+    with contextlib.ExitStack() as served:
+        try:
+            metrics.enable(role=role, version=__version__, shared=True)
+            served.enter_context(http_endpoint.serving_locally(_socket(folder, node), pages))
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            hint = "name another folder for temporary files with TMPDIR"
+            raise BrewError(f"--http: no numbers can be kept in {folder} ({reason})", hint=hint) from error
+        yield health
+
+
+@contextlib.contextmanager
+def observed_crew(
+    where: "Address | None", stop: threading.Event, *, node: str, role: str, names: Sequence[str], within_s: float
+) -> Iterator[Path | None]:
+    """Serve the three pages for several processes while the block runs; yield their folder, None without `where`.
+
+    A worker that does not answer within `within_s` is stuck. Raises what `observed` raises.
+    """
+    if where is None:
+        yield None
+        return
+    with contextlib.ExitStack() as held:
+        try:
+            name = held.enter_context(tempfile.TemporaryDirectory(prefix="brewctl-", ignore_cleanup_errors=True))
+        except OSError as error:
+            hint = "name a folder for temporary files with TMPDIR"
+            raise BrewError(f"--http: {(error.strerror or str(error)).lower()}", hint=hint) from error
+        folder = Path(name)
+        crew = _Crew(folder, names, stop, within_s=within_s)
+        with _served(where, node, metrics.summed(folder, role=role, version=__version__), crew.livez, crew.readyz):
+            yield folder
+
+
+class _Shown(Protocol):
+    content_type: str
+
+    def exposed(self) -> bytes: ...
+
+
+@contextlib.contextmanager
+def _served(where: "Address", node: str, shown: _Shown, livez: Page, readyz: Page) -> Iterator[None]:
+    from brewctl import http_endpoint  # noqa: PLC0415 - only where something is served
+
+    def numbers() -> Answer:
+        return Answer(HTTPStatus.OK, shown.content_type, shown.exposed())
+
+    pages: dict[str, Page] = {"/metrics": numbers, "/livez": livez, "/readyz": readyz}
+    with http_endpoint.serving(where, pages) as bound:
+        log.say(node, f"http serves {', '.join(pages)} on {bound.host}:{bound.port}")
+        yield
+
+
+class _Crew:
+    """Asks every worker. One that is dead is replaced by who started it: it is not ready, and nobody is stuck."""
+
+    def __init__(self, folder: Path, names: Sequence[str], stop: threading.Event, *, within_s: float) -> None:
+        self._folder = folder
+        self._names = names
+        self._stop = stop
+        self._within_s = within_s
+
+    def livez(self) -> Answer:
+        return answer("alive", "stuck", self._asked("/livez", starting=True))
+
+    def readyz(self) -> Answer:
+        findings = [DRAINS] if self._stop.is_set() else self._asked("/readyz", starting=False)
+        return answer("ready", "not ready", findings)
+
+    def _asked(self, page: str, *, starting: bool) -> list[Finding]:
+        with ThreadPoolExecutor(len(self._names)) as threads:
+            found = threads.map(lambda name: self._ask(name, page, starting=starting), self._names)
+            return [finding for findings in found for finding in findings]
+
+    def _ask(self, name: str, page: str, *, starting: bool) -> list[Finding]:
+        from brewctl import http_endpoint  # noqa: PLC0415 - only where something is served
+
+        try:
+            said = http_endpoint.ask(_socket(self._folder, name), page, within_s=self._within_s)
+        except TimeoutError:
+            return [Finding(ready=False, text=f"{name} does not answer within {self._within_s:g} s")]
+        except OSError:
+            return [Finding(ready=starting, text=f"{name} starts, or stops")]
+        verdict, *lines = said.body.decode(errors="replace").splitlines() or ["no answer"]
+        if said.status == HTTPStatus.OK:
+            return [Finding(ready=True, text=f"{name} {verdict}")]
+        ill = [line.removeprefix("NO ") for line in lines if line.startswith("NO ")] or [verdict]
+        return [Finding(ready=False, text=f"{name}: {line}") for line in ill]
+
+
+def _socket(folder: Path, worker: str) -> Path:
+    # A socket's path is short, a node's name may be long.
+    return folder / f"{worker.rpartition('.')[2]}.sock"

@@ -1,0 +1,37 @@
+-- What `brewctl metrics` asks at each look. Format as in queries.sql.
+
+-- bounded --
+-- To the end of the transaction: no statement reads a table from one end to the other, whatever the statistics say, or
+-- goes on for longer than this.
+SELECT set_config('enable_seqscan', 'off', true), set_config('statement_timeout', %(timeout)s, true)
+
+-- oldest --
+-- The age of the first row that a publisher has to take; 0 where none waits. One look into an index.
+SELECT coalesce((SELECT greatest(extract(epoch FROM clock_timestamp() - created_at), 0)::float8
+                   FROM outbox WHERE published_at IS NULL AND failed_at IS NULL ORDER BY id LIMIT 1), 0)
+
+-- waiting --
+-- Rows that are not published, and those of them that are set aside. At most `most` are counted.
+SELECT count(*) - count(failed_at), count(failed_at)
+  FROM (SELECT failed_at FROM outbox WHERE published_at IS NULL LIMIT %(most)s) AS unpublished
+
+-- parked_by_consumer --
+-- Events that wait to be redriven, of each of these consumers.
+SELECT asked.consumer, (SELECT count(*) FROM parked_events p WHERE p.consumer = asked.consumer AND p.outcome IS NULL)
+  FROM unnest(%(consumers)s::text[]) AS asked (consumer)
+
+-- replicas --
+-- Replicas of each role that were heard of within `silent_s` seconds.
+SELECT role, count(*) FROM nodes
+ WHERE stopped_at IS NULL AND seen_at > clock_timestamp() - make_interval(secs => %(silent_s)s)
+ GROUP BY role
+
+-- oldest_transaction --
+-- Seconds since the beginning of the oldest transaction of another client, or of a prepared one; 0 where there is none.
+-- Null where the user may not look at other users' sessions, and so can't know.
+SELECT CASE WHEN pg_has_role('pg_read_all_stats', 'USAGE') THEN greatest(
+            (SELECT extract(epoch FROM clock_timestamp() - min(xact_start)) FROM pg_stat_activity
+              WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'),
+            (SELECT extract(epoch FROM clock_timestamp() - min(prepared)) FROM pg_prepared_xacts
+              WHERE database = current_database()),
+            0)::float8 END
