@@ -8,7 +8,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from brewctl import config
-from brewctl.cli import options, output
+from brewctl.cli import grants, options, output
 from brewctl.errors import UsageError
 
 Answer = TypeVar("Answer")
@@ -129,9 +129,11 @@ def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
     db = typer.Typer(help="The tables.", no_args_is_help=True)
     db.command(epilog="Example: brewctl db init --print-sql | psql")(init)
+    db.command("grants", epilog="Example: brewctl db grants | psql")(grants.database)
     db.callback()(lambda: None)
     app.add_typer(db, name="db")
     topic = typer.Typer(help="The topic.", no_args_is_help=True)
     topic.command(epilog="Example: brewctl topic create --recreate")(create)
+    topic.command("grants", epilog="Example: brewctl topic grants --prefix shop_")(grants.topic)
     topic.callback()(lambda: None)
     app.add_typer(topic, name="topic")

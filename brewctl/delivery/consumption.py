@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 
 from brewctl import heartbeat, log, metrics
 from brewctl.config import Settings
-from brewctl.delivery import broker, database, presence, readiness, registry, retrying, traced_inbox
-from brewctl.delivery.broker import Consumer, Record, UnavailableError
+from brewctl.delivery import broker, database, presence, readiness, registry, retrying, rights, traced_inbox
+from brewctl.delivery.broker import Consumer, ForbiddenError, Record, UnavailableError
 from brewctl.delivery.crowding import Crowding
 from brewctl.delivery.downstream import Downstream, Later
 from brewctl.delivery.inbox import Batch, Inbox
@@ -45,12 +45,13 @@ def consume(
     node: str,
     own: Settings | None = None,
     tables: Collection[str] | None = None,
+    needs: Collection[str] = (),
     health: Health | None = None,
 ) -> None:
     """Run a downstream until `stop` is set, then print its counters.
 
-    `own`: its database, where that is not the story's, in which `tables` are needed; default: all. `health` hears how
-    it is.
+    `own`: its database, where that is not the story's, in which `tables` are needed; default: all. `needs`: the
+    sections of grants.sql whose rights it must have there. `health` hears how it is.
 
     Raises UnreachableError where a server is away at the start, BrewError where a table or a topic is missing, and
     where the transaction in hand was not finished in time after a stop: it is undone then.
@@ -58,6 +59,8 @@ def consume(
     own = own or settings
     broker.require_topic(settings)
     with database.open_pool(own, name=node, size=1, tables=tables) as pool, database.explained(own):
+        with pool.connection() as connection:
+            rights.require(connection, f"downstream {downstream.group}", needs)
         inbox = traced_inbox.opened(settings, pool, downstream, node=node)
         consumption = Consumption(settings, inbox, group=registry.kafka_group(settings, downstream), node=node)
         replica = presence.Replica(node, downstream.group)
@@ -65,7 +68,7 @@ def consume(
         if health:
             health.up(check, consumption.findings)
         try:
-            with presence.kept(settings, replica, inbox.work), contextlib.closing(check):
+            with presence.kept(settings, replica, inbox.work, inbox=tables is None), contextlib.closing(check):
                 run_together({"consumer": lambda: consumption.run(stop)}, stop, drain_timeout_s=settings.limits.drain_s)
         finally:
             tally = inbox.tally
@@ -96,6 +99,7 @@ class Consumption:
         self._writing: _Writing | None = None
         self._settled = Settled(settings.limits)
         self._rest = Rest(most_s=settings.limits.consume_rest_s, crowding=Crowding().share)
+        self._joined = False  # at least once: what is forbidden since then, somebody may allow again
         self._late_at: float | None = None  # when, after a stop, the transaction in hand is waited for no more
         self._late: _Writing | None = None  # what was ended then
         self._loop = heartbeat.Loop("consumer", within_s=settings.limits.poll_interval_s)
@@ -120,8 +124,8 @@ class Consumption:
     def run(self, stop: threading.Event) -> None:
         """Consume until `stop` is set; the transaction in the database is finished and its offsets committed first.
 
-        Raises BrewError for what no retry mends, and where that transaction had to be given up; outages of either
-        server are retried for ever.
+        Raises BrewError for what no retry mends, or is forbidden at the first, and where that transaction had to be
+        given up; outages of either server are retried for ever, and so is what is forbidden later.
         """
         backoff = Backoff(stop)
         with self._loop:
@@ -134,6 +138,12 @@ class Consumption:
             while not stop.is_set():
                 try:
                     self._be_a_member(stop, backoff)
+                except ForbiddenError as error:
+                    if not self._joined:
+                        raise
+                    self._apart = self._inbox.trouble = error.message
+                    if backoff.pause() and not stop.is_set():
+                        logger.warning("kafka_forbids", reason=error.message, hint=error.hint)
                 except (UnavailableError, UnreachableError, UsageError) as error:  # of a file that was replaced
                     self._apart = self._inbox.trouble = f"kafka is away: {error}"
                     if backoff.pause() and not stop.is_set():
@@ -187,7 +197,7 @@ class Consumption:
 
     def _report_assignment(self, partitions: list[int]) -> None:
         self._apart = self._inbox.trouble = ""
-        self._left_at = math.inf
+        self._left_at, self._joined = math.inf, True
         log.say(self._node, f"partitions assigned {partitions}")
 
     def _read(self, consumer: Consumer, stop: threading.Event) -> list[Record]:

@@ -1,6 +1,7 @@
 """PostgreSQL: connections, the pool, the schema, and its errors in the user's words."""
 
 import contextlib
+import getpass
 import os
 import select
 import time
@@ -13,7 +14,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from brewctl.config import Settings
-from brewctl.delivery import advice, bounded, schema, table_locks
+from brewctl.delivery import advice, bounded, rights, schema, table_locks
 from brewctl.delivery.session import Session, blamed, server
 from brewctl.errors import BrewError, NotYetError, UnreachableError, UsageError
 from brewctl.sql import queries
@@ -237,8 +238,28 @@ def explained(settings: Settings) -> Iterator[None]:
             hint = f"unset {' and '.join(variables)}, or say in BREW_DATABASE_URL what holds for this server"
         raise UnreachableError(f"postgres {place(settings.database_url)} {reason}", hint=hint) from error
     except psycopg.Error as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BrewError(f"postgres {place(settings.database_url)}: {reason}") from error
+        raise _refused(settings, error) from error
+
+
+def _refused(settings: Settings, error: psycopg.Error) -> BrewError:
+    """Say why a server that is there did not run a statement."""
+    where = place(settings.database_url)
+    if isinstance(error, psycopg.errors.InsufficientPrivilege):
+        user = str(conninfo_to_dict(settings.database_url).get("user") or os.environ.get("PGUSER") or getpass.getuser())
+        return rights.refused(where, user, error, _held(settings, error))
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return BrewError(f"postgres {where}: {reason}")
+
+
+def _held(settings: Settings, error: psycopg.Error) -> list[str] | None:
+    """Return the rights that our user has to the table that it was denied one to; None where that can't be told."""
+    if not (table := rights.table_of(error)):
+        return None
+    try:
+        with BoundedConnection.connect(session=_session(settings.impatient, "brewctl")) as connection:
+            return rights.held(connection, table)
+    except psycopg.Error:
+        return None
 
 
 def _session(

@@ -51,14 +51,15 @@ class Replica:
 
 
 @contextlib.contextmanager
-def kept(settings: Settings, replica: Replica, work: Callable[[], Work]) -> Iterator[None]:
+def kept(settings: Settings, replica: Replica, work: Callable[[], Work], *, inbox: bool = False) -> Iterator[None]:
     """Keep the row while the block runs, written every second, and at its end with `stopped_at`.
 
+    `inbox`: the replica also writes to the inbox's tables of this database, and may delete what is old there.
     A process that is killed leaves a row without that, which grows old; so does one that could not write its last row
     within about a second.
     """
     over = threading.Event()
-    writer = _Writer(settings.impatient, replica, work)
+    writer = _Writer(settings.impatient, replica, work, inbox=inbox)
     # A daemon: a connection attempt that is under way holds up no exit.
     thread = threading.Thread(target=writer.run, args=(over,), name="presence", daemon=True)
     thread.start()
@@ -75,8 +76,9 @@ def kept(settings: Settings, replica: Replica, work: Callable[[], Work]) -> Iter
 
 
 class _Writer:
-    def __init__(self, settings: Settings, replica: Replica, work: Callable[[], Work]) -> None:
+    def __init__(self, settings: Settings, replica: Replica, work: Callable[[], Work], *, inbox: bool) -> None:
         self._settings = settings
+        self._inbox = inbox
         self._who = {**asdict(replica), "host": socket.gethostname(), "pid": os.getpid()}
         self._work = work
         self._began = time.monotonic()
@@ -109,7 +111,9 @@ class _Writer:
             while not over.is_set():
                 self._write(stopped=False)
                 if time.monotonic() >= forget_at:
-                    self._ask(queries["forget_old"])
+                    self._ask(queries["forget_replicas"])
+                    if self._inbox:
+                        self._ask(queries["forget_redeliveries"])
                     forget_at = time.monotonic() + _FORGET_EVERY_S
                 over.wait(EVERY_S)
             if not self._given_up:

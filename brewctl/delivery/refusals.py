@@ -34,9 +34,18 @@ _SHOWN_CHARACTERS = 300  # a status travels in headers, which have a bound
 def never_taken(error: Exception) -> bool:
     """Whether another try of the same order would fail the same way: nothing was written, nor will be."""
     if isinstance(error, psycopg.Error) and error.sqlstate:
-        return not error.sqlstate.startswith(_PASSING)
+        return not (error.sqlstate.startswith(_PASSING) or lacks_right(error))
     # Raised by the client, before anything was sent: the value can't be said to the server.
     return isinstance(error, psycopg.DataError | UnicodeError)
+
+
+def lacks_right(error: Exception) -> bool:
+    """Whether PostgreSQL says that our user has no right to a table, which a GRANT mends.
+
+    The same code comes from a trigger that refuses an order, and from a policy of row-level security.
+    """
+    said = error.diag.source_function if isinstance(error, psycopg.errors.InsufficientPrivilege) else None
+    return said is not None and said.startswith("aclcheck_error")
 
 
 def is_text(error: Exception) -> bool:

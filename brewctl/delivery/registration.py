@@ -126,6 +126,7 @@ def _apply(connection: BoundedConnection, downstream: Downstream, name: str, tex
             if holder not in {None, name} and not take_over:
                 raise _taken(downstream.group, holder or "", name)
             if text.strip(" \t\r\n;"):
+                connection.execute(queries["act_as_owner"])
                 # A cursor of psycopg's own, and no parameters: several statements go in one.
                 psycopg.Cursor(connection).execute(text.encode())
             connection.execute(queries["register_downstream"], names)

@@ -207,6 +207,7 @@ def _create(connection: "BoundedConnection", parts: Sequence[Part]) -> None:
         with bounded(connection):
             connection.execute(queries["lock_schema"])
             connection.execute(queries["fix_search_path"])
+            connection.execute(queries["act_as_owner"])
             for part in parts:
                 if part.kind in {Kind.TABLE, Kind.INDEX, Kind.FUNCTION}:
                     connection.execute(part.statement)

@@ -9,7 +9,7 @@ No consumer knows of another: each has a group of its own on the same topic.
 import threading
 
 from brewctl.config import Settings
-from brewctl.delivery import registration
+from brewctl.delivery import registration, registry
 from brewctl.delivery.consumption import consume
 from brewctl.delivery.downstream import Downstream
 from brewctl.health import Health
@@ -31,4 +31,6 @@ def run(
     """
     registration.check(settings, downstream, name)
     own = registration.home(settings, downstream, name)
-    consume(settings, downstream, stop, node=node, own=own, tables=registration.tables(settings, own), health=health)
+    tables = registration.tables(settings, own)
+    needs = ["inbox", *(["replica"] if tables is None else []), *([downstream.group] if registry.is_own(name) else [])]
+    consume(settings, downstream, stop, node=node, own=own, tables=tables, needs=needs, health=health)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from brewctl import log
 from brewctl.config import Settings
-from brewctl.delivery import broker, database, presence, readiness
+from brewctl.delivery import broker, database, presence, readiness, rights
 from brewctl.delivery.outbox import Publisher
 from brewctl.health import Finding, Health
 from brewctl.lifecycle import run_together
@@ -22,11 +22,13 @@ from brewctl.lifecycle import run_together
 def run(settings: Settings, stop: threading.Event, *, node: str, health: Health | None = None) -> None:
     """Publish until `stop` is set; `health` hears how it is.
 
-    Raises UnreachableError without PostgreSQL, BrewError for a missing table, UsageError for a certificate or password
-    of Kafka's that can't be read.
+    Raises UnreachableError without PostgreSQL, BrewError for a missing table or right, UsageError for a certificate or
+    password of Kafka's that can't be read.
     """
     broker.require_files(settings)  # Kafka itself may be away
     with database.open_pool(settings, name=node, size=1, by_index=True) as pool:
+        with pool.connection() as connection:
+            rights.require(connection, "a publisher", ["replica", "publisher"])
         publisher = Publisher(settings, pool, node=node, polls=True)
         log.say(node, "publisher started.")
 

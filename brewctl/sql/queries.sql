@@ -464,13 +464,14 @@ SELECT %(topic)s, l.p, l.o, l.written_at, %(outcome)s, l.new_p, l.new_o
   FROM unnest(%(partitions)s::integer[], %(offsets)s::bigint[], %(written)s::timestamptz[],
               %(new_partitions)s::integer[], %(new_offsets)s::bigint[]) AS l (p, o, written_at, new_p, new_o)
 
--- forget_old --
--- Replicas that nobody has seen for a day, such as those that were named by their pid, and what came again a week ago.
-WITH replica AS (
-    DELETE FROM nodes
-     USING set_config('synchronous_commit', 'off', true)
-     WHERE seen_at < clock_timestamp() - interval '1 day'
-)
+-- forget_replicas --
+-- Those that nobody has seen for a day, such as those that were named by their pid.
+DELETE FROM nodes
+ USING set_config('synchronous_commit', 'off', true)
+ WHERE seen_at < clock_timestamp() - interval '1 day'
+
+-- forget_redeliveries --
+-- What came again a week ago.
 DELETE FROM redeliveries
  USING set_config('synchronous_commit', 'off', true)
  WHERE came_at < clock_timestamp() - interval '7 days'
@@ -695,6 +696,54 @@ SELECT part.place, coalesce(index.indexrelid IS NOT NULL AND part.kind <> 'lefto
                       = (SELECT array_agg(c ORDER BY c) FROM unnest(string_to_array(part.columns, ',')) AS c))
        END
  ORDER BY part.place
+
+-- lacking_rights --
+-- Of these rights, those that the user of this session has not, by their places in the list. A right to a table is one to
+-- each of its columns. Looks into the catalog alone.
+SELECT asked.place
+  FROM unnest(%(tables)s::text[], %(columns)s::text[], %(rights)s::text[])
+       WITH ORDINALITY AS asked ("table", "column", "right", place)
+ WHERE NOT CASE WHEN asked."column" = '' THEN has_table_privilege(to_regclass(asked."table"), asked."right")
+                ELSE has_column_privilege(to_regclass(asked."table"), asked."column", asked."right") END
+ ORDER BY asked.place
+
+-- held_rights --
+-- What the user of this session may do with a table, or with a column of it.
+SELECT "right"
+  FROM unnest(%(rights)s::text[]) WITH ORDINALITY AS asked ("right", place)
+ WHERE has_any_column_privilege(to_regclass(%(table)s), "right")
+ UNION ALL
+SELECT 'DELETE' WHERE has_table_privilege(to_regclass(%(table)s), 'DELETE')
+
+-- owned_by_others --
+-- How many of these tables are another role's.
+SELECT count(*)
+  FROM pg_class
+ WHERE oid = ANY (SELECT to_regclass(name)::oid FROM unnest(%(tables)s::text[]) AS name)
+   AND pg_get_userbyid(relowner) <> %(owner)s
+
+-- entry_rights --
+-- What these roles need beside rights to tables, and have not.
+SELECT 'CREATE on schema ' || current_schema() || ' to ' || %(owner)s
+ WHERE NOT has_schema_privilege(%(owner)s, current_schema(), 'CREATE')
+ UNION ALL
+SELECT 'USAGE on schema ' || current_schema() || ' to ' || role FROM unnest(%(roles)s::text[]) AS role
+ WHERE NOT has_schema_privilege(role, current_schema(), 'USAGE')
+ UNION ALL
+SELECT 'CONNECT to ' || role FROM unnest(%(roles)s::text[]) AS role
+ WHERE NOT has_database_privilege(role, current_database(), 'CONNECT')
+
+-- act_as_owner --
+-- To the end of the transaction, as whoever owns the tables that are there, where this user is one of the role's members:
+-- what is made now is then all members' to change. A superuser stays what it is.
+SELECT set_config('role', owner.rolname, true)
+  FROM pg_class there
+  JOIN pg_roles owner ON owner.oid = there.relowner
+ WHERE there.oid = to_regclass('processed_events')
+   AND owner.rolname <> current_user
+   AND NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)
+   AND pg_has_role(owner.oid, CASE WHEN current_setting('server_version_num')::int < 160000 THEN 'MEMBER' ELSE 'SET' END)
+   AND has_schema_privilege(owner.oid, current_schema(), 'CREATE')
 
 -- bound_locks --
 -- Ends each later wait of the transaction for a lock after `timeout`: those who wait behind it go on.

@@ -68,7 +68,7 @@ ROW = {
 }
 
 
-@pytest.mark.parametrize("query", ["keep_presence", "forget_old"])
+@pytest.mark.parametrize("query", ["keep_presence", "forget_replicas", "forget_redeliveries"])
 def test_presence_waits_for_no_disk_and_leaves_the_session_as_it_was(rig: Rig, query: str) -> None:
     """Behind a pooler the next transaction of the session may be the commit of an order."""
     rig.connection.execute("INSERT INTO redeliveries VALUES ('c', 'n', now() - interval '1 month', '{1}')")
@@ -80,7 +80,7 @@ def test_presence_waits_for_no_disk_and_leaves_the_session_as_it_was(rig: Rig, q
         assert connection.execute("SHOW synchronous_commit").fetchone() == ("on",)
     assert len(overview.nodes(rig.connection)) == 1
     kept = rig.connection.execute("SELECT count(*) FROM redeliveries").fetchone()
-    assert kept == (1 if query == "keep_presence" else 0,)
+    assert kept == (0 if query == "forget_redeliveries" else 1,)
 
 
 def test_what_keeps_a_replica_from_its_work_is_in_its_row_and_doctor_says_so(rig: Rig) -> None:

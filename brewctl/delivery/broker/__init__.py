@@ -6,6 +6,7 @@ BREW_KAFKA_CLIENT chooses (`clients`); nothing outside knows which. Administrati
 
 from brewctl.delivery.broker.advertised import Unreached, unreached, why_not
 from brewctl.delivery.broker.clients import library
+from brewctl.delivery.broker.kafka_python.acls import Rule
 from brewctl.delivery.broker.kafka_python.admin import (
     MIN_IN_SYNC_REPLICAS,
     REPLICATION_FACTOR,
@@ -21,6 +22,7 @@ from brewctl.delivery.broker.kafka_python.client import explained, require_files
 from brewctl.delivery.broker.membership import Consumer
 from brewctl.delivery.broker.outcomes import (
     ClockError,
+    ForbiddenError,
     HeldError,
     Outcome,
     Place,
@@ -42,6 +44,7 @@ __all__ = [
     "Broker",
     "ClockError",
     "Consumer",
+    "ForbiddenError",
     "Group",
     "HeldError",
     "Member",
@@ -52,6 +55,7 @@ __all__ = [
     "Reader",
     "Record",
     "RefusedError",
+    "Rule",
     "UnavailableError",
     "Unreached",
     "UnsentError",

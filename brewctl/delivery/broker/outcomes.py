@@ -5,10 +5,15 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from brewctl.delivery.broker.record import Record
+from brewctl.errors import BrewError
 
 
 class UnavailableError(Exception):
     """Kafka did not answer in time. Of a record: whether Kafka has it is unknown."""
+
+
+class ForbiddenError(BrewError):
+    """Kafka does not let this user do it. Somebody may mend that while a role runs."""
 
 
 class RefusedError(Exception):

@@ -3,7 +3,10 @@
 from brewctl.config import Settings
 from brewctl.delivery import advice
 from brewctl.delivery.broker import advertised
+from brewctl.delivery.broker.outcomes import ForbiddenError
 from brewctl.errors import BrewError, NotYetError, UnreachableError, UsageError
+
+RIGHTS = "`brewctl topic grants` prints what each user needs"
 
 
 def unreachable(settings: Settings) -> UnreachableError:
@@ -39,6 +42,13 @@ def reason(settings: Settings, error: Exception) -> str:
     except UsageError as unreadable:  # a file of its certificates or passwords, at the moment
         return unreadable.message
     return "; ".join(map(str, [*found.refused, *found.unreached])) or str(error).strip()
+
+
+def forbidden(settings: Settings, may_not: str) -> ForbiddenError:
+    """Return the error of who lacks a right, such as "READ topic orders"."""
+    name = settings.kafka_security.username
+    user = f"user {name}" if name else "this user"
+    return ForbiddenError(f"kafka {user} may not {may_not}", hint=RIGHTS)
 
 
 def absent(*topics: str) -> NotYetError:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 
 from brewctl import affinity, log
 from brewctl.config import Settings
-from brewctl.delivery import database, presence, readiness
+from brewctl.delivery import database, presence, readiness, rights
 from brewctl.delivery.broker import require_topic
 from brewctl.delivery.group_commit import GroupCommit
 from brewctl.delivery.outbox import Publisher
@@ -56,7 +56,7 @@ def run(
     Without `publishes` the outbox's rows are left to other nodes, and Kafka is not asked for.
 
     Raises UsageError for files of `security` that can't be used, UnreachableError without PostgreSQL, BrewError for a
-    taken port, a missing table or topic.
+    taken port, a missing table, right or topic.
     """
     limits = settings.limits
     guard, looks = _guard(security)
@@ -87,6 +87,9 @@ def run(
             pools.append(own.enter_context(database.open_pool(settings, name=node, size=1, by_index=True)))
             _look_at_kafka(settings)
             publisher = Publisher(settings, pools[-1], node=node)
+        with reading.connection() as connection:
+            needed = ["replica", "order", *(["publisher"] if publishes else [])]
+            rights.require(connection, f"an order-service {'that publishes' if publishes else 'alone'}", needed)
         notify = publisher.notify if publisher else _nobody
         writer = GroupCommit(settings, writing, alone, notify=notify)
         cancelling = Cancelling(settings, cancels, notify=notify)

@@ -11,7 +11,7 @@ from grpc_status import rpc_status
 
 from brewctl import log
 from brewctl.config import Settings
-from brewctl.delivery import acceptance, cancellation, database, orders, refusals
+from brewctl.delivery import acceptance, cancellation, database, orders, refusals, rights
 from brewctl.delivery.database import Pool
 from brewctl.delivery.group_commit import GroupCommit
 from brewctl.delivery.watch import Watch
@@ -142,6 +142,11 @@ class OrderService:
                 details = f"the database did not finish within {self._limits.create_s:g} s: retry"
             case error if isinstance(error, orders.UNDONE):
                 details = "the database is busy: retry"
+            case error if refusals.lacks_right(error):
+                self._failed.warn(reason=refusals.words(error), hint=rights.HINT)
+                return retry_later(
+                    code, "the service has no right to do this: retry", after_s=self._limits.retry_after_s
+                )
             case error if not isinstance(error, database.UNAVAILABLE):
                 self._failed.warn(reason=f"{type(error).__name__}: {log.reason(error)}")
                 logger.debug("create_failed", exc_info=error)

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -10,6 +10,9 @@ from kafka import errors
 from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
 
 from brewctl.config import Settings
+from brewctl.delivery.broker import reasons
+from brewctl.delivery.broker.kafka_python import acls
+from brewctl.delivery.broker.kafka_python.acls import Rule
 from brewctl.delivery.broker.kafka_python.admin_client import EARLIEST, LATEST, AdminClient
 from brewctl.delivery.broker.kafka_python.client import connection, explained, require_headers
 from brewctl.delivery.broker.kafka_python.forgetting import GroupSubscribedToTopicError
@@ -208,6 +211,14 @@ class Admin:
             raise errors.for_code(code)(topic)
         return {name: value for name, value, *_ in entries}
 
+    def allow(self, rules: Sequence[Rule]) -> None:
+        """Let users do what these rules say. Raises BrewError where the brokers look at no rules."""
+        acls.allow(self._client, rules)
+
+    def is_hidden(self, topic: str) -> bool:
+        """Whether this user may not know whether there is such a topic."""
+        return _is_hidden(self._client.describe_topics([topic])[0])
+
     def is_led(self, topic: str) -> bool:
         """Whether every partition of the topic has a leader, as the answering broker knows it."""
         partitions = self._partitions(topic)
@@ -215,6 +226,8 @@ class Admin:
 
     def _partitions(self, topic: str) -> list[Partition]:
         (described,) = self._client.describe_topics([topic])
+        if _is_hidden(described):
+            raise errors.TopicAuthorizationFailedError(topic)
         partitions = [
             Partition(each["partition"], each["leader"], tuple(each["replicas"]), tuple(each["isr"]))
             for each in described["partitions"]
@@ -242,6 +255,10 @@ class Admin:
             time.sleep(0.2)
 
 
+def _is_hidden(described: Mapping[str, object]) -> bool:
+    return bool(described["error_code"] == errors.TopicAuthorizationFailedError.errno)
+
+
 def _alive(group: str) -> BrewError:
     hint = "stop those that `brewctl groups` names; a killed one is a member until its session ends"
     return BrewError(f"consumer group {group} has live members", hint=hint)
@@ -263,8 +280,13 @@ def open_admin(settings: Settings, *, broker: str = "") -> Iterator[Admin]:
 
 
 def require_topic(settings: Settings) -> None:
-    """Raise BrewError where the topic or its dead-letter topic is missing, UnreachableError where Kafka is."""
+    """Raise BrewError where the topic or its dead-letter topic is missing, or may not be known of.
+
+    Raises UnreachableError where Kafka is away.
+    """
     with open_admin(settings) as admin:
         missing = sorted({settings.topic, settings.dead_letter_topic} - admin.topics())
+        if hidden := [topic for topic in missing if admin.is_hidden(topic)]:
+            raise reasons.forbidden(settings, f"DESCRIBE topic {' and '.join(hidden)}")
     if missing:
         raise absent(*missing)

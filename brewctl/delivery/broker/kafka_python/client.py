@@ -9,7 +9,7 @@ from typing import Any
 from kafka import errors
 
 from brewctl.config import Settings
-from brewctl.delivery.broker.reasons import unreachable
+from brewctl.delivery.broker.reasons import RIGHTS, forbidden, unreachable
 from brewctl.errors import BrewError
 from brewctl.security import Protocol
 
@@ -49,6 +49,22 @@ class Selector(selectors.DefaultSelector):
             return super().unregister(fileobj)
         except ValueError:
             return selectors.SelectorKey(fileobj, -1, 0, None)
+
+
+FORBIDDEN = (
+    errors.TopicAuthorizationFailedError,
+    errors.GroupAuthorizationFailedError,
+    errors.ClusterAuthorizationFailedError,
+)
+
+
+def _whose(error: Exception) -> str:
+    """Say what a user has no right to. The library may name it, or write down a whole answer."""
+    kind = type(error).__name__.partition("Authorization")[0].lower()
+    name = error.args[0] if error.args else ""
+    if isinstance(name, set | frozenset):
+        name = " and ".join(sorted(name))
+    return f"the {kind}" if not isinstance(name, str) or len(name.split()) != 1 else f"{kind} {name}"
 
 
 def connection(settings: Settings, *, name: str) -> dict[str, Any]:
@@ -104,6 +120,8 @@ def explained(settings: Settings) -> Iterator[None]:
         errors.UnrecognizedBrokerVersion,
     ) as error:
         raise unreachable(settings) from error
+    except FORBIDDEN as error:
+        raise forbidden(settings, f"do this with {_whose(error)}") from error
     except errors.InvalidReplicationFactorError as error:
         raise BrewError(f"kafka {where} has too few brokers for that replication factor") from error
     except errors.KafkaError as error:
@@ -112,6 +130,8 @@ def explained(settings: Settings) -> Iterator[None]:
 
 def words(error: Exception | None) -> str:
     """Write an error of the client in one line."""
+    if isinstance(error, FORBIDDEN):
+        return f"this user has no right to {_whose(error)}: {RIGHTS}"
     text = " ".join(str(error).split())
     name = type(error).__name__ if isinstance(error, Exception) else getattr(error, "__name__", "")
     return (text if name in text else f"{name} {text}".strip())[:300]

@@ -15,7 +15,7 @@ from kafka.structs import OffsetAndMetadata
 from brewctl import heartbeat
 from brewctl.config import Settings
 from brewctl.delivery.broker import reasons
-from brewctl.delivery.broker.kafka_python.client import connection, explained, require_headers, words
+from brewctl.delivery.broker.kafka_python.client import FORBIDDEN, connection, explained, require_headers, words
 from brewctl.delivery.broker.kafka_python.heartbeats import Coordinator
 from brewctl.delivery.broker.kafka_python.passed import Passed
 from brewctl.delivery.broker.kafka_python.polling import PollingConsumer
@@ -24,13 +24,11 @@ from brewctl.delivery.broker.record import Record
 from brewctl.errors import BrewError
 from brewctl.lifecycle import wake_at
 
-# What no retry mends once a consumer runs: another protocol in the group, or no right to it.
+# What no retry mends once a consumer runs: another protocol in the group, which it can't join.
 _FATAL = (
     errors.InconsistentGroupProtocolError,
     errors.InvalidGroupIdError,
     errors.InvalidSessionTimeoutError,
-    errors.GroupAuthorizationFailedError,
-    errors.TopicAuthorizationFailedError,
     errors.AuthenticationFailedError,
     errors.UnsupportedCodecError,
 )
@@ -55,6 +53,7 @@ class Member:
     ) -> None:
         limits = settings.limits
         self._group = group
+        self._settings = settings
         self._listener = _Listener(on_assigned, on_revoked)
         with explained(settings):
             self._consumer = PollingConsumer(
@@ -138,8 +137,15 @@ class Member:
             if isinstance(error, errors.InconsistentGroupProtocolError):
                 raise reasons.other_protocol(self._group) from error
             raise BrewError(f"kafka refused consumer group {self._group}: {words(error)}") from error
+        except FORBIDDEN as error:
+            raise self._forbidden(error) from error
         except Exception as error:  # the client has races of its own, which a new member leaves behind
             raise UnavailableError(words(error)) from error
+
+    def _forbidden(self, error: Exception) -> BrewError:
+        of_group = isinstance(error, errors.GroupAuthorizationFailedError)
+        what = f"group {self._group}" if of_group else f"topic {self._settings.topic}"
+        return reasons.forbidden(self._settings, f"READ {what}")
 
     def commit(self, ends: Mapping[tuple[str, int], int]) -> str:
         """Commit offsets; the reason where Kafka would not."""

@@ -1,5 +1,6 @@
 """Sending: the library's producer, which sends when it is told to, with each record's own outcome."""
 
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from kafka import KafkaProducer, TopicPartition, errors
 
 from brewctl.config import Settings
-from brewctl.delivery.broker.kafka_python.client import connection, explained, require_headers, words
+from brewctl.delivery.broker.kafka_python.client import FORBIDDEN, connection, explained, require_headers, words
 from brewctl.delivery.broker.outcomes import (
     Outcome,
     Place,
@@ -70,7 +71,16 @@ class Wire:
         try:
             return len(self._producer.partitions_for(topic))
         except errors.KafkaError as error:  # no metadata
-            raise UnsentError(f"topic {topic}: {words(error)}") from error
+            raise UnsentError(f"topic {topic}: {words(self._forbidden() or error)}") from error
+
+    def _forbidden(self) -> Exception | None:
+        """Return why the metadata that are waited for may not be known, if that is so: the library does not say it."""
+        asked, answered = self._producer._metadata.request_update(), threading.Event()  # noqa: SLF001
+        asked.add_both(lambda *_: answered.set())
+        self._producer._sender.wakeup()  # noqa: SLF001
+        answered.wait(self._room_ms / 1000 / 4)
+        error: Exception | None = asked.exception
+        return error if isinstance(error, FORBIDDEN) else None
 
     def put(self, record: Record, partitions: int, deadline: float) -> Any:  # noqa: ARG002 - it waits room_ms
         """Put a record into the next batch of its partition."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from kafka import KafkaConsumer, TopicPartition, errors
 
 from brewctl.config import Settings
+from brewctl.delivery.broker.kafka_python.admin import open_admin
 from brewctl.delivery.broker.kafka_python.client import connection, explained, require_headers
 from brewctl.delivery.broker.reasons import absent, open_transaction
 from brewctl.delivery.broker.record import Record
@@ -34,6 +35,8 @@ class Topics:
         """Return, for each partition, the first offset there is and the one that the next record will have."""
         partitions = self._consumer.partitions_for_topic(topic)
         if not partitions:
+            with open_admin(self._settings) as admin:
+                admin.describe(topic)  # which says whether it may be known of
             raise absent(topic)
         places = [TopicPartition(topic, partition) for partition in sorted(partitions)]
         starts = self._consumer.beginning_offsets(places)

@@ -12,7 +12,7 @@ from confluent_kafka import KafkaError, KafkaException
 
 from brewctl import log, security
 from brewctl.config import Settings
-from brewctl.delivery.broker.reasons import refused, unreachable
+from brewctl.delivery.broker.reasons import RIGHTS, forbidden, refused, unreachable
 from brewctl.errors import BrewError, UsageError
 
 logger = log.get(__name__)
@@ -28,6 +28,14 @@ AWAY = frozenset(
         KafkaError.REQUEST_TIMED_OUT,
     }
 )
+
+
+# What a user has no right to.
+FORBIDDEN = {
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: "the topic",
+    KafkaError.GROUP_AUTHORIZATION_FAILED: "the group",
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED: "the cluster",
+}
 
 
 class _Named(Protocol):
@@ -73,7 +81,8 @@ class _Log:
     @staticmethod
     def log(_level: int, form: str, *words: object) -> None:
         """Write one, for who wants to know everything."""
-        logger.debug("librdkafka", said=form % words if words else form)
+        if logging.getLogger(__name__).isEnabledFor(logging.DEBUG):  # a command may have no log at all
+            logger.debug("librdkafka", said=form % words if words else form)
 
 
 def connection(settings: Settings, *, name: str) -> dict[str, Any]:
@@ -133,6 +142,8 @@ def explained(settings: Settings) -> Iterator[None]:
         error = error_of(raised)
         if error.code() in AWAY:
             raise unreachable(settings) from raised
+        if error.code() in FORBIDDEN:
+            raise forbidden(settings, f"do this with {FORBIDDEN[error.code()]}") from raised
         raise BrewError(f"kafka {','.join(settings.brokers)}: {words(error)}") from raised
 
 
@@ -144,6 +155,8 @@ def error_of(raised: KafkaException) -> KafkaError:
 
 def words(error: KafkaError) -> str:
     """Write an error of the library in one line."""
+    if error.code() in FORBIDDEN:
+        return f"this user has no right to {FORBIDDEN[error.code()]}: {RIGHTS}"
     return f"{error.name()} {' '.join(error.str().split())}"[:300]
 
 

@@ -235,13 +235,13 @@ class Member:
         elif passes(error):
             logger.debug("librdkafka", said=words(error))
         else:
-            self._failure = self._failure or failed(error, group=self._group)
+            self._failure = self._failure or failed(error, self._settings, group=self._group)
 
     def _note(self, error: KafkaError) -> None:
         """Take what the library says of its connections."""
         self._refusals.hear(error)
         if ends(error):
-            self._failure = self._failure or failed(error, group=self._group)
+            self._failure = self._failure or failed(error, self._settings, group=self._group)
 
     def _assigned(self, _library: Library, places: Sequence[TopicPartition]) -> None:
         """Begin where the group has committed, else at the first record there is."""
@@ -322,4 +322,4 @@ class Member:
         try:
             yield
         except KafkaException as raised:
-            raise failed(error_of(raised), group=self._group) from raised
+            raise failed(error_of(raised), self._settings, group=self._group) from raised

@@ -2,18 +2,17 @@
 
 from confluent_kafka import KafkaError
 
+from brewctl.config import Settings
 from brewctl.delivery.broker import reasons
-from brewctl.delivery.broker.librdkafka.client import words
+from brewctl.delivery.broker.librdkafka.client import FORBIDDEN, words
 from brewctl.delivery.broker.outcomes import UnavailableError
 from brewctl.errors import BrewError
 
-# What no retry mends once a consumer runs: no right to the group or its topic, or records that can't be unpacked.
+# What no retry mends once a consumer runs: another kind of group, or records that can't be unpacked.
 _FATAL = frozenset(
     {
         KafkaError.INVALID_GROUP_ID,
         KafkaError.INVALID_SESSION_TIMEOUT,
-        KafkaError.GROUP_AUTHORIZATION_FAILED,
-        KafkaError.TOPIC_AUTHORIZATION_FAILED,
         KafkaError.UNSUPPORTED_COMPRESSION_TYPE,
         KafkaError._FATAL,  # noqa: SLF001 - public, all of them
         KafkaError._NOT_IMPLEMENTED,  # noqa: SLF001 - a codec
@@ -39,13 +38,16 @@ def passes(error: KafkaError) -> bool:
 
 def ends(error: KafkaError) -> bool:
     """Say whether what the library says of its connections ends the member; most of it passes."""
-    return error.fatal() or error.code() in _FATAL | _DOWN
+    return error.fatal() or error.code() in _FATAL | _DOWN | FORBIDDEN.keys()
 
 
-def failed(error: KafkaError, *, group: str) -> Exception:
-    """Return what a poll raises: BrewError where no retry mends it, else UnavailableError."""
+def failed(error: KafkaError, settings: Settings, *, group: str) -> Exception:
+    """Return what a poll raises: BrewError where no retry mends it, ForbiddenError, else UnavailableError."""
     if error.code() == KafkaError.INCONSISTENT_GROUP_PROTOCOL:
         return reasons.other_protocol(group)
+    if error.code() in FORBIDDEN:
+        of_group = error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED
+        return reasons.forbidden(settings, f"READ {f'group {group}' if of_group else f'topic {settings.topic}'}")
     if error.fatal() or error.code() in _FATAL:
         return BrewError(f"kafka refused consumer group {group}: {words(error)}")
     return UnavailableError(words(error))

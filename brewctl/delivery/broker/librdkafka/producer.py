@@ -52,6 +52,8 @@ _ABSENT = frozenset(
         KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001
     }
 )
+# What it had as it gave this producer up.
+_GIVEN_UP = frozenset({KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT})  # noqa: SLF001
 
 
 class _Delivery:
@@ -161,6 +163,8 @@ class Wire:
                 found.append(put)
             elif put.place:
                 found.append(put.place)
+            elif put.error and put.error.code() in _GIVEN_UP:
+                found.append(UnavailableError(why))
             elif put.error:
                 found.append(self._outcome(put.error, record))
             else:
@@ -191,6 +195,10 @@ class Wire:
             self._producer.flush(max(0.0, timeout_s))
         except KafkaException as raised:  # such as a gap in the sequence of its batches: only a new producer goes on
             return words(error_of(raised))
+        except SystemError as raised:  # the same, while it told what became of a record
+            if not isinstance(raised.__cause__, KafkaException):
+                raise
+            return words(error_of(raised.__cause__))
         return ""
 
     def _outcome(self, error: KafkaError, record: Record) -> RefusedError | UnavailableError:

@@ -1,0 +1,102 @@
+"""`brewctl db grants` and `brewctl topic grants`: who may do what, printed or made."""
+
+import os
+from typing import Annotated
+
+import typer
+
+from brewctl.cli import options, output
+from brewctl.config import DEFAULT_DOWNSTREAMS
+from brewctl.errors import UsageError
+
+_PREFIX = "brew_"
+_Prefix = Annotated[str, typer.Option(help="What the name of each role begins with.", metavar="TEXT")]
+_Names = Annotated[
+    list[str] | None,
+    typer.Argument(help="Of these downstreams too.", metavar="[MODULE:NAME]…", show_default=False),
+]
+
+
+def database(
+    downstreams: _Names = None,
+    apply: Annotated[bool, typer.Option("--apply", help="Make them now, in one transaction, instead.")] = False,
+    prefix: _Prefix = _PREFIX,
+    exclusive: Annotated[
+        bool,
+        typer.Option(
+            "--exclusive",
+            help="Let no other user connect, see the schema or make temporary tables: the database is brewctl's alone.",
+        ),
+    ] = False,
+    app_dir: options.AppDir = "",
+    database_url: options.DatabaseUrl = None,
+) -> None:
+    """Print SQL that gives each role just the rights that it needs.
+
+    The roles log nobody in: grant them to users that do, as in `GRANT brew_order TO my_login`. Run it again
+    after each `brewctl db init`; it takes away what is not in it.
+
+    brew_owner makes and changes the tables; brew_order is the order-service, with brew_publisher where it
+    publishes itself; brew_GROUP is a downstream; brew_reader looks; brew_operator retries, redrives and drops.
+
+    With MODULE:NAME those of a downstream, with the tables that its `schema` creates: in BREW_<GROUP>_DATABASE_URL
+    where that is set.
+    """
+    settings = options.settings(database_url=database_url, downstreams=_all(downstreams, app_dir))
+    from brewctl.delivery import database as databases
+    from brewctl.delivery import grants
+
+    found = grants.scripts(settings, downstreams or (), prefix=prefix, exclusive=exclusive)
+    if apply:
+        for home, script in found:
+            grants.apply(home, script)
+            where = databases.place(home.settings.database_url)
+            output.emit(f"rights are given in {where} to {', '.join(script.roles)}")
+        output.note(f"next: GRANT {found[0][1].roles[1]} TO the user of each, in psql")
+        return
+    wanted = [each for each in found if each[0].apart is bool(downstreams and len(found) > 1)]
+    if len(wanted) > 1:
+        places = " and ".join(databases.place(home.settings.database_url) for home, _ in wanted)
+        raise UsageError(f"these downstreams are in {places}", hint="name those of one database at a time")
+    ((home, script),) = wanted
+    output.emit(f"-- For {databases.place(home.settings.database_url)}, as its owner or a superuser.\nBEGIN;\n")
+    output.emit(f"{script.text}\nCOMMIT;")
+
+
+def _all(names: list[str] | None, app_dir: str) -> list[str] | None:
+    """Return the downstreams of the settings and these; None where there are none but the settings'."""
+    if not names:
+        return None
+    from brewctl.delivery import registry
+
+    if app_dir:
+        os.environ["BREW_APP_DIR"] = app_dir  # the configured ones are looked for there too
+    for name in names:
+        registry.find(name)
+    return [*dict.fromkeys([*(options.settings().downstreams or DEFAULT_DOWNSTREAMS), *names])]
+
+
+def topic(
+    apply: Annotated[bool, typer.Option("--apply", help="Make them now instead, as one of the super users.")] = False,
+    prefix: _Prefix = _PREFIX,
+    brokers: options.Brokers = None,
+    topic: options.Topic = None,
+    downstream: options.Downstreams = None,
+) -> None:
+    """Print the commands that give each user of Kafka just what its role needs.
+
+    Users are called as the roles of `brewctl db grants` are: brew_order, brew_publisher, brew_GROUP, brew_reader,
+    brew_operator, brew_owner. They are Kafka's own, with passwords or certificates; this makes none.
+
+    What other users may do stays, and so does what these may do beside it.
+    """
+    settings = options.settings(brokers=brokers, topic=topic, downstreams=downstream)
+    from brewctl.delivery import acls
+    from brewctl.delivery.grants import check_prefix
+
+    check_prefix(prefix)
+    if apply:
+        users = acls.apply(settings, prefix=prefix)
+        output.emit(f"rights to topic {settings.topic} are given to {users} users, {prefix}…")
+        return
+    output.emit(acls.script(settings, prefix=prefix))

@@ -1,0 +1,41 @@
+"""Rules about who may do what, made by the library's administration client."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from kafka import errors
+from kafka.admin import ACL, ACLOperation, ACLPermissionType, ResourcePattern, ResourceType
+
+from brewctl.delivery.broker.kafka_python.admin_client import AdminClient
+from brewctl.errors import BrewError
+
+
+class Rule(NamedTuple):
+    """What a user may do with a topic or a group, in Kafka's words, from any host."""
+
+    user: str
+    operations: tuple[str, ...]
+    kind: str  # topic or group
+    name: str
+
+
+def allow(client: AdminClient, rules: Sequence[Rule]) -> None:
+    """Make rules; those that are there stay. Raises BrewError where the brokers look at none, KafkaError."""
+    wanted = [
+        ACL(
+            f"User:{rule.user}",
+            "*",
+            ACLOperation[operation],
+            ACLPermissionType.ALLOW,
+            ResourcePattern(ResourceType[rule.kind.upper()], rule.name),
+        )
+        for rule in rules
+        for operation in rule.operations
+    ]
+    for _, error in client.create_acls(wanted)["failed"]:
+        if error is errors.SecurityDisabledError:
+            raise BrewError(
+                "kafka lets everybody do everything: its brokers have no authorizer",
+                hint="set authorizer.class.name and super.users in theirs; `brewctl topic grants` names one",
+            )
+        raise error()

@@ -1,0 +1,100 @@
+"""What each role may do in PostgreSQL: grants.sql, read; and whether the user of a connection may do it."""
+
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import psycopg
+
+from brewctl import sql
+from brewctl.errors import BrewError
+from brewctl.sql import queries
+
+if TYPE_CHECKING:
+    from brewctl.delivery.database import Connection
+
+HINT = "`brewctl db grants` prints what each role needs, and how a user gets it"
+_GRANT = re.compile(r"GRANT (?P<rights>[^;]*) ON (?P<table>\w+) TO :role")
+_DENIED = re.compile(r"for table (\w+)$")
+_RIGHT = re.compile(r"([A-Z]+)(?: \(([^)]*)\))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Right:
+    """A right to a table, or to one of its columns."""
+
+    right: str  # SELECT, INSERT, UPDATE, DELETE
+    table: str
+    column: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.right} {self.table}{f'.{self.column}' if self.column else ''}"
+
+
+def of(*sections: str) -> list[Right]:
+    """Return the rights that sections of grants.sql give."""
+    return [right for section in sections for right in _read(sql.grants[section])]
+
+
+def _read(text: str) -> Iterator[Right]:
+    for grant in _GRANT.finditer(text):
+        for right, columns in _RIGHT.findall(grant["rights"]):
+            for column in columns.split(",") if columns else [""]:
+                yield Right(right, grant["table"], column.strip(' "\n'))
+
+
+def require(connection: "Connection", role: str, sections: Collection[str]) -> None:
+    """Raise BrewError where the user of a connection has not the rights that sections of grants.sql give.
+
+    `role`: what it plays. A question to the catalog alone.
+    """
+    wanted = of(*sections)
+    columns = {
+        "tables": [each.table for each in wanted],
+        "columns": [each.column for each in wanted],
+        "rights": [each.right for each in wanted],
+    }
+    lacking = [wanted[place - 1] for (place,) in connection.execute(queries["lacking_rights"], columns)]
+    if lacking:
+        raise BrewError(f"postgres user {connection.info.user} may not {_listed(lacking)}, as {role} has to", hint=HINT)
+
+
+def _listed(lacking: Sequence[Right]) -> str:
+    """Say which rights are missing, in a line that does not grow: of each table and right some columns."""
+    columns: dict[tuple[str, str], list[str]] = {}
+    for each in lacking:
+        columns.setdefault((each.right, each.table), []).append(each.column)
+    said = [_named(right, table, names) for (right, table), names in columns.items()]
+    return ", ".join(said[:3]) + (f" and {len(said) - 3} more" if len(said) > 3 else "")  # noqa: PLR2004
+
+
+def _named(right: str, table: str, columns: Sequence[str]) -> str:
+    shown = [column for column in columns if column]
+    if not shown:
+        return f"{right} {table}"
+    return f"{right} {table} ({', '.join(shown[:3])}{', …' if len(shown) > 3 else ''})"  # noqa: PLR2004
+
+
+def refused(where: str, user: str, error: psycopg.Error, held: Sequence[str] | None) -> BrewError:
+    """Return the error of a statement that PostgreSQL did not let a user run. `where`: which database.
+
+    `held`: the rights that the user has to the table, where that is known.
+    """
+    said = error.diag.message_primary or str(error).splitlines()[0]
+    alone = ""
+    if held is not None:
+        alone = f" (it may only {', '.join(held)} there)" if held else " (it has none there)"
+    return BrewError(f"postgres {where}: user {user} lacks a right: {said}{alone}", hint=HINT)
+
+
+def table_of(error: psycopg.Error) -> str:
+    """Name the table that an error denies a right to; empty where it is something else."""
+    found = _DENIED.search(error.diag.message_primary or "")
+    return found[1] if found else ""
+
+
+def held(connection: "Connection", table: str) -> list[str]:
+    """Return the rights that the user of a connection has to a table, or to a column of it."""
+    rows = connection.execute(queries["held_rights"], {"table": table, "rights": ["SELECT", "INSERT", "UPDATE"]})
+    return [right for (right,) in rows]

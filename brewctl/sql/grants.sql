@@ -1,0 +1,61 @@
+-- What each role of PostgreSQL may do, and nothing that its commands do not need: table by table, column by column where
+-- a right to all would be more than that. Sections as in queries.sql; `:role` is the role's name. `brewctl db grants`
+-- makes one script of them; who owns the tables, and who may read all of them, it adds itself.
+
+-- replica --
+-- Every process that plays a role: its row in `nodes`, and the rows of those that nobody has seen for a day.
+GRANT SELECT,
+      INSERT (node_id, role, host, pid, address, started_at, seen_at, stopped_at, processed, effects, skipped, dead, trouble, publishes),
+      UPDATE (role, host, pid, address, started_at, seen_at, stopped_at, processed, effects, skipped, dead, trouble, publishes, rival),
+      DELETE ON nodes TO :role;
+
+-- order --
+-- Creates, reads and cancels orders, and adds their events. It neither reads nor changes another service's.
+GRANT SELECT,
+      INSERT (id, tenant_id, customer_id, amount_cents, currency, status, idempotency_key, created_at),
+      UPDATE (status, cancelled_at) ON orders TO :role;
+GRANT SELECT (id, aggregate_id, aggregate_seq, published_at),
+      INSERT (aggregate_id, topic, payload, event_id, event_type, aggregate_seq, tenant_id, trace_id, traceparent, content_type) ON outbox TO :role;
+GRANT SELECT (aggregate_id, seq), INSERT (aggregate_id, seq), UPDATE (seq) ON aggregates TO :role;
+
+-- publisher --
+-- Reads the outbox and marks what it has sent, or what Kafka will never take.
+GRANT SELECT,
+      UPDATE (published_at, publisher_node, kafka_partition, kafka_offset, failed_at, failure, attempts) ON outbox TO :role;
+GRANT SELECT (one, node_id, ends_at), INSERT (node_id, ends_at), UPDATE (node_id, ends_at) ON publishing TO :role;
+
+-- registered --
+-- Every downstream, in the story's database: whose the name of its group is.
+GRANT SELECT (consumer, name) ON downstreams TO :role;
+
+-- inbox --
+-- Every downstream, in its own database: dedup rows, repeats, parked events.
+GRANT SELECT (consumer, outbox_id, event_id, earlier_ids),
+      INSERT (consumer, outbox_id, event_id),
+      UPDATE (event_id, earlier_ids, processed_at) ON processed_events TO :role;
+GRANT SELECT (came_at), INSERT (consumer, node_id, outbox_ids), DELETE ON redeliveries TO :role;
+GRANT SELECT (consumer, key, outbox_id, outcome),
+      INSERT (consumer, key, seq, outbox_id, event_id, event_type, topic, "partition", "offset", written_ms, value, headers, reason, attempts) ON parked_events TO :role;
+
+-- inventory --
+GRANT SELECT (order_id, seq, released_at),
+      INSERT (order_id, node_id, seq, released_at),
+      UPDATE (seq, released_at) ON inventory_reservations TO :role;
+
+-- notifications --
+GRANT SELECT (order_id, seq, state, cancelled_at),
+      INSERT (order_id, node_id, channel, seq, state, cancelled_at),
+      UPDATE (seq, state, cancelled_at) ON notifications_log TO :role;
+
+-- operator --
+-- `outbox retry` and `outbox republish`, and what becomes of dead letters, in the story's database.
+GRANT SELECT, UPDATE (published_at, publisher_node, kafka_partition, kafka_offset, failed_at, republished_at) ON outbox TO :role;
+GRANT SELECT, INSERT (topic, "partition", "offset", written_at, outcome, new_partition, new_offset) ON dead_letters_settled TO :role;
+
+-- redriver --
+-- The operator, where a downstream's tables are: `dlq redrive` has the effects of parked events, by the downstream's own
+-- handler; `dlq drop` counts them as processed.
+GRANT SELECT, INSERT (consumer, outbox_id, event_id),
+      UPDATE (event_id, earlier_ids, processed_at) ON processed_events TO :role;
+GRANT INSERT (consumer, node_id, outbox_ids) ON redeliveries TO :role;
+GRANT SELECT, UPDATE (outcome, settled_at) ON parked_events TO :role;
