@@ -14,7 +14,7 @@ from brewctl.cli.playing import Play
 from brewctl.errors import UsageError
 
 if TYPE_CHECKING:
-    from brewctl.health import Health
+    from brewctl.probes.health import Health
 
 Session = Annotated[
     float,

@@ -10,8 +10,8 @@ from brewctl import config
 from brewctl.cli import options, output
 
 if TYPE_CHECKING:
-    from brewctl.health import Health
-    from brewctl.http_endpoint import Address
+    from brewctl.probes.endpoint import Address
+    from brewctl.probes.health import Health
 
     Run = Callable[[str, threading.Event, Health], None]
 
@@ -34,9 +34,9 @@ class Play:
         """Where it shows itself; None for nowhere. Raises UsageError."""
         if not self.http:
             return None
-        from brewctl import http_endpoint
+        from brewctl.probes import endpoint
 
-        return http_endpoint.address(self.http)
+        return endpoint.address(self.http)
 
     def role(self, role: str, node: str, run: "Run", *, is_worker: bool = False, leaves: bool = True) -> None:
         """Run a role until a signal, with what it shows of itself.

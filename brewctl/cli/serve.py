@@ -12,7 +12,7 @@ from brewctl.cli.playing import Play
 from brewctl.errors import UsageError
 
 if TYPE_CHECKING:
-    from brewctl.health import Health
+    from brewctl.probes.health import Health
     from brewctl.roles.listening import Security
 
 _SECURITY = "Security"
