@@ -12,6 +12,7 @@ from brewctl import config
 from brewctl.cli import options, output
 from brewctl.cli.playing import Play
 from brewctl.errors import UsageError
+from brewctl.limits import Limits
 
 if TYPE_CHECKING:
     from brewctl.probes.health import Health
@@ -59,7 +60,7 @@ def _own(name: str) -> Callable[..., None]:
 
     def run(
         node: options.Node = "",
-        session_timeout: Session = config.Limits.session_s,
+        session_timeout: Session = Limits.session_s,
         wait: options.Wait = 0,
         log_format: options.Format = config.LogFormat.LOGFMT,
         http: options.Http = "",
@@ -80,7 +81,7 @@ def downstream(
     node: options.Node = "",
     app_dir: options.AppDir = "",
     watch: Annotated[bool, typer.Option("--watch", help="Start it again when its file changes.")] = False,
-    session_timeout: Session = config.Limits.session_s,
+    session_timeout: Session = Limits.session_s,
     wait: options.Wait = 0,
     log_format: options.Format = config.LogFormat.LOGFMT,
     http: options.Http = "",
@@ -147,8 +148,8 @@ def _consume_watched(name: str, app_dir: str, settings: config.Settings, play: P
         reloading.restart()
 
 
-def _limits(session_s: float) -> config.Limits:
-    return dataclasses.replace(config.Limits(), session_s=session_s)
+def _limits(session_s: float) -> Limits:
+    return dataclasses.replace(Limits(), session_s=session_s)
 
 
 def register(app: typer.Typer) -> None:

@@ -18,7 +18,7 @@ from grpc import _server
 from grpc._cython import cygrpc
 
 from brewctl import log
-from brewctl.config import Limits
+from brewctl.limits import Limits
 from brewctl.probes import heartbeat
 
 R = TypeVar("R")
