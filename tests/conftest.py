@@ -164,11 +164,25 @@ class Rig:
             gate.rollback()
 
     def wait(self, what: str, condition: Callable[[], bool], *, timeout_s: float = 120) -> None:
-        """Wait for a condition; the error has the counters."""
+        """Wait for a condition; the error has the counters, and how far each partition has come."""
         try:
             lifecycle.wait_until(what, condition, timeout_s=timeout_s)
         except TimeoutError as error:
-            raise AssertionError(f"{error}; {self.counts()}") from None
+            raise AssertionError(f"{error}; {self.counts()}\n{self.progress()}") from None
+
+    def progress(self) -> str:
+        """Write how far each partition's events have come, and the groups. Without a partition: never published."""
+        rows = self.connection.execute(
+            "SELECT kafka_partition, count(*), count(published_at), count(r.order_id), count(n.order_id) FROM outbox"
+            " LEFT JOIN inventory_reservations r ON aggregate_id = 'order-' || r.order_id"
+            " LEFT JOIN notifications_log n ON aggregate_id = 'order-' || n.order_id GROUP BY 1 ORDER BY 1"
+        )
+        parts = [
+            f"partition {partition}: events={events} published={published} reserved={reserved} notified={notified}"
+            for partition, events, published, reserved, notified in rows
+        ]
+        groups = self.brewctl("groups")
+        return "\n".join([*parts, groups.stdout, groups.stderr])
 
 
 @contextlib.contextmanager

@@ -1,20 +1,21 @@
-"""What only librdkafka has: an idempotent producer, which ends by an error that nothing but a new one mends."""
+"""What only librdkafka has: a producer that ends by an error, partitions' ends among the messages of a poll."""
 
 import ctypes
 import threading
 from pathlib import Path
+from typing import Any
 
 import confluent_kafka
 import pytest
 
-from brewctl.config import KafkaClient
+from brewctl.config import KafkaClient, Settings
 from brewctl.delivery import outbox
 from brewctl.delivery.broker import Place, Producer, Record, UnavailableError, UnsentError
 from brewctl.delivery.database import Pool
 from brewctl.delivery.outbox import Publisher
 from brewctl.lifecycle import wait_until
 from tests.conftest import Rig
-from tests.integration.client_tools import key_of, own_topic, send, sending
+from tests.integration.client_tools import Joined, key_of, own_topic, send, sending
 from tests.integration.outbox_tools import add_event, create_order, published_ids, unpublished
 from tests.integration.reading import read_topic
 
@@ -61,6 +62,44 @@ def test_a_publisher_goes_on_by_a_new_producer(rig: Rig, pool: Pool, monkeypatch
         running.join()
     assert len(made) == 2
     assert published_ids(rig, order)[1:] == later
+
+
+class SlowlyAssigned(Joined):
+    """Is told of its partitions for so long that the library has fetched their records, and found their ends."""
+
+    def _assigned(self, partitions: list[int]) -> None:
+        super()._assigned(partitions)
+        for end in (1, 2, 3, 4):
+            wait_until(f"{end} records fetched", lambda end=end: self.fetched(end), timeout_s=60)  # type: ignore[misc]
+            if end < 4:
+                # An answer that brings some of these says of the other partitions of its broker that they have no more.
+                send(self.settings, one_of_each(self.settings))
+
+    def fetched(self, end: int) -> bool:
+        member: Any = self.consumer._member
+        return all(member._end_of(each) >= end for each in range(6))
+
+
+def one_of_each(settings: Settings) -> list[Record]:
+    return [Record(settings.topic, key_of(partition), b"", []) for partition in range(6)]
+
+
+@pytest.mark.parametrize("timeout_s", [0.0, 30.0])
+def test_no_record_is_passed_over_where_the_poll_that_assigns_a_partition_also_reaches_its_end(
+    servers: dict[str, str], timeout_s: float
+) -> None:
+    """The end that is told of in that poll is not where reading begins; in one that waits, nor in one that does not."""
+    with own_topic(servers["BREW_KAFKA_BROKERS"].split(","), KafkaClient.LIBRDKAFKA) as settings:
+        send(settings, one_of_each(settings))
+        member = SlowlyAssigned(settings)
+        try:
+            while not member.owned:
+                member.read += member.consumer.poll(timeout_s=timeout_s)
+            member.poll_until("all records", lambda: len(member.read) == 24)
+        finally:
+            member.consumer.close()
+        assert sorted(record[4:6] for record in member.read) == [(each, at) for each in range(6) for at in range(4)]
+        assert member.committed() == {}, "nobody has said that one of them is done"
 
 
 def break_off(producer: object) -> None:

@@ -67,6 +67,7 @@ class Member:
         self._paused = False
         self._lost: dict[int, int] = {}  # offsets that are not in their partition any more
         self._failure: Exception | None = None
+        self._reached: dict[int, int] = {}  # the ends of partitions that the messages in hand tell of
         self._highs: dict[int, int] = {}  # the ends of partitions, records of open transactions included, when reached
         self.committed_at = -math.inf
         self._closing = False
@@ -198,13 +199,14 @@ class Member:
 
     def _take(self, wait_s: float) -> list[Record]:
         """Take at most consume_records, or what comes within `wait_s`, as soon as it comes."""
-        before, library, most = self._rebalances, self._library, self._limits.consume_records
+        library, most = self._library, self._limits.consume_records
         messages: list[Any] = []
         if wait_s:
             # To wait for many would be to wait until there are so many, or until the time is up.
             if (first := library.poll(wait_s)) is None:
                 return []
-            messages.append(first)
+            messages.append(first)  # which came behind a rebalance, if one was served in the wait
+        before = self._rebalances
         messages += library.consume(most - len(messages), 0)
         records = self._reading.records(self._topic, messages, self._hear)
         while len(records) < len(messages):  # some are no records, and others may wait behind them
@@ -212,12 +214,15 @@ class Member:
             records += (some := self._reading.records(self._topic, messages, self._hear))
             if len(some) == len(messages):
                 break
-        if self._rebalances != before and records:
-            # Read before or after it: they come again, from where the new assignment begins.
+        if self._rebalances != before and (records or self._reached):
+            # Read before or after it: they come again, from where the new assignment begins, and so do the ends: to
+            # begin at one of these would pass over the records before it, and to commit it would lose them.
             records = []
+            self._reached.clear()
             self._begin_again()
         if self._failure:
             raise self._failure
+        self._note_ends()
         if self._lost:
             self._progress.hand_out(records)
             self._find_again()
@@ -228,14 +233,19 @@ class Member:
         error = message.error()
         code, partition, offset = error.code(), message.partition(), message.offset()
         if code == KafkaError._PARTITION_EOF:  # noqa: SLF001
-            self._progress.reach(partition, offset)
-            self._highs[partition] = self._end_of(partition)
+            self._reached[partition] = offset
         elif code == KafkaError._AUTO_OFFSET_RESET:  # noqa: SLF001
             self._lost[partition] = offset
         elif passes(error):
             logger.debug("librdkafka", said=words(error))
         else:
             self._failure = self._failure or failed(error, self._settings, group=self._group)
+
+    def _note_ends(self) -> None:
+        for partition, end in self._reached.items():
+            self._progress.reach(partition, end)
+            self._highs[partition] = self._end_of(partition)
+        self._reached.clear()
 
     def _note(self, error: KafkaError) -> None:
         """Take what the library says of its connections."""
