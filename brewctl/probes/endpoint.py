@@ -8,6 +8,7 @@ So it delays nobody else, and never ends the process's own work, nor holds up it
 import contextlib
 import http.client
 import http.server
+import os
 import re
 import socket
 import socketserver
@@ -30,6 +31,8 @@ logger = log.get(__name__)
 
 _ADDRESS = re.compile(r"(?P<host>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):(?P<port>[0-9]{1,5})")
 _MOST_PORT = 65535
+# Of a socket in the file system, in bytes: 107 on Linux, 103 on macOS.
+_LONGEST_NAME = 103
 # How often the thread that accepts looks for its end, and for connections that are too old.
 _LOOK_S = 0.2
 
@@ -74,8 +77,23 @@ def serving(
 def serving_locally(path: Path, pages: Mapping[str, Page], *, within_s: float = 10.0, most: int = 32) -> Iterator[None]:
     """Answer as `serving` does, on a socket of the file system, in the place of a dead process's. Raises OSError."""
     path.unlink(missing_ok=True)
-    with _running(_server(socket.AF_UNIX, str(path), pages, within_s=within_s, most=most)):
+    with _fitting(path) as name:
+        server = _server(socket.AF_UNIX, name, pages, within_s=within_s, most=most)
+    with _running(server):
         yield
+
+
+@contextlib.contextmanager
+def _fitting(path: Path) -> Iterator[str]:
+    """Yield a name of a socket that is short enough: its folder's may be longer than a socket's may be."""
+    if len(os.fsencode(path)) <= _LONGEST_NAME:
+        yield str(path)
+        return
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
 
 
 def ask(path: Path, page: str, *, within_s: float) -> Answer:
@@ -98,7 +116,8 @@ class _LocalConnection(http.client.HTTPConnection):
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
+        with _fitting(self._path) as name:
+            self.sock.connect(name)
 
 
 @contextlib.contextmanager

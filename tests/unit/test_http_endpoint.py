@@ -5,6 +5,7 @@ import http.client
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -210,3 +211,15 @@ def test_a_client_that_vanishes_costs_nothing() -> None:
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # a reset
                 client.sendall(b"GET /met")
         assert asked(where, "/metrics")[0] == 200
+
+
+@pytest.mark.parametrize("length", [10, 200])
+def test_a_socket_of_the_file_system_is_found_however_long_the_name_of_its_folder_is(
+    tmp_path: Path, length: int
+) -> None:
+    path = tmp_path / ("x" * length) / "1.sock"
+    path.parent.mkdir()
+    with endpoint.serving_locally(path, PAGES):
+        assert endpoint.ask(path, "/metrics", within_s=SOON_S).body == b"numbers\n"
+    with endpoint.serving_locally(path, PAGES):  # in the place of one that has ended
+        assert endpoint.ask(path, "/livez", within_s=SOON_S).status == 503
