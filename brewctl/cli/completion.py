@@ -7,10 +7,11 @@ import typer
 
 from brewctl import config
 from brewctl.cli import options
+from brewctl.limits import Limits
 
 _ORDERS = 20
 # Somebody waits with a finger on the key.
-_HASTY = config.Limits(
+_HASTY = Limits(
     database_connect_s=2,
     database_statement_s=3,
     database_answer_s=4.0,

@@ -13,7 +13,7 @@ from brewctl.errors import BrewError, UsageError
 
 if TYPE_CHECKING:
     from brewctl.exporter.collector import Collector
-    from brewctl.http_endpoint import Address
+    from brewctl.probes.endpoint import Address
 
 _DEFAULT = "127.0.0.1:9465"
 # All that a first look needs: connections to both servers, and the dead letters read once.
@@ -42,14 +42,14 @@ def metrics(
     With --once it ends with 3 where a server is away, with 1 where a metric could not be had.
     """
     _require_library()
-    from brewctl import http_endpoint
     from brewctl.exporter.collector import Collector
+    from brewctl.probes import endpoint
 
     settings = options.settings(database_url=database_url, brokers=brokers, topic=topic, downstreams=downstream)
     if once:
         _print_once(Collector(settings, within_s=_ONCE_S))
     else:
-        _serve(Collector(settings), http_endpoint.address(http), log_format)
+        _serve(Collector(settings), endpoint.address(http), log_format)
 
 
 def _require_library() -> None:
@@ -75,10 +75,11 @@ def _print_once(collector: "Collector") -> None:
 
 
 def _serve(collector: "Collector", where: "Address", log_format: config.LogFormat) -> None:
-    from brewctl import http_endpoint, lifecycle, log
-    from brewctl.health import Health
+    from brewctl import lifecycle, log
     from brewctl.metrics.prometheus import CONTENT_TYPE
-    from brewctl.pages import Answer, Page
+    from brewctl.probes import endpoint
+    from brewctl.probes.health import Health
+    from brewctl.probes.pages import Answer, Page
 
     def numbers() -> Answer:
         return Answer(HTTPStatus.OK, CONTENT_TYPE, collector.page())
@@ -88,7 +89,7 @@ def _serve(collector: "Collector", where: "Address", log_format: config.LogForma
         health = Health(stop)
         health.up()  # a server that is away is for the metrics to say
         pages: dict[str, Page] = {"/metrics": numbers, "/livez": health.livez, "/readyz": health.readyz}
-        with http_endpoint.serving(where, pages) as address:
+        with endpoint.serving(where, pages) as address:
             log.say(_NODE, f"http serves {', '.join(pages)} on {address.host}:{address.port}")
             while not stop.wait(_SLICE_S):
                 pass

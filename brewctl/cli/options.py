@@ -10,6 +10,7 @@ import typer
 
 from brewctl import config
 from brewctl.errors import UsageError
+from brewctl.limits import Limits
 
 NODE_CHARACTERS = 64
 _NODE = re.compile(rf"[A-Za-z0-9._-]{{1,{NODE_CHARACTERS}}}")
@@ -139,7 +140,7 @@ def settings(
     topic: str | None = None,
     order_addrs: str | None = None,
     downstreams: Sequence[str] | None = None,
-    limits: config.Limits | None = None,
+    limits: Limits | None = None,
 ) -> config.Settings:
     """Resolve the settings of a command: its flags, the environment, the running sandbox, the defaults."""
     from brewctl.sandbox import state

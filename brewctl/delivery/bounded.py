@@ -14,8 +14,8 @@ from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.pq.abc import PGcancelConn
 from psycopg.rows import Row, TupleRow
 
-from brewctl.config import Limits
 from brewctl.delivery.session import Session
+from brewctl.limits import Limits
 from brewctl.sql import queries
 
 Connection = psycopg.Connection[TupleRow]

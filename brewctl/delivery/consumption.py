@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from brewctl import heartbeat, log, metrics
+from brewctl import log, metrics
 from brewctl.config import Settings
 from brewctl.delivery import broker, database, presence, readiness, registry, retrying, rights, traced_inbox
 from brewctl.delivery.broker import Consumer, ForbiddenError, Record, UnavailableError
@@ -28,9 +28,10 @@ from brewctl.delivery.inbox import Batch, Inbox
 from brewctl.delivery.rest import Rest
 from brewctl.delivery.settled import Settled
 from brewctl.errors import BrewError, UnreachableError, UsageError
-from brewctl.health import Finding, Health
 from brewctl.lifecycle import Backoff, run_together
 from brewctl.metrics import Retry
+from brewctl.probes import heartbeat
+from brewctl.probes.health import Finding, Health
 
 logger = log.get(__name__)
 

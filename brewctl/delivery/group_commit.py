@@ -16,13 +16,14 @@ from uuid import UUID
 
 import psycopg
 
-from brewctl import heartbeat, log
+from brewctl import log
 from brewctl.config import Settings
 from brewctl.delivery import orders
 from brewctl.delivery.alone import Alone, Submission
 from brewctl.delivery.database import Pool
 from brewctl.delivery.orders import KeyReusedError, TooLateError
 from brewctl.delivery.refusals import never_taken
+from brewctl.probes import heartbeat
 from brewctl.proto.orders_pb2 import Order
 
 logger = log.get(__name__)

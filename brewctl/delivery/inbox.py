@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import psycopg
 
-from brewctl import heartbeat, log, metrics
+from brewctl import log, metrics
 from brewctl.config import Settings
 from brewctl.delivery import events, registry
 from brewctl.delivery.broker import Record
@@ -29,6 +29,7 @@ from brewctl.delivery.pace import Pace
 from brewctl.delivery.parking import Parking, Read
 from brewctl.delivery.presence import Work
 from brewctl.delivery.transaction import HeldTooLongError
+from brewctl.probes import heartbeat
 
 logger = log.get(__name__)
 

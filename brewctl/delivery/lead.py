@@ -15,8 +15,8 @@ from typing import LiteralString
 import psycopg
 
 from brewctl import log
-from brewctl.config import Limits
 from brewctl.delivery.database import Pool
+from brewctl.limits import Limits
 from brewctl.sql import queries
 
 logger = log.get(__name__)

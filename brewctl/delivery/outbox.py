@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import psycopg
 from psycopg.rows import TupleRow, class_row
 
-from brewctl import heartbeat, log, metrics
+from brewctl import log, metrics
 from brewctl.config import Settings
 from brewctl.delivery import broker, events
 from brewctl.delivery.broker import (
@@ -43,6 +43,7 @@ from brewctl.delivery.traced_sending import traced
 from brewctl.errors import BrewError
 from brewctl.lifecycle import Backoff
 from brewctl.metrics import Failure
+from brewctl.probes import heartbeat
 from brewctl.sql import queries
 
 logger = log.get(__name__)

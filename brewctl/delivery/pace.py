@@ -3,7 +3,7 @@
 import time
 
 from brewctl import log
-from brewctl.config import Limits
+from brewctl.limits import Limits
 
 logger = log.get(__name__)
 

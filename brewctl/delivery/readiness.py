@@ -10,7 +10,7 @@ from brewctl.config import Settings
 from brewctl.delivery import database
 from brewctl.delivery.database import BoundedConnection
 from brewctl.errors import BrewError
-from brewctl.health import Finding
+from brewctl.probes.health import Finding
 
 
 class DatabaseCheck:

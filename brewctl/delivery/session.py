@@ -15,8 +15,8 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import Conninfo
 
-from brewctl.config import Limits
 from brewctl.errors import UsageError
+from brewctl.limits import Limits
 from brewctl.security import DatabaseSecurity
 from brewctl.sql import queries
 

@@ -8,8 +8,8 @@ import math
 import time
 from collections.abc import Sequence
 
-from brewctl.config import Limits
 from brewctl.delivery.broker import Record
+from brewctl.limits import Limits
 
 
 class Settled:

@@ -6,11 +6,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from brewctl import heartbeat, log
+from brewctl import log
 from brewctl.config import Settings
 from brewctl.delivery import database
 from brewctl.delivery.database import BoundedConnection, NoAnswerError, Pool
 from brewctl.errors import BrewError
+from brewctl.probes import heartbeat
 
 logger = log.get(__name__)
 

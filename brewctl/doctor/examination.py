@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from brewctl.config import Limits, Settings
+from brewctl.config import Settings
 from brewctl.doctor import deployments, elsewhere, kafka, machine, orders, postgres, records
 from brewctl.doctor.finding import Finding, fail, failed
 from brewctl.errors import BrewError
+from brewctl.limits import Limits
 
 # For all of it: longer than any server's own bounds below, together.
 _BOUND_S = 20.0

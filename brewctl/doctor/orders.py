@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from brewctl import certificates, channels, handshake
-from brewctl.channels import THIS_MACHINE
+from brewctl import certificates
+from brewctl.client import channels, handshake
+from brewctl.client.channels import THIS_MACHINE
 from brewctl.config import DEFAULT_ORDER_ADDRS
 from brewctl.doctor.finding import Finding, fail, ok, warn
 from brewctl.proto import orders_pb2, orders_pb2_grpc

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from brewctl import heartbeat, log
+from brewctl import log
 from brewctl.errors import BrewError, UnreachableError
 from brewctl.exporter.families import LOOK_SECONDS, UP, Sample
 from brewctl.exporter.questions import Question
+from brewctl.probes import heartbeat
 
 logger = log.get(__name__)
 

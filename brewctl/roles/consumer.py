@@ -12,7 +12,7 @@ from brewctl.config import Settings
 from brewctl.delivery import registration, registry
 from brewctl.delivery.consumption import consume
 from brewctl.delivery.downstream import Downstream
-from brewctl.health import Health
+from brewctl.probes.health import Health
 
 
 def run(

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Protocol
 
 from brewctl import __version__, log, metrics
 from brewctl.errors import BrewError
-from brewctl.health import DRAINS, Finding, Health, answer
-from brewctl.pages import Answer, Page
+from brewctl.probes.health import DRAINS, Finding, Health, answer
+from brewctl.probes.pages import Answer, Page
 
 if TYPE_CHECKING:
-    from brewctl.http_endpoint import Address
+    from brewctl.probes.endpoint import Address
 
 
 @contextlib.contextmanager
@@ -45,13 +45,13 @@ def observed_worker(stop: threading.Event, *, node: str, role: str) -> Iterator[
     if not folder.name:
         yield health
         return
-    from brewctl import http_endpoint  # noqa: PLC0415 - only where something is served
+    from brewctl.probes import endpoint  # noqa: PLC0415 - only where something is served
 
     pages: dict[str, Page] = {"/livez": health.livez, "/readyz": health.readyz}
     with contextlib.ExitStack() as served:
         try:
             metrics.enable(role=role, version=__version__, shared=True)
-            served.enter_context(http_endpoint.serving_locally(_socket(folder, node), pages))
+            served.enter_context(endpoint.serving_locally(_socket(folder, node), pages))
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             hint = "name another folder for temporary files with TMPDIR"
@@ -90,13 +90,13 @@ class _Shown(Protocol):
 
 @contextlib.contextmanager
 def _served(where: "Address", node: str, shown: _Shown, livez: Page, readyz: Page) -> Iterator[None]:
-    from brewctl import http_endpoint  # noqa: PLC0415 - only where something is served
+    from brewctl.probes import endpoint  # noqa: PLC0415 - only where something is served
 
     def numbers() -> Answer:
         return Answer(HTTPStatus.OK, shown.content_type, shown.exposed())
 
     pages: dict[str, Page] = {"/metrics": numbers, "/livez": livez, "/readyz": readyz}
-    with http_endpoint.serving(where, pages) as bound:
+    with endpoint.serving(where, pages) as bound:
         log.say(node, f"http serves {', '.join(pages)} on {bound.host}:{bound.port}")
         yield
 
@@ -123,10 +123,10 @@ class _Crew:
             return [finding for findings in found for finding in findings]
 
     def _ask(self, name: str, page: str, *, starting: bool) -> list[Finding]:
-        from brewctl import http_endpoint  # noqa: PLC0415 - only where something is served
+        from brewctl.probes import endpoint  # noqa: PLC0415 - only where something is served
 
         try:
-            said = http_endpoint.ask(_socket(self._folder, name), page, within_s=self._within_s)
+            said = endpoint.ask(_socket(self._folder, name), page, within_s=self._within_s)
         except TimeoutError:
             return [Finding(ready=False, text=f"{name} does not answer within {self._within_s:g} s")]
         except OSError:

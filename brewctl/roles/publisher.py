@@ -15,8 +15,8 @@ from brewctl import log
 from brewctl.config import Settings
 from brewctl.delivery import broker, database, presence, readiness, rights
 from brewctl.delivery.outbox import Publisher
-from brewctl.health import Finding, Health
 from brewctl.lifecycle import run_together
+from brewctl.probes.health import Finding, Health
 
 
 def run(settings: Settings, stop: threading.Event, *, node: str, health: Health | None = None) -> None:

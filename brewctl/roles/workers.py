@@ -35,7 +35,7 @@ from brewctl.roles.listening import Security
 from brewctl.roles.observing import observed_crew
 
 if TYPE_CHECKING:
-    from brewctl.http_endpoint import Address
+    from brewctl.probes.endpoint import Address
 
 logger = log.get(__name__)
 

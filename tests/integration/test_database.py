@@ -8,12 +8,13 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from brewctl.config import Limits, Settings
+from brewctl.config import Settings
 from brewctl.delivery import database
 from brewctl.delivery.database import BoundedConnection, NoAnswerError
 from brewctl.delivery.watch import Watch
 from brewctl.errors import UnreachableError
 from brewctl.lifecycle import wait_until
+from brewctl.limits import Limits
 from tests.conftest import Rig
 from tests.integration.grpc_tools import Service
 from tests.tcp_proxy import Proxy, proxied

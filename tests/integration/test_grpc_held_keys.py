@@ -9,9 +9,9 @@ import grpc
 import psycopg
 import pytest
 
-from brewctl.config import Limits
 from brewctl.delivery.acceptance import NewOrder
 from brewctl.lifecycle import wait_until
+from brewctl.limits import Limits
 from brewctl.proto import orders_pb2
 from tests.conftest import Rig, limited, open_rig
 from tests.integration.grpc_tools import (

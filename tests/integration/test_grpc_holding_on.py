@@ -14,8 +14,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from brewctl.config import Limits
 from brewctl.lifecycle import wait_until
+from brewctl.limits import Limits
 from tests.conftest import Rig, limited
 from tests.integration.grpc_tools import SERVICE, Service, answer, dialled, order, rows_of, somebody
 from tests.integration.held_node import held_node

@@ -11,14 +11,14 @@ import psycopg
 import pytest
 from kafka import KafkaProducer
 
-from brewctl import http_endpoint
 from brewctl.config import Settings
 from brewctl.delivery import registration, topics
 from brewctl.delivery.broker.kafka_python.client import connection
 from brewctl.delivery.downstream import Downstream
-from brewctl.health import Health
 from brewctl.lab.nodes import Node, Nodes
 from brewctl.lab.proxy import Proxy
+from brewctl.probes import endpoint
+from brewctl.probes.health import Health
 from brewctl.roles import consumer
 from brewctl.sandbox import processes
 from tests.conftest import Rig, limited, run
@@ -189,7 +189,7 @@ def played(settings: Settings, downstream: Downstream) -> Iterator[str]:
     registration.initialize(settings, downstream, name, take_over=False, tell=lambda _text: None)
     health = Health(stop)
     pages = {"/livez": health.livez, "/readyz": health.readyz}
-    with http_endpoint.serving(http_endpoint.Address("127.0.0.1", 0), pages) as bound:
+    with endpoint.serving(endpoint.Address("127.0.0.1", 0), pages) as bound:
         thread = threading.Thread(
             target=consumer.run,
             args=(settings, downstream, stop),

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from kafka import KafkaProducer
 
-from brewctl.config import KafkaClient, Limits, Settings
+from brewctl.config import KafkaClient, Settings
 from brewctl.delivery import database
 from brewctl.delivery.broker import PARTITIONS, Consumer, Record
 from brewctl.delivery.broker.kafka_python.client import connection
 from brewctl.delivery.consumption import Consumption
 from brewctl.delivery.downstream import Downstream
 from brewctl.delivery.inbox import Batch, Inbox
+from brewctl.limits import Limits
 from brewctl.roles import inventory
 from tests.conftest import Rig, limited
 from tests.integration.kafka_tools import committed_offsets, good_record, kafka_admin, refused_connections

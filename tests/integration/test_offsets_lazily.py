@@ -35,10 +35,11 @@ NEVER_S = 3600.0
 VICTIM = f"""
 import os, threading
 from brewctl import config
+from brewctl.limits import Limits
 from brewctl.delivery.consumption import consume
 from brewctl.roles import inventory
 
-limits = config.Limits(session_s=3.0, offset_commit_s={NEVER_S})
+limits = Limits(session_s=3.0, offset_commit_s={NEVER_S})
 consume(config.resolve({{}}, os.environ, {{}}, limits), inventory.DOWNSTREAM, threading.Event(), node="inventory-1")
 """
 

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from brewctl.config import Limits, Settings, environment
+from brewctl.config import Settings, environment
 from brewctl.delivery import acceptance, database, orders
 from brewctl.delivery.database import BoundedConnection
 from brewctl.delivery.watch import Watch
@@ -22,6 +22,7 @@ from brewctl.doctor import Verdict, postgres
 from brewctl.errors import BrewError
 from brewctl.lab.nodes import Nodes
 from brewctl.lifecycle import wait_until
+from brewctl.limits import Limits
 from tests.conftest import Rig, limited, open_rig, run
 from tests.integration.grpc_tools import order, somebody
 from tests.pgbouncer import guest, pooled, shown, tell

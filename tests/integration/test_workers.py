@@ -12,10 +12,11 @@ import grpc
 import psutil
 import pytest
 
-from brewctl.config import Limits, LogFormat
+from brewctl.config import LogFormat
 from brewctl.errors import DrainTimeoutError
 from brewctl.lab.nodes import Node
 from brewctl.lifecycle import wait_until
+from brewctl.limits import Limits
 from brewctl.roles.workers import Workers
 from tests.conftest import Rig, open_rig
 from tests.integration.grpc_tools import (

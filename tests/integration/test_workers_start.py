@@ -16,10 +16,11 @@ import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from brewctl.config import Limits, LogFormat, environment
+from brewctl.config import LogFormat, environment
 from brewctl.errors import BrewError
 from brewctl.lab.nodes import Node
 from brewctl.lifecycle import wait_until
+from brewctl.limits import Limits
 from brewctl.roles.workers import Workers
 from tests.conftest import Rig
 from tests.integration.grpc_tools import SERVICE, Service, order
@@ -162,7 +163,7 @@ import sys
 from brewctl import config, lifecycle
 from brewctl.cli import options
 from brewctl.roles import order
-settings = options.settings(limits=config.Limits(connection_age_s=float(sys.argv[3])))
+settings = options.settings(limits=Limits(connection_age_s=float(sys.argv[3])))
 with lifecycle.stop_on_signals() as stop:
     port = int(sys.argv[2])
     order.run(settings, stop, node=sys.argv[1], host="127.0.0.1", port=port, share_port=True, publishes=False)

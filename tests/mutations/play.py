@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
-from brewctl import failed_call
+from brewctl.client import failed_call
 from brewctl.config import environment, resolve
 from brewctl.lab import ledger, verdict
 from brewctl.lab.load import History, Load

@@ -13,10 +13,10 @@ from brewctl.config import (
     DEFAULT_ORDER_ADDRS,
     TOPIC,
     KafkaClient,
-    Limits,
     Settings,
 )
 from brewctl.errors import UsageError
+from brewctl.limits import Limits
 
 # setting, two texts for it, what each becomes, the default
 SETTINGS = [

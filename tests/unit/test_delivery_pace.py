@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from brewctl.config import Limits
 from brewctl.delivery.pace import Pace
+from brewctl.limits import Limits
 
 LIMITS = dataclasses.replace(Limits(), consume_records=2000)
 

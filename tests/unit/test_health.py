@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from brewctl import heartbeat
-from brewctl.health import Finding, Health
-from brewctl.heartbeat import Loop
 from brewctl.lifecycle import wait_until
-from brewctl.pages import Answer
+from brewctl.probes import heartbeat
+from brewctl.probes.health import Finding, Health
+from brewctl.probes.heartbeat import Loop
+from brewctl.probes.pages import Answer
 
 
 @pytest.fixture(autouse=True)

@@ -10,10 +10,10 @@ import grpc
 import pytest
 
 from brewctl.client import OrderClient
+from brewctl.client.failed_call import Failure
 from brewctl.config import DEFAULT_DATABASE_URL, Settings
 from brewctl.delivery import advice
 from brewctl.errors import BrewError, PortError, UnreachableError, _other_place
-from brewctl.failed_call import Failure
 from tests.conftest import run
 
 OWN = "postgresql://shop@db.shop/shop"

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from brewctl import http_endpoint
 from brewctl.errors import PortError, UsageError
-from brewctl.http_endpoint import Address
 from brewctl.lifecycle import wait_until
-from brewctl.pages import TEXT, Answer
+from brewctl.probes import endpoint
+from brewctl.probes.endpoint import Address
+from brewctl.probes.pages import TEXT, Answer
 
 FREE = Address("127.0.0.1", 0)
 SOON_S = 20.0
@@ -44,7 +44,7 @@ PAGES = {"/metrics": page("numbers\n"), "/livez": lambda: Answer(503, TEXT, b"st
     [("127.0.0.1:9464", "127.0.0.1", 9464), ("[::1]:9464", "[::1]", 9464), ("localhost:0", "localhost", 0)],
 )
 def test_an_address_is_host_and_port(text: str, host: str, port: int) -> None:
-    assert http_endpoint.address(text) == (host, port)
+    assert endpoint.address(text) == (host, port)
 
 
 @pytest.mark.parametrize(
@@ -53,14 +53,14 @@ def test_an_address_is_host_and_port(text: str, host: str, port: int) -> None:
 )
 def test_another_text_is_no_address(text: str) -> None:
     with pytest.raises(UsageError, match=r"--http .* is not HOST:PORT: for example"):
-        http_endpoint.address(text)
+        endpoint.address(text)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]"])
 def test_it_serves_its_pages_alone(host: str) -> None:
     if host == "[::1]" and not socket.has_ipv6:
         pytest.skip("no IPv6 here")
-    with http_endpoint.serving(Address(host, 0), PAGES) as where:
+    with endpoint.serving(Address(host, 0), PAGES) as where:
         status, body, headers = asked(where, "/metrics")
         assert (status, body, headers["Content-Type"]) == (200, "numbers\n", TEXT)
         assert asked(where, "/metrics?name[]=up")[:2] == (200, "numbers\n")
@@ -76,7 +76,7 @@ def test_it_serves_its_pages_alone(host: str) -> None:
 
 
 def test_bytes_that_are_no_request_are_answered_and_cost_nobody_anything() -> None:
-    with http_endpoint.serving(FREE, PAGES) as where:
+    with endpoint.serving(FREE, PAGES) as where:
         with connected(where) as client:
             client.sendall(b"\x16\x03\x01\x00\x00 no http\r\n\r\n")
             assert b"400" in client.recv(1000)
@@ -87,7 +87,7 @@ def test_a_page_that_fails_is_an_answer() -> None:
     def failing() -> Answer:
         raise RuntimeError("no such thing")
 
-    with http_endpoint.serving(FREE, {"/metrics": failing, "/livez": page("well")}) as where:
+    with endpoint.serving(FREE, {"/metrics": failing, "/livez": page("well")}) as where:
         status, body, _ = asked(where, "/metrics")
         assert status == 500
         assert "no such thing" not in body
@@ -97,7 +97,7 @@ def test_a_page_that_fails_is_an_answer() -> None:
 def test_a_taken_port_names_the_option() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        with pytest.raises(PortError) as caught, http_endpoint.serving(Address("127.0.0.1", port), PAGES):
+        with pytest.raises(PortError) as caught, endpoint.serving(Address("127.0.0.1", port), PAGES):
             pass
     assert f"port {port} on 127.0.0.1 can't be listened on (address already in use)" in str(caught.value)
     assert caught.value.hint.endswith("or choose another with --http")
@@ -105,7 +105,7 @@ def test_a_taken_port_names_the_option() -> None:
 
 def test_an_address_of_another_machine_names_the_option() -> None:
     with pytest.raises(PortError, match="give --http an address of this machine"):  # noqa: SIM117
-        with http_endpoint.serving(Address("192.0.2.1", 0), PAGES):
+        with endpoint.serving(Address("192.0.2.1", 0), PAGES):
             pass
 
 
@@ -119,19 +119,19 @@ def ended(client: socket.socket) -> bool:
 
 def test_many_scrapes_that_hang_delay_no_other_one() -> None:
     """More of them than may be connected, each for ever: without a bound in time, which is not reached here."""
-    with contextlib.ExitStack() as hanging, http_endpoint.serving(FREE, PAGES, within_s=600, most=4) as where:
+    with contextlib.ExitStack() as hanging, endpoint.serving(FREE, PAGES, within_s=600, most=4) as where:
         silent = [hanging.enter_context(connected(where)) for _ in range(20)]
         assert asked(where, "/metrics")[:2] == (200, "numbers\n")
         assert all(ended(client) for client in silent[:16])  # the oldest made room
 
 
 def test_a_scrape_that_says_nothing_is_ended_in_time() -> None:
-    with http_endpoint.serving(FREE, PAGES, within_s=0.2) as where, connected(where) as client:
+    with endpoint.serving(FREE, PAGES, within_s=0.2) as where, connected(where) as client:
         assert ended(client)
 
 
 def test_a_scrape_that_sends_a_byte_now_and_then_is_ended_in_time() -> None:
-    with http_endpoint.serving(FREE, PAGES, within_s=0.5) as where, connected(where) as client:
+    with endpoint.serving(FREE, PAGES, within_s=0.5) as where, connected(where) as client:
         over = threading.Event()
 
         def drip() -> None:
@@ -150,7 +150,7 @@ def test_a_scrape_that_sends_a_byte_now_and_then_is_ended_in_time() -> None:
 
 def test_a_scrape_that_does_not_read_its_answer_is_ended_in_time() -> None:
     big = {"/metrics": page("x" * 50_000_000)}
-    with http_endpoint.serving(FREE, big, within_s=0.5) as where, connected(where) as client:
+    with endpoint.serving(FREE, big, within_s=0.5) as where, connected(where) as client:
         client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
         wait_until("its thread's end", lambda: not _answering(), timeout_s=SOON_S)
 
@@ -166,7 +166,7 @@ def test_where_pages_hang_the_threads_are_bounded() -> None:
         over.wait(SOON_S)
         return Answer(200, TEXT, b"late")
 
-    with contextlib.ExitStack() as clients, http_endpoint.serving(FREE, {"/readyz": hanging}, most=3) as where:
+    with contextlib.ExitStack() as clients, endpoint.serving(FREE, {"/readyz": hanging}, most=3) as where:
         before = len(_answering())
         for _ in range(20):
             clients.enter_context(connected(where)).sendall(b"GET /readyz HTTP/1.0\r\n\r\n")
@@ -184,7 +184,7 @@ def test_its_end_waits_for_no_client() -> None:
         return Answer(200, TEXT, b"late")
 
     with contextlib.ExitStack() as clients:
-        with http_endpoint.serving(FREE, {"/readyz": hanging}, within_s=600) as where:
+        with endpoint.serving(FREE, {"/readyz": hanging}, within_s=600) as where:
             silent, asking = (clients.enter_context(connected(where)) for _ in range(2))
             asking.sendall(b"GET /readyz HTTP/1.0\r\n\r\n")
             wait_until("both connected", lambda: len(_answering()) >= 2, timeout_s=SOON_S)
@@ -196,15 +196,15 @@ def test_its_end_waits_for_no_client() -> None:
 
 
 def test_the_port_is_free_again_at_once() -> None:
-    with http_endpoint.serving(FREE, PAGES) as where:
+    with endpoint.serving(FREE, PAGES) as where:
         asked(where, "/metrics")
-    with http_endpoint.serving(where, PAGES) as again:
+    with endpoint.serving(where, PAGES) as again:
         assert again == where
         assert asked(where, "/metrics")[0] == 200
 
 
 def test_a_client_that_vanishes_costs_nothing() -> None:
-    with http_endpoint.serving(FREE, PAGES) as where:
+    with endpoint.serving(FREE, PAGES) as where:
         for _ in range(5):
             with connected(where) as client:
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # a reset

@@ -27,7 +27,7 @@ metrics.outbox().failed(metrics.Failure.KAFKA)
 metrics.inbox("g").delivered([object()], 1)
 metrics.inbox("g").retried(metrics.Retry.EFFECT)
 assert metrics.calls() is None
-print([name for name in ("prometheus_client", "http.server", "brewctl.http_endpoint") if name in sys.modules])
+print([name for name in ("prometheus_client", "http.server", "brewctl.probes.endpoint") if name in sys.modules])
 """
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from brewctl.config import Limits
 from brewctl.delivery import session
 from brewctl.delivery.session import Session
+from brewctl.limits import Limits
 
 
 def a_session(url: str = "postgresql://brew@db.example/shop", **fields: Any) -> Session:

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from brewctl.config import Limits
 from brewctl.delivery import settled
 from brewctl.delivery.broker import Record
 from brewctl.delivery.settled import Settled
+from brewctl.limits import Limits
 
 LIMITS = dataclasses.replace(Limits(), offset_commit_s=1.0, consume_records=10, redelivery_records=50)
 NEVER = -math.inf

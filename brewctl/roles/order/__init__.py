@@ -23,8 +23,8 @@ from brewctl.delivery.group_commit import GroupCommit
 from brewctl.delivery.outbox import Publisher
 from brewctl.delivery.watch import Watch
 from brewctl.errors import UnreachableError
-from brewctl.health import Finding, Health
 from brewctl.lifecycle import run_together
+from brewctl.probes.health import Finding, Health
 from brewctl.roles.listening import Security
 from brewctl.roles.order.cancelling import Cancelling
 from brewctl.roles.order.server import OPEN, Guard, Server

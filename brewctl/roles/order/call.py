@@ -17,8 +17,9 @@ from google.protobuf.message import DecodeError
 from grpc import _server
 from grpc._cython import cygrpc
 
-from brewctl import heartbeat, log
-from brewctl.config import Limits
+from brewctl import log
+from brewctl.limits import Limits
+from brewctl.probes import heartbeat
 
 R = TypeVar("R")
 

@@ -12,7 +12,6 @@ from kafka.client_async import KafkaClient
 from kafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from kafka.structs import OffsetAndMetadata
 
-from brewctl import heartbeat
 from brewctl.config import Settings
 from brewctl.delivery.broker import reasons
 from brewctl.delivery.broker.kafka_python.client import FORBIDDEN, connection, explained, require_headers, words
@@ -23,6 +22,7 @@ from brewctl.delivery.broker.outcomes import UnavailableError
 from brewctl.delivery.broker.record import Record
 from brewctl.errors import BrewError
 from brewctl.lifecycle import wake_at
+from brewctl.probes import heartbeat
 
 # What no retry mends once a consumer runs: another protocol in the group, which it can't join.
 _FATAL = (

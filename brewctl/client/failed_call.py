@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from brewctl.channels import THIS_MACHINE
+from brewctl.client.channels import THIS_MACHINE
 from brewctl.errors import BrewError, UnreachableError, UsageError
 from brewctl.security import ORDER
 
 if TYPE_CHECKING:
-    from brewctl.handshake import Cause
+    from brewctl.client.handshake import Cause
 
 # What another try may change; every other answer would be the same again.
 _RETRIED = frozenset(

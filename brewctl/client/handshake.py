@@ -6,7 +6,7 @@ import ssl
 from typing import Any, NamedTuple
 
 from brewctl import certificates
-from brewctl.channels import ca_file, pair_files
+from brewctl.client.channels import ca_file, pair_files
 from brewctl.errors import UsageError
 from brewctl.security import ORDER, OrderSecurity
 

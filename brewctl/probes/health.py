@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from http import HTTPStatus
 from typing import NamedTuple
 
-from brewctl import heartbeat
-from brewctl.pages import TEXT, Answer
+from brewctl.probes import heartbeat
+from brewctl.probes.pages import TEXT, Answer
 
 
 class Finding(NamedTuple):

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from brewctl import log
 from brewctl.errors import PortError, UsageError
-from brewctl.pages import TEXT, Answer, Page
+from brewctl.probes.pages import TEXT, Answer, Page
 
 __all__ = ["TEXT", "Address", "Answer", "Page", "address", "ask", "serving", "serving_locally"]
 

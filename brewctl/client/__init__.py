@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import grpc
 
-from brewctl.channels import DIRECT, Line, Lines, Metadata
+from brewctl.client.channels import DIRECT, Line, Lines, Metadata
+from brewctl.client.failed_call import Failure
 from brewctl.errors import UnreachableError, UsageError
-from brewctl.failed_call import Failure
 from brewctl.proto import orders_pb2, orders_pb2_grpc
 from brewctl.security import PLAINTEXT, OrderSecurity
 
 if TYPE_CHECKING:
-    from brewctl.handshake import Cause
+    from brewctl.client.handshake import Cause
 
 _CHANNEL = [
     # A replica that is back is found within a second.
@@ -206,7 +206,7 @@ class OrderClient:
 
         It takes no longer than the try had left: a server that says nothing is not waited for twice.
         """
-        from brewctl import handshake  # noqa: PLC0415 - a client that connects needs none of it
+        from brewctl.client import handshake  # noqa: PLC0415 - a client that connects needs none of it
 
         if refusal := self._lines.refusal:
             return handshake.Cause(f"is not connected to: {refusal.message}", refusal.hint)

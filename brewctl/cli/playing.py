@@ -1,0 +1,72 @@
+"""Playing one replica of a role in the foreground: its log, its signals, its wait for servers, and what it shows."""
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from brewctl import config
+from brewctl.cli import options, output
+
+if TYPE_CHECKING:
+    from brewctl.probes.endpoint import Address
+    from brewctl.probes.health import Health
+
+    Run = Callable[[str, threading.Event, Health], None]
+
+
+@dataclass(frozen=True)
+class Play:
+    """How a role is played, whichever it is. `http` empty: it shows nothing; `wait_s`: how long it tries to start."""
+
+    node: str
+    log_format: config.LogFormat
+    http: str
+    wait_s: float
+
+    def named(self, default: str) -> str:
+        """Return the name of the node; where it was given none, this one with the pid."""
+        return self.node or f"{default[: options.NODE_CHARACTERS - 8]}-{os.getpid()}"
+
+    @property
+    def where(self) -> "Address | None":
+        """Where it shows itself; None for nowhere. Raises UsageError."""
+        if not self.http:
+            return None
+        from brewctl.probes import endpoint
+
+        return endpoint.address(self.http)
+
+    def role(self, role: str, node: str, run: "Run", *, is_worker: bool = False, leaves: bool = True) -> None:
+        """Run a role until a signal, with what it shows of itself.
+
+        It is tried again for `wait_s` seconds where it can't start yet. `leaves`: a stop ends the process.
+        """
+        from brewctl import waiting
+
+        where = self.where
+
+        def observed(stop: threading.Event) -> None:
+            from brewctl import tracing
+            from brewctl.roles import observing
+
+            if is_worker:
+                shown = observing.observed_worker(stop, node=node, role=role)
+            else:
+                shown = observing.observed(where, stop, node=node, role=role)
+            with tracing.kept("order-service" if role == "order" else role, node=node), shown as health:
+                waiting.start(lambda: run(node, stop, health), self.wait_s, stop, leaves=leaves)
+
+        self.until_stopped(node, observed)
+
+    def until_stopped(
+        self, node: str, run: Callable[[threading.Event], None], *, last: Callable[[], None] = lambda: None
+    ) -> None:
+        """Run something until a signal; `last` is called before a second one ends the process."""
+        from brewctl import lifecycle, log
+
+        log.configure(node=node, as_json=self.log_format is config.LogFormat.JSON, verbose=output.verbose)
+        lifecycle.collect_garbage_rarely()
+        with lifecycle.stop_on_signals(last) as stop:
+            run(stop)
