@@ -106,7 +106,7 @@ def root_command() -> typer.core.TyperGroup:
     """Make the tree of commands, as it is run and documented."""
     root = typer.main.get_command(app)
     assert isinstance(root, typer.core.TyperGroup)
-    reference.add_environment(root)
+    reference.complete(root)
     panels = {name: panel for panel, names in _PANELS.items() for name in names}
     root.commands = {name: root.commands[name] for name in panels}
     for name, command in root.commands.items():

@@ -70,9 +70,13 @@ def walk(command: Command, *words: str) -> Iterator[tuple[tuple[str, ...], Comma
         yield from walk(child, *words, name)
 
 
-def add_environment(root: Command) -> None:
-    """Let the help of every command name the variables that it reads."""
+def complete(root: Command) -> None:
+    """Let the help of every command name the variables that it reads, and wrap where the terminal ends.
+
+    Typer keeps the line breaks of a docstring within its paragraphs.
+    """
     for words, command in walk(root):
+        command.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in (command.help or "").split("\n\n"))
         if not isinstance(command, typer.core.TyperGroup) or command.epilog:
             names = ", ".join(environment(words, command))
             command.epilog = f"{command.epilog}\n\nEnvironment: {names}"

@@ -146,7 +146,7 @@ def wait_ready(server: Server, state: State) -> None:
     def answers_now() -> bool:
         nonlocal said
         said = refusal(maintenance)
-        if "password authentication" in said:
+        if "refused the password" in said:
             hint = "run `brewctl down --purge`, which removes its data"
             raise BrewError(f"postgres does not take the password in this home's state.json ({said})", hint=hint)
         return not said

@@ -99,9 +99,10 @@ def test_a_broker_and_settings_that_do_not_fit(secured: Secured, case: str, clie
     assert found.value.message.startswith(f"kafka {settings.brokers[0]} ")
     assert said in found.value.message
     assert hint in found.value.hint
-    with pytest.raises(UnreachableError) as found:
-        Producer(settings, node="test").close()
-    assert said in found.value.message
+    if case != "no user on SASL":  # such a listener answers a producer's first question, and hangs up at its second
+        with pytest.raises(UnreachableError) as found:
+            Producer(settings, node="test").close()
+        assert said in found.value.message
     for word in (PASSWORD, WRONG.text):
         assert word not in str(found.value)
 
