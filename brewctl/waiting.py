@@ -1,8 +1,8 @@
 """`--wait`: a role whose servers, tables or topic come later tries again, instead of ending with an error.
 
 What is waited for is all that another step of a deployment makes: a server that can't be reached (UnreachableError),
-tables and topics that are not there yet (NotYetError). A refused password is among it: PostgreSQL says the same of a
-role that has not been created yet. What no waiting mends, such as a malformed URL or a taken port, ends at once.
+tables, topics and rights that are not there yet (NotYetError). A refused password is among it: PostgreSQL says the same
+of a role that has not been created yet. What no waiting mends, such as a malformed URL or a taken port, ends at once.
 """
 
 import math

@@ -56,6 +56,7 @@ def up(
     output.emit(f"kafka     {','.join(known.brokers)}")
     if known.secure:
         output.emit(f"secured   {_SECURED}")
+        output.emit("users     brew may do everything; for those of the roles see brewctl env --help")
     output.emit(f"home      {home}")
     output.emit('next      brewctl demo, or eval "$(brewctl env)" for psql and kcat')
 
@@ -127,11 +128,25 @@ def _table(width: int, kind: str, how: str, rows: "Iterable[tuple[Health | NodeS
         output.emit(f"{row.name:<{width}}{row.pid or '-':>8}{row.port or '-':>7}{memory:>9}  {word:<9}{row.log}")
 
 
-def env(as_json: options.AsJson = False) -> None:
+def env(
+    as_role: Annotated[
+        str,
+        typer.Option(
+            "--as",
+            help="As this role's user of a secured sandbox, such as order or reader.",
+            metavar="ROLE",
+            show_default="who may do everything",
+        ),
+    ] = "",
+    as_json: options.AsJson = False,
+) -> None:
     """Print export lines for other tools, password included.
 
     Of a secured sandbox they name the files that have the passwords. BREW_ORDER_ADDRS is among them where order nodes
     run in the background.
+
+    A secured sandbox has a user for each of owner, order, publisher, inventory, notifications, reader and operator, in
+    PostgreSQL and in Kafka. They may do nothing before `brewctl db grants --apply` and `brewctl topic grants --apply`.
     """
     import shlex
 
@@ -139,7 +154,7 @@ def env(as_json: options.AsJson = False) -> None:
     from brewctl.sandbox import state
 
     home = config.home()
-    found = state.endpoints(home)
+    found = state.endpoints(home, role=as_role)
     if not found:
         raise UnreachableError(f"no sandbox runs in {home}", hint="run `brewctl up`")
     names = config.ENVIRONMENT | security.KAFKA | security.ORDER

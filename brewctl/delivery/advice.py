@@ -8,6 +8,7 @@ _OF_POSTGRES = {
     "refused the password": "correct the password in {variable}{flag}, or in PGPASSWORD or ~/.pgpass",
     "wants a password": "put the password into {variable}, PGPASSWORD or ~/.pgpass",
     "has no such database or role": "create it there in psql, or correct {variable}{flag}",
+    "lets this user not in": "`brewctl db grants` prints what each role needs, and how a user gets it",
     "is an unknown host": "correct the host in {variable}{flag}",
     "has no connection left": "end some sessions, or raise max_connections and restart postgres",
     "takes no writes": "name the primary, or all servers: postgresql://…@H1:P1,H2:P2/NAME?target_session_attrs=read-write",
@@ -15,7 +16,7 @@ _OF_POSTGRES = {
     "is shutting down": "start postgres again",
 }
 # What is wrong with the server itself, whoever named it.
-_OF_THE_SERVER = {"has no connection left", "is still starting", "takes no writes"}
+_OF_THE_SERVER = {"lets this user not in", "has no connection left", "is still starting", "takes no writes"}
 
 
 def for_postgres(settings: Settings, reason: str) -> str:

@@ -298,6 +298,7 @@ def _reason(error: Exception) -> str:
         ("password authentication failed", "refused the password"),
         ("no password supplied", "wants a password"),
         ("does not exist", "has no such database or role"),
+        ("permission denied for database", "lets this user not in"),
         ("timeout", "did not answer in time"),
         ("too many clients", "has no connection left"),
         ("connection slots", "has no connection left"),

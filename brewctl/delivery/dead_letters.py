@@ -22,6 +22,8 @@ from brewctl.delivery.broker import (
     RefusedError,
     UnavailableError,
     UnsentError,
+    forbidden,
+    is_forbidden,
     open_reader,
 )
 from brewctl.delivery.database import Connection
@@ -172,7 +174,8 @@ class DeadLetters:
         """Send the records to where they died, each once, and settle their letters once they are acknowledged.
 
         Letters of one record, one of each group that it died in, share a copy. Raises UnreachableError or BrewError
-        where Kafka acknowledges nothing more: what was acknowledged is settled, the rest stays open.
+        where Kafka acknowledges nothing more, or this user may not write: what was acknowledged is settled, the rest
+        stays open.
         """
         return self._settle(letters, "redriven", self._send)
 
@@ -204,9 +207,9 @@ class DeadLetters:
                 self._connection.execute(queries["settle_letters"], {"outcome": outcome, **self._columns(done)})
             settled.done += done
             settled.refused += [(letter, str(result)) for letter, result in results if isinstance(result, RefusedError)]
-            for _, result in results:
+            for letter, result in results:
                 if isinstance(result, UnavailableError):
-                    self._give_up(result)
+                    self._give_up(letter.died_at[0], result)
         return settled
 
     def _send(self, letters: Sequence[Letter]) -> Sequence[Place | RefusedError | UnavailableError]:
@@ -224,10 +227,12 @@ class DeadLetters:
         self._sent |= {original: result for original, result in results.items() if isinstance(result, Place)}
         return [RefusedError(letter.obstacle) if letter.obstacle else results[letter.original] for letter in letters]
 
-    def _give_up(self, error: UnavailableError) -> None:
+    def _give_up(self, topic: str, error: UnavailableError) -> None:
         if self._producer:
             self._producer.abandon()
             self._producer = None
+        if is_forbidden(error):
+            raise forbidden(self._settings, f"WRITE topic {topic}")
         if isinstance(error, ClockError):
             raise BrewError(f"kafka refused a copy: {error}", hint="synchronise the clocks of postgres and the brokers")
         if isinstance(error, UnsentError):

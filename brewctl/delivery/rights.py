@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from brewctl import sql
-from brewctl.errors import BrewError
+from brewctl.errors import NotYetError
 from brewctl.sql import queries
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def _read(text: str) -> Iterator[Right]:
 
 
 def require(connection: "Connection", role: str, sections: Collection[str]) -> None:
-    """Raise BrewError where the user of a connection has not the rights that sections of grants.sql give.
+    """Raise NotYetError where the user of a connection has not the rights that sections of grants.sql give.
 
     `role`: what it plays. A question to the catalog alone.
     """
@@ -57,7 +57,8 @@ def require(connection: "Connection", role: str, sections: Collection[str]) -> N
     }
     lacking = [wanted[place - 1] for (place,) in connection.execute(queries["lacking_rights"], columns)]
     if lacking:
-        raise BrewError(f"postgres user {connection.info.user} may not {_listed(lacking)}, as {role} has to", hint=HINT)
+        message = f"postgres user {connection.info.user} may not {_listed(lacking)}, as {role} has to"
+        raise NotYetError(message, hint=HINT)
 
 
 def _listed(lacking: Sequence[Right]) -> str:
@@ -76,7 +77,7 @@ def _named(right: str, table: str, columns: Sequence[str]) -> str:
     return f"{right} {table} ({', '.join(shown[:3])}{', …' if len(shown) > 3 else ''})"  # noqa: PLR2004
 
 
-def refused(where: str, user: str, error: psycopg.Error, held: Sequence[str] | None) -> BrewError:
+def refused(where: str, user: str, error: psycopg.Error, held: Sequence[str] | None) -> NotYetError:
     """Return the error of a statement that PostgreSQL did not let a user run. `where`: which database.
 
     `held`: the rights that the user has to the table, where that is known.
@@ -85,7 +86,7 @@ def refused(where: str, user: str, error: psycopg.Error, held: Sequence[str] | N
     alone = ""
     if held is not None:
         alone = f" (it may only {', '.join(held)} there)" if held else " (it has none there)"
-    return BrewError(f"postgres {where}: user {user} lacks a right: {said}{alone}", hint=HINT)
+    return NotYetError(f"postgres {where}: user {user} lacks a right: {said}{alone}", hint=HINT)
 
 
 def table_of(error: psycopg.Error) -> str:

@@ -180,6 +180,7 @@ def _new_state(options: Options) -> State:
         secure=secure,
         kafka_password=secrets.token_urlsafe(24) if secure else "",
         kafka_internal=[processes.free_port() for _ in ports] if secure else [],
+        users={secured.name(role): secrets.token_urlsafe(24) for role in secured.ROLES} if secure else {},
     )
 
 
@@ -207,7 +208,7 @@ def _secure(home: Path, known: State, missing: list[str], progress: kafka.Progre
 
     if certificates.ensure(home, running=[name for name in known.ports if name not in missing]):
         progress.step("certificates")
-    secured.write_passwords(home, postgres=known.password, kafka=known.kafka_password)
+    secured.write_passwords(home, postgres=known.password, kafka=known.kafka_password, users=known.users)
 
 
 def _start(home: Path, known: State, missing: list[str], options: Options, progress: kafka.Progress) -> None:
@@ -224,6 +225,7 @@ def _start(home: Path, known: State, missing: list[str], options: Options, progr
         with interrupts_held():
             _record(home, known, postgres.start(home, known, binaries))
     postgres.wait_ready(known.servers["postgres"], known)
+    postgres.make_users(known)
     kafka.wait_ready(known)
 
 

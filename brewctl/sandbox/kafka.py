@@ -249,10 +249,11 @@ def _checkpoint(folder: Path, java: Sequence[str], environment: Mapping[str, str
 
 
 def _checkpoint_of_users(home: Path, known: State, kit: Kit) -> Path:
-    """Return a checkpoint in which the brokers find their user: of this sandbox, as it holds what proves a password."""
+    """Return a checkpoint in which the brokers find their users: of this sandbox, as it holds what proves passwords."""
     checkpoint = home / "kafka" / _CHECKPOINT
+    passwords = {secured.USER: known.kafka_password, **known.users}
     if not cache.has(checkpoint):
-        _format(kit.java, kit.environment, kit.supplies, checkpoint, secured.scram_arguments(known.kafka_password))
+        _format(kit.java, kit.environment, kit.supplies, checkpoint, secured.scram_arguments(passwords))
     return checkpoint
 
 

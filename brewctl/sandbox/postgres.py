@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
+from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from brewctl.config import Settings
@@ -155,6 +156,23 @@ def wait_ready(server: Server, state: State) -> None:
         known = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,)).fetchone()
         if not known:
             connection.execute("CREATE DATABASE brew")
+
+
+def make_users(state: State) -> None:
+    """Make the users of a secured sandbox that are missing. What they may do `db grants` says.
+
+    The server is told what proves a password, not the password: the statement may come into its log.
+    """
+    if not state.users:
+        return
+    with database.connect(state.settings) as connection:
+        there = {name for (name,) in connection.execute("SELECT rolname FROM pg_roles").fetchall()}
+        for user, password in state.users.items():
+            if user in there:
+                continue
+            proof = connection.pgconn.encrypt_password(password.encode(), user.encode(), b"scram-sha-256").decode()
+            make = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(user), proof)
+            connection.execute(make)
 
 
 def refusal(url: str) -> str:

@@ -5,18 +5,22 @@ another meaning.
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
 
 from brewctl.security import KafkaSecurity, Mechanism, Protocol, Secret
 
-# The one user of the sandbox, of PostgreSQL and of Kafka, who may do everything there.
+# The user of the sandbox, of PostgreSQL and of Kafka, who may do everything there.
 USER = "brew"
+# Users of both with no right of their own, named as `db grants` and `topic grants` name who gets which.
+ROLES = ("owner", "order", "publisher", "inventory", "notifications", "reader", "operator")
 # Of a certificate NAME.pem and its key NAME.key.
 AUTHORITY, KAFKA, POSTGRES, ORDER = "ca", "kafka", "postgres", "order"
 KAFKA_STORE = "kafka.store.pem"
 _PASSWORD = "kafka-password"  # noqa: S105 - a file's name
 _PASSFILE = "pgpass"
+_USERS = "users"
 _LOGIN = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
 
 
@@ -45,33 +49,48 @@ def write_if_other(file: Path, content: bytes) -> None:
         write(file, content)
 
 
-def write_passwords(home: Path, *, postgres: str, kafka: str) -> None:
-    """Write the passwords as clients read them, where they are not there like that."""
-    write_if_other(folder(home) / _PASSWORD, f"{kafka}\n".encode())
-    write_if_other(folder(home) / _PASSFILE, f"127.0.0.1:*:*:{USER}:{postgres}\n".encode())
+def name(role: str) -> str:
+    """Return the name of a role's user."""
+    return f"{USER}_{role}"
 
 
-def database_url(home: Path, port: int, database: str) -> str:
+def write_passwords(home: Path, *, postgres: str, kafka: str, users: Mapping[str, str]) -> None:
+    """Write the passwords as clients read them, where they are not there like that.
+
+    `users`: of each user beside USER the one for both servers.
+    """
+    (folder(home) / _USERS).mkdir(mode=0o700, exist_ok=True)
+    (folder(home) / _USERS).chmod(0o700)
+    for user, of_postgres, of_kafka in ((USER, postgres, kafka), *((name, both, both) for name, both in users.items())):
+        write_if_other(_file(home, user, _PASSWORD), f"{of_kafka}\n".encode())
+        write_if_other(_file(home, user, _PASSFILE), f"127.0.0.1:*:*:{user}:{of_postgres}\n".encode())
+
+
+def _file(home: Path, user: str, name: str) -> Path:
+    return folder(home) / name if user == USER else folder(home) / _USERS / f"{user}.{name}"
+
+
+def database_url(home: Path, port: int, database: str, *, user: str = USER) -> str:
     """Return where PostgreSQL is. Without a password: the file is named that has it."""
-    files = {"sslrootcert": folder(home) / f"{AUTHORITY}.pem", "passfile": folder(home) / _PASSFILE}
+    files = {"sslrootcert": folder(home) / f"{AUTHORITY}.pem", "passfile": _file(home, user, _PASSFILE)}
     named = "".join(f"&{keyword}={quote(os.fsencode(file), safe='/')}" for keyword, file in files.items())
-    return f"postgresql://{USER}@127.0.0.1:{port}/{database}?sslmode=verify-full{named}"
+    return f"postgresql://{user}@127.0.0.1:{port}/{database}?sslmode=verify-full{named}"
 
 
-def kafka_security(home: Path) -> KafkaSecurity:
+def kafka_security(home: Path, *, user: str = USER) -> KafkaSecurity:
     """Return how clients connect to Kafka."""
     return KafkaSecurity(
         protocol=Protocol.SASL_SSL,
         mechanism=Mechanism.SCRAM_SHA_512,
-        username=USER,
-        password=Secret("BREW_KAFKA_PASSWORD", file=str(folder(home) / _PASSWORD)),
+        username=user,
+        password=Secret("BREW_KAFKA_PASSWORD", file=str(_file(home, user, _PASSWORD))),
         ca=str(folder(home) / f"{AUTHORITY}.pem"),
     )
 
 
-def kafka_endpoints(home: Path) -> dict[str, str]:
+def kafka_endpoints(home: Path, *, user: str = USER) -> dict[str, str]:
     """Return the same by the names of `security.KAFKA`."""
-    security = kafka_security(home)
+    security = kafka_security(home, user=user)
     return {
         "kafka_protocol": security.protocol.value,
         "kafka_mechanism": security.mechanism.value,
@@ -118,9 +137,15 @@ def kafka_properties(*, detours: bool) -> dict[str, str]:
     }
 
 
-def scram_arguments(password: str) -> str:
-    """Return what `kafka-storage format` reads of a file, a word each line: its arguments are anybody's to read."""
-    return f"--add-scram\n{Mechanism.SCRAM_SHA_512}=[name={USER},password={password}]\n"
+def scram_arguments(passwords: Mapping[str, str]) -> str:
+    """Return what `kafka-storage format` reads of a file, a word each line: its arguments are anybody's to read.
+
+    `passwords`: by the name of the user.
+    """
+    return "".join(
+        f"--add-scram\n{Mechanism.SCRAM_SHA_512}=[name={user},password={password}]\n"
+        for user, password in passwords.items()
+    )
 
 
 def postgres_settings() -> dict[str, str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from brewctl.config import Settings
-from brewctl.errors import BrewError
+from brewctl.errors import BrewError, UsageError
 from brewctl.sandbox import secured
 from brewctl.sandbox.server import Server
 from brewctl.security import KafkaSecurity
@@ -36,6 +36,8 @@ class State:
     secure: bool = False
     kafka_password: str = ""
     kafka_internal: list[int] = field(default_factory=list)
+    # The other users of a secured one, in both servers, with their passwords.
+    users: dict[str, str] = field(default_factory=dict)
     servers: dict[str, Server] = field(default_factory=dict)
     # In the order of their start. One that ended by itself stays, until it is stopped or started again.
     nodes: dict[str, Server] = field(default_factory=dict)
@@ -56,13 +58,23 @@ class State:
     def database_url(self) -> str:
         """Where PostgreSQL is, password included; in a secured sandbox the file that has it."""
         if self.secure:
-            return secured.database_url(self.home, self.postgres_port, "brew")
+            return secured.database_url(self.home, self.postgres_port, secured.USER)
         return f"postgresql://brew:{self.password}@127.0.0.1:{self.postgres_port}/brew"
 
     @property
     def brokers(self) -> list[str]:
         """Bootstrap addresses."""
         return [f"127.0.0.1:{port}" for port, _ in self.kafka_ports]
+
+    def user(self, role: str) -> str:
+        """Return the name of a role's user. Raises UsageError where there is none."""
+        if not self.secure:
+            hint = "run `brewctl down --purge`, then `brewctl up --secure`"
+            raise UsageError("this sandbox has a single user: it was made without --secure", hint=hint)
+        if (user := secured.name(role)) not in self.users:
+            roles = ", ".join(each for each in secured.ROLES if secured.name(each) in self.users)
+            raise UsageError(f"this sandbox has no user for role {role[:40]!r}", hint=f"it has {roles or 'none'}")
+        return user
 
     @property
     def settings(self) -> Settings:
@@ -132,14 +144,19 @@ def _processes(raw: dict[str, dict[str, Any]]) -> dict[str, Server]:
     return {name: Server(**process) for name, process in raw.items()}
 
 
-def endpoints(home: Path) -> dict[str, str]:
-    """Settings of what runs there (see config.resolve): the sandbox, as it is recorded, and background order nodes."""
+def endpoints(home: Path, *, role: str = "") -> dict[str, str]:
+    """Settings of what runs there (see config.resolve): the sandbox, as it is recorded, and background order nodes.
+
+    With a `role` those of its user; raises UsageError where there is none.
+    """
     known = load(home)
     if known is None:
         return {}
+    user = known.user(role) if role else secured.USER
     found = {"database_url": known.database_url, "brokers": ",".join(known.brokers)} if known.servers else {}
     if known.servers and known.secure:
-        found |= secured.kafka_endpoints(home) | secured.order_endpoints(home)
+        found["database_url"] = secured.database_url(home, known.postgres_port, secured.USER, user=user)
+        found |= secured.kafka_endpoints(home, user=user) | secured.order_endpoints(home)
     if orders := [node for node in known.nodes.values() if node.role == "order"]:
         from brewctl.sandbox import processes  # noqa: PLC0415 - psutil, which few commands need
 

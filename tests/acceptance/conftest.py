@@ -46,7 +46,7 @@ def pid(home: Path, name: str) -> int:
     return int(str(status(home)[name]["pid"]))
 
 
-def environment(home: Path) -> dict[str, str]:
+def environment(home: Path, *arguments: str) -> dict[str, str]:
     """Read what `env` exports."""
-    lines = brewctl(home, "env").stdout.splitlines()
+    lines = brewctl(home, "env", *arguments).stdout.splitlines()
     return {match[1]: match[2].strip("'") for line in lines if (match := re.fullmatch(r"export (\w+)=(.*)", line))}

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -149,7 +150,8 @@ def test_a_user_without_a_name_starts_servers_from_a_cache_that_only_root_writes
     cache.mkdir()
     linked(cache)
     for path in (cache / "brewctl").rglob("*"):
-        path.chmod(0o755 if path.is_dir() else 0o644)
+        # Files are the user's own by another name: programs among them stay programs.
+        path.chmod(path.stat().st_mode | (0o555 if path.stat().st_mode & stat.S_IXUSR else 0o444))
     (cache / "brewctl").chmod(0o755)
     env = {"HOME": "/", "BREW_HOME": str(folder_of_nobody / "home"), "XDG_CACHE_HOME": str(cache)}
     up = as_nobody("up", "--brokers", "1", **env)

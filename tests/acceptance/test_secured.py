@@ -1,55 +1,46 @@
 """A secured sandbox of three brokers: the whole story on it, and that nobody gets in without TLS and a password."""
 
+import contextlib
 import dataclasses
 import json
+import re
 import socket
-import ssl
 import stat
 import struct
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
 
 import psutil
 import psycopg
 import pytest
 
+from brewctl import config
 from brewctl.config import KafkaClient
-from brewctl.sandbox import state
+from brewctl.delivery.broker import Producer, Record, UnavailableError, require_topic
+from brewctl.errors import BrewError
+from brewctl.sandbox import secured
+from brewctl.security import Secret
 from tests.acceptance import test_story
 from tests.acceptance.conftest import brewctl, environment, status
+from tests.acceptance.secured_tools import (
+    API_VERSIONS,
+    METADATA,
+    Cast,
+    Seen,
+    add_user,
+    answer,
+    known,
+    leaks,
+    listening,
+    logs,
+    secrets,
+    tls,
+)
 from tests.conftest import Rig, run
-
-# ApiVersions, version 0, which Kafka answers before it knows who asks; its length goes before it.
-API_VERSIONS = struct.pack(">hhih4s", 18, 0, 7, 4, b"test")
-# Metadata, version 1, of no topic.
-METADATA = struct.pack(">hhih4si", 3, 1, 7, 4, b"test", 0)
-
-
-@dataclasses.dataclass
-class Seen:
-    """Every argument of every process, as any user sees them."""
-
-    arguments: set[str] = dataclasses.field(default_factory=set)
-    _halt: threading.Event = dataclasses.field(default_factory=threading.Event)
-
-    def __enter__(self) -> Self:
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._halt.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._halt.wait(0.05):
-            for process in Path("/proc").glob("[0-9]*/cmdline"):
-                try:
-                    self.arguments.update(process.read_text(errors="replace").split("\0"))
-                except OSError:
-                    continue
+from tests.integration import test_kafka_rights as rights
+from tests.integration import test_least_privilege as privilege
+from tests.integration.http_tools import page, place, wait_for
+from tests.integration.test_wait import await_word
 
 
 @pytest.fixture(scope="module")
@@ -80,33 +71,34 @@ def kafka_client(request: pytest.FixtureRequest) -> KafkaClient:
     return KafkaClient(request.param)
 
 
-def known(home: Path) -> state.State:
-    found = state.load(home)
-    assert found is not None
-    return found
-
-
-def secrets(home: Path) -> list[str]:
-    """Passwords, and a line of each key."""
-    keys = [(home / "tls" / f"{name}.key").read_text().splitlines()[1] for name in ("ca", "kafka", "postgres", "order")]
-    return [known(home).password, known(home).kafka_password, *keys]
-
-
-def leaks(home: Path, text: str) -> list[str]:
-    return [secret for secret in secrets(home) if secret in text]
-
-
 def test_the_whole_story_with_a_kill(rig: Rig) -> None:
     assert rig.settings.order_security.encrypts
     test_story.test_two_hundred_orders_survive_a_kill(rig)
 
 
-def test_chaos_puts_its_faulty_network_between(home: Path) -> None:
+def test_chaos_puts_its_faulty_network_between(home: Path, tmp_path: Path) -> None:
     """Roles go through proxies to each server: names in certificates must hold there, too."""
     load = ("--scenario", "slow-network", "--orders", "100", "--rate", "20", "--seed", "1", "--json")
-    done = run("chaos", *load, env={"BREW_HOME": str(home)}, timeout=300)
+    report = tmp_path / "chaos.html"
+    with Seen() as seen:
+        done = run("chaos", *load, "--report", str(report), env={"BREW_HOME": str(home)}, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(done.stdout)["acknowledged"] >= 80
+    assert "consume" in seen.arguments
+    assert leaks(home, "\n".join([*seen.arguments, done.stdout, done.stderr, report.read_text()])) == []
+    assert leaks(home, logs(home)) == []
+
+
+def test_the_demo_shows_no_secret(home: Path, tmp_path: Path) -> None:
+    files = [tmp_path / "demo.html", tmp_path / "demo.svg"]
+    shown = ("--report", str(files[0]), "--picture", str(files[1]))
+    with Seen() as seen:
+        done = run("demo", "--orders", "20", "--speed", "fast", *shown, env={"BREW_HOME": str(home)}, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (
+        leaks(home, "\n".join([*seen.arguments, done.stdout, done.stderr, *(each.read_text() for each in files)])) == []
+    )
+    assert leaks(home, logs(home)) == []
 
 
 def test_no_secret_is_in_an_argument_while_it_is_made(up: tuple[Path, Seen, str]) -> None:
@@ -121,21 +113,45 @@ def test_no_secret_is_in_an_argument_while_it_is_made(up: tuple[Path, Seen, str]
     assert "secured   TLS and a password for every connection" in said
 
 
-def test_no_secret_is_in_a_log_or_shown(home: Path) -> None:
-    assert brewctl(home, "counts").returncode == 0
-    shown = [brewctl(home, *command) for command in (["status"], ["status", "--json"], ["up"], ["env"], ["counts"])]
-    assert leaks(home, "".join(each.stdout + each.stderr for each in shown)) == []
-    logs = [file for file in home.rglob("*.log") if file.is_file()]
-    assert {"server.log", "console.log", "postgres.log"} <= {file.name for file in logs}
-    assert leaks(home, "".join(file.read_text(errors="replace") for file in logs)) == []
+def test_no_secret_is_in_an_argument_an_environment_or_a_log_or_shown(home: Path, tmp_path: Path) -> None:
+    picture, refused = tmp_path / "top.svg", {"BREW_HOME": str(home), "BREW_KAFKA_USERNAME": "brew_nobody"}
+    with Seen() as seen:
+        started = brewctl(home, "-v", "start", "order", "publisher", "inventory", "notifications")
+        assert started.returncode == 0, started.stderr
+        try:
+            commands = (
+                *(("create-order", "--customer", "c1"), ("counts",), ("up",), ("status",), ("status", "--json")),
+                *(
+                    ("env",),
+                    ("env", "--as", "reader"),
+                    ("env", "--json"),
+                    ("logs",),
+                    ("doctor",),
+                    ("metrics", "--once"),
+                ),
+                ("top", "--picture", str(picture), "--after", "1"),
+            )
+            done = [brewctl(home, *command) for command in commands]
+            assert [each.returncode for each in done] == [0] * len(done), done
+            done += [started, run("-v", "groups", env=refused)]
+            processes = [
+                psutil.Process(each.pid) for each in (*known(home).nodes.values(), *known(home).servers.values())
+            ]
+            environments = [value for process in processes for value in process.environ().values()]
+        finally:
+            assert brewctl(home, "stop", "--all").returncode == 0
+    said = [each.stdout + each.stderr for each in done]
+    assert "Traceback" in said[-1]
+    assert "inventory" in seen.arguments
+    assert leaks(home, "\n".join([*said, *seen.arguments, *environments, picture.read_text()])) == []
+    assert leaks(home, logs(home)) == []
 
 
-def test_an_order_node_serves_tls_and_has_no_secret_in_its_environment(home: Path) -> None:
+def test_an_order_node_serves_tls(home: Path) -> None:
     started = brewctl(home, "start", "order")
     assert started.returncode == 0, started.stderr
     try:
         (node,) = known(home).nodes.values()
-        process = psutil.Process(node.pid)
         with socket.create_connection(("127.0.0.1", node.port), 20) as connection:
             connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\4" + bytes(5))
             connection.settimeout(20)
@@ -144,7 +160,6 @@ def test_an_order_node_serves_tls_and_has_no_secret_in_its_environment(home: Pat
             pass
         created = brewctl(home, "create-order", "--customer", "c1")
         assert created.returncode == 0, created.stderr
-        assert leaks(home, "\n".join([*process.cmdline(), *process.environ().values()])) == []
     finally:
         assert brewctl(home, "stop", "--all").returncode == 0
 
@@ -165,28 +180,88 @@ def test_its_files_are_their_owners_alone(home: Path) -> None:
     assert stat.S_IMODE((home / "tls").stat().st_mode) == 0o700
 
 
-def answer(connection: socket.socket, request: bytes) -> bytes:
-    """Send a request of Kafka's, and return what comes back; nothing where the connection ends."""
-    connection.settimeout(20)
-    try:
-        connection.sendall(struct.pack(">i", len(request)) + request)
-        return connection.recv(4096)
-    except (ssl.SSLError, ConnectionError):
-        return b""
+@pytest.fixture
+def cast(home: Path, rig: Rig, tmp_path: Path) -> Iterator[Cast]:
+    with contextlib.ExitStack() as stack:
+        yield Cast(rig, home, tmp_path / "cast", stack)
 
 
-def tls(home: Path, port: int, *, certificate: str = "") -> ssl.SSLSocket:
-    context = ssl.create_default_context(cafile=str(home / "tls" / "ca.pem"))
-    if certificate:
-        context.load_cert_chain(home / "tls" / f"{certificate}.pem", home / "tls" / f"{certificate}.key")
-    return context.wrap_socket(socket.create_connection(("127.0.0.1", port), 20), server_hostname="127.0.0.1")
+@pytest.mark.parametrize("kafka_client", [KafkaClient.KAFKA_PYTHON_NG])
+def test_the_story_with_a_user_for_each_role_whose_rights_come_after_its_start(cast: Cast) -> None:
+    rig, wait = cast.rig, ("--wait", "600")
+    inventory = cast.start("inventory", "inventory-1", "consume", "inventory", *wait, "--http", "127.0.0.1:0")
+    notifications = cast.start("notifications", "notification-1", "consume", "notifications", *wait)
+    order = cast.start("order", "order-1", "serve", "order", "--port", "0", "--no-publisher", *wait)
+    publisher = cast.start("publisher", "publisher-1", "publish", *wait)
+    pages = place(inventory)
+    await_word(inventory, f"kafka user brew_inventory may not DESCRIBE topic {rig.settings.topic}")
+    cast.give("topic")
+    await_word(inventory, "postgres user brew_inventory may not SELECT")
+    assert [page(pages, path).status for path in ("/livez", "/readyz")] == [200, 503]
+    assert page(pages, "/readyz").text == "not ready\nNO starting\n"
+    cast.give("db")
+    for node in (inventory, notifications, order, publisher):
+        node.wait_ready(timeout_s=60)
+    wait_for(pages, "/readyz", 200)
+
+    made = cast.run("reader", "create-order", "--customer", "c1", "--count", "5", "--addr", order.address).split()
+    cast.run("reader", "cancel-order", made[0], "--addr", order.address)
+    rig.wait("effects", lambda: rig.counts().notifications == rig.counts().reservations == 5)
+    producer = Producer(rig.settings, node="another-team")
+    producer.send([Record(rig.settings.topic, b"k", b"no order", [])], timeout_s=20)
+    producer.close()
+    rig.wait("dead letters", lambda: len(cast.run("reader", "dlq", "list", "--json").splitlines()) == 2)
+    assert "user brew_reader lacks a right" in cast.run("reader", "dlq", "redrive", "--all", code=1)
+    assert cast.run("operator", "dlq", "redrive", "--all").startswith("redriven=2 ")
+    rig.wait("dead letters", lambda: len(cast.run("reader", "dlq", "list", "--json").splitlines()) == 2)
+    cast.run("operator", "dlq", "drop", "--all", "--yes")
+    asked = config.environment(cast.settings("reader"))
+    rig.wait("the verdict", lambda: run("verify", "--late", "0", env=asked).returncode == 0)
+    cast.run("reader", "metrics", "--once")
+    for node in (inventory, notifications, order, publisher):
+        assert not re.search("no right|forbids|denied", node.log.read_text()), node.name
 
 
-def listening(home: Path, name: str) -> list[int]:
-    process = psutil.Process(int(str(status(home)[name]["pid"])))
-    sockets = [c for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
-    assert all(c.laddr.ip.removeprefix("::ffff:") == "127.0.0.1" for c in sockets)
-    return sorted(c.laddr.port for c in sockets)
+@pytest.mark.parametrize("kafka_client", [KafkaClient.LIBRDKAFKA])
+def test_what_a_role_must_not_do_is_refused_by_both_servers(cast: Cast) -> None:
+    cast.give("topic", "db")
+    rights._produce(cast.rig.settings)
+    rights._bury(cast.rig.settings, "inventory")
+    add_user(cast.home, "brew_nobody", "of-nobody")
+    nobody = dataclasses.replace(
+        cast.rig.settings,
+        kafka_security=dataclasses.replace(
+            cast.rig.settings.kafka_security, username="brew_nobody", password=Secret("", "of-nobody")
+        ),
+    )
+    topic, letters = cast.rig.settings.topic, cast.rig.settings.dead_letter_topic
+    allowed = []
+    for settings, attempt in (
+        (cast.settings("order"), lambda settings: rights._read(settings, topic)),
+        (cast.settings("order"), lambda settings: rights._read(settings, letters)),
+        (cast.settings("inventory"), rights._produce),
+        (cast.settings("inventory"), lambda settings: rights._consume(settings, "notifications")),
+        (cast.settings("reader"), rights._produce),
+        (cast.settings("owner"), rights._produce),
+        (nobody, require_topic),
+        (nobody, lambda settings: rights._read(settings, topic)),
+    ):
+        try:
+            attempt(settings)
+        except (BrewError, UnavailableError) as error:
+            if not re.search(r"may not|no right", str(error)):
+                allowed.append(str(error))
+        else:
+            allowed.append(f"{settings.kafka_security.username} did it")
+    for role in secured.ROLES:
+        for statement in privilege.MUST_NOT.get(role, ())[:3]:
+            with psycopg.connect(cast.settings(role).database_url) as connection:
+                try:
+                    connection.execute(statement.encode())
+                except psycopg.errors.InsufficientPrivilege:
+                    continue
+                allowed.append(f"{role} did {statement}")
+    assert allowed == []
 
 
 def test_no_port_of_a_broker_answers_without_tls(home: Path) -> None:

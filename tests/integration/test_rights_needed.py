@@ -29,7 +29,7 @@ _EVERYBODY = {
     "bound_locks",
 }
 _REPLICA = {"keep_presence", "forget_replicas"}
-_INBOX = {"parks", "parked_keys", "lock_keys", "park", "downstream_name", "forget_redeliveries"}
+_INBOX = {"parks", "await_replication", "parked_keys", "lock_keys", "park", "downstream_name", "forget_redeliveries"}
 _DLQ = {"parked_events", "settled_letters"}
 ROLES: dict[str, set[str]] = {
     "order": _REPLICA | {

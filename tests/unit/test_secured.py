@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -16,16 +17,23 @@ from cryptography.hazmat.primitives import serialization
 from psycopg.conninfo import conninfo_to_dict
 
 from brewctl import config
+from brewctl.delivery import acls, grants
 from brewctl.errors import BrewError, UsageError
 from brewctl.sandbox import certificates, cluster, parts, postgres_tls, secured, state
 from brewctl.security import Mechanism, Protocol
 from tests.unit.test_state import sandbox
 
 NAMES = ("ca", "kafka", "postgres", "order")
+PASSWORDS: Any = {"postgres": "one", "kafka": "two", "users": {"brew_order": "three"}}
 
 
 def certificate(home: Path, name: str) -> x509.Certificate:
     return x509.load_pem_x509_certificate((home / "tls" / f"{name}.pem").read_bytes())
+
+
+def modes(home: Path) -> set[tuple[bool, int]]:
+    """Of each file and folder: whether it is a folder, and who may do what with it."""
+    return {(entry.is_dir(), stat.S_IMODE(entry.stat().st_mode)) for entry in (home / "tls").rglob("*")}
 
 
 def files(home: Path) -> dict[str, bytes]:
@@ -69,23 +77,23 @@ def test_its_files_are_their_owners_alone(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         certificates.ensure(tmp_path, running=[])
-        secured.write_passwords(tmp_path, postgres="one", kafka="two")
+        secured.write_passwords(tmp_path, **PASSWORDS)
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "tls").stat().st_mode) == 0o700
-    assert {stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "tls").iterdir()} == {0o600}
+    assert modes(tmp_path) == {(True, 0o700), (False, 0o600)}
 
 
 def test_modes_that_were_widened_are_set_again(tmp_path: Path) -> None:
     certificates.ensure(tmp_path, running=[])
-    secured.write_passwords(tmp_path, postgres="one", kafka="two")
-    for file in (tmp_path / "tls").iterdir():
-        file.chmod(0o644)
+    secured.write_passwords(tmp_path, **PASSWORDS)
+    for file in (tmp_path / "tls").rglob("*"):
+        file.chmod(0o755 if file.is_dir() else 0o644)
     (tmp_path / "tls").chmod(0o755)
     assert not certificates.ensure(tmp_path, running=["postgres"])
-    secured.write_passwords(tmp_path, postgres="one", kafka="two")
+    secured.write_passwords(tmp_path, **PASSWORDS)
     assert stat.S_IMODE((tmp_path / "tls").stat().st_mode) == 0o700
-    assert {stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "tls").iterdir()} == {0o600}
+    assert modes(tmp_path) == {(True, 0o700), (False, 0o600)}
 
 
 def test_what_is_there_stays(tmp_path: Path) -> None:
@@ -159,6 +167,7 @@ def test_keys_are_in_the_form_that_java_and_postgres_read(tmp_path: Path) -> Non
 def secure_sandbox() -> state.State:
     known = sandbox()
     known.secure, known.kafka_password, known.kafka_internal = True, "hunter3", [29092, 29093]
+    known.users = {"brew_order": "hunter4"}
     return known
 
 
@@ -187,6 +196,34 @@ def test_commands_find_files_and_no_passwords(tmp_path: Path) -> None:
     }
 
 
+def test_a_roles_user_has_files_of_its_own(tmp_path: Path) -> None:
+    state.save(tmp_path, secure_sandbox())
+    secured.folder(tmp_path).mkdir()
+    secured.write_passwords(tmp_path, **PASSWORDS)
+    found = state.endpoints(tmp_path, role="order")
+    assert "hunter" not in str(found)
+    settings = config.resolve({}, {}, found)
+    assert settings.kafka_security.username == "brew_order"
+    assert Path(settings.kafka_security.password.file).read_text() == "three\n"
+    url = conninfo_to_dict(settings.database_url)
+    assert url["user"] == "brew_order"
+    assert Path(str(url["passfile"])).read_text() == "127.0.0.1:*:*:brew_order:three\n"
+
+
+def test_a_user_that_is_not_there_is_a_usage_error(tmp_path: Path) -> None:
+    state.save(tmp_path, secure_sandbox())
+    with pytest.raises(UsageError, match=r"^this sandbox has no user for role 'loyalty': it has order$"):
+        state.endpoints(tmp_path, role="loyalty")
+    state.save(tmp_path, sandbox())
+    with pytest.raises(UsageError, match="this sandbox has a single user: it was made without --secure: run `brewctl"):
+        state.endpoints(tmp_path, role="order")
+
+
+def test_its_users_are_those_that_get_rights() -> None:
+    rules = acls.rules(config.Settings(), prefix=grants.PREFIX)
+    assert {rule.user for rule in rules} == {secured.name(role) for role in secured.ROLES}
+
+
 def test_a_secured_state_is_loaded_as_it_was_saved_wherever_it_is(tmp_path: Path) -> None:
     state.save(tmp_path, secure_sandbox())
     loaded = state.load(tmp_path)
@@ -201,7 +238,7 @@ def test_an_older_state_is_not_secured(tmp_path: Path) -> None:
     state.save(tmp_path, sandbox())
     path = tmp_path / "state.json"
     older = json.loads(path.read_text())
-    for name in ("secure", "kafka_password", "kafka_internal"):
+    for name in ("secure", "kafka_password", "kafka_internal", "users"):
         del older[name]
     path.write_text(json.dumps(older))
     loaded = state.load(tmp_path)

@@ -32,7 +32,7 @@ from brewctl.delivery.broker.outcomes import (
 )
 from brewctl.delivery.broker.partitions import PARTITIONS
 from brewctl.delivery.broker.reading import Reader, open_reader
-from brewctl.delivery.broker.reasons import reason
+from brewctl.delivery.broker.reasons import forbidden, is_forbidden, reason
 from brewctl.delivery.broker.record import Record
 from brewctl.delivery.broker.sending import Producer
 
@@ -60,6 +60,8 @@ __all__ = [
     "Unreached",
     "UnsentError",
     "explained",
+    "forbidden",
+    "is_forbidden",
     "library",
     "open_admin",
     "open_reader",

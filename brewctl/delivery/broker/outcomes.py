@@ -5,14 +5,14 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from brewctl.delivery.broker.record import Record
-from brewctl.errors import BrewError
+from brewctl.errors import NotYetError
 
 
 class UnavailableError(Exception):
     """Kafka did not answer in time. Of a record: whether Kafka has it is unknown."""
 
 
-class ForbiddenError(BrewError):
+class ForbiddenError(NotYetError):
     """Kafka does not let this user do it. Somebody may mend that while a role runs."""
 
 

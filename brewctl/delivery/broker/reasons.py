@@ -3,7 +3,7 @@
 from brewctl.config import Settings
 from brewctl.delivery import advice
 from brewctl.delivery.broker import advertised
-from brewctl.delivery.broker.outcomes import ForbiddenError
+from brewctl.delivery.broker.outcomes import ForbiddenError, UnavailableError
 from brewctl.errors import BrewError, NotYetError, UnreachableError, UsageError
 
 RIGHTS = "`brewctl topic grants` prints what each user needs"
@@ -49,6 +49,11 @@ def forbidden(settings: Settings, may_not: str) -> ForbiddenError:
     name = settings.kafka_security.username
     user = f"user {name}" if name else "this user"
     return ForbiddenError(f"kafka {user} may not {may_not}", hint=RIGHTS)
+
+
+def is_forbidden(error: UnavailableError) -> bool:
+    """Say whether a record was not sent because this user lacks a right: both clients say so with the same words."""
+    return RIGHTS in str(error)
 
 
 def absent(*topics: str) -> NotYetError:
