@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
 
+from brewctl.config import SHORT_NAMES
 from brewctl.security import KafkaSecurity, Mechanism, Protocol, Secret
 
 # The user of the sandbox, of PostgreSQL and of Kafka, who may do everything there.
 USER = "brew"
 # Users of both with no right of their own, named as `db grants` and `topic grants` name who gets which.
-ROLES = ("owner", "order", "publisher", "inventory", "notifications", "reader", "operator")
+ROLES = ("owner", "order", "publisher", *SHORT_NAMES, "reader", "operator")
 # Of a certificate NAME.pem and its key NAME.key.
 AUTHORITY, KAFKA, POSTGRES, ORDER = "ca", "kafka", "postgres", "order"
 KAFKA_STORE = "kafka.store.pem"

@@ -160,8 +160,9 @@ def test_one_that_does_not_get_ready_is_named(rig: Rig) -> None:
 # A process of several on one port, whose connections live for so many seconds.
 SHARING = """
 import sys
-from brewctl import config, lifecycle
+from brewctl import lifecycle
 from brewctl.cli import options
+from brewctl.limits import Limits
 from brewctl.roles import order
 settings = options.settings(limits=Limits(connection_age_s=float(sys.argv[3])))
 with lifecycle.stop_on_signals() as stop:
