@@ -11,9 +11,9 @@ from typing import NamedTuple
 from brewctl.errors import UsageError
 
 _LONGEST = 1024 * 1024
-_EXPIRED = 10  # OpenSSL's X509_V_ERR_CERT_HAS_EXPIRED
-_TOO_EARLY = 9  # X509_V_ERR_CERT_NOT_YET_VALID
-_WRONG_PURPOSE = 26  # X509_V_ERR_INVALID_PURPOSE
+# OpenSSL's numbers of what is wrong with a certificate: its X509_V_ERR_….
+TOO_EARLY, EXPIRED, WRONG_PURPOSE = 9, 10, 26
+OTHER_NAME, OTHER_ADDRESS = 62, 64
 # A handshake is over after two messages of each side.
 _FLIGHTS = 3
 
@@ -116,9 +116,9 @@ def lifetime(certificate: Named, key: Named, chain: bytes) -> Lifetime:
                 with contextlib.suppress(ssl.SSLWantReadError):
                     side.do_handshake()
     except ssl.SSLCertVerificationError as error:
-        if error.verify_code == _WRONG_PURPOSE:
+        if error.verify_code == WRONG_PURPOSE:
             raise certificate.refusal("is no certificate for a server (extended key usage)") from None
-        return Lifetime(expired=error.verify_code == _EXPIRED, too_early=error.verify_code == _TOO_EARLY)
+        return Lifetime(expired=error.verify_code == EXPIRED, too_early=error.verify_code == TOO_EARLY)
     except ssl.SSLError as error:
         raise certificate.refusal(f"can't be served ({reason(error)})") from None
     told = client.getpeercert() or {}

@@ -151,6 +151,16 @@ class Rig:
         """Run a command on this rig's servers."""
         return run(*arguments, env=self.env, timeout=timeout)
 
+    @contextlib.contextmanager
+    def own_database(self) -> Iterator[str]:
+        """Make an empty database beside this rig's, and yield its URL."""
+        name = f"brew_test_own_{uuid.uuid4().hex[:12]}"
+        self.connection.execute(f'CREATE DATABASE "{name}"'.encode())
+        try:
+            yield psycopg.conninfo.make_conninfo(self.settings.database_url, dbname=name)
+        finally:
+            self.connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)'.encode())
+
     def counts(self) -> overview.Counts:
         """Read the four counters."""
         return overview.counts(self.connection)

@@ -11,9 +11,7 @@ from brewctl.errors import UsageError
 from brewctl.security import ORDER, OrderSecurity
 
 _CA, _CERTIFICATE, _KEY, _TLS = (ORDER[name] for name in ("order_ca", "order_certificate", "order_key", "order_tls"))
-# OpenSSL's numbers of what is wrong with a certificate: its X509_V_ERR_….
-_TOO_EARLY, _EXPIRED, _PURPOSE = 9, 10, 26
-_OTHER_NAME = frozenset({62, 64})
+_OTHER_NAME = frozenset({certificates.OTHER_NAME, certificates.OTHER_ADDRESS})
 _UNKNOWN_AUTHORITY = frozenset({2, 18, 19, 20, 21})
 # What a client of HTTP/2 says first: its preface, and settings that change nothing.
 _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
@@ -81,9 +79,9 @@ def _not_trusted(address: str, security: OrderSecurity, error: ssl.SSLCertVerifi
     """Say why we don't trust the server."""
     code, trusted = error.verify_code, security.ca or "the system's authorities"
     replace = "replace the files of its --tls-cert and --tls-key: it needs no restart"
-    if code == _EXPIRED:
+    if code == certificates.EXPIRED:
         return Cause("shows a certificate that has expired, or whose authority has", replace)
-    if code == _TOO_EARLY:
+    if code == certificates.TOO_EARLY:
         return Cause("shows a certificate that is not valid yet", f"compare the clocks, or {replace}")
     if code in _OTHER_NAME:
         hint = "connect to a name that the certificate has, or have one issued with this name or address"
@@ -91,7 +89,7 @@ def _not_trusted(address: str, security: OrderSecurity, error: ssl.SSLCertVerifi
     if code in _UNKNOWN_AUTHORITY:
         hint = f"set {_CA} to the certificate of the authority that issued it"
         return Cause(f"shows a certificate that no authority in {trusted} has issued", hint)
-    if code == _PURPOSE:
+    if code == certificates.WRONG_PURPOSE:
         return Cause("shows a certificate that is not meant for servers", replace)
     return Cause(f"shows a certificate that is not trusted ({error.verify_message})", replace)
 

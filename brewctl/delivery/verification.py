@@ -3,13 +3,14 @@
 import ssl
 from typing import Any
 
+from brewctl import certificates
+
 _ANOTHER_NAME = "connect by a name that is in it, or give the server one with this name"
-# By OpenSSL's number of what is wrong.
 _FAULTS = {
-    9: ("is not valid yet", "compare this machine's clock with the server's"),
-    10: ("has expired", "give the server a new certificate"),
-    62: ("is for another host name", _ANOTHER_NAME),
-    64: ("is for another IP address", _ANOTHER_NAME),
+    certificates.TOO_EARLY: ("is not valid yet", "compare this machine's clock with the server's"),
+    certificates.EXPIRED: ("has expired", "give the server a new certificate"),
+    certificates.OTHER_NAME: ("is for another host name", _ANOTHER_NAME),
+    certificates.OTHER_ADDRESS: ("is for another IP address", _ANOTHER_NAME),
 }
 
 
@@ -24,6 +25,6 @@ def told(error: Any) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return str(error.verify_message).lower().removesuffix(".")
     if isinstance(error, ssl.SSLError):
-        return (error.reason or str(error)).replace("_", " ").lower()
+        return certificates.reason(error)
     text = " ".join(str(error).split())
     return (text[:1].lower() + text[1:]).removesuffix(".")[:200]

@@ -75,6 +75,23 @@ def write_pair(folder: Path, name: str, certificate: trustme.LeafCert) -> None:
         (folder / f"{name}{suffix}").write_bytes(content)
 
 
+def write_pairs(folder: Path, *, elsewhere: str, client: str) -> trustme.CA:
+    """Write the files of an authority, and those that do not fit; return it.
+
+    `elsewhere`: the host that a pair is for which nobody connects to; `client`: whom its and a stranger's pair name.
+    """
+    authority, stranger = trustme.CA(), trustme.CA()
+    authority.cert_pem.write_to_path(folder / "ca.pem")
+    stranger.cert_pem.write_to_path(folder / "stranger-ca.pem")
+    now = dt.datetime.now(dt.UTC)
+    expired = authority.issue_cert("127.0.0.1", not_before=now - dt.timedelta(9), not_after=now - dt.timedelta(1))
+    write_pair(folder, "expired", expired)
+    write_pair(folder, "elsewhere", authority.issue_cert(elsewhere))
+    write_pair(folder, "client", authority.issue_cert(client))
+    write_pair(folder, "stranger", stranger.issue_cert(client))
+    return authority
+
+
 def locked(key: Path, password: str = "open sesame") -> bytes:
     """Return a key that wants a password."""
     plain = serialization.load_pem_private_key(key.read_bytes(), None)
@@ -87,16 +104,8 @@ def secured_broker(folder: Path) -> Iterator[Secured]:
     """Start one; skips where the sandbox can't be had."""
     files = folder / "files"
     files.mkdir(parents=True)
-    authority, stranger = trustme.CA(), trustme.CA()
-    authority.cert_pem.write_to_path(files / "ca.pem")
-    stranger.cert_pem.write_to_path(files / "stranger-ca.pem")
-    now = dt.datetime.now(dt.UTC)
+    authority = write_pairs(files, elsewhere="kafka.example", client="client")
     write_pair(files, "broker", authority.issue_cert("127.0.0.1", "localhost"))
-    expired = authority.issue_cert("127.0.0.1", not_before=now - dt.timedelta(9), not_after=now - dt.timedelta(1))
-    write_pair(files, "expired", expired)
-    write_pair(files, "elsewhere", authority.issue_cert("kafka.example"))
-    write_pair(files, "client", authority.issue_cert("client"))
-    write_pair(files, "stranger", stranger.issue_cert("client"))
     proxy_port = processes.free_port()
     detours = {"PROXIED": f"127.0.0.1:{proxy_port}"}
     with own_broker(folder / "broker", properties=_properties(files), listeners=LISTENERS, detours=detours) as broker:

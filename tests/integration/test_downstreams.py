@@ -5,7 +5,6 @@ import dataclasses
 import os
 import re
 import signal
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,12 +39,8 @@ def write(folder: Path, *, name: str = "first", group: str = "", schema: str = S
 @pytest.fixture
 def own_url(rig: Rig) -> Iterator[str]:
     """A database beside the rig's."""
-    name = f"brew_test_own_{uuid.uuid4().hex[:12]}"
-    rig.connection.execute(f'CREATE DATABASE "{name}"'.encode())
-    try:
-        yield psycopg.conninfo.make_conninfo(rig.settings.database_url, dbname=name)
-    finally:
-        rig.connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)'.encode())
+    with rig.own_database() as url:
+        yield url
 
 
 def complaint(rig: Rig, *words: str, code: int = 1, env: dict[str, str] | None = None) -> str:

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 import re
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,16 +48,6 @@ def roles(rig: Rig, tmp_path: Path) -> Iterator[Roles]:
         yield Roles(rig, prefix)
 
 
-@contextlib.contextmanager
-def own_database(rig: Rig) -> Iterator[str]:
-    name = f"brew_test_own_{uuid.uuid4().hex[:12]}"
-    rig.connection.execute(f'CREATE DATABASE "{name}"'.encode())
-    try:
-        yield psycopg.conninfo.make_conninfo(rig.settings.database_url, dbname=name)
-    finally:
-        rig.connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)'.encode())
-
-
 class Story:
     """Nodes and commands, each as the user of its role."""
 
@@ -91,7 +80,7 @@ def test_the_story_with_the_rights_of_each_role(  # noqa: PLR0915 - one story
     rig = roles.rig
     rig.env["BREW_DOWNSTREAMS"] = f"inventory,notifications,{NAME}"
     with contextlib.ExitStack() as stack:
-        own = stack.enter_context(own_database(rig)) if apart else ""
+        own = stack.enter_context(rig.own_database()) if apart else ""
         if apart:
             rig.env["BREW_LOYALTY_DATABASE_URL"] = own
         home = stack.enter_context(psycopg.connect(own or rig.settings.database_url, autocommit=True))

@@ -103,16 +103,13 @@ class Own:
 def bare(rig: Rig, tmp_path: Path) -> Iterator[Own]:
     """Its database has no tables yet."""
     tmp_path.joinpath("own_loyalty.py").write_text(MODULE)
-    name = f"brew_test_own_{uuid.uuid4().hex[:12]}"
-    rig.connection.execute(f'CREATE DATABASE "{name}"'.encode())
-    url = psycopg.conninfo.make_conninfo(rig.settings.database_url, dbname=name)
-    rig.env |= {"BREW_APP_DIR": str(tmp_path), "BREW_DOWNSTREAMS": NAME, "BREW_LOYALTY_DATABASE_URL": url}
-    try:
-        with psycopg.connect(url, autocommit=True) as database:
-            yield Own(rig, url, database)
-    finally:
-        rig.nodes.stop()
-        rig.connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)'.encode())
+    with rig.own_database() as url:
+        rig.env |= {"BREW_APP_DIR": str(tmp_path), "BREW_DOWNSTREAMS": NAME, "BREW_LOYALTY_DATABASE_URL": url}
+        try:
+            with psycopg.connect(url, autocommit=True) as database:
+                yield Own(rig, url, database)
+        finally:
+            rig.nodes.stop()
 
 
 @pytest.fixture

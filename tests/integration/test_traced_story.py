@@ -24,7 +24,7 @@ from brewctl.delivery.database import Pool
 from brewctl.delivery.downstream import Downstream, Later, Reject
 from brewctl.delivery.events import Event
 from brewctl.delivery.inbox import Inbox
-from brewctl.lifecycle import wait_until
+from brewctl.lifecycle import beside, wait_until
 from brewctl.proto import orders_pb2, orders_pb2_grpc
 from brewctl.proto.orders_pb2 import OrderCreated
 from brewctl.roles import inventory, notifications
@@ -80,31 +80,19 @@ def rows(rig: Rig) -> list[tuple[str, str, str | None]]:
 
 
 @contextlib.contextmanager
-def in_threads(*roles: Callable[[threading.Event], None]) -> Iterator[None]:
-    stop = threading.Event()
-    threads = [threading.Thread(target=role, args=(stop,)) for role in roles]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-
-
-@contextlib.contextmanager
 def story(rig: Rig, capsys: pytest.CaptureFixture[str], *, consumers: bool = True) -> Iterator[Any]:
     """An order-service and its consumers, each in a thread; yields a stub once it listens."""
 
-    def serve(stop: threading.Event) -> None:
+    stop = threading.Event()
+
+    def serve() -> None:
         order_role.run(rig.settings, stop, node="order-1", host="127.0.0.1", port=0)
 
-    def consumer_of(found: Downstream) -> Callable[[threading.Event], None]:
-        return lambda stop: consume(rig.settings, found, stop, node=f"{found.group}-1")
+    def consumer_of(found: Downstream) -> Callable[[], None]:
+        return lambda: consume(rig.settings, found, stop, node=f"{found.group}-1")
 
     found = (inventory.DOWNSTREAM, notifications.DOWNSTREAM) if consumers else ()
-    with in_threads(serve, *map(consumer_of, found)):
+    with beside({"order": serve, **{each.group: consumer_of(each) for each in found}}, stop):
         heard: list[str] = []
 
         def listens() -> bool:

@@ -1,7 +1,6 @@
 """A PostgreSQL of the tests' own that wants TLS."""
 
 import contextlib
-import datetime as dt
 import os
 import shutil
 import signal
@@ -11,13 +10,12 @@ from pathlib import Path
 
 import psycopg
 import pytest
-import trustme
 from psycopg.conninfo import make_conninfo
 
 from brewctl.config import Settings
 from brewctl.errors import BrewError
 from brewctl.sandbox import postgres, postgres_tls, processes, surroundings
-from tests.integration.secured_broker import write_pair
+from tests.integration.secured_broker import write_pair, write_pairs
 
 USER, PASSWORD = "brew", "quiet/secret"
 # `picky` wants a client certificate too, and nobody comes in without TLS.
@@ -106,16 +104,8 @@ def tls_postgres(folder: Path) -> Iterator[TlsPostgres]:
 
 
 def _write_certificates(folder: Path) -> None:
-    authority, stranger = trustme.CA(), trustme.CA()
-    authority.cert_pem.write_to_path(folder / "ca.pem")
-    stranger.cert_pem.write_to_path(folder / "stranger-ca.pem")
-    now = dt.datetime.now(dt.UTC)
-    write_pair(folder, "good", authority.issue_cert("127.0.0.1", "localhost"))
-    expired = authority.issue_cert("127.0.0.1", not_before=now - dt.timedelta(9), not_after=now - dt.timedelta(1))
-    write_pair(folder, "expired", expired)
-    write_pair(folder, "elsewhere", authority.issue_cert("db.example"))
-    write_pair(folder, "client", authority.issue_cert("picky"))
-    write_pair(folder, "stranger", stranger.issue_cert("picky"))
-    write_pair(folder, "server", authority.issue_cert("127.0.0.1", "localhost"))
+    authority = write_pairs(folder, elsewhere="db.example", client="picky")
+    for name in ("good", "server"):
+        write_pair(folder, name, authority.issue_cert("127.0.0.1", "localhost"))
     for key in folder.glob("*.key"):
         key.chmod(0o600)
