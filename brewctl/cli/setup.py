@@ -41,9 +41,9 @@ def init(
     if take_over and not downstreams:
         raise UsageError("--take-over needs the MODULE:NAME that is to have its group")
     if print_sql:
-        from brewctl.sql import schema
+        from brewctl.sql import migrations
 
-        output.emit(schema.rstrip())
+        output.emit("\n".join(migrations.values()).rstrip())
         return
     settings = options.settings(database_url=database_url)
     if downstreams:

@@ -51,7 +51,7 @@ def home(settings: Settings, downstream: Downstream, name: str, environ: Mapping
 
 
 def tables(settings: Settings, own: Settings) -> frozenset[str] | None:
-    """Name the tables of schema.sql that a downstream's database needs; None: all, as it is the story's too."""
+    """Name the tables of the schema that a downstream's database needs; None: all, as it is the story's too."""
     return None if own.database_url == settings.database_url else schema.INBOX_TABLES
 
 
@@ -93,7 +93,7 @@ def initialize(
 
 
 def register_own(connection: BoundedConnection) -> None:
-    """Register the story's own downstreams, whose tables are part of schema.sql."""
+    """Register the story's own downstreams, whose tables are part of the schema."""
     for full in DEFAULT_DOWNSTREAMS:
         connection.execute(queries["register_downstream"], {"consumer": registry.find(full).group, "name": full})
 

@@ -1,14 +1,14 @@
 """The schema in a database: what is missing of it, and how that is added beside roles at work.
 
-schema.sql says how it is to be. The catalog says what is missing, and only that is run: on a complete schema no
-statement is, and no table is locked. Columns are added in one statement a table (table_locks.py), and indexes are built
-concurrently.
+The migrations say how it is to be: the last one that makes, changes or drops a thing has the last word. The catalog
+says what is missing, and only that is run: on a complete schema no statement is, and no table is locked. Columns are
+added in one statement a table (table_locks.py), and indexes are built concurrently.
 """
 
 import contextlib
 import re
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, LiteralString
@@ -39,7 +39,7 @@ class Kind(StrEnum):
     FUNCTION = "function"  # missing where its body is another one
 
 
-# How each statement of schema.sql begins, with the table and the name of the part.
+# How each statement of a migration begins, with the table and the name of the part.
 _FORMS = {
     Kind.TABLE: re.compile(r"CREATE TABLE IF NOT EXISTS (?P<name>\w+) "),
     Kind.COLUMN: re.compile(r"ALTER TABLE (?P<table>\w+) ADD COLUMN IF NOT EXISTS (?P<name>\w+) "),
@@ -65,6 +65,7 @@ class Part:
     # Of one that is missing: its index is there, and its build was cut off or still goes on.
     invalid: bool = False
     body: str = ""  # of a function
+    migration: int = 0  # the number of the one that says so
 
     @property
     def is_read(self) -> bool:
@@ -92,8 +93,8 @@ class Part:
 _NEEDED = {"outbox_ready"}
 
 
-def parse(text: LiteralString) -> list[Part]:
-    """Split a schema into its parts, in their order. Raises ValueError at a statement of an unknown form."""
+def parse(text: LiteralString, migration: int = 0) -> list[Part]:
+    """Split a migration into its parts, in their order. Raises ValueError at a statement of an unknown form."""
     parts: list[Part] = []
     for piece in _STATEMENT.findall(_COMMENT.sub("", text)):
         if not (statement := " ".join(piece.split())):
@@ -103,25 +104,38 @@ def parse(text: LiteralString) -> list[Part]:
                 named = match.groupdict()
                 table = parts[-1].table if kind is Kind.LEFTOVER else named.get("table", named["name"])
                 body = _BODY.search(statement)
-                parts.append(Part(kind, named["name"], table, statement, body=body[1].strip() if body else ""))
+                text_of_body = body[1].strip() if body else ""
+                parts.append(Part(kind, named["name"], table, statement, body=text_of_body, migration=migration))
                 break
         else:
             raise ValueError(f"a statement of no known form: {statement[:60]}")
-        if kind is Kind.TABLE and (key := _key(named["name"], statement)):
+        if kind is Kind.TABLE and (key := _key(named["name"], statement, migration)):
             parts.append(key)
     return parts
 
 
-def _key(table: str, statement: LiteralString) -> Part | None:
+def _key(table: str, statement: LiteralString, migration: int) -> Part | None:
     if not (found := _KEY.search(statement.partition("(")[2])):
         return None
     columns = tuple(column.strip(' "') for column in (found[1] or found[2]).split(","))
     quoted = ", ".join(f'"{column}"' for column in columns)
     index = f"CREATE UNIQUE INDEX IF NOT EXISTS {table}_pkey ON {table} ({quoted})"
-    return Part(Kind.KEY, f"{table}_pkey", table, index, columns)
+    return Part(Kind.KEY, f"{table}_pkey", table, index, columns, migration=migration)
 
 
-PARTS = parse(sql.schema)
+def wanted(migrations: Mapping[int, LiteralString]) -> list[Part]:
+    """Return the parts of the schema after these migrations: of two that name the same thing, the later one."""
+    found: dict[tuple[str, str], Part] = {}
+    for number, text in migrations.items():
+        for part in parse(text, number):
+            kind = Kind.INDEX if part.kind is Kind.LEFTOVER else part.kind
+            place = kind.value, str(part) if kind is Kind.COLUMN else part.name
+            found.pop(place, None)
+            found[place] = part
+    return [*found.values()]
+
+
+PARTS = wanted(sql.migrations)
 TABLES = [part.name for part in PARTS if part.kind is Kind.TABLE]
 
 
@@ -130,7 +144,7 @@ INBOX_TABLES = frozenset({"processed_events", "redeliveries", "parked_events", "
 
 
 def missing(connection: "Connection", tables: Collection[str] | None = None) -> list[Part]:
-    """Name what is not as schema.sql wants it, leftovers too, in its order. Takes no lock of any table.
+    """Name what is not as the migrations want it, leftovers too, in its order. Takes no lock of any table.
 
     Of a table that is missing, its columns, key and indexes are not named. `tables`: only these, and no function.
     """
@@ -201,7 +215,7 @@ def _add_columns(connection: "BoundedConnection", parts: Sequence[Part], tell: T
 
 
 def _create(connection: "BoundedConnection", parts: Sequence[Part]) -> None:
-    """Create tables with their indexes, or a function, in one transaction. A table's key is in its own statement."""
+    """Create tables with all that is theirs, or a function, in one transaction. A key is in its table's statement."""
 
     def attempt() -> bool:
         with bounded(connection):
@@ -209,7 +223,7 @@ def _create(connection: "BoundedConnection", parts: Sequence[Part]) -> None:
             connection.execute(queries["fix_search_path"])
             connection.execute(queries["act_as_owner"])
             for part in parts:
-                if part.kind in {Kind.TABLE, Kind.INDEX, Kind.FUNCTION}:
+                if part.kind is not Kind.KEY:
                     connection.execute(part.statement)
         return True
 

@@ -1,4 +1,4 @@
-"""The SQL of brewctl, in files: `schema` is applied as it stands, the queries are looked up by name."""
+"""The SQL of brewctl, in files: the migrations make the schema, the queries are looked up by name."""
 
 import re
 from importlib import resources
@@ -18,7 +18,13 @@ def parse(text: LiteralString) -> dict[str, LiteralString]:
     return dict(zip(parts[::2], (part.strip() for part in parts[1::2]), strict=True))
 
 
-schema = _read("schema.sql")
+def _migrations() -> dict[int, LiteralString]:
+    names = sorted(file.name for file in resources.files(__name__).joinpath("migrations").iterdir())
+    return {int(name[:4]): _read(f"migrations/{name}") for name in names if name.endswith(".sql")}
+
+
+# By their numbers, 1, 2, 3 …: each file is NNNN_what_it_adds.sql.
+migrations = _migrations()
 queries = parse(_read("queries.sql"))
 verify_queries = parse(_read("verify.sql"))
 bench_queries = parse(_read("bench.sql"))

@@ -660,13 +660,13 @@ ON CONFLICT (consumer) DO UPDATE SET name = excluded.name, registered_at = clock
  WHERE d.name <> excluded.name
 
 -- reset --
--- Empties every table. CONTINUE IDENTITY: see schema.sql.
+-- Empties every table. CONTINUE IDENTITY: see the first migration.
 TRUNCATE orders, outbox, processed_events, inventory_reservations, notifications_log, dead_letters_settled, nodes,
          redeliveries, aggregates, parked_events, publishing
 CONTINUE IDENTITY
 
 -- schema_state --
--- The parts of the schema that are not there as schema.sql wants them, by their places in the list: missing, or
+-- The parts of the schema that are not there as the migrations want them, by their places in the list: missing, or
 -- `invalid`: an index whose build was cut off, or goes on. Looks into the catalog alone, and locks no table.
 -- A key is a unique index over exactly these columns, whatever its name; 'leftover' is an index to be dropped; the
 -- `columns` of a function are its body, without comments, its white space single blanks.

@@ -117,4 +117,4 @@ def test_what_takes_how_long_is_said(older: Settings) -> None:
     assert told[0].endswith(" s: aggregates, publishing, parked_events, downstreams")
     assert all(float(line.partition(" in ")[2].split(" s")[0]) >= 0 for line in told)
     tables = [line.split(" to ")[1].split(" in ")[0] for line in told if " column" in line]
-    assert tables == ["orders", "outbox", "processed_events", "inventory_reservations", "notifications_log", "nodes"]
+    assert set(tables) == {"orders", "outbox", "processed_events", "inventory_reservations", "notifications_log", "nodes"}

@@ -1,4 +1,4 @@
-"""The parts of schema.sql, and how those are named that a change has to wait for."""
+"""The parts of the migrations, and how those are named that a change has to wait for."""
 
 import re
 

@@ -10,12 +10,13 @@ import pytest
 
 import brewctl
 from brewctl.delivery.schema import TABLES
-from brewctl.sql import bench_queries, doctor_queries, exporter_queries, parse, queries, schema, verify_queries
+from brewctl.sql import bench_queries, doctor_queries, exporter_queries, migrations, parse, queries, verify_queries
 
 TEXT, VERIFY_TEXT = (
     resources.files("brewctl.sql").joinpath(name).read_text("utf-8") for name in ("queries.sql", "verify.sql")
 )
 SOURCES = sorted(Path(brewctl.__file__).parent.rglob("*.py"))
+SCHEMA = "\n".join(migrations.values())
 EVERY = queries | verify_queries | bench_queries | doctor_queries | exporter_queries
 each_query = pytest.mark.parametrize("name", sorted(EVERY))
 
@@ -34,7 +35,7 @@ def used_names() -> Iterator[str]:
 
 
 def tables_of_the_schema() -> set[str]:
-    return set(re.findall(r"CREATE TABLE IF NOT EXISTS (\w+)", schema))
+    return set(re.findall(r"CREATE TABLE IF NOT EXISTS (\w+)", SCHEMA))
 
 
 def test_every_heading_became_a_query() -> None:
@@ -76,13 +77,13 @@ def test_values_never_become_sql_text(name: str) -> None:
     assert "%" not in re.sub(r"%\([a-z_]+\)[sb]", "", statement)
 
 
-@pytest.mark.parametrize("statement", [schema, *EVERY.values()])
+@pytest.mark.parametrize("statement", [SCHEMA, *EVERY.values()])
 def test_identities_are_never_restarted(statement: str) -> None:
     assert not re.search(r"RESTART\s+(IDENTITY|WITH)|\bRESTART\b(?=\s*\d)|setval", statement, re.IGNORECASE)
     assert not re.search(r"TRUNCATE(?!.*CONTINUE IDENTITY)", statement, re.IGNORECASE | re.DOTALL)
 
 
-@pytest.mark.parametrize("statement", [schema, *EVERY.values()])
+@pytest.mark.parametrize("statement", [SCHEMA, *EVERY.values()])
 def test_commits_are_not_serialised(statement: str) -> None:
     assert not re.search(r"\b(LISTEN|NOTIFY|pg_notify)\b", statement)
 
@@ -106,7 +107,7 @@ def test_a_doctor_only_looks(statement: str) -> None:
 
 
 def test_the_schema_only_creates_what_is_missing_and_drops_no_data() -> None:
-    code = re.sub(r"--.*", "", schema)
+    code = re.sub(r"--.*", "", SCHEMA)
     outside = re.sub(r"\$\$.*?\$\$", "", code, flags=re.DOTALL)  # of a function's body
     statements = [" ".join(part.split()) for part in outside.split(";") if part.strip()]
     harmless = (

@@ -1,71 +1,17 @@
--- The Brew schema. Safe to apply again: it only creates what is missing.
--- Identity values are never restarted by us. A restored database may use one again: so an event has an id of its own.
+-- Events of any kind: what their headers are made of, their order within an aggregate, parking, cancels, downstreams.
 
-CREATE TABLE IF NOT EXISTS orders (
-    id              uuid PRIMARY KEY,
-    tenant_id       text NOT NULL,
-    customer_id     text NOT NULL,
-    amount_cents    bigint NOT NULL CHECK (amount_cents > 0),
-    currency        text NOT NULL,
-    status          text NOT NULL,
-    idempotency_key text,
-    created_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
-    cancelled_at    timestamptz
-);
-ALTER TABLE orders ADD COLUMN IF NOT EXISTS cancelled_at timestamptz;
-CREATE UNIQUE INDEX IF NOT EXISTS orders_idempotency_key
-    ON orders (tenant_id, idempotency_key) WHERE idempotency_key IS NOT NULL;
-
-CREATE TABLE IF NOT EXISTS outbox (
-    id             bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    aggregate_id   text NOT NULL,
-    topic          text NOT NULL,
-    payload        bytea NOT NULL,
-    created_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
-    published_at   timestamptz,
-    publisher_node text,
-    -- Where its record is, as Kafka acknowledged it.
-    kafka_partition integer,
-    kafka_offset    bigint,
-    -- Set where Kafka will never take the row; later rows of its aggregate wait behind it.
-    failed_at      timestamptz,
-    failure        text,
-    -- How often Kafka refused it.
-    attempts       integer NOT NULL DEFAULT 0,
-    -- What the record's headers are made of. The version before writes none of them: its rows are order.created.
-    event_id       uuid,
-    event_type     text,
-    -- 1, 2, 3 … within the aggregate.
-    aggregate_seq  bigint,
-    tenant_id      text,
-    trace_id       text,
-    traceparent    text,
-    -- Where the payload is no Protobuf message.
-    content_type   text,
-    -- When somebody had it published again: since then its record may be behind those of later events of its aggregate.
-    republished_at timestamptz
-);
-ALTER TABLE outbox ADD COLUMN IF NOT EXISTS attempts integer NOT NULL DEFAULT 0;
-ALTER TABLE outbox ADD COLUMN IF NOT EXISTS kafka_partition integer;
-ALTER TABLE outbox ADD COLUMN IF NOT EXISTS kafka_offset bigint;
+-- What the record's headers are made of. The version before writes none of them: its rows are order.created.
 ALTER TABLE outbox ADD COLUMN IF NOT EXISTS event_id uuid;
 ALTER TABLE outbox ADD COLUMN IF NOT EXISTS event_type text;
-ALTER TABLE outbox ADD COLUMN IF NOT EXISTS aggregate_seq bigint;
+ALTER TABLE outbox ADD COLUMN IF NOT EXISTS aggregate_seq bigint;  -- 1, 2, 3 … within the aggregate
 ALTER TABLE outbox ADD COLUMN IF NOT EXISTS tenant_id text;
 ALTER TABLE outbox ADD COLUMN IF NOT EXISTS trace_id text;
 ALTER TABLE outbox ADD COLUMN IF NOT EXISTS traceparent text;
-ALTER TABLE outbox ADD COLUMN IF NOT EXISTS content_type text;
+ALTER TABLE outbox ADD COLUMN IF NOT EXISTS content_type text;  -- where the payload is no Protobuf message
+-- When somebody had it published again: since then its record may be behind those of later events of its aggregate.
 ALTER TABLE outbox ADD COLUMN IF NOT EXISTS republished_at timestamptz;
--- fetch_unpublished scans in id order, and looks each aggregate's oldest unpublished row up. The planner
--- can't take the one index for the other, whatever the statistics say: the look-up sees failed rows too.
-DROP INDEX IF EXISTS outbox_unpublished;
-CREATE INDEX IF NOT EXISTS outbox_ready
-    ON outbox (id) WHERE published_at IS NULL AND failed_at IS NULL;
-CREATE INDEX IF NOT EXISTS outbox_unpublished_by_aggregate
-    ON outbox (aggregate_id, id) WHERE published_at IS NULL;
--- For whoever traces an order. Only of published rows: a Create pays nothing for it.
-CREATE INDEX IF NOT EXISTS outbox_published_by_aggregate
-    ON outbox (aggregate_id) WHERE published_at IS NOT NULL;
+
+ALTER TABLE orders ADD COLUMN IF NOT EXISTS cancelled_at timestamptz;
 
 -- The number of each aggregate's last event, once outbox_add has given it one; its row is the aggregate's lock. An order's
 -- first event is number 1 without it.
@@ -151,32 +97,10 @@ CREATE TABLE IF NOT EXISTS publishing (
     ends_at timestamptz NOT NULL
 );
 
-CREATE TABLE IF NOT EXISTS processed_events (
-    consumer     text NOT NULL,
-    outbox_id    bigint NOT NULL,
-    processed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    -- Which event of this outbox id it was last, and which ones before, where a restored database has used the id again.
-    -- Unknown of an event without an id, and of what the version before has processed.
-    event_id     uuid,
-    earlier_ids  uuid[],
-    -- Written by older versions: how often it came again and was skipped, and when it last was.
-    duplicates   integer NOT NULL DEFAULT 0,
-    duplicate_at timestamptz,
-    PRIMARY KEY (consumer, outbox_id)
-);
+-- Which event of this outbox id it was last, and which ones before, where a restored database has used the id again.
+-- Unknown of an event without an id, and of what the version before has processed.
 ALTER TABLE processed_events ADD COLUMN IF NOT EXISTS event_id uuid;
 ALTER TABLE processed_events ADD COLUMN IF NOT EXISTS earlier_ids uuid[];
-ALTER TABLE processed_events ADD COLUMN IF NOT EXISTS duplicates integer NOT NULL DEFAULT 0;
-ALTER TABLE processed_events ADD COLUMN IF NOT EXISTS duplicate_at timestamptz;
-
--- The events of a batch that a consumer had handled before, and skipped: one row a batch, an id for each time that it
--- came. Kept for a week, for `brewctl trace`; nothing relies on it.
-CREATE TABLE IF NOT EXISTS redeliveries (
-    consumer   text NOT NULL,
-    node_id    text NOT NULL,
-    came_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
-    outbox_ids bigint[] NOT NULL
-);
 
 -- Events whose effect failed for themselves alone, and later events of their keys, with the records that they were read
 -- from. While a key has one without an outcome, later events of the key are parked behind it.
@@ -215,71 +139,15 @@ CREATE TABLE IF NOT EXISTS downstreams (
     registered_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
-CREATE TABLE IF NOT EXISTS inventory_reservations (
-    order_id    uuid PRIMARY KEY,
-    node_id     text NOT NULL,
-    created_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
-    -- Of the last event that it shows; and when it was released, as the order was cancelled.
-    seq         bigint NOT NULL DEFAULT 1,
-    released_at timestamptz
-);
+-- Of the last event that it shows; and when it was released, as the order was cancelled.
 ALTER TABLE inventory_reservations ADD COLUMN IF NOT EXISTS seq bigint NOT NULL DEFAULT 1;
 ALTER TABLE inventory_reservations ADD COLUMN IF NOT EXISTS released_at timestamptz;
 
-CREATE TABLE IF NOT EXISTS notifications_log (
-    order_id     uuid PRIMARY KEY,
-    node_id      text NOT NULL,
-    channel      text NOT NULL,
-    created_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
-    -- Of the last event that the customer was told of, what that was, and when the customer was told that the order
-    -- is cancelled.
-    seq          bigint NOT NULL DEFAULT 1,
-    state        text NOT NULL DEFAULT 'created',
-    cancelled_at timestamptz
-);
+-- Of the last event that the customer was told of, what that was, and when the customer was told that the order is
+-- cancelled.
 ALTER TABLE notifications_log ADD COLUMN IF NOT EXISTS seq bigint NOT NULL DEFAULT 1;
 ALTER TABLE notifications_log ADD COLUMN IF NOT EXISTS state text NOT NULL DEFAULT 'created';
 ALTER TABLE notifications_log ADD COLUMN IF NOT EXISTS cancelled_at timestamptz;
 
--- Dead letters that were redriven or dropped. The time tells a letter from one that had its
--- place in a topic of the same name before.
-CREATE TABLE IF NOT EXISTS dead_letters_settled (
-    topic       text NOT NULL,
-    "partition" integer NOT NULL,
-    "offset"    bigint NOT NULL,
-    written_at  timestamptz NOT NULL,
-    outcome     text NOT NULL CHECK (outcome IN ('redriven', 'dropped')),
-    -- Where a redriven one is now, in the topic that it had died in.
-    new_partition integer,
-    new_offset    bigint,
-    settled_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
-    PRIMARY KEY (topic, "partition", "offset", written_at)
-);
-
--- One row a replica, written by itself every second: for whoever looks on. Nothing relies on it, but for a cancel, which
--- waits while an order node of the version before is there.
--- One that was killed has no stopped_at, and an old seen_at.
-CREATE TABLE IF NOT EXISTS nodes (
-    node_id    text PRIMARY KEY,
-    role       text NOT NULL,
-    host       text NOT NULL,
-    pid        integer NOT NULL,
-    address    text NOT NULL,
-    started_at timestamptz NOT NULL,
-    seen_at    timestamptz NOT NULL,
-    stopped_at timestamptz,
-    -- Since its start.
-    processed  bigint NOT NULL DEFAULT 0,
-    effects    bigint NOT NULL DEFAULT 0,
-    skipped    bigint NOT NULL DEFAULT 0,
-    dead       bigint NOT NULL DEFAULT 0,
-    -- Another process of the same name, where one writes this row too.
-    rival      text,
-    -- What keeps it from its work; empty where nothing does.
-    trouble    text NOT NULL DEFAULT '',
-    -- Whether it publishes the outbox. The version before does not say: its order nodes do.
-    publishes  boolean
-);
-ALTER TABLE nodes ADD COLUMN IF NOT EXISTS rival text;
-ALTER TABLE nodes ADD COLUMN IF NOT EXISTS trouble text NOT NULL DEFAULT '';
+-- Whether a node publishes the outbox. The version before does not say: its order nodes do.
 ALTER TABLE nodes ADD COLUMN IF NOT EXISTS publishes boolean;
