@@ -166,7 +166,8 @@ DECLARE
     margin CONSTANT bigint := 10000000;
     small_blocks CONSTANT integer := 500;
     ahead CONSTANT integer := 4;
-    old regclass := to_regclass(partition_table."table");
+    old regclass;
+    kind "char";
     bound_name CONSTANT text := partition_table."table" || '_before_partitions';
     bound bigint;
     valid boolean;
@@ -182,10 +183,21 @@ DECLARE
     made text[] := '{}';
     part record;
 BEGIN
+    SELECT c.oid, c.relkind INTO old, kind FROM pg_class c WHERE c.oid = to_regclass(of_table);
     IF of_table NOT IN ('outbox', 'processed_events') OR old IS NULL THEN
         RAISE invalid_parameter_value USING MESSAGE = 'partition_table: outbox and processed_events are to have partitions';
     END IF;
-    IF (SELECT c.relkind FROM pg_class c WHERE c.oid = old) = 'p' THEN
+    IF kind = 'p' THEN
+        RETURN;
+    END IF;
+    IF step IN ('lock', 'validate') THEN
+        -- Against other changes. Whoever vacuums the table stops for it after deadlock_timeout, and no writer waits behind.
+        PERFORM set_config('lock_timeout', '5s', true);
+        EXECUTE format('LOCK TABLE ONLY %s IN SHARE UPDATE EXCLUSIVE MODE', old);
+        IF step = 'validate' AND EXISTS (SELECT FROM pg_constraint c
+                                          WHERE c.conrelid = old AND c.conname = bound_name AND NOT c.convalidated) THEN
+            EXECUTE format('ALTER TABLE %s VALIDATE CONSTRAINT %I', old, bound_name);
+        END IF;
         RETURN;
     END IF;
     SELECT string_agg(found.what, ', ') INTO in_the_way FROM (
@@ -237,20 +249,6 @@ BEGIN
     old_sequence := pg_get_serial_sequence(of_table, key);
     SELECT substring(pg_get_constraintdef(c.oid) FROM '< \(?''?(\d+)')::bigint, c.convalidated INTO bound, valid
       FROM pg_constraint c WHERE c.conrelid = old AND c.conname = bound_name;
-
-    IF step = 'lock' THEN
-        -- Against other changes. Whoever vacuums the table stops for it after deadlock_timeout, and no writer waits behind.
-        PERFORM set_config('lock_timeout', '5s', true);
-        EXECUTE format('LOCK TABLE ONLY %s IN SHARE UPDATE EXCLUSIVE MODE', old);
-        RETURN;
-    END IF;
-    IF step = 'validate' THEN
-        IF NOT valid THEN
-            PERFORM set_config('lock_timeout', '5s', true);
-            EXECUTE format('ALTER TABLE %s VALIDATE CONSTRAINT %I', old, bound_name);
-        END IF;
-        RETURN;
-    END IF;
 
     IF step = 'bound' OR bound IS NULL THEN
         EXECUTE format('SELECT coalesce(max(%I), 0) FROM %s', key, old) INTO last;
