@@ -797,6 +797,17 @@ SELECT part.inhrelid::regclass::text
    AND (SELECT relkind FROM pg_class WHERE oid = part.inhparent) = 'p'
  ORDER BY part.inhrelid
 
+-- make_partition --
+-- The one that an id is in; of the outbox, null is the id that comes next.
+SELECT make_partition(%(table)s::text, %(id)s::bigint)
+
+-- ids_without_partition --
+SELECT asked.id
+  FROM unnest(%(ids)s::bigint[]) AS asked (id)
+ WHERE NOT EXISTS (SELECT FROM partitions_of('processed_events') p
+                    WHERE asked.id >= coalesce(p.lower, asked.id) AND asked.id < p.upper)
+ ORDER BY asked.id
+
 -- statement_bound --
 -- What ends this session's statements, and whether its connection asked for it: then the session is no pooler's, and
 -- may change it.
