@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from brewctl import config
-from brewctl.cli import grants, options, output
+from brewctl.cli import db_migrate, grants, options, output
 from brewctl.cli.setup import when_there
 from brewctl.errors import UsageError
 
@@ -88,6 +88,9 @@ def register(app: typer.Typer) -> None:
     """Add the commands of this module, and of those beside it that belong to `brewctl db`."""
     db = typer.Typer(help="The tables.", no_args_is_help=True)
     db.command(epilog="Example: brewctl db init --print-sql | psql")(init)
+    db.command(epilog="Example: brewctl db status --json")(db_migrate.status)
+    db.command(epilog="Example: brewctl db migrate --wait forever")(db_migrate.migrate)
+    db.command(epilog="Example: brewctl db plan | psql")(db_migrate.plan)
     db.command("grants", epilog="Example: brewctl db grants | psql")(grants.database)
     db.callback()(lambda: None)
     app.add_typer(db, name="db")

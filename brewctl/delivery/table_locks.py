@@ -124,8 +124,8 @@ def in_use(what: str, found: Sequence[Holder], *, what_for: str = "changed") -> 
     """Return the error that names who is in the way."""
     if not found:
         message = f"{what} can't be {what_for}: transactions hold it one after the other"
-        return BrewError(message, hint="run `brewctl db init` again when the roles have less to do")
+        return BrewError(message, hint="run this again when the roles have less to do")
     more = f", and {len(found) - 1} more" if len(found) > 1 else ""
     message = f"{what} can't be {what_for}: it is in use by {found[0]}{more}"
-    hint = f"run `brewctl db init` again when that is over, or end it in psql: `{found[0].mend}`"
+    hint = f"run this again when that is over, or end it in psql: `{found[0].mend}`"
     return BrewError(message, hint=hint)
