@@ -101,8 +101,8 @@ def _migrate(home: "Home") -> None:
     if before.is_newer:
         output.emit(f"{_named(home, place)}: {_said(before)}: nothing to do")
     elif found.is_current:
-        by = "" if before.is_current else " left, another session did it"
-        output.emit(f"{_named(home, place)}: version {versions.PROGRAM}: nothing to do{by}")
+        by = "" if before.is_current else "left to do, another session did it"
+        output.emit(f"{_named(home, place)}: version {versions.PROGRAM}: nothing {by or 'to do'}")
     else:
         done = "mended" if before.version == versions.PROGRAM else f"was {before.version}"
         output.emit(f"{_named(home, place)}: version {versions.PROGRAM} ({done})")
@@ -186,10 +186,14 @@ def _said(found: "Standing") -> str:
 
 def _missing(found: "Standing") -> Iterator[str]:
     from brewctl import sql
+    from brewctl.delivery.schema import Kind
 
     for number, name in sql.migration_names.items():
-        if missing := [str(part) for part in found.lacking if part.migration == number]:
-            yield f"  {name} lacks {', '.join(missing)}"
+        here = [part for part in found.lacking if part.migration == number]
+        if missing := [str(part) for part in here if part.kind is not Kind.LEFTOVER]:
+            yield f"  {name}: missing {', '.join(missing)}"
+        if left := [str(part) for part in here if part.kind is Kind.LEFTOVER]:
+            yield f"  {name}: to be dropped {', '.join(left)}"
 
 
 def _described(found: "Standing") -> dict[str, object]:

@@ -173,7 +173,7 @@ def steps(lacking: Sequence[Part]) -> Iterator[list[Part]]:
     """Split what is missing into what is run together, in the order in which it is run: migration by migration.
 
     New tables with all that is theirs, whichever migration says so: nobody uses them yet. The columns of a table. Each
-    other part alone.
+    other part alone, leftovers last.
     """
     for number in sorted({part.migration for part in lacking}):
         here = [part for part in lacking if part.migration == number]
@@ -182,7 +182,9 @@ def steps(lacking: Sequence[Part]) -> Iterator[list[Part]]:
         columns = [part for part in here if part.kind is Kind.COLUMN]
         for table in dict.fromkeys(part.table for part in columns):
             yield [part for part in columns if part.table == table]
-        yield from ([part] for part in here if part.kind not in {Kind.TABLE, Kind.COLUMN})
+        others = [part for part in here if part.kind not in {Kind.TABLE, Kind.COLUMN}]
+        # An index that is no longer wanted goes when the one that replaces it is there.
+        yield from ([part] for part in sorted(others, key=lambda part: part.kind is Kind.LEFTOVER))
 
 
 def complete(

@@ -116,6 +116,8 @@ def bring_up(connection: "BoundedConnection", tell: Tell = nobody, tables: Colle
     another session migrates for longer than schema_s.
     """
     before = standing(connection, tables)
+    if before.is_newer:
+        tell(f"changes nothing: a newer program has made version {before.version}, and this one knows {PROGRAM}")
     if before.is_current:
         return before
     with _alone(connection, tell):
