@@ -20,7 +20,7 @@ CREATE TABLE pauses.passed (query text);
 CREATE FUNCTION pauses.pause() RETURNS event_trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF (tg_event = 'ddl_command_start') = (current_query() LIKE '%CONCURRENTLY%') THEN
-        WHILE NOT EXISTS (SELECT FROM pauses.passed WHERE query = current_query()) LOOP
+        WHILE NOT EXISTS (SELECT FROM pauses.passed WHERE query = left(current_query(), 1000)) LOOP
             PERFORM pg_sleep(0.01);
         END LOOP;
     END IF;
@@ -29,7 +29,7 @@ CREATE EVENT TRIGGER pause_at_start ON ddl_command_start EXECUTE FUNCTION pauses
 CREATE EVENT TRIGGER pause_at_end ON ddl_command_end EXECUTE FUNCTION pauses.pause()
 """
 PAUSED = """
-SELECT pid, query FROM pg_stat_activity
+SELECT pid, left(query, 1000) FROM pg_stat_activity  -- of longer ones it has no more than 1023 bytes
  WHERE datname = current_database() AND wait_event = 'PgSleep' AND application_name = 'brewctl db migrate'
 """
 WAITS = """
@@ -57,10 +57,10 @@ def paused(psql: Session, process: subprocess.Popen[str]) -> tuple[int, str] | N
 
 def whole_step(query: str) -> list[str]:
     """The statements of a step, of which `query` is one: of new tables there are many in one transaction."""
-    new = {part.table for part in schema.PARTS if part.statement == query and part.kind is Kind.TABLE}
+    new = {part.table for part in schema.PARTS if part.statement[:1000] == query and part.kind is Kind.TABLE}
     migration = {part.migration for part in schema.PARTS if part.table in new and part.kind is Kind.TABLE}
     together = {part.table for part in schema.PARTS if part.migration in migration and part.kind is Kind.TABLE}
-    return [query, *(part.statement for part in schema.PARTS if part.table in together and new)]
+    return [query, *(part.statement[:1000] for part in schema.PARTS if part.table in together and new)]
 
 
 def kill_in_the_middle(psql: Session, settings: Settings, process: subprocess.Popen[str], at: tuple[int, str]) -> None:
