@@ -129,7 +129,7 @@ def plan(
     if everything and of:
         raise UsageError("--all is of the story's tables", hint=f"leave {of[:80]} out")
     settings = options.settings(database_url=database_url, downstreams=downstream)
-    from brewctl.delivery import database, migration_plan, versions
+    from brewctl.delivery import database, migration_plan, partitioning, versions
 
     if everything:
         output.emit(f"-- The whole schema, for an empty database.\n{_FOR_PSQL}")
@@ -140,10 +140,12 @@ def plan(
     place = database.place(home.settings.database_url)
     with database.connect(home.settings) as connection:
         found = versions.standing(connection, _tables(home))
+        tables = {part.table for part in found.lacking}
+        partitions = {table: partitioning.partitions(connection, table) for table in tables}
     output.emit(f"-- {_named(home, place)}: {_said(found)}{': nothing to do' * found.is_current}.")
     if not found.is_current:
         output.emit(_FOR_PSQL)
-        for line in migration_plan.lines(found.lacking, found.recorded, settings.limits):
+        for line in migration_plan.lines(found.lacking, found.recorded, settings.limits, partitions):
             output.emit(line)
 
 

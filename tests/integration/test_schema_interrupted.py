@@ -82,7 +82,7 @@ def test_one_that_was_ended_between_two_steps_is_finished_by_another(
     assert (again.returncode, lacking(older)) == (0, [])
     told = [line.partition(" in ")[0] for line in again.stderr.splitlines()]
     assert "db init 0003 added 3 columns to notifications_log" in told
-    assert "db init 0003 made function outbox_add()" in told
+    assert any(line.endswith(" made function outbox_add()") for line in told)
     assert not any("outbox" in line for line in told if "column" in line), "that was done"
     with session(older) as connection:
         counted = "SELECT (SELECT count(*) FROM orders), count(*), min(seq), max(state) FROM notifications_log"
