@@ -10,14 +10,28 @@ import pytest
 
 import brewctl
 from brewctl.delivery.schema import TABLES
-from brewctl.sql import bench_queries, doctor_queries, exporter_queries, migrations, parse, queries, verify_queries
+from brewctl.sql import (
+    bench_queries,
+    doctor_queries,
+    exporter_queries,
+    migrations,
+    parse,
+    queries,
+    retention_queries,
+    verify_queries,
+)
 
 TEXT, VERIFY_TEXT = (
     resources.files("brewctl.sql").joinpath(name).read_text("utf-8") for name in ("queries.sql", "verify.sql")
 )
 SOURCES = sorted(Path(brewctl.__file__).parent.rglob("*.py"))
 SCHEMA = "\n".join(migrations.values())
-EVERY = queries | verify_queries | bench_queries | doctor_queries | exporter_queries
+# Those of retention that read one partition have its name put in, quoted.
+PARTITION = {
+    name: text.replace("{partition}", "outbox_p0").replace("{{", "").replace("}}", "")
+    for name, text in retention_queries.items()
+}
+EVERY = queries | verify_queries | bench_queries | doctor_queries | exporter_queries | PARTITION
 each_query = pytest.mark.parametrize("name", sorted(EVERY))
 
 
