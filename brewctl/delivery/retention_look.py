@@ -36,7 +36,7 @@ from brewctl.sql import queries, retention_queries
 
 # Rows whose dedup rows are looked up at a time.
 _PAGE = 20_000
-_WRITERS_S = 5.0  # so long are transactions waited for that may still write to a full partition
+_WRITERS_S = 1.0  # so long are transactions waited for that may still write to a full partition
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Buried:
     group: str
     what: str  # in a message; empty of one that keeps nothing
     letter: str
+    given_up: bool  # what has not processed it is to do without it, or it is decided later
 
 
 def partitions(connection: BoundedConnection, table: str) -> list[Partition]:
@@ -223,14 +224,14 @@ class Look:
             topic = self._known[self._settings.topic]
             if place.offset >= topic.ends.get(place.partition, (0, 0))[0]:
                 what = f"the topic still has a redriven copy, {place.partition}@{place.offset},"
-        return Buried(int(named), letter.group, what, letter.id)
+        return Buried(int(named), letter.group, what, letter.id, letter.outcome != "redriven")
 
     def _lacking(self, partition: Partition) -> Iterator[Reason]:
         """Compare the rows with what each group has processed: an overtaken group goes on as if nothing were lost."""
         lacking: dict[str, list[int]] = {each.consumer: [] for each in self._groups}
         page = sql.SQL(retention_queries["page"]).format(partition=sql.Identifier(partition.name))
         after = -1
-        settled = {(each.group, each.outbox_id) for each in self._buried()}
+        given_up = {(each.group, each.outbox_id) for each in self._buried() if each.given_up}
         with contextlib.ExitStack() as stack:
             connections = [
                 (home, stack.enter_context(homes.connect(home, self._connection, name="retention")))
@@ -250,7 +251,7 @@ class Look:
                         lacking[group.consumer] += [
                             row for row, kind in rows
                             if kind in group.types
-                            and (group.consumer, row) not in done and (group.name, row) not in settled
+                            and (group.consumer, row) not in done and (group.name, row) not in given_up
                         ]  # fmt: skip
         for group in self._groups:
             if (ids := lacking[group.consumer]) and group.consumer not in self._lost_to:
