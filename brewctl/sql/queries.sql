@@ -688,6 +688,7 @@ SELECT part.place, coalesce(index.indexrelid IS NOT NULL AND part.kind <> 'lefto
                   WHERE attrelid = to_regclass(part."table") AND attname = part.name AND NOT attisdropped)
             WHEN 'index' THEN index.indisvalid IS NOT TRUE
             WHEN 'leftover' THEN index.indexrelid IS NOT NULL
+            WHEN 'partitions' THEN (SELECT relkind FROM pg_class WHERE oid = to_regclass(part."table")) IS DISTINCT FROM 'p'
             WHEN 'function' THEN NOT EXISTS (
                  SELECT FROM pg_proc
                   WHERE proname = part.name AND pg_function_is_visible(oid)
@@ -722,10 +723,12 @@ SELECT "right"
 SELECT 'DELETE' WHERE has_table_privilege(to_regclass(%(table)s), 'DELETE')
 
 -- owned_by_others --
--- How many of these tables are another role's.
+-- How many of these tables, and of their partitions, are another role's.
 SELECT count(*)
   FROM pg_class
- WHERE oid = ANY (SELECT to_regclass(name)::oid FROM unnest(%(tables)s::text[]) AS name)
+ WHERE oid = ANY (SELECT to_regclass(name)::oid FROM unnest(%(tables)s::text[]) AS name
+                   UNION ALL
+                  SELECT inhrelid FROM unnest(%(tables)s::text[]) AS name JOIN pg_inherits ON inhparent = to_regclass(name))
    AND pg_get_userbyid(relowner) <> %(owner)s
 
 -- entry_rights --
@@ -766,7 +769,7 @@ SELECT set_config('search_path', string_agg(quote_ident(name), ', ' ORDER BY pla
 SELECT pg_advisory_xact_lock(hashtextextended('brewctl schema', 0))
 
 -- table_holders --
--- Transactions that hold a lock of these tables, and with `snapshots` those as well that may still read what an
+-- Transactions that hold a lock of these tables or of a partition, and with `snapshots` those as well that may still read what an
 -- index's build waits for; the oldest first. A prepared one has no pid, and `gid` names it. The age is null where
 -- the user may not look at other users' sessions.
 SELECT DISTINCT l.virtualtransaction AS transaction, l.pid, coalesce(a.application_name, '') AS name, p.gid,
@@ -777,7 +780,10 @@ SELECT DISTINCT l.virtualtransaction AS transaction, l.pid, coalesce(a.applicati
  WHERE l.granted
    AND l.pid IS DISTINCT FROM pg_backend_pid()
    AND (l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-        AND l.relation = ANY (SELECT to_regclass(name)::oid FROM unnest(%(tables)s::text[]) AS name)
+        AND l.relation = ANY (SELECT to_regclass(name)::oid FROM unnest(%(tables)s::text[]) AS name
+                               UNION ALL
+                              SELECT inhrelid FROM unnest(%(tables)s::text[]) AS name
+                                JOIN pg_inherits ON inhparent = to_regclass(name))
         OR %(snapshots)s AND a.datname = current_database() AND a.backend_xmin IS NOT NULL)
  ORDER BY age_s DESC NULLS LAST
 
@@ -788,6 +794,14 @@ SELECT count(*)
  WHERE granted AND mode = 'ShareUpdateExclusiveLock' AND pid <> pg_backend_pid()
    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
    AND relation = to_regclass(%(table)s)::oid
+
+-- partitions --
+-- The partitions of a table, as they are named in a statement.
+SELECT part.inhrelid::regclass::text
+  FROM pg_inherits part
+ WHERE part.inhparent = to_regclass(%(table)s)
+   AND (SELECT relkind FROM pg_class WHERE oid = part.inhparent) = 'p'
+ ORDER BY part.inhrelid
 
 -- statement_bound --
 -- What ends this session's statements, and whether its connection asked for it: then the session is no pooler's, and
