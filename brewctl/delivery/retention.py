@@ -35,6 +35,11 @@ AHEAD = 4  # empty partitions behind the one that is written to
 _TURN_S = 60
 _STEP_S = 20
 _OUTBOX, _DEDUP = "outbox", "processed_events"
+_FINISHED_BY_ANOTHER = (
+    psycopg.errors.UndefinedTable,
+    psycopg.errors.ObjectNotInPrerequisiteState,
+    psycopg.errors.WrongObjectType,
+)
 Tell = table_locks.Tell
 
 
@@ -245,6 +250,8 @@ class Run:
                 with _bounded_step(connection):
                     # A cursor of psycopg's own: it opens no transaction, in which nothing is detached concurrently.
                     psycopg.Cursor(connection).execute(statement)
+            except _FINISHED_BY_ANOTHER:
+                continue  # the session of a run that was killed goes on in the server
             except (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable) as error:
                 holders = table_locks.holders(connection, [table], snapshots=True)
                 if time.monotonic() > until:
