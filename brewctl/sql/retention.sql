@@ -150,8 +150,13 @@ UPDATE retention SET keys_forgotten_until = %(until)s
 SELECT min(created_at) FROM orders WHERE idempotency_key IS NOT NULL AND created_at < %(before)s
 
 -- forget_parked --
+-- One that was given up tells verify why there is no effect, as long as its outbox row is there.
 WITH old AS (
-    SELECT id FROM parked_events WHERE outcome IS NOT NULL AND settled_at < %(before)s ORDER BY id LIMIT %(limit)s
+    SELECT id FROM parked_events
+     WHERE settled_at < %(before)s
+       AND (outcome = 'redriven' OR outcome = 'dropped' AND outbox_id < (SELECT dropped_below FROM retention))
+     ORDER BY id
+     LIMIT %(limit)s
 ), forgotten AS (
     DELETE FROM parked_events p USING old WHERE p.id = old.id RETURNING p.id
 )

@@ -19,10 +19,10 @@ def small_partitions(connection: BoundedConnection, rows: int = ROWS) -> None:
     connection.execute("INSERT INTO retention DEFAULT VALUES ON CONFLICT DO NOTHING")
     connection.execute("UPDATE retention SET partition_rows = %s", (rows,))
     for table in ("outbox", "processed_events"):
-        for name in attached(connection, table):
-            connection.execute(f"DROP TABLE {name}".encode())
-        connection.execute("SELECT make_partition(%s, n) FROM generate_series(0, 3) i, LATERAL (SELECT i * %s) AS x (n)",
-                           (table, rows))  # fmt: skip
+        if names := attached(connection, table):
+            connection.execute(f"DROP TABLE {', '.join(names)}".encode())
+            made = "SELECT make_partition(%s, place * %s) FROM generate_series(0, 3) AS place"
+            connection.execute(made, (table, rows))
 
 
 def attached(connection: BoundedConnection, table: str) -> list[str]:
@@ -53,6 +53,14 @@ def fill(chain: Chain, count: int) -> list[Row]:
 def remove_records(chain: Chain) -> None:
     """Remove every record of the topic, as its retention does in time."""
     chain.delete_records(chain.reader.bounds(chain.rig.settings.topic)[0][1])
+
+
+def park(connection: BoundedConnection, consumer: str, outbox_id: int) -> None:
+    """Park an event, which then waits to be redriven."""
+    columns = 'key, event_type, topic, partition, "offset", written_ms, value, headers, reason, attempts'
+    values = "'k', 'order.created', 't', 0, 0, 0, 'x', '[]', 'says the test', 1"
+    insert = f"INSERT INTO parked_events (consumer, outbox_id, {columns}) VALUES (%s, %s, {values})"
+    connection.execute(insert.encode(), (consumer, outbox_id))
 
 
 def run(settings: Settings, **asked: Sequence[str]) -> Outcome:

@@ -66,9 +66,11 @@ def test_the_events_of_an_old_aggregate_are_numbered_on(chain: Chain) -> None:
     assert chain.execute(number, cancelled.outbox_id).fetchone() == (2,)
     chain.send(cancelled)
     add = "SELECT outbox_add(%s, 'account-7', 'account.opened', 'x')"
-    for number in (1, 2):
+    for place in (1, 2):
         chain.execute(add, "other-topic")
-        found = chain.execute("SELECT aggregate_seq FROM outbox WHERE aggregate_id = 'account-7' ORDER BY id DESC LIMIT 1")
+        found = chain.execute(
+            "SELECT aggregate_seq FROM outbox WHERE aggregate_id = 'account-7' ORDER BY id DESC LIMIT 1"
+        )
         assert found.fetchone() == (number,)
         chain.execute("DELETE FROM outbox WHERE aggregate_id = 'account-7'")  # as retention does
     chain.consume()

@@ -11,7 +11,7 @@ import pytest
 from brewctl.delivery.broker import open_admin
 from brewctl.delivery.retention_plan import Reason
 from tests.integration.chain_tools import Chain, open_chain
-from tests.integration.retention_tools import attached, fill, plan, remove_records, run, small_partitions, state
+from tests.integration.retention_tools import attached, fill, park, plan, remove_records, run, small_partitions, state
 
 Break = Callable[[Chain], AbstractContextManager[None]]
 
@@ -34,7 +34,9 @@ def changed(chain: Chain, do: str, undo: str) -> Iterator[None]:
 
 
 def row(do: str, undo: str) -> Break:
-    return lambda chain: changed(chain, f"UPDATE outbox SET {do} WHERE id = 4", f"UPDATE outbox SET {undo} WHERE id = 4")
+    return lambda chain: changed(
+        chain, f"UPDATE outbox SET {do} WHERE id = 4", f"UPDATE outbox SET {undo} WHERE id = 4"
+    )
 
 
 @contextlib.contextmanager
@@ -60,10 +62,7 @@ def own_topic(chain: Chain) -> Iterator[None]:
 
 @contextlib.contextmanager
 def parked(chain: Chain) -> Iterator[None]:
-    chain.execute(
-        "INSERT INTO parked_events (consumer, key, outbox_id, event_type, topic, partition, \"offset\", written_ms, value,"
-        " headers, reason, attempts) VALUES ('inventory', 'k', 4, 'order.created', 't', 0, 0, 0, 'x', '[]', 'says the test', 1)"
-    )
+    park(chain.rig.connection, "inventory", 4)
     yield
     chain.execute("DELETE FROM parked_events")
 
@@ -99,7 +98,7 @@ KEPT: dict[str, tuple[Break, str]] = {
         row("published_at = NULL, failed_at = now()", "published_at = now(), failed_at = NULL"), "1 row is set aside",
     ),
     "records are there": (
-        row("kafka_offset = 12", "kafka_offset = 3"), "still has records of it, up to 0@12; the first one there is 0@12",
+        row("kafka_offset = 12", "kafka_offset = 3"), "has records of it, up to 0@12; the first one there is 0@12",
     ),
     "place not known": (
         row("kafka_offset = NULL, kafka_partition = NULL", "kafka_offset = 3, kafka_partition = 0"),

@@ -46,7 +46,7 @@ def all_is_done(chain: Chain, below: int) -> None:
     assert broken(verify(chain.rig.settings, late_s=0)) == {}
 
 
-# The watermark, detaching and dropping the outbox's partition, the home, its detaching and dropping; then nothing is left.
+# The watermark, detaching and dropping the outbox's partition, the home, detaching and dropping its own.
 STEPS = 6
 
 
@@ -125,7 +125,9 @@ def test_of_two_loops_one_works_and_the_other_waits_its_turn(chain: Chain) -> No
                 waiting.kill()
                 raise
         try:
-            wait_until("the drop", lambda: "outbox_p0" not in attached(chain.rig.connection, "outbox"), timeout_s=_LATE_S)
+            wait_until(
+                "the drop", lambda: "outbox_p0" not in attached(chain.rig.connection, "outbox"), timeout_s=_LATE_S
+            )
             waiting.send_signal(signal.SIGTERM)
             waiting.communicate(timeout=_LATE_S)
         finally:
