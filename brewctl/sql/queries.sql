@@ -523,10 +523,12 @@ SELECT node_id AS name, role, host, pid, address, processed, effects, skipped, d
 SELECT id FROM orders WHERE id BETWEEN %(first)s AND %(last)s ORDER BY id DESC LIMIT %(limit)s
 
 -- traced_order --
--- When it was committed is known only where PostgreSQL keeps that, for as long, and until the row is changed.
+-- When it was committed is known only where PostgreSQL keeps that, for as long, and until the row is changed. The
+-- watermark of an order that is old enough for it: its outbox rows may have been dropped.
 SELECT id, tenant_id, customer_id, amount_cents, currency, status, created_at,
        CASE WHEN status = 'ORDER_STATUS_NEW' AND current_setting('track_commit_timestamp')::boolean THEN pg_xact_commit_timestamp(xmin) END
-           AS committed_at
+           AS committed_at,
+       coalesce((SELECT dropped_below FROM retention WHERE dropped_until >= orders.created_at), 0) AS dropped_below
   FROM orders
  WHERE id = %(id)s
 
@@ -619,7 +621,8 @@ UNION ALL
 SELECT node_id, count(*) FROM notifications_log GROUP BY node_id
 
 -- unfinished_orders --
--- Orders whose story has not been told exactly once, at most `limit` of them.
+-- Orders whose story has not been told exactly once, at most `limit` of them. Of orders up to the time of the watermark
+-- events may have been dropped.
 SELECT o.id, coalesce(x.events, 0) AS events, coalesce(x.published, 0) AS published,
        (r.order_id IS NOT NULL) AS reserved, (n.order_id IS NOT NULL) AS notified
   FROM orders o
@@ -628,8 +631,11 @@ SELECT o.id, coalesce(x.events, 0) AS events, coalesce(x.published, 0) AS publis
   LEFT JOIN inventory_reservations r ON r.order_id = o.id
   LEFT JOIN notifications_log n ON n.order_id = o.id
  CROSS JOIN LATERAL (SELECT CASE WHEN o.cancelled_at IS NULL THEN 1 ELSE 2 END AS events) AS told
- WHERE coalesce(x.events, 0) <> told.events OR x.published <> told.events OR r.order_id IS NULL OR n.order_id IS NULL
+ WHERE x.published <> x.events OR r.order_id IS NULL OR n.order_id IS NULL
     OR o.cancelled_at IS NOT NULL AND (r.released_at IS NULL OR n.cancelled_at IS NULL)
+    OR coalesce(x.events, 0) > told.events
+    OR coalesce(x.events, 0) < told.events
+       AND coalesce(o.created_at > (SELECT dropped_until FROM retention), true)
  ORDER BY o.created_at
  LIMIT %(limit)s
 
