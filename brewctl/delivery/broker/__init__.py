@@ -30,6 +30,7 @@ from brewctl.delivery.broker.outcomes import (
     UnavailableError,
     UnsentError,
 )
+from brewctl.delivery.broker.overtaken import REPUBLISH, Overtaken
 from brewctl.delivery.broker.partitions import PARTITIONS
 from brewctl.delivery.broker.reading import Reader, open_reader
 from brewctl.delivery.broker.reasons import forbidden, is_forbidden, reason
@@ -40,6 +41,7 @@ __all__ = [
     "MIN_IN_SYNC_REPLICAS",
     "PARTITIONS",
     "REPLICATION_FACTOR",
+    "REPUBLISH",
     "Admin",
     "Broker",
     "ClockError",
@@ -49,6 +51,7 @@ __all__ = [
     "HeldError",
     "Member",
     "Outcome",
+    "Overtaken",
     "Partition",
     "Place",
     "Producer",
