@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, LiteralString
 import psycopg
 
 from brewctl import sql
+from brewctl.delivery import partitioning
 from brewctl.delivery.table_locks import Tell, bounded, change, holders, in_use, nobody, pauses, until_free
 from brewctl.errors import BrewError
 from brewctl.sql import queries
@@ -37,6 +38,7 @@ class Kind(StrEnum):
     INDEX = "index"
     LEFTOVER = "leftover"  # an older version's index, to be dropped
     FUNCTION = "function"  # missing where its body is another one
+    PARTITIONS = "partitions"  # those of a table
 
 
 # How each statement of a migration begins, with the table and the name of the part.
@@ -46,7 +48,11 @@ _FORMS = {
     Kind.INDEX: re.compile(r"CREATE (?:UNIQUE )?INDEX IF NOT EXISTS (?P<name>\w+) ON (?P<table>\w+) "),
     Kind.LEFTOVER: re.compile(r"DROP INDEX IF EXISTS (?P<name>\w+)$"),
     Kind.FUNCTION: re.compile(r"CREATE OR REPLACE FUNCTION (?P<name>\w+)\("),
+    Kind.PARTITIONS: re.compile(r"SELECT partition_table\('(?P<name>\w+)', '\w+'\)$"),
 }
+PARTITION_FUNCTIONS = ("partitions_of", "make_partition", "keep_to_owner", "partition_table")
+# Functions that come with a table, wherever that is.
+_COME_WITH = dict.fromkeys(PARTITION_FUNCTIONS, "retention")
 # A statement, up to its semicolon or that of the file's end; a function's body may have some of its own.
 _STATEMENT = re.compile(r"(?:\$\$.*?\$\$|[^;$])+", re.DOTALL)
 _BODY = re.compile(r"\$\$(.*)\$\$", re.DOTALL)
@@ -83,6 +89,8 @@ class Part:
                 return f"{self.table}.{self.name}"
             case Kind.FUNCTION:
                 return f"{self.name}()"
+            case Kind.PARTITIONS:
+                return f"the partitions of {self.table}"
             case Kind.KEY:
                 return f"the primary key of {self.table} ({', '.join(self.columns)})"
             case _:
@@ -103,6 +111,8 @@ def parse(text: LiteralString, migration: int = 0) -> list[Part]:
             if match := form.match(statement):
                 named = match.groupdict()
                 table = parts[-1].table if kind is Kind.LEFTOVER else named.get("table", named["name"])
+                if kind is Kind.FUNCTION:
+                    table = _COME_WITH.get(table, table)
                 body = _BODY.search(statement)
                 text_of_body = body[1].strip() if body else ""
                 parts.append(Part(kind, named["name"], table, statement, body=text_of_body, migration=migration))
@@ -140,7 +150,9 @@ TABLES = [part.name for part in PARTS if part.kind is Kind.TABLE]
 
 
 # What a downstream needs beside its own tables, in a database of its own: of these tables those that there are.
-INBOX_TABLES = frozenset({"processed_events", "redeliveries", "parked_events", "downstreams"}.intersection(TABLES))
+INBOX_TABLES = frozenset(
+    {"processed_events", "redeliveries", "parked_events", "downstreams", "retention"}.intersection(TABLES)
+)
 
 
 def missing(connection: "Connection", tables: Collection[str] | None = None) -> list[Part]:
@@ -189,6 +201,11 @@ def complete(connection: "BoundedConnection", tell: Tell = nobody, tables: Colle
                 adopt = f"ALTER TABLE {part.table} ADD PRIMARY KEY USING INDEX {part.name}"
                 with contextlib.suppress(*_HAS_A_KEY):  # another session was quicker
                     change(connection, [part.table], adopt, tell)
+    # Last: what has to be made of a table is made of one table.
+    apart = [part for part in PARTS if part.kind is Kind.PARTITIONS and (tables is None or part.table in tables)]
+    for part in _missing(connection, apart):
+        with _told(tell, f"put partitions into {part.table}"):
+            partitioning.partition(connection, part.table, part.statement, tell)
 
 
 @contextlib.contextmanager
@@ -223,7 +240,7 @@ def _create(connection: "BoundedConnection", parts: Sequence[Part]) -> None:
             connection.execute(queries["fix_search_path"])
             connection.execute(queries["act_as_owner"])
             for part in parts:
-                if part.kind is not Kind.KEY:
+                if part.kind not in {Kind.KEY, Kind.PARTITIONS}:
                     connection.execute(part.statement)
         return True
 

@@ -510,10 +510,12 @@ SELECT node_id AS name, role, host, pid, address, processed, effects, skipped, d
 SELECT id FROM orders WHERE id BETWEEN %(first)s AND %(last)s ORDER BY id DESC LIMIT %(limit)s
 
 -- traced_order --
--- When it was committed is known only where PostgreSQL keeps that, for as long, and until the row is changed.
+-- When it was committed is known only where PostgreSQL keeps that, for as long, and until the row is changed. The
+-- watermark of an order that is old enough for it: its outbox rows may have been dropped.
 SELECT id, tenant_id, customer_id, amount_cents, currency, status, created_at,
        CASE WHEN status = 'ORDER_STATUS_NEW' AND current_setting('track_commit_timestamp')::boolean THEN pg_xact_commit_timestamp(xmin) END
-           AS committed_at
+           AS committed_at,
+       coalesce((SELECT dropped_below FROM retention WHERE dropped_until >= orders.created_at), 0) AS dropped_below
   FROM orders
  WHERE id = %(id)s
 
@@ -599,7 +601,8 @@ UNION ALL
 SELECT node_id, count(*) FROM notifications_log GROUP BY node_id
 
 -- unfinished_orders --
--- Orders whose story has not been told exactly once, at most `limit` of them.
+-- Orders whose story has not been told exactly once, at most `limit` of them. Of orders up to the time of the watermark
+-- events may have been dropped.
 SELECT o.id, coalesce(x.events, 0) AS events, coalesce(x.published, 0) AS published,
        (r.order_id IS NOT NULL) AS reserved, (n.order_id IS NOT NULL) AS notified
   FROM orders o
@@ -608,8 +611,11 @@ SELECT o.id, coalesce(x.events, 0) AS events, coalesce(x.published, 0) AS publis
   LEFT JOIN inventory_reservations r ON r.order_id = o.id
   LEFT JOIN notifications_log n ON n.order_id = o.id
  CROSS JOIN LATERAL (SELECT CASE WHEN o.cancelled_at IS NULL THEN 1 ELSE 2 END AS events) AS told
- WHERE coalesce(x.events, 0) <> told.events OR x.published <> told.events OR r.order_id IS NULL OR n.order_id IS NULL
+ WHERE x.published <> x.events OR r.order_id IS NULL OR n.order_id IS NULL
     OR o.cancelled_at IS NOT NULL AND (r.released_at IS NULL OR n.cancelled_at IS NULL)
+    OR coalesce(x.events, 0) > told.events
+    OR coalesce(x.events, 0) < told.events
+       AND coalesce(o.created_at > (SELECT dropped_until FROM retention), true)
  ORDER BY o.created_at
  LIMIT %(limit)s
 
@@ -682,6 +688,7 @@ SELECT part.place, coalesce(index.indexrelid IS NOT NULL AND part.kind <> 'lefto
                   WHERE attrelid = to_regclass(part."table") AND attname = part.name AND NOT attisdropped)
             WHEN 'index' THEN index.indisvalid IS NOT TRUE
             WHEN 'leftover' THEN index.indexrelid IS NOT NULL
+            WHEN 'partitions' THEN (SELECT relkind FROM pg_class WHERE oid = to_regclass(part."table")) IS DISTINCT FROM 'p'
             WHEN 'function' THEN NOT EXISTS (
                  SELECT FROM pg_proc
                   WHERE proname = part.name AND pg_function_is_visible(oid)
@@ -716,10 +723,12 @@ SELECT "right"
 SELECT 'DELETE' WHERE has_table_privilege(to_regclass(%(table)s), 'DELETE')
 
 -- owned_by_others --
--- How many of these tables are another role's.
+-- How many of these tables, and of their partitions, are another role's.
 SELECT count(*)
   FROM pg_class
- WHERE oid = ANY (SELECT to_regclass(name)::oid FROM unnest(%(tables)s::text[]) AS name)
+ WHERE oid = ANY (SELECT to_regclass(name)::oid FROM unnest(%(tables)s::text[]) AS name
+                   UNION ALL
+                  SELECT inhrelid FROM unnest(%(tables)s::text[]) AS name JOIN pg_inherits ON inhparent = to_regclass(name))
    AND pg_get_userbyid(relowner) <> %(owner)s
 
 -- entry_rights --
@@ -760,7 +769,7 @@ SELECT set_config('search_path', string_agg(quote_ident(name), ', ' ORDER BY pla
 SELECT pg_advisory_xact_lock(hashtextextended('brewctl schema', 0))
 
 -- table_holders --
--- Transactions that hold a lock of these tables, and with `snapshots` those as well that may still read what an
+-- Transactions that hold a lock of these tables or of a partition, and with `snapshots` those as well that may still read what an
 -- index's build waits for; the oldest first. A prepared one has no pid, and `gid` names it. The age is null where
 -- the user may not look at other users' sessions.
 SELECT DISTINCT l.virtualtransaction AS transaction, l.pid, coalesce(a.application_name, '') AS name, p.gid,
@@ -771,7 +780,10 @@ SELECT DISTINCT l.virtualtransaction AS transaction, l.pid, coalesce(a.applicati
  WHERE l.granted
    AND l.pid IS DISTINCT FROM pg_backend_pid()
    AND (l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-        AND l.relation = ANY (SELECT to_regclass(name)::oid FROM unnest(%(tables)s::text[]) AS name)
+        AND l.relation = ANY (SELECT to_regclass(name)::oid FROM unnest(%(tables)s::text[]) AS name
+                               UNION ALL
+                              SELECT inhrelid FROM unnest(%(tables)s::text[]) AS name
+                                JOIN pg_inherits ON inhparent = to_regclass(name))
         OR %(snapshots)s AND a.datname = current_database() AND a.backend_xmin IS NOT NULL)
  ORDER BY age_s DESC NULLS LAST
 
@@ -782,6 +794,14 @@ SELECT count(*)
  WHERE granted AND mode = 'ShareUpdateExclusiveLock' AND pid <> pg_backend_pid()
    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
    AND relation = to_regclass(%(table)s)::oid
+
+-- partitions --
+-- The partitions of a table, as they are named in a statement.
+SELECT part.inhrelid::regclass::text
+  FROM pg_inherits part
+ WHERE part.inhparent = to_regclass(%(table)s)
+   AND (SELECT relkind FROM pg_class WHERE oid = part.inhparent) = 'p'
+ ORDER BY part.inhrelid
 
 -- statement_bound --
 -- What ends this session's statements, and whether its connection asked for it: then the session is no pooler's, and
