@@ -24,8 +24,9 @@ _WHAT = {
     "startup": "the command line",
     "growth": "Create and the publisher with a million orders; takes minutes",
     "queue": "100,000 rows of few aggregates, or behind an old snapshot; minutes",
+    "soak": "five nodes and retention for --duration: nothing grows; takes an hour",
 }
-_NAMED_ONLY = frozenset({"latency", "growth", "queue"})  # part of another leg, or long
+_NAMED_ONLY = frozenset({"latency", "growth", "queue", "soak"})  # part of another leg, or long
 _BUSY = 0.1  # share of all cores: from there on other work is felt
 _MOST_REPEATS = 100
 
@@ -34,7 +35,7 @@ def bench(
     leg: Annotated[
         list[str] | None,
         typer.Option(
-            help="Which; may be given again. See --list.", metavar="NAME", show_default="all but growth and queue"
+            help="Which; may be given again. See --list.", metavar="NAME", show_default="all but growth, queue and soak"
         ),
     ] = None,
     repeat: Annotated[
@@ -42,6 +43,16 @@ def bench(
     ] = 1,
     against: Annotated[
         Path | None, typer.Option(help="Compare with an earlier run's --json.", metavar="FILE.json")
+    ] = None,
+    duration: Annotated[
+        float | None,
+        typer.Option(
+            help="How many seconds the soak takes.", metavar="SECONDS", min=60, max=864_000, show_default="3600"
+        ),
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(help="How many orders a second the soak makes.", min=1, max=100_000, show_default="50"),
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="Describe the legs and do nothing.")] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the sandbox running afterwards.")] = False,
@@ -67,9 +78,13 @@ def bench(
         return
     from brewctl import config
     from brewctl.cli.sandbox import emptied
+    from brewctl.errors import UsageError
     from brewctl.sandbox import parts
 
     chosen = _chosen(leg)
+    soak = {name: value for name, value in {"soak_s": duration, "soak_rate": rate}.items() if value is not None}
+    if soak and "soak" not in chosen:
+        raise UsageError("--duration and --rate are of the soak", hint="add --leg soak")
     parts.require()  # the floors are made of them, whoever's the servers are
     from brewctl.lab.bench import figures
 
@@ -79,7 +94,7 @@ def bench(
     try:
         with emptied("bench", database_url=database_url, brokers=brokers, topic=topic, keep=keep, yes=yes) as settings:
             machine |= _machine(settings)
-            _measure(settings, chosen, config.home() / "logs" / "bench", measured, times=repeat)
+            _measure(settings, chosen, config.home() / "logs" / "bench", measured, times=repeat, soak=soak)
     finally:
         # What was measured is told, whatever ended it.
         if measured:
@@ -117,7 +132,15 @@ def _machine(settings: "Settings") -> Mapping[str, Any]:
     }
 
 
-def _measure(settings: "Settings", chosen: Sequence[str], logs: Path, measured: "list[Figure]", *, times: int) -> None:
+def _measure(
+    settings: "Settings",
+    chosen: Sequence[str],
+    logs: Path,
+    measured: "list[Figure]",
+    *,
+    times: int,
+    soak: Mapping[str, float],
+) -> None:
     """Measure each leg so many times, all legs of one time before the next: an hour's changes meet all of them."""
     from brewctl import log
     from brewctl.delivery import database
@@ -127,7 +150,7 @@ def _measure(settings: "Settings", chosen: Sequence[str], logs: Path, measured: 
     log.configure(node="bench")
     logging.getLogger("brewctl").setLevel(logging.ERROR)  # of our own inbox, which is a floor here
     with database.connect(settings) as connection:
-        ground = Ground(settings, connection, logs=logs, tell=lambda text: output.note(f"  {text}"))
+        ground = Ground(settings, connection, logs=logs, tell=lambda text: output.note(f"  {text}"), **soak)
         for time in range(times):
             for name in chosen:
                 output.note(f"{name}{f' ({time + 1} of {times})' if times > 1 else ''}: {_WHAT[name]}")

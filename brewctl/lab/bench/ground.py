@@ -37,8 +37,20 @@ Tell = Callable[[str], None]
 class Ground:
     """The servers of one run, whose tables and topics it empties again and again. Nodes are ended by each leg."""
 
-    def __init__(self, settings: Settings, connection: BoundedConnection, *, logs: Path, tell: Tell) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        connection: BoundedConnection,
+        *,
+        logs: Path,
+        tell: Tell,
+        soak_s: float = 3600.0,
+        soak_rate: float = 50.0,
+    ) -> None:
+        """`soak_s` and `soak_rate`: how long the soak lasts, and how many orders a second it makes."""
         self.settings = settings
+        self.soak_s = soak_s
+        self.soak_rate = soak_rate
         self.connection = connection
         self.tell = tell
         self.logs = logs
