@@ -13,6 +13,7 @@ from brewctl.errors import UsageError
 if TYPE_CHECKING:
     from brewctl.config import Settings
     from brewctl.lab.bench.figures import Figure
+    from brewctl.lab.bench.ground import Sizes
 
 _WHAT = {
     "create": "Create at 1, 8 and 64 in flight, and at 1 without the publisher",
@@ -26,8 +27,9 @@ _WHAT = {
     "growth": "Create and the publisher with a million orders; takes minutes",
     "queue": "100,000 rows of few aggregates, or behind an old snapshot; minutes",
     "migrate": "db migrate on --rows orders of the first schema, beside its roles; minutes",
+    "soak": "five nodes and retention for --duration: nothing grows; takes an hour",
 }
-_NAMED_ONLY = frozenset({"latency", "growth", "queue", "migrate"})  # part of another leg, or long
+_NAMED_ONLY = frozenset({"latency", "growth", "queue", "migrate", "soak"})  # part of another leg, or long
 _BUSY = 0.1  # share of all cores: from there on other work is felt
 _MOST_REPEATS = 100
 
@@ -44,6 +46,16 @@ def bench(
     ] = 1,
     against: Annotated[
         Path | None, typer.Option(help="Compare with an earlier run's --json.", metavar="FILE.json")
+    ] = None,
+    duration: Annotated[
+        float | None,
+        typer.Option(
+            help="How many seconds the soak takes.", metavar="SECONDS", min=60, max=864_000, show_default="3600"
+        ),
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(help="How many orders a second the soak makes.", min=1, max=100_000, show_default="50"),
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="Describe the legs and do nothing.")] = False,
     row_count: Annotated[
@@ -79,21 +91,27 @@ def bench(
         return
     from brewctl import config
     from brewctl.cli.sandbox import emptied
+    from brewctl.errors import UsageError
     from brewctl.sandbox import parts
 
     chosen = _chosen(leg)
     if row_count and "migrate" not in chosen:
         raise UsageError("--rows is of one leg", hint="add `--leg migrate`")
+    soak = {name: value for name, value in {"soak_s": duration, "soak_rate": rate}.items() if value is not None}
+    if soak and "soak" not in chosen:
+        raise UsageError("--duration and --rate are of the soak", hint="add `--leg soak`")
     parts.require()  # the floors are made of them, whoever's the servers are
     from brewctl.lab.bench import figures
+    from brewctl.lab.bench.ground import Sizes
 
+    sizes = Sizes(rows=row_count, **soak)
     before = figures.earlier(against) if against else {}
     measured: list[Figure] = []
     machine: dict[str, Any] = {}
     try:
         with emptied("bench", database_url=database_url, brokers=brokers, topic=topic, keep=keep, yes=yes) as settings:
             machine |= _machine(settings)
-            _measure(settings, chosen, config.home() / "logs" / "bench", measured, times=repeat, rows=row_count)
+            _measure(settings, chosen, config.home() / "logs" / "bench", measured, times=repeat, sizes=sizes)
     finally:
         # What was measured is told, whatever ended it.
         if measured:
@@ -136,7 +154,7 @@ def _measure(
     measured: "list[Figure]",
     *,
     times: int,
-    rows: int | None = None,
+    sizes: "Sizes",
 ) -> None:
     """Measure each leg so many times, all legs of one time before the next: an hour's changes meet all of them."""
     from brewctl import log
@@ -147,7 +165,7 @@ def _measure(
     log.configure(node="bench")
     logging.getLogger("brewctl").setLevel(logging.ERROR)  # of our own inbox, which is a floor here
     with database.connect(settings) as connection:
-        ground = Ground(settings, connection, logs=logs, tell=lambda text: output.note(f"  {text}"), rows=rows)
+        ground = Ground(settings, connection, logs=logs, tell=lambda text: output.note(f"  {text}"), sizes=sizes)
         for time in range(times):
             for name in chosen:
                 output.note(f"{name}{f' ({time + 1} of {times})' if times > 1 else ''}: {_WHAT[name]}")

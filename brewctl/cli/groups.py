@@ -146,7 +146,12 @@ def _summary(view: "GroupView") -> dict[str, object]:
         "lag": view.lag,
         "members": [asdict(member) for member in view.members],
         "partitions": [
-            {**asdict(each), "owner": each.owner or None, "lag": each.lag, "lost": each.lost or None}
+            {
+                **{name: value for name, value in asdict(each).items() if name != "known"},
+                "owner": each.owner or None,
+                "lag": each.lag,
+                "lost": each.lost or None,
+            }
             for each in view.partitions
         ],
     }

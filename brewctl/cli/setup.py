@@ -1,12 +1,13 @@
 """`brewctl topic …`: the topic that the roles need to be there."""
 
+import functools
 import threading
 from collections.abc import Callable
 from typing import Annotated, TypeVar
 
 import typer
 
-from brewctl.cli import grants, options, output
+from brewctl.cli import grants, options, output, topic_keep
 
 Answer = TypeVar("Answer")
 
@@ -26,6 +27,14 @@ def create(
     recreate: Annotated[
         bool, typer.Option("--recreate", help="Delete the topics, and the groups' offsets of them, first.")
     ] = False,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            help="How long a topic that is created keeps its records: days, 36h, forever.",
+            metavar="7d|forever",
+            show_default="7d",
+        ),
+    ] = None,
     yes: options.Yes = False,
     wait: options.Wait = 0,
     brokers: options.Brokers = None,
@@ -38,21 +47,27 @@ def create(
 
     With --wait also for all the brokers that are named, or three of them.
     """
-    settings = options.settings(brokers=brokers, topic=topic, downstreams=downstream)
-    from brewctl.delivery import topics
+    from brewctl.delivery import keeping, topics
 
+    how_long = keeping.DEFAULT if keep is None else keep
+    keeping.parse(how_long)
+    settings = options.settings(brokers=brokers, topic=topic, downstreams=downstream)
     if recreate:
         what = f"topic {settings.topic} with its groups' offsets on {','.join(settings.brokers)}"
         options.confirm_destruction(what, mine=options.is_sandbox(settings.configured, "brokers"), yes=yes)
-    created = when_there(lambda: topics.create(settings, recreate=recreate, whole=bool(wait)), wait)
+    made = functools.partial(topics.create, settings, recreate=recreate, whole=bool(wait), keep=how_long)
+    created = when_there(made, wait)
     for name in (settings.topic, settings.dead_letter_topic):
         output.emit(f"topic {name} {'created' if name in created else 'was there already'}")
+    if keep and settings.topic not in created:
+        output.note(f"how long it keeps its records is as it was: `brewctl topic keep {keep}` changes that")
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
     topic = typer.Typer(help="The topic.", no_args_is_help=True)
     topic.command(epilog="Example: brewctl topic create --recreate")(create)
+    topic.command("keep", epilog="Example: brewctl topic keep forever")(topic_keep.keep)
     topic.command("grants", epilog="Example: brewctl topic grants --prefix shop_")(grants.topic)
     topic.callback()(lambda: None)
     app.add_typer(topic, name="topic")

@@ -22,7 +22,7 @@ def rules(settings: Settings, *, prefix: str) -> list[Rule]:
         return [Rule(prefix + role, tuple(operations), kind, name) for kind, name in resources]
 
     found = [
-        *given("owner", ["CREATE", "DELETE", "READ"], topic),
+        *given("owner", ["CREATE", "DELETE", "READ", "ALTER_CONFIGS", "DESCRIBE_CONFIGS"], topic),
         *given("owner", ["CREATE", "DELETE"], letters),
         *given("owner", ["DELETE"], *groups),
         # One that publishes itself. It asks for both topics as it starts.

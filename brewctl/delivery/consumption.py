@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from brewctl import log, metrics
 from brewctl.config import Settings
 from brewctl.delivery import broker, database, presence, readiness, registry, retrying, rights, traced_inbox, versions
-from brewctl.delivery.broker import Consumer, ForbiddenError, Record, UnavailableError
+from brewctl.delivery.broker import Consumer, ForbiddenError, Overtaken, Record, UnavailableError
 from brewctl.delivery.crowding import Crowding
 from brewctl.delivery.downstream import Downstream, Later
 from brewctl.delivery.inbox import Batch, Inbox
@@ -108,6 +108,7 @@ class Consumption:
         self._metrics = metrics.inbox(inbox.group)
         self._member: Consumer | None = None
         self._apart = "it has not joined its group yet"  # why it is no member
+        self._overtaken: dict[int, int] = {}  # partition → where it went on behind records that were gone
         self._left_at = math.inf  # when its partitions left, and others have not come
 
     def findings(self) -> Iterator[Finding]:
@@ -168,6 +169,7 @@ class Consumption:
             node=self._node,
             on_assigned=self._report_assignment,
             on_revoked=lambda: self._let_go(consumer, stop),
+            on_overtaken=self._report_overtaken,
         )
         self._settled = Settled(self._settings.limits)
         self._member = consumer
@@ -201,6 +203,21 @@ class Consumption:
         self._apart = self._inbox.trouble = ""
         self._left_at, self._joined = math.inf, True
         log.say(self._node, f"partitions assigned {partitions}")
+
+    def _report_overtaken(self, found: Sequence[Overtaken]) -> None:
+        """Count what is gone unread, once, and keep saying so until the process ends."""
+        for each in found:
+            told = self._overtaken.get(each.partition)
+            if each.new or each.first == told:  # nothing was committed there since
+                continue
+            self._overtaken[each.partition] = each.first
+            removed = each.removed if told is None else min(each.removed, abs(each.first - told))
+            self._metrics.overtaken(removed or 1)  # how many went with a partition that was cut off nobody knows
+        if self._overtaken:
+            self._inbox.overtaken = (
+                f"records of partitions {sorted(self._overtaken)} were gone before the group read them: "
+                f"run `{broker.REPUBLISH}`"
+            )
 
     def _read(self, consumer: Consumer, stop: threading.Event) -> list[Record]:
         """Read the next records: at once where some wait, else when the batch in the database is done, after a rest."""

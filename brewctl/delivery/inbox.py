@@ -141,6 +141,7 @@ class Inbox:
         self._asked: tuple[BoundedConnection, int, float] | None = None  # the transaction in hand: events, beginning
         self._had_room: list[int | None] | None = None  # ids that partitions were just made for
         self.trouble = ""  # why a batch has to be tried again
+        self.overtaken = ""  # which records were gone before the group read them
         self.tally = Tally()
         self._metrics = metrics.inbox(downstream.group)
         self.done = log.Sum(logger, "consumed")
@@ -157,7 +158,8 @@ class Inbox:
 
     def work(self) -> Work:
         """Say what was done, and what is in the way, in the words of every role."""
-        tally, trouble = self.tally, self._failures.trouble or self.trouble or self._pace.trouble
+        tally = self.tally
+        trouble = self._failures.trouble or self.trouble or self._pace.trouble or self.overtaken
         if asked := self._asked:
             _, events, began = asked
             if (runs_s := time.monotonic() - began) > self._pace.target_s:

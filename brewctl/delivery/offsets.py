@@ -17,6 +17,7 @@ class Progress:
     committed: int | None  # the offset that it reads next, where it has committed one
     first: int  # of the records that are there
     end: int  # the offset that the next record will have
+    known: bool = False  # the group has committed an offset in some partition
 
     @property
     def position(self) -> int:
@@ -28,11 +29,18 @@ class Progress:
     @property
     def lost(self) -> str:
         """Say what the group can't read any more, by its committed offset; empty where that is in the partition."""
-        if self.committed is None or self.first <= self.committed <= self.end:
+        if self.overtaken:
+            return f"its records {self.committed or 0} to {self.first - 1} were removed before it read them"
+        if self.committed is None or self.committed <= self.end:
             return ""
-        if self.committed < self.first:
-            return f"its records {self.committed} to {self.first - 1} were removed before it read them"
         return f"it ends at {self.end}, and {self.committed} was committed: it was truncated, or made anew"
+
+    @property
+    def overtaken(self) -> int:
+        """How many records were removed before the group read them. A new group has lost none: it begins later."""
+        if self.committed is None and not self.known:
+            return 0
+        return max(0, self.first - (self.committed or 0))
 
     @property
     def lag(self) -> int:
@@ -77,7 +85,7 @@ def progress(group: Group, committed: Mapping[int, int], ends: Mapping[int, tupl
     """Put together how far a group has come. `committed` must be the older of the two, else lags are too small."""
     owners = group.owners
     return [
-        Progress(partition, owners.get(partition, ""), committed.get(partition), first, end)
+        Progress(partition, owners.get(partition, ""), committed.get(partition), first, end, bool(committed))
         for partition, (first, end) in sorted(ends.items())
     ]
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from brewctl.config import Settings
-from brewctl.delivery import registry
+from brewctl.delivery import keeping, registry
 from brewctl.delivery.broker import REPLICATION_FACTOR, Admin, open_admin
 from brewctl.errors import BrewError, NotYetError
 from brewctl.lifecycle import wait_until
@@ -11,15 +11,19 @@ from brewctl.lifecycle import wait_until
 _WAIT_S = 60.0
 
 
-def create(settings: Settings, *, recreate: bool = False, whole: bool = False) -> list[str]:
+def create(
+    settings: Settings, *, recreate: bool = False, whole: bool = False, keep: str = keeping.DEFAULT
+) -> list[str]:
     """Create both topics where they are missing, and wait until every partition has a leader.
 
     `recreate` first deletes both, with the offsets that the downstreams' groups have of them and no others. Where a
     group has members that read them, nothing is deleted: BrewError.
     The replication factor is 3, or the number of brokers where that is smaller. With `whole` NotYetError is raised
-    where not so many of the brokers that are named are there yet: a topic would keep fewer replicas for good. Returns
-    the names created.
+    where not so many of the brokers that are named are there yet: a topic would keep fewer replicas for good. `keep`
+    says how long the topic keeps its records, where it is created now; dead letters stay for ever. Returns the names
+    created.
     """
+    kept = {name: value for name, value in keeping.wanted(keeping.parse(keep)).items() if value is not None}
     names = [settings.topic, settings.dead_letter_topic]
     with open_admin(settings) as admin:
         brokers = admin.brokers()
@@ -35,7 +39,12 @@ def create(settings: Settings, *, recreate: bool = False, whole: bool = False) -
         created = [
             name
             for name in names
-            if admin.create_topic(name, replicas=replicas, dead_letters=name == settings.dead_letter_topic)
+            if admin.create_topic(
+                name,
+                replicas=replicas,
+                dead_letters=name == settings.dead_letter_topic,
+                wanted=kept if name == settings.topic else None,
+            )
         ]
         _wait_for_leaders(admin, names)
     # Metadata reach each broker in its own time, and a client may ask any of them next.

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from brewctl.config import Settings
-from brewctl.doctor import deployments, elsewhere, kafka, machine, orders, postgres, records
+from brewctl.doctor import deployments, elsewhere, kafka, keeping, machine, orders, postgres, records
 from brewctl.doctor.finding import Finding, fail, failed
 from brewctl.errors import BrewError
 from brewctl.limits import Limits
@@ -49,6 +49,7 @@ def examine(settings: Settings | None, home: Path) -> Iterator[Finding]:
             _Subject("postgres", partial(postgres.check, hasty)),
             _Subject("downstreams", partial(elsewhere.check, hasty)),
             _Subject("kafka", partial(kafka.check, hasty)),
+            _Subject("keeping", partial(keeping.check, hasty)),
             _Subject("deployment", partial(deployments.check, hasty)),
             _Subject("records", partial(records.check, hasty)),
             *(

@@ -57,6 +57,11 @@ LAG_SECONDS = Family(
     "Age of the oldest record that a group has not consumed, by its committed offsets; 0 where there is none.",
     ("group",),
 )
+OVERTAKEN = Family(
+    "brew_group_overtaken_records",
+    "Records that were removed before a group read them, by its committed offsets; 0 once it has gone on behind them.",
+    ("group",),
+)
 MEMBERS = Family("brew_group_members", "Members of a consumer group, as Kafka knows them.", ("group",))
 DEAD_LETTERS = Family(
     "brew_dead_letters",
@@ -102,6 +107,7 @@ FAMILIES = (
     RETENTION_REFUSED,
     LAG_RECORDS,
     LAG_SECONDS,
+    OVERTAKEN,
     MEMBERS,
     DEAD_LETTERS,
 )

@@ -8,7 +8,7 @@ from dataclasses import replace
 from brewctl import overview
 from brewctl.config import Settings
 from brewctl.delivery.broker import Admin, Reader, open_admin, open_reader
-from brewctl.exporter.families import LAG_RECORDS, LAG_SECONDS, MEMBERS, Sample
+from brewctl.exporter.families import LAG_RECORDS, LAG_SECONDS, MEMBERS, OVERTAKEN, Sample
 from brewctl.exporter.questions import Question
 from brewctl.overview import GroupView
 
@@ -51,6 +51,7 @@ class _Groups:
         self.views = overview.groups(self._admin, self._settings)
         return [
             *(Sample(MEMBERS, len(view.members), (view.name,)) for view in self.views),
+            *(Sample(OVERTAKEN, sum(part.overtaken for part in view.partitions), (view.name,)) for view in self.views),
             *(
                 Sample(LAG_RECORDS, part.lag, (view.name, str(part.partition)))
                 for view in self.views

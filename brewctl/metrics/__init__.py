@@ -72,6 +72,9 @@ class Inbox:
     def retried(self, retry: Retry) -> None:
         """A batch is tried again."""
 
+    def overtaken(self, records: int) -> None:
+        """So many records were removed before the group had read them."""
+
 
 class Calls(Protocol):
     """What an order-service tells. Without metrics there is none: a call has no step for it."""

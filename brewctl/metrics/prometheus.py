@@ -187,6 +187,12 @@ class Inbox(metrics.Inbox):
         retries = Counter(
             "brew_inbox_retries_total", "Batches tried again, by reason.", ["consumer", "reason"], registry=registry
         )
+        overtaken = Counter(
+            "brew_inbox_overtaken_records_total",
+            "Records that were removed before the group had read them; 1 for a partition that was cut off.",
+            ["consumer"],
+            registry=registry,
+        )
         delivery_s = Histogram(
             "brew_delivery_seconds",
             "From an event in the outbox to the commit of its effect, by the clocks of two machines.",
@@ -199,6 +205,7 @@ class Inbox(metrics.Inbox):
         )
         self._batch_s = batch_s.labels(consumer)
         self._delivery_s = delivery_s.labels(consumer)
+        self._overtaken = overtaken.labels(consumer)
         self._retries = {retry: retries.labels(consumer, retry.value) for retry in metrics.Retry}
 
     def records(self, before: metrics.Counted, now: metrics.Counted) -> None:
@@ -231,3 +238,7 @@ class Inbox(metrics.Inbox):
     def retried(self, retry: metrics.Retry) -> None:
         """Count a batch that is tried again."""
         self._retries[retry].inc()
+
+    def overtaken(self, records: int) -> None:
+        """Count records that are gone."""
+        self._overtaken.inc(records)

@@ -113,6 +113,8 @@ def _properties(
         "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,DETOUR:PLAINTEXT,CONTROLLER:PLAINTEXT",
         "log.dirs": "data",
         "auto.create.topics.enable": "false",
+        # What `topic keep` says is seen to happen; Kafka itself looks every five minutes.
+        "log.retention.check.interval.ms": 30_000,
         "default.replication.factor": replicas,
         "min.insync.replicas": in_sync,
         "offsets.topic.num.partitions": 6,

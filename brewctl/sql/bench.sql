@@ -116,3 +116,24 @@ WITH taken AS (
     RETURNING outbox_id
 )
 INSERT INTO notifications_log (order_id, node_id, channel) SELECT gen_random_uuid(), 'notification-1', 'push' FROM taken
+-- table_sizes --
+-- Bytes of a table with its indexes, over all its partitions; how many these are, and their dead rows.
+SELECT coalesce(sum(pg_total_relation_size(part.relid)), 0)::bigint, count(*)::int,
+       coalesce(sum(s.n_dead_tup), 0)::bigint
+  FROM pg_partition_tree(%(name)s) AS part
+  LEFT JOIN pg_stat_user_tables s ON s.relid = part.relid
+ WHERE part.isleaf
+
+-- wal_bytes --
+SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')
+
+-- recent_delays --
+-- As end_to_end, of the orders between two times.
+SELECT percentile_disc(%(shares)s::float8[]) WITHIN GROUP (ORDER BY extract(epoch FROM r.created_at - x.created_at) * 1000)
+           ::float8[]
+  FROM outbox x
+  JOIN inventory_reservations r ON r.order_id = substr(x.aggregate_id, length('order-') + 1)::uuid
+ WHERE x.created_at > %(since)s AND x.created_at <= %(until)s
+
+-- skip_ids --
+SELECT setval(pg_get_serial_sequence('outbox', 'id'), %(last)s)

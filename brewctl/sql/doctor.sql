@@ -102,3 +102,15 @@ SELECT event.place
   FROM unnest(%(ids)s::bigint[], %(keys)s::text[]) WITH ORDINALITY AS event (id, key, place)
  WHERE NOT EXISTS (SELECT FROM outbox o WHERE o.id = event.id AND o.aggregate_id = event.key)
  ORDER BY event.place
+
+-- removed_rows --
+-- Of the outbox's first rows for the topic, those whose records are removed: before the first of their partition.
+SELECT count(*)
+  FROM (SELECT kafka_partition, kafka_offset
+          FROM outbox
+         WHERE topic = %(topic)s AND kafka_offset IS NOT NULL
+         ORDER BY id
+         LIMIT %(rows)s) AS looked_at
+  JOIN unnest(%(partitions)s::integer[], %(firsts)s::bigint[]) AS edge (number, first)
+    ON edge.number = looked_at.kafka_partition
+ WHERE looked_at.kafka_offset < edge.first

@@ -453,6 +453,22 @@ SELECT bad.total, 'outbox ' || bad.outbox_id || coalesce(' of ' || left(x.aggreg
   LEFT JOIN outbox x ON x.id = bad.outbox_id
  ORDER BY bad.outbox_id
 
+-- removed --
+-- Events that a group takes, and that retention removed from the topic before it had them. What is a dead letter or
+-- parked it had.
+SELECT bad.total, 'outbox ' || bad.outbox_id || ' was removed from the topic before the group had it: '
+       || 'brewctl outbox republish ' || bad.outbox_id
+  FROM (SELECT e.outbox_id, count(*) OVER () AS total
+          FROM event e
+          JOIN taker t ON t.consumer = %(consumer)s AND t.type = e.type
+         WHERE e.ours AND e.published
+           AND EXISTS (SELECT FROM edge WHERE first > 0)
+           AND NOT EXISTS (SELECT FROM seen s WHERE s.outbox_id = e.outbox_id)
+           AND NOT EXISTS (SELECT FROM processed p WHERE p.consumer = t.consumer AND p.outbox_id = e.outbox_id)
+           AND NOT EXISTS (SELECT FROM parked k WHERE k.consumer = t.consumer AND k.outbox_id = e.outbox_id)
+           AND NOT EXISTS (SELECT FROM letter l WHERE l.consumer = t.consumer AND l.outbox_id = e.outbox_id)
+         ORDER BY e.outbox_id LIMIT %(shown)s) AS bad
+
 -- split_keys --
 -- A key is where its hash puts it among the partitions that there are. Where partitions were added it may have been
 -- elsewhere before, where the hash puts it among fewer; a topic begins with `first_partitions` of them.

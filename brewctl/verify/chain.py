@@ -180,6 +180,7 @@ class _Chain:
             ),
             ("sequence", f"{group} takes the events of a key in order", processed),
             ("overtaken", f"{group} takes no event of a key that has a parked one", processed),
+            ("removed", f"no event was removed from the topic before {group} had it", facts.published_here),
             ("offsets", "no offset is ahead of durable work", counted["behind"]),
         ]
         parameters = {"consumer": group, "effect": effect, "shows": _of_every_order(downstream)}

@@ -25,6 +25,7 @@ from brewctl.roles import inventory
 from brewctl.sandbox.processes import free_port
 from tests.acceptance.conftest import environment
 from tests.conftest import begin
+from tests.integration.kafka_tools import remove_records
 from tests.prometheus import RULES, Prometheus, program, scraping
 
 SESSION_S = 6.0
@@ -218,6 +219,11 @@ def test_each_alert_fires_by_its_fault_and_clears(play: Play) -> None:
         play.fires("BrewTargetDown", job="brew")
         play.fires("BrewConsumersBehind", group="inventory")
         play.fires("BrewGroupWithoutMembers", group="inventory")
+        remove_records(play.stage.settings)
+        play.fires("BrewGroupOvertaken", group="inventory")
+    play.holds('brew_inbox_overtaken_records_total{consumer="inventory"} > 0')  # they say so until they end
+    with play.during(*(faults.kill_node(name) for name in STORY.peers)):
+        play.clears("BrewGroupOvertaken")
     play.clears("BrewTargetDown", "BrewConsumersBehind", "BrewGroupWithoutMembers")
 
     with play.during(faults.crash_postgres()):

@@ -11,7 +11,7 @@ import pytest
 
 from brewctl.config import KafkaClient, Settings
 from brewctl.delivery import topics
-from brewctl.delivery.broker import Consumer, Place, Producer, Record, open_admin
+from brewctl.delivery.broker import Consumer, Overtaken, Place, Producer, Record, open_admin
 from brewctl.delivery.broker.partitions import partition_for
 from brewctl.lifecycle import wait_until
 
@@ -74,6 +74,7 @@ class Joined:
     told: list[str] = field(default_factory=list)
     owned: list[int] = field(default_factory=list)
     read: list[Record] = field(default_factory=list)
+    overtaken: list[Overtaken] = field(default_factory=list)
     before_leaving: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
@@ -84,6 +85,7 @@ class Joined:
             node=self.name,
             on_assigned=self._assigned,
             on_revoked=self._revoked,
+            on_overtaken=self.overtaken.extend,
         )
 
     def _assigned(self, partitions: list[int]) -> None:

@@ -8,11 +8,13 @@ import contextlib
 import itertools
 import signal
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, Self
 
 import psycopg
+from confluent_kafka import TopicPartition as Place
+from confluent_kafka.admin import AdminClient
 from google.protobuf.timestamp_pb2 import Timestamp
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.client_async import KafkaClient
@@ -22,7 +24,7 @@ from psycopg import sql
 
 from brewctl.config import Settings
 from brewctl.delivery import events
-from brewctl.delivery.broker import PARTITIONS
+from brewctl.delivery.broker import PARTITIONS, open_admin
 from brewctl.delivery.broker.kafka_python.client import connection
 from brewctl.lab.nodes import Node
 from brewctl.lifecycle import wait_until
@@ -138,6 +140,17 @@ def end_offsets(settings: Settings, topic: str) -> dict[int, int]:
     with contextlib.closing(KafkaConsumer(**connection(settings, name="test"), group_id=None)) as reader:
         ends = reader.end_offsets([TopicPartition(topic, partition) for partition in range(PARTITIONS)])
     return {place.partition: end for place, end in ends.items() if end}
+
+
+def remove_records(settings: Settings, before: Mapping[int, int] | None = None) -> None:
+    """Remove the topic's records before these offsets, default: all, as retention does."""
+    if before is None:
+        with open_admin(settings) as admin:
+            before = {number: end for number, (_, end) in admin.ends(settings.topic).items()}
+    client = AdminClient({"bootstrap.servers": ",".join(settings.brokers)})
+    places = [Place(settings.topic, partition, offset) for partition, offset in before.items()]
+    for removed in client.delete_records(places).values():
+        removed.result(30)
 
 
 @contextlib.contextmanager

@@ -23,12 +23,12 @@ from brewctl.lab.proxy import Proxy
 from brewctl.lifecycle import wait_until
 from brewctl.sql import exporter_queries
 from tests.conftest import Rig, begin
-from tests.integration.kafka_tools import good_record
+from tests.integration.kafka_tools import good_record, remove_records
 from tests.integration.outbox_tools import create_order, unpublished
 from tests.scraping import Page
 
 OUTBOX = {"brew_outbox_rows", "brew_outbox_oldest_seconds"}
-LAG = {"brew_group_lag_records", "brew_group_lag_seconds", "brew_group_members"}
+LAG = {"brew_group_lag_records", "brew_group_lag_seconds", "brew_group_members", "brew_group_overtaken_records"}
 
 
 @pytest.fixture
@@ -103,6 +103,17 @@ def test_how_far_a_group_is_behind(rig: Rig, collector: Collector) -> None:
     assert found["notifications"] == 0
     assert 0 < found["inventory"] < 300, "the record that is next is a new one"
     assert page(collector).of("brew_group_members") == {"inventory": 0, "notifications": 0}
+
+
+def test_records_that_were_removed_before_a_group_read_them(rig: Rig, collector: Collector) -> None:
+    topic = rig.settings.topic
+    good = good_record()
+    send(rig, *(Record(topic, good.key, good.value, good.headers) for _ in range(3)))
+    with open_admin(rig.settings) as admin:
+        (at,) = [partition for partition, (_, end) in admin.ends(topic).items() if end]
+        admin.commit("inventory", topic, {at: 1})
+    remove_records(rig.settings)
+    awaited(collector, "the gap", "brew_group_overtaken_records", {"inventory": 2, "notifications": 0})
 
 
 def test_dead_letters_by_what_became_of_them(rig: Rig, collector: Collector) -> None:

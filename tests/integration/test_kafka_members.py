@@ -9,8 +9,6 @@ from collections.abc import Iterator
 
 import pytest
 from confluent_kafka import Producer as Transactional
-from confluent_kafka import TopicPartition
-from confluent_kafka.admin import AdminClient
 from kafka.admin import ACL, ACLFilter, ACLOperation, ACLPermissionType, ResourcePattern, ResourceType
 
 from brewctl.config import KafkaClient, Settings
@@ -30,7 +28,7 @@ from tests.integration.client_tools import (
     sending,
     with_client,
 )
-from tests.integration.kafka_tools import RawKey, kafka_admin, raw_client, send_raw
+from tests.integration.kafka_tools import RawKey, kafka_admin, raw_client, remove_records, send_raw
 from tests.integration.own_broker import OwnBroker, own_broker
 
 # Longer than a member may take to leave on a slow machine, and shorter than a session or a request.
@@ -168,7 +166,7 @@ def test_an_offset_that_is_not_there_is_told_and_reading_goes_on_at_the_first(
     with open_admin(settings) as admin:
         admin.commit(f"g-{settings.topic}", settings.topic, {0: wanted, 1: 10})
     if wanted < 10:
-        remove(settings, {0: 4})
+        remove_records(settings, {0: 4})
     with joined(settings) as member:
         first = 4 if wanted < 10 else 0
         member.poll_until("all that is there", lambda: len(member.read) == 40 + 10 - first)
@@ -181,14 +179,6 @@ def test_an_offset_that_is_not_there_is_told_and_reading_goes_on_at_the_first(
     assert f"wanted={wanted}" in said
     assert f"first={first}" in said
     assert ("retention removed them" if wanted < 10 else "was truncated") in said
-
-
-def remove(settings: Settings, before: dict[int, int]) -> None:
-    """Remove records, as retention does."""
-    client = AdminClient({"bootstrap.servers": ",".join(settings.brokers)})
-    places = [TopicPartition(settings.topic, partition, offset) for partition, offset in before.items()]
-    for removed in client.delete_records(places).values():
-        removed.result(30)
 
 
 @pytest.mark.parametrize(

@@ -351,7 +351,10 @@ def _needs(settings: Settings, user: str) -> list[Callable[[Settings], object]]:
     """What the user of a role does with Kafka, so that each of its rights is used."""
     match user:
         case "owner":
-            return [lambda chosen: topics.create(chosen, recreate=True)]
+            return [
+                lambda chosen: topics.create(chosen, recreate=True),
+                lambda chosen: _checked(chosen, "topic", "keep", "3d", "--yes"),
+            ]
         case "order":
             return [require_topic, _produce]
         case "publisher":

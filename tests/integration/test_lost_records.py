@@ -3,16 +3,15 @@
 import json
 from typing import Any
 
-from confluent_kafka import TopicPartition
-from confluent_kafka.admin import AdminClient
-
 from brewctl.delivery import topics
 from brewctl.delivery.broker import PARTITIONS, Producer, open_admin
 from brewctl.delivery.database import Pool
 from brewctl.delivery.outbox import Publisher
 from brewctl.lab.nodes import Node
+from brewctl.verify import verify
 from tests.conftest import Rig
-from tests.integration.kafka_tools import finish
+from tests.integration.http_tools import HTTP, numbers, place
+from tests.integration.kafka_tools import finish, remove_records
 from tests.integration.outbox_tools import create_order, unpublished
 
 HALF = 12
@@ -50,6 +49,11 @@ def consume(rig: Rig, role: str, *, node: str, effects: int) -> Node:
     return started
 
 
+def trouble(rig: Rig) -> str:
+    (said,) = rig.connection.execute("SELECT string_agg(trouble, '') FROM nodes").fetchone() or ("",)
+    return str(said)
+
+
 def effects_of(rig: Rig, role: str) -> int:
     counts = rig.counts()
     return counts.reservations if role == "inventory" else counts.notifications
@@ -66,22 +70,12 @@ def inventory_partitions(rig: Rig) -> list[dict[str, Any]]:
     return list(group["partitions"])
 
 
-def remove_records(rig: Rig) -> None:
-    """As retention does."""
-    with open_admin(rig.settings) as admin:
-        ends = admin.ends(rig.settings.topic)
-    places = [TopicPartition(rig.settings.topic, number, end) for number, (_, end) in ends.items()]
-    client = AdminClient({"bootstrap.servers": ",".join(rig.settings.brokers)})
-    for removed in client.delete_records(places).values():
-        removed.result(30)
-
-
 def test_what_retention_removed_is_told_and_published_again(rig: Rig, pool: Pool) -> None:
     had = publish_everywhere(rig, pool)
     consume(rig, "inventory", node="inventory-1", effects=had)
     publish(rig, pool, HALF)
     every = had + HALF
-    remove_records(rig)
+    remove_records(rig.settings)
 
     lost = [each for each in inventory_partitions(rig) if each["lost"]]
     assert sum(each["first"] - (each["committed"] or 0) for each in lost) == HALF
@@ -95,10 +89,12 @@ def test_what_retention_removed_is_told_and_published_again(rig: Rig, pool: Pool
     assert f"{every} published rows never came to it" in found["records-notifications"]["found"]
 
     # The consumer goes on at the first record, not in silence.
-    node = rig.start("inventory-2", "consume", "inventory")
+    node = rig.start("inventory-2", "consume", "inventory", *HTTP)
     with open_admin(rig.settings) as admin:
         ends = {number: end for number, (_, end) in admin.ends(rig.settings.topic).items() if end}
         rig.wait("offsets at the end", lambda: admin.committed("inventory", rig.settings.topic) == ends)
+    assert numbers(place(node))['brew_inbox_overtaken_records_total{consumer="inventory"}'] == HALF
+    rig.wait("its trouble", lambda: "were gone before the group read them: run `brewctl outbox" in trouble(rig))
     assert finish(node) == 0
     said = [line for line in node.log.read_text().splitlines() if "offset_lost" in line]
     assert len(said) == len(lost)
@@ -107,6 +103,7 @@ def test_what_retention_removed_is_told_and_published_again(rig: Rig, pool: Pool
     code, found = findings(rig)
     assert code == 1
     assert found["records-inventory"]["verdict"] == "fail"
+    assert verify(rig.settings, late_s=3600).check("inventory-removed").violations == HALF, "whatever their age"
 
     refused = rig.brewctl("outbox", "republish", "--missing")
     assert refused.returncode == 2
@@ -128,6 +125,7 @@ def test_what_retention_removed_is_told_and_published_again(rig: Rig, pool: Pool
     last = consume(rig, "inventory", node="inventory-3", effects=every)
     assert last.lines[-1].endswith(f"processed={every} reserved={HALF} skipped={had}")
     consume(rig, "notifications", node="notification-1", effects=every)
+    assert verify(rig.settings, late_s=0).ok
     assert findings(rig)[1]["records"]["verdict"] == "ok"
 
 

@@ -35,8 +35,8 @@ def test_a_consumer_goes_on_at_its_offset_or_at_the_first_record(committed: int 
 def test_a_partition_has_its_owner_and_its_offset() -> None:
     group = Group("inventory", "Stable", "roundrobin", (Member("inventory-1", (0,), "127.0.0.1"),))
     assert progress(group, {1: 3}, {1: (0, 5), 0: (0, 4)}) == [
-        Progress(0, "inventory-1", None, 0, 4),
-        Progress(1, "", 3, 0, 5),
+        Progress(0, "inventory-1", None, 0, 4, known=True),
+        Progress(1, "", 3, 0, 5, known=True),
     ]
 
 

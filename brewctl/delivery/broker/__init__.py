@@ -19,6 +19,7 @@ from brewctl.delivery.broker.kafka_python.admin import (
     require_topic,
 )
 from brewctl.delivery.broker.kafka_python.client import explained, require_files
+from brewctl.delivery.broker.kafka_python.topic_settings import Setting
 from brewctl.delivery.broker.membership import Consumer
 from brewctl.delivery.broker.outcomes import (
     ClockError,
@@ -30,6 +31,7 @@ from brewctl.delivery.broker.outcomes import (
     UnavailableError,
     UnsentError,
 )
+from brewctl.delivery.broker.overtaken import REPUBLISH, Overtaken
 from brewctl.delivery.broker.partitions import PARTITIONS
 from brewctl.delivery.broker.reading import Reader, open_reader
 from brewctl.delivery.broker.reasons import forbidden, is_forbidden, reason
@@ -40,6 +42,7 @@ __all__ = [
     "MIN_IN_SYNC_REPLICAS",
     "PARTITIONS",
     "REPLICATION_FACTOR",
+    "REPUBLISH",
     "Admin",
     "Broker",
     "ClockError",
@@ -49,6 +52,7 @@ __all__ = [
     "HeldError",
     "Member",
     "Outcome",
+    "Overtaken",
     "Partition",
     "Place",
     "Producer",
@@ -56,6 +60,7 @@ __all__ = [
     "Record",
     "RefusedError",
     "Rule",
+    "Setting",
     "UnavailableError",
     "Unreached",
     "UnsentError",

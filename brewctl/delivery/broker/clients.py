@@ -11,6 +11,7 @@ from typing import Any, Protocol, cast
 
 from brewctl.config import KafkaClient, Settings
 from brewctl.delivery.broker.outcomes import Outcome
+from brewctl.delivery.broker.overtaken import Told
 from brewctl.delivery.broker.record import Record
 from brewctl.errors import BrewError
 
@@ -104,6 +105,7 @@ class _NewMember(Protocol):
         node: str,
         on_assigned: Callable[[list[int]], None],
         on_revoked: Callable[[], None],
+        on_overtaken: Told,
     ) -> Member: ...
 
 

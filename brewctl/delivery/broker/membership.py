@@ -4,7 +4,8 @@ import threading
 from collections.abc import Callable, Sequence
 
 from brewctl.config import Settings
-from brewctl.delivery.broker import clients
+from brewctl.delivery.broker import clients, overtaken
+from brewctl.delivery.broker.overtaken import Overtaken
 from brewctl.delivery.broker.record import Record
 
 
@@ -24,13 +25,27 @@ class Consumer:
         node: str,
         on_assigned: Callable[[list[int]], None],
         on_revoked: Callable[[], None],
+        on_overtaken: overtaken.Told = overtaken.nobody,
     ) -> None:
         """Join at the first poll. `on_revoked` is called within a poll, before partitions leave; it must not raise.
 
+        `on_overtaken` is called within a poll, once it is logged, where the group goes on behind records that are gone.
+
         Raises UnreachableError where no broker answers now, BrewError.
         """
+
+        def tell(found: Sequence[Overtaken]) -> None:
+            overtaken.tell(group, found)
+            on_overtaken(found)
+
         self._member = clients.chosen(settings).Member(
-            settings, stop, group=group, node=node, on_assigned=on_assigned, on_revoked=on_revoked
+            settings,
+            stop,
+            group=group,
+            node=node,
+            on_assigned=on_assigned,
+            on_revoked=on_revoked,
+            on_overtaken=tell,
         )
 
     def poll(self, *, timeout_s: float) -> list[Record]:

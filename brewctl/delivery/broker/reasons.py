@@ -61,16 +61,6 @@ def absent(*topics: str) -> NotYetError:
     return NotYetError(f"topic {' and '.join(topics)} missing in kafka", hint="run `brewctl topic create`")
 
 
-def offset_lost(wanted: int, first: int) -> dict[str, object]:
-    """Say that records are lost to a group, as the words of a log line. Nothing else would: it has no lag."""
-    if wanted < first:
-        reason = f"{first - wanted} records are gone: retention removed them before they were read"
-    else:
-        reason = "the partition ends before: it was truncated, or its topic made anew, and records are gone"
-    hint = "it goes on at the first; publish what it missed again: `brewctl outbox republish --missing`"
-    return {"wanted": wanted, "first": first, "reason": reason, "hint": hint}
-
-
 def other_protocol(group: str) -> BrewError:
     """Return the error of a member whose group balances by another protocol."""
     return BrewError(

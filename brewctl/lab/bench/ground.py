@@ -4,6 +4,7 @@ import contextlib
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -34,18 +35,26 @@ LONGER = (1, 4, 16)
 Tell = Callable[[str], None]
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """How much the long legs do."""
+
+    rows: int | None = None  # orders that `migrate` fills; None: its default
+    soak_s: float = 3600.0
+    soak_rate: float = 50.0  # orders a second
+
+
 class Ground:
     """The servers of one run, whose tables and topics it empties again and again. Nodes are ended by each leg."""
 
     def __init__(
-        self, settings: Settings, connection: BoundedConnection, *, logs: Path, tell: Tell, rows: int | None = None
+        self, settings: Settings, connection: BoundedConnection, *, logs: Path, tell: Tell, sizes: Sizes | None = None
     ) -> None:
-        """`rows`: how many orders a leg fills that is asked for so many."""
         self.settings = settings
         self.connection = connection
         self.tell = tell
         self.logs = logs
-        self.rows = rows
+        self.sizes = sizes or Sizes()
 
     def reset(self) -> None:
         """Empty tables and topics; no groups."""

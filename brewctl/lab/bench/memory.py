@@ -30,7 +30,7 @@ def run(ground: Ground) -> Iterator[Figure]:
         def look() -> None:
             while not done.wait(_LOOK_S):
                 if not warm and overview.counts(ground.connection).orders >= _WARM:
-                    warm.update({node.name: _resident_mb(node) for node in nodes})
+                    warm.update({node.name: resident_mb(node) for node in nodes})
 
         with beside({"look": look}, done):
             measure(addresses(nodes), concurrency=32, warmup_s=0, orders=_ORDERS)
@@ -38,11 +38,11 @@ def run(ground: Ground) -> Iterator[Figure]:
         for node in nodes:
             before = warm.get(node.name) or None
             yield Figure(
-                f"memory of {node.name}", _resident_mb(node) or None, "MB", before, f"after {_WARM:,}", at_most=1.1
+                f"memory of {node.name}", resident_mb(node) or None, "MB", before, f"after {_WARM:,}", at_most=1.1
             )
 
 
-def _resident_mb(node: Node) -> float:
+def resident_mb(node: Node) -> float:
     """Resident megabytes of a process: proc_pid_status(5). 0 where the system doesn't say."""
     try:
         found = _RESIDENT.search(Path(f"/proc/{node.process.pid}/status").read_text("ascii"))

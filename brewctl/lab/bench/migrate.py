@@ -40,7 +40,7 @@ _ROLES = {
 
 def run(ground: Ground) -> Iterator[Figure]:
     """Fill it, load it, and migrate it meanwhile."""
-    rows = ground.rows or DEFAULT_ROWS
+    rows = ground.sizes.rows or DEFAULT_ROWS
     with _fresh(ground) as settings, psycopg.connect(database.conninfo(settings), autocommit=True) as psql:
         psql.execute(sql.migrations[1])
         _fill(ground, psql, rows)

@@ -11,11 +11,12 @@ from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
 
 from brewctl.config import Settings
 from brewctl.delivery.broker import reasons
-from brewctl.delivery.broker.kafka_python import acls
+from brewctl.delivery.broker.kafka_python import acls, topic_settings
 from brewctl.delivery.broker.kafka_python.acls import Rule
 from brewctl.delivery.broker.kafka_python.admin_client import EARLIEST, LATEST, AdminClient
 from brewctl.delivery.broker.kafka_python.client import connection, explained, require_headers
 from brewctl.delivery.broker.kafka_python.forgetting import GroupSubscribedToTopicError
+from brewctl.delivery.broker.kafka_python.topic_settings import Setting
 from brewctl.delivery.broker.partitions import PARTITIONS
 from brewctl.delivery.broker.reasons import absent
 from brewctl.delivery.broker.record import DEAD_LETTER_BYTES
@@ -99,9 +100,11 @@ class Admin:
         """Names of all topics. Never creates one."""
         return set(self._client.list_topics())
 
-    def create_topic(self, topic: str, *, replicas: int, dead_letters: bool = False) -> bool:
-        """Create a topic of 6 partitions; False where it was there already."""
-        wanted = {"min.insync.replicas": str(min(MIN_IN_SYNC_REPLICAS, replicas))}
+    def create_topic(
+        self, topic: str, *, replicas: int, dead_letters: bool = False, wanted: Mapping[str, str] | None = None
+    ) -> bool:
+        """Create a topic of 6 partitions, configured as `wanted`; False where it was there already."""
+        wanted = {"min.insync.replicas": str(min(MIN_IN_SYNC_REPLICAS, replicas)), **(wanted or {})}
         if dead_letters:
             wanted["max.message.bytes"] = str(DEAD_LETTER_BYTES)
             wanted["retention.ms"] = "-1"  # nobody's to forget
@@ -201,15 +204,30 @@ class Admin:
 
     def configuration(self, topic: str) -> dict[str, str]:
         """Return what a topic is configured with, Kafka's defaults included. BrewError where there is no such topic."""
+        return {name: each.value for name, each in self.topic_settings(topic).items()}
+
+    def topic_settings(self, topic: str) -> dict[str, Setting]:
+        """Return the same, each with where it comes from."""
         (answer,) = self._patiently(
             lambda: self._client.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
         )
-        ((code, _, _, _, entries),) = answer.resources
+        code, found = topic_settings.read(answer)
         if code == errors.UnknownTopicOrPartitionError.errno:
             raise absent(topic)
         if code:
             raise errors.for_code(code)(topic)
-        return {name: value for name, value, *_ in entries}
+        return found
+
+    def configure(self, topic: str, wanted: Mapping[str, str | None]) -> None:
+        """Set these of a topic, and leave the others; None: as the brokers say. BrewError where there is no topic."""
+
+        def ask() -> None:
+            try:
+                self._client.change_topic(topic, wanted)
+            except errors.UnknownTopicOrPartitionError:  # which might be retried
+                raise absent(topic) from None
+
+        self._patiently(ask)
 
     def allow(self, rules: Sequence[Rule]) -> None:
         """Let users do what these rules say. Raises BrewError where the brokers look at no rules."""

@@ -9,7 +9,7 @@ from kafka import KafkaAdminClient, errors
 from kafka.protocol.commit import OffsetCommitRequest
 from kafka.protocol.offset import OffsetRequest, OffsetResetStrategy
 
-from brewctl.delivery.broker.kafka_python import clock, forgetting
+from brewctl.delivery.broker.kafka_python import clock, forgetting, topic_settings
 
 EARLIEST: int = OffsetResetStrategy.EARLIEST
 LATEST: int = OffsetResetStrategy.LATEST
@@ -82,6 +82,12 @@ class AdminClient(KafkaAdminClient):  # type: ignore[misc]
         future = self._send_request_to_node(coordinator, forgetting.question(group, partitions))
         self._wait_for_futures([future])
         forgetting.check(future.value)
+
+    def change_topic(self, topic: str, wanted: Mapping[str, str | None]) -> None:
+        """Set these of a topic, and leave the others. Raises KafkaError."""
+        future = self._send_request_to_node(None, topic_settings.change(topic, wanted))
+        self._wait_for_futures([future])
+        topic_settings.check(future.value)
 
     def _refresh_controller_id(self) -> None:
         """Find a broker for what is a controller's to do.

@@ -4,7 +4,8 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from kafka import ConsumerRebalanceListener, TopicPartition, errors
@@ -19,6 +20,7 @@ from brewctl.delivery.broker.kafka_python.heartbeats import Coordinator
 from brewctl.delivery.broker.kafka_python.passed import Passed
 from brewctl.delivery.broker.kafka_python.polling import PollingConsumer
 from brewctl.delivery.broker.outcomes import UnavailableError
+from brewctl.delivery.broker.overtaken import Overtaken, Told
 from brewctl.delivery.broker.record import Record
 from brewctl.errors import BrewError
 from brewctl.lifecycle import wake_at
@@ -50,14 +52,17 @@ class Member:
         node: str,
         on_assigned: Callable[[list[int]], None],
         on_revoked: Callable[[], None],
+        on_overtaken: Told,
     ) -> None:
         limits = settings.limits
         self._group = group
         self._settings = settings
         self._listener = _Listener(on_assigned, on_revoked)
+        self._tell_overtaken = on_overtaken
         with explained(settings):
             self._consumer = PollingConsumer(
                 stop,
+                on_overtaken=self._overtaken,
                 group_id=group,
                 enable_auto_commit=False,
                 auto_offset_reset="earliest",
@@ -160,6 +165,18 @@ class Member:
             self.committed_at = time.monotonic()
         self._passed.take_back(offsets)
         return ""
+
+    def _overtaken(self, found: Collection[Overtaken]) -> None:
+        """Tell where reading begins behind records that are gone. Called within a poll, before any of it is read."""
+        begins = [each for each in found if each.wanted is None]
+        topic = self._settings.topic
+        if begins:
+            every = [TopicPartition(topic, number) for number in self._consumer.partitions_for_topic(topic) or ()]
+            known = self._consumer._coordinator.fetch_committed_offsets(every)  # noqa: SLF001 - of one alone in public
+            found = [replace(each, new=not known) if each.wanted is None else each for each in found]
+        self._tell_overtaken(list(found))
+        if begins:  # it is told once: not again to those who get the partition before its first record was committed
+            self._commit({TopicPartition(topic, each.partition): OffsetAndMetadata(each.first, "") for each in begins})
 
     def close(self) -> None:
         """Leave the group, so that its partitions move at once."""

@@ -1,4 +1,4 @@
-"""The client library's fetcher with what it lacks: transactions of other producers, and a word on lost offsets.
+"""The client library's fetcher with what it lacks: transactions of other producers, and which offsets are lost.
 
 Importing this module puts it in the library's place, for every consumer of this process.
 
@@ -17,11 +17,8 @@ from kafka import TopicPartition, errors
 from kafka.consumer import fetcher, group
 from kafka.record.default_records import DefaultRecordBatch
 
-from brewctl import log
-from brewctl.delivery.broker import reasons
+from brewctl.delivery.broker.overtaken import Overtaken
 from brewctl.delivery.broker.record import Record
-
-logger = log.get(__name__)
 
 _PRODUCER_ID = 9  # its place in a batch's header
 _MARKER = struct.Struct(">hh")  # the key of a marker: version, type
@@ -72,16 +69,15 @@ def _is_abort(marker: DefaultRecordBatch) -> bool:
 
 
 class Fetcher(fetcher.Fetcher):  # type: ignore[misc]
-    """Reads what is committed, and says so where a group's offset is not in the partition any more."""
+    """Reads what is committed, and notes where a group's offset is not in the partition any more."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._isolation_level = fetcher.READ_COMMITTED
-        self._group: str | None = options.get("group_id")
         self._aborted: Sequence[tuple[int, int]] = ()
         self._gone: dict[TopicPartition, int] = {}
-        # Where partitions without a committed offset began; where each can be read up to, because of open transactions.
-        self.began: dict[TopicPartition, int] = {}
+        self.overtaken: list[Overtaken] = []  # partitions that begin behind the records that were wanted
+        # Where each can be read up to, because of open transactions.
         self.stable: dict[TopicPartition, int] = {}
 
     def _handle_fetch_response(self, request: Any, send_time: float, response: Any) -> None:
@@ -126,11 +122,9 @@ class Fetcher(fetcher.Fetcher):  # type: ignore[misc]
         if not state or not state.has_valid_position:
             return
         first = state.position
-        self.began[partition] = first
         wanted = self._gone.pop(partition, None)
-        if wanted is not None and self._group:
-            said = reasons.offset_lost(wanted, first)
-            logger.error("offset_lost", group=self._group, partition=partition.partition, **said)
+        if wanted is not None or first > 0:  # without a committed offset it begins at the first record
+            self.overtaken.append(Overtaken(partition.partition, wanted, first))
 
 
 group.Fetcher = Fetcher

@@ -34,10 +34,9 @@ class Passed:
             return {}
         found = {}
         states = self._consumer._subscription.assignment  # noqa: SLF001 - asked in public, it may wait for a broker
-        began = self._consumer._fetcher.began  # noqa: SLF001
         for place, state in states.items():
             # Behind what is committed it is only where that offset was not in the partition any more.
-            at = state.committed.offset if state.committed else began.get(place)
-            if state.has_valid_position and at is not None and state.position != at:
+            at = state.committed.offset if state.committed else 0
+            if state.has_valid_position and state.position != at:
                 found[place] = OffsetAndMetadata(state.position, "")
         return found

@@ -2,16 +2,22 @@
 
 import threading
 import time
+from collections.abc import Callable, Collection
 from typing import Any
 
 from kafka import KafkaConsumer
+
+from brewctl.delivery.broker.overtaken import Overtaken
 
 
 class PollingConsumer(KafkaConsumer):  # type: ignore[misc]
     """One whose poll returns as soon as it has records, or is to stop."""
 
-    def __init__(self, stop: threading.Event, **options: Any) -> None:
+    def __init__(
+        self, stop: threading.Event, *, on_overtaken: Callable[[Collection[Overtaken]], None], **options: Any
+    ) -> None:
         self._stop = stop
+        self._on_overtaken = on_overtaken
         super().__init__(**options)
 
     @property
@@ -35,6 +41,13 @@ class PollingConsumer(KafkaConsumer):  # type: ignore[misc]
             left_ms = (until - time.monotonic()) * 1000
             if records or left_ms <= 0 or self._stop.is_set():
                 return records
+
+    def _update_fetch_positions(self, partitions: Any) -> None:
+        """Find out where to read, and tell where that is not where the group was."""
+        super()._update_fetch_positions(partitions)
+        if found := self._fetcher.overtaken:
+            self._fetcher.overtaken = []
+            self._on_overtaken(found)
 
     def _poll_once(self, timeout_ms: float, max_records: int, update_offsets: bool = True) -> Any:
         """Do what the library's does, but for the look at the sockets between its questions and its wait for an answer.

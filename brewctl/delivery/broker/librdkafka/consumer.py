@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, TopicPartition
@@ -12,7 +13,6 @@ from confluent_kafka import Consumer as Library
 
 from brewctl import log
 from brewctl.config import Settings
-from brewctl.delivery.broker import reasons
 from brewctl.delivery.broker.librdkafka.client import (
     Refusals,
     connection,
@@ -28,6 +28,7 @@ from brewctl.delivery.broker.librdkafka.patience import Patience
 from brewctl.delivery.broker.librdkafka.progress import Progress
 from brewctl.delivery.broker.librdkafka.records import Reading
 from brewctl.delivery.broker.outcomes import UnavailableError
+from brewctl.delivery.broker.overtaken import Overtaken, Told
 from brewctl.delivery.broker.record import Record
 
 logger = log.get(__name__)
@@ -50,6 +51,7 @@ class Member:
         node: str,
         on_assigned: Callable[[list[int]], None],
         on_revoked: Callable[[], None],
+        on_overtaken: Told,
     ) -> None:
         self._settings = settings
         self._limits = limits = settings.limits
@@ -58,6 +60,8 @@ class Member:
         self._topic = settings.topic
         self._on_assigned = on_assigned
         self._on_revoked = on_revoked
+        self._on_overtaken = on_overtaken
+        self._beginning: set[int] = set()  # without a committed offset, and none was read
         self._assignments = 0
         self._rebalances = 0  # assignments and revocations
         self._progress = Progress()
@@ -222,6 +226,8 @@ class Member:
             self._begin_again()
         if self._failure:
             raise self._failure
+        if self._beginning:
+            self._look_where_it_begins(records)
         self._note_ends()
         if self._lost:
             self._progress.hand_out(records)
@@ -261,6 +267,7 @@ class Member:
         committed = self._committed(places) if partitions else {}
         starts = {partition: committed.get(partition, OFFSET_BEGINNING) for partition in partitions}
         self._forget()
+        self._beginning = starts.keys() - committed.keys()
         self._progress.begin(starts, committed)
         self._begin_again()
         self._on_assigned(partitions)
@@ -307,17 +314,46 @@ class Member:
     def _forget(self) -> None:
         self._kept.clear()
         self._lost.clear()
+        self._beginning = set()
         self._highs.clear()
 
     def _find_again(self) -> None:
         """Go on at the first record of partitions whose next one is gone, and say so."""
+        found = []
         for partition, wanted in self._lost.items():
-            place = TopicPartition(self._topic, partition)
-            first, _ = self._library.get_watermark_offsets(place, timeout=self._limits.kafka_metadata_s)
+            first = self._first_of(partition)
             self._progress.put_back(partition, first)
-            logger.error("offset_lost", group=self._group, partition=partition, **reasons.offset_lost(wanted, first))
+            found.append(Overtaken(partition, wanted, first))
+        self._on_overtaken(found)
         self._lost.clear()
         self._begin_again()
+
+    def _look_where_it_begins(self, records: Sequence[Record]) -> None:
+        """Tell where partitions without a committed offset begin behind records that are gone.
+
+        What was read of one first, or its end, says where it begins, unless markers or aborted records come before.
+        """
+        begins = dict(self._reached)
+        for record in reversed(records):
+            begins[record.partition] = record.offset
+        read = {each: begins[each] for each in self._beginning & begins.keys()}
+        suspected = [each for each, at in read.items() if at]
+        found = [Overtaken(each, None, first) for each in suspected if (first := self._first_of(each))]
+        if found:
+            topic = self._library.list_topics(self._topic, timeout=self._limits.kafka_metadata_s).topics[self._topic]
+            new = not self._committed([TopicPartition(self._topic, number) for number in topic.partitions])
+            self._on_overtaken([replace(each, new=new) for each in found])
+            # It is told once: not again to those who get the partition before its first record was committed.
+            self.commit({(self._topic, each.partition): each.first for each in found})
+        self._beginning -= read.keys()
+
+    def _first_of(self, partition: int) -> int:
+        """Ask for the first offset of a partition."""
+        place = TopicPartition(self._topic, partition)
+        found: Any = self._library.get_watermark_offsets(place, timeout=self._limits.kafka_metadata_s)
+        if found is None:  # no answer in time
+            raise UnavailableError(f"partition {partition} does not tell its first offset")
+        return int(found[0])
 
     def _places(self, *, with_offsets: bool = False) -> list[TopicPartition]:
         return [

@@ -1,0 +1,92 @@
+"""`brewctl topic keep`: how long the topic keeps its records."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from brewctl.cli import options, output
+from brewctl.errors import BrewError
+
+if TYPE_CHECKING:
+    from brewctl.config import Settings
+    from brewctl.delivery.broker import Admin
+    from brewctl.delivery.keeping import Kept
+
+_FROM = {"topic": "set on the topic", "broker": "set on the brokers", "default": "kafka's default"}
+
+
+def keep(
+    how_long: Annotated[
+        str | None,
+        typer.Argument(help="Days, 7d, 36h, or forever; without it: show.", metavar="[7d|forever]", show_default=False),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask before records are removed.")] = False,
+    as_json: options.AsJson = False,
+    brokers: options.Brokers = None,
+    topic: options.Topic = None,
+    downstream: options.Downstreams = None,
+) -> None:
+    """Show or set how long the topic keeps its records.
+
+    So long a new downstream gets them, and so long a group may be away without losing any.
+
+    Kafka removes whole segments: what is set here are segments of a seventh of the time, so it may be so much longer.
+
+    Size limits and compaction are taken off the topic, for they end records at any age.
+    """
+    from brewctl.delivery import keeping
+    from brewctl.delivery.broker import open_admin
+
+    wanted = None if how_long is None else keeping.parse(how_long)
+    settings = options.settings(brokers=brokers, topic=topic, downstreams=downstream)
+    with open_admin(settings) as admin:
+        if wanted is not None:
+            _confirm(admin, settings, wanted, yes=yes)
+            admin.configure(settings.topic, keeping.wanted(wanted))
+        kept = keeping.look(admin, settings.topic)
+    if as_json:
+        output.emit_json({"topic": settings.topic, "settings": _json(kept)})
+    else:
+        _print(kept)
+    for problem in kept.problems():
+        output.note(f"{problem}: `brewctl topic keep {keeping.words(kept.keep_ms)}` takes that off")
+
+
+def _confirm(admin: "Admin", settings: "Settings", wanted: int, *, yes: bool) -> None:
+    """Ask before records are removed that would have stayed."""
+    from brewctl import overview
+    from brewctl.delivery import keeping
+
+    if wanted < 0 or yes:
+        return
+    try:
+        now = keeping.look(admin, settings.topic).keep_ms
+    except BrewError:  # the user may set it, and not look at it; where the topic is missing, the change says so
+        now = keeping.FOREVER_MS
+    if 0 <= now <= wanted:
+        return
+    said = f"this removes the records of {settings.topic} that are older than {keeping.words(wanted)}"
+    positions = {
+        view.name: {part.partition: part.position for part in view.partitions}
+        for view in overview.groups(admin, settings)
+    }
+    if unread := keeping.unread(admin, settings.topic, positions, older_ms=wanted):
+        said += f", of them unread: {', '.join(f'{count} by {group}' for group, count in unread.items())}"
+    options.confirm(said, yes=yes)
+
+
+def _print(kept: "Kept") -> None:
+    from brewctl.delivery import keeping
+
+    readable = {
+        "retention.ms": keeping.words(int(kept.settings["retention.ms"].value)),
+        "retention.bytes": "no limit" if kept.most_bytes < 0 else "",
+        "segment.ms": keeping.words(kept.segment_ms),
+    }
+    for name, each in kept.settings.items():
+        value = readable.get(name) or each.value
+        output.emit(f"{name:<23} {value:<14} {_FROM[each.source]}")
+
+
+def _json(kept: "Kept") -> dict[str, dict[str, str]]:
+    return {name: {"value": each.value, "from": each.source} for name, each in kept.settings.items()}
