@@ -100,7 +100,7 @@ def status(as_json: options.AsJson = False) -> None:
     Exit 1 unless all servers answer and all nodes run. With --json a server has `answers`, a node `role` and `state`.
     """
     from brewctl.lab import background as lab
-    from brewctl.sandbox import cluster
+    from brewctl.sandbox import cluster, state
 
     home = config.home()
     servers, nodes = cluster.status(home), lab.status(home)
@@ -114,6 +114,8 @@ def status(as_json: options.AsJson = False) -> None:
         answers = [("yes" if row.answers else "no") if row.pid else "stopped" for row in servers]
         _table(width, "server", "answers", zip(servers, answers, strict=True))
         _table(width, "node", "state", ((row, row.state) for row in nodes))
+        if (known := state.load(home)) and known.separate:
+            output.emit(f"databases: {', '.join(known.databases)}")
         if any(row.secured for row in servers):
             output.emit(f"secured: {_SECURED} of the servers")
     if not rows or not all(row.answers for row in servers) or any(row.state != "runs" for row in nodes):

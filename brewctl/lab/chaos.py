@@ -3,25 +3,21 @@
 cast starts ─► load ─► faults begin and end by the plan ─► all healed ─► load ends ─► effects catch up ─► verify
 """
 
-import contextlib
 import heapq
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime
 from itertools import count
 from pathlib import Path
 
 import psycopg
 
-from brewctl import overview
 from brewctl.config import Settings
-from brewctl.delivery import database, homes, registration, registry, topics
-from brewctl.delivery.homes import Databases
+from brewctl.delivery import registration, topics
 from brewctl.errors import BrewError
-from brewctl.lab import faults, history, ledger, scenarios, verdict
+from brewctl.lab import databases, faults, history, ledger, scenarios, verdict
 from brewctl.lab.cast import cast
 from brewctl.lab.history import Act, Event
 from brewctl.lab.load import History, Load, Outcome
@@ -30,8 +26,6 @@ from brewctl.lab.scenarios import Scenario, Step
 from brewctl.lab.stage import Servers, SkippedError, Stage
 from brewctl.lab.watch import Watch
 from brewctl.lifecycle import wait_until
-from brewctl.overview import effects
-from brewctl.sql import queries
 from brewctl.verify import Check, Verification, verify
 
 _LEAVE_S = 15.0  # beyond their session: until members that were killed are forgotten
@@ -76,10 +70,10 @@ def run(
     act = Act(scenario.name, scenario.title_for(players))
     topics.await_empty_groups(settings, timeout_s=plan.session_s + _LEAVE_S)
     topics.create(settings, recreate=True)
-    with _databases(settings) as databases:
-        registration.initialize_all(settings, databases.story, reset=True)
-        _empty_further(databases)
-        _at_each(databases, ledger.create)
+    with databases.opened(settings) as found:
+        registration.initialize_all(settings, found.story, reset=True)
+        databases.empty_further(found)
+        databases.at_each(found, ledger.create)
     stage = Stage(
         settings,
         servers,
@@ -99,59 +93,12 @@ def run(
             result.findings.append(str(error))
         finally:
             servers.restore()
-            with _databases(settings) as databases:
-                _at_each(databases, ledger.drop)
+            with databases.opened(settings) as found:
+                databases.at_each(found, ledger.drop)
     act.ok = result.ok
     act.findings = result.findings
     act.figures = result.figures()
     return result, act
-
-
-@contextlib.contextmanager
-def _databases(settings: Settings) -> Iterator[Databases]:
-    with database.connect(settings) as connection, homes.databases(settings, connection) as found:
-        yield found
-
-
-def _at_each(databases: Databases, do: Callable[[database.Connection], None]) -> None:
-    """Do something in every database in which a downstream has its effects, and in the story's."""
-    for home in databases.homes:
-        with databases.to(home) as connection:
-            do(connection)
-
-
-def _empty_further(databases: Databases) -> None:
-    """Make the tables of the downstreams beside the story's own, and empty those that hold their effects."""
-    settings = databases.settings
-    for name in settings.downstreams:
-        if registry.is_own(name):
-            continue
-        downstream = registry.find(name)
-        registration.initialize(settings, downstream, name, take_over=False, tell=lambda _text: None)
-        with databases.to(databases.home(downstream.group)) as connection:
-            for table in effects.tables(connection, downstream):
-                connection.execute(f"TRUNCATE {table}")  # quoted
-    overview.flow(databases, registry.configured(settings))  # else a `done` query that fails is no sample, for ever
-
-
-def _slowest_s(databases: Databases) -> float:
-    """Return the seconds from the acceptance of an order to the last of its effects, at most."""
-    groups = {each.group for each in registry.configured(databases.settings)}
-    story, *apart = databases.homes
-    done: list[tuple[int, datetime]] = []
-    for home in apart:
-        asked = {"groups": [group for group in home.groups if group in groups]}
-        with databases.to(home) as connection:
-            done += connection.execute(queries["processed_times"], asked).fetchall()
-    found = databases.story.execute(
-        queries["slowest_order"],
-        {
-            "groups": [group for group in story.groups if group in groups],
-            "ids": [outbox_id for outbox_id, _ in done],
-            "times": [at for _, at in done],
-        },
-    ).fetchone()
-    return float(found[0] or 0.0) if found else 0.0
 
 
 def _effects(verification: Verification) -> tuple[int, int]:
@@ -298,8 +245,8 @@ class _Play:
         result.standstill_s = self._watch.longest_standstill_s(load_end_s)
         result.slowest_answer_s = told.slowest_s
         result.catch_up_s = self._watch.catch_up_s(healed_s, backlog=max(2.0, self._plan.rate))
-        with _databases(self._settings) as databases:
-            connection = databases.story
+        with databases.opened(self._settings) as found:
+            connection = found.story
             cancels = told.cancels + hastily.cancels
             contradicted = verdict.compare(connection, told.calls + hastily.calls, cancels)
             result.lost = len(contradicted.lost)
@@ -309,10 +256,10 @@ class _Play:
             if self._plan.cancel:
                 result.cancels = verdict.counted(cancels, contradicted)
             result.findings += contradicted.findings()
-            for home in databases.homes:
-                with databases.to(home) as there:
+            for home in found.homes:
+                with found.to(home) as there:
                     result.findings += verdict.wrongly_parked(there, cause=faults.REFUSING)
-            result.slowest_s = _slowest_s(databases)
+            result.slowest_s = databases.slowest_s(found)
 
     def _judge(self, fell: Sequence[str]) -> None:
         result = self._result

@@ -16,27 +16,30 @@ from brewctl.sql import queries
 
 _CANCELLED = OrderStatus.Name(ORDER_STATUS_CANCELLED)
 _RESERVES, _NOTIFIES = SHORT_NAMES  # the groups of the story's own downstreams
+_COUNTERS = {_RESERVES: "reservations", _NOTIFIES: "notifications"}
 
 
 @dataclass(frozen=True)
 class Counts:
     """The four counters, of one moment; how many unpublished rows are set aside, how many events are parked.
 
-    `further`: how many effects each downstream beside the story's own has, by its group. None: the database that would
-    tell is away.
+    `further`: how many effects each downstream beside the story's own has, by its group; None: its database is away.
+    `unknown` names counters of the four that are 0 for that reason.
     """
 
     orders: int
     outbox_unpublished: int
-    reservations: int | None
-    notifications: int | None
+    reservations: int
+    notifications: int
     outbox_failed: int = 0
     parked: int = 0
     further: Mapping[str, int | None] = field(default_factory=dict)
+    unknown: frozenset[str] = frozenset()
 
     def story(self) -> dict[str, int | None]:
-        """Return the four counters of the story, by name."""
-        return {name: getattr(self, name) for name in ("orders", "outbox_unpublished", "reservations", "notifications")}
+        """Return the four counters of the story, by name; None for one that is not known."""
+        names = ("orders", "outbox_unpublished", "reservations", "notifications")
+        return {name: None if name in self.unknown else getattr(self, name) for name in names}
 
     def shown(self) -> dict[str, int | None]:
         """Return the four counters, then those of the further downstreams."""
@@ -109,11 +112,12 @@ def with_homes(databases: Databases) -> tuple[Counts, BrewError | None]:
     found = Counts(
         orders,
         unpublished,
-        done[_RESERVES],
-        done[_NOTIFIES],
+        done[_RESERVES] or 0,
+        done[_NOTIFIES] or 0,
         set_aside,
         waiting + parked,
         {each.group: done[each.group] for each in further},
+        frozenset(counter for group, counter in _COUNTERS.items() if done[group] is None),
     )
     return found, away
 

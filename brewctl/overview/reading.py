@@ -59,8 +59,8 @@ def newest(connection: Connection, first: UUID, last: UUID, *, limit: int) -> li
 def read(connection: BoundedConnection, order_id: UUID, where: Sequence[Home]) -> Life:
     """Read what PostgreSQL knows of an order, in one snapshot of each home; `connection` is to the story's, the first.
 
-    A database of a downstream's own that is away is noted. Raises BrewError where the order is gone, or where the `done`
-    query of a downstream fails; UnreachableError.
+    A database of a downstream's own that is away is noted. Raises BrewError where the order is gone, or where the
+    `done` query of a downstream fails; UnreachableError.
     """
     story, *apart = where
     connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ

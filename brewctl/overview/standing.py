@@ -137,6 +137,9 @@ class _Judge:
         if away := self._life.away.get(downstream.group):
             done = f"{trace.word(downstream, event)} by group {downstream.group}"
             return Standing(f"whether it is {done} is not known: {away.message}")
+        return self._to_come(event, downstream)
+
+    def _to_come(self, event: Event, downstream: Downstream) -> Standing:
         undone = f"not {trace.word(downstream, event)} by group {downstream.group}"
         group = registry.kafka_group(self._settings, downstream)
         if isinstance(self._kafka, BrewError):

@@ -160,7 +160,9 @@ def test_orders_and_the_neighbour_go_on_while_one_database_is_away(services: Ser
         rig.wait("the neighbour", lambda: services.count("notifications", "notifications_log") == 3)
         said = rig.brewctl("counts")
         assert (said.returncode, said.stdout) == (3, "counts: orders=3 outbox_unpublished=0 notifications=3\n")
-        whose = f"brewctl: downstream inventory: postgres 127.0.0.1:{rig.connection.info.port}/{services.name('inventory')}"
+        whose = (
+            f"brewctl: downstream inventory: postgres 127.0.0.1:{rig.connection.info.port}/{services.name('inventory')}"
+        )
         assert said.stderr.startswith(whose), said.stderr
         assert said.stderr.rstrip().endswith("or correct BREW_INVENTORY_DATABASE_URL")
         shown = json.loads(rig.brewctl("counts", "--json").stdout)
@@ -240,8 +242,8 @@ def test_what_is_parked_in_a_database_of_its_own_is_redriven_there(services: Ser
     inventory.execute("ALTER TABLE inventory_reservations DROP CONSTRAINT bad")
     # As it is left behind where the service has moved out.
     rig.connection.execute(
-        'INSERT INTO parked_events (consumer, key, seq, outbox_id, event_type, topic, "partition", "offset", written_ms,'
-        " value, headers, reason, attempts)"
+        'INSERT INTO parked_events (consumer, key, seq, outbox_id, event_type, topic, "partition", "offset",'
+        " written_ms, value, headers, reason, attempts)"
         " VALUES ('inventory', 'k', 1, 77, 'order.created', 't', 0, 0, 0, '', '[]', 'before it moved', 1)"
     )
     assert "parked=1: see `brewctl dlq list`" in rig.brewctl("counts").stdout

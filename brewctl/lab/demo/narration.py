@@ -89,7 +89,7 @@ def committed(owned: Iterable[int], offsets: Mapping[int, int]) -> str:
 
 def piled_up(counts: Counts, owned: Iterable[int]) -> str:
     """Say what goes on meanwhile, and what doesn't."""
-    waiting = counts.orders - (counts.reservations or 0)
+    waiting = counts.orders - counts.reservations
     return f"all {counts.notifications} orders are notified; {waiting} wait to be reserved, in {listed(owned)}"
 
 

@@ -14,8 +14,6 @@ from brewctl.lab.demo import narration
 from brewctl.lab.history import Act, Event, Ownership, Sample
 from brewctl.lab.nodes import Node
 
-_DONE = ("reservations", "notifications")
-
 
 @dataclass(frozen=True)
 class Scene:
@@ -92,7 +90,7 @@ class Recorder:
         at_s, (counts, away) = self.now_s, overview.with_homes(databases)
         if away:
             raise away
-        done = {name: value or 0 for name, value in counts.story().items() if name in _DONE}
+        done = {"reservations": counts.reservations, "notifications": counts.notifications}
         self.act.samples.append(Sample(at_s, counts.orders, counts.outbox_unpublished, done))
         groups = [
             (downstream.group, admin.group(registry.kafka_group(settings, downstream), settings.topic))
