@@ -62,6 +62,8 @@ class Settings:
     group_prefix: str = ""
     kafka_client: KafkaClient = KafkaClient.KAFKA_PYTHON_NG
     database_security: security.DatabaseSecurity = field(default_factory=security.DatabaseSecurity)
+    # The databases that downstreams have of their own: each URL, or its file, with the variable that names it.
+    own_databases: tuple[security.Secret, ...] = ()
     kafka_security: security.KafkaSecurity = field(default_factory=security.KafkaSecurity)
     order_security: security.OrderSecurity = field(default_factory=security.OrderSecurity)
     configured: frozenset[str] = frozenset()
@@ -87,6 +89,9 @@ class Settings:
 def own_database_variable(group: str) -> str:
     """Name the variable with the database of a downstream's own, where it has one; with `_FILE`, the URL's file."""
     return f"BREW_{re.sub('[^A-Z0-9]', '_', group.upper())}_DATABASE_URL"
+
+
+_OWN_DATABASE = re.compile(r"(BREW_[A-Z0-9_]+_DATABASE_URL)(_FILE)?")
 
 
 # Where a role shows what it counts, and how it is. One process's: those that it starts get another, or none.
@@ -120,6 +125,8 @@ def resolve(
     if database.url.file:
         given["database_url"] = database.url.read()
     chosen = {name: value or sandbox.get(name, "") for name, value in given.items()}
+    named_own = sorted(_own_databases(environ))
+    own = tuple((_own_databases({} if given["database_url"] else sandbox) | _own_databases(environ)).values())
     defaults = Settings()
     return Settings(
         database_url=chosen["database_url"] or defaults.database_url,
@@ -130,9 +137,10 @@ def resolve(
         group_prefix=_group_prefix(chosen["group_prefix"]),
         kafka_client=_kafka_client(chosen["kafka_client"]),
         database_security=database,
+        own_databases=own,
         kafka_security=security.kafka(_of_server("brokers", security.KAFKA, given, environ, sandbox)),
         order_security=security.order(_of_server("order_addrs", security.ORDER, given, environ, sandbox)),
-        configured=frozenset(name for name, value in given.items() if value),
+        configured=frozenset([name for name, value in given.items() if value] + named_own),
         limits=limits or Limits(),
     )
 
@@ -157,7 +165,25 @@ def environment(settings: Settings) -> dict[str, str]:
     }
     secured = security.environment(settings.kafka_security, settings.order_security)
     variables = ENVIRONMENT | security.DATABASE
-    return {variables[name]: value for name, value in (values | secrets).items()} | secured
+    own = {each.named_by: each.file or each.text for each in settings.own_databases}
+    return {variables[name]: value for name, value in (values | secrets).items()} | secured | own
+
+
+def _own_databases(named: Mapping[str, str]) -> dict[str, security.Secret]:
+    """Return the databases of downstreams' own that these variables name, each by its variable; an empty one is none.
+
+    Those of the sandbox are beside its own database alone. Raises UsageError for one that is named twice.
+    """
+    found: dict[str, security.Secret] = {}
+    for name, value in named.items():
+        if not (value.strip() and (match := _OWN_DATABASE.fullmatch(name))):
+            continue
+        variable, of_file = match.groups()
+        if variable in found:
+            raise UsageError(f"{variable} and {variable}_FILE are both set", hint="unset one of them")
+        text, file = ("", value.strip()) if of_file else (value.strip(), "")
+        found[variable] = security.Secret(variable, text, file)
+    return found
 
 
 def _of_server(

@@ -55,6 +55,11 @@ class Secret:
     def __bool__(self) -> bool:
         return bool(self.text or self.file)
 
+    @property
+    def named_by(self) -> str:
+        """The variable that gives it, or its file."""
+        return f"{self.variable}_FILE" if self.file else self.variable
+
     def read(self) -> str:
         """Return the text, of a file as it is now, without the newline at its end. Raises UsageError."""
         if not self.file:

@@ -8,6 +8,7 @@ yours, stop the roles first; their offsets may be reset, which costs a redeliver
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import re
@@ -27,6 +28,7 @@ from brewctl import config, lifecycle, overview, security
 from brewctl.config import KafkaClient, Settings, environment
 from brewctl.delivery import database, topics
 from brewctl.delivery.broker import open_admin
+from brewctl.delivery.homes import Databases
 from brewctl.lab.nodes import Node, Nodes
 from brewctl.roles import listening
 from brewctl.security import KafkaSecurity
@@ -136,6 +138,11 @@ class Rig:
     connection: database.BoundedConnection
     env: dict[str, str] = field(default_factory=dict)
 
+    @functools.cached_property
+    def databases(self) -> Databases:
+        """All databases of this rig: its own one, and those that the settings say downstreams have."""
+        return Databases(self.settings, self.connection)
+
     def start(self, name: str, *arguments: str) -> Node:
         """Start a node and wait until it is ready: a server listens, a consumer has joined its group."""
         node = self.nodes.start(name, *arguments)
@@ -163,7 +170,10 @@ class Rig:
 
     def counts(self) -> overview.Counts:
         """Read the four counters."""
-        return overview.counts(self.connection)
+        counts, away = overview.with_homes(self.databases)
+        if away:
+            raise away
+        return counts
 
     @contextlib.contextmanager
     def no_reservations(self) -> Iterator[None]:
@@ -182,6 +192,8 @@ class Rig:
 
     def progress(self) -> str:
         """Write how far each partition's events have come, and the groups. Without a partition: never published."""
+        if self.databases.apart:
+            return self.brewctl("groups").stdout
         rows = self.connection.execute(
             "SELECT kafka_partition, count(*), count(published_at), count(r.order_id), count(n.order_id) FROM outbox"
             " LEFT JOIN inventory_reservations r ON aggregate_id = 'order-' || r.order_id"

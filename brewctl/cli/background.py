@@ -164,13 +164,15 @@ def _downstreams(roles: Sequence[str], app_dir: str) -> "dict[str, Downstream]":
 
 def _require_servers(settings: "Settings", roles: Sequence[str], downstreams: "Mapping[str, Downstream]") -> None:
     # What keeps all of them from starting is said once, and not in as many logs.
-    from brewctl.delivery import broker, database, registration
+    from brewctl.delivery import broker, database, registration, registry
 
-    if downstreams.keys() != set(roles):
+    own = {role: registry.find(role) for role in roles if registry.is_own(role)}
+    apart = registration.apart(settings)
+    if any(role not in downstreams and registry.full_name(role) not in apart for role in roles):
         with database.connect(settings) as connection:
-            database.check_schema(connection)
-    for name, downstream in downstreams.items():
-        registration.check(settings, downstream, name)
+            registration.require_story(settings, connection)
+    for name, downstream in (own | dict(downstreams)).items():
+        registration.check(settings, downstream, registry.full_name(name))
     if set(roles) - {"order", "publisher"}:  # which start without Kafka
         broker.require_topic(settings)
 

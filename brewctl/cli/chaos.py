@@ -1,6 +1,5 @@
 """`brewctl chaos`: what production does to the system, done to the sandbox, with a verdict."""
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -59,6 +58,7 @@ def chaos(
     list_: Annotated[bool, typer.Option("--list", help="Describe the scenarios and do nothing.")] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the sandbox running afterwards.")] = False,
     secure: options.Secure = None,
+    databases: options.Databases = None,
     as_json: options.AsJson = False,
     downstream: options.Downstreams = None,
 ) -> None:
@@ -92,7 +92,7 @@ def chaos(
     plan = Plan(orders=orders, rate=rate, seed=seed, session_s=session_timeout, cancel=cancel)
     played: list[tuple[Result, Act]] = []
     try:
-        with borrowed(home, keep=keep, secure=secure):
+        with borrowed(home, keep=keep, secure=secure, databases=databases):
             output.note(f"seed {seed}, {rate:g} orders a second, sessions of {session_timeout:g} s")
             for each in chosen:
                 played.append(_play(each, plan, home, downstream))
@@ -166,13 +166,9 @@ def _list(known: "Sequence[Scenario]", players: "Cast", *, as_json: bool) -> Non
 
 def _elsewhere(settings: "Settings") -> str:
     """Name the variables that lead to other servers than the sandbox's."""
-    from brewctl.config import own_database_variable
-    from brewctl.delivery import registry
-
     if settings.configured & {"database_url", "brokers"}:
         return "BREW_DATABASE_URL and BREW_KAFKA_BROKERS"
-    variables = [own_database_variable(each.group) for each in registry.configured(settings)]
-    return " and ".join(name for name in variables if os.environ.get(name, "").strip())
+    return " and ".join(each.named_by for each in settings.own_databases if each.variable in settings.configured)
 
 
 def _chosen(names: "Sequence[str]", known: "Sequence[Scenario]") -> "list[Scenario]":

@@ -1,7 +1,8 @@
 """`brewctl counts`: the four counters."""
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,7 +12,8 @@ from brewctl.cli import options, output, watching
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from brewctl.delivery.database import BoundedConnection
+    from brewctl.config import Settings
+    from brewctl.delivery.homes import Databases
     from brewctl.errors import BrewError
     from brewctl.overview import Counts
 
@@ -30,23 +32,35 @@ def counts(
     """Show how many orders there are, and how far they have come."""
     settings = options.settings(database_url=database_url, downstreams=downstream)
     from brewctl import overview
-    from brewctl.delivery import database
+    from brewctl.errors import BrewError
 
     asked = settings.impatient if watch else settings
 
-    def look(connection: "BoundedConnection") -> "Seen":
-        now, away = overview.with_homes(connection, asked)
-        return now, overview.distribution(connection), away
+    def look(databases: "Databases") -> "Seen":
+        now, away = overview.with_homes(databases)
+        try:
+            shares = overview.distribution(databases)
+        except BrewError as error:
+            shares, away = {}, away or error
+        return now, shares, away
 
-    with database.connect(settings) as connection:
-        first = look(connection)
-    later = watching.later(lambda: database.connect(settings.impatient), look, every_s=_EVERY_S) if watch else ()
+    with _opened(settings) as databases:
+        first = look(databases)
+    later = watching.later(lambda: _opened(asked), look, every_s=_EVERY_S) if watch else ()
     if sys.stdout.isatty() and not as_json:
         watching.show_live(first, later, _table)
     else:
         watching.show_lines(first, later, _lines(as_json=as_json, watch=watch), server="postgres")
     if (away := first[2]) and not watch:
         raise away
+
+
+@contextlib.contextmanager
+def _opened(settings: "Settings") -> "Iterator[Databases]":
+    from brewctl.delivery import database, homes
+
+    with database.connect(settings) as connection, homes.databases(settings, connection) as databases:
+        yield databases
 
 
 def _lines(*, as_json: bool, watch: bool) -> "Callable[[Seen], None]":

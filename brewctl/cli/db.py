@@ -1,6 +1,7 @@
 """`brewctl db …`: the tables that the roles need to be there."""
 
 import functools
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -8,7 +9,7 @@ import typer
 from brewctl import config
 from brewctl.cli import db_migrate, grants, options, output, retention
 from brewctl.cli.setup import when_there
-from brewctl.errors import UsageError
+from brewctl.errors import BrewError, UsageError
 
 
 def init(
@@ -46,25 +47,42 @@ def init(
     if downstreams:
         _init_downstreams(settings, downstreams, app_dir, wait, take_over=take_over)
         return
-    from brewctl.delivery import database, registration
+    _init_story(settings, wait, reset=reset, yes=yes)
 
-    place = database.place(settings.database_url)
+
+def _init_story(settings: config.Settings, wait_s: float, *, reset: bool, yes: bool) -> None:
+    """Make the story's tables, and those of its own downstreams in the databases that they have for themselves.
+
+    One that is away keeps none of the others from theirs.
+    """
+    from brewctl.delivery import database, registration, registry
+
+    own = {full: registration.home(settings, registry.find(full), full) for full in registration.apart(settings)}
     if reset:
-        options.confirm_destruction(
-            f"every order in {place}", mine=options.is_sandbox(settings.configured, "database_url"), yes=yes
-        )
+        places = [database.place(each.database_url) for each in (settings, *own.values())]
+        named = ("database_url", *(each.variable for each in settings.own_databases))
+        mine = options.is_sandbox(settings.configured, *named)
+        options.confirm_destruction(f"every order in {' and '.join(places)}", mine=mine, yes=yes)
 
-    def attempt() -> None:
+    def story() -> config.Settings:
         with database.connect(settings) as connection:
-            lacking = database.missing_tables(connection)
-            database.initialize(connection, reset=reset, tell=_tell)
-            if (
-                lacking
-            ):  # a run before this one may have been ended in the middle; nothing of a complete schema is locked
-                registration.register_own(connection)
+            registration.initialize_story(settings, connection, reset=reset, tell=_tell)
+        return settings
 
-    when_there(attempt, wait)
-    output.emit(f"tables are {'empty' if reset else 'ready'} in {place}")
+    parts: list[Callable[[], config.Settings]] = [story]
+    parts += [functools.partial(registration.initialize_apart, settings, full, reset=reset, tell=_tell) for full in own]
+    failed: list[BrewError] = []
+    for part in parts:
+        try:
+            made = when_there(part, wait_s)
+        except BrewError as error:
+            failed.append(error)
+        else:
+            output.emit(f"tables are {'empty' if reset else 'ready'} in {database.place(made.database_url)}")
+    for another in failed[1:]:
+        output.note(output.plain(f"brewctl: {another}"))
+    if failed:
+        raise failed[0]
 
 
 def _init_downstreams(

@@ -37,7 +37,7 @@ def status(
         named: dict[str, object] = {"database": place, "of": home.groups if home.apart else ["story"]}
         try:
             with database.connect(home.settings) as connection:
-                found = versions.standing(connection, _tables(home))
+                found = versions.standing(connection, home.tables)
         except UnreachableError as error:
             away = away or error
             shown.append({**named, "state": "away", "error": error.message})
@@ -88,13 +88,13 @@ def _migrate(home: "Home") -> None:
 
     place = database.place(home.settings.database_url)
     with database.connect(home.settings, name="brewctl db migrate") as connection:
-        before = versions.standing(connection, _tables(home))
+        before = versions.standing(connection, home.tables)
         if home.apart and before.is_empty:
             message = f"{home.whose}: {place} has no tables yet"
             raise BrewError(message, hint=f"run `{home.settings.init_command}`")
         of = f"of {', '.join(home.groups)} " if home.apart else ""
         found = versions.bring_up(
-            connection, lambda text: output.note(output.plain(f"db migrate {of}{text}")), _tables(home)
+            connection, lambda text: output.note(output.plain(f"db migrate {of}{text}")), home.tables
         )
         if before.is_empty:
             registration.register_own(connection)
@@ -139,7 +139,7 @@ def plan(
     home = _home(settings, of)
     place = database.place(home.settings.database_url)
     with database.connect(home.settings) as connection:
-        found = versions.standing(connection, _tables(home))
+        found = versions.standing(connection, home.tables)
         tables = {part.table for part in found.lacking}
         partitions = {table: partitioning.partitions(connection, table) for table in tables}
     output.emit(f"-- {_named(home, place)}: {_said(found)}{': nothing to do' * found.is_current}.")
@@ -159,12 +159,6 @@ def _home(settings: Any, group: str | None) -> "Home":
         if home.apart and group in home.groups:
             return home
     raise UsageError(f"{group[:80]!r} has no database of its own", hint="leave it out, or see `brewctl db status`")
-
-
-def _tables(home: "Home") -> frozenset[str] | None:
-    from brewctl.delivery import schema
-
-    return schema.INBOX_TABLES if home.apart else None
 
 
 def _named(home: "Home", place: str) -> str:

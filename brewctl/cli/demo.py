@@ -45,6 +45,7 @@ def demo(
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the sandbox running afterwards.")] = False,
     secure: options.Secure = None,
+    databases: options.Databases = None,
     yes: options.Yes = False,
     database_url: options.DatabaseUrl = None,
     brokers: options.Brokers = None,
@@ -68,7 +69,7 @@ def demo(
 
     logs = config.home() / "logs" / "demo"
     places = {"database_url": database_url, "brokers": brokers, "topic": topic}
-    with emptied("demo", **places, keep=keep, yes=yes, secure=secure) as settings:
+    with emptied("demo", **places, keep=keep, yes=yes, secure=secure, databases=databases) as settings:
         view = _view()
         verdict, act = _play(_at(speed, settings), view, orders=orders, kill_at=kill_at, step=step, logs=logs)
         view.finish(verdict, act)

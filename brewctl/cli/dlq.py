@@ -174,11 +174,11 @@ def drop(
 
 @contextlib.contextmanager
 def _opened(settings: "Settings") -> Iterator[tuple["DeadLetters", dlq_parked.Homes]]:
-    from brewctl.delivery import database
+    from brewctl.delivery import database, registration
     from brewctl.delivery.dead_letters import open_dead_letters
 
     with database.connect(settings) as connection:
-        database.check_schema(connection)
+        registration.require_story(settings, connection)
         with open_dead_letters(settings, connection) as letters:
             yield letters, dlq_parked.Homes(settings, connection)
 

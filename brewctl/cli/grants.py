@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from brewctl.cli import options, output
-from brewctl.config import DEFAULT_DOWNSTREAMS
+from brewctl.config import DEFAULT_DOWNSTREAMS, short_name
 from brewctl.errors import UsageError
 
 _PREFIX = "brew_"
@@ -58,6 +58,10 @@ def database(
     if len(wanted) > 1:
         places = " and ".join(databases.place(home.settings.database_url) for home, _ in wanted)
         raise UsageError(f"these downstreams are in {places}", hint="name those of one database at a time")
+    for home, _ in () if downstreams else found:
+        if home.apart:
+            names = " ".join(map(short_name, home.names))
+            output.note(f"next: brewctl db grants {names}, for the database of {home.whose}")
     ((home, script),) = wanted
     output.emit(f"-- For {databases.place(home.settings.database_url)}, as its owner or a superuser.\nBEGIN;\n")
     output.emit(f"{script.text}\nCOMMIT;")

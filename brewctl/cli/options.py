@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -128,6 +129,23 @@ Secure = Annotated[
     bool | None,
     typer.Option(
         "--secure/--no-secure", help="TLS and passwords for a new sandbox, which keeps them.", show_default="no-secure"
+    ),
+]
+
+
+class Separation(StrEnum):
+    """How many databases a sandbox has."""
+
+    ONE = "one"
+    SEPARATE = "separate"
+
+
+Databases = Annotated[
+    Separation | None,
+    typer.Option(
+        "--databases",
+        help="Of a new sandbox, which keeps them: one, or separate: one for each service.",
+        show_default="one",
     ),
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Don't ask before data are destroyed.")]

@@ -45,11 +45,11 @@ def create_order(
     from brewctl.client import OrderClient
 
     if trace:
-        from brewctl.delivery import database
+        from brewctl.delivery import database, registration
 
         # Now: nobody is left with an order that he can't follow.
         with database.connect(settings) as connection:
-            database.check_schema(connection)
+            registration.require_story(settings, connection)
     with OrderClient(
         settings.order_addrs,
         tenant=tenant,
@@ -128,7 +128,7 @@ def _tell(failed: list[BrewError]) -> None:
 
 def _in_full(settings: "Settings", texts: list[str], failed: list[BrewError]) -> list[str]:
     """Return the ids that these, or the beginnings of them, mean; why one means none is added to `failed`."""
-    from brewctl.delivery import database
+    from brewctl.delivery import database, registration
     from brewctl.overview.reading import bounds, find
 
     ranges = [bounds(text) for text in texts]  # misuse, before anything is cancelled
@@ -136,7 +136,7 @@ def _in_full(settings: "Settings", texts: list[str], failed: list[BrewError]) ->
         return [str(first) for first, _ in ranges]
     found = []
     with database.connect(settings) as connection:
-        database.check_schema(connection, reading=True)
+        registration.require_story(settings, connection, reading=True)
         for text in texts:
             try:
                 found.append(str(find(connection, text)))

@@ -20,10 +20,10 @@ def show(
 ) -> None:
     """List unpublished rows, oldest first, and what each waits for."""
     settings = options.settings(database_url=database_url)
-    from brewctl.delivery import database, outbox
+    from brewctl.delivery import database, outbox, registration
 
     with database.connect(settings) as connection:
-        database.check_schema(connection)
+        registration.require_story(settings, connection)
         rows = outbox.waiting(connection, failed=failed, limit=limit + 1)
     if not rows:
         output.note("nothing is set aside" if failed else "every row is published")
@@ -68,10 +68,10 @@ def retry(
     if bool(ids) == every:
         raise UsageError("`outbox retry` needs ids or --all", hint="see `brewctl outbox list --failed`")
     settings = options.settings(database_url=database_url)
-    from brewctl.delivery import database, outbox
+    from brewctl.delivery import database, outbox, registration
 
     with database.connect(settings) as connection:
-        database.check_schema(connection)
+        registration.require_story(settings, connection)
         retried = outbox.retry(connection, None if every else ids)
     if retried:
         output.emit(f"back in the queue: {', '.join(map(str, retried))}")

@@ -43,11 +43,11 @@ def republish(
     if bool(ids) == missing:
         raise UsageError("`outbox republish` needs ids or --missing", hint="see `brewctl outbox republish --help`")
     settings = options.settings(database_url=database_url, brokers=brokers, topic=topic, downstreams=downstream)
-    from brewctl.delivery import database
+    from brewctl.delivery import database, registration
     from brewctl.delivery import republish as rows
 
     with database.connect(settings) as connection:
-        database.check_schema(connection)
+        registration.require_story(settings, connection)
         search = rows.Search(settings, connection) if missing else None
         wanted = _show(search) if search else len(set(ids or []))
         if wanted and not dry_run:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,11 +38,12 @@ def up(
         str | None, typer.Option(help="A java ≥ 17 of your own.", envvar="BREW_JAVA", show_default="the bundled one")
     ] = None,
     secure: options.Secure = None,
+    databases: options.Databases = None,
 ) -> None:
     """Start real PostgreSQL and Kafka in the background.
 
     Without Docker; waits until they answer. Harmless where they run. With --secure all their connections need TLS, and
-    a password.
+    a password. With --databases separate inventory and notifications have databases of their own beside brew.
 
     Data, logs and state live in BREW_HOME (default: the user's state directory). Kafka's jars are downloaded once,
     from Maven Central or its mirror BREW_MAVEN_REPOSITORY, and kept in XDG_CACHE_HOME.
@@ -51,8 +52,10 @@ def up(
 
     home = config.home()
     chosen = Options(brokers=brokers, postgres_port=postgres_port, kafka_port=kafka_port, java=java, secure=secure)
+    chosen = replace(chosen, separate=_separate(databases))
     known = _up(home, chosen)
-    output.emit(f"postgres  127.0.0.1:{known.postgres_port}/brew")
+    for name in known.databases:
+        output.emit(f"postgres  127.0.0.1:{known.postgres_port}/{name}")
     output.emit(f"kafka     {','.join(known.brokers)}")
     if known.secure:
         output.emit(f"secured   {_SECURED}")
@@ -97,7 +100,7 @@ def status(as_json: options.AsJson = False) -> None:
     Exit 1 unless all servers answer and all nodes run. With --json a server has `answers`, a node `role` and `state`.
     """
     from brewctl.lab import background as lab
-    from brewctl.sandbox import cluster
+    from brewctl.sandbox import cluster, state
 
     home = config.home()
     servers, nodes = cluster.status(home), lab.status(home)
@@ -111,6 +114,8 @@ def status(as_json: options.AsJson = False) -> None:
         answers = [("yes" if row.answers else "no") if row.pid else "stopped" for row in servers]
         _table(width, "server", "answers", zip(servers, answers, strict=True))
         _table(width, "node", "state", ((row, row.state) for row in nodes))
+        if (known := state.load(home)) and known.separate:
+            output.emit(f"databases: {', '.join(known.databases)}")
         if any(row.secured for row in servers):
             output.emit(f"secured: {_SECURED} of the servers")
     if not rows or not all(row.answers for row in servers) or any(row.state != "runs" for row in nodes):
@@ -158,7 +163,7 @@ def env(
     if not found:
         raise UnreachableError(f"no sandbox runs in {home}", hint="run `brewctl up`")
     names = config.ENVIRONMENT | security.KAFKA | security.ORDER
-    variables = {names[name]: value for name, value in found.items()} | lab.serving(home)
+    variables = {names.get(name, name): value for name, value in found.items()} | lab.serving(home)
     if as_json:
         output.emit_json(variables)
         return
@@ -167,13 +172,15 @@ def env(
 
 
 @contextmanager
-def borrowed(home: Path, *, keep: bool, secure: bool | None = None) -> Iterator[None]:
+def borrowed(
+    home: Path, *, keep: bool, secure: bool | None = None, databases: options.Databases = None
+) -> Iterator[None]:
     """A running sandbox: what is started for this is stopped after it, unless `keep`."""
     from brewctl.lab import background as lab
     from brewctl.sandbox import cluster
 
     ran_before = cluster.running(home)
-    _up(home, cluster.Options(secure=secure))
+    _up(home, cluster.Options(secure=secure, separate=_separate(databases)))
     os.environ.update(lab.serving(home))  # for the order nodes of this command
     try:
         yield
@@ -193,6 +200,7 @@ def emptied(
     keep: bool,
     yes: bool,
     secure: bool | None = None,
+    databases: options.Databases = None,
 ) -> Iterator["Settings"]:
     """Where a command that empties tables and topics may work: on the user's own servers, if he agrees, else a sandbox.
 
@@ -206,13 +214,27 @@ def emptied(
     if own:
         if secure is not None:
             raise UsageError("--secure is for a sandbox, and these are servers of your own", hint="leave it away")
+        if databases is not None:
+            hint = "leave it away; BREW_<GROUP>_DATABASE_URL names the database of a service"
+            raise UsageError("--databases is for a sandbox, and these are servers of your own", hint=hint)
         what = f"every order in the database and topic {settings.topic} on {','.join(settings.brokers)}"
         options.confirm_destruction(what, mine=False, yes=yes)
         yield settings
     else:
+        _refuse_own(command, settings)
         _refuse_nodes(config.home())
-        with borrowed(config.home(), keep=keep, secure=secure):
+        with borrowed(config.home(), keep=keep, secure=secure, databases=databases):
             yield options.settings(topic=topic)
+
+
+def _refuse_own(command: str, settings: "Settings") -> None:
+    # It would be emptied too, unasked.
+    from brewctl.delivery import registration
+
+    own = [each.named_by for each in settings.own_databases if each.variable in settings.configured]
+    if own and registration.apart(settings):
+        hint = f"unset {' and '.join(own)}, or set BREW_DATABASE_URL and BREW_KAFKA_BROKERS too"
+        raise UsageError(f"the {command} is on the sandbox, and {own[0]} leads elsewhere", hint=hint)
 
 
 def _refuse_nodes(home: Path) -> None:
@@ -221,6 +243,10 @@ def _refuse_nodes(home: Path) -> None:
 
     if running := [node.name for node in lab.status(home) if node.pid]:
         raise BrewError(f"nodes run in the background ({', '.join(running)})", hint="run `brewctl stop --all`")
+
+
+def _separate(databases: options.Databases) -> bool | None:
+    return None if databases is None else databases is options.Separation.SEPARATE
 
 
 def _up(home: Path, chosen: "Options") -> "State":

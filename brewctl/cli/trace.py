@@ -53,13 +53,13 @@ def trace(
     if timeout is not None and not follow:
         raise UsageError("--timeout is how long --follow waits", hint="give --follow too")
     settings = options.settings(database_url=database_url, brokers=brokers, topic=topic, downstreams=downstream)
-    from brewctl.delivery import database
+    from brewctl.delivery import database, registration
     from brewctl.overview import standing
     from brewctl.overview.reading import bounds, find
 
     bounds(order_id)  # misuse, whether the servers are there or not
     with database.connect(settings) as connection:
-        database.check_schema(connection)
+        registration.require_story(settings, connection)
         found = find(connection, order_id)
         look = None if follow else standing.look(settings, connection, found)
     if look is None:

@@ -70,7 +70,7 @@ def consume(
         if health:
             health.up(check, consumption.findings)
         try:
-            with presence.kept(settings, replica, inbox.work, inbox=tables is None), contextlib.closing(check):
+            with presence.kept(settings, replica, inbox.work, inbox=own), contextlib.closing(check):
                 run_together({"consumer": lambda: consumption.run(stop)}, stop, drain_timeout_s=settings.limits.drain_s)
         finally:
             tally = inbox.tally

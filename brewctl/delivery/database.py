@@ -3,6 +3,7 @@
 import contextlib
 import getpass
 import os
+import re
 import select
 import time
 import weakref
@@ -195,14 +196,22 @@ def initialize(
     tell: table_locks.Tell = lambda _text: None,
     tables: Collection[str] | None = None,
 ) -> None:
-    """Add what is missing of the schema, or of some `tables`, beside roles at work; `reset` also empties every table.
+    """Add what is missing of the schema, or of some `tables`, beside roles at work; `reset` also empties them.
 
     On a complete schema, or a newer program's, it runs nothing and locks nothing. Raises BrewError, which names the
     session at fault, where a table is in use for longer than schema_wait_s; `tell` hears of it before.
     """
     versions.bring_up(connection, tell, tables)
     if reset:
-        table_locks.change(connection, schema.TABLES, queries["reset"], tell)
+        table_locks.change(connection, schema.TABLES, _emptying(tables), tell)
+
+
+def _emptying(tables: Collection[str] | None) -> str:
+    """Return the statement that empties the tables of the schema, or those of them that are named."""
+    if tables is None:
+        return queries["reset"]
+    every = [name for name in re.findall(r"\w+", queries["reset"]) if name in schema.TABLES]
+    return f"TRUNCATE {', '.join(name for name in every if name in tables)} CONTINUE IDENTITY"
 
 
 @contextlib.contextmanager

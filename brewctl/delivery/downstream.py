@@ -58,6 +58,7 @@ class Downstream:
     counter: str = ""  # how the number of its effects is called
     node: str = ""  # what its nodes' names begin with, before their numbers
     folder: str = ""  # where a file of `schema` is
+    tables: tuple[str, ...] = ()  # of the migrations, those that hold its effects
 
     def __post_init__(self) -> None:
         if not _GROUP.fullmatch(self.group):

@@ -62,7 +62,8 @@ class Script:
         self._shipped = {
             each.group for each, name in zip(home.downstreams, home.names, strict=True) if registry.is_own(name)
         }
-        self._tables = schema.TABLES if self._story else sorted(schema.INBOX_TABLES)
+        needed = home.tables
+        self._tables = [name for name in schema.TABLES if needed is None or name in needed]
 
     def _role(self, name: str) -> str:
         role = self._prefix + name
@@ -215,11 +216,12 @@ def scripts(settings: Settings, names: Sequence[str], *, prefix: str, exclusive:
     `names`: further downstreams beside the configured ones. Raises UsageError.
     """
     every = homes.of(settings)
+    wanted = set(map(registry.full_name, names))
     apart = [downstream for home in every if home.apart for downstream in home.downstreams]
     return [
         (home, Script(home, () if home.apart else apart, prefix=prefix, exclusive=exclusive))
         for home in every
-        if not names or not home.apart or set(names) & set(home.names)
+        if not names or not home.apart or wanted & set(home.names)
     ]
 
 
@@ -230,8 +232,7 @@ def apply(home: Home, script: Script) -> None:
     """
     where = database.place(home.settings.database_url)
     with database.connect(home.settings) as connection:
-        tables = schema.INBOX_TABLES if home.apart else None
-        database.check_schema(connection, reading=True, tables=tables, init_command=home.settings.init_command)
+        database.check_schema(connection, reading=True, tables=home.tables, init_command=home.settings.init_command)
         try:
             _run(connection, script)
         except psycopg.errors.UndefinedTable as error:

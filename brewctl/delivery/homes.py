@@ -7,8 +7,9 @@ state asks each home for its own downstreams alone: there may be older rows of t
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
-from brewctl.config import Settings
+from brewctl.config import DEFAULT_DOWNSTREAMS, Settings, short_name
 from brewctl.delivery import database, registration, registry, schema, versions
 from brewctl.delivery.database import BoundedConnection
 from brewctl.delivery.downstream import Downstream
@@ -30,6 +31,13 @@ class Home:
         return [downstream.group for downstream in self.downstreams]
 
     @property
+    def tables(self) -> frozenset[str] | None:
+        """Name the tables and functions of the schema that it needs; None: all."""
+        if not self.apart:
+            return registration.story_tables(self.settings)
+        return schema.INBOX_TABLES.union(*(downstream.tables for downstream in self.downstreams))
+
+    @property
     def whose(self) -> str:
         """Whose it is, for a message."""
         return f"downstream{'s' if len(self.groups) > 1 else ''} {', '.join(self.groups)}"
@@ -49,11 +57,18 @@ def of(settings: Settings) -> list[Home]:
             continue
         home = found[place]
         names = (*home.names, name)
-        command = f"brewctl db init {' '.join(names)}" if home.apart else settings.init_command
+        command = _init_command(names) if home.apart else settings.init_command
         found[place] = Home(
             replace(home.settings, init_command=command), (*home.downstreams, downstream), names, apart=home.apart
         )
     return found
+
+
+def _init_command(names: Sequence[str]) -> str:
+    """Return what makes the tables of these; those of the story's own are made with the story's."""
+    if all(map(registry.is_own, names)):
+        return "brewctl db init"
+    return f"brewctl db init {' '.join(map(short_name, names))}"
 
 
 def apart(settings: Settings) -> list[Home]:
@@ -72,21 +87,86 @@ def connect(
     if story and not home.apart:
         yield story
         return
-    try:
-        with database.connect(home.settings, name=name) as connection:
-            _check(home, connection)
-            yield connection
-    except UnreachableError as error:
-        message = f"{home.whose}: {error.message}" if home.apart else error.message
-        raise UnreachableError(message, hint=error.hint) from error
+    with _whose(home), database.connect(home.settings, name=name) as connection:
+        _check(home, connection)
+        yield connection
 
 
 def _check(home: Home, connection: BoundedConnection) -> None:
-    tables = schema.INBOX_TABLES if home.apart else None
-    if missing := database.missing_tables(connection, reading=True, tables=tables):
+    if missing := database.missing_tables(connection, reading=True, tables=home.tables):
         message = f"{home.whose} has no" if home.apart else "missing in postgres:"
         command = versions.command(missing, home.settings.init_command)
         raise BrewError(f"{message} {', '.join(missing)}", hint=f"run `{command}`")
+
+
+class Databases:
+    """The databases of the story and of all downstreams, its own ones included: for one thread that asks them all.
+
+    Connections to those apart are made when they are first asked, kept, and made anew after one was lost.
+    """
+
+    def __init__(self, settings: Settings, story: BoundedConnection, *, name: str = "brewctl") -> None:
+        """`story`: the open connection to the story's."""
+        self.story = story
+        self.settings = settings
+        self._name = name
+        self._kept: dict[str, tuple[contextlib.ExitStack, BoundedConnection]] = {}
+
+    @cached_property
+    def homes(self) -> list[Home]:
+        """Where the state of each downstream is, the story's first. Raises what `of` raises."""
+        names = dict.fromkeys((*DEFAULT_DOWNSTREAMS, *self.settings.downstreams))
+        return of(replace(self.settings, downstreams=tuple(names)))
+
+    @property
+    def apart(self) -> list[Home]:
+        """The homes that are not the story's. Looks at no downstream where none has a database of its own."""
+        return self.homes[1:] if self.settings.own_databases else []
+
+    def home(self, group: str) -> Home:
+        """Return where the state of a downstream is."""
+        return next(home for home in self.homes if group in home.groups)
+
+    @contextlib.contextmanager
+    def to(self, home: Home) -> Iterator[BoundedConnection]:
+        """A connection to a home. Raises, also in the block, UnreachableError, which says whose database is away."""
+        if not home.apart:
+            yield self.story
+            return
+        key = home.settings.database_url
+        if key not in self._kept:
+            stack = contextlib.ExitStack()
+            self._kept[key] = stack, stack.enter_context(connect(home, name=self._name))
+        stack, connection = self._kept[key]
+        try:
+            with _whose(home), database.explained(home.settings):
+                yield connection
+        except BrewError:
+            del self._kept[key]
+            stack.close()
+            raise
+
+    def close(self) -> None:
+        """Let the connections go, but for the story's."""
+        while self._kept:
+            _, (stack, _) = self._kept.popitem()
+            stack.close()
+
+
+@contextlib.contextmanager
+def databases(settings: Settings, story: BoundedConnection, *, name: str = "brewctl") -> Iterator[Databases]:
+    """All databases, while the block runs. `story`: the open connection to the story's."""
+    with contextlib.closing(Databases(settings, story, name=name)) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def _whose(home: Home) -> Iterator[None]:
+    try:
+        yield
+    except UnreachableError as error:
+        message = f"{home.whose}: {error.message}" if home.apart else error.message
+        raise UnreachableError(message, hint=error.hint) from error
 
 
 def select(homes: Sequence[Home], groups: Sequence[str]) -> list[Home]:

@@ -318,9 +318,9 @@ class Inbox:
                     refused[each] = reason
         self._had_room = ids
         for identity in part:
-            if reason := refused.get(identity[0]):
+            if why := refused.get(identity[0]):
                 record, _ = batch.readable.pop(identity)
-                batch.dead.append((record, reason))
+                batch.dead.append((record, why))
                 self.tally.duplicates += batch.repeats.pop(identity[0], 0)
         return [[identity for identity in part if identity in batch.readable]]
 

@@ -51,15 +51,17 @@ class Replica:
 
 
 @contextlib.contextmanager
-def kept(settings: Settings, replica: Replica, work: Callable[[], Work], *, inbox: bool = False) -> Iterator[None]:
+def kept(
+    settings: Settings, replica: Replica, work: Callable[[], Work], *, inbox: Settings | None = None
+) -> Iterator[None]:
     """Keep the row while the block runs, written every second, and at its end with `stopped_at`.
 
-    `inbox`: the replica also writes to the inbox's tables of this database, and may delete what is old there.
+    `inbox`: the database in which the replica writes to the inbox's tables; what is old in them is deleted.
     A process that is killed leaves a row without that, which grows old; so does one that could not write its last row
     within about a second.
     """
     over = threading.Event()
-    writer = _Writer(settings.impatient, replica, work, inbox=inbox)
+    writer = _Writer(settings.impatient, replica, work, inbox=inbox and inbox.impatient)
     # A daemon: a connection attempt that is under way holds up no exit.
     thread = threading.Thread(target=writer.run, args=(over,), name="presence", daemon=True)
     thread.start()
@@ -76,9 +78,13 @@ def kept(settings: Settings, replica: Replica, work: Callable[[], Work], *, inbo
 
 
 class _Writer:
-    def __init__(self, settings: Settings, replica: Replica, work: Callable[[], Work], *, inbox: bool) -> None:
+    def __init__(
+        self, settings: Settings, replica: Replica, work: Callable[[], Work], *, inbox: Settings | None
+    ) -> None:
         self._settings = settings
-        self._inbox = inbox
+        self._inbox_here = inbox is not None and inbox.database_url == settings.database_url
+        self._elsewhere = None if self._inbox_here else inbox
+        self._forget_here_at = self._forget_elsewhere_at = time.monotonic()
         self._who = {**asdict(replica), "host": socket.gethostname(), "pid": os.getpid()}
         self._work = work
         self._began = time.monotonic()
@@ -97,6 +103,7 @@ class _Writer:
                 return
             except BrewError as error:
                 logger.debug("presence_unwritten", reason=error.message)
+                self._forget_elsewhere()
                 over.wait(EVERY_S)
 
     def give_up(self, *, within_s: float) -> None:
@@ -106,18 +113,25 @@ class _Writer:
             connection.end_statement(within_s=within_s)
 
     def _keep(self, over: threading.Event) -> None:
-        forget_at = time.monotonic()
         with database.connect(self._settings, name=self._who["node"]) as self._connection:
             while not over.is_set():
                 self._write(stopped=False)
-                if time.monotonic() >= forget_at:
+                if time.monotonic() >= self._forget_here_at:
                     self._ask(queries["forget_replicas"])
-                    if self._inbox:
+                    if self._inbox_here:
                         self._ask(queries["forget_redeliveries"])
-                    forget_at = time.monotonic() + _FORGET_EVERY_S
+                    self._forget_here_at = time.monotonic() + _FORGET_EVERY_S
+                self._forget_elsewhere()
                 over.wait(EVERY_S)
             if not self._given_up:
                 self._write(stopped=True)
+
+    def _forget_elsewhere(self) -> None:
+        """Delete old redeliveries in a database of the inbox's own, also while the story's is away."""
+        if self._elsewhere and time.monotonic() >= self._forget_elsewhere_at:
+            self._forget_elsewhere_at = time.monotonic() + _FORGET_EVERY_S
+            with contextlib.suppress(BrewError), database.connect(self._elsewhere, name=self._who["node"]) as own:
+                own.execute(queries["forget_redeliveries"])
 
     def _write(self, *, stopped: bool) -> None:
         row = {**self._who, **asdict(self._work()), "age_s": time.monotonic() - self._began, "stopped": stopped}

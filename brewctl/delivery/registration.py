@@ -6,8 +6,6 @@ BREW_<GROUP>_DATABASE_URL, or the story's database:  processed_events and the ot
 """
 
 import contextlib
-import os
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,46 +20,79 @@ from brewctl.security import DatabaseSecurity, Secret
 from brewctl.sql import queries
 
 
-def home(settings: Settings, downstream: Downstream, name: str, environ: Mapping[str, str] = os.environ) -> Settings:
+def home(settings: Settings, downstream: Downstream, name: str) -> Settings:
     """Return the settings with the database that a downstream of this name has its tables in.
 
     Raises UsageError where the variable with a database of its own holds no PostgreSQL URL.
     """
     command = "brewctl db init" if registry.is_own(name) else f"brewctl db init {name}"
-    variable = own_database_variable(downstream.group)
-    url, file = environ.get(variable, "").strip(), environ.get(f"{variable}_FILE", "").strip()
-    if url and file:
-        raise UsageError(f"{variable} and {variable}_FILE are both set", hint="unset one of them")
-    secret = Secret(variable, file=file)
-    url = secret.read() if file else url
-    if not url or url == settings.database_url:
+    secret = _own(settings, downstream.group)
+    url = secret.read() if secret else ""
+    if not secret or url == settings.database_url:
         return replace(settings, init_command=command)
-    named_by = f"{variable}_FILE" if file else variable
     try:
         database.place(url)
     except UsageError as error:
-        raise UsageError(error.message.replace("BREW_DATABASE_URL", named_by), hint=error.hint) from None
+        raise UsageError(error.message.replace("BREW_DATABASE_URL", secret.named_by), hint=error.hint) from None
+    of_file = Secret(secret.variable, file=secret.file)
     return replace(
         settings,
         database_url=url,
-        database_security=DatabaseSecurity(url=secret),  # the story's password is for the story's database
-        database_variable=named_by,
+        database_security=DatabaseSecurity(url=of_file),  # the story's password is for the story's database
+        database_variable=secret.named_by,
         init_command=command,
     )
 
 
-def tables(settings: Settings, own: Settings) -> frozenset[str] | None:
+def _own(settings: Settings, group: str) -> Secret | None:
+    variable = own_database_variable(group)
+    return next((each for each in settings.own_databases if each.variable == variable), None)
+
+
+def tables(settings: Settings, own: Settings, downstream: Downstream) -> frozenset[str] | None:
     """Name the tables of the schema that a downstream's database needs; None: all, as it is the story's too."""
-    return None if own.database_url == settings.database_url else schema.INBOX_TABLES
+    if own.database_url == settings.database_url:
+        return story_tables(settings)
+    return schema.INBOX_TABLES | set(downstream.tables)
+
+
+def story_tables(settings: Settings) -> frozenset[str] | None:
+    """Name the tables and functions of the schema that the story's database needs; None: all.
+
+    It needs no effects of the story's own downstreams that have a database of their own.
+    """
+    if not settings.own_databases:
+        return None
+    elsewhere = {table for full in apart(settings) for table in registry.find(full).tables}
+    return frozenset(part.table for part in schema.PARTS) - elsewhere if elsewhere else None
+
+
+def require_story(settings: Settings, connection: BoundedConnection, *, reading: bool = False) -> None:
+    """Raise BrewError where the story's database lacks what it needs, or, with `reading`, what a query needs."""
+    database.check_schema(connection, reading=reading, tables=story_tables(settings))
+
+
+def apart(settings: Settings) -> list[str]:
+    """Name the story's own downstreams that have a database of their own. Raises UsageError for a URL that is none."""
+    if not settings.own_databases:
+        return []
+    return [
+        full
+        for full in DEFAULT_DOWNSTREAMS
+        if home(settings, registry.find(full), full).database_url != settings.database_url
+    ]
 
 
 def check(settings: Settings, downstream: Downstream, name: str) -> None:
-    """Raise BrewError where a downstream of the user's has no tables yet, or its group is another one's."""
-    if registry.is_own(name):  # its tables are looked for as its pool is made; its group is nobody else's to take
-        return
+    """Raise BrewError where a downstream with tables of its own has none yet, or its group is another one's."""
     own = home(settings, downstream, name)
+    is_own = registry.is_own(name)
+    if is_own and own.database_url == settings.database_url:  # the story's tables are looked for by others
+        return
     with database.connect(own) as connection:
-        database.check_schema(connection, tables=tables(settings, own), init_command=own.init_command)
+        database.check_schema(connection, tables=tables(settings, own, downstream), init_command=own.init_command)
+        if is_own:  # its group is nobody else's to take
+            return
         holder = _holder(connection, downstream.group)
     if holder is None:
         raise NotYetError(f"downstream {name} has no tables yet", hint=f"run `{own.init_command}`")
@@ -85,10 +116,57 @@ def initialize(
     if apart and not take_over:
         _check_story(settings, downstream.group, name)
     with database.connect(own) as connection:
-        database.initialize(connection, tell=tell, tables=tables(settings, own))
+        database.initialize(connection, tell=tell, tables=tables(settings, own, downstream))
         _apply(connection, downstream, name, text, take_over=take_over)
     if apart:
         _register_in_story(settings, downstream.group, name, tell)
+    return own
+
+
+def initialize_all(
+    settings: Settings,
+    connection: BoundedConnection,
+    *,
+    reset: bool = False,
+    tell: table_locks.Tell = table_locks.nobody,
+) -> None:
+    """Make the tables of the story's database, to which `connection` is, and those of its own downstreams apart.
+
+    `reset` also empties them. Raises what `database.initialize` raises.
+    """
+    initialize_story(settings, connection, reset=reset, tell=tell)
+    for full in apart(settings):
+        initialize_apart(settings, full, reset=reset, tell=tell)
+
+
+def initialize_story(
+    settings: Settings,
+    connection: BoundedConnection,
+    *,
+    reset: bool = False,
+    tell: table_locks.Tell = table_locks.nobody,
+) -> None:
+    """Make the tables of the story's database, and register whose they are; `reset` also empties them."""
+    needed = story_tables(settings)
+    lacking = database.missing_tables(connection, tables=needed)
+    database.initialize(connection, reset=reset, tell=tell, tables=needed)
+    # A run before this one may have been ended in the middle; nothing of a complete schema is locked.
+    if lacking:
+        register_own(connection)
+
+
+def initialize_apart(
+    settings: Settings, full: str, *, reset: bool = False, tell: table_locks.Tell = table_locks.nobody
+) -> Settings:
+    """Make the tables of one of the story's own downstreams in the database that it has for itself; return where.
+
+    `reset` also empties them, with those of the inbox, which others may share.
+    """
+    downstream = registry.find(full)
+    own = initialize(settings, downstream, full, take_over=False, tell=tell)
+    if reset:
+        with database.connect(own) as connection:
+            database.initialize(connection, reset=True, tell=tell, tables=tables(settings, own, downstream))
     return own
 
 

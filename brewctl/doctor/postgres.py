@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from brewctl.config import Settings
-from brewctl.delivery import database, versions
+from brewctl.delivery import database, homes, registration, versions
 from brewctl.delivery.database import Connection
+from brewctl.delivery.homes import Home
 from brewctl.delivery.schema import Kind
 from brewctl.delivery.versions import Standing
 from brewctl.doctor import clocks, identity, in_force, replicas, sessions
 from brewctl.doctor.finding import Finding, fail, ok, warn
+from brewctl.errors import UsageError
 from brewctl.sql import doctor_queries
 
 # The first with all that our statements say (gen_random_uuid); the oldest that is still maintained.
@@ -52,7 +54,7 @@ def check(settings: Settings) -> Iterator[Finding]:
         found = {name: Setting(value, source) for name, value, source in asked}
         yield _version(found, where)
         yield from in_force.check(connection)
-        standing = versions.standing(connection)
+        standing = versions.standing(connection, registration.story_tables(settings))
         lacking = [str(part) for part in standing.lacking if part.kind is not Kind.LEFTOVER]
         yield schema_finding(standing)
         name = connection.info.dbname
@@ -65,10 +67,20 @@ def check(settings: Settings) -> Iterator[Finding]:
         yield sessions.open_for_long(connection)
         if not lacking:
             yield from _outbox(*connection.execute(doctor_queries["outbox"]).fetchone() or (0, None))
-            yield from parked(connection.execute(doctor_queries["parked"]).fetchall())
-            yield from identity.check(connection)
+            rows = connection.execute(doctor_queries["parked"]).fetchall()
+            elsewhere = [group for home in _apart(settings) for group in home.groups]
+            yield from parked([row for row in rows if row[0] not in elsewhere])
+            yield from identity.check(connection, _apart(settings))
             yield from replicas.check(connection)
         yield clocks.judge("clock", "postgres", *_read_clocks(connection))
+
+
+def _apart(settings: Settings) -> Sequence[Home]:
+    """Return the databases of downstreams' own; none where a downstream can't be found, as another subject says."""
+    try:
+        return homes.apart(settings)
+    except UsageError:
+        return ()
 
 
 def _version(settings: Mapping[str, Setting], where: str) -> Finding:

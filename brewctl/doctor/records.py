@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 
 from brewctl.config import Settings
-from brewctl.delivery import database
+from brewctl.delivery import database, registration
 from brewctl.delivery.republish import Search, Summary
 from brewctl.doctor.finding import Finding, fail, ok, warn
 from brewctl.errors import BrewError
@@ -20,7 +20,7 @@ def check(settings: Settings) -> Iterator[Finding]:
     deadline = time.monotonic() + _LOOK_S
     try:
         with database.connect(settings, name="brewctl doctor") as connection:
-            database.check_schema(connection)
+            registration.require_story(settings, connection)
             for page in Search(settings, connection).pages():
                 found.add(page)
                 if time.monotonic() > deadline:

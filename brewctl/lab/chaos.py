@@ -14,11 +14,10 @@ from pathlib import Path
 
 import psycopg
 
-from brewctl import overview
 from brewctl.config import Settings
-from brewctl.delivery import database, registration, registry, topics
+from brewctl.delivery import registration, topics
 from brewctl.errors import BrewError
-from brewctl.lab import faults, history, ledger, scenarios, verdict
+from brewctl.lab import databases, faults, history, ledger, scenarios, verdict
 from brewctl.lab.cast import cast
 from brewctl.lab.history import Act, Event
 from brewctl.lab.load import History, Load, Outcome
@@ -27,8 +26,6 @@ from brewctl.lab.scenarios import Scenario, Step
 from brewctl.lab.stage import Servers, SkippedError, Stage
 from brewctl.lab.watch import Watch
 from brewctl.lifecycle import wait_until
-from brewctl.overview import effects
-from brewctl.sql import queries
 from brewctl.verify import Check, Verification, verify
 
 _LEAVE_S = 15.0  # beyond their session: until members that were killed are forgotten
@@ -73,10 +70,10 @@ def run(
     act = Act(scenario.name, scenario.title_for(players))
     topics.await_empty_groups(settings, timeout_s=plan.session_s + _LEAVE_S)
     topics.create(settings, recreate=True)
-    with database.connect(settings) as connection:
-        database.initialize(connection, reset=True)
-        _empty_further(connection, settings)
-        ledger.create(connection)
+    with databases.opened(settings) as found:
+        registration.initialize_all(settings, found.story, reset=True)
+        databases.empty_further(found)
+        databases.at_each(found, ledger.create)
     stage = Stage(
         settings,
         servers,
@@ -96,24 +93,12 @@ def run(
             result.findings.append(str(error))
         finally:
             servers.restore()
-            with database.connect(settings) as connection:
-                ledger.drop(connection)
+            with databases.opened(settings) as found:
+                databases.at_each(found, ledger.drop)
     act.ok = result.ok
     act.findings = result.findings
     act.figures = result.figures()
     return result, act
-
-
-def _empty_further(connection: database.Connection, settings: Settings) -> None:
-    """Make the tables of the downstreams beside the story's own, and empty those that hold their effects."""
-    for name in settings.downstreams:
-        if registry.is_own(name):
-            continue
-        downstream = registry.find(name)
-        registration.initialize(settings, downstream, name, take_over=False, tell=lambda _text: None)
-        for table in effects.tables(connection, downstream):
-            connection.execute(f"TRUNCATE {table}")  # quoted
-    overview.flow(connection, registry.configured(settings))  # else a `done` query that fails is no sample, for ever
 
 
 def _effects(verification: Verification) -> tuple[int, int]:
@@ -260,7 +245,8 @@ class _Play:
         result.standstill_s = self._watch.longest_standstill_s(load_end_s)
         result.slowest_answer_s = told.slowest_s
         result.catch_up_s = self._watch.catch_up_s(healed_s, backlog=max(2.0, self._plan.rate))
-        with database.connect(self._settings) as connection:
+        with databases.opened(self._settings) as found:
+            connection = found.story
             cancels = told.cancels + hastily.cancels
             contradicted = verdict.compare(connection, told.calls + hastily.calls, cancels)
             result.lost = len(contradicted.lost)
@@ -270,10 +256,10 @@ class _Play:
             if self._plan.cancel:
                 result.cancels = verdict.counted(cancels, contradicted)
             result.findings += contradicted.findings()
-            result.findings += verdict.wrongly_parked(connection, cause=faults.REFUSING)
-            groups = [each.group for each in registry.configured(self._settings)]
-            (slowest_s,) = connection.execute(queries["slowest_order"], {"groups": groups}).fetchone() or (None,)
-            result.slowest_s = slowest_s or 0.0
+            for home in found.homes:
+                with found.to(home) as there:
+                    result.findings += verdict.wrongly_parked(there, cause=faults.REFUSING)
+            result.slowest_s = databases.slowest_s(found)
 
     def _judge(self, fell: Sequence[str]) -> None:
         result = self._result

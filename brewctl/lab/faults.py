@@ -297,7 +297,7 @@ def reject_effects(downstream: Downstream) -> Fault:
     what = downstream.counter.removesuffix("s") or f"effect of {downstream.group}"
 
     def begin(stage: Stage) -> None:
-        with stage.postgres() as connection:
+        with stage.postgres(downstream) as connection:
             # Whatever tables its effects are in: a dedup row is part of each.
             connection.execute(
                 sql.SQL(
@@ -310,7 +310,7 @@ def reject_effects(downstream: Downstream) -> Fault:
         stage.brewctl("dlq", "redrive", "--group", downstream.group, "--reason", "postgres rejected")
 
     def end(stage: Stage) -> None:
-        with stage.postgres() as connection:
+        with stage.postgres(downstream) as connection:
             connection.execute(f"ALTER TABLE processed_events DROP CONSTRAINT IF EXISTS {REFUSING}")
         stage.while_waiting.append(lambda: redrive(stage))
 

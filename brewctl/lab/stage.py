@@ -18,6 +18,8 @@ import psycopg
 
 from brewctl import stdout
 from brewctl.config import Settings, environment
+from brewctl.delivery import homes
+from brewctl.delivery.downstream import Downstream
 from brewctl.delivery.session import explicit, server
 from brewctl.errors import BrewError, ExitCode
 from brewctl.lab import ledger
@@ -25,7 +27,7 @@ from brewctl.lab.cast import ORDER_NODES, Cast
 from brewctl.lab.nodes import Node, Nodes
 from brewctl.lab.proxy import Proxy
 from brewctl.sandbox import cluster, processes, state
-from brewctl.security import DatabaseSecurity
+from brewctl.security import DatabaseSecurity, Secret
 
 _END_S = 20.0
 _READY_S = 60.0
@@ -232,9 +234,15 @@ class Stage:
         )
 
     @contextlib.contextmanager
-    def postgres(self) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
-        """Open a connection past the faulty network, for what only an administrator does."""
-        given = explicit(server(self.settings.database_url, self.settings.database_security))
+    def postgres(self, downstream: Downstream | None = None) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
+        """Open a connection past the faulty network, for what only an administrator does.
+
+        To the story's database, or to the one where a downstream has its state.
+        """
+        at = self.settings
+        if downstream:
+            at = next(home.settings for home in homes.of(self.settings) if downstream in home.downstreams)
+        given = explicit(server(at.database_url, at.database_security))
         with psycopg.connect(
             **given | {"application_name": "chaos", "connect_timeout": 5}, autocommit=True
         ) as connection:
@@ -258,5 +266,9 @@ class Stage:
             # Not by its file, whose URL has the server's own port.
             database_url=psycopg.conninfo.make_conninfo(self.settings.database_url, port=postgres.port),
             database_security=replace(self.settings.database_security, url=DatabaseSecurity.url),
+            own_databases=tuple(
+                Secret(each.variable, psycopg.conninfo.make_conninfo(each.read(), port=postgres.port))
+                for each in self.settings.own_databases
+            ),
             brokers=tuple(self.proxies[name].address for name in self.servers.brokers),
         )

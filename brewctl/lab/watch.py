@@ -9,7 +9,7 @@ import psycopg
 
 from brewctl import overview
 from brewctl.config import Settings
-from brewctl.delivery import database, registry
+from brewctl.delivery import database, homes, registry
 from brewctl.delivery.broker import open_admin
 from brewctl.errors import BrewError
 from brewctl.lab.history import Ownership, Sample
@@ -80,10 +80,14 @@ class Watch:
 
     def _count(self) -> None:
         while not self._stop.wait(_LOOK_EVERY_S):
-            with contextlib.suppress(BrewError, psycopg.Error), database.connect(self._settings) as connection:
+            with (
+                contextlib.suppress(BrewError, psycopg.Error),
+                database.connect(self._settings) as connection,
+                homes.databases(self._settings, connection) as databases,
+            ):
                 while True:
                     at_s = self.now_s  # before it is asked: an order from then on may be missing
-                    seen = overview.flow(connection, self._downstreams)
+                    seen = overview.flow(databases, self._downstreams)
                     self.samples.append(Sample(at_s, seen.orders, seen.outbox_unpublished, seen.effects, seen.parked))
                     if self._stop.wait(_LOOK_EVERY_S):
                         return

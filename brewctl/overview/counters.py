@@ -4,13 +4,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from uuid import UUID
 
-from brewctl.config import Settings
-from brewctl.delivery import homes, registry
-from brewctl.delivery.database import BoundedConnection, Connection
+from brewctl.config import SHORT_NAMES
+from brewctl.delivery import registry
+from brewctl.delivery.database import Connection
 from brewctl.delivery.downstream import Downstream
+from brewctl.delivery.homes import Databases, Home
 from brewctl.errors import BrewError
 from brewctl.overview import effects
+from brewctl.proto.orders_pb2 import ORDER_STATUS_CANCELLED, OrderStatus
 from brewctl.sql import queries
+
+_CANCELLED = OrderStatus.Name(ORDER_STATUS_CANCELLED)
+_RESERVES, _NOTIFIES = SHORT_NAMES  # the groups of the story's own downstreams
+_COUNTERS = {_RESERVES: "reservations", _NOTIFIES: "notifications"}
 
 
 @dataclass(frozen=True)
@@ -18,6 +24,7 @@ class Counts:
     """The four counters, of one moment; how many unpublished rows are set aside, how many events are parked.
 
     `further`: how many effects each downstream beside the story's own has, by its group; None: its database is away.
+    `unknown` names counters of the four that are 0 for that reason.
     """
 
     orders: int
@@ -27,19 +34,22 @@ class Counts:
     outbox_failed: int = 0
     parked: int = 0
     further: Mapping[str, int | None] = field(default_factory=dict)
+    unknown: frozenset[str] = frozenset()
 
-    def story(self) -> dict[str, int]:
-        """Return the four counters of the story, by name."""
-        return {name: getattr(self, name) for name in ("orders", "outbox_unpublished", "reservations", "notifications")}
+    def story(self) -> dict[str, int | None]:
+        """Return the four counters of the story, by name; None for one that is not known."""
+        names = ("orders", "outbox_unpublished", "reservations", "notifications")
+        return {name: None if name in self.unknown else getattr(self, name) for name in names}
 
     def shown(self) -> dict[str, int | None]:
         """Return the four counters, then those of the further downstreams."""
         return {**self.story(), **self.further}
 
     def __str__(self) -> str:
-        return "counts: " + " ".join(
-            f"{name}={'?' if value is None else value}" for name, value in self.shown().items()
-        )
+        # Whoever reads the four takes numbers: one that is not known is left out of the line.
+        known = {name: value for name, value in self.story().items() if value is not None}
+        shown = {**known, **self.further}
+        return "counts: " + " ".join(f"{name}={'?' if value is None else value}" for name, value in shown.items())
 
 
 @dataclass(frozen=True)
@@ -71,39 +81,63 @@ def counts(connection: Connection, further: Sequence[Downstream] = ()) -> Counts
     return replace(Counts(*row[:own]), further=added)
 
 
-def with_homes(connection: BoundedConnection, settings: Settings) -> tuple[Counts, BrewError | None]:
-    """Count as `counts` does, and what the further downstreams have done where they have their state.
+def with_homes(databases: Databases) -> tuple[Counts, BrewError | None]:
+    """Count as `counts` does, the further downstreams too, and each where it has its state.
 
-    Returns too why a database of their own could not be asked, the first: the others are counted. Raises BrewError
-    where the story's can't be.
+    Returns too why a database of a downstream's own could not be asked, the first: the others are counted. Raises
+    BrewError where the story's can't be.
     """
-    own = [each.group for each in registry.further(settings)]
-    story, *apart = homes.of(settings) if own else (None,)
-    found = counts(connection, [each for each in story.downstreams if each.group in own] if story else ())
-    further, parked, away = dict(found.further), found.parked, None
-    for home in apart:
+    further = registry.further(databases.settings)
+    if not databases.apart:
+        return counts(databases.story, further), None
+    story, *apart = databases.homes
+    done: dict[str, int | None] = {}
+    waiting, away = 0, None
+    for home in apart:  # before the orders: no effect is without its order
         try:
-            with homes.connect(home) as there:
-                (waiting,) = there.execute(queries["count_parked"], {"groups": home.groups}).fetchone() or (0,)
-                _, *done = effects.counted(there, queries["now"], home.downstreams)
+            with databases.to(home) as there:
+                (parked,) = there.execute(queries["count_parked"], {"groups": home.groups}).fetchone() or (0,)
+                _, *numbers = effects.counted(there, queries["now"], home.downstreams)
         except BrewError as error:
-            further |= dict.fromkeys(home.groups)
+            done |= dict.fromkeys(home.groups)
             away = away or error
         else:
-            parked += waiting
-            further |= zip(home.groups, done, strict=True)
-    ordered = {group: further[group] for group in own}
-    return replace(found, further=ordered, parked=parked), away
+            waiting += parked
+            done |= zip(home.groups, numbers, strict=True)
+    orders, unpublished, set_aside, _, *numbers = effects.counted(databases.story, queries["flow"], story.downstreams)
+    done |= zip(story.groups, numbers, strict=True)
+    # There may be rows of theirs from before they moved.
+    elsewhere = {"groups": [group for home in apart for group in home.groups]}
+    (parked,) = databases.story.execute(queries["count_parked_of_others"], elsewhere).fetchone() or (0,)
+    found = Counts(
+        orders,
+        unpublished,
+        done[_RESERVES] or 0,
+        done[_NOTIFIES] or 0,
+        set_aside,
+        waiting + parked,
+        {each.group: done[each.group] for each in further},
+        frozenset(counter for group, counter in _COUNTERS.items() if done[group] is None),
+    )
+    return found, away
 
 
-def distribution(connection: Connection) -> dict[str, int]:
-    """Count reservations by the node that made them."""
-    return dict(connection.execute(queries["inventory_distribution"]).fetchall())
+def distribution(databases: Databases) -> dict[str, int]:
+    """Count reservations by the node that made them. Raises UnreachableError."""
+    if not databases.apart:
+        return dict(databases.story.execute(queries["inventory_distribution"]).fetchall())
+    with databases.to(databases.home(_RESERVES)) as connection:
+        return dict(connection.execute(queries["inventory_distribution"]).fetchall())
 
 
-def work_by_node(connection: Connection) -> dict[str, int]:
-    """Count what each node has published, reserved or notified."""
-    return dict(connection.execute(queries["work_by_node"]).fetchall())
+def work_by_node(databases: Databases) -> dict[str, int]:
+    """Count what each node has published, reserved or notified. Raises UnreachableError."""
+    done: dict[str, int] = dict(databases.story.execute(queries["published_by_node"]).fetchall())
+    for group in (_RESERVES, _NOTIFIES):
+        home = databases.home(group)
+        with databases.to(home) as connection:
+            done |= effects.by_node(connection, _downstream(home, group))
+    return done
 
 
 def distribution_line(shares: dict[str, int]) -> str:
@@ -111,9 +145,20 @@ def distribution_line(shares: dict[str, int]) -> str:
     return f"inventory distribution: {{{', '.join(f'{node}: {share}' for node, share in shares.items())}}}"
 
 
-def unfinished(connection: Connection, *, limit: int = 10) -> list[Unfinished]:
-    """Find orders that are not published, reserved and notified exactly once, oldest first."""
-    return [Unfinished(*row) for row in connection.execute(queries["unfinished_orders"], {"limit": limit})]
+def unfinished(databases: Databases, *, limit: int = 10) -> list[Unfinished]:
+    """Find orders that are not published, reserved and notified exactly once, oldest first. Raises UnreachableError."""
+    asked: dict[str, object] = {"limit": limit}
+    for group, (ids, undone) in {_RESERVES: ("reserved", "released"), _NOTIFIES: ("notified", "told")}.items():
+        home = databases.home(group)
+        with databases.to(home) as connection:
+            statuses = effects.statuses(connection, _downstream(home, group))
+        asked[ids] = [order_id for order_id, _ in statuses]
+        asked[undone] = [status == _CANCELLED for _, status in statuses]
+    return [Unfinished(*row) for row in databases.story.execute(queries["unfinished_orders"], asked)]
+
+
+def _downstream(home: Home, group: str) -> Downstream:
+    return next(each for each in home.downstreams if each.group == group)
 
 
 def missing(connection: Connection, acknowledged: list[str]) -> list[str]:

@@ -64,6 +64,18 @@ def number(connection: Connection, downstream: Downstream) -> int:
     return int(counted(connection, "SELECT", [downstream])[0])
 
 
+def by_node(connection: Connection, downstream: Downstream) -> dict[str, int]:
+    """Count the effects of a downstream by the node that did them, which its `done` query tells."""
+    query = sql.SQL("SELECT done.node_id, count(*) FROM {} GROUP BY 1 ORDER BY 1").format(_effects(downstream))
+    return dict(connection.execute(query).fetchall())
+
+
+def statuses(connection: Connection, downstream: Downstream) -> list[tuple[UUID, str]]:
+    """Read of each order that has an effect which status that shows; the `done` query tells."""
+    query = sql.SQL("SELECT done.order_id, done.order_status FROM {}").format(_effects(downstream))
+    return connection.execute(query).fetchall()
+
+
 def tables(connection: Connection, downstream: Downstream) -> list[str]:
     """Name the tables that a `done` query reads, as they are written in SQL; none where there is no such query.
 

@@ -11,7 +11,7 @@ from psycopg.rows import class_row
 from brewctl.delivery import events, homes
 from brewctl.delivery.database import BoundedConnection, Connection
 from brewctl.delivery.homes import Home
-from brewctl.errors import BrewError, UsageError
+from brewctl.errors import BrewError, UnreachableError, UsageError
 from brewctl.overview import effects
 from brewctl.overview.effects import Effect
 from brewctl.overview.replicas import nodes
@@ -59,7 +59,8 @@ def newest(connection: Connection, first: UUID, last: UUID, *, limit: int) -> li
 def read(connection: BoundedConnection, order_id: UUID, where: Sequence[Home]) -> Life:
     """Read what PostgreSQL knows of an order, in one snapshot of each home; `connection` is to the story's, the first.
 
-    Raises BrewError where it is gone, or where the `done` query of a downstream fails; UnreachableError.
+    A database of a downstream's own that is away is noted. Raises BrewError where the order is gone, or where the
+    `done` query of a downstream fails; UnreachableError.
     """
     story, *apart = where
     connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
@@ -71,11 +72,15 @@ def read(connection: BoundedConnection, order_id: UUID, where: Sequence[Home]) -
         ids = [event.id for event in own]
         done = [_done(connection, story, order_id, ids)]
         there = nodes(connection)
+    away: dict[str, BrewError] = {}
     for home in apart:
-        with homes.connect(home, name="trace") as elsewhere:
-            elsewhere.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
-            with elsewhere.transaction():
-                done.append(_done(elsewhere, home, order_id, ids))
+        try:
+            with homes.connect(home, name="trace") as elsewhere:
+                elsewhere.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+                with elsewhere.transaction():
+                    done.append(_done(elsewhere, home, order_id, ids))
+        except UnreachableError as error:  # the rest is shown
+            away |= dict.fromkeys(home.groups, error)
     dedup = sorted((row for each in done for row in each.dedup), key=lambda row: row.processed_at)
     return Life(
         orders[0],
@@ -85,6 +90,7 @@ def read(connection: BoundedConnection, order_id: UUID, where: Sequence[Home]) -
         there,
         [downstream for home in where for downstream in home.downstreams],
         parked=[parked for each in done for parked in each.parked],
+        away=away,
     )
 
 

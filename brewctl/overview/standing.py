@@ -46,7 +46,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class Look:
-    """An order's life, and where it stands if it is unfinished. `unknown`: why Kafka could not be asked."""
+    """An order's life, and where it stands if it is unfinished. `unknown`: why a server could not be asked."""
 
     life: Life
     standings: Sequence[Standing] = ()
@@ -63,7 +63,7 @@ def look(settings: Settings, connection: BoundedConnection, order_id: UUID) -> L
         life = reading.read(connection, order_id, where)
         return Look(life, judge(settings, life, error), error)
     life = replace(reading.read(connection, order_id, where), letters=topics.letters)
-    return Look(life, judge(settings, life, topics))
+    return Look(life, judge(settings, life, topics), next(iter(life.away.values()), None))
 
 
 def judge(settings: Settings, life: Life, kafka: Topics | BrewError) -> list[Standing]:
@@ -134,6 +134,12 @@ class _Judge:
         return Standing(f"{row} is to be published by {' or '.join(publishers)}")
 
     def _unhandled(self, event: Event, downstream: Downstream) -> Standing:
+        if away := self._life.away.get(downstream.group):
+            done = f"{trace.word(downstream, event)} by group {downstream.group}"
+            return Standing(f"whether it is {done} is not known: {away.message}")
+        return self._to_come(event, downstream)
+
+    def _to_come(self, event: Event, downstream: Downstream) -> Standing:
         undone = f"not {trace.word(downstream, event)} by group {downstream.group}"
         group = registry.kafka_group(self._settings, downstream)
         if isinstance(self._kafka, BrewError):

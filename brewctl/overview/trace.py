@@ -4,14 +4,15 @@ orders ─► outbox ─► topic ─► processed_events + effect, for each gro
                        └───► dead letters
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
 
 from brewctl.delivery import events, parking
 from brewctl.delivery.dead_letters import Letter
 from brewctl.delivery.downstream import Downstream
+from brewctl.errors import BrewError
 from brewctl.overview.effects import Effect
 from brewctl.overview.replicas import NodeRow
 
@@ -122,6 +123,7 @@ class Life:
     downstreams: Sequence[Downstream]
     letters: Sequence[Letter] = ()
     parked: Sequence[Parked] = ()
+    away: Mapping[str, BrewError] = field(default_factory=dict)  # why nothing is known of a group's part in it
 
     @property
     def trace_id(self) -> str:

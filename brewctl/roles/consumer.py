@@ -31,6 +31,8 @@ def run(
     """
     registration.check(settings, downstream, name)
     own = registration.home(settings, downstream, name)
-    tables = registration.tables(settings, own)
-    needs = ["inbox", *(["replica"] if tables is None else []), *([downstream.group] if registry.is_own(name) else [])]
+    tables = registration.tables(settings, own, downstream)
+    # Its row in `nodes` is in the story's database, which may be away.
+    here = own.database_url == settings.database_url
+    needs = ["inbox", *(["replica"] if here else []), *([downstream.group] if registry.is_own(name) else [])]
     consume(settings, downstream, stop, node=node, own=own, tables=tables, needs=needs, health=health)

@@ -19,4 +19,5 @@ DOWNSTREAM = Downstream(
     verb="reserved",
     undo="released",
     counter="reservations",
+    tables=("inventory_reservations",),
 )

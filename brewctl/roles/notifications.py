@@ -22,4 +22,5 @@ DOWNSTREAM = Downstream(
     undo="told",
     counter="notifications",
     node="notification",
+    tables=("notifications_log",),
 )

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from brewctl import log
 from brewctl.config import Settings
-from brewctl.delivery import broker, database, presence, readiness, rights, versions
+from brewctl.delivery import broker, database, presence, readiness, registration, rights, versions
 from brewctl.delivery.outbox import Publisher
 from brewctl.lifecycle import run_together
 from brewctl.probes.health import Finding, Health
@@ -26,7 +26,8 @@ def run(settings: Settings, stop: threading.Event, *, node: str, health: Health 
     password of Kafka's that can't be read.
     """
     broker.require_files(settings)  # Kafka itself may be away
-    with database.open_pool(settings, name=node, size=1, by_index=True) as pool:
+    tables = registration.story_tables(settings)
+    with database.open_pool(settings, name=node, size=1, by_index=True, tables=tables) as pool:
         with pool.connection() as connection:
             rights.require(connection, "a publisher", ["replica", "publisher"])
             versions.tell_of_newer(connection)
@@ -40,7 +41,7 @@ def run(settings: Settings, stop: threading.Event, *, node: str, health: Health 
         def findings() -> Iterator[Finding]:
             yield Finding(ready=not publisher.trouble, text=publisher.trouble or "the last try to publish did not fail")
 
-        check = readiness.DatabaseCheck(settings, node=node)
+        check = readiness.DatabaseCheck(settings, node=node, tables=tables)
         if health:
             health.up(check, findings)
         replica = presence.Replica(node, "publisher", publishes=True)

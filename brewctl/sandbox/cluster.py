@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from brewctl.delivery import database, topics
+from brewctl.delivery import database, registration, topics
 from brewctl.errors import BrewError, UsageError
 from brewctl.lifecycle import interrupts_held
 from brewctl.sandbox import kafka, kafka_node, parts, postgres, postgres_tls, processes, secured, state, surroundings
@@ -33,6 +33,7 @@ class Options:
     kafka_port: int | None = None  # the first broker's; the others follow
     java: str | None = None
     secure: bool | None = None  # TLS and passwords for PostgreSQL and Kafka
+    separate: bool | None = None  # databases of their own for the story's downstreams
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,10 @@ def up(home: Path, options: Options, progress: kafka.Progress) -> State:
                 progress.step("schema and topics")
             with database.connect(settings) as connection:
                 # Only where need be: it locks tables that roles may be using.
-                if database.missing_tables(connection):
-                    database.initialize(connection)
+                if database.missing_tables(connection, tables=registration.story_tables(settings)):
+                    registration.initialize_story(settings, connection)
+            for full in registration.apart(settings):
+                registration.initialize_apart(settings, full)
             topics.create(settings)
     return known
 
@@ -178,6 +181,7 @@ def _new_state(options: Options) -> State:
         postgres_port=options.postgres_port or processes.free_port(),
         kafka_ports=ports,
         secure=secure,
+        separate=bool(options.separate),
         kafka_password=secrets.token_urlsafe(24) if secure else "",
         kafka_internal=[processes.free_port() for _ in ports] if secure else [],
         users={secured.name(role): secrets.token_urlsafe(24) for role in secured.ROLES} if secure else {},
@@ -189,6 +193,9 @@ def _check(known: State, options: Options) -> None:
     hint = "run `brewctl down --purge` first, which removes its data"
     if options.secure is not None and options.secure != known.secure:
         raise UsageError(f"this sandbox was made {'with' if known.secure else 'without'} --secure", hint=hint)
+    if options.separate is not None and options.separate != known.separate:
+        has = "a database for each service" if known.separate else "one database"
+        raise UsageError(f"this sandbox has {has}", hint=hint)
     if options.brokers and options.brokers != len(known.kafka_ports):
         raise UsageError(f"this sandbox has {len(known.kafka_ports)} brokers, not {options.brokers}", hint=hint)
     if options.kafka_port and options.kafka_port != known.kafka_ports[0][0]:

@@ -26,7 +26,7 @@ from brewctl.sandbox import parts, processes, secured, surroundings
 from brewctl.sandbox.server import Server
 from brewctl.sandbox.state import State
 
-USER = DATABASE = "brew"
+USER = secured.USER
 _READY_S = 60.0
 _LAST_CHILDREN_S = 5.0
 _LOOK_EVERY_S = 0.05
@@ -136,7 +136,7 @@ def _is_postgres(process: psutil.Process) -> bool:
 
 
 def wait_ready(server: Server, state: State) -> None:
-    """Wait until the server answers a query, and make the database where it is missing.
+    """Wait until the server answers a query, and make the databases that are missing.
 
     Raises BrewError with what the last try was told.
     """
@@ -153,9 +153,12 @@ def wait_ready(server: Server, state: State) -> None:
 
     processes.wait_ready([server], answers_now, timeout_s=_READY_S, why=lambda: said)
     with database.connect(Settings(database_url=maintenance)) as connection:
-        known = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,)).fetchone()
-        if not known:
-            connection.execute("CREATE DATABASE brew")
+        there = {name for (name,) in connection.execute("SELECT datname FROM pg_database").fetchall()}
+        for name in state.databases:
+            if name not in there:
+                connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+            if state.secure and state.separate:  # the user of another service has no business there
+                connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(sql.Identifier(name)))
 
 
 def make_users(state: State) -> None:

@@ -10,13 +10,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from brewctl.config import Settings
+from brewctl.config import ENVIRONMENT, SHORT_NAMES, Settings, own_database_variable
 from brewctl.errors import BrewError, UsageError
 from brewctl.sandbox import secured
 from brewctl.sandbox.server import Server
-from brewctl.security import KafkaSecurity
+from brewctl.security import KafkaSecurity, Secret
 
 _VERSION = 1
+DATABASE = "brew"
 _LOCK_WAIT_S = 180
 
 
@@ -36,6 +37,8 @@ class State:
     secure: bool = False
     kafka_password: str = ""
     kafka_internal: list[int] = field(default_factory=list)
+    # Whether the story's downstreams have databases of their own.
+    separate: bool = False
     # The other users of a secured one, in both servers, with their passwords.
     users: dict[str, str] = field(default_factory=dict)
     servers: dict[str, Server] = field(default_factory=dict)
@@ -57,9 +60,24 @@ class State:
     @property
     def database_url(self) -> str:
         """Where PostgreSQL is, password included; in a secured sandbox the file that has it."""
+        return next(iter(self.database_urls().values()))
+
+    def database_urls(self, user: str = secured.USER) -> dict[str, str]:
+        """Where each database is, for a user, by the variable that names it: the story's first."""
+        places = {ENVIRONMENT["database_url"]: DATABASE}
+        places |= {own_database_variable(name): name for name in self.databases if name != DATABASE}
         if self.secure:
-            return secured.database_url(self.home, self.postgres_port, secured.USER)
-        return f"postgresql://brew:{self.password}@127.0.0.1:{self.postgres_port}/brew"
+            return {
+                variable: secured.database_url(self.home, self.postgres_port, name, user=user)
+                for variable, name in places.items()
+            }
+        place = f"postgresql://{secured.USER}:{self.password}@127.0.0.1:{self.postgres_port}"
+        return {variable: f"{place}/{name}" for variable, name in places.items()}
+
+    @property
+    def databases(self) -> tuple[str, ...]:
+        """The names of the databases, the story's first."""
+        return (DATABASE, *(SHORT_NAMES if self.separate else ()))
 
     @property
     def brokers(self) -> list[str]:
@@ -80,7 +98,13 @@ class State:
     def settings(self) -> Settings:
         """How its servers are reached."""
         kafka = secured.kafka_security(self.home) if self.secure else KafkaSecurity()
-        return Settings(database_url=self.database_url, brokers=tuple(self.brokers), kafka_security=kafka)
+        (_, url), *own = self.database_urls().items()
+        return Settings(
+            database_url=url,
+            brokers=tuple(self.brokers),
+            own_databases=tuple(Secret(variable, own_url) for variable, own_url in own),
+            kafka_security=kafka,
+        )
 
     @property
     def ports(self) -> dict[str, tuple[int, ...]]:
@@ -147,15 +171,19 @@ def _processes(raw: dict[str, dict[str, Any]]) -> dict[str, Server]:
 def endpoints(home: Path, *, role: str = "") -> dict[str, str]:
     """Settings of what runs there (see config.resolve): the sandbox, as it is recorded, and background order nodes.
 
+    Databases of downstreams' own are among them by the variables that name them.
+
     With a `role` those of its user; raises UsageError where there is none.
     """
     known = load(home)
     if known is None:
         return {}
     user = known.user(role) if role else secured.USER
-    found = {"database_url": known.database_url, "brokers": ",".join(known.brokers)} if known.servers else {}
+    found: dict[str, str] = {}
+    if known.servers:
+        (_, url), *own = known.database_urls(user).items()
+        found = {"database_url": url, "brokers": ",".join(known.brokers), **dict(own)}
     if known.servers and known.secure:
-        found["database_url"] = secured.database_url(home, known.postgres_port, secured.USER, user=user)
         found |= secured.kafka_endpoints(home, user=user) | secured.order_endpoints(home)
     if orders := [node for node in known.nodes.values() if node.role == "order"]:
         from brewctl.sandbox import processes  # noqa: PLC0415 - psutil, which few commands need

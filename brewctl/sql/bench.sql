@@ -22,13 +22,17 @@ SELECT count(*) FROM (/* done */) AS effect
 -- forget_downstreams --
 DELETE FROM downstreams WHERE consumer = ANY(%(consumers)s)
 
+-- effect_times --
+-- When a downstream had its effect of each order, since a time.
+SELECT order_id, created_at FROM (/* done */) AS effect WHERE created_at > %(since)s
+
 -- end_to_end --
--- Milliseconds from an order's commit to its reservation's, both as their statements saw the clock last. Of
--- the orders since a time.
+-- Milliseconds from an order's commit to its effect's, both as their statements saw the clock last. Of the orders since a
+-- time. The effects come as arrays, for they may be in another database.
 SELECT percentile_disc(%(shares)s::float8[]) WITHIN GROUP (ORDER BY extract(epoch FROM r.created_at - x.created_at) * 1000)
            ::float8[]
   FROM outbox x
-  JOIN inventory_reservations r ON x.aggregate_id = 'order-' || r.order_id
+  JOIN unnest(%(ids)s::uuid[], %(times)s::timestamptz[]) AS r (order_id, created_at) ON x.aggregate_id = 'order-' || r.order_id
  WHERE x.created_at > %(since)s
 
 -- fill_orders --

@@ -76,6 +76,13 @@ SELECT sequence.name, n.nspname, c.relname, coalesce((SELECT max(id) FROM outbox
   JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE has_sequence_privilege(c.oid, 'SELECT')
 
+-- highest_processed --
+-- The highest outbox id that these consumers have processed, in a database of their own: one look into an index each.
+SELECT coalesce(max(highest.id), 0)
+  FROM unnest(%(groups)s::text[]) AS asked (consumer)
+ CROSS JOIN LATERAL (
+       SELECT max(p.outbox_id) AS id FROM processed_events p WHERE p.consumer = asked.consumer) AS highest
+
 -- clock --
 -- The server's, in seconds since the epoch.
 SELECT extract(epoch FROM clock_timestamp())::float8

@@ -575,14 +575,20 @@ SELECT (SELECT count(*) FROM orders) AS orders,
        (SELECT count(*) FROM parked_events WHERE outcome IS NULL) AS parked
 
 -- flow --
--- The orders and the events that wait or are parked, beside which the effects of any downstreams are counted.
+-- The orders and the events that wait, were set aside or are parked, beside which the effects of any downstreams are
+-- counted.
 SELECT (SELECT count(*) FROM orders) AS orders,
        (SELECT count(*) FROM outbox WHERE published_at IS NULL) AS outbox_unpublished,
+       (SELECT count(*) FROM outbox WHERE published_at IS NULL AND failed_at IS NOT NULL) AS outbox_failed,
        (SELECT count(*) FROM parked_events WHERE outcome IS NULL) AS parked
 
 -- count_parked --
 -- Events of these consumers that wait to be redriven.
 SELECT count(*) FROM parked_events WHERE outcome IS NULL AND consumer = ANY(%(groups)s)
+
+-- count_parked_of_others --
+-- Events of all other consumers that wait to be redriven.
+SELECT count(*) FROM parked_events WHERE outcome IS NULL AND consumer <> ALL(%(groups)s)
 
 -- pulse --
 -- What is cheap to know of an outbox of any size: at most `most` unpublished rows are counted; then the age of the
@@ -612,27 +618,24 @@ SELECT (SELECT count(*) FROM orders), (SELECT count(*) FROM outbox)
 -- inventory_distribution --
 SELECT node_id, count(*) FROM inventory_reservations GROUP BY node_id ORDER BY node_id
 
--- work_by_node --
--- What each node has done so far: events published, orders reserved or notified.
+-- published_by_node --
+-- How many events each node has published.
 SELECT publisher_node AS node, count(*) FROM outbox WHERE published_at IS NOT NULL GROUP BY node
-UNION ALL
-SELECT node_id, count(*) FROM inventory_reservations GROUP BY node_id
-UNION ALL
-SELECT node_id, count(*) FROM notifications_log GROUP BY node_id
 
 -- unfinished_orders --
--- Orders whose story has not been told exactly once, at most `limit` of them. Of orders up to the time of the watermark
--- events may have been dropped.
+-- Orders whose story has not been told exactly once, at most `limit` of them. The effects come as arrays, for they may be
+-- in other databases: the orders that have one, and whether it shows their cancel. Of orders up to the time of the
+-- watermark events may have been dropped.
 SELECT o.id, coalesce(x.events, 0) AS events, coalesce(x.published, 0) AS published,
-       (r.order_id IS NOT NULL) AS reserved, (n.order_id IS NOT NULL) AS notified
+       (r.id IS NOT NULL) AS reserved, (n.id IS NOT NULL) AS notified
   FROM orders o
   LEFT JOIN (SELECT aggregate_id, count(*) AS events, count(published_at) AS published
                FROM outbox GROUP BY aggregate_id) x ON x.aggregate_id = 'order-' || o.id
-  LEFT JOIN inventory_reservations r ON r.order_id = o.id
-  LEFT JOIN notifications_log n ON n.order_id = o.id
+  LEFT JOIN unnest(%(reserved)s::uuid[], %(released)s::boolean[]) AS r (id, undone) ON r.id = o.id
+  LEFT JOIN unnest(%(notified)s::uuid[], %(told)s::boolean[]) AS n (id, undone) ON n.id = o.id
  CROSS JOIN LATERAL (SELECT CASE WHEN o.cancelled_at IS NULL THEN 1 ELSE 2 END AS events) AS told
- WHERE x.published <> x.events OR r.order_id IS NULL OR n.order_id IS NULL
-    OR o.cancelled_at IS NOT NULL AND (r.released_at IS NULL OR n.cancelled_at IS NULL)
+ WHERE x.published <> x.events OR r.id IS NULL OR n.id IS NULL
+    OR o.cancelled_at IS NOT NULL AND NOT (r.undone AND n.undone)
     OR coalesce(x.events, 0) > told.events
     OR coalesce(x.events, 0) < told.events
        AND coalesce(o.created_at > (SELECT dropped_until FROM retention), true)
@@ -670,11 +673,18 @@ SELECT k.consumer, k.outbox_id, k.outcome IS NULL AS still, k.reason
  LIMIT %(limit)s
 
 -- slowest_order --
--- Seconds from the acceptance of an order to the last of its effects in these groups, at most.
+-- Seconds from the acceptance of an order to the last of its effects in these groups, at most. What groups have processed
+-- in databases of their own comes as arrays.
 SELECT extract(epoch FROM max(p.processed_at - o.created_at))::float8
   FROM orders o
   JOIN outbox e ON e.aggregate_id = 'order-' || o.id AND coalesce(e.event_type, 'order.created') = 'order.created'
-  JOIN processed_events p ON p.consumer = ANY(%(groups)s) AND p.outbox_id = e.id
+  JOIN (SELECT outbox_id, processed_at FROM processed_events WHERE consumer = ANY(%(groups)s)
+         UNION ALL
+        SELECT * FROM unnest(%(ids)s::bigint[], %(times)s::timestamptz[])) AS p ON p.outbox_id = e.id
+
+-- processed_times --
+-- What these consumers have processed, and when.
+SELECT outbox_id, processed_at FROM processed_events WHERE consumer = ANY(%(groups)s)
 
 -- downstream_name --
 -- The MODULE:NAME that a consumer's name was registered for.

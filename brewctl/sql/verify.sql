@@ -137,7 +137,7 @@ SELECT k.name, k.consumer, k.outbox_id, hashtextextended(k.key, 0), k.outcome, k
 SELECT to_regclass('effect_ledger') IS NOT NULL AS there
 
 -- fill_ledger --
-INSERT INTO ledger SELECT consumer, outbox_id FROM effect_ledger WHERE consumer = ANY(%(groups)s)
+INSERT INTO ledger SELECT consumer, outbox_id FROM effect_ledger WHERE consumer = ANY(%(here)s)
 
 -- fill_edge --
 INSERT INTO edge SELECT * FROM unnest(%(partitions)s::int[], %(firsts)s::bigint[], %(nexts)s::bigint[])
@@ -158,6 +158,13 @@ COPY (SELECT consumer, outbox_id, event_id, earlier_ids, processed_at FROM proce
 COPY (SELECT 'p' || id || '@' || consumer, consumer, outbox_id, event_id, key, outcome, parked_at, settled_at, reason
         FROM parked_events WHERE consumer = ANY(%(groups)s))
   TO STDOUT (FORMAT BINARY)
+
+-- elsewhere_ledger --
+-- Asked of a downstream's own database, for the table `ledger`.
+COPY (SELECT consumer, outbox_id FROM effect_ledger WHERE consumer = ANY(%(groups)s)) TO STDOUT (FORMAT BINARY)
+
+-- copy_ledger --
+COPY ledger FROM STDIN (FORMAT BINARY)
 
 -- copy_elsewhere_processed --
 COPY elsewhere_processed FROM STDIN (FORMAT BINARY)

@@ -55,6 +55,12 @@ def _copy(home: Home, connection: BoundedConnection, stack: contextlib.ExitStack
         with bounded(), connection.cursor().copy(verify_queries[asked], {"groups": home.groups}) as copy:
             file.writelines(copy)
         yield Rows(copied_in, file)
+    (there,) = connection.execute(verify_queries["has_ledger"]).fetchone() or (False,)
+    if there:
+        file = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - the stack closes it
+        with bounded(), connection.cursor().copy(verify_queries["elsewhere_ledger"], {"groups": home.groups}) as copy:
+            file.writelines(copy)
+        yield Rows("copy_ledger", file)
     for downstream in home.downstreams:
         if not downstream.done:
             continue

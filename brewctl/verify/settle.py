@@ -1,7 +1,7 @@
 """Waiting until nothing is on its way."""
 
 from brewctl.config import Settings
-from brewctl.delivery import database, registry
+from brewctl.delivery import database, registration, registry
 from brewctl.delivery.broker import open_admin, open_reader
 from brewctl.lifecycle import wait_until
 from brewctl.sql import verify_queries
@@ -22,7 +22,7 @@ def settle(settings: Settings, *, timeout_s: float) -> str:
         open_reader(settings) as reader,
         database.connect(settings) as connection,
     ):
-        database.check_schema(connection)
+        registration.require_story(settings, connection)
 
         def settled() -> bool:
             (rows,) = connection.execute(verify_queries["on_the_way"]).fetchone() or (0,)

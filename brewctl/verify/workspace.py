@@ -16,7 +16,7 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from brewctl.config import Settings
-from brewctl.delivery import database
+from brewctl.delivery import database, registration
 from brewctl.delivery.database import BoundedConnection
 from brewctl.delivery.downstream import Downstream
 from brewctl.delivery.homes import Home
@@ -171,7 +171,7 @@ def open_workspace(
     """
     _, *apart = homes
     with elsewhere.copied(apart, statement_s=statement_s) as copied, database.connect(settings) as connection:
-        database.check_schema(connection, reading=True)
+        registration.require_story(settings, connection, reading=True)
         workspace = Workspace(settings, connection, homes, parameters, copied, statement_s=statement_s)
         with workspace.open():
             yield workspace

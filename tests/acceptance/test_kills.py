@@ -32,7 +32,7 @@ def test_a_busy_consumer_killed_again_and_again_loses_no_reservation(rig: Rig) -
     rig.start("notification-1", "consume", "notifications")
     rig.wait(f"{total} notifications", lambda: rig.counts().notifications == total)
     assert overview.missing(rig.connection, ids) == []
-    assert overview.unfinished(rig.connection) == []
+    assert overview.unfinished(rig.databases) == []
 
 
 def test_offsets_are_never_ahead_of_the_database(rig: Rig) -> None:
@@ -70,4 +70,4 @@ def test_a_killed_order_node_loses_no_acknowledged_order(rig: Rig) -> None:
     done = overview.Counts(200, 0, 200, 200)
     rig.wait(f"{done}", lambda: rig.counts() == done)
     assert overview.missing(rig.connection, ids) == []
-    assert overview.unfinished(rig.connection) == []
+    assert overview.unfinished(rig.databases) == []

@@ -20,7 +20,7 @@ from brewctl.sandbox import postgres
 from brewctl.sandbox.server import Server
 from brewctl.sandbox.state import State, load, save
 from tests.acceptance.conftest import brewctl, environment, pid, status
-from tests.conftest import begin
+from tests.conftest import begin, run
 
 
 def test_every_server_answers_and_a_second_up_changes_nothing(home: Path) -> None:
@@ -194,6 +194,36 @@ def test_an_interrupted_up_leaves_nothing_behind_and_forgets_no_node(tmp_path: P
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has to become somebody else for PostgreSQL")
+def test_a_sandbox_with_a_database_for_each_service(tmp_path: Path) -> None:
+    made = brewctl(tmp_path, "up", "--brokers", "1", "--databases", "separate")
+    try:
+        assert made.returncode == 0, made.stderr
+        named = environment(tmp_path)
+        for name in ("inventory", "notifications"):
+            assert named[f"BREW_{name.upper()}_DATABASE_URL"].endswith(f"/{name}")
+            assert f"/{name}\n" in made.stdout
+        other = brewctl(tmp_path, "up", "--databases", "one")
+        assert (other.returncode, "this sandbox has a database for each service" in other.stderr) == (2, True)
+        assert brewctl(tmp_path, "up").returncode == 0
+        assert "databases: brew, inventory, notifications\n" in brewctl(tmp_path, "status").stdout
+
+        started = brewctl(tmp_path, "start", "order", "inventory", "notifications")
+        assert started.returncode == 0, started.stderr
+        ordered = brewctl(tmp_path, "create-order", "--customer", "c1", "--count", "3", "--trace")
+        assert ordered.returncode == 0, ordered.stderr
+        counted = brewctl(tmp_path, "counts")
+        assert counted.stdout == "counts: orders=3 outbox_unpublished=0 reservations=3 notifications=3\n"
+        with psycopg.connect(named["BREW_INVENTORY_DATABASE_URL"]) as connection:
+            assert connection.execute("SELECT count(*) FROM inventory_reservations").fetchone() == (3,)
+        assert brewctl(tmp_path, "verify", "--wait", "30", "--late", "0").returncode == 0
+        foreign = {"BREW_INVENTORY_DATABASE_URL": "postgresql://somebody@127.0.0.1:1/theirs"}
+        refused = run("demo", env={"BREW_HOME": str(tmp_path), **foreign})
+        assert (refused.returncode, "BREW_INVENTORY_DATABASE_URL leads elsewhere" in refused.stderr) == (2, True)
+    finally:
+        down = brewctl(tmp_path, "down", "--purge")
+    assert down.returncode == 0, down.stderr
+
+
 def test_as_root_postgres_finds_its_files_in_a_folder_of_roots_alone(tmp_path: Path) -> None:
     """A clone below /root: the binaries, too, are where `nobody` may not walk. Nothing is opened for it."""
     binary = tmp_path / "initdb"

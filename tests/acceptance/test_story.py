@@ -44,14 +44,14 @@ def test_two_hundred_orders_survive_a_kill(rig: Rig) -> None:
     done = overview.Counts(ORDERS, 0, ORDERS, ORDERS)
     rig.wait(f"{done}", lambda: rig.counts() == done)
     assert inventory_2.assignment == [0, 1, 2, 3, 4, 5]
-    shares = overview.distribution(rig.connection)
+    shares = overview.distribution(rig.databases)
     assert shares["inventory-2"] > 0
     assert sum(shares.values()) == ORDERS
 
     assert len(set(ids)) == ORDERS
     assert overview.missing(rig.connection, ids) == []
     # Primary keys hold at most one reservation and one notification an order; this holds at least one.
-    assert overview.unfinished(rig.connection) == []
+    assert overview.unfinished(rig.databases) == []
     line = rig.brewctl("counts").stdout
     assert line == f"counts: orders={ORDERS} outbox_unpublished=0 reservations={ORDERS} notifications={ORDERS}\n"
 

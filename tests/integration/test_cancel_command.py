@@ -104,7 +104,7 @@ def test_a_load_cancels_a_share(rig: Rig) -> None:
     assert rows(rig) == (200, 220)
 
     def finished() -> bool:
-        return rig.counts() == overview.Counts(200, 0, 200, 200) and not overview.unfinished(rig.connection)
+        return rig.counts() == overview.Counts(200, 0, 200, 200) and not overview.unfinished(rig.databases)
 
     rig.wait("every effect", finished)
     ((released, told),) = rig.connection.execute(

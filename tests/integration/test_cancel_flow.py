@@ -126,7 +126,7 @@ def kinds_by_key(rig: Rig) -> dict[str, list[str]]:
 
 
 def finished(rig: Rig, orders: int) -> bool:
-    return rig.counts() == overview.Counts(orders, 0, orders, orders) and not overview.unfinished(rig.connection)
+    return rig.counts() == overview.Counts(orders, 0, orders, orders) and not overview.unfinished(rig.databases)
 
 
 def test_the_story_with_some_cancelled(rig: Rig) -> None:

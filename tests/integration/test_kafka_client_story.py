@@ -24,7 +24,7 @@ def test_every_order_is_reserved_and_notified_though_nodes_are_killed(rig: Rig) 
     done = overview.Counts(2 * ORDERS, 0, 2 * ORDERS, 2 * ORDERS)
     rig.wait(f"{done}", lambda: rig.counts() == done)
     assert overview.missing(rig.connection, ids) == []
-    assert overview.unfinished(rig.connection) == []
+    assert overview.unfinished(rig.databases) == []
     verified = rig.brewctl("verify")
     assert verified.returncode == 0, verified.stdout + verified.stderr
     found = rig.brewctl("doctor")

@@ -17,6 +17,7 @@ import pytest
 
 from brewctl.delivery.homes import Home
 from brewctl.lifecycle import wait_until
+from brewctl.security import Secret
 from brewctl.verify import elsewhere, verify
 from tests.conftest import Rig, begin, run
 from tests.integration.chain_tools import broken
@@ -253,8 +254,8 @@ def test_verify_does_not_look_for_its_rows_in_the_storys_database(own: Own) -> N
 
 
 def test_what_is_done_there_while_verify_begins_is_no_fault(own: Own, monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in ("BREW_APP_DIR", "BREW_LOYALTY_DATABASE_URL"):
-        monkeypatch.setenv(variable, own.rig.env[variable])
+    monkeypatch.setenv("BREW_APP_DIR", own.rig.env["BREW_APP_DIR"])
+    monkeypatch.setenv("BREW_LOYALTY_DATABASE_URL", own.url)
     _, address = own.rig.serve()
     own.rig.start("loyalty-1", "consume", NAME)
     copied = elsewhere.copied
@@ -266,7 +267,8 @@ def test_what_is_done_there_while_verify_begins_is_no_fault(own: Own, monkeypatc
 
     # Of its database first: what has been done there is then in the story's outbox, as verify sees that.
     monkeypatch.setattr(elsewhere, "copied", delayed)
-    found = verify(dataclasses.replace(own.rig.settings, downstreams=(NAME,)), late_s=600)
+    its = (Secret("BREW_LOYALTY_DATABASE_URL", own.url),)
+    found = verify(dataclasses.replace(own.rig.settings, downstreams=(NAME,), own_databases=its), late_s=600)
     assert (broken(found), found.facts.orders, found.check("loyalty-doubled").examined) == ({}, 1, 1)
 
 
@@ -277,7 +279,6 @@ def test_a_database_that_is_away_is_named_and_the_rest_is_shown(own: Own) -> Non
     shown = {
         ("counts",): "counts: orders=2 outbox_unpublished=0 reservations=0 notifications=0 loyalty=?\n",
         ("verify",): "",
-        ("trace", order): "",
         ("dlq", "list"): "",
         ("dlq", "show", "p1@loyalty"): "",
         ("dlq", "redrive", "--all"): "",
@@ -287,6 +288,10 @@ def test_a_database_that_is_away_is_named_and_the_rest_is_shown(own: Own) -> Non
         said = own.brewctl(*words, **away)
         assert (said.returncode, said.stdout) == (3, output), (words, said.stderr)
         assert said.stderr == f"brewctl: {AWAY}: {hint}\n", words
+    traced = own.brewctl("trace", order, **away)
+    assert (traced.returncode, traced.stderr.splitlines()[-1]) == (3, f"brewctl: {AWAY}: {hint}")
+    assert "ms  published" in traced.stdout
+    assert f"whether it is done by group loyalty is not known: {AWAY}" in " ".join(traced.stdout.split())
     found = own.findings(**away)
     assert (found["database-loyalty"]["verdict"], found["database-loyalty"]["found"]) == ("fail", AWAY)
     assert found["database-loyalty"]["mend"] == hint

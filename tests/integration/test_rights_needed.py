@@ -50,7 +50,8 @@ ROLES: dict[str, set[str]] = {
     },
     "reader": _DLQ | {
         "waiting_rows", "nodes", "orders_between", "traced_order", "traced_events", "traced_parked", "traced_dedup",
-        "counts", "flow", "count_parked", "pulse", "inserted", "totals", "inventory_distribution", "work_by_node",
+        "counts", "flow", "count_parked", "pulse", "inserted", "totals", "inventory_distribution",
+        "published_by_node", "count_parked_of_others", "processed_times",
         "unfinished_orders", "missing_orders", "contradicted_calls", "orders_of_keys", "cancelled_orders",
         "wrongly_parked", "slowest_order", "missing_rows", "done_rows",
     },

@@ -212,7 +212,9 @@ def test_each_kafka_client_that_is_installed_is_measured(monkeypatch: pytest.Mon
     monkeypatch.setattr(bare, "produce", lambda *_: 1.0)
     monkeypatch.setattr(bare, "fetch", lambda *_: 1.0)
     monkeypatch.setattr(tools, "KafkaTools", Java)
-    ground: Any = SimpleNamespace(reset=lambda: None, tell=lambda _text: None, settings=Settings())
+    ground: Any = SimpleNamespace(
+        reset=lambda: None, tell=lambda _text: None, settings=Settings(), require_one_database=lambda: None
+    )
     figures = {figure.name: figure for leg in (drains.publish, drains.consume) for figure in leg(ground)}
 
     both = len(installed) > 1

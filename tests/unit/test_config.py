@@ -271,3 +271,45 @@ def test_a_kafka_client_that_is_not_installed_is_refused_with_the_command(monkey
     with pytest.raises(UsageError, match=r"librdkafka is not installed: pip install 'brewctl\[librdkafka\]'"):
         config.resolve({}, {"BREW_KAFKA_CLIENT": "librdkafka"}, {})
     assert config.resolve({}, {}, {}).kafka_client is KafkaClient.KAFKA_PYTHON_NG
+
+
+_INVENTORY, _LOYALTY = "BREW_INVENTORY_DATABASE_URL", "BREW_LOYALTY_DATABASE_URL"
+_SANDBOX = {"database_url": "postgresql://sandbox/brew", _INVENTORY: "postgresql://sandbox/inventory"}
+
+
+def _own(environ: dict[str, str], sandbox: dict[str, str], **flags: str) -> dict[str, str]:
+    return {each.named_by: each.file or each.text for each in config.resolve(flags, environ, sandbox).own_databases}
+
+
+def test_databases_of_downstreams_own_come_from_the_environment_then_the_sandbox() -> None:
+    assert _own({}, {}) == {}
+    assert _own({_LOYALTY: "postgresql://there/points"}, {}) == {_LOYALTY: "postgresql://there/points"}
+    assert _own({}, _SANDBOX) == {_INVENTORY: "postgresql://sandbox/inventory"}
+    both = {_INVENTORY: "postgresql://sandbox/inventory", _LOYALTY: "postgresql://there/points"}
+    assert _own({_LOYALTY: "postgresql://there/points"}, _SANDBOX) == both
+    assert _own({_INVENTORY: "postgresql://there/brew"}, _SANDBOX) == {_INVENTORY: "postgresql://there/brew"}
+    assert _own({_INVENTORY: " "}, _SANDBOX) == {_INVENTORY: "postgresql://sandbox/inventory"}
+    assert _own({f"{_INVENTORY}_FILE": "/run/url"}, _SANDBOX) == {f"{_INVENTORY}_FILE": "/run/url"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "flags"),
+    [({"BREW_DATABASE_URL": "postgresql://there/brew"}, {}), ({}, {"database_url": "postgresql://there/brew"})],
+)
+def test_those_of_the_sandbox_are_beside_its_own_database_alone(environ: dict[str, str], flags: dict[str, str]) -> None:
+    assert _own(environ, _SANDBOX, **flags) == {}
+
+
+def test_a_database_that_is_named_twice_is_refused() -> None:
+    with pytest.raises(UsageError, match=f"{_INVENTORY} and {_INVENTORY}_FILE are both set"):
+        config.resolve({}, {_INVENTORY: "postgresql://a/b", f"{_INVENTORY}_FILE": "/run/url"}, {})
+
+
+def test_a_process_is_told_of_the_databases_of_downstreams_own() -> None:
+    named = {_INVENTORY: "postgresql://u:hunter2@there/inventory", f"{_LOYALTY}_FILE": "/run/url"}
+    settings = config.resolve({}, {"BREW_DATABASE_URL": "postgresql://there/brew", **named}, {})
+    assert "hunter2" not in repr(settings)
+    assert {_INVENTORY, _LOYALTY} <= settings.configured
+    told = config.environment(settings)
+    assert named.items() <= told.items()
+    assert config.resolve({}, told, _SANDBOX).own_databases == settings.own_databases

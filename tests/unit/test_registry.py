@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from brewctl.config import Settings, own_database_variable, short_name
 from brewctl.delivery import registration, registry
 from brewctl.errors import ModuleError, UsageError
+from brewctl.security import Secret
 from tests.conftest import run
 
 GOOD = """
@@ -172,17 +174,20 @@ def test_a_database_of_its_own() -> None:
     assert own_database_variable("my.group-2") == "BREW_MY_GROUP_2_DATABASE_URL"
     settings = Settings(database_url="postgresql://u:hunter2@main/brew")
     found = registry.find("mine_good:points")
-    shared = registration.home(settings, found, "mine_good:points", {})
+    shared = registration.home(settings, found, "mine_good:points")
     assert (shared.database_url, shared.init_command) == (settings.database_url, "brewctl db init mine_good:points")
-    assert registration.tables(settings, shared) is None
+    assert registration.tables(settings, shared, found) is None
     variable = "BREW_LOYALTY_DATABASE_URL"
-    own = registration.home(settings, found, "mine_good:points", {variable: "postgresql://own/points"})
+    settings = replace(settings, own_databases=(Secret(variable, "postgresql://own/points"),))
+    own = registration.home(settings, found, "mine_good:points")
     assert own.database_url == "postgresql://own/points"
-    tables = registration.tables(settings, own) or frozenset()
+    tables = registration.tables(settings, own, found) or frozenset()
     assert {"processed_events", "redeliveries", "downstreams"} <= tables
     assert not {"orders", "outbox", "nodes"} & tables
     with pytest.raises(UsageError) as caught:
-        registration.home(settings, found, "mine_good:points", {variable: "http://u:hunter2@own"})
+        registration.home(
+            replace(settings, own_databases=(Secret(variable, "http://u:hunter2@own"),)), found, "mine_good:points"
+        )
     assert str(caught.value) == f"{variable} is no PostgreSQL URL: use postgresql://USER@HOST:PORT/NAME"
 
 

@@ -2,6 +2,7 @@
 tests.
 """
 
+import dataclasses
 import datetime as dt
 import json
 import os
@@ -265,6 +266,31 @@ def test_a_sandbox_stays_as_it_was_made(tmp_path: Path, there: bool, wanted: boo
     hint = "run `brewctl down --purge` first, which removes its data"
     assert str(refused.value) == f"this sandbox was made {how} --secure: {hint}"
     assert state.load(tmp_path) == known
+
+
+@pytest.mark.parametrize(
+    ("there", "wanted", "has"), [(True, False, "a database for each service"), (False, True, "one database")]
+)
+def test_a_sandbox_keeps_its_databases(tmp_path: Path, there: bool, wanted: bool, has: str) -> None:
+    known = dataclasses.replace(sandbox(), separate=there)
+    known.servers.clear()
+    state.save(tmp_path, known)
+    with pytest.raises(UsageError) as refused:
+        cluster.up(tmp_path, cluster.Options(separate=wanted), Silent())
+    hint = "run `brewctl down --purge` first, which removes its data"
+    assert str(refused.value) == f"this sandbox has {has}: {hint}"
+    assert state.load(tmp_path) == known
+
+
+def test_each_role_is_told_of_every_database_as_its_own_user(tmp_path: Path) -> None:
+    known = dataclasses.replace(secure_sandbox(), separate=True, home=tmp_path)
+    urls = known.database_urls("brew_inventory")
+    place = f"postgresql://brew_inventory@127.0.0.1:{known.postgres_port}"
+    assert [url.partition("?")[0] for url in urls.values()] == [
+        f"{place}/brew", f"{place}/inventory", f"{place}/notifications",
+    ]  # fmt: skip
+    assert [*urls] == ["BREW_DATABASE_URL", "BREW_INVENTORY_DATABASE_URL", "BREW_NOTIFICATIONS_DATABASE_URL"]
+    assert all("users/brew_inventory.pgpass" in url for url in urls.values())
 
 
 def test_a_sandbox_that_can_not_be_secured_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

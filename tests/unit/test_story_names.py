@@ -21,14 +21,12 @@ MAY = {
     "lab/handlers.py",  # what the bench compares inventory with
 }
 MAY_ALL = ("lab/demo/", "lab/bench/")  # they play and measure the story
-# Statements of the two, of the contract's lines, of the demo; and what empties every table.
+# Statements of the two, of the contract's lines; and what empties every table.
 MAY_SQL = {
     "reserve",
     "notify",
     "counts",
     "inventory_distribution",
-    "work_by_node",
-    "unfinished_orders",
     "reset",
 }
 

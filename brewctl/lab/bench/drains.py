@@ -66,6 +66,7 @@ def consume(ground: Ground) -> Iterator[Figure]:
 
     The forms take turns, so that what else the machine does slows none of them alone.
     """
+    ground.require_one_database()
     both = _two_nodes(ground)
     forms = (_BUILT_IN, *HANDLERS.values())
     turns: dict[tuple[str, str], list[float]] = {(name, _FIRST): [] for name in forms}

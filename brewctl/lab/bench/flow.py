@@ -7,13 +7,13 @@ what the rest of the flow takes from the calls.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from brewctl import overview
 from brewctl.lab.bench import cpu
 from brewctl.lab.bench.figures import Figure
 from brewctl.lab.bench.ground import LONGER, Ground, addresses
 from brewctl.lab.cast import ORDER_NODES, STORY
 from brewctl.lab.measure import Result, measure
 from brewctl.lab.nodes import Node
+from brewctl.roles import inventory
 from brewctl.sql import bench_queries
 
 _IN_FLIGHT = (1, 8, 64)
@@ -81,7 +81,7 @@ def _watched(ground: Ground, nodes: Sequence[Node], *, in_flight: int = 64, rate
     CPU is counted from before the warm-up until the last effect, and divided by all orders of that time: an order costs
     most of its work after its answer.
     """
-    since, before = ground.now(later_s=_WARMUP_S), overview.counts(ground.connection).orders
+    since, before = ground.now(later_s=_WARMUP_S), ground.counts().orders
     groups = {
         _ORDER: [node.process.pid for node in nodes if node.name in ORDER_NODES],
         _CONSUMERS: [node.process.pid for node in nodes if node.name not in ORDER_NODES],
@@ -100,10 +100,15 @@ def _watched(ground: Ground, nodes: Sequence[Node], *, in_flight: int = 64, rate
     spent_s = meter.spent()
     if cpu.POSTGRESQL in spent_s:
         spent_s[cpu.POSTGRESQL] -= spent_s[_BENCH]
-    orders = overview.counts(ground.connection).orders - before
-    (found,) = ground.connection.execute(
-        bench_queries["end_to_end"], {"shares": list(_SHARES), "since": since}
-    ).fetchone() or (None,)
+    orders = ground.counts().orders - before
+    effects = ground.effect_times(inventory.DOWNSTREAM, since=since)
+    asked = {
+        "shares": list(_SHARES),
+        "since": since,
+        "ids": [order_id for order_id, _ in effects],
+        "times": [at for _, at in effects],
+    }
+    (found,) = ground.connection.execute(bench_queries["end_to_end"], asked).fetchone() or (None,)
     delays_ms = found or [None for _ in _SHARES]  # no order came after the warm-up
     return _Took(result, busy, delays_ms, orders, spent_s)
 

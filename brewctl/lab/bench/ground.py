@@ -7,19 +7,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from uuid import UUID
 
 from brewctl import overview
 from brewctl.config import Settings
-from brewctl.delivery import acceptance, database, orders, topics
-from brewctl.delivery.database import BoundedConnection
+from brewctl.delivery import acceptance, orders, registration, topics
+from brewctl.delivery.database import BoundedConnection, Connection
 from brewctl.delivery.downstream import Downstream
+from brewctl.delivery.homes import Databases
 from brewctl.errors import BrewError
 from brewctl.lab.cast import ORDER_NODES, STORY
 from brewctl.lab.nodes import Node, Nodes
 from brewctl.lifecycle import wait_until
 from brewctl.proto.orders_pb2 import CreateRequest
 from brewctl.roles.listening import VARIABLES
-from brewctl.sql import bench_queries
+from brewctl.sql import bench_queries, queries
 
 _WRITTEN_AT_ONCE = 1000
 # What TLS and tokens cost is no part of what is measured.
@@ -52,6 +54,7 @@ class Ground:
     ) -> None:
         self.settings = settings
         self.connection = connection
+        self.databases = Databases(settings, connection)
         self.tell = tell
         self.logs = logs
         self.sizes = sizes or Sizes()
@@ -60,13 +63,16 @@ class Ground:
         """Empty tables and topics; no groups."""
         topics.await_empty_groups(self.settings, timeout_s=_LEAVE_S)
         topics.create(self.settings, recreate=True)
-        database.initialize(self.connection, reset=True)
+        registration.initialize_all(self.settings, self.connection, reset=True)
 
     def forget_effects(self) -> None:
         """Let the next consumers begin anew, on what is in the topic."""
         topics.await_empty_groups(self.settings, timeout_s=_LEAVE_S)
         topics.forget_offsets(self.settings)
-        self.connection.execute("TRUNCATE processed_events, inventory_reservations, notifications_log")
+        for home in self.databases.homes:
+            tables = ["processed_events", *(table for each in home.downstreams for table in each.tables)]
+            with self.databases.to(home) as connection:
+                connection.execute(f"TRUNCATE {', '.join(tables)}".encode())
 
     @contextlib.contextmanager
     def nodes(
@@ -104,9 +110,26 @@ class Ground:
             ]
             orders.write(self.connection, new, topic=self.settings.topic)
 
+    def counts(self) -> overview.Counts:
+        """Read the counters, in all databases. Raises UnreachableError."""
+        counts, away = overview.with_homes(self.databases)
+        if away:
+            raise away
+        return counts
+
+    def orders(self) -> int:
+        """Count the orders; another thread may ask meanwhile."""
+        return int((self.connection.execute(queries["totals"]).fetchone() or (0,))[0])
+
+    def require_one_database(self) -> None:
+        """Raise BrewError where the story's downstreams have databases of their own: a leg fills or compares tables."""
+        if self.databases.apart:
+            hint = "leave the BREW_<GROUP>_DATABASE_URL away, or make the sandbox with `brewctl up --databases one`"
+            raise BrewError("this leg measures one database, and these are several", hint=hint)
+
     def wait(self, what: str, seen: Callable[[overview.Counts], bool]) -> None:
         """Wait until the counters are as wanted. Raises BrewError."""
-        self._wait(what, lambda: seen(overview.counts(self.connection)))
+        self._wait(what, lambda: seen(self.counts()))
 
     def wait_settled(self) -> None:
         """Wait until every order is published and has both its effects. Raises BrewError."""
@@ -121,8 +144,15 @@ class Ground:
         """Return how many effects a second a downstream had, whose `done` has their times. Raises BrewError."""
         return self._ask("effect_rate", downstream)
 
+    def effect_times(self, downstream: Downstream, *, since: datetime) -> list[tuple[UUID, datetime]]:
+        """Return when each order had its effect, of those since a time."""
+        text = bench_queries["effect_times"].replace("/* done */", downstream.done)
+        with self.databases.to(self.databases.home(downstream.group)) as connection:
+            return connection.execute(text.encode(), {"since": since}).fetchall()
+
     def _ask(self, query: str, downstream: Downstream) -> float:
-        return self._one(query, bench_queries[query].replace("/* done */", downstream.done), {})
+        with self.databases.to(self.databases.home(downstream.group)) as connection:
+            return _one(connection, query, bench_queries[query].replace("/* done */", downstream.done), {})
 
     def wait_published(self) -> None:
         """Wait until no row waits: without counting, which a million rows would make dear. Raises BrewError."""
@@ -132,7 +162,7 @@ class Ground:
         try:
             wait_until(what, condition, timeout_s=_WAIT_S)
         except TimeoutError as error:
-            raise BrewError(f"{error}; {overview.counts(self.connection)}") from None
+            raise BrewError(f"{error}; {self.counts()}") from None
 
     def now(self, *, later_s: float = 0.0) -> datetime:
         """Return what the database's clock says, or will say so many seconds later."""
@@ -143,13 +173,14 @@ class Ground:
 
     def ask(self, query: str, **parameters: object) -> float:
         """Ask for one number. Raises BrewError where there is none."""
-        return self._one(query, bench_queries[query], parameters)
+        return _one(self.connection, query, bench_queries[query], parameters)
 
-    def _one(self, query: str, text: str, parameters: Mapping[str, object]) -> float:
-        (value,) = self.connection.execute(text.encode(), parameters).fetchone() or (None,)
-        if value is None:
-            raise BrewError(f"nothing to measure: {query}")
-        return float(value)
+
+def _one(connection: Connection, query: str, text: str, parameters: Mapping[str, object]) -> float:
+    (value,) = connection.execute(text.encode(), parameters).fetchone() or (None,)
+    if value is None:
+        raise BrewError(f"nothing to measure: {query}")
+    return float(value)
 
 
 def addresses(nodes: Sequence[Node]) -> list[str]:

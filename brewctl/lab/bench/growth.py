@@ -23,6 +23,7 @@ _SECONDS = 6
 
 def run(ground: Ground) -> Iterator[Figure]:
     """Measure Create and the publisher's drain on small tables, then on large ones."""
+    ground.require_one_database()
     ground.reset()
     _fill(ground, _FEW)
     created, drained = _measure(ground)

@@ -5,7 +5,6 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from brewctl import overview
 from brewctl.lab.bench.figures import Figure
 from brewctl.lab.bench.ground import Ground, addresses
 from brewctl.lab.cast import STORY
@@ -29,7 +28,7 @@ def run(ground: Ground) -> Iterator[Figure]:
 
         def look() -> None:
             while not done.wait(_LOOK_S):
-                if not warm and overview.counts(ground.connection).orders >= _WARM:
+                if not warm and ground.orders() >= _WARM:
                     warm.update({node.name: resident_mb(node) for node in nodes})
 
         with beside({"look": look}, done):

@@ -13,9 +13,9 @@ from typing import Protocol
 
 from brewctl import overview
 from brewctl.config import Settings
-from brewctl.delivery import database, topics
+from brewctl.delivery import database, homes, registration, topics
 from brewctl.delivery.broker import PARTITIONS, Admin, open_admin
-from brewctl.delivery.database import Connection
+from brewctl.delivery.homes import Databases
 from brewctl.errors import BrewError
 from brewctl.lab.cast import ORDER_NODES, STORY
 from brewctl.lab.demo import narration
@@ -64,15 +64,15 @@ def run(
     With `keys` each act but the first waits for one, for as long as it takes; the nodes work on meanwhile.
     """
     recorder = Recorder(view, orders=orders)
-    with database.connect(settings) as connection:
+    with database.connect(settings) as connection, homes.databases(settings, connection) as databases:
         recorder.begin(1)
         recorder.say(narration.EMPTIES)
         _await_empty_groups(settings, recorder)
-        database.initialize(connection, reset=True)
+        registration.initialize_all(settings, connection, reset=True)
         topics.create(settings, recreate=True)
         with open_admin(settings) as admin:
             recorder.say(narration.topic(len(admin.describe(settings.topic)[0].replicas)))
-            play = _Play(settings, recorder, connection, admin, logs, keys)
+            play = _Play(settings, recorder, databases, admin, logs, keys)
             with play.nodes:
                 addresses = play.start_nodes()
                 # The flow is seen before the kill, which then hits nodes that are at work.
@@ -106,7 +106,7 @@ class _Play:
         self,
         settings: Settings,
         recorder: Recorder,
-        connection: Connection,
+        databases: Databases,
         admin: Admin,
         logs: Path,
         keys: Keys | None,
@@ -114,7 +114,7 @@ class _Play:
         self._settings = settings
         self._recorder = recorder
         self.nodes = Nodes(settings, logs=logs, on_line=self._hear)
-        self._connection = connection
+        self._databases = databases
         self._admin = admin
         self._keys = keys
         # Not yet: inf.
@@ -193,7 +193,7 @@ class _Play:
         """Stop the nodes and judge by what the tables say."""
         self._begin(6)
         self._recorder.say(narration.DRAINS)
-        shares = overview.distribution(self._connection)
+        shares = overview.distribution(self._databases)
         unclean = self.nodes.stop()
         self._look()
         if skipped := _SKIPPED.search("\n".join(self._node(_HEIR).lines)):
@@ -204,8 +204,8 @@ class _Play:
         return verdict
 
     def _claims(self, acknowledged: list[str], unclean: list[Node]) -> list[Claim]:
-        lost = overview.missing(self._connection, acknowledged)
-        unfinished = overview.unfinished(self._connection)
+        lost = overview.missing(self._databases.story, acknowledged)
+        unfinished = overview.unfinished(self._databases)
         return [
             Claim(f"{self._orders} orders acknowledged", len(acknowledged) == self._orders, f"{len(acknowledged)}"),
             Claim("none of them lost", not lost, ", ".join(lost[:3])),
@@ -281,7 +281,7 @@ class _Play:
         self._look()
 
     def _look(self) -> None:
-        self._recorder.look(self._settings, self._connection, self._admin, self.nodes.started)
+        self._recorder.look(self._settings, self._databases, self._admin, self.nodes.started)
 
     def _hear(self, line: str) -> None:
         """Take a node's line as it comes: one of the heir's is the rebalance."""

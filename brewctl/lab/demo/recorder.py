@@ -9,7 +9,7 @@ from brewctl import overview
 from brewctl.config import Settings
 from brewctl.delivery import registry
 from brewctl.delivery.broker import Admin, Member
-from brewctl.delivery.database import Connection
+from brewctl.delivery.homes import Databases
 from brewctl.lab.demo import narration
 from brewctl.lab.history import Act, Event, Ownership, Sample
 from brewctl.lab.nodes import Node
@@ -85,9 +85,11 @@ class Recorder:
     def _keep(self, text: str) -> None:
         self.act.events.append(Event(self.now_s, text))
 
-    def look(self, settings: Settings, connection: Connection, admin: Admin, nodes: Sequence[Node]) -> None:
+    def look(self, settings: Settings, databases: Databases, admin: Admin, nodes: Sequence[Node]) -> None:
         """See how far everything is, in PostgreSQL, in Kafka and in the process table, and show it."""
-        at_s, counts = self.now_s, overview.counts(connection)
+        at_s, (counts, away) = self.now_s, overview.with_homes(databases)
+        if away:
+            raise away
         done = {"reservations": counts.reservations, "notifications": counts.notifications}
         self.act.samples.append(Sample(at_s, counts.orders, counts.outbox_unpublished, done))
         groups = [
@@ -99,7 +101,7 @@ class Recorder:
         self.scene = replace(
             self.scene,
             counts=counts,
-            work=overview.work_by_node(connection),
+            work=overview.work_by_node(databases),
             owners=[member for _, group in groups for member in group.members],
             states={node.name: _state(node) for node in nodes},
             pids={node.name: node.process.pid for node in nodes},

@@ -190,7 +190,7 @@ def _counters(scene: Scene) -> Table:
     for name, value in scene.counts.story().items():
         done = value == (0 if name == "outbox_unpublished" else scene.orders)
         bar = ProgressBar(
-            total=scene.orders, completed=value, style="dim", complete_style="cyan", finished_style="green"
+            total=scene.orders, completed=value or 0, style="dim", complete_style="cyan", finished_style="green"
         )
         grid.add_row(name.replace("_", " "), Text(str(value), style="bold green" if done else "bold cyan"), bar)
     return grid

@@ -12,12 +12,13 @@ Without a publisher of its own (`--no-publisher`) the rows are left to `brewctl 
 """
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterator
 
 from brewctl import affinity, log
 from brewctl.config import Settings
-from brewctl.delivery import database, presence, readiness, rights, versions
+from brewctl.delivery import database, presence, readiness, registration, rights, versions
 from brewctl.delivery.broker import require_topic
 from brewctl.delivery.group_commit import GroupCommit
 from brewctl.delivery.outbox import Publisher
@@ -60,31 +61,20 @@ def run(
     """
     limits = settings.limits
     guard, looks = _guard(security)
+    tables = registration.story_tables(settings)
+    open_pool = functools.partial(database.open_pool, settings, name=node, tables=tables)
+    open_patient = functools.partial(open_pool, statement_s=limits.create_s, lock_s=limits.create_lock_s)
     with (
-        database.open_pool(settings, name=node, size=limits.reading_threads, statement_s=limits.create_s) as reading,
-        database.open_pool(
-            settings, name=node, size=1, statement_s=limits.create_batch_s, lock_s=limits.create_lock_s
-        ) as writing,
-        database.open_pool(
-            settings,
-            name=node,
-            size=limits.alone_threads,
-            statement_s=limits.create_s,
-            lock_s=limits.create_lock_s,
-        ) as alone,
-        database.open_pool(
-            settings,
-            name=node,
-            size=limits.cancelling_threads,
-            statement_s=limits.create_s,
-            lock_s=limits.create_lock_s,
-        ) as cancels,
+        open_pool(size=limits.reading_threads, statement_s=limits.create_s) as reading,
+        open_pool(size=1, statement_s=limits.create_batch_s, lock_s=limits.create_lock_s) as writing,
+        open_patient(size=limits.alone_threads) as alone,
+        open_patient(size=limits.cancelling_threads) as cancels,
         contextlib.ExitStack() as own,
     ):
         pools = [reading, writing, alone, cancels]
         publisher = None
         if publishes:
-            pools.append(own.enter_context(database.open_pool(settings, name=node, size=1, by_index=True)))
+            pools.append(own.enter_context(open_pool(size=1, by_index=True)))
             _look_at_kafka(settings)
             publisher = Publisher(settings, pools[-1], node=node)
         with reading.connection() as connection:
@@ -114,7 +104,7 @@ def run(
             if publisher and publisher.trouble:
                 yield Finding(ready=True, text=f"orders are taken, and their events wait: {publisher.trouble}")
 
-        check = own.enter_context(contextlib.closing(readiness.DatabaseCheck(settings, node=node)))
+        check = own.enter_context(contextlib.closing(readiness.DatabaseCheck(settings, node=node, tables=tables)))
         if health:
             health.up(check, findings)
         work = publisher.work if publisher else presence.Work
