@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from brewctl import log, metrics
-from brewctl.config import Settings
 from brewctl.delivery.database import UNAVAILABLE, BoundedConnection, Pool
 from brewctl.delivery.downstream import Downstream, Later
 from brewctl.delivery.events import Event
@@ -66,9 +65,7 @@ class Done:
 class Call:
     """Calls the handler for one event after another. For any number of threads."""
 
-    def __init__(
-        self, settings: Settings, downstream: Downstream, rows: Rows, pools: tuple[Pool, Pool], done: Done
-    ) -> None:
+    def __init__(self, downstream: Downstream, rows: Rows, pools: tuple[Pool, Pool], done: Done) -> None:
         """`pools`: of connections for the rows, and of those for the handler."""
         assert downstream.handler is not None
         self._downstream, self._handler = downstream, downstream.handler
