@@ -1,7 +1,6 @@
 """Lanes: a handler called for many keys at once, in order for each of them, and never twice without its event id."""
 
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -10,21 +9,13 @@ import pytest
 from brewctl.delivery.downstream import Later
 from brewctl.delivery.waiting_events import Rows
 from brewctl.errors import BrewError
-from tests.conftest import Rig, open_rig
-from tests.integration.lanes_tools import TABLE, Gate, Receiver, at_once, ids, record, until
+from tests.conftest import Rig
+from tests.integration.lanes_tools import Gate, Receiver, at_once, ids, record, until
 
 
-@pytest.fixture(scope="module")
-def shared(servers: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    """One database for all tests here: each has a group of its own."""
-    with open_rig(servers, tmp_path_factory.mktemp("lanes")) as rig:
-        rig.connection.execute(TABLE)
-        yield rig
-
-
-def test_two_processes_handle_the_events_of_each_key_in_order_and_keys_side_by_side(shared: Rig) -> None:
+def test_two_processes_handle_the_events_of_each_key_in_order_and_keys_side_by_side(laned: Rig) -> None:
     orders = ids(20)
-    receiver = Receiver(shared, lanes=16)
+    receiver = Receiver(laned, lanes=16)
     records = [record(order, seq=seq) for seq in range(1, 6) for order in orders]
     with receiver.running("n-1") as one, receiver.running("n-2") as two:
         inbox = receiver.take(*records)
@@ -38,9 +29,9 @@ def test_two_processes_handle_the_events_of_each_key_in_order_and_keys_side_by_s
     assert receiver.processed() == 100
 
 
-def test_a_slow_key_holds_up_neither_other_keys_nor_the_consumer(shared: Rig) -> None:
+def test_a_slow_key_holds_up_neither_other_keys_nor_the_consumer(laned: Rig) -> None:
     slow, *others = ids(11)
-    receiver = Receiver(shared, lanes=2)
+    receiver = Receiver(laned, lanes=2)
     gate = receiver.answers[slow] = Gate()
     with receiver.running():
         receiver.take(record(slow), record(slow, seq=2), *(record(order) for order in others))
@@ -53,8 +44,8 @@ def test_a_slow_key_holds_up_neither_other_keys_nor_the_consumer(shared: Rig) ->
     assert receiver.handled(slow) == [1, 2]
 
 
-def test_no_more_keys_are_handled_at_once_than_there_are_lanes_and_all_lanes_are_used(shared: Rig) -> None:
-    receiver = Receiver(shared, lanes=3)
+def test_no_more_keys_are_handled_at_once_than_there_are_lanes_and_all_lanes_are_used(laned: Rig) -> None:
+    receiver = Receiver(laned, lanes=3)
     gate = receiver.every = Gate()
     with receiver.running():
         receiver.take(*(record(order) for order in ids(7)))
@@ -64,9 +55,9 @@ def test_no_more_keys_are_handled_at_once_than_there_are_lanes_and_all_lanes_are
     assert receiver.most_at_once["all"] == 3
 
 
-def test_no_transaction_is_open_while_a_handler_calls_and_tx_and_the_row_are_one_commit(shared: Rig) -> None:
+def test_no_transaction_is_open_while_a_handler_calls_and_tx_and_the_row_are_one_commit(laned: Rig) -> None:
     (order,) = ids(1)
-    receiver = Receiver(shared, lanes=1)
+    receiver = Receiver(laned, lanes=1)
     gate = receiver.answers[order] = Gate()
     open_ones = (
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
@@ -75,22 +66,22 @@ def test_no_transaction_is_open_while_a_handler_calls_and_tx_and_the_row_are_one
     with receiver.running():
         receiver.take(record(order))
         assert gate.reached.wait(30)
-        until("no transaction is open", lambda: shared.connection.execute(open_ones).fetchone() == (0,))
+        until("no transaction is open", lambda: laned.connection.execute(open_ones).fetchone() == (0,))
         gate.open()
         until("it is handled", lambda: not receiver.rows())
     assert receiver.handled(order) == [1]
     same = "SELECT count(DISTINCT xmin::text) FROM (SELECT xmin FROM handled WHERE order_id = %s UNION ALL SELECT xmin FROM processed_events WHERE consumer = %s) AS rows"
-    assert shared.connection.execute(same, [order, receiver.group]).fetchone() == (1,)
+    assert laned.connection.execute(same, [order, receiver.group]).fetchone() == (1,)
 
 
-def test_a_lease_is_renewed_while_its_handler_runs(shared: Rig) -> None:
+def test_a_lease_is_renewed_while_its_handler_runs(laned: Rig) -> None:
     (order,) = ids(1)
-    receiver = Receiver(shared, session_s=1.5, heartbeat_s=0.5)
+    receiver = Receiver(laned, session_s=1.5, heartbeat_s=0.5)
     gate = receiver.answers[order] = Gate()
     ends = "SELECT extract(epoch FROM lease_until)::float8 FROM waiting_events WHERE consumer = %s"
 
     def end() -> float:
-        (found,) = shared.connection.execute(ends, [receiver.group]).fetchone() or (0.0,)
+        (found,) = laned.connection.execute(ends, [receiver.group]).fetchone() or (0.0,)
         return float(found)
 
     with receiver.running("n-1") as one, receiver.running("n-2") as two:
@@ -106,11 +97,11 @@ def test_a_lease_is_renewed_while_its_handler_runs(shared: Rig) -> None:
 
 @pytest.mark.parametrize("writes", [True, False], ids=["tx", "no tx"])
 def test_what_a_process_does_whose_lease_is_lost_is_not_kept(
-    shared: Rig, monkeypatch: pytest.MonkeyPatch, *, writes: bool
+    laned: Rig, monkeypatch: pytest.MonkeyPatch, *, writes: bool
 ) -> None:
     """As one that stood still for longer than its lease."""
     (order,) = ids(1)
-    receiver = Receiver(shared, writes=writes, session_s=1.5, heartbeat_s=0.5)
+    receiver = Receiver(laned, writes=writes, session_s=1.5, heartbeat_s=0.5)
     first, second = Gate(), Gate()
     gates = iter([first, second])
     receiver.answers[order] = lambda event: next(gates)(event)
@@ -132,9 +123,9 @@ def test_what_a_process_does_whose_lease_is_lost_is_not_kept(
     assert receiver.handled(order) == ([1, 2] if writes else [])
 
 
-def test_a_stop_waits_for_the_calls_in_hand_and_begins_no_other(shared: Rig) -> None:
+def test_a_stop_waits_for_the_calls_in_hand_and_begins_no_other(laned: Rig) -> None:
     orders = ids(3)
-    receiver = Receiver(shared, lanes=2)
+    receiver = Receiver(laned, lanes=2)
     gate = receiver.every = Gate()
     with receiver.running() as process:
         receiver.take(*(record(order) for order in orders))
@@ -145,12 +136,12 @@ def test_a_stop_waits_for_the_calls_in_hand_and_begins_no_other(shared: Rig) -> 
     (left,) = receiver.rows()
     assert left[0].endswith(orders[2])
     leases = "SELECT count(lease) FROM waiting_events WHERE consumer = %s"
-    assert shared.connection.execute(leases, [receiver.group]).fetchone() == (0,)
+    assert laned.connection.execute(leases, [receiver.group]).fetchone() == (0,)
 
 
-def test_a_call_that_does_not_end_in_time_gives_its_lease_back_and_is_made_again_elsewhere(shared: Rig) -> None:
+def test_a_call_that_does_not_end_in_time_gives_its_lease_back_and_is_made_again_elsewhere(laned: Rig) -> None:
     (order,) = ids(1)
-    receiver = Receiver(shared)
+    receiver = Receiver(laned)
     gate = receiver.answers[order] = Gate()
     with (
         pytest.raises(BrewError, match="1 call in hand did not finish in time") as said,
@@ -168,9 +159,9 @@ def test_a_call_that_does_not_end_in_time_gives_its_lease_back_and_is_made_again
     assert len({event_id for _, _, event_id in receiver.calls}) == 1
 
 
-def test_more_than_a_bound_is_not_taken_until_some_are_handled(shared: Rig) -> None:
+def test_more_than_a_bound_is_not_taken_until_some_are_handled(laned: Rig) -> None:
     orders = ids(30)
-    receiver = Receiver(shared, waiting_events=10)
+    receiver = Receiver(laned, waiting_events=10)
     receiver.take(*(record(order) for order in orders[:10]))
     rest = [record(order) for order in orders[10:20]]
     with pytest.raises(Later):
@@ -187,9 +178,9 @@ def test_more_than_a_bound_is_not_taken_until_some_are_handled(shared: Rig) -> N
     assert len(receiver.rows()) == 30
 
 
-def test_what_a_handler_does_wrong_with_tx_counts_against_its_event_and_keeps_nothing(shared: Rig) -> None:
+def test_what_a_handler_does_wrong_with_tx_counts_against_its_event_and_keeps_nothing(laned: Rig) -> None:
     (order,) = ids(1)
-    receiver = Receiver(shared, attempts=1)
+    receiver = Receiver(laned, attempts=1)
 
     def spoil(event: Any, tx: Any) -> None:
         tx.execute("INSERT INTO handled (consumer, order_id, seq) VALUES (%s, %s, 1)", [receiver.group, order])
@@ -203,9 +194,9 @@ def test_what_a_handler_does_wrong_with_tx_counts_against_its_event_and_keeps_no
     assert "the handler used tx.commit" in receiver.parked()[0][1]
 
 
-def test_tx_is_a_connection_also_before_it_is_used_and_none_after_the_handler_has_returned(shared: Rig) -> None:
+def test_tx_is_a_connection_also_before_it_is_used_and_none_after_the_handler_has_returned(laned: Rig) -> None:
     used, unused = ids(2)
-    receiver = Receiver(shared, lanes=1)
+    receiver = Receiver(laned, lanes=1)
     kept: list[Any] = []
 
     def keep(event: Any, tx: Any) -> None:
