@@ -21,6 +21,8 @@ from brewctl.exporter.families import (
     RETENTION_HELD,
     RETENTION_RAN,
     RETENTION_REFUSED,
+    WAITING,
+    WAITING_OLDEST,
     WATERMARK,
     Sample,
 )
@@ -94,6 +96,8 @@ def _questions(home: Home, groups: Sequence[str]) -> dict[str, Ask]:
     }
     if home.groups:
         shared["parked_events"] = _parked(home.groups)
+    if laned := [each.group for each in home.downstreams if each.lanes]:
+        shared["waiting_events"] = _waiting(laned)
     return shared if home.apart else own | shared
 
 
@@ -139,6 +143,16 @@ def _partitions(home: Home) -> Ask:
             labels = (server(home), table)
             samples += [Sample(PARTITIONS, count, labels), Sample(PARTITIONS_AHEAD, ahead, labels)]
         return samples
+
+    return ask
+
+
+def _waiting(groups: Sequence[str]) -> Ask:
+    def ask(connection: BoundedConnection) -> Sequence[Sample]:
+        asked = {"consumers": list(groups), "most": _MOST_ROWS}
+        rows = connection.execute(exporter_queries["waiting_by_consumer"], asked).fetchall()
+        counts = [Sample(WAITING, count, (consumer,)) for consumer, count, _ in rows]
+        return counts + [Sample(WAITING_OLDEST, oldest_s, (consumer,)) for consumer, _, oldest_s in rows]
 
     return ask
 

@@ -34,5 +34,10 @@ def run(
     tables = registration.tables(settings, own, downstream)
     # Its row in `nodes` is in the story's database, which may be away.
     here = own.database_url == settings.database_url
-    needs = ["inbox", *(["replica"] if here else []), *([downstream.group] if registry.is_own(name) else [])]
+    needs = [
+        "inbox",
+        *(["replica"] if here else []),
+        *(["lanes"] if downstream.lanes else []),
+        *([downstream.group] if registry.is_own(name) else []),
+    ]
     consume(settings, downstream, stop, node=node, own=own, tables=tables, needs=needs, health=health)
