@@ -131,7 +131,7 @@ class Workers:
         self._security = security
         self._http = http
         self._numbers = ""  # the folder with what workers count
-        self._health: "Health | None" = None  # hears that all of them listen
+        self._health: Health | None = None  # hears that all of them listen
         self._processes: dict[str, subprocess.Popen[str]] = {}
         self._inputs = _Inputs()
         self._lock = threading.Lock()
