@@ -25,7 +25,7 @@ def check(arguments: Sequence[str]) -> str:
     command: Any = root_command()
     context: Any = None
     rest = list(arguments)
-    name = "brewctl"
+    name: str | None = None
     while isinstance(command, typer.core.TyperGroup):
         context = command.make_context(name, rest, parent=context)
         name, command, rest = command.resolve_command(context, [*context._protected_args, *context.args])

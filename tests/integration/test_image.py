@@ -1,7 +1,7 @@
 """The image's promises, without an engine: no home, nothing written but to TMPDIR, no capability, one signal drains.
 
-A role runs in a mount namespace whose every file system is read-only, as with `--read-only --tmpfs /tmp`. Its program is
-that of this environment. With BREW_TEST_IMAGE=1 it is one that the Dockerfile's own RUN steps have made, with
+A role runs in a mount namespace whose every file system is read-only, as with `--read-only --tmpfs /tmp`. Its program
+is that of this environment. With BREW_TEST_IMAGE=1 it is one that the Dockerfile's own RUN steps have made, with
 /usr/bin/python3, which takes a minute, and user 10001 runs it.
 """
 
