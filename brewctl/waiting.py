@@ -85,7 +85,9 @@ def until_there(
     return None
 
 
-def start(run: Callable[[], None], wait_s: float, stop: threading.Event, *, leaves: bool = True) -> None:
+def start(
+    run: Callable[[], None], wait_s: float, stop: threading.Event, *, leaves: bool = True, tell: Tell = log_it
+) -> None:
     """Run a role, as `until_there` does. With `leaves` a stop during a try that hangs ends the process at once, code 0.
 
     Such a try, of a host that swallows what is sent to it or of a name that is looked up, has nothing in hand. Without
@@ -106,6 +108,6 @@ def start(run: Callable[[], None], wait_s: float, stop: threading.Event, *, leav
     if leaves:
         threading.Thread(target=leave, name="leaver", daemon=True).start()
     try:
-        until_there(run, wait_s, stop)
+        until_there(run, wait_s, stop, tell=tell)
     finally:
         over.set()

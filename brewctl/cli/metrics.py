@@ -80,6 +80,7 @@ def _serve(collector: "Collector", where: "Address", log_format: config.LogForma
     from brewctl.probes import endpoint
     from brewctl.probes.health import Health
     from brewctl.probes.pages import Answer, Page
+    from brewctl.roles import observing
 
     def numbers() -> Answer:
         return Answer(HTTPStatus.OK, CONTENT_TYPE, collector.page())
@@ -87,9 +88,9 @@ def _serve(collector: "Collector", where: "Address", log_format: config.LogForma
     log.configure(node=_NODE, as_json=log_format is config.LogFormat.JSON, verbose=output.verbose)
     with lifecycle.stop_on_signals() as stop, collector.looking():
         health = Health(stop)
-        health.up()  # a server that is away is for the metrics to say
         pages: dict[str, Page] = {"/metrics": numbers, "/livez": health.livez, "/readyz": health.readyz}
-        with endpoint.serving(where, pages) as address:
+        with endpoint.serving(where, pages) as address, observing.managed(stop, health):
+            health.up()  # a server that is away is for the metrics to say
             log.say(_NODE, f"http serves {', '.join(pages)} on {address.host}:{address.port}")
             while not stop.wait(_SLICE_S):
                 pass

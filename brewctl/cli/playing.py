@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from brewctl import config
 from brewctl.cli import options, output
+from brewctl.errors import BrewError
 
 if TYPE_CHECKING:
     from brewctl.probes.endpoint import Address
@@ -56,7 +57,12 @@ class Play:
             else:
                 shown = observing.observed(where, stop, node=node, role=role)
             with tracing.kept("order-service" if role == "order" else role, node=node), shown as health:
-                waiting.start(lambda: run(node, stop, health), self.wait_s, stop, leaves=leaves)
+
+                def tell(error: BrewError) -> None:
+                    waiting.log_it(error)
+                    health.on_wait(error.message)
+
+                waiting.start(lambda: run(node, stop, health), self.wait_s, stop, leaves=leaves, tell=tell)
 
         self.until_stopped(node, observed)
 

@@ -32,6 +32,9 @@ class Health:
         """Findings are `fresh_s` seconds old at most: many probes cost no more than one in that time."""
         self._stop = stop
         self._fresh_s = fresh_s
+        # Told that the role is up, and what its start waits for: systemd, where that has started it.
+        self.on_up: Callable[[], None] = _tell_nobody
+        self.on_wait: Callable[[str], None] = _tell_nobody
         self._checks: Sequence[Check] = ()
         self._is_up = False
         self._lock = threading.Lock()
@@ -41,6 +44,7 @@ class Health:
     def up(self, *checks: Check) -> None:
         """Say that the role works, and what tells whether it goes on to. Checks bound their waits."""
         self._checks, self._is_up = checks, True
+        self.on_up()
 
     def livez(self) -> Answer:
         """Say whether all threads move."""
@@ -63,6 +67,10 @@ class Health:
                 self._found = [finding for check in self._checks for finding in check()]
                 self._found_at = time.monotonic()
             return self._found
+
+
+def _tell_nobody(*_said: str) -> None:
+    """Do nothing: nobody wants to know."""
 
 
 def _moving() -> list[Finding]:

@@ -1,4 +1,4 @@
-"""`--http`: what a role shows of itself while it runs: /metrics, /livez, /readyz."""
+"""What a role shows of itself while it runs: `--http` with /metrics, /livez, /readyz, and what systemd is told."""
 
 import contextlib
 import os
@@ -18,6 +18,8 @@ from brewctl.probes.pages import Answer, Page
 if TYPE_CHECKING:
     from brewctl.probes.endpoint import Address
 
+_NOTIFY_SOCKET = "NOTIFY_SOCKET"
+
 
 @contextlib.contextmanager
 def observed(where: "Address | None", stop: threading.Event, *, node: str, role: str) -> Iterator[Health]:
@@ -26,12 +28,29 @@ def observed(where: "Address | None", stop: threading.Event, *, node: str, role:
     Raises PortError for a taken port, UsageError without prometheus-client.
     """
     health = Health(stop)
-    if where is None:
+    with contextlib.ExitStack() as held:
+        if where:
+            os.environ.pop(metrics.SHARED, None)  # somebody else's
+            shown = metrics.enable(role=role, version=__version__)
+            held.enter_context(_served(where, node, shown, health.livez, health.readyz))
+        held.enter_context(managed(stop, health))
         yield health
+
+
+@contextlib.contextmanager
+def managed(stop: threading.Event, health: Health, livez: Page | None = None) -> Iterator[None]:
+    """Tell systemd, where that has started this process and wants to know, how it is while the block runs.
+
+    It is alive as long as `livez`, its page of this name, says so; default: that of `health`.
+    """
+    if not os.environ.get(_NOTIFY_SOCKET):
+        yield
         return
-    os.environ.pop(metrics.SHARED, None)  # somebody else's
-    with _served(where, node, metrics.enable(role=role, version=__version__), health.livez, health.readyz):
-        yield health
+    from brewctl.probes import systemd  # noqa: PLC0415 - only where somebody is told
+
+    with systemd.told(stop, livez or health.livez) as manager:
+        health.on_up, health.on_wait = manager.ready, manager.waits
+        yield
 
 
 @contextlib.contextmanager
@@ -62,15 +81,18 @@ def observed_worker(stop: threading.Event, *, node: str, role: str) -> Iterator[
 @contextlib.contextmanager
 def observed_crew(
     where: "Address | None", stop: threading.Event, *, node: str, role: str, names: Sequence[str], within_s: float
-) -> Iterator[Path | None]:
-    """Serve the three pages for several processes while the block runs; yield their folder, None without `where`.
+) -> Iterator[tuple[Path | None, Health]]:
+    """Serve the three pages for several processes while the block runs.
 
-    A worker that does not answer within `within_s` is stuck. Raises what `observed` raises.
+    Yield their folder, None without `where`, and what is to hear that all of them are up. A worker that does not answer
+    within `within_s` is stuck; without `where` none is asked. Raises what `observed` raises.
     """
-    if where is None:
-        yield None
-        return
+    health = Health(stop)
     with contextlib.ExitStack() as held:
+        if where is None:
+            held.enter_context(managed(stop, health))
+            yield None, health
+            return
         try:
             name = held.enter_context(tempfile.TemporaryDirectory(prefix="brewctl-", ignore_cleanup_errors=True))
         except OSError as error:
@@ -78,8 +100,10 @@ def observed_crew(
             raise BrewError(f"--http: {(error.strerror or str(error)).lower()}", hint=hint) from error
         folder = Path(name)
         crew = _Crew(folder, names, stop, within_s=within_s)
-        with _served(where, node, metrics.summed(folder, role=role, version=__version__), crew.livez, crew.readyz):
-            yield folder
+        shown = metrics.summed(folder, role=role, version=__version__)
+        held.enter_context(_served(where, node, shown, crew.livez, crew.readyz))
+        held.enter_context(managed(stop, health, crew.livez))
+        yield folder, health
 
 
 class _Shown(Protocol):

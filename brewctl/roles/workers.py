@@ -36,6 +36,7 @@ from brewctl.roles.observing import observed_crew
 
 if TYPE_CHECKING:
     from brewctl.probes.endpoint import Address
+    from brewctl.probes.health import Health
 
 logger = log.get(__name__)
 
@@ -130,6 +131,7 @@ class Workers:
         self._security = security
         self._http = http
         self._numbers = ""  # the folder with what workers count
+        self._health: Health | None = None  # hears that all of them listen
         self._processes: dict[str, subprocess.Popen[str]] = {}
         self._inputs = _Inputs()
         self._lock = threading.Lock()
@@ -147,7 +149,7 @@ class Workers:
         killed.
         """
         with (
-            self._observed(stop) as numbers,
+            self._observed(stop) as (numbers, self._health),
             _held(self._host, self._port) as port,
         ):
             self._numbers = str(numbers or "")
@@ -162,7 +164,7 @@ class Workers:
                 self.kill()
         log.say(self._node, "order-service stopped.")
 
-    def _observed(self, stop: threading.Event) -> contextlib.AbstractContextManager[Path | None]:
+    def _observed(self, stop: threading.Event) -> contextlib.AbstractContextManager["tuple[Path | None, Health]"]:
         look_s = self._settings.limits.database_look_s
         return observed_crew(self._http, stop, node=self._node, role="order", names=self._names, within_s=look_s)
 
@@ -278,6 +280,8 @@ class Workers:
             self.listening.add(name)
             if were < len(self.listening) == len(self._names):
                 log.say(self._node, said)
+                if self._health:
+                    self._health.up()
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ RULES_TEXT = RULES.read_text("utf-8")
 TESTS_TEXT = (RULES.parent / "brew.rules.test.yml").read_text("utf-8")
 DASHBOARD = json.loads((DEPLOY / "grafana" / "brew.json").read_text("utf-8"))
 ALERTS = re.findall(r"- alert: (\w+)\n(.*?)(?=\n      - alert|\n\n  - name|\Z)", RULES_TEXT, re.DOTALL)
+RUNBOOK_FILE = DEPLOY.parent / "docs" / "runbook.md"
+RUNBOOK = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", RUNBOOK_FILE.read_text("utf-8"), re.DOTALL | re.MULTILINE))
 each_alert = pytest.mark.parametrize(("name", "text"), ALERTS, ids=[name for name, _ in ALERTS])
 
 
@@ -100,6 +103,45 @@ def is_command(words: list[str]) -> bool:
         command, words = command.commands.get(words[0]), words[1:]
     options = {name for parameter in getattr(command, "params", ()) for name in parameter.opts}
     return command is not None and {word for word in words if word.startswith("-")} <= options
+
+
+def test_each_alert_has_its_section_of_the_runbook_and_each_section_its_alert() -> None:
+    assert RUNBOOK.keys() == {name for name, _ in ALERTS}
+
+
+@each_alert
+def test_an_alert_names_its_section_which_says_what_to_look_at_and_to_do(name: str, text: str) -> None:
+    assert re.search(rf"runbook: docs/runbook.md#{name.lower()}$", text, re.MULTILINE)
+    section = RUNBOOK[name]
+    (severity,) = re.findall(r"severity: (\w+)", text)
+    assert section.startswith(f"**What it means.** {severity}. ")
+    assert "\n**Look.** " in section
+    assert "\n**Do.** " in section
+
+
+def test_the_runbooks_commands_are_there_and_its_links_lead_somewhere() -> None:
+    text = RUNBOOK_FILE.read_text("utf-8")
+    commands = re.findall(r"`brewctl ([^`]+)`", text)
+    assert commands
+    for command in commands:
+        assert is_command(command.split()), command
+    for file, anchor in re.findall(r"\]\(([\w.]*)#([\w-]+)\)", text):
+        assert anchor in anchors(RUNBOOK_FILE.parent / (file or "runbook.md")), anchor
+
+
+def test_the_figures_for_sizing_are_ones_that_were_measured() -> None:
+    page = (RUNBOOK_FILE.parent / "operations.md").read_text("utf-8")
+    section = page.split("\n## Sizing\n")[1].split("\n## ")[0]
+    told = set(re.findall(r"\d+,\d{3}|\d+\.\d+", section))
+    measured = (RUNBOOK_FILE.parent / "performance.md").read_text("utf-8")
+    assert told
+    assert not {each for each in told if each not in measured}
+
+
+def anchors(file: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and others make them."""
+    headings = re.findall(r"^#+ (.*)$", file.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings}
 
 
 @each_alert
