@@ -293,6 +293,11 @@ class Inbox:
                 failing[read[1].key] = error
                 return []
             effects, parked = 0, self._park(read, reason_of(error), tries=tries)
+        self._note(part, batch, effects=effects, parked=parked)
+        return []
+
+    def _note(self, part: list[Identity], batch: Batch, *, effects: int, parked: int) -> None:
+        """Count what became of a part that is committed."""
         if effects:
             self._failures.succeeded()
         self._had_room = None
@@ -308,7 +313,6 @@ class Inbox:
         if batch.repeats:
             self.tally.duplicates += sum(batch.repeats.pop(outbox_id, 0) for outbox_id, _ in part)
         self.tally.duplicates += len(part) - effects - parked
-        return []
 
     def _make_room(self, table: str, part: list[Identity], batch: Batch) -> list[list[Identity]]:
         """Make the partitions that rows of a part lack, and return what is to be tried again.
