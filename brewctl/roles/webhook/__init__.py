@@ -8,20 +8,24 @@ notification again, under the same key: nobody can do better from outside the re
 
 import contextlib
 import json
+import os
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from brewctl import Event, Later, OrderCancelled, OrderCreated
-from brewctl.roles.webhook import places
-from brewctl.roles.webhook.sender import Sender
+from brewctl import Event, Later, OrderCancelled, OrderCreated, UsageError
+
+if TYPE_CHECKING:
+    from brewctl.roles.webhook.sender import Sender
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 _SOON_S = 0.2
+CONCURRENCY = "BREW_WEBHOOK_CONCURRENCY"
+_AT_ONCE = range(1, 257)
 # Merged by seq: a late repeat changes nothing.
 _TOLD = """
 INSERT INTO notifications_log AS n (order_id, node_id, channel, seq, state, cancelled_at)
@@ -33,7 +37,15 @@ ON CONFLICT (order_id) DO UPDATE
 """
 
 
-class Channel:
+def concurrency(environ: Mapping[str, str] = os.environ) -> int:
+    """Return how many calls a node makes at once. Raises UsageError."""
+    text = environ.get(CONCURRENCY, "").strip() or "16"
+    if not text.isascii() or not text.isdigit() or int(text) not in _AT_ONCE:
+        raise UsageError(f"{CONCURRENCY}: {text[:80]!r} is no number of calls", hint=f"use 1 to {_AT_ONCE[-1]}")
+    return int(text)
+
+
+class Webhook:
     """The handler, and what it needs while its node runs."""
 
     def __init__(self, *, lanes: int) -> None:
@@ -48,7 +60,13 @@ class Channel:
     @contextlib.contextmanager
     def opened(self, node: str) -> Iterator[None]:
         """Hold what calls need while the block runs. Raises UsageError for settings that are missing or wrong."""
-        with Sender(places.from_environment(), concurrency=self._lanes) as self._sender:
+        try:
+            # Here: who only looks at notifications needs no HTTP.
+            from brewctl.roles.webhook import places, sender  # noqa: PLC0415
+        except ModuleNotFoundError as error:
+            hint = "run `pip install 'brewctl[webhook]'`"
+            raise UsageError(f"--channel webhook: there is no module {error.name}", hint=hint) from error
+        with sender.Sender(places.from_environment(), concurrency=self._lanes) as self._sender:
             self._node = node
             yield
         self._sender = None

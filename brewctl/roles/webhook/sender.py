@@ -16,6 +16,7 @@ import concurrent.futures
 import contextlib
 import email.utils
 import logging
+import socket
 import ssl
 import threading
 from collections.abc import Mapping
@@ -73,6 +74,7 @@ class Sender:
             headers={"user-agent": f"brewctl/{__version__}", "accept-encoding": "identity"},
         )
         self._thread.start()
+        asyncio.run_coroutine_threadsafe(self._look_up(), self._loop)
         return self
 
     def __exit__(
@@ -84,13 +86,21 @@ class Sender:
         self._thread.join()
         self._loop.close()
 
+    async def _look_up(self) -> None:
+        """Say at the start where the receiver's host is not known: it may be later, and until then all waits."""
+        url = self._place.url
+        try:
+            await self._loop.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            logger.warning("webhook: %s: the host's name leads nowhere yet: %s", self._place.name, _reason(error))
+
     def send(self, identity: str, body: str, headers: Mapping[str, str] | None = None) -> None:
         """Send a notification, under an identity that is the same each time it is sent.
 
         Raises Later, Reject or SendError where the receiver did not say that it has it.
         """
         if wait_s := self._circuit.enter():
-            raise Later(wait_s, f"{self._place.name} is left alone after failures")
+            raise Later(wait_s, f"{self._place.name} is called again later, after failures")
         try:
             self._judge(self._call(identity, body, headers or {}))
         except Later as later:
@@ -113,10 +123,11 @@ class Sender:
     def _failed(self, identity: str, why: str, *, away: bool = False, pause_s: float = 0.0) -> float:
         seconds = self._circuit.failed(identity, away=away, pause_s=pause_s)
         if seconds:
-            logger.warning("webhook: %s is left alone for %.1f s: %s", self._place.name, seconds, why)
+            logger.warning("webhook: no calls for %.1f s: %s", seconds, why)
         return seconds
 
     def _call(self, identity: str, body: str, headers: Mapping[str, str]) -> _Answer:
+        name = self._place.name
         own = {
             **headers,
             "content-type": "application/json",
@@ -136,11 +147,11 @@ class Sender:
         except concurrent.futures.CancelledError as error:
             raise Later(0, "the node stops") from error
         except TimeoutError as error:
-            raise SendError(f"no answer within {self._place.timeout_s:g} s") from error
+            raise SendError(f"{name} gave no whole answer within {self._place.timeout_s:g} s") from error
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError) as error:
-            raise Later(0, f"it can't be reached: {_reason(error)}") from error
+            raise Later(0, f"{name} can't be reached: {_reason(error)}") from error
         except (httpx2.HTTPError, ssl.SSLError, OSError) as error:
-            raise SendError(f"no whole answer came: {_reason(error)}") from error
+            raise SendError(f"{name} gave no whole answer: {_reason(error)}") from error
 
     async def _post(self, body: bytes, headers: Mapping[str, str]) -> _Answer:
         async with (
@@ -164,11 +175,12 @@ class Sender:
         status = answer.status
         if status in _SUCCESS:
             return
-        said = f"it answered {status}{_shown(answer.body)}"
+        said = f"{self._place.name} answered {status}{_shown(answer.body)}"
         if status == _TOO_MANY or (status == _UNAVAILABLE and answer.retry_after):
             raise _Asked(_pause_s(answer.retry_after), said)
         if status in _REDIRECT:
-            raise SendError(f"it answered {status} and points to {self._target(answer.location)}: never followed")
+            target = self._target(answer.location)
+            raise SendError(f"{self._place.name} answered {status} and points to {target}, which is never followed")
         if status in _CLIENT_ERROR and status not in _TRY_AGAIN:
             raise Reject(said)
         raise SendError(said)
