@@ -79,6 +79,8 @@ class Limits:
     # Offsets of what is done are committed so seldom, and before more records than these would come again.
     offset_commit_s: float = 1.0
     redelivery_records: int = 20_000
+    # So many events of a downstream wait for its lanes; then it takes no more.
+    waiting_events: int = 10_000
     # So many events whose effect fails, with no success between, are no event's fault: the downstream stops.
     failures_in_a_row: int = 10
     # A member that is silent for a session loses its partitions, and so does one that has not polled for so long.

@@ -34,6 +34,8 @@ Timeout = Annotated[
         "--timeout",
         help=rf"Seconds that a call may take in all. \[env: {TIMEOUT}] \[default: 5]",
         metavar="SECONDS",
+        min=0.1,
+        max=60,
         rich_help_panel=_PANEL,
     ),
 ]
@@ -43,6 +45,8 @@ Concurrency = Annotated[
         "--concurrency",
         help=rf"Calls of this node at once. \[env: {CONCURRENCY}] \[default: 16]",
         metavar="N",
+        min=1,
+        max=256,
         rich_help_panel=_PANEL,
     ),
 ]

@@ -25,6 +25,7 @@ from brewctl.delivery.broker import Consumer, ForbiddenError, Record, Unavailabl
 from brewctl.delivery.crowding import Crowding
 from brewctl.delivery.downstream import Downstream, Later
 from brewctl.delivery.inbox import Batch, Inbox
+from brewctl.delivery.lanes import lanes_of
 from brewctl.delivery.rest import Rest
 from brewctl.delivery.settled import Settled
 from brewctl.errors import BrewError, UnreachableError, UsageError
@@ -59,21 +60,31 @@ def consume(
     """
     own = own or settings
     broker.require_topic(settings)
-    with database.open_pool(own, name=node, size=1, tables=tables) as pool, database.explained(own):
+    with (
+        database.open_pool(own, name=node, size=1, tables=tables) as pool,
+        database.explained(own),
+        lanes_of(settings, own, downstream, node=node, tables=tables) as lanes,
+    ):
         with pool.connection() as connection:
             rights.require(connection, f"downstream {downstream.group}", needs)
         inbox = traced_inbox.opened(settings, pool, downstream, node=node)
         consumption = Consumption(settings, inbox, group=registry.kafka_group(settings, downstream), node=node)
         replica = presence.Replica(node, downstream.group)
         check = readiness.DatabaseCheck(own, node=node, tables=tables)
+        actors = {"consumer": lambda: consumption.run(stop)}
+        work, findings = inbox.work, [consumption.findings]
+        if lanes:
+            inbox.on_taken = lanes.wake
+            actors["lanes"] = lambda: lanes.run(stop)
+            work, findings = lambda: lanes.work(inbox.work()), [*findings, lanes.findings]
         if health:
-            health.up(check, consumption.findings)
+            health.up(check, *findings)
         try:
-            with presence.kept(settings, replica, inbox.work, inbox=tables is None), contextlib.closing(check):
-                run_together({"consumer": lambda: consumption.run(stop)}, stop, drain_timeout_s=settings.limits.drain_s)
+            with presence.kept(settings, replica, work, inbox=tables is None), contextlib.closing(check):
+                run_together(actors, stop, drain_timeout_s=settings.limits.drain_s)
         finally:
-            tally = inbox.tally
-            counters = f"processed={tally.processed} {downstream.verb}={tally.effects} skipped={tally.skipped}"
+            done = work()
+            counters = f"processed={done.processed} {downstream.verb}={done.effects} skipped={done.skipped}"
             log.say(node, f"{downstream.name} stopped. {counters}")
 
 

@@ -23,6 +23,7 @@ Handler = Callable[..., None]
 Lifespan = Callable[[str], AbstractContextManager[object]]
 
 # Kafka takes up to 249 of these; a prefix, and a name in PostgreSQL's and the shell's variables, need room.
+MOST_LANES = 500
 _GROUP = re.compile(r"[A-Za-z0-9._-]{1,100}")
 
 
@@ -55,6 +56,7 @@ class Downstream:
     schema: str = ""  # SQL text, or the name of a file with it
     done: str = ""  # a query that returns the order id of each effect
     attempts: int = 5  # tries of an event whose effect fails for itself alone
+    lanes: int = 0  # so many keys at once, outside the transaction of the batch; 0: within it
     service: str = ""  # how its last line calls it
     verb: str = "done"  # how its last line calls its effects
     undo: str = ""  # how `trace` calls its effect of an order's cancel
@@ -88,6 +90,16 @@ class Downstream:
                 raise UsageError(f"downstream {self.group}: {error}") from None
         if self.attempts < 1:
             raise UsageError(f"downstream {self.group}: attempts must be at least 1")
+        self._check_lanes()
+
+    def _check_lanes(self) -> None:
+        if isinstance(self.lanes, bool) or not isinstance(self.lanes, int) or not 0 <= self.lanes <= MOST_LANES:
+            raise UsageError(f"downstream {self.group}: lanes must be 1 to {MOST_LANES}, or 0 for none")
+        if self.lanes and self.handler is None:
+            raise UsageError(
+                f"downstream {self.group}: lanes are for a handler of one event",
+                hint="a batch, or an SQL statement, is one transaction: leave out lanes, or write handler(event, tx)",
+            )
 
     @cached_property
     def decoder_of(self) -> Mapping[bytes, Decoder]:
@@ -132,6 +144,7 @@ def downstream(
     schema: str = "",
     done: str = "",
     attempts: int = 5,
+    lanes: int = 0,
     lifespan: Lifespan | None = None,
 ) -> Callable[[Handler], Downstream]:
     """Make a function a downstream: `handler(event, tx)`, or `handler(events, tx)` where that is a Sequence[Event].
@@ -139,9 +152,10 @@ def downstream(
     Which event types it takes its annotation says, or `events`. `decoders` reads payloads of types that are not the
     story's. `schema` is SQL, or the name of a .sql file beside the module, which `brewctl db init MODULE:NAME` runs;
     `done` a query that returns the order id of each effect, by which `verify` and `trace` know them. An event whose
-    effect fails for itself alone is tried `attempts` times. `lifespan` is called with the node's name before the first
-    event, and what it returns is a context that is left after the last: for a client, and for a check of settings.
-    Raises UsageError.
+    effect fails for itself alone is tried `attempts` times. `lanes`: so many keys are handled at once in each process,
+    each event by itself and with no transaction open until `tx` is used: for what calls others, and may take long.
+    `lifespan` is called with the node's name before the first event, and what it returns is a context that is left
+    after the last: for a client, and for a check of settings. Raises UsageError.
     """
     if not isinstance(group, str):
         raise UsageError("@downstream stands without a name", hint='write @downstream("name")')
@@ -161,6 +175,7 @@ def downstream(
             schema=schema,
             done=done,
             attempts=attempts,
+            lanes=lanes,
             lifespan=lifespan,
             folder=_folder(function),
         )

@@ -100,21 +100,21 @@ class _Statement:
         self._consumer, self._node = downstream.group, node
         effect = sql_text.effect(downstream.sql)
         self._columns = _columns(downstream, effect.words)
-        taking = _taking({name: column.kind for name, column in self._columns.items()})
+        take = taking({name: column.kind for name, column in self._columns.items()})
         if effect.recursive:
-            taking = taking.replace("WITH ", "WITH RECURSIVE ", 1)
+            take = take.replace("WITH ", "WITH RECURSIVE ", 1)
         # Its own WITH goes on where ours ends: what writes may only stand in the outermost one.
         own = f"{_PERCENT.sub('%%', effect.queries)}, " if effect.queries else ""
         statement = _PERCENT.sub("%%", effect.statement)
-        self._text = f"{taking}, {own}brew_effect AS (\n{statement}\n)\n{queries['taken']}"
+        self._text = f"{take}, {own}brew_effect AS (\n{statement}\n)\n{queries['taken']}"
 
     def __call__(
         self, connection: BoundedConnection, part: Sequence[Event[Any]], repeats: Counter[int], *, looked: bool = False
     ) -> int:
-        parameters = _parameters(self._consumer, self._node, part, repeats, looked=looked)
+        asked = parameters(self._consumer, self._node, part, repeats, looked=looked)
         for name, column in self._columns.items():
-            parameters[f"column_{name}"] = _array(column.kind, list(map(column.of, part)))
-        fresh, there = connection.execute(self._text, parameters).fetchone() or (0, False)
+            asked[f"column_{name}"] = array(column.kind, list(map(column.of, part)))
+        fresh, there = connection.execute(self._text, asked).fetchone() or (0, False)
         if there:
             raise KeysParkedError
         return int(fresh)
@@ -126,12 +126,12 @@ class _Calls:
     def __init__(self, downstream: Downstream, node: str, beat: Callable[[], None]) -> None:
         self._consumer, self._node, self._beat = downstream.group, node, beat
         self._handler, self._batch = downstream.handler, downstream.batch
-        self._take = f"{_taking({})}\n{queries['taken_ids']}"
+        self._take = f"{taking({})}\n{queries['taken_ids']}"
 
     def __call__(
         self, connection: BoundedConnection, part: Sequence[Event[Any]], repeats: Counter[int], *, looked: bool = False
     ) -> int:
-        asked = _parameters(self._consumer, self._node, part, repeats, looked=looked)
+        asked = parameters(self._consumer, self._node, part, repeats, looked=looked)
         with connection.transaction():
             rows = connection.execute(self._take, asked).fetchall()
             if rows[0][0]:
@@ -149,7 +149,7 @@ class _Calls:
         return len(fresh)
 
 
-def _taking(columns: Mapping[str, str]) -> LiteralString:
+def taking(columns: Mapping[str, str]) -> LiteralString:
     """Return the statement that takes events, with these columns of theirs and their types."""
     arrays = "".join(
         f", %(column_{name}){'s' if kind in _LITERALS else 'b'}::{kind}[]" for name, kind in columns.items()
@@ -158,20 +158,21 @@ def _taking(columns: Mapping[str, str]) -> LiteralString:
     return queries["inbox"].replace("/* arrays */", arrays).replace("/* names */", names)
 
 
-def _parameters(
+def parameters(
     consumer: str, node: str, part: Sequence[Event[Any]], repeats: Counter[int], *, looked: bool
 ) -> dict[str, Any]:
+    """Return what that statement is given, but for its columns."""
     return {
         "looked": looked,
         "consumer": consumer,
         "node": node,
-        "outbox_ids": _array("bigint", [event.outbox_id for event in part]),
-        "event_ids": _array("uuid", [event.id for event in part]),
+        "outbox_ids": array("bigint", [event.outbox_id for event in part]),
+        "event_ids": array("uuid", [event.id for event in part]),
         "repeated": [event.outbox_id for event in part for _ in range(repeats[event.outbox_id])] if repeats else [],
     }
 
 
-def _array(kind: str, values: list[Any]) -> Any:
+def array(kind: str, values: list[Any]) -> Any:
     """Return values as psycopg is to send them: where none needs escaping, in PostgreSQL's own text for an array.
 
     psycopg looks at each element of a list by itself, which took as long as all else that is done here.

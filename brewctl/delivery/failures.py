@@ -43,12 +43,14 @@ class Failures:
         self._in_a_row.clear()
         self.trouble = ""
 
-    def failed(self, identity: Identity, error: Exception) -> int | None:
-        """Note a try that failed for one event alone.
+    def failed(self, identity: Identity, error: Exception, *, before: int | None = None) -> int | None:
+        """Note a try that failed for one event alone; `before`: tries that failed already, where others count them.
 
         Return how many tries there were where the event is to be parked now, None where it is tried again. Raises
         StoppedError where it is no event's fault.
         """
+        if before is not None:
+            self._tries[identity] = before
         if isinstance(error, Reject):
             return self._forget(identity) + 1
         self._in_a_row.add(identity)

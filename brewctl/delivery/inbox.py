@@ -9,7 +9,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -29,6 +29,7 @@ from brewctl.delivery.pace import Pace
 from brewctl.delivery.parking import Parking, Read
 from brewctl.delivery.presence import Work
 from brewctl.delivery.transaction import HeldTooLongError
+from brewctl.delivery.waiting_events import Taking
 from brewctl.probes import heartbeat
 
 logger = log.get(__name__)
@@ -50,6 +51,7 @@ class Tally:
     others: int = 0  # events of other types
     dead: int = 0
     parked: int = 0
+    waiting: int = 0  # for the lanes, where there are some: their effects are counted there
 
     @property
     def skipped(self) -> int:
@@ -59,7 +61,7 @@ class Tally:
     @property
     def processed(self) -> int:
         """All records."""
-        return self.effects + self.skipped + self.dead + self.parked
+        return self.effects + self.skipped + self.dead + self.parked + self.waiting
 
 
 @dataclass
@@ -133,7 +135,9 @@ class Inbox:
         self._downstream = downstream
         # A handler may take as long as Kafka lets a member.
         self._loop = heartbeat.Loop("inbox", within_s=settings.limits.poll_interval_s)
-        self._effect = effect_of(downstream, node=node, beat=self._loop.beat)
+        self._taking = Taking(downstream.group, node, most=settings.limits.waiting_events) if downstream.lanes else None
+        self._effect = self._taking or effect_of(downstream, node=node, beat=self._loop.beat)
+        self.on_taken: Callable[[], None] = lambda: None  # called after events were taken for the lanes
         self._burial = Burial(settings, registry.kafka_group(settings, downstream), node=node)
         self._pace = Pace(settings.limits)
         self._parking = Parking(downstream.group)
@@ -157,6 +161,8 @@ class Inbox:
     def work(self) -> Work:
         """Say what was done, and what is in the way, in the words of every role."""
         tally, trouble = self.tally, self._failures.trouble or self.trouble or self._pace.trouble
+        if self._taking:
+            trouble = trouble or self._taking.trouble
         if asked := self._asked:
             _, events, began = asked
             if (runs_s := time.monotonic() - began) > self._pace.target_s:
@@ -273,7 +279,7 @@ class Inbox:
         except Exception as error:
             if halves := self._halves(part, error, batch):
                 return halves
-            if not _is_countable(error):
+            if not is_countable(error):
                 raise
             identity, read = part[0], batch.readable[part[0]]
             logger.debug("effect_failed", outbox_id=identity[0], exc_info=error)
@@ -287,7 +293,11 @@ class Inbox:
         for identity in part:
             del batch.readable[identity]
         self._failures.settled(part)
-        self.tally.effects += effects
+        if self._taking:
+            self.tally.waiting += effects
+            self.on_taken()
+        else:
+            self.tally.effects += effects
         self.tally.parked += parked
         if batch.repeats:
             self.tally.duplicates += sum(batch.repeats.pop(outbox_id, 0) for outbox_id, _ in part)
@@ -310,7 +320,7 @@ class Inbox:
             self._pace.halve(len(part))
         elif slow:
             self._pace.note_timeout(len(part), reason_of(error))
-        if len(part) == 1 or not (slow or _is_countable(error)):
+        if len(part) == 1 or not (slow or is_countable(error)):
             return []
         middle = (len(part) + 1) // 2
         return [part[middle:], part[:middle]]
@@ -323,6 +333,8 @@ class Inbox:
             self._asked = connection, len(fresh), began
             self._loop.beat()
             try:
+                if self._taking:
+                    self._taking.expect(connection, part)
                 effects = None
                 if not self._parking.used:
                     try:
@@ -335,12 +347,13 @@ class Inbox:
                         effects = self._effect(connection, fresh, repeats, looked=True) if fresh else 0
             finally:
                 self._asked = None
-        self._metrics.delivered(fresh, effects)
+        if not self._taking:
+            self._metrics.delivered(fresh, effects)
         self._pace.note(len(part), time.monotonic() - began)
         return effects, parked
 
 
-def _is_countable(error: Exception) -> bool:
+def is_countable(error: Exception) -> bool:
     """Say whether a failed try counts, as the event's fault or as that of all: nothing is away, nothing was slow."""
     if isinstance(error, psycopg.Error) and blames_a_row(error):
         return True  # psycopg calls some of those operational

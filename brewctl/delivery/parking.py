@@ -77,7 +77,7 @@ class Parking:
             "offsets": [record.offset for record, _ in part],
             "written": [record.timestamp_ms for record, _ in part],
             "values": [event.raw for _, event in part],
-            "headers": [_dumped(record.headers) for record, _ in part],
+            "headers": [dumped(record.headers) for record, _ in part],
         }
         said = {"consumer": self._consumer, "reason": reason.replace("\0", "?"), "attempts": attempts}
         parked = [outbox_id for (outbox_id,) in connection.execute(queries["park"], {**columns, **said})]
@@ -127,7 +127,7 @@ class ParkedEvent:
     @property
     def record_headers(self) -> Headers:
         """The headers of its record."""
-        return _loaded(self.headers)
+        return loaded(self.headers)
 
     def event(self, downstream: Downstream) -> Event[Any]:
         """Read it again, as its downstream reads it now. Raises UnreadableError."""
@@ -224,7 +224,8 @@ def _settle(connection: BoundedConnection, parked: Sequence[ParkedEvent], outcom
     connection.execute(queries["settle_parked"], {"outcome": outcome, "ids": [each.id for each in parked]})
 
 
-def _dumped(headers: Headers) -> str:
+def dumped(headers: Headers) -> str:
+    """Write headers as the column has them."""
     return json.dumps([_pair(name, value) for name, value in headers])
 
 
@@ -235,7 +236,8 @@ def _pair(name: str, value: bytes) -> list[str | None]:
         return [name, None, value.hex()]
 
 
-def _loaded(text: str) -> Headers:
+def loaded(text: str) -> Headers:
+    """Read headers from the column."""
     return [
         (name, bytes.fromhex(rest[0]) if value is None else value.encode()) for name, value, *rest in json.loads(text)
     ]

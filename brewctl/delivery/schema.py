@@ -140,7 +140,9 @@ TABLES = [part.name for part in PARTS if part.kind is Kind.TABLE]
 
 
 # What a downstream needs beside its own tables, in a database of its own: of these tables those that there are.
-INBOX_TABLES = frozenset({"processed_events", "redeliveries", "parked_events", "downstreams"}.intersection(TABLES))
+INBOX_TABLES = frozenset(
+    {"processed_events", "redeliveries", "parked_events", "waiting_events", "downstreams"}.intersection(TABLES)
+)
 
 
 def missing(connection: "Connection", tables: Collection[str] | None = None) -> list[Part]:

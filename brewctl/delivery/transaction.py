@@ -43,16 +43,23 @@ class lent:  # noqa: N801 - used as a function is; a generator would cost each e
     whatever the handler says.
     """
 
-    __slots__ = ("_began", "_connection", "_handlers", "_threshold", "_tx")
+    __slots__ = ("_began", "_connection", "_given", "_handlers", "_threshold", "_tx")
 
-    def __init__(self, connection: BoundedConnection) -> None:
+    def __init__(self, connection: BoundedConnection, given: "Lent | None" = None) -> None:
+        """`given`: what the handler has already, and begins to be usable now."""
         self._connection = connection
+        self._given = given
 
     def __enter__(self) -> Connection:
         pgconn = self._connection.pgconn
         self._handlers = pgconn.notice_handler, pgconn.notify_handler
         self._threshold = self._connection.prepare_threshold
-        self._tx = _Lent(self._connection)
+        if self._given is None:
+            self._tx = Lent(self._connection)
+        else:
+            self._tx = self._given
+            object.__setattr__(self._tx, "__class__", Lent)
+            Lent.__init__(self._tx, self._connection)
         self._began = time.monotonic()
         return self._tx
 
@@ -64,7 +71,7 @@ class lent:  # noqa: N801 - used as a function is; a generator would cost each e
         lock = tx.lock
         idle = lock.acquire(blocking=False)
         ended, waited_s = tx._ended, tx._waited_s  # noqa: SLF001 - of this module
-        tx.__class__ = _Returned
+        tx.__class__ = Returned
         if idle:
             lock.release()
         pgconn.notice_handler, pgconn.notify_handler = self._handlers
@@ -131,7 +138,7 @@ def _refuse(name: str) -> Any:
     return refused
 
 
-class _Lent(psycopg.Connection[TupleRow]):
+class Lent(psycopg.Connection[TupleRow]):
     """What a handler has: psycopg's connection, less the end of its transaction."""
 
     def __init__(self, connection: BoundedConnection) -> None:
@@ -186,12 +193,12 @@ class _Lent(psycopg.Connection[TupleRow]):
     __enter__ = _refuse("__enter__ (`with tx:`)")
 
 
-class _Returned(_Lent):
+class Returned(Lent):
     """What a connection becomes once the handler has returned."""
 
     def __getattribute__(self, name: str) -> Any:
         if name == "__class__":
-            return _Returned
+            return Returned
         raise _too_late()
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -233,7 +240,7 @@ class _Checked:
         return super().copy(statement, *args, **kwargs)  # type: ignore[misc]
 
     def _check_result_for_fetch(self) -> Any:  # what each fetch begins with, also of rows that came long ago
-        if type(self._conn) is _Returned:  # type: ignore[attr-defined]
+        if type(self._conn) is Returned:  # type: ignore[attr-defined]
             raise _too_late()
         return super()._check_result_for_fetch()  # type: ignore[misc]
 

@@ -39,8 +39,9 @@ def _chosen(text: str) -> Downstream:
         raise UsageError(f"{CHANNEL_VARIABLE}: {text[:80]!r} is no channel", hint=f"use {', '.join(Channel)}")
     from brewctl.roles import webhook  # noqa: PLC0415 - only where it is chosen
 
-    channel = webhook.Webhook(lanes=webhook.concurrency())
-    return replace(LOG, sql=None, handler=channel.notify, lifespan=channel.opened)
+    lanes = webhook.concurrency()
+    channel = webhook.Webhook(lanes=lanes)
+    return replace(LOG, sql=None, handler=channel.notify, lanes=lanes, lifespan=channel.opened)
 
 
 DOWNSTREAM = _chosen(os.environ.get(CHANNEL_VARIABLE, "").strip())

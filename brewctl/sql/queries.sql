@@ -419,6 +419,151 @@ SELECT %(consumer)s, e.key, e.seq, e.outbox_id, e.event_id, e.event_type, e.topi
 ON CONFLICT DO NOTHING
 RETURNING outbox_id
 
+-- take_waiting --
+-- Effect of a downstream with lanes, behind `inbox`: fresh events wait for their handler, in the order of their records.
+INSERT INTO waiting_events (consumer, key, seq, outbox_id, event_id, event_type, topic, "partition", "offset", written_ms,
+                            value, headers)
+SELECT %(consumer)s, key, seq, outbox_id, event_id, type, topic, "partition", "offset", written_ms, value, headers
+  FROM fresh
+ ORDER BY place
+
+-- count_waiting --
+-- How many events of a consumer wait, `most` at most, and for how many seconds the oldest has.
+SELECT (SELECT count(*) FROM (SELECT FROM waiting_events WHERE consumer = %(consumer)s LIMIT %(most)s) AS first),
+       (SELECT extract(epoch FROM clock_timestamp() - taken_at)::float8
+          FROM waiting_events WHERE consumer = %(consumer)s ORDER BY consumer, id LIMIT 1)
+
+-- lease_waiting --
+-- Leases the oldest rows of up to `limit` keys that are due, in the order of their ids. A key whose oldest row is leased,
+-- or waits for its next try, has none; nor has one with a parked event, or those that this process has `in_hand`.
+WITH head AS MATERIALIZED (
+    SELECT w.id
+      FROM waiting_events w
+     WHERE w.consumer = %(consumer)s
+       AND w.failure IS NULL
+       AND w.next_try_at <= clock_timestamp()
+       AND (w.lease_until IS NULL OR w.lease_until < clock_timestamp())
+       AND w.id <> ALL(%(in_hand)s::bigint[])
+       AND w.id = (SELECT p.id
+                     FROM waiting_events p
+                    WHERE p.consumer = w.consumer AND p.key = w.key
+                    ORDER BY p.consumer, p.key, p.id
+                    LIMIT 1)
+       AND NOT EXISTS (SELECT FROM parked_events k WHERE k.consumer = w.consumer AND k.key = w.key AND k.outcome IS NULL)
+     ORDER BY w.consumer, w.id
+     LIMIT %(limit)s
+       FOR UPDATE OF w SKIP LOCKED
+)
+UPDATE waiting_events w
+   SET lease = %(lease)s, lease_until = clock_timestamp() + make_interval(secs => %(lasts_s)s), node_id = %(node)s
+  FROM head
+ WHERE w.id = head.id
+RETURNING w.id, w.key, w.outbox_id, w.event_id::text, w.event_type, w.topic, w."partition", w."offset", w.written_ms,
+          w.value, w.headers, w.attempts, w.lease, false AS again
+
+-- lease_failed --
+-- The same of rows whose last try failed: those that are due for the longest time first.
+WITH head AS MATERIALIZED (
+    SELECT w.id
+      FROM waiting_events w
+     WHERE w.consumer = %(consumer)s
+       AND w.failure IS NOT NULL
+       AND w.next_try_at <= clock_timestamp()
+       AND (w.lease_until IS NULL OR w.lease_until < clock_timestamp())
+       AND w.id <> ALL(%(in_hand)s::bigint[])
+       AND NOT EXISTS (SELECT FROM parked_events k WHERE k.consumer = w.consumer AND k.key = w.key AND k.outcome IS NULL)
+     ORDER BY w.consumer, w.next_try_at
+     LIMIT %(limit)s
+       FOR UPDATE OF w SKIP LOCKED
+)
+UPDATE waiting_events w
+   SET lease = %(lease)s, lease_until = clock_timestamp() + make_interval(secs => %(lasts_s)s), node_id = %(node)s
+  FROM head
+ WHERE w.id = head.id
+RETURNING w.id, w.key, w.outbox_id, w.event_id::text, w.event_type, w.topic, w."partition", w."offset", w.written_ms,
+          w.value, w.headers, w.attempts, w.lease, true AS again
+
+-- renew_leases --
+-- Returns those that are still this process's.
+UPDATE waiting_events w
+   SET lease_until = clock_timestamp() + make_interval(secs => %(lasts_s)s)
+  FROM unnest(%(ids)s::bigint[], %(leases)s::uuid[]) AS held (id, lease)
+ WHERE w.id = held.id AND w.lease = held.lease
+RETURNING w.id
+
+-- finish_waiting --
+-- The end of a call that succeeded, where the lease is still its own; with what the handler wrote it is one commit.
+WITH done AS (
+    DELETE FROM waiting_events WHERE id = %(id)s AND lease = %(lease)s RETURNING consumer, outbox_id, event_id
+), noted AS (
+    UPDATE processed_events p
+       SET processed_at = clock_timestamp()
+      FROM done
+     WHERE p.consumer = done.consumer AND p.outbox_id = done.outbox_id AND p.event_id IS NOT DISTINCT FROM done.event_id
+)
+SELECT count(*) FROM done
+
+-- put_back --
+-- The end of a call that is to be made again.
+UPDATE waiting_events
+   SET lease = NULL, lease_until = NULL, attempts = attempts + %(counted)s, failure = coalesce(%(failure)s, failure),
+       next_try_at = clock_timestamp() + make_interval(secs => %(pause_s)s)
+ WHERE id = %(id)s AND lease = %(lease)s
+RETURNING id
+
+-- give_leases_back --
+-- Of calls that a stop has cut off.
+UPDATE waiting_events w
+   SET lease = NULL, lease_until = NULL
+  FROM unnest(%(ids)s::bigint[], %(leases)s::uuid[]) AS held (id, lease)
+ WHERE w.id = held.id AND w.lease = held.lease
+
+-- hold_waiting --
+-- Whether the lease is still the call's own: held to the end of the transaction.
+SELECT id FROM waiting_events WHERE id = %(id)s AND lease = %(lease)s FOR UPDATE
+
+-- park_waiting --
+-- Parks the event of `id`, and behind it all that wait of its key; where `id` is null they wait behind an event that was
+-- parked before. They are processed no more: a redrive is to have their effects. A dedup row that knew an earlier event
+-- of the same outbox id knows that one again.
+WITH gone AS (
+    DELETE FROM waiting_events WHERE consumer = %(consumer)s AND key = %(key)s RETURNING *
+), forgotten AS (
+    DELETE FROM processed_events p
+     USING gone
+     WHERE p.consumer = gone.consumer AND p.outbox_id = gone.outbox_id
+       AND p.event_id IS NOT DISTINCT FROM gone.event_id AND coalesce(cardinality(p.earlier_ids), 0) = 0
+), restored AS (
+    UPDATE processed_events p
+       SET event_id = p.earlier_ids[cardinality(p.earlier_ids)], earlier_ids = trim_array(p.earlier_ids, 1)
+      FROM gone
+     WHERE p.consumer = gone.consumer AND p.outbox_id = gone.outbox_id
+       AND p.event_id IS NOT DISTINCT FROM gone.event_id AND cardinality(p.earlier_ids) > 0
+)
+INSERT INTO parked_events (consumer, key, seq, outbox_id, event_id, event_type, topic, "partition", "offset",
+                           written_ms, value, headers, reason, attempts)
+SELECT consumer, key, seq, outbox_id, event_id, event_type, topic, "partition", "offset", written_ms, value, headers,
+       CASE WHEN id = %(id)s THEN %(reason)s ELSE 'waits behind an event of its key' END,
+       CASE WHEN id = %(id)s THEN %(attempts)s::integer ELSE 0 END
+  FROM gone
+ ORDER BY gone.id
+ON CONFLICT DO NOTHING
+RETURNING outbox_id
+
+-- keys_behind_parked --
+-- Keys with a parked event of which some wait all the same: they were taken as it was being parked.
+SELECT DISTINCT k.key
+  FROM parked_events k
+ WHERE k.consumer = %(consumer)s AND k.outcome IS NULL
+   AND EXISTS (SELECT FROM waiting_events w WHERE w.consumer = k.consumer AND w.key = k.key)
+   AND NOT EXISTS (SELECT FROM waiting_events w
+                    WHERE w.consumer = k.consumer AND w.key = k.key AND w.lease_until >= clock_timestamp())
+ LIMIT %(limit)s
+
+-- try_lock_key --
+-- As lock_keys, without a wait: a redrive may have it for long.
+SELECT pg_try_advisory_xact_lock(hashtextextended(%(consumer)s || ' ' || %(key)s, 0))
+
 -- parked_events --
 -- Of these consumers, oldest first; `ids` null: all. `open`: those without an outcome alone.
 SELECT id, consumer AS group, key, seq, outbox_id, event_id::text, event_type, topic, "partition", "offset", written_ms,
@@ -662,7 +807,7 @@ ON CONFLICT (consumer) DO UPDATE SET name = excluded.name, registered_at = clock
 -- reset --
 -- Empties every table. CONTINUE IDENTITY: see the first migration.
 TRUNCATE orders, outbox, processed_events, inventory_reservations, notifications_log, dead_letters_settled, nodes,
-         redeliveries, aggregates, parked_events, publishing
+         redeliveries, aggregates, parked_events, waiting_events, publishing
 CONTINUE IDENTITY
 
 -- schema_state --

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from brewctl.roles.webhook.sender import Sender
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
-_SOON_S = 0.2
+_SOON_S = 0.5
 CONCURRENCY = "BREW_WEBHOOK_CONCURRENCY"
 _AT_ONCE = range(1, 257)
 # Merged by seq: a late repeat changes nothing.
@@ -94,7 +94,7 @@ class Webhook:
         """Make one of a customer's calls. Raises Later where as many are being made as one customer may have."""
         with self._lock:
             if customer and self._calls[customer] >= self._most_each:
-                raise Later(_SOON_S)
+                raise Later(_SOON_S, f"{self._most_each} calls for one customer are being made")
             self._calls[customer] += 1
         try:
             yield

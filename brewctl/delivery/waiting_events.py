@@ -1,0 +1,215 @@
+"""Events that wait for the handler of a downstream with lanes, as rows of `waiting_events`.
+
+records ─► taken: dedup row + waiting row, one commit ─► leased ─► handled: what `tx` wrote + the row is gone, one commit
+                                                           ├─────► put back, to be tried again later
+                                                           └─────► parked, and behind it what waits of its key
+"""
+
+import uuid
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any, LiteralString
+
+from psycopg.rows import class_row
+
+from brewctl.delivery import events, parking
+from brewctl.delivery.broker import Record
+from brewctl.delivery.database import BoundedConnection
+from brewctl.delivery.downstream import Downstream, Later
+from brewctl.delivery.effects import KeysParkedError, array, parameters, taking
+from brewctl.delivery.events import Event
+from brewctl.delivery.parking import Read
+from brewctl.limits import Limits
+from brewctl.sql import queries
+
+# What a waiting row has besides the ids: of the event, and of the record.
+_OF_EVENT = {"key": "text", "seq": "bigint", "type": "text", "value": "bytea", "headers": "text"}
+_OF_RECORD = {"topic": "text", "partition": "integer", "offset": "bigint", "written_ms": "bigint"}
+_COLUMNS = {**_OF_EVENT, **_OF_RECORD, "place": "integer"}
+_ROOM_AGAIN_S = 1.0  # how soon it is looked again whether there is room
+_KEYS_AT_A_TIME = 100
+
+
+class LeaseLostError(Exception):
+    """A call took longer than its lease, which nobody renewed: another process has the event, or had it."""
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingEvent:
+    """A waiting event that is leased, with the record that it was read from."""
+
+    id: int
+    key: str
+    outbox_id: int
+    event_id: str | None
+    event_type: str
+    topic: str
+    partition: int
+    offset: int
+    written_ms: int
+    value: bytes
+    headers: str
+    attempts: int
+    lease: uuid.UUID
+    again: bool  # its last try failed
+
+    @property
+    def record(self) -> Record:
+        """The record that it was read from."""
+        headers = parking.loaded(self.headers)
+        return Record(self.topic, self.key.encode(), self.value, headers, self.partition, self.offset, self.written_ms)
+
+    def event(self, downstream: Downstream) -> Event[Any]:
+        """Read it again, as its downstream reads it now. Raises UnreadableError."""
+        record = self.record
+        event = events.read(
+            record.key, record.value, record.headers, record.timestamp_ms, decoders=downstream.decoder_of
+        )
+        if event is None:
+            raise events.UnreadableError(f"{downstream.group} takes no {self.event_type} any more")
+        return event
+
+
+class Taking:
+    """The effect of a downstream with lanes, as its inbox has it: fresh events wait. Not for two threads at a time."""
+
+    def __init__(self, consumer: str, node: str, *, most: int) -> None:
+        self._consumer, self._node, self._most = consumer, node, most
+        self._text = f"{taking(_COLUMNS)}, brew_effect AS (\n{queries['take_waiting']}\n)\n{queries['taken']}"
+        self._records: dict[tuple[int, str | None], Record] = {}  # of the events that are taken next
+        self._waiting = most  # at most so many: those that were there at the last look, and those taken since
+        self.trouble = ""
+
+    def expect(self, connection: BoundedConnection, part: Sequence[Read]) -> None:
+        """Take note of what is taken next. Raises Later where so many wait that no more are taken now."""
+        if self._waiting + len(part) > self._most:
+            self._waiting, _ = count(connection, self._consumer, most=self._most)
+            if self._waiting and self._waiting + len(part) > self._most:
+                self.trouble = f"{self._waiting} events wait for its lanes: it takes no more until some are done"
+                raise Later(_ROOM_AGAIN_S)
+        self.trouble = ""
+        self._records = {(event.outbox_id, event.id): record for record, event in part}
+
+    def __call__(
+        self, connection: BoundedConnection, part: Sequence[Event[Any]], repeats: Counter[int], *, looked: bool = False
+    ) -> int:
+        """Take events: see `effects.Effect`."""
+        records = [self._records[event.outbox_id, event.id] for event in part]
+        asked = parameters(self._consumer, self._node, part, repeats, looked=looked)
+        columns: dict[str, list[Any]] = {
+            "key": [event.key for event in part],
+            "seq": [event.seq for event in part],
+            "type": [event.type for event in part],
+            "value": [event.raw for event in part],
+            "headers": [parking.dumped(record.headers) for record in records],
+            "topic": [record.topic for record in records],
+            "partition": [record.partition for record in records],
+            "offset": [record.offset for record in records],
+            "written_ms": [record.timestamp_ms for record in records],
+            "place": list(range(len(part))),
+        }
+        asked |= {f"column_{name}": array(_COLUMNS[name], values) for name, values in columns.items()}
+        fresh, there = connection.execute(self._text, asked).fetchone() or (0, False)
+        if there:
+            raise KeysParkedError
+        self._waiting += fresh
+        return int(fresh)
+
+
+class Rows:
+    """The waiting rows of one consumer, as one node's lanes see them. For any number of threads."""
+
+    def __init__(self, consumer: str, node: str, limits: Limits) -> None:
+        self._consumer, self._node = consumer, node
+        self._lasts_s = limits.session_s
+
+    def lease(
+        self, connection: BoundedConnection, *, limit: int, in_hand: Collection[int], failed: bool
+    ) -> list[WaitingEvent]:
+        """Lease the oldest events of up to `limit` keys; `failed`: of those whose last try failed, else of the others."""
+        query = queries["lease_failed"] if failed else queries["lease_waiting"]
+        asked = {
+            "consumer": self._consumer,
+            "node": self._node,
+            "limit": limit,
+            "in_hand": list(in_hand),
+            "lease": uuid.uuid4(),
+            "lasts_s": self._lasts_s,
+        }
+        with connection.cursor(row_factory=class_row(WaitingEvent)) as cursor:
+            return sorted(cursor.execute(query, asked), key=attrgetter("id"))
+
+    def renew(self, connection: BoundedConnection, held: Collection[WaitingEvent]) -> set[int]:
+        """Renew leases; return the ids of those that are still ours."""
+        asked = {**_leases(held), "lasts_s": self._lasts_s}
+        return {number for (number,) in connection.execute(queries["renew_leases"], asked)}
+
+    def give_back(self, connection: BoundedConnection, held: Collection[WaitingEvent]) -> None:
+        """End leases: another process may have these events at once."""
+        connection.execute(queries["give_leases_back"], _leases(held))
+
+    def finish(self, connection: BoundedConnection, waiting: WaitingEvent) -> None:
+        """Note an event as handled, in the caller's transaction or in one of its own. Raises LeaseLostError."""
+        asked = {"id": waiting.id, "lease": waiting.lease}
+        if connection.execute(queries["finish_waiting"], asked).fetchone() != (1,):
+            raise LeaseLostError
+
+    def put_back(
+        self,
+        connection: BoundedConnection,
+        waiting: WaitingEvent,
+        *,
+        pause_s: float,
+        failure: str | None,
+        counted: bool,
+    ) -> None:
+        """Let an event be tried again after `pause_s`; `failure`: why, where a try failed. Raises LeaseLostError."""
+        asked = {
+            "id": waiting.id,
+            "lease": waiting.lease,
+            "pause_s": pause_s,
+            "failure": failure and failure.replace("\0", "?"),
+            "counted": int(counted),
+        }
+        if not connection.execute(queries["put_back"], asked).fetchone():
+            raise LeaseLostError
+
+    def park(self, connection: BoundedConnection, waiting: WaitingEvent, reason: str, *, attempts: int) -> int:
+        """Park an event, and what waits behind it; return how many were parked. Raises LeaseLostError."""
+        with connection.transaction():
+            parking.lock(connection, self._consumer, [waiting.key])
+            if not connection.execute(queries["hold_waiting"], {"id": waiting.id, "lease": waiting.lease}).fetchone():
+                raise LeaseLostError
+            return self._park(connection, waiting.key, number=waiting.id, reason=reason, attempts=attempts)
+
+    def park_stragglers(self, connection: BoundedConnection) -> int:
+        """Park events that wait behind a parked one of their key: they were taken as that was parked."""
+        asked = {"consumer": self._consumer, "limit": _KEYS_AT_A_TIME}
+        parked = 0
+        for (key,) in connection.execute(queries["keys_behind_parked"], asked).fetchall():
+            with connection.transaction():
+                named = {"consumer": self._consumer, "key": key}
+                # A redrive has the lock for as long as its handler runs: then they wait here meanwhile.
+                locked = connection.execute(queries["try_lock_key"], named).fetchone() == (True,)
+                if locked and connection.execute(queries["parked_keys"], {**named, "keys": [key]}).fetchone():
+                    parked += self._park(connection, key)
+        return parked
+
+    def _park(
+        self, connection: BoundedConnection, key: str, *, number: int | None = None, reason: str = "", attempts: int = 0
+    ) -> int:
+        asked = {"id": number, "reason": reason.replace("\0", "?"), "attempts": attempts}
+        rows = connection.execute(queries["park_waiting"], {"consumer": self._consumer, "key": key, **asked})
+        return len(rows.fetchall())
+
+
+def count(connection: BoundedConnection, consumer: str, *, most: int) -> tuple[int, float | None]:
+    """Return how many events of a consumer wait, `most` at most, and for how long the oldest has."""
+    found = connection.execute(queries["count_waiting"], {"consumer": consumer, "most": most}).fetchone()
+    return found or (0, None)
+
+
+def _leases(held: Collection[WaitingEvent]) -> dict[LiteralString, list[Any]]:
+    return {"ids": [each.id for each in held], "leases": [each.lease for each in held]}
