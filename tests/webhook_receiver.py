@@ -10,6 +10,7 @@ import socket
 import socketserver
 import struct
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -104,8 +105,10 @@ class Receiver:
     released: threading.Event = field(default_factory=threading.Event)
     connections: int = 0
     at_once: int = 0
-    most_at_once: int = 0
+    in_hand: Counter[str] = field(default_factory=Counter)  # calls that wait for their answer, by customer
+    most: Counter[str] = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    _open: list[socket.socket] = field(default_factory=list)
 
     @property
     def url(self) -> str:
@@ -121,23 +124,34 @@ class Receiver:
         return [call.customer for call in list(self.calls)]
 
     def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def open(self) -> None:
+        """Listen, on the port that it had before, if any."""
         receiver = self
 
         class Handler(socketserver.StreamRequestHandler):
             def handle(self) -> None:
-                receiver.connections += 1
+                with receiver.lock:
+                    receiver.connections += 1
+                    receiver._open.append(self.connection)
                 with contextlib.suppress(OSError, ValueError):
                     while call := receiver._read(self.rfile, self.connection):
                         with receiver.lock:
                             receiver.calls.append(call)
                             receiver.at_once += 1
-                            receiver.most_at_once = max(receiver.most_at_once, receiver.at_once)
+                            receiver.in_hand[call.customer] += 1
+                            receiver.most[call.customer] = max(
+                                receiver.most[call.customer], receiver.in_hand[call.customer]
+                            )
                         do = receiver.how(call)
                         try:
                             do(call)
                         finally:
                             with receiver.lock:
                                 receiver.at_once -= 1
+                                receiver.in_hand[call.customer] -= 1
                                 receiver.done.append(call.key)
                         if do in {reset, garbage, lie}:
                             return
@@ -151,13 +165,20 @@ class Receiver:
         self.port = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
         self._thread.start()
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.released.set()
+        self.close()
+
+    def close(self) -> None:
+        """Listen no more, and end the connections that there are."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+        with self.lock:
+            for connection in self._open:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
 
     def _read(self, lines: Any, connection: socket.socket) -> Call | None:
         words = lines.readline(65537).decode().split()

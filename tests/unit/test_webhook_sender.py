@@ -102,20 +102,23 @@ def test_a_secret_is_exchanged_without_a_restart(receiver: Receiver, tmp_path: P
 @pytest.mark.parametrize(
     ("do", "said"),
     [
-        (answer(500, "oh\x1b[31m no\r\n"), r"answered 500: oh \[31m no$"),
-        (answer(503), "answered 503"),
-        (answer(408), "answered 408"),
-        (answer(425), "answered 425"),
-        (answer(302, location="https://elsewhere.example/p?token=1"), "302 and points to https://elsewhere.example: "),
-        (answer(308, location="/other"), "308 and points to http://127.0.0.1:"),
-        (answer(301, location="http://x:port/"), "301 and points to what is no URL"),
-        (answer(304), "304 and points to nowhere"),
-        (hang, "gave no whole answer within 0.5 s"),
-        (trickle, "gave no whole answer within 0.5 s"),
-        (trickle_headers, "gave no whole answer within 0.5 s"),
-        (reset, "gave no whole answer: "),
-        (garbage, "gave no whole answer: "),
-        (lie, "gave no whole answer: "),
+        (answer(500, "oh\x1b[31m no\r\n"), r"^HTTP 500: oh \[31m no \(http://127.0.0.1:"),
+        (answer(503), "HTTP 503"),
+        (answer(408), "HTTP 408"),
+        (answer(425), "HTTP 425"),
+        (
+            answer(302, location="https://elsewhere.example/p?token=1"),
+            "302 points to https://elsewhere.example, which is never",
+        ),
+        (answer(308, location="/other"), "308 points to http://127.0.0.1:"),
+        (answer(301, location="http://x:port/"), "301 points to what is no URL"),
+        (answer(304), "304 points to nowhere"),
+        (hang, "no whole answer within 0.5 s"),
+        (trickle, "no whole answer within 0.5 s"),
+        (trickle_headers, "no whole answer within 0.5 s"),
+        (reset, "no whole answer: "),
+        (garbage, "no whole answer: "),
+        (lie, "no whole answer: "),
     ],
 )
 def test_what_may_succeed_another_time(receiver: Receiver, sender: Sender, do: Do, said: str) -> None:
@@ -132,7 +135,7 @@ def test_what_is_refused_for_ever(receiver: Receiver, sender: Sender, status: in
     receiver.always(answer(status, "no such\n\tcustomer " + "x" * 1000))
     with pytest.raises(Reject) as refused:
         sender.send("e1", BODY)
-    assert str(refused.value).startswith(f"http://127.0.0.1:{receiver.port} answered {status}: no such customer xxx")
+    assert str(refused.value).startswith(f"HTTP {status}: no such customer xxx")
     assert len(str(refused.value)) < 260
 
 
@@ -156,7 +159,7 @@ def test_a_receiver_that_asks_for_time_gets_it_within_bounds(
     with pytest.raises(Later) as later:
         sender.send("e1", BODY)
     assert later.value.seconds == seconds
-    assert "answered" in later.value.why
+    assert "HTTP" in later.value.why
 
 
 def test_an_endless_answer_is_not_read_to_its_end(receiver: Receiver) -> None:
@@ -273,11 +276,11 @@ def test_a_receiver_that_fails_everybody_is_left_alone_until_one_call_succeeds(r
             with pytest.raises(SendError):
                 sender.send(f"e{number}", BODY)
         for number in range(2, 6):
-            with pytest.raises(Later, match=r"answered 500|is called again later"):
+            with pytest.raises(Later, match=r"HTTP 500|no calls for a while"):
                 sender.send(f"e{number}", BODY)
         assert receiver.keys() == ["e0", "e1", "e2"], "while it is open nobody is called, and nothing is counted"
         clock.now += 5
-        with pytest.raises(Later, match="answered 500"):
+        with pytest.raises(Later, match="HTTP 500"):
             sender.send("e3", BODY)
         clock.now += 10
         receiver.always(answer())
@@ -293,5 +296,21 @@ def test_one_who_refuses_everybody_has_no_event_refused(receiver: Receiver, stat
         for number in range(2):
             with pytest.raises(Reject):
                 sender.send(f"e{number}", BODY)
-        with pytest.raises(Later, match=f"answered {status}"):
+        with pytest.raises(Later, match=f"HTTP {status}"):
             sender.send("e2", BODY)
+
+
+def test_one_customer_alone_opens_no_circuit(receiver: Receiver) -> None:
+    receiver.how = lambda call: answer(500) if call.key.startswith("e") else answer()
+    with Sender(place(receiver.url), concurrency=4, circuit=Circuit(most_in_a_row=3)) as sender:
+        for number in range(10):
+            with pytest.raises(SendError):
+                sender.send(f"e{number}", BODY, of="alice")
+        sender.send("another", BODY, of="bob")
+
+
+def test_a_host_that_is_not_known_is_told_of_at_the_start(caplog: pytest.LogCaptureFixture) -> None:
+    with Sender(place("https://no-such-host.invalid/secret-path"), concurrency=1):
+        wait_until("a warning", lambda: "leads nowhere yet" in caplog.text, timeout_s=60)
+    assert "https://no-such-host.invalid: the host's name" in caplog.text
+    assert "secret-path" not in caplog.text

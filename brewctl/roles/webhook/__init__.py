@@ -10,20 +10,18 @@ import contextlib
 import json
 import os
 import re
-import threading
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-import psycopg
-
-from brewctl import Event, Later, OrderCancelled, OrderCreated, UsageError
+from brewctl import Event, OrderCancelled, OrderCreated, UsageError
+from brewctl.roles.webhook.shares import Shares
 
 if TYPE_CHECKING:
+    import psycopg
+
     from brewctl.roles.webhook.sender import Sender
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
-_SOON_S = 0.5
 CONCURRENCY = "BREW_WEBHOOK_CONCURRENCY"
 _AT_ONCE = range(1, 257)
 # Merged by seq: a late repeat changes nothing.
@@ -49,11 +47,8 @@ class Webhook:
     """The handler, and what it needs while its node runs."""
 
     def __init__(self, *, lanes: int) -> None:
-        # A receiver that is slow for one customer leaves the other calls to the others.
-        self._most_each = max(1, lanes // 4)
         self._lanes = lanes
-        self._calls: Counter[str] = Counter()
-        self._lock = threading.Lock()
+        self._shares = Shares(lanes)
         self._sender: Sender | None = None
         self._node = ""
 
@@ -71,14 +66,15 @@ class Webhook:
             yield
         self._sender = None
 
-    def notify(self, event: Event[OrderCreated | OrderCancelled], tx: psycopg.Connection[Any]) -> None:
+    def notify(self, event: Event[OrderCreated | OrderCancelled], tx: "psycopg.Connection[Any]") -> None:
         """Tell the receiver, and then note that it was told."""
         assert self._sender is not None
         cancelled = isinstance(event.data, OrderCancelled)
         state, default_seq = ("cancelled", 2) if cancelled else ("created", 1)
         headers = {"traceparent": trace} if (trace := _traceparent(event)) else {}
-        with self._one_of_few(str(getattr(event.data, "customer_id", ""))):
-            self._sender.send(identity_of(event), body_of(event, state), headers)
+        customer = event.data.customer_id if isinstance(event.data, OrderCreated) else ""
+        with self._shares.of(customer):
+            self._sender.send(identity_of(event), body_of(event, state), headers, of=customer)
         tx.execute(
             _TOLD,
             {
@@ -88,21 +84,6 @@ class Webhook:
                 "state": state,
             },
         )
-
-    @contextlib.contextmanager
-    def _one_of_few(self, customer: str) -> Iterator[None]:
-        """Make one of a customer's calls. Raises Later where as many are being made as one customer may have."""
-        with self._lock:
-            if customer and self._calls[customer] >= self._most_each:
-                raise Later(_SOON_S, f"{self._most_each} calls for one customer are being made")
-            self._calls[customer] += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._calls[customer] -= 1
-                if not self._calls[customer]:
-                    del self._calls[customer]
 
 
 def identity_of(event: Event[Any]) -> str:

@@ -1,14 +1,15 @@
-"""Whether the receiver is called at all: after failures of several events in a row it is left alone for a while.
+"""Whether the receiver is called at all: after failures of several customers in a row it is left alone for a while.
 
-    closed ──5 events in a row fail, or nothing listens──► open ──its time is over──► half open: one call
+    closed ──5 customers in a row, or nothing listens──► open ──its time is over──► half open: one call
       ▲                                                     ▲                            │
       └──────────────────────── 2xx ────────────────────────┼────────────────────────────┤
                                                             └── fails: twice as long ────┘
 
-Events are counted, not calls: one that fails again and again alone is at fault itself, and no reason to stop.
+Customers are counted, not calls: an event that fails again and again alone is at fault itself, and a receiver that is
+slow for one customer is no reason to delay the others.
 
 The libraries do not fit. pybreaker holds its lock for as long as a call takes, so that one slow call delays all
-others; purgatory is for asyncio; neither tells an event from a call, nor how long it will be open.
+others; purgatory is for asyncio; neither can count customers, or tell for how long it will be open.
 """
 
 import random
@@ -59,13 +60,14 @@ class Circuit:
             self._in_a_row.clear()
             return opened
 
-    def failed(self, event: str, *, away: bool = False, pause_s: float = 0.0) -> float:
-        """Note a failure with an event; return for how many seconds the circuit is open now, 0 where it is closed.
+    def failed(self, party: str, *, away: bool = False, pause_s: float = 0.0) -> float:
+        """Note a failure; return for how many seconds the circuit is open now, 0 where it is closed.
 
-        `away`: nothing was sent, so that it is no event's fault. `pause_s`: what the receiver asked for.
+        `party`: the customer, or the event, with whom. `away`: nothing was sent, so that it is no event's fault.
+        `pause_s`: what the receiver asked for.
         """
         with self._lock:
-            self._in_a_row.add(event)
+            self._in_a_row.add(party)
             if self._open_until is not None and not self._probing:
                 return max(0.0, self._open_until - self._clock())  # of a call that began before it was opened
             if not (away or self._probing or len(self._in_a_row) >= self._most):

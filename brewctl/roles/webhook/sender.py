@@ -94,23 +94,23 @@ class Sender:
         except OSError as error:
             logger.warning("webhook: %s: the host's name leads nowhere yet: %s", self._place.name, _reason(error))
 
-    def send(self, identity: str, body: str, headers: Mapping[str, str] | None = None) -> None:
-        """Send a notification, under an identity that is the same each time it is sent.
+    def send(self, identity: str, body: str, headers: Mapping[str, str] | None = None, *, of: str = "") -> None:
+        """Send a notification, under an identity that is the same each time it is sent; `of`: whose it is.
 
         Raises Later, Reject or SendError where the receiver did not say that it has it.
         """
         if wait_s := self._circuit.enter():
-            raise Later(wait_s, f"{self._place.name} is called again later, after failures")
+            raise Later(wait_s, f"no calls for a while, after failures ({self._place.name})")
         try:
             self._judge(self._call(identity, body, headers or {}))
         except Later as later:
             if isinstance(later.__cause__, UsageError | concurrent.futures.CancelledError):
                 self._circuit.left()  # the receiver was not called, or did not get the time to answer
                 raise
-            seconds = self._failed(identity, later.why, away=not isinstance(later, _Asked), pause_s=later.seconds)
+            seconds = self._failed(of or identity, later.why, away=not isinstance(later, _Asked), pause_s=later.seconds)
             raise Later(max(seconds, later.seconds), later.why) from later.__cause__
         except (Reject, SendError) as error:
-            if seconds := self._failed(identity, str(error)):
+            if seconds := self._failed(of or identity, str(error)):
                 # So many in a row: nothing is counted against this one.
                 raise Later(seconds, str(error)) from error
             raise
@@ -120,8 +120,8 @@ class Sender:
         if self._circuit.succeeded():
             logger.warning("webhook: %s takes notifications again", self._place.name)
 
-    def _failed(self, identity: str, why: str, *, away: bool = False, pause_s: float = 0.0) -> float:
-        seconds = self._circuit.failed(identity, away=away, pause_s=pause_s)
+    def _failed(self, party: str, why: str, *, away: bool = False, pause_s: float = 0.0) -> float:
+        seconds = self._circuit.failed(party, away=away, pause_s=pause_s)
         if seconds:
             logger.warning("webhook: no calls for %.1f s: %s", seconds, why)
         return seconds
@@ -147,11 +147,11 @@ class Sender:
         except concurrent.futures.CancelledError as error:
             raise Later(0, "the node stops") from error
         except TimeoutError as error:
-            raise SendError(f"{name} gave no whole answer within {self._place.timeout_s:g} s") from error
+            raise SendError(f"no whole answer within {self._place.timeout_s:g} s ({name})") from error
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError) as error:
-            raise Later(0, f"{name} can't be reached: {_reason(error)}") from error
+            raise Later(0, f"can't be reached: {_reason(error)} ({name})") from error
         except (httpx2.HTTPError, ssl.SSLError, OSError) as error:
-            raise SendError(f"{name} gave no whole answer: {_reason(error)}") from error
+            raise SendError(f"no whole answer: {_reason(error)} ({name})") from error
 
     async def _post(self, body: bytes, headers: Mapping[str, str]) -> _Answer:
         async with (
@@ -175,12 +175,12 @@ class Sender:
         status = answer.status
         if status in _SUCCESS:
             return
-        said = f"{self._place.name} answered {status}{_shown(answer.body)}"
+        said = f"HTTP {status}{_shown(answer.body)} ({self._place.name})"
         if status == _TOO_MANY or (status == _UNAVAILABLE and answer.retry_after):
             raise _Asked(_pause_s(answer.retry_after), said)
         if status in _REDIRECT:
             target = self._target(answer.location)
-            raise SendError(f"{self._place.name} answered {status} and points to {target}, which is never followed")
+            raise SendError(f"HTTP {status} points to {target}, which is never followed ({self._place.name})")
         if status in _CLIENT_ERROR and status not in _TRY_AGAIN:
             raise Reject(said)
         raise SendError(said)
