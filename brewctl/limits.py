@@ -79,6 +79,9 @@ class Limits:
     # Offsets of what is done are committed so seldom, and before more records than these would come again.
     offset_commit_s: float = 1.0
     redelivery_records: int = 20_000
+    # Between tries of an event that failed in a lane: at first, and at most; each pause is twice the one before.
+    lane_retry_first_s: float = 1.0
+    lane_retry_s: float = 60.0
     # So many events of a downstream wait for its lanes; then it takes no more.
     waiting_events: int = 10_000
     # So many events whose effect fails, with no success between, are no event's fault: the downstream stops.

@@ -120,8 +120,9 @@ class Script:
             yield ["-- The publisher.", *_given(self._role("publisher"), "replica", "publisher")]
         for downstream in self._here:
             sections = ("replica", "registered", "inbox") if self._story else ("registered", "inbox")
+            lanes = ("lanes",) if downstream.lanes else ()
             shipped = (downstream.group,) if downstream.group in self._shipped else ()
-            yield [f"-- Downstream {downstream.group}.", *_given(self._group(downstream), *sections, *shipped)]
+            yield [f"-- Downstream {downstream.group}.", *_given(self._group(downstream), *sections, *lanes, *shipped)]
         for downstream in self._apart:
             yield [f"-- Downstream {downstream.group}, whose tables are in another database.",
                    *_given(self._group(downstream), "replica", "registered")]  # fmt: skip

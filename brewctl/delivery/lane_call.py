@@ -7,21 +7,19 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from brewctl import log, metrics
-from brewctl.config import Settings
 from brewctl.delivery.database import UNAVAILABLE, BoundedConnection, Pool
 from brewctl.delivery.downstream import Downstream, Later
 from brewctl.delivery.events import Event
 from brewctl.delivery.failures import Failures, StoppedError, reason_of
-from brewctl.delivery.inbox import is_countable
+from brewctl.delivery.inbox import SLOW, is_countable
 from brewctl.delivery.lazy_transaction import lent_lazily
 from brewctl.delivery.waiting_events import LeaseLostError, Rows, WaitingEvent
 from brewctl.lifecycle import Backoff
+from brewctl.limits import Limits
 from brewctl.metrics import Retry
 
 logger = log.get(__name__)
 Answer = TypeVar("Answer")
-
-_FIRST_S, _LONGEST_S = 1.0, 60.0  # pauses between tries of an event
 
 
 class Done:
@@ -74,12 +72,12 @@ class Call:
     """Calls the handler for one event after another. For any number of threads."""
 
     def __init__(
-        self, settings: Settings, downstream: Downstream, rows: Rows, pools: tuple[Pool, Pool], done: Done
+        self, downstream: Downstream, rows: Rows, pools: tuple[Pool, Pool], done: Done, limits: Limits
     ) -> None:
         """`pools`: of connections for the rows, and of those for the handler."""
         assert downstream.handler is not None
         self._downstream, self._handler = downstream, downstream.handler
-        self._rows, self._done = rows, done
+        self._rows, self._done, self._limits = rows, done, limits
         self._pool, self._handlers = pools
         self._over = threading.Event()  # the process ends
         self._metrics = metrics.inbox(downstream.group)
@@ -124,18 +122,18 @@ class Call:
             return
         if not is_countable(error):  # PostgreSQL is away, or slow
             self._metrics.retried(Retry.POSTGRES)
-            self._put_back(waiting, pause_s=_pause(0))
+            self._put_back(waiting, pause_s=self._pause(0))
             return
         reason = reason_of(error)
         try:
             tries = self._done.failed(waiting, error)
         except StoppedError:
             self._metrics.retried(Retry.STOPPED)
-            self._put_back(waiting, pause_s=_pause(0), failure=reason)
+            self._put_back(waiting, pause_s=self._pause(0), failure=reason)
             return
         if tries is None:
             self._metrics.retried(Retry.EFFECT)
-            self._put_back(waiting, pause_s=_pause(waiting.attempts), failure=reason, counted=True)
+            self._put_back(waiting, pause_s=self._pause(waiting.attempts), failure=reason, counted=True)
             return
         parked = self._persist(lambda connection: self._rows.park(connection, waiting, reason, attempts=tries))
         self._done.note_parked(parked or 0)
@@ -158,7 +156,7 @@ class Call:
             try:
                 with self._pool.connection() as connection:
                     return write(connection)
-            except UNAVAILABLE as error:
+            except (*UNAVAILABLE, *SLOW) as error:
                 if backoff.pause():
                     logger.warning("postgres_unavailable", reason=str(error), hint="its lane waits for it")
         return None
@@ -168,7 +166,6 @@ class Call:
         hint = "another process handles the event, with the same event.id"
         logger.warning("lease_lost", key=waiting.key, outbox_id=waiting.outbox_id, hint=hint)
 
-
-def _pause(attempts: int) -> float:
-    ceiling = min(_LONGEST_S, _FIRST_S * 2 ** min(attempts, 16))
-    return random.uniform(ceiling / 2, ceiling)  # noqa: S311 - jitter, no secret
+    def _pause(self, attempts: int) -> float:
+        ceiling = min(self._limits.lane_retry_s, self._limits.lane_retry_first_s * 2 ** min(attempts, 16))
+        return random.uniform(ceiling / 2, ceiling)  # noqa: S311 - jitter, no secret

@@ -69,7 +69,7 @@ class Lanes:
         self._downstream = downstream
         self._rows = Rows(downstream.group, node, settings.limits)
         self._done = Done(Failures(downstream, most_in_a_row=settings.limits.failures_in_a_row))
-        self._call = Call(settings, downstream, self._rows, (self._pool, handlers), self._done)
+        self._call = Call(downstream, self._rows, (self._pool, handlers), self._done, self._limits)
         self._queue: queue.SimpleQueue[WaitingEvent | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
@@ -87,6 +87,11 @@ class Lanes:
         done = self._done
         trouble = done.stopped or self._trouble or taken.trouble or done.put_off_for or self._slow()
         return replace(taken, effects=done.effects, dead=taken.dead + done.parked, trouble=trouble)
+
+    @property
+    def lost(self) -> int:
+        """How many calls have lost their lease."""
+        return self._done.lost
 
     def findings(self) -> Iterator[Finding]:
         """Say whether events are handled here."""

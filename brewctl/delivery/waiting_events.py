@@ -1,8 +1,9 @@
 """Events that wait for the handler of a downstream with lanes, as rows of `waiting_events`.
 
-records ─► taken: dedup row + waiting row, one commit ─► leased ─► handled: what `tx` wrote + the row is gone, one commit
-                                                           ├─────► put back, to be tried again later
-                                                           └─────► parked, and behind it what waits of its key
+taken     its dedup row and its waiting row are one commit
+leased    a lane calls the handler; the lease is renewed meanwhile
+handled   what the handler wrote through `tx`, and the end of the waiting row, are one commit
+          or it is put back, to be tried again, or parked, and behind it what waits of its key
 """
 
 import uuid
@@ -128,7 +129,7 @@ class Rows:
     def lease(
         self, connection: BoundedConnection, *, limit: int, in_hand: Collection[int], failed: bool
     ) -> list[WaitingEvent]:
-        """Lease the oldest events of up to `limit` keys; `failed`: of those whose last try failed, else of the others."""
+        """Lease the oldest events of up to `limit` keys; `failed`: those whose last try failed, else the others."""
         query = queries["lease_failed"] if failed else queries["lease_waiting"]
         asked = {
             "consumer": self._consumer,

@@ -35,4 +35,6 @@ def _check(settings: Settings, home: Home, name: str) -> Iterator[Finding]:
         yield ok(name, f"{database.place(home.settings.database_url)} has all tables of {home.whose}")
         rows = connection.execute(doctor_queries["parked"]).fetchall()
         waiting = [row for row in rows if row[0] in home.groups]
+        behind = [row for row in connection.execute(doctor_queries["waiting"]) if row[0] in home.groups]
     yield from postgres.parked(waiting) if waiting else ()
+    yield from postgres.waiting(behind)

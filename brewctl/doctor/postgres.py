@@ -65,6 +65,7 @@ def check(settings: Settings) -> Iterator[Finding]:
         if not lacking:
             yield from _outbox(*connection.execute(doctor_queries["outbox"]).fetchone() or (0, None))
             yield from parked(connection.execute(doctor_queries["parked"]).fetchall())
+            yield from waiting(connection.execute(doctor_queries["waiting"]).fetchall())
             yield from identity.check(connection)
             yield from replicas.check(connection)
         yield clocks.judge("clock", "postgres", *_read_clocks(connection))
@@ -167,6 +168,19 @@ def parked(waiting: Sequence[tuple[Any, ...]]) -> Iterator[Finding]:
         yield warn("parked", found, mend=f"see `brewctl dlq list --group {group}`, then `brewctl dlq redrive`")
     if not waiting:
         yield ok("parked", "no event waits to be redriven")
+
+
+def waiting(rows: Sequence[tuple[Any, ...]]) -> Iterator[Finding]:
+    """Judge what waits for lanes: per consumer, how many events, for how long, and how many failed before."""
+    for group, events, oldest_s, failing, failure in rows:
+        found = f"{group} has {events} event{'s' if events > 1 else ''} waiting for its handler"
+        found += f", the oldest for {oldest_s:.0f} s"
+        if failing:
+            found += f"; {failing} failed before, such as: {failure}"
+        if oldest_s > _OLD_S:
+            yield warn("waiting", found, mend=f"see in `brewctl top` whether nodes of {group} run, and what they say")
+        else:
+            yield ok("waiting", found)
 
 
 def _read_clocks(connection: Connection) -> tuple[float, float, float]:

@@ -41,6 +41,16 @@ OUTBOX_OLDEST = Family(
 PARKED = Family(
     "brew_parked_events", "Events that a consumer has parked and that wait for `dlq redrive`.", ("consumer",)
 )
+WAITING = Family(
+    "brew_waiting_events",
+    "Events that a consumer with lanes has taken, and that wait for its handler; at most 100000 are counted.",
+    ("consumer",),
+)
+WAITING_OLDEST = Family(
+    "brew_waiting_oldest_seconds",
+    "For how long the oldest of them has waited, by PostgreSQL's clock; 0 where none waits.",
+    ("consumer",),
+)
 REPLICAS = Family("brew_replicas", "Replicas of a role that were heard of lately, of whichever machine.", ("role",))
 OLDEST_TRANSACTION = Family(
     "brew_postgres_oldest_transaction_seconds",
@@ -72,6 +82,8 @@ FAMILIES = (
     OUTBOX_ROWS,
     OUTBOX_OLDEST,
     PARKED,
+    WAITING,
+    WAITING_OLDEST,
     REPLICAS,
     OLDEST_TRANSACTION,
     LAG_RECORDS,

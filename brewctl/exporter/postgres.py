@@ -16,6 +16,8 @@ from brewctl.exporter.families import (
     OUTBOX_ROWS,
     PARKED,
     REPLICAS,
+    WAITING,
+    WAITING_OLDEST,
     Sample,
 )
 from brewctl.exporter.questions import Question
@@ -80,6 +82,8 @@ def _questions(home: Home, groups: Sequence[str]) -> dict[str, Ask]:
     shared: dict[str, Ask] = {"oldest_transaction": _transaction(server(home))}
     if home.groups:
         shared["parked_events"] = _parked(home.groups)
+    if laned := [each.group for each in home.downstreams if each.lanes]:
+        shared["waiting_events"] = _waiting(laned)
     return shared if home.apart else own | shared
 
 
@@ -107,6 +111,16 @@ def _parked(groups: Sequence[str]) -> Ask:
     def ask(connection: BoundedConnection) -> Sequence[Sample]:
         rows = connection.execute(exporter_queries["parked_by_consumer"], {"consumers": list(groups)})
         return [Sample(PARKED, count, (consumer,)) for consumer, count in rows]
+
+    return ask
+
+
+def _waiting(groups: Sequence[str]) -> Ask:
+    def ask(connection: BoundedConnection) -> Sequence[Sample]:
+        asked = {"consumers": list(groups), "most": _MOST_ROWS}
+        rows = connection.execute(exporter_queries["waiting_by_consumer"], asked).fetchall()
+        counts = [Sample(WAITING, count, (consumer,)) for consumer, count, _ in rows]
+        return counts + [Sample(WAITING_OLDEST, oldest_s, (consumer,)) for consumer, _, oldest_s in rows]
 
     return ask
 

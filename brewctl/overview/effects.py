@@ -92,7 +92,11 @@ def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def _number(downstream: Downstream) -> sql.Composable:
     if downstream.done:
         return sql.SQL("(SELECT count(*) FROM {})").format(_effects(downstream))
-    return sql.SQL("(SELECT count(*) FROM processed_events WHERE consumer = {})").format(downstream.group)
+    processed = sql.SQL("(SELECT count(*) FROM processed_events WHERE consumer = {})").format(downstream.group)
+    if not downstream.lanes:
+        return processed
+    waiting = sql.SQL("(SELECT count(*) FROM waiting_events WHERE consumer = {})").format(downstream.group)
+    return sql.SQL("{} - {}").format(processed, waiting)
 
 
 def _rows(connection: Connection, downstream: Downstream, order_id: UUID) -> Iterator[dict[str, Any]]:

@@ -15,7 +15,7 @@ from brewctl.errors import BrewError, UsageError
 from brewctl.overview import effects
 from brewctl.overview.effects import Effect
 from brewctl.overview.replicas import nodes
-from brewctl.overview.trace import Dedup, Event, Life, Order, Parked
+from brewctl.overview.trace import Dedup, Event, Life, Order, Parked, Waiting
 from brewctl.sql import queries
 
 _DIGITS = 32  # of a UUID
@@ -85,6 +85,7 @@ def read(connection: BoundedConnection, order_id: UUID, where: Sequence[Home]) -
         there,
         [downstream for home in where for downstream in home.downstreams],
         parked=[parked for each in done for parked in each.parked],
+        waiting=[waiting for each in done for waiting in each.waiting],
     )
 
 
@@ -94,6 +95,7 @@ class _Done(NamedTuple):
     dedup: Sequence[Dedup]
     effects: Sequence[Effect]
     parked: Sequence[Parked]
+    waiting: Sequence[Waiting]
 
 
 def _done(connection: Connection, home: Home, order_id: UUID, ids: Sequence[int]) -> _Done:
@@ -101,7 +103,8 @@ def _done(connection: Connection, home: Home, order_id: UUID, ids: Sequence[int]
     first = {row.group: row.processed_at for row in reversed(dedup)}
     found = effects.of_order(connection, home.downstreams, order_id, first)
     parked = _rows(connection, Parked, queries["traced_parked"], groups=home.groups, ids=ids)
-    return _Done(dedup, found, [replace(each, apart=home.apart) for each in parked])
+    waiting = _rows(connection, Waiting, queries["traced_waiting"], groups=home.groups, ids=ids)
+    return _Done(dedup, found, [replace(each, apart=home.apart) for each in parked], waiting)
 
 
 def _rows(connection: Connection, shape: type[_T], query: LiteralString, **parameters: object) -> list[_T]:

@@ -80,6 +80,18 @@ class Parked:
 
 
 @dataclass(frozen=True)
+class Waiting:
+    """An event that a group with lanes has taken and not handled yet; `node`: where its handler runs, if it does."""
+
+    group: str
+    outbox_id: int
+    taken_at: datetime
+    attempts: int
+    failure: str
+    node: str
+
+
+@dataclass(frozen=True)
 class Dedup:
     """A dedup row: a group has handled an event, and skipped it so many times since."""
 
@@ -121,6 +133,7 @@ class Life:
     downstreams: Sequence[Downstream]
     letters: Sequence[Letter] = ()
     parked: Sequence[Parked] = ()
+    waiting: Sequence[Waiting] = ()
 
     @property
     def trace_id(self) -> str:
@@ -232,6 +245,12 @@ class Life:
                 times = "once more" if row.duplicates == 1 else f"{row.duplicates} times more"
                 detail = f"{times} by group {row.group}, which had it in processed_events"
                 yield Step(row.duplicate_at, "skipped", detail, group=row.group, outbox_id=row.outbox_id)
+
+        for each in self.waiting:
+            detail = f"outbox row {each.outbox_id} by group {each.group}"
+            detail += f", whose handler runs on {each.node}" if each.node else ", and waits for its handler"
+            detail += f"; failed {each.attempts} times: {each.failure}" if each.failure else ""
+            yield Step(each.taken_at, "taken", detail, each.node, each.group, each.outbox_id)
 
     def _died(self) -> Iterator[Step]:
         for each in self.parked:

@@ -39,5 +39,10 @@ def _run(
     registration.check(settings, downstream, name)
     own = registration.home(settings, downstream, name)
     tables = registration.tables(settings, own)
-    needs = ["inbox", *(["replica"] if tables is None else []), *([downstream.group] if registry.is_own(name) else [])]
+    needs = [
+        "inbox",
+        *(["replica"] if tables is None else []),
+        *(["lanes"] if downstream.lanes else []),
+        *([downstream.group] if registry.is_own(name) else []),
+    ]
     consume(settings, downstream, stop, node=node, own=own, tables=tables, needs=needs, health=health)

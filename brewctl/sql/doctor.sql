@@ -55,6 +55,11 @@ SELECT (SELECT count(*) FROM outbox WHERE published_at IS NULL AND failed_at IS 
 -- Events that wait to be redriven, by their consumers; and how many keys they hold up.
 SELECT consumer, count(*), count(DISTINCT key) FROM parked_events WHERE outcome IS NULL GROUP BY consumer ORDER BY consumer
 
+-- waiting --
+-- Events that wait for lanes, by their consumers; for how long the oldest has waited, and how many are tried again.
+SELECT consumer, count(*), extract(epoch FROM clock_timestamp() - min(taken_at))::float8, count(failure), max(failure)
+  FROM waiting_events GROUP BY consumer ORDER BY consumer
+
 -- outbox_ids --
 -- The sequence of the outbox's ids, the highest id of the table, and the highest that any consumer has processed. One look
 -- into an index each: the consumers are found one after the other. No row where the sequence may not be read.

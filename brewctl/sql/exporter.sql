@@ -20,6 +20,14 @@ SELECT count(*) - count(failed_at), count(failed_at)
 SELECT asked.consumer, (SELECT count(*) FROM parked_events p WHERE p.consumer = asked.consumer AND p.outcome IS NULL)
   FROM unnest(%(consumers)s::text[]) AS asked (consumer)
 
+-- waiting_by_consumer --
+-- Events that wait for the lanes of these consumers, at most `most` of each, and for how long the oldest has waited.
+SELECT asked.consumer,
+       (SELECT count(*) FROM (SELECT FROM waiting_events w WHERE w.consumer = asked.consumer LIMIT %(most)s) AS first),
+       coalesce((SELECT greatest(extract(epoch FROM clock_timestamp() - w.taken_at), 0)::float8
+                   FROM waiting_events w WHERE w.consumer = asked.consumer ORDER BY w.consumer, w.id LIMIT 1), 0)
+  FROM unnest(%(consumers)s::text[]) AS asked (consumer)
+
 -- replicas --
 -- Replicas of each role that were heard of within `silent_s` seconds.
 SELECT role, count(*) FROM nodes

@@ -681,8 +681,16 @@ SELECT id, consumer AS group, outbox_id, reason, parked_at, coalesce(outcome, ''
  WHERE consumer = ANY(%(groups)s) AND outbox_id = ANY(%(ids)s)
  ORDER BY id
 
+-- traced_waiting --
+-- What a group has taken and not handled yet.
+SELECT consumer AS group, outbox_id, taken_at, attempts, coalesce(failure, '') AS failure,
+       CASE WHEN lease_until >= clock_timestamp() THEN node_id ELSE '' END AS node
+  FROM waiting_events
+ WHERE consumer = ANY(%(groups)s) AND outbox_id = ANY(%(ids)s)
+ ORDER BY id
+
 -- traced_dedup --
--- How often an event came again is in `redeliveries`; an older version counted it in the dedup row.
+-- What waits for a lane is left out. How often an event came again is in `redeliveries`; an older version counted it in the dedup row.
 SELECT p.consumer AS group, p.outbox_id, p.processed_at, p.duplicates + again.times AS duplicates,
        coalesce(greatest(p.duplicate_at, again.came_at), p.processed_at) AS duplicate_at
   FROM processed_events p
@@ -693,6 +701,7 @@ SELECT p.consumer AS group, p.outbox_id, p.processed_at, p.duplicates + again.ti
         WHERE r.consumer = p.consumer AND p.outbox_id = ANY(r.outbox_ids)
        ) again
  WHERE p.consumer = ANY(%(groups)s) AND p.outbox_id = ANY(%(ids)s)
+   AND NOT EXISTS (SELECT FROM waiting_events w WHERE w.consumer = p.consumer AND w.outbox_id = p.outbox_id)
  ORDER BY p.processed_at
 
 -- counts --

@@ -28,8 +28,8 @@ CREATE TEMP TABLE effect (consumer text NOT NULL, order_id uuid NOT NULL, status
 
 -- create_processed --
 -- Dedup rows of events that are in the outbox, and of ids that are not. Where the outbox has used an id again, what was
--- done of the event that had it before is left out.
-CREATE TEMP TABLE processed (consumer text NOT NULL, outbox_id bigint NOT NULL, processed_at timestamptz NOT NULL)
+-- done of the event that had it before is left out. `waits`: for a lane, so that its effect is still to come.
+CREATE TEMP TABLE processed (consumer text NOT NULL, outbox_id bigint NOT NULL, processed_at timestamptz NOT NULL, waits boolean NOT NULL)
 
 -- create_parked --
 -- Parked events, and those that were: with the time until which their keys were held up, null where they still are.
@@ -41,7 +41,8 @@ CREATE TEMP TABLE parked (
 -- create_elsewhere_processed --
 -- Dedup rows of downstreams that have a database of their own, as they are there.
 CREATE TEMP TABLE elsewhere_processed (
-    consumer text NOT NULL, outbox_id bigint NOT NULL, event_id uuid, earlier_ids uuid[], processed_at timestamptz NOT NULL)
+    consumer text NOT NULL, outbox_id bigint NOT NULL, event_id uuid, earlier_ids uuid[], processed_at timestamptz NOT NULL,
+    waits boolean NOT NULL)
 
 -- create_elsewhere_parked --
 -- Their parked events, as they are there.
@@ -104,12 +105,13 @@ INSERT INTO taker SELECT * FROM unnest(%(takers)s::text[], %(types)s::text[])
 
 -- fill_processed --
 INSERT INTO processed
-SELECT p.consumer, p.outbox_id, p.processed_at
-  FROM (SELECT consumer, outbox_id, event_id, earlier_ids, processed_at
+SELECT p.consumer, p.outbox_id, p.processed_at, p.waits
+  FROM (SELECT consumer, outbox_id, event_id, earlier_ids, processed_at,
+               (consumer, outbox_id) IN (SELECT consumer, outbox_id FROM waiting_events) AS waits
           FROM processed_events
          WHERE consumer = ANY(%(here)s)
          UNION ALL
-        SELECT consumer, outbox_id, event_id, earlier_ids, processed_at
+        SELECT consumer, outbox_id, event_id, earlier_ids, processed_at, waits
           FROM elsewhere_processed) p
   LEFT JOIN outbox x ON x.id = p.outbox_id
  WHERE (x.event_id IS NULL OR p.event_id IS NULL OR x.event_id = p.event_id OR x.event_id = ANY(p.earlier_ids))
@@ -143,7 +145,9 @@ COPY seen FROM STDIN
 
 -- elsewhere_processed --
 -- Asked of a downstream's own database, for the table of this name.
-COPY (SELECT consumer, outbox_id, event_id, earlier_ids, processed_at FROM processed_events WHERE consumer = ANY(%(groups)s))
+COPY (SELECT consumer, outbox_id, event_id, earlier_ids, processed_at,
+             (consumer, outbox_id) IN (SELECT consumer, outbox_id FROM waiting_events)
+        FROM processed_events WHERE consumer = ANY(%(groups)s))
   TO STDOUT (FORMAT BINARY)
 
 -- elsewhere_parked --
@@ -254,6 +258,7 @@ SELECT bad.total, 'outbox ' || bad.outbox_id || ' had its effect while outbox ' 
           JOIN event e ON e.aggregate = k.aggregate AND e.outbox_id > k.outbox_id
           JOIN processed p ON p.consumer = k.consumer AND p.outbox_id = e.outbox_id
          WHERE k.consumer = %(consumer)s
+           AND NOT p.waits
            AND p.processed_at > k.parked_at AND (k.settled_at IS NULL OR p.processed_at < k.settled_at)
            AND NOT EXISTS (SELECT FROM parked other
                             WHERE other.consumer = k.consumer AND other.outbox_id = p.outbox_id
@@ -299,6 +304,7 @@ SELECT %(consumer)s, order_id, created_at,
            WHEN 'no event' THEN 'it has no event'
            WHEN 'parked' THEN 'outbox ' || outbox_id || ' is parked: brewctl dlq redrive ' || parked_name
            WHEN 'given up' THEN 'outbox ' || outbox_id || ' was parked, and dropped'
+           WHEN 'taken' THEN 'outbox ' || outbox_id || ' waits for its handler'
            WHEN 'processed' THEN 'outbox ' || outbox_id || ' counts as processed, so it never will'
            WHEN 'open' THEN 'its event is a dead letter: brewctl dlq redrive ' || letter_partition || ':' || letter_offset
            WHEN 'set aside' THEN 'outbox ' || outbox_id || ' is not published'
@@ -313,6 +319,7 @@ SELECT %(consumer)s, order_id, created_at,
                    WHEN e.outbox_id IS NULL THEN 'no event'
                    WHEN k.outbox_id IS NOT NULL AND k.outcome IS NULL THEN 'parked'
                    WHEN k.outcome = 'dropped' THEN 'given up'
+                   WHEN p.waits THEN 'taken'
                    WHEN p.outbox_id IS NOT NULL THEN 'processed'
                    WHEN dead.outcome IS NOT NULL THEN dead.outcome
                    WHEN e.set_aside OR e.blocked THEN 'set aside'
@@ -559,7 +566,7 @@ SELECT count(*) OVER () AS total, offender
           LEFT JOIN event e ON e.outbox_id = p.outbox_id
          WHERE p.consumer = %(consumer)s
            AND (e.outbox_id IS NULL
-                OR %(shows)s AND e.order_id IS NOT NULL AND e.type = 'order.created'
+                OR %(shows)s AND e.order_id IS NOT NULL AND e.type = 'order.created' AND NOT p.waits
                    AND NOT EXISTS (SELECT FROM effect f
                                     WHERE f.consumer = %(consumer)s AND f.order_id = e.order_id)
                    AND NOT EXISTS (SELECT FROM parked k

@@ -10,6 +10,7 @@ from brewctl.delivery.database import Pool
 from brewctl.delivery.failures import FailingError
 from brewctl.delivery.inbox import Inbox
 from tests.conftest import Rig, open_rig
+from tests.integration import lanes_tools
 from tests.integration.grpc_tools import Service, dialled
 
 
@@ -18,6 +19,14 @@ def service(servers: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -
     """An order node on a database of its own."""
     with open_rig(servers, tmp_path_factory.mktemp("grpc")) as rig, dialled(rig, rig.serve()[1]) as service:
         yield service
+
+
+@pytest.fixture(scope="session")
+def laned(servers: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """A database for all tests of lanes: each has a group of its own."""
+    with open_rig(servers, tmp_path_factory.mktemp("lanes")) as rig:
+        rig.connection.execute(lanes_tools.TABLE)
+        yield rig
 
 
 @pytest.fixture

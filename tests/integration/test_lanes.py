@@ -1,33 +1,216 @@
 """Lanes: a handler called for many keys at once, in order for each of them, and never twice without its event id."""
 
-import uuid
+import threading
+from typing import Any
 
+import psycopg
 import pytest
 
+from brewctl.delivery.downstream import Later
+from brewctl.delivery.waiting_events import Rows
+from brewctl.errors import BrewError
 from tests.conftest import Rig
-from tests.integration.lanes_tools import Receiver, handled, make_table, record, running, take, until, waiting
+from tests.integration.lanes_tools import Gate, Receiver, at_once, ids, record, until
 
 
-@pytest.fixture(autouse=True)
-def table(rig: Rig) -> None:
-    make_table(rig)
-
-
-def ids(count: int) -> list[str]:
-    return [str(uuid.uuid4()) for _ in range(count)]
-
-
-def test_two_processes_handle_the_events_of_each_key_in_order_and_keys_side_by_side(rig: Rig) -> None:
+def test_two_processes_handle_the_events_of_each_key_in_order_and_keys_side_by_side(laned: Rig) -> None:
     orders = ids(20)
-    receiver = Receiver(lanes=16)
-    records = [record(20 * seq + place, order, seq=seq) for seq in range(1, 9) for place, order in enumerate(orders)]
-    with running(rig.settings, receiver.downstream, node="n-1") as one:
-        with running(rig.settings, receiver.downstream, node="n-2") as two:
-            inbox = take(rig.settings, receiver.downstream, records)
-            take(rig.settings, receiver.downstream, records)  # delivered again
-            until("all are handled", lambda: not waiting(rig))
-    assert (inbox.tally.waiting, inbox.tally.effects) == (160, 0)
-    assert one.work(inbox.work()).effects + two.work(inbox.work()).effects == 160
+    receiver = Receiver(laned, lanes=16)
+    records = [record(order, seq=seq) for seq in range(1, 6) for order in orders]
+    with receiver.running("n-1") as one, receiver.running("n-2") as two:
+        inbox = receiver.take(*records)
+        receiver.take(*records)  # delivered again
+        until("all are handled", lambda: not receiver.rows())
+        until("all are counted", lambda: one.work.effects + two.work.effects == 100)
+    assert (inbox.tally.waiting, inbox.tally.effects, inbox.tally.processed) == (100, 0, 100)
     for order in orders:
-        assert receiver.seqs(order) == handled(rig, order) == [*range(1, 9)]
-    assert receiver.most_of_a_key == 1
+        assert receiver.seqs(order) == receiver.handled(order) == [1, 2, 3, 4, 5]
+    assert at_once(receiver, orders) == [1] * 20
+    assert receiver.processed() == 100
+
+
+def test_a_slow_key_holds_up_neither_other_keys_nor_the_consumer(laned: Rig) -> None:
+    slow, *others = ids(11)
+    receiver = Receiver(laned, lanes=2)
+    gate = receiver.answers[slow] = Gate()
+    with receiver.running():
+        receiver.take(record(slow), record(slow, seq=2), *(record(order) for order in others))
+        assert gate.reached.wait(30)
+        receiver.take(*(record(order, seq=2) for order in others))
+        until("the others are handled", lambda: len(receiver.handled()) == 20)
+        assert receiver.seqs(slow) == [1]
+        gate.open()
+        until("all are handled", lambda: not receiver.rows())
+    assert receiver.handled(slow) == [1, 2]
+
+
+def test_no_more_keys_are_handled_at_once_than_there_are_lanes_and_all_lanes_are_used(laned: Rig) -> None:
+    receiver = Receiver(laned, lanes=3)
+    gate = receiver.every = Gate()
+    with receiver.running():
+        receiver.take(*(record(order) for order in ids(7)))
+        until("three are called", lambda: receiver.most_at_once["all"] == 3)
+        gate.open()
+        until("all are handled", lambda: not receiver.rows())
+    assert receiver.most_at_once["all"] == 3
+
+
+def test_no_transaction_is_open_while_a_handler_calls_and_tx_and_the_row_are_one_commit(laned: Rig) -> None:
+    (order,) = ids(1)
+    receiver = Receiver(laned, lanes=1)
+    gate = receiver.answers[order] = Gate()
+    open_ones = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        " AND backend_type = 'client backend' AND xact_start IS NOT NULL"
+    )
+    with receiver.running():
+        receiver.take(record(order))
+        assert gate.reached.wait(30)
+        until("no transaction is open", lambda: laned.connection.execute(open_ones).fetchone() == (0,))
+        gate.open()
+        until("it is handled", lambda: not receiver.rows())
+    assert receiver.handled(order) == [1]
+    same = "SELECT count(DISTINCT xmin::text) FROM (SELECT xmin FROM handled WHERE order_id = %s UNION ALL SELECT xmin FROM processed_events WHERE consumer = %s) AS rows"
+    assert laned.connection.execute(same, [order, receiver.group]).fetchone() == (1,)
+
+
+def test_a_lease_is_renewed_while_its_handler_runs(laned: Rig) -> None:
+    (order,) = ids(1)
+    receiver = Receiver(laned, session_s=1.5, heartbeat_s=0.5)
+    gate = receiver.answers[order] = Gate()
+    ends = "SELECT extract(epoch FROM lease_until)::float8 FROM waiting_events WHERE consumer = %s"
+
+    def end() -> float:
+        (found,) = laned.connection.execute(ends, [receiver.group]).fetchone() or (0.0,)
+        return float(found)
+
+    with receiver.running("n-1") as one, receiver.running("n-2") as two:
+        receiver.take(record(order))
+        assert gate.reached.wait(30)
+        first = end()
+        until("it outlives its first lease", lambda: end() > first + 1.5)
+        gate.open()
+        until("it is handled", lambda: not receiver.rows())
+    assert (receiver.seqs(order), receiver.handled(order)) == ([1], [1])
+    assert one.lanes.lost + two.lanes.lost == 0
+
+
+@pytest.mark.parametrize("writes", [True, False], ids=["tx", "no tx"])
+def test_what_a_process_does_whose_lease_is_lost_is_not_kept(
+    laned: Rig, monkeypatch: pytest.MonkeyPatch, *, writes: bool
+) -> None:
+    """As one that stood still for longer than its lease."""
+    (order,) = ids(1)
+    receiver = Receiver(laned, writes=writes, session_s=1.5, heartbeat_s=0.5)
+    first, second = Gate(), Gate()
+    gates = iter([first, second])
+    receiver.answers[order] = lambda event: next(gates)(event)
+    monkeypatch.setattr(Rows, "renew", lambda *_: set())
+    with receiver.running("n-1") as one:
+        receiver.take(record(order), record(order, seq=2))
+        assert first.reached.wait(30)
+        with receiver.running("n-2") as two:
+            assert second.reached.wait(30)
+            first.open()
+            until("it is known to be lost", lambda: one.lanes.lost)
+            assert receiver.handled(order) == []
+            gates = iter([lambda _event: None])
+            second.open()
+            until("it is handled", lambda: not receiver.rows())
+            until("they are counted", lambda: one.work.effects + two.work.effects == 2)
+    assert receiver.seqs(order) == [1, 1, 2]
+    assert len({event_id for _, seq, event_id in receiver.calls if seq == 1}) == 1
+    assert receiver.handled(order) == ([1, 2] if writes else [])
+
+
+def test_a_stop_waits_for_the_calls_in_hand_and_begins_no_other(laned: Rig) -> None:
+    orders = ids(3)
+    receiver = Receiver(laned, lanes=2)
+    gate = receiver.every = Gate()
+    with receiver.running() as process:
+        receiver.take(*(record(order) for order in orders))
+        until("two are called", lambda: receiver.most_at_once["all"] == 2)
+        process.stop.set()
+        threading.Timer(0.2, gate.open).start()
+    assert len(receiver.calls) == 2
+    (left,) = receiver.rows()
+    assert left[0].endswith(orders[2])
+    leases = "SELECT count(lease) FROM waiting_events WHERE consumer = %s"
+    assert laned.connection.execute(leases, [receiver.group]).fetchone() == (0,)
+
+
+def test_a_call_that_does_not_end_in_time_gives_its_lease_back_and_is_made_again_elsewhere(laned: Rig) -> None:
+    (order,) = ids(1)
+    receiver = Receiver(laned)
+    gate = receiver.answers[order] = Gate()
+    with (
+        pytest.raises(BrewError, match="1 call in hand did not finish in time") as said,
+        receiver.running("n-1", drain_s=0.5, kafka_leave_s=0.0, database_look_s=0.1),
+    ):
+        receiver.take(record(order))
+        assert gate.reached.wait(30)
+    assert "the same event.id" in said.value.hint
+    receiver.answers.clear()
+    with receiver.running("n-2"):
+        until("it is handled", lambda: receiver.handled(order) == [1])
+    gate.open()
+    until("the first has returned", lambda: threading.active_count() and not receiver._at_once[order])
+    assert receiver.handled(order) == [1]
+    assert len({event_id for _, _, event_id in receiver.calls}) == 1
+
+
+def test_more_than_a_bound_is_not_taken_until_some_are_handled(laned: Rig) -> None:
+    orders = ids(30)
+    receiver = Receiver(laned, waiting_events=10)
+    receiver.take(*(record(order) for order in orders[:10]))
+    rest = [record(order) for order in orders[10:20]]
+    with pytest.raises(Later):
+        receiver.take(*rest)
+    assert len(receiver.rows()) == 10
+    with receiver.running():
+        until("there is room", lambda: not receiver.rows())
+        inbox = receiver.take(*rest)
+        until("all are handled", lambda: not receiver.rows())
+    assert len(receiver.handled()) == 20
+    assert not inbox.work().trouble
+    # A batch that is larger than the bound is taken where nothing waits.
+    receiver.take(*(record(order, seq=2) for order in orders))
+    assert len(receiver.rows()) == 30
+
+
+def test_what_a_handler_does_wrong_with_tx_counts_against_its_event_and_keeps_nothing(laned: Rig) -> None:
+    (order,) = ids(1)
+    receiver = Receiver(laned, attempts=1)
+
+    def spoil(event: Any, tx: Any) -> None:
+        tx.execute("INSERT INTO handled (consumer, order_id, seq) VALUES (%s, %s, 1)", [receiver.group, order])
+        tx.commit()
+
+    object.__setattr__(receiver.downstream, "handler", spoil)
+    with receiver.running():
+        receiver.take(record(order))
+        until("it is parked", receiver.parked)
+    assert receiver.handled() == []
+    assert "the handler used tx.commit" in receiver.parked()[0][1]
+
+
+def test_tx_is_a_connection_also_before_it_is_used_and_none_after_the_handler_has_returned(laned: Rig) -> None:
+    used, unused = ids(2)
+    receiver = Receiver(laned, lanes=1)
+    kept: list[Any] = []
+
+    def keep(event: Any, tx: Any) -> None:
+        kept.append(tx)
+        assert isinstance(tx, psycopg.Connection)
+        assert "not used" in repr(tx)
+        if event.data.order_id == used:
+            with tx.transaction(), tx.cursor() as cursor:
+                assert cursor.execute("SELECT 1").fetchone() == (1,)
+
+    object.__setattr__(receiver.downstream, "handler", keep)
+    with receiver.running():
+        receiver.take(record(used), record(unused))
+        until("both are handled", lambda: not receiver.rows())
+    for tx in kept:
+        with pytest.raises(Exception, match="after the handler had returned"):
+            tx.execute("SELECT 1")
