@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from brewctl import log, metrics
+from brewctl.config import Settings
+from brewctl.delivery import traced_calls
 from brewctl.delivery.database import UNAVAILABLE, BoundedConnection, Pool
 from brewctl.delivery.downstream import Downstream, Later
 from brewctl.delivery.events import Event
@@ -15,7 +17,6 @@ from brewctl.delivery.inbox import SLOW, is_countable
 from brewctl.delivery.lazy_transaction import lent_lazily
 from brewctl.delivery.waiting_events import LeaseLostError, Rows, WaitingEvent
 from brewctl.lifecycle import Backoff
-from brewctl.limits import Limits
 from brewctl.metrics import Retry
 
 logger = log.get(__name__)
@@ -72,12 +73,13 @@ class Call:
     """Calls the handler for one event after another. For any number of threads."""
 
     def __init__(
-        self, downstream: Downstream, rows: Rows, pools: tuple[Pool, Pool], done: Done, limits: Limits
+        self, downstream: Downstream, rows: Rows, pools: tuple[Pool, Pool], done: Done, settings: Settings
     ) -> None:
         """`pools`: of connections for the rows, and of those for the handler."""
         assert downstream.handler is not None
         self._downstream, self._handler = downstream, downstream.handler
-        self._rows, self._done, self._limits = rows, done, limits
+        self._rows, self._done, self._limits = rows, done, settings.limits
+        self._around = traced_calls.around(settings, downstream)
         self._pool, self._handlers = pools
         self._over = threading.Event()  # the process ends
         self._metrics = metrics.inbox(downstream.group)
@@ -103,7 +105,8 @@ class Call:
 
     def _handle(self, waiting: WaitingEvent, event: Event[Any]) -> None:
         with lent_lazily(self._handlers) as lending:
-            self._handler(event, lending.tx)
+            with self._around(waiting):
+                self._handler(event, lending.tx)
             lending.end()
             if lending.connection:
                 self._rows.finish(lending.connection, waiting)

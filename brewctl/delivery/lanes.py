@@ -69,7 +69,7 @@ class Lanes:
         self._downstream = downstream
         self._rows = Rows(downstream.group, node, settings.limits)
         self._done = Done(Failures(downstream, most_in_a_row=settings.limits.failures_in_a_row))
-        self._call = Call(downstream, self._rows, (self._pool, handlers), self._done, self._limits)
+        self._call = Call(downstream, self._rows, (self._pool, handlers), self._done, settings)
         self._queue: queue.SimpleQueue[WaitingEvent | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()

@@ -636,6 +636,10 @@ SELECT count(*) OVER () AS total, 'dead letter ' || place || offender
  ORDER BY "partition", "offset"
  LIMIT %(shown)s
 
+-- waiting_for_lanes --
+-- What these consumers have taken, and not handled yet.
+SELECT consumer, count(*) FROM waiting_events WHERE consumer = ANY(%(groups)s) GROUP BY consumer ORDER BY consumer
+
 -- on_the_way --
 -- Unpublished rows that a publisher will take: neither set aside nor behind one that is.
 SELECT count(*)

@@ -1,7 +1,9 @@
 """Waiting until nothing is on its way."""
 
+import contextlib
+
 from brewctl.config import Settings
-from brewctl.delivery import database, registry
+from brewctl.delivery import database, homes, registry
 from brewctl.delivery.broker import open_admin, open_reader
 from brewctl.lifecycle import wait_until
 from brewctl.sql import verify_queries
@@ -10,7 +12,7 @@ _EVERY_S = 0.5
 
 
 def settle(settings: Settings, *, timeout_s: float) -> str:
-    """Wait until every row that can be is published, and the groups have committed the topic's end.
+    """Wait until every row that can be is published, the groups have committed the topic's end, and no event waits.
 
     At most about `timeout_s` seconds; returns what was still on its way then, "" where nothing was.
     Raises UnreachableError, and BrewError where a table or a topic is missing.
@@ -21,8 +23,14 @@ def settle(settings: Settings, *, timeout_s: float) -> str:
         open_admin(settings) as admin,
         open_reader(settings) as reader,
         database.connect(settings) as connection,
+        contextlib.ExitStack() as stack,
     ):
         database.check_schema(connection)
+        laned = [
+            (stack.enter_context(homes.connect(home, connection, name="verify")), groups_here)
+            for home in homes.of(settings)
+            if (groups_here := [each.group for each in home.downstreams if each.lanes])
+        ]
 
         def settled() -> bool:
             (rows,) = connection.execute(verify_queries["on_the_way"]).fetchone() or (0,)
@@ -33,6 +41,9 @@ def settle(settings: Settings, *, timeout_s: float) -> str:
                 lag[group] = sum(max(0, end - max(start, offsets.get(at, 0))) for at, (start, end) in bounds.items())
             moving[:] = [f"{rows} rows to publish"] * bool(rows)
             moving.extend(f"{group} lags by {records}" for group, records in lag.items() if records)
+            for there, groups_here in laned:
+                waiting = there.execute(verify_queries["waiting_for_lanes"], {"groups": groups_here})
+                moving.extend(f"{count} of {group} wait for their handler" for group, count in waiting)
             return not moving
 
         try:

@@ -30,12 +30,25 @@ def ids(count: int) -> list[str]:
     return [str(uuid.uuid4()) for _ in range(count)]
 
 
-def record(order_id: str, *, seq: int = 1, outbox_id: int | None = None, event_id: str | None = None) -> Record:
+def record(
+    order_id: str,
+    *,
+    seq: int = 1,
+    outbox_id: int | None = None,
+    event_id: str | None = None,
+    traceparent: str | None = None,
+) -> Record:
     """A record of an order's event; every one is an order.created, whatever its number."""
     outbox_id = outbox_id or next(_ids)
     key = events.aggregate_id(order_id)
     headers = events.headers_for(
-        outbox_id, key, CREATED, node="order-1", event_id=event_id or str(uuid.uuid4()), seq=seq
+        outbox_id,
+        key,
+        CREATED,
+        node="order-1",
+        event_id=event_id or str(uuid.uuid4()),
+        seq=seq,
+        traceparent=traceparent,
     )
     return Record("topic", key.encode(), OrderCreated(order_id=order_id).SerializeToString(), headers, 0, outbox_id, 1)
 
@@ -99,6 +112,11 @@ class Receiver:
         """The calls for an order, by their numbers, in their order."""
         with self._lock:
             return [seq for each, seq, _ in self.calls if each == order_id]
+
+    def in_hand(self, order_id: str) -> int:
+        """How many calls for an order run now."""
+        with self._lock:
+            return self._at_once[order_id]
 
     def handled(self, order_id: str | None = None) -> list[int]:
         """What was committed, in its order."""

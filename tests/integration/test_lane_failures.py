@@ -1,4 +1,4 @@
-"""Events whose handler fails in a lane: tried again later, parked with what waits behind them, redriven; or all stop."""
+"""Events whose handler fails in a lane: tried again, parked with what waits behind them, redriven; or all stop."""
 
 import itertools
 import re
@@ -109,11 +109,8 @@ def test_a_later_that_is_far_away_gives_the_lane_back(laned: Rig) -> None:
 
 def due(receiver: Receiver) -> tuple[str, list[str]]:
     """How many rows wait, and how many of them not before some minutes have passed; none is leased."""
-    return (
-        "SELECT count(*), count(*) FILTER (WHERE next_try_at > now() + interval '50 minutes' AND lease IS NULL)"
-        " FROM waiting_events WHERE consumer = %s",
-        [receiver.group],
-    )
+    later = "next_try_at > now() + interval '50 minutes' AND lease IS NULL"
+    return f"SELECT count(*), count(*) FILTER (WHERE {later}) FROM waiting_events WHERE consumer = %s", [receiver.group]
 
 
 def test_a_receiver_that_is_away_for_all_stops_the_lanes_parks_nothing_and_they_resume(laned: Rig) -> None:

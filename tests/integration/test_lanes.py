@@ -1,15 +1,25 @@
 """Lanes: a handler called for many keys at once, in order for each of them, and never twice without its event id."""
 
 import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from brewctl import tracing
 from brewctl.delivery.downstream import Later
+from brewctl.delivery.events import Event
+from brewctl.delivery.homes import Home
 from brewctl.delivery.waiting_events import Rows
 from brewctl.errors import BrewError
+from brewctl.exporter import postgres
+from brewctl.tracing.spans import Tracing
 from tests.conftest import Rig
+from tests.integration.grpc_tools import PARENT, TRACE
 from tests.integration.lanes_tools import Gate, Receiver, at_once, ids, record, until
 
 
@@ -70,7 +80,10 @@ def test_no_transaction_is_open_while_a_handler_calls_and_tx_and_the_row_are_one
         gate.open()
         until("it is handled", lambda: not receiver.rows())
     assert receiver.handled(order) == [1]
-    same = "SELECT count(DISTINCT xmin::text) FROM (SELECT xmin FROM handled WHERE order_id = %s UNION ALL SELECT xmin FROM processed_events WHERE consumer = %s) AS rows"
+    same = (
+        "SELECT count(DISTINCT xmin::text) FROM (SELECT xmin FROM handled WHERE order_id = %s"
+        " UNION ALL SELECT xmin FROM processed_events WHERE consumer = %s) AS rows"
+    )
     assert laned.connection.execute(same, [order, receiver.group]).fetchone() == (1,)
 
 
@@ -103,8 +116,12 @@ def test_what_a_process_does_whose_lease_is_lost_is_not_kept(
     (order,) = ids(1)
     receiver = Receiver(laned, writes=writes, session_s=1.5, heartbeat_s=0.5)
     first, second = Gate(), Gate()
-    gates = iter([first, second])
-    receiver.answers[order] = lambda event: next(gates)(event)
+    gates: Iterator[Callable[[Event[Any]], None]] = iter([first, second])
+
+    def answer(event: Event[Any]) -> None:
+        next(gates)(event)
+
+    receiver.answers[order] = answer
     monkeypatch.setattr(Rows, "renew", lambda *_: set())
     with receiver.running("n-1") as one:
         receiver.take(record(order), record(order, seq=2))
@@ -143,18 +160,20 @@ def test_a_call_that_does_not_end_in_time_gives_its_lease_back_and_is_made_again
     (order,) = ids(1)
     receiver = Receiver(laned)
     gate = receiver.answers[order] = Gate()
-    with (
-        pytest.raises(BrewError, match="1 call in hand did not finish in time") as said,
-        receiver.running("n-1", drain_s=0.5, kafka_leave_s=0.0, database_look_s=0.1),
-    ):
-        receiver.take(record(order))
-        assert gate.reached.wait(30)
+    receiver.take(record(order))
+
+    def be_stopped_in_a_call() -> None:
+        with receiver.running("n-1", drain_s=0.5, kafka_leave_s=0.0, database_look_s=0.1):
+            assert gate.reached.wait(30)
+
+    with pytest.raises(BrewError, match="1 call in hand did not finish in time") as said:
+        be_stopped_in_a_call()
     assert "the same event.id" in said.value.hint
     receiver.answers.clear()
     with receiver.running("n-2"):
         until("it is handled", lambda: receiver.handled(order) == [1])
     gate.open()
-    until("the first has returned", lambda: threading.active_count() and not receiver._at_once[order])
+    until("the first has returned", lambda: receiver.in_hand(order) == 0)
     assert receiver.handled(order) == [1]
     assert len({event_id for _, _, event_id in receiver.calls}) == 1
 
@@ -182,7 +201,7 @@ def test_what_a_handler_does_wrong_with_tx_counts_against_its_event_and_keeps_no
     (order,) = ids(1)
     receiver = Receiver(laned, attempts=1)
 
-    def spoil(event: Any, tx: Any) -> None:
+    def spoil(_event: Any, tx: Any) -> None:
         tx.execute("INSERT INTO handled (consumer, order_id, seq) VALUES (%s, %s, 1)", [receiver.group, order])
         tx.commit()
 
@@ -214,3 +233,47 @@ def test_tx_is_a_connection_also_before_it_is_used_and_none_after_the_handler_ha
     for tx in kept:
         with pytest.raises(Exception, match="after the handler had returned"):
             tx.execute("SELECT 1")
+
+
+def test_the_exporter_tells_how_many_wait_and_for_how_long_of_groups_with_lanes_alone(laned: Rig) -> None:
+    receiver, idle = Receiver(laned), Receiver(laned, lanes=0)
+    receiver.take(*(record(order) for order in ids(3)))
+    home = Home(laned.settings, (receiver.downstream, idle.downstream), ("a:a", "b:b"), apart=False)
+    with postgres.opened(home, home.groups) as questions:
+        found = {sample.family.name: sample for each in questions for sample in each.look()}
+    assert found["brew_waiting_events"][1:] == (3, (receiver.group,))
+    assert found["brew_waiting_oldest_seconds"].value > 0
+    assert receiver.downstream.lanes > 0 == idle.downstream.lanes
+
+
+@pytest.mark.parametrize("by_parent", [False, True])
+def test_each_call_has_a_span_that_leads_to_the_one_that_created_its_event(
+    laned: Rig, monkeypatch: pytest.MonkeyPatch, *, by_parent: bool
+) -> None:
+    memory, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(memory))
+    (order,) = ids(1)
+    receiver = Receiver(laned)
+    inner = provider.get_tracer("test")
+    tries = iter([ValueError("no")])
+
+    def call(_event: Event[Any]) -> None:
+        with inner.start_as_current_span("POST"):
+            if error := next(tries, None):
+                raise error
+
+    receiver.answers[order] = call
+    monkeypatch.setattr(tracing, "_in_force", Tracing(provider, node="n-1", by_parent=by_parent))
+    with receiver.running():
+        receiver.take(record(order, traceparent=f"00-{TRACE}-{PARENT}-01"))
+        until("it is handled", lambda: not receiver.rows())
+    spans = memory.get_finished_spans()
+    calls = [span for span in spans if span.name == "process topic"]
+    assert [span.status.is_ok for span in calls] == [False, True]
+    assert [span.parent and span.parent.span_id for span in spans if span.name == "POST"] == [
+        span.context.span_id for span in calls
+    ]
+    for span in calls:
+        led = span.parent if by_parent else span.links[0].context
+        assert led is not None
+        assert (f"{led.trace_id:032x}", f"{led.span_id:016x}") == (TRACE, PARENT)

@@ -6,6 +6,7 @@ that has it: with all rights, and with each right taken away alone.
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -13,7 +14,7 @@ from psycopg import sql as quoting
 
 from brewctl import sql
 from brewctl.config import DEFAULT_DOWNSTREAMS
-from brewctl.delivery import effects, registry
+from brewctl.delivery import effects, registry, waiting_events
 from tests.conftest import Rig
 from tests.integration.rights_tools import dropped
 
@@ -30,6 +31,10 @@ _EVERYBODY = {
 }
 _REPLICA = {"keep_presence", "forget_replicas"}
 _INBOX = {"parks", "await_replication", "parked_keys", "lock_keys", "park", "downstream_name", "forget_redeliveries"}
+_LANES = {
+    "lease_waiting", "lease_failed", "renew_leases", "finish_waiting", "put_back", "give_leases_back", "hold_waiting",
+    "park_waiting", "keys_behind_parked", "try_lock_key", "count_waiting",
+}  # fmt: skip
 _DLQ = {"parked_events", "settled_letters"}
 ROLES: dict[str, set[str]] = {
     "order": _REPLICA | {
@@ -40,12 +45,14 @@ ROLES: dict[str, set[str]] = {
     },
     "inventory": _REPLICA | _INBOX,
     "notifications": _REPLICA | _INBOX,
+    "laned": _REPLICA | _INBOX | _LANES,
     "operator": _DLQ | {
         "retry_rows", "waiting_rows", "missing_rows", "done_rows", "republish_rows", "count_as_processed",
         "settle_parked", "lock_settlements", "settle_letters", "lock_keys",
     },
     "reader": _DLQ | {
         "waiting_rows", "nodes", "orders_between", "traced_order", "traced_events", "traced_parked", "traced_dedup",
+        "traced_waiting",
         "counts", "flow", "count_parked", "pulse", "inserted", "totals", "inventory_distribution", "work_by_node",
         "unfinished_orders", "missing_orders", "contradicted_calls", "orders_of_keys", "cancelled_orders",
         "wrongly_parked", "slowest_order", "missing_rows", "done_rows",
@@ -56,12 +63,22 @@ _OWNERS = {
     "register_downstream", "reset", "schema_state", "fix_search_path", "lock_schema", "table_holders", "builders",
     "statement_bound", "rebound_session", "act_as_owner", "owned_by_others", "entry_rights",
 }  # fmt: skip
-_PARTS = {"inbox", "taken", "taken_ids", "reserve", "notify"}
+_PARTS = {"inbox", "taken", "taken_ids", "reserve", "notify", "take_waiting"}
+# A downstream of a user's, which has lanes.
+_LANED = """
+from brewctl import Event, OrderCreated, downstream
+
+@downstream("laned", lanes=2)
+def tell(event: Event[OrderCreated], tx): ...
+"""
 
 
 @pytest.fixture
-def roles(rig: Rig) -> Iterator[str]:
+def roles(rig: Rig, tmp_path: Path) -> Iterator[str]:
     """The prefix of the roles' names."""
+    (tmp_path / "laned_rights.py").write_text(_LANED)
+    named = ",".join([*DEFAULT_DOWNSTREAMS, "laned_rights:tell"])
+    rig.env.update(BREW_APP_DIR=str(tmp_path), BREW_DOWNSTREAMS=named)
     with dropped(rig) as prefix:
         given = rig.brewctl("db", "grants", "--apply", "--exclusive", "--prefix", prefix)
         assert given.returncode == 0, given.stderr
@@ -81,6 +98,8 @@ def texts(role: str) -> list[str]:
             effect = effects.effect_of(downstream, node="n")
             assert isinstance(effect, effects._Statement)
             found.append(effect._text)
+    if role == "laned":
+        found.append(waiting_events.Taking("laned", "n", most=1)._text)
     if role == "reader":
         found += (*sql.doctor_queries.values(), *sql.exporter_queries.values())
         found += [downstream.done for downstream in shipped]

@@ -46,6 +46,20 @@ def test_the_annotation_says_what_it_takes(function: Any, *, of_batch: bool, typ
     assert (made.batch is not None, made.events) == (of_batch, types)
 
 
+def test_lanes_are_for_a_handler_of_one_event() -> None:
+    assert downstream("points", lanes=16)(of_created).lanes == 16
+    assert downstream("points")(of_created).lanes == 0
+    with pytest.raises(UsageError, match="lanes are for a handler of one event") as said:
+        downstream("points", lanes=16)(of_sequence)
+    assert "write handler(event, tx)" in said.value.hint
+    with pytest.raises(UsageError, match="lanes are for a handler of one event"):
+        Downstream("points", sql="DELETE FROM t USING fresh", events=(CREATED,), lanes=1)
+    wrong: list[Any] = [-1, 501, 1.5, "4", True, None]
+    for lanes in wrong:
+        with pytest.raises(UsageError, match="lanes must be 1 to 500, or 0 for none"):
+            downstream("points", lanes=lanes)(of_created)
+
+
 def test_annotations_that_are_all_text() -> None:
     """As `from __future__ import annotations` makes them."""
     source = (
