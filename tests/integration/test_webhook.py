@@ -1,7 +1,6 @@
 """notification-service with `--channel webhook`: the real binary, real servers, and a receiver that misbehaves."""
 
 import base64
-import json
 import signal
 import uuid
 from collections import Counter
@@ -210,8 +209,8 @@ def test_what_is_refused_is_parked_at_once_shown_and_redriven(
     (event_id,) = orders("refused")
     rig.wait("a parked event", lambda: [event_id] in [[str(found)] for (found,) in parked(rig, "event_id")])
     assert receiver.keys().count(event_id) == 1
-    listed = json.loads(rig.brewctl("dlq", "list", "--json").stdout)
-    assert f"HTTP 422: no such customer (http://127.0.0.1:{receiver.port})" in json.dumps(listed)
+    listed = rig.brewctl("dlq", "list", "--json").stdout
+    assert f'"HTTP 422: no such customer (http://127.0.0.1:{receiver.port})"' in listed
     ((number,),) = rig.connection.execute("SELECT id FROM parked_events WHERE event_id = %s", (event_id,)).fetchall()
     refused = rig.brewctl("dlq", "redrive", f"p{number}")
     assert (refused.returncode, "HTTP 422" in refused.stderr) == (1, True), refused.stderr
@@ -242,7 +241,8 @@ def test_it_drains_with_the_lines_of_the_log_channel(rig: Rig, node: Node) -> No
     assert node.ended(within_s=30) == 0, node.log.read_text()
     assert "[notification-1] notification-service stopped. processed=" in node.lines[-1]
     assert " notified=" in node.lines[-1]
-    assert "Traceback" not in node.log.read_text()
+    said = node.log.read_text() + "".join(node.lines)
+    assert [word for word in ("Traceback", "secret-path", SECRET, NEXT) if word in said] == []
     assert f"notifications={told(rig)}" in rig.brewctl("counts").stdout
 
 

@@ -1,6 +1,7 @@
 """One call of a webhook's receiver: what is sent, and what each answer means. The receiver is real, and misbehaves."""
 
 import base64
+import logging
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -49,7 +50,8 @@ def sender(receiver: Receiver) -> Iterator[Sender]:
         yield sender
 
 
-def test_what_is_sent(receiver: Receiver) -> None:
+def test_what_is_sent(receiver: Receiver, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     with Sender(place(receiver.url), concurrency=4) as sender:
         for _ in range(3):
@@ -68,6 +70,7 @@ def test_what_is_sent(receiver: Receiver) -> None:
     for each in receiver.calls:
         each.verify(SECRET)
     assert (len(receiver.calls), receiver.connections) == (3, 1), "a connection is used again"
+    assert "secret-path" not in caplog.text
 
 
 def test_unsigned_there_is_no_signature(receiver: Receiver) -> None:
@@ -248,6 +251,19 @@ def test_the_circuit_opens_after_events_in_a_row_and_not_after_one_that_fails_ag
     assert circuit.succeeded()
     assert [circuit.enter() for _ in range(3)] == [0, 0, 0]
     assert not circuit.succeeded()
+
+
+def test_those_who_wait_for_the_circuit_go_on_as_soon_as_one_call_succeeds() -> None:
+    clock, gone = Clock(), []
+    circuit = Circuit(clock=clock)
+    circuit.failed("a", away=True)
+    clock.now += 10
+    assert circuit.enter() == 0
+    waiting = in_threads(3, lambda number: gone.append((number, circuit.enter(patience_s=600))))
+    circuit.succeeded()
+    for thread in waiting:
+        thread.join()
+    assert sorted(gone) == [(0, 0), (1, 0), (2, 0)]
 
 
 def test_the_circuit_opens_no_longer_than_half_a_minute_unless_it_was_asked_to() -> None:

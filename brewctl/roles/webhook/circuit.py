@@ -29,35 +29,48 @@ class Circuit:
         self._most = most_in_a_row
         self._first_s = first_s
         self._clock = clock
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         self._in_a_row: set[str] = set()
         self._open_until: float | None = None  # None: closed
         self._open_s = 0.0  # how long it was open last
         self._probing = False
 
-    def enter(self) -> float:
-        """Say in how many seconds to ask again; 0: call now, and then tell `succeeded`, `failed` or `left`."""
-        with self._lock:
-            if self._open_until is None:
-                return 0.0
-            if (left_s := self._open_until - self._clock()) > 0:
-                return left_s
-            if self._probing:
-                return self._first_s
-            self._probing = True
+    def enter(self, *, patience_s: float = 0.0) -> float:
+        """Return 0 for a call now, whose end is told to `succeeded`, `failed` or `left`; else when to ask again.
+
+        It is waited for `patience_s` at most: while the receiver is called by nobody, nobody is delayed by that.
+        """
+        until = time.monotonic() + patience_s
+        with self._changed:
+            while left_s := self._closed_in_s():
+                if (patience_s := until - time.monotonic()) <= 0:
+                    return left_s
+                self._changed.wait(min(left_s, patience_s))
             return 0.0
+
+    def _closed_in_s(self) -> float:
+        if self._open_until is None:
+            return 0.0
+        if (left_s := self._open_until - self._clock()) > 0:
+            return left_s
+        if self._probing:
+            return self._first_s
+        self._probing = True
+        return 0.0
 
     def left(self) -> None:
         """Note a call that ended without an answer of either kind, such as one that was cancelled."""
-        with self._lock:
+        with self._changed:
             self._probing = False
+            self._changed.notify_all()
 
     def succeeded(self) -> bool:
         """Note an answer that says done; return whether the circuit was open until now."""
-        with self._lock:
+        with self._changed:
             opened = self._open_until is not None
             self._open_until, self._open_s, self._probing = None, 0.0, False
             self._in_a_row.clear()
+            self._changed.notify_all()
             return opened
 
     def failed(self, party: str, *, away: bool = False, pause_s: float = 0.0) -> float:
@@ -66,7 +79,7 @@ class Circuit:
         `party`: the customer, or the event, with whom. `away`: nothing was sent, so that it is no event's fault.
         `pause_s`: what the receiver asked for.
         """
-        with self._lock:
+        with self._changed:
             self._in_a_row.add(party)
             if self._open_until is not None and not self._probing:
                 return max(0.0, self._open_until - self._clock())  # of a call that began before it was opened
@@ -77,4 +90,5 @@ class Circuit:
             # Several nodes do not come back at one moment.
             seconds = max(self._open_s * random.uniform(0.75, 1.25), pause_s)  # noqa: S311 - no secret
             self._open_until = self._clock() + seconds
+            self._changed.notify_all()
             return seconds

@@ -32,6 +32,8 @@ from brewctl.roles.webhook.circuit import Circuit
 from brewctl.roles.webhook.places import Place, origin
 
 logger = logging.getLogger(__name__)
+# It logs the whole URL of each call, whose path is a secret with some receivers.
+logging.getLogger("httpx2").setLevel(logging.WARNING)
 
 _MOST_BYTES = 64 * 1024  # of an answer's body: what is more is not read
 _SHOWN_CHARACTERS = 200
@@ -99,7 +101,7 @@ class Sender:
 
         Raises Later, Reject or SendError where the receiver did not say that it has it.
         """
-        if wait_s := self._circuit.enter():
+        if wait_s := self._circuit.enter(patience_s=_PAUSE_S):
             raise Later(wait_s, f"no calls for a while, after failures ({self._place.name})")
         try:
             self._judge(self._call(identity, body, headers or {}))

@@ -1,6 +1,7 @@
 """How many calls are made for one customer at once: a receiver that is slow for one leaves the others their calls."""
 
 import contextlib
+import random
 import threading
 import time
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from collections.abc import Iterator
 from brewctl import Later
 
 _QUICK_S = 0.25  # calls that end within this are waited for: another event is no sooner at work than they are done
-_LATER_S = 1.0
+_LATER_S = (1.0, 3.0)
 
 
 class Shares:
@@ -28,7 +29,8 @@ class Shares:
         with self._changed:
             while len(made := self._began.setdefault(customer, [])) >= most:
                 if time.monotonic() > min(made) + _QUICK_S:
-                    raise Later(_LATER_S, f"the receiver is slow: {most} calls are being made for one customer")
+                    seconds = random.uniform(*_LATER_S)  # noqa: S311 - jitter, no secret
+                    raise Later(seconds, f"the receiver is slow: {most} calls are being made for one customer")
                 self._changed.wait(_QUICK_S)
             made.append(began := time.monotonic())
         try:
