@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from kafka import KafkaProducer
 
+from brewctl.delivery import events
 from brewctl.delivery.broker.kafka_python.client import connection
 from brewctl.lab.nodes import Node
 from brewctl.lifecycle import wait_until
+from brewctl.proto.orders_pb2 import OrderCancelled
 from tests.conftest import Rig, open_rig
 from tests.integration.kafka_tools import good_record
 from tests.webhook_receiver import (
@@ -171,6 +173,11 @@ def parked_of(rig: Rig, ids: set[str]) -> int:
     return sum(str(event_id) in ids for (event_id,) in parked(rig, "event_id"))
 
 
+def trouble(rig: Rig) -> str:
+    (said,) = rig.connection.execute("SELECT trouble FROM nodes WHERE node_id = 'notification-1'").fetchone() or ("",)
+    return str(said)
+
+
 def assigned(node: Node) -> int:
     return sum("partitions assigned" in line for line in node.lines)
 
@@ -182,9 +189,11 @@ def test_a_receiver_that_is_away_is_waited_for_and_nothing_is_parked(
     receiver.close()
     ids = orders(*(f"late-{number}" for number in range(20)))
     rig.wait("that it is said", lambda: "can't be reached" in node.log.read_text())
+    rig.wait("that tools show it", lambda: "can't be reached" in trouble(rig))
     assert set(receiver.keys()).isdisjoint(ids)
     receiver.open()
     rig.wait("all notifications", lambda: told(rig) == before + len(ids))
+    rig.wait("that it is over", lambda: "can't be reached" not in trouble(rig))
     assert len(parked(rig, "id")) == parked_before
     assert "takes notifications again" in node.log.read_text()
 
@@ -199,6 +208,39 @@ def test_a_secret_is_exchanged_while_it_runs(
     (call,) = [call for call in receiver.calls if call.key == event_id]
     call.verify(SECRET)
     call.verify(NEXT)
+
+
+def test_what_follows_of_an_order_waits_for_what_fails(rig: Rig, receiver: Receiver, node: Node) -> None:
+    """And the last state that was told is in its row."""
+    created = good_record(customer_id="orderly")
+    cancelled = OrderCancelled(order_id=created.order_id, reason="too late")
+    headers = events.headers_for(
+        int(dict(created.headers)["outbox-id"]) + 1_000_000,
+        created.key.decode(),
+        events.ORDER_CANCELLED,
+        node="another-team",
+        tenant_id="brew",
+        trace_id=uuid.uuid4().hex,
+    )
+
+    def of_order() -> list[str]:
+        return [call.json["data"]["state"] for call in list(receiver.calls) if created.order_id in call.body]
+
+    receiver.how = lambda call: (
+        answer(500) if of_order() == ["created"] and created.order_id in call.body else well(call)
+    )
+    producer = KafkaProducer(**connection(rig.settings, name="test"))
+    producer.send(rig.settings.topic, created.value, created.key, headers=created.headers)
+    producer.send(rig.settings.topic, cancelled.SerializeToString(), created.key, headers=headers)
+    producer.close()
+    query = "SELECT state, seq, channel FROM notifications_log WHERE order_id = %s"
+
+    def row() -> Any:
+        return rig.connection.execute(query, (created.order_id,)).fetchone()
+
+    rig.wait("both", lambda: row() == ("cancelled", 2, "webhook"))
+    assert of_order() == ["created", "created", "cancelled"]
+    assert node.alive
 
 
 def test_what_is_refused_is_parked_at_once_shown_and_redriven(
