@@ -28,6 +28,7 @@ from brewctl.delivery.inbox import Batch, Inbox
 from brewctl.delivery.lanes import lanes_of
 from brewctl.delivery.rest import Rest
 from brewctl.delivery.settled import Settled
+from brewctl.delivery.waiting_events import require_none_waiting
 from brewctl.errors import BrewError, UnreachableError, UsageError
 from brewctl.lifecycle import Backoff, run_together
 from brewctl.metrics import Retry
@@ -67,6 +68,8 @@ def consume(
     ):
         with pool.connection() as connection:
             rights.require(connection, f"downstream {downstream.group}", needs)
+            if not downstream.lanes:
+                require_none_waiting(connection, downstream.group)
         inbox = traced_inbox.opened(settings, pool, downstream, node=node)
         consumption = Consumption(settings, inbox, group=registry.kafka_group(settings, downstream), node=node)
         replica = presence.Replica(node, downstream.group)

@@ -13,8 +13,9 @@ from brewctl.delivery.database import UNAVAILABLE, BoundedConnection, Pool
 from brewctl.delivery.downstream import Downstream, Later
 from brewctl.delivery.events import Event
 from brewctl.delivery.failures import Failures, StoppedError, reason_of
-from brewctl.delivery.inbox import SLOW, is_countable
+from brewctl.delivery.inbox import SLOW, Tally, is_countable
 from brewctl.delivery.lazy_transaction import lent_lazily
+from brewctl.delivery.transaction import HandlerError
 from brewctl.delivery.waiting_events import LeaseLostError, Rows, WaitingEvent
 from brewctl.lifecycle import Backoff
 from brewctl.metrics import Retry
@@ -95,12 +96,14 @@ class Call:
             self._handle(waiting, event)
         except LeaseLostError:
             self._note_lost(waiting)
-        except Exception as error:  # noqa: BLE001 - whatever a handler raises
+        except BaseException as error:  # noqa: BLE001 - whatever a handler raises, SystemExit too
+            failure = error if isinstance(error, Exception) else HandlerError(f"the handler raised {error!r}")
             with contextlib.suppress(LeaseLostError):
-                return self._give_up(waiting, error)
+                return self._give_up(waiting, failure)
             self._note_lost(waiting)
         else:
             self._done.succeeded()
+            self._metrics.records(Tally(), Tally(effects=1))
             self._metrics.delivered([event], 1)
 
     def _handle(self, waiting: WaitingEvent, event: Event[Any]) -> None:
@@ -140,6 +143,7 @@ class Call:
             return
         parked = self._persist(lambda connection: self._rows.park(connection, waiting, reason, attempts=tries))
         self._done.note_parked(parked or 0)
+        self._metrics.records(Tally(), Tally(parked=parked or 0))
         place = f"{waiting.partition}@{waiting.offset}"
         logger.error("parked", key=waiting.key, record=place, reason=reason, hint="see `brewctl dlq list`")
 

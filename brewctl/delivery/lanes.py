@@ -34,7 +34,7 @@ logger = log.get(__name__)
 _OUTAGE = (*UNAVAILABLE, *SLOW)
 # A look for due events that costs much is taken seldom: of the time, at most one part in so many.
 _REST_PARTS = 4
-_LOOK_S = 0.05
+_LOOK_S = 0.2  # how often one that waits looks for a stop
 _STRAGGLERS_EVERY_S = 5.0
 _ROW_CONNECTIONS = 4  # for statements that take a moment each
 
@@ -228,7 +228,7 @@ class Lanes:
 
     def _drain(self, beat: Callable[[], None]) -> None:
         limits = self._limits
-        deadline = time.monotonic() + max(0.0, limits.drain_s - 2 * limits.database_look_s - limits.kafka_leave_s)
+        deadline = time.monotonic() + max(0.0, limits.drain_s - 2 * limits.database_look_s)
         while self._held() and time.monotonic() < deadline:
             self._wake.wait(_LOOK_S)
             self._wake.clear()
@@ -237,7 +237,10 @@ class Lanes:
         if held := self._held():
             several = "s" if len(held) > 1 else ""
             try:
-                with self._pool.connection() as connection, connection.answering_within(limits.database_look_s):
+                with (
+                    self._pool.connection(limits.database_look_s) as connection,
+                    connection.answering_within(limits.database_look_s),
+                ):
                     self._rows.give_back(connection, held)
             except _OUTAGE as error:
                 logger.warning("leases_kept", reason=str(error), hint=f"they end within {limits.session_s:g} s")

@@ -22,6 +22,7 @@ from brewctl.delivery.downstream import Downstream, Later
 from brewctl.delivery.effects import KeysParkedError, array, parameters, taking
 from brewctl.delivery.events import Event
 from brewctl.delivery.parking import Read
+from brewctl.errors import BrewError
 from brewctl.limits import Limits
 from brewctl.sql import queries
 
@@ -204,6 +205,15 @@ class Rows:
         asked = {"id": number, "reason": reason.replace("\0", "?"), "attempts": attempts}
         rows = connection.execute(queries["park_waiting"], {"consumer": self._consumer, "key": key, **asked})
         return len(rows.fetchall())
+
+
+def require_none_waiting(connection: BoundedConnection, consumer: str) -> None:
+    """Raise BrewError where events wait for lanes, of a downstream that has none now: nothing would handle them."""
+    if connection.execute(queries["any_waiting"], {"consumer": consumer}).fetchone() == (True,):
+        raise BrewError(
+            f"downstream {consumer} has no lanes, and events that wait for them",
+            hint="run it as it was, with lanes, until none waits: `brewctl doctor` shows how many do",
+        )
 
 
 def count(connection: BoundedConnection, consumer: str, *, most: int) -> tuple[int, float | None]:

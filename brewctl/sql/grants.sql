@@ -36,10 +36,12 @@ GRANT SELECT (consumer, outbox_id, event_id, earlier_ids),
 GRANT SELECT (came_at), INSERT (consumer, node_id, outbox_ids), DELETE ON redeliveries TO :role;
 GRANT SELECT (consumer, key, outbox_id, outcome),
       INSERT (consumer, key, seq, outbox_id, event_id, event_type, topic, "partition", "offset", written_ms, value, headers, reason, attempts) ON parked_events TO :role;
+GRANT SELECT (consumer) ON waiting_events TO :role;
 
 -- lanes --
 -- A downstream with lanes, in its own database: events that wait for its handler; those that it parks are processed no more.
-GRANT SELECT, DELETE,
+GRANT DELETE,
+      SELECT (id, key, seq, outbox_id, event_id, event_type, topic, "partition", "offset", written_ms, value, headers, taken_at, attempts, failure, next_try_at, lease, lease_until, node_id),
       INSERT (consumer, key, seq, outbox_id, event_id, event_type, topic, "partition", "offset", written_ms, value, headers),
       UPDATE (attempts, failure, next_try_at, lease, lease_until, node_id) ON waiting_events TO :role;
 GRANT DELETE ON processed_events TO :role;

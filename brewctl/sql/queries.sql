@@ -433,6 +433,10 @@ SELECT (SELECT count(*) FROM (SELECT FROM waiting_events WHERE consumer = %(cons
        (SELECT extract(epoch FROM clock_timestamp() - taken_at)::float8
           FROM waiting_events WHERE consumer = %(consumer)s ORDER BY consumer, id LIMIT 1)
 
+-- any_waiting --
+-- Whether events wait for lanes of a consumer.
+SELECT EXISTS (SELECT FROM waiting_events WHERE consumer = %(consumer)s)
+
 -- lease_waiting --
 -- Leases the oldest rows of up to `limit` keys that are due, in the order of their ids. A key whose oldest row is leased,
 -- or waits for its next try, has none; nor has one with a parked event, or those that this process has `in_hand`.

@@ -124,5 +124,16 @@ def test_a_slow_receiver_neither_delays_other_customers_nor_has_the_group_rebala
     node.ended(within_s=20)
     assert len([line for line in node.lines if "partitions assigned" in line]) == 1
     assert "processed=51 done=51 skipped=0" in node.lines[-1]
-    verified = crm.rig.brewctl("verify", "--wait", "30")
-    assert verified.returncode == 0, verified.stdout + verified.stderr
+
+
+def test_a_downstream_whose_lanes_were_taken_away_does_not_start_while_events_wait_for_them(crm: Crm) -> None:
+    (crm.folder / "slow").touch()
+    node = crm.start("crm-1")
+    crm.order("slow")
+    until("it is called", lambda: crm.calls("slow"))
+    node.kill()
+    (crm.folder / "laned_crm.py").write_text(MODULE.replace("lanes=4", "lanes=0"))
+    refused = crm.rig.brewctl("consume", NAME, "--node", "crm-2")
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1), refused.stderr
+    assert "downstream crm has no lanes, and events that wait for them" in refused.stderr
+    assert "run it as it was, with lanes" in refused.stderr

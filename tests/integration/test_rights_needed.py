@@ -30,7 +30,9 @@ _EVERYBODY = {
     "bound_locks",
 }
 _REPLICA = {"keep_presence", "forget_replicas"}
-_INBOX = {"parks", "await_replication", "parked_keys", "lock_keys", "park", "downstream_name", "forget_redeliveries"}
+_INBOX = {"parks", "await_replication", "parked_keys", "lock_keys", "park", "downstream_name", "forget_redeliveries",
+    "any_waiting",
+}  # fmt: skip
 _LANES = {
     "lease_waiting", "lease_failed", "renew_leases", "finish_waiting", "put_back", "give_leases_back", "hold_waiting",
     "park_waiting", "keys_behind_parked", "try_lock_key", "count_waiting",
