@@ -30,7 +30,7 @@ DEFAULT_ORDER_ADDRS = ("127.0.0.1:50081",)
 # The story's own.
 DEFAULT_DOWNSTREAMS = ("brewctl.roles.inventory:DOWNSTREAM", "brewctl.roles.notifications:DOWNSTREAM")
 WITH_CHANNELS = "notifications"
-CHANNEL_VARIABLE = "BREW_NOTIFICATIONS_CHANNEL"
+CHANNEL_VARIABLE = "BREW_NOTIFY_CHANNEL"
 SHORT_NAMES = dict(zip(("inventory", "notifications"), DEFAULT_DOWNSTREAMS, strict=True))
 DOWNSTREAM_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 # As a group's own name; both together fit Kafka's names.

@@ -57,7 +57,7 @@ def rig(
         "BREW_WEBHOOK_URL": receiver.url,
         "BREW_WEBHOOK_SECRET_FILE": str(secret),
         "BREW_WEBHOOK_TIMEOUT": str(TIMEOUT_S),
-        "BREW_NOTIFICATIONS_CHANNEL": "webhook",
+        "BREW_NOTIFY_CHANNEL": "webhook",
     }
     with pytest.MonkeyPatch.context() as patch, open_rig(servers, tmp_path_factory.mktemp("webhook")) as rig:
         for name, value in named.items():

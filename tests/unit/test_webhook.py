@@ -25,7 +25,7 @@ HEADERS = [
     ("trace-id", b"a" * 32),
     ("traceparent", b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01"),
 ]
-ENV = {"BREW_NOTIFICATIONS_CHANNEL": "webhook", "BREW_DATABASE_URL": "postgresql://u@127.0.0.1:1/x"}
+ENV = {"BREW_NOTIFY_CHANNEL": "webhook", "BREW_DATABASE_URL": "postgresql://u@127.0.0.1:1/x"}
 
 
 def imported(source: str) -> set[str]:
@@ -56,7 +56,7 @@ def python(code: str, **env: str) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("env", [{}, {"BREW_NOTIFICATIONS_CHANNEL": "log"}, {"BREW_NOTIFICATIONS_CHANNEL": "webhook"}])
+@pytest.mark.parametrize("env", [{}, {"BREW_NOTIFY_CHANNEL": "log"}, {"BREW_NOTIFY_CHANNEL": "webhook"}])
 def test_without_a_call_no_library_of_http_is_imported(env: dict[str, str]) -> None:
     """Nor is anything of the channel where it is not chosen. With it, tools that only look at the group need none."""
     heavy = "{'httpx2', 'httpcore2', 'standardwebhooks', 'asyncio', 'anyio'}"
@@ -65,7 +65,7 @@ def test_without_a_call_no_library_of_http_is_imported(env: dict[str, str]) -> N
         f"print(*sorted(m for m in sys.modules if m in {heavy} or m.startswith('brewctl.roles.webhook')), found.lanes)"
     )
     said = python(code, **env)
-    if env.get("BREW_NOTIFICATIONS_CHANNEL") == "webhook":
+    if env.get("BREW_NOTIFY_CHANNEL") == "webhook":
         assert said == "brewctl.roles.webhook brewctl.roles.webhook.shares 16"
     else:
         assert said == "0"
@@ -79,7 +79,7 @@ def test_where_its_libraries_are_missing_the_line_says_what_installs_them() -> N
         "try:\n  DOWNSTREAM.alive('n').__enter__()\nexcept UsageError as error:\n  print(error)\n"
     )
     said = "--channel webhook: there is no module httpx2: run `pip install 'brewctl[webhook]'`"
-    assert python(code, BREW_NOTIFICATIONS_CHANNEL="webhook") == said
+    assert python(code, BREW_NOTIFY_CHANNEL="webhook") == said
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_where_its_libraries_are_missing_the_line_says_what_installs_them() -> N
         ),
         (["--url", "https://shop.example/"], {}, "--url is given without --channel webhook"),
         (["--channel", "pigeon"], {}, "'pigeon' is not one of 'log', 'webhook'"),
-        ([], {"BREW_NOTIFICATIONS_CHANNEL": "pigeon"}, "'pigeon' is not one of 'log', 'webhook'"),
+        ([], {"BREW_NOTIFY_CHANNEL": "pigeon"}, "'pigeon' is not one of 'log', 'webhook'"),
         (
             ["--channel", "webhook"],
             {"BREW_WEBHOOK_CONCURRENCY": "many"},
@@ -113,9 +113,9 @@ def test_what_is_wrong_is_said_at_the_start(arguments: list[str], env: dict[str,
 
 
 def test_another_tool_says_so_of_a_channel_that_is_none() -> None:
-    done = run("consume", env={"BREW_NOTIFICATIONS_CHANNEL": "pigeon"})
+    done = run("consume", env={"BREW_NOTIFY_CHANNEL": "pigeon"})
     assert done.returncode == 2
-    assert "BREW_NOTIFICATIONS_CHANNEL: 'pigeon' is no channel: use log, webhook" in done.stderr
+    assert "BREW_NOTIFY_CHANNEL: 'pigeon' is no channel: use log, webhook" in done.stderr
 
 
 def event_of(data: Any, kind: str, event_id: str | None = "e1", headers: Any = HEADERS) -> Event[Any]:
