@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from brewctl.delivery.adding import add_event
     from brewctl.delivery.downstream import Downstream, Later, Reject, downstream
     from brewctl.delivery.events import Event
+    from brewctl.errors import UsageError
     from brewctl.proto.orders_pb2 import OrderCancelled, OrderCreated
+    from brewctl.security import Secret
 
 __version__ = "0.1.0"
 __all__ = [
@@ -20,6 +22,8 @@ __all__ = [
     "OrderCancelled",
     "OrderCreated",
     "Reject",
+    "Secret",
+    "UsageError",
     "add_event",
     "downstream",
 ]
@@ -32,6 +36,8 @@ _MODULES = {
     "OrderCancelled": "proto.orders_pb2",
     "OrderCreated": "proto.orders_pb2",
     "Reject": "delivery.downstream",
+    "Secret": "security",
+    "UsageError": "errors",
     "add_event": "delivery.adding",
     "downstream": "delivery.downstream",
 }

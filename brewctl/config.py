@@ -29,6 +29,8 @@ DEFAULT_BROKERS = ("127.0.0.1:9092", "127.0.0.1:9093", "127.0.0.1:9094")
 DEFAULT_ORDER_ADDRS = ("127.0.0.1:50081",)
 # The story's own.
 DEFAULT_DOWNSTREAMS = ("brewctl.roles.inventory:DOWNSTREAM", "brewctl.roles.notifications:DOWNSTREAM")
+WITH_CHANNELS = "notifications"
+CHANNEL_VARIABLE = "BREW_NOTIFY_CHANNEL"
 SHORT_NAMES = dict(zip(("inventory", "notifications"), DEFAULT_DOWNSTREAMS, strict=True))
 DOWNSTREAM_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 # As a group's own name; both together fit Kafka's names.
@@ -40,6 +42,13 @@ class LogFormat(StrEnum):
 
     LOGFMT = "logfmt"
     JSON = "json"
+
+
+class Channel(StrEnum):
+    """How customers are told: a row of the table alone, or a call of a webhook too."""
+
+    LOG = "log"
+    WEBHOOK = "webhook"
 
 
 class KafkaClient(StrEnum):

@@ -4,11 +4,12 @@ Everything here comes from the environment, or from a sandbox that runs with TLS
 the shell's history and in everybody's process list.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from brewctl.errors import UsageError
 
@@ -54,6 +55,14 @@ class Secret:
 
     def __bool__(self) -> bool:
         return bool(self.text or self.file)
+
+    @classmethod
+    def of(cls, variable: str, environ: Mapping[str, str] = os.environ) -> Self:
+        """Return the secret that a variable holds, or the file that `variable`_FILE names. Raises UsageError for both.
+
+        False where neither is set.
+        """
+        return cls(variable, *_either(variable, environ.get(variable, ""), environ.get(f"{variable}_FILE", "")))
 
     @property
     def named_by(self) -> str:
@@ -221,10 +230,14 @@ def environment(kafka: KafkaSecurity, order: OrderSecurity) -> dict[str, str]:
 
 
 def _secret(name: str, variables: Mapping[str, str], chosen: Mapping[str, str]) -> Secret:
-    text, file = chosen.get(name, ""), chosen.get(f"{name}_file", "")
+    variable = variables[name]
+    return Secret(variable, *_either(variable, chosen.get(name, ""), chosen.get(f"{name}_file", "")))
+
+
+def _either(variable: str, text: str, file: str) -> tuple[str, str]:
     if text and file:
-        raise UsageError(f"{variables[name]} and {variables[name]}_FILE are both set", hint="unset one of them")
-    return Secret(variables[name], text, file)
+        raise UsageError(f"{variable} and {variable}_FILE are both set", hint="unset one of them")
+    return text, file
 
 
 def _one_of(kind: type[Choice], name: str, chosen: Mapping[str, str], default: Choice) -> Choice:

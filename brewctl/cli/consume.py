@@ -9,7 +9,7 @@ import typer
 import typer.core
 
 from brewctl import config
-from brewctl.cli import options, output
+from brewctl.cli import channel, options, output
 from brewctl.cli.playing import Play
 from brewctl.errors import UsageError
 from brewctl.limits import Limits
@@ -68,6 +68,34 @@ def _own(name: str) -> Callable[..., None]:
         brokers: options.Brokers = None,
         topic: options.Topic = None,
     ) -> None:
+        settings = options.settings(
+            database_url=database_url, brokers=brokers, topic=topic, limits=_limits(session_timeout)
+        )
+        _consume(name, settings, Play(node, log_format, http, wait))
+
+    return run
+
+
+def _with_channels(name: str) -> Callable[..., None]:
+    """Make the command of the one that tells customers."""
+
+    def run(
+        node: options.Node = "",
+        how: channel.Channel = config.Channel.LOG,
+        url: channel.Url = "",
+        timeout: channel.Timeout = None,
+        concurrency: channel.Concurrency = None,
+        unsigned: channel.Unsigned = False,
+        plain_http: channel.PlainHttp = False,
+        session_timeout: Session = Limits.session_s,
+        wait: options.Wait = 0,
+        log_format: options.Format = config.LogFormat.LOGFMT,
+        http: options.Http = "",
+        database_url: options.DatabaseUrl = None,
+        brokers: options.Brokers = None,
+        topic: options.Topic = None,
+    ) -> None:
+        channel.Chosen(how, url, timeout, concurrency, unsigned, plain_http).settle()
         settings = options.settings(
             database_url=database_url, brokers=brokers, topic=topic, limits=_limits(session_timeout)
         )
@@ -158,6 +186,7 @@ def register(app: typer.Typer) -> None:
     consume.callback(epilog="Example: brewctl consume")(configured)
     for name in config.SHORT_NAMES:
         said = f"Run a replica of {name}, in the group of that name.\n\nCtrl-C drains it."
-        consume.command(name, help=said, epilog=f"Example: brewctl consume {name} --node {name}-1")(_own(name))
+        make = _with_channels if name == config.WITH_CHANNELS else _own
+        consume.command(name, help=said, epilog=f"Example: brewctl consume {name} --node {name}-1")(make(name))
     consume.command(_ANY, epilog="Example: brewctl consume loyalty:points --node loyalty-1")(downstream)
     app.add_typer(consume, name="consume")

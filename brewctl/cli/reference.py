@@ -26,6 +26,7 @@ _SPANS = (_TRACES, "BREW_TRACE_PARENT")  # of roles that have events' effects
 _MORE = {
     "bench": _DOWNLOADS,
     **{f"consume {name}": (_PREFIX, *_SPANS) for name in config.SHORT_NAMES},
+    f"consume {config.WITH_CHANNELS}": (_PREFIX, *_SPANS, "BREW_WEBHOOK_SECRET", "BREW_WEBHOOK_SECRET_FILE"),
     "consume MODULE:NAME": _SPANS,
     "serve order": (_TRACES,),
     "publish": (_TRACES,),

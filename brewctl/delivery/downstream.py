@@ -10,6 +10,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, LiteralString
@@ -19,6 +20,7 @@ from brewctl.delivery.events import Decoder, Event
 from brewctl.errors import UsageError
 
 Handler = Callable[..., None]
+Lifespan = Callable[[str], AbstractContextManager[object]]
 
 # Kafka takes up to 249 of these; a prefix, and a name in PostgreSQL's and the shell's variables, need room.
 MOST_LANES = 500
@@ -30,11 +32,12 @@ class Reject(Exception):  # noqa: N818 - a handler's word, not an error of ours
 
 
 class Later(Exception):  # noqa: N818
-    """Raised by a handler: nothing is wrong. The batch is kept, and tried again after so many seconds."""
+    """Raised by a handler: nothing is wrong with the event. It is tried again after so many seconds; `why` is shown."""
 
-    def __init__(self, seconds: float) -> None:
-        super().__init__(f"in {seconds:g} s")
+    def __init__(self, seconds: float, why: str = "") -> None:
+        super().__init__(f"in {seconds:g} s: {why}" if why else f"in {seconds:g} s")
         self.seconds = max(0.0, float(seconds))
+        self.why = why
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Downstream:
     node: str = ""  # what its nodes' names begin with, before their numbers
     folder: str = ""  # where a file of `schema` is
     tables: tuple[str, ...] = ()  # of the migrations, those that hold its effects
+    lifespan: Lifespan | None = None  # what its handler needs while a node of this name runs
 
     def __post_init__(self) -> None:
         if not _GROUP.fullmatch(self.group):
@@ -104,6 +108,10 @@ class Downstream:
         known = {**events.DECODERS, **self.decoders}
         return {name.encode(): known.get(name, _undecoded) for name in self.events}
 
+    def alive(self, node: str) -> AbstractContextManager[object]:
+        """Hold what its handler needs while the block runs. Raises what its `lifespan` raises."""
+        return self.lifespan(node) if self.lifespan else nullcontext()
+
     @property
     def name(self) -> str:
         """How its last line calls it."""
@@ -138,6 +146,7 @@ def downstream(
     done: str = "",
     attempts: int = 5,
     lanes: int = 0,
+    lifespan: Lifespan | None = None,
 ) -> Callable[[Handler], Downstream]:
     """Make a function a downstream: `handler(event, tx)`, or `handler(events, tx)` where that is a Sequence[Event].
 
@@ -146,7 +155,8 @@ def downstream(
     `done` a query that returns the order id of each effect, by which `verify` and `trace` know them. An event whose
     effect fails for itself alone is tried `attempts` times. `lanes`: so many keys are handled at once in each process,
     each event by itself and with no transaction open until `tx` is used: for what calls others, and may take long.
-    Raises UsageError.
+    `lifespan` is called with the node's name before the first event, and what it returns is a context that is left
+    after the last: for a client, and for a check of settings. Raises UsageError.
     """
     if not isinstance(group, str):
         raise UsageError("@downstream stands without a name", hint='write @downstream("name")')
@@ -167,6 +177,7 @@ def downstream(
             done=done,
             attempts=attempts,
             lanes=lanes,
+            lifespan=lifespan,
             folder=_folder(function),
         )
 

@@ -31,6 +31,7 @@ class Done:
         self._failures = failures
         self._lock = threading.Lock()
         self.effects = self.parked = self.lost = 0
+        self.put_off_for = ""  # why events are handled later, where none was handled since
 
     @property
     def stopped(self) -> str:
@@ -41,6 +42,7 @@ class Done:
         """Note an event that was handled."""
         with self._lock:
             self.effects += 1
+            self.put_off_for = ""
             self._failures.succeeded()
 
     def failed(self, waiting: WaitingEvent, error: Exception) -> int | None:
@@ -51,6 +53,11 @@ class Done:
                 return self._failures.failed(identity, error, before=waiting.attempts)
             finally:
                 self._failures.settled([identity])
+
+    def put_off(self, why: str) -> None:
+        """Note an event that is to be handled later, through no fault of its own."""
+        if why:
+            self.put_off_for = why
 
     def note_parked(self, count: int) -> None:
         """Note events that were parked."""
@@ -115,7 +122,9 @@ class Call:
         logger.debug("effect_failed", outbox_id=waiting.outbox_id, exc_info=error)
         if isinstance(error, Later):
             self._metrics.retried(Retry.LATER)
-            self._put_back(waiting, pause_s=error.seconds)
+            self._done.put_off(error.why)
+            # With a reason it is among those that failed, which others do not wait for.
+            self._put_back(waiting, pause_s=error.seconds, failure=error.why or None)
             return
         if not is_countable(error):  # PostgreSQL is away, or slow
             self._metrics.retried(Retry.POSTGRES)

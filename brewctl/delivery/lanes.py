@@ -85,7 +85,7 @@ class Lanes:
     def work(self, taken: Work) -> Work:
         """Say what was done: what the inbox says of records, and of their effects what the lanes do."""
         done = self._done
-        trouble = done.stopped or self._trouble or taken.trouble or self._slow()
+        trouble = done.stopped or self._trouble or taken.trouble or done.put_off_for or self._slow()
         return replace(taken, effects=done.effects, dead=taken.dead + done.parked, trouble=trouble)
 
     @property

@@ -176,6 +176,11 @@ def redrive(connection: BoundedConnection, downstream: Downstream, keys: Iterabl
     A key whose effect fails stays parked as it was. An event that has had its effect has no other. Raises
     psycopg.Error where the server is away, BrewError where a handler lost its session: then the keys before are done.
     """
+    with downstream.alive(node):
+        return _redrive(connection, downstream, keys, node=node)
+
+
+def _redrive(connection: BoundedConnection, downstream: Downstream, keys: Iterable[str], *, node: str) -> Outcome:
     outcome = Outcome()
     effect = effect_of(downstream, node=node)
     for key in keys:

@@ -27,8 +27,15 @@ def run(
     """Consume until `stop` is set, as the downstream that `name`, its MODULE:NAME, is; `health` hears how it is.
 
     Raises UnreachableError or BrewError where it can't start: its database has no tables of it, or its group is
-    another downstream's.
+    another downstream's; and what its lifespan raises.
     """
+    with downstream.alive(node):
+        _run(settings, downstream, stop, name=name, node=node, health=health)
+
+
+def _run(
+    settings: Settings, downstream: Downstream, stop: threading.Event, *, name: str, node: str, health: Health | None
+) -> None:
     registration.check(settings, downstream, name)
     own = registration.home(settings, downstream, name)
     tables = registration.tables(settings, own, downstream)

@@ -3,14 +3,20 @@
     Kafka ──group "notifications"──► this node's partitions
                                        └──one commit: processed_events + notifications_log──► PostgreSQL
 
-A group of its own on the same topic: order-service and inventory-service don't know that it exists.
+A group of its own on the same topic: order-service and inventory-service don't know that it exists. Its channel is a
+setting of all nodes and tools alike: the log, which is the table alone, or calls of a webhook.
 """
 
+import os
+from dataclasses import replace
+
+from brewctl.config import CHANNEL_VARIABLE, Channel
 from brewctl.delivery.downstream import Downstream
 from brewctl.delivery.events import ORDER_CANCELLED, ORDER_CREATED
+from brewctl.errors import UsageError
 from brewctl.sql import queries
 
-DOWNSTREAM = Downstream(
+LOG = Downstream(
     "notifications",
     sql=queries["notify"],
     events=(ORDER_CREATED, ORDER_CANCELLED),
@@ -24,3 +30,19 @@ DOWNSTREAM = Downstream(
     node="notification",
     tables=("notifications_log",),
 )
+
+
+def _chosen(text: str) -> Downstream:
+    """Return the downstream with a channel. Raises UsageError."""
+    if text in {"", Channel.LOG}:
+        return LOG
+    if text != Channel.WEBHOOK:
+        raise UsageError(f"{CHANNEL_VARIABLE}: {text[:80]!r} is no channel", hint=f"use {', '.join(Channel)}")
+    from brewctl.roles import webhook  # noqa: PLC0415 - only where it is chosen
+
+    lanes = webhook.concurrency()
+    channel = webhook.Webhook(lanes=lanes)
+    return replace(LOG, sql=None, handler=channel.notify, lanes=lanes, lifespan=channel.opened)
+
+
+DOWNSTREAM = _chosen(os.environ.get(CHANNEL_VARIABLE, "").strip())

@@ -1,6 +1,7 @@
 """A downstream as it is declared: what its annotation says, and what is refused, in plain words."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Optional, Union
 
 import pytest
@@ -44,6 +45,32 @@ def test_the_annotation_says_what_it_takes(function: Any, *, of_batch: bool, typ
     made = downstream("points")(function)
     assert (made.batch or made.handler) is function
     assert (made.batch is not None, made.events) == (of_batch, types)
+
+
+def test_a_lifespan_holds_what_a_handler_needs_and_refuses_settings() -> None:
+    told: list[str] = []
+
+    @contextmanager
+    def opened(node: str) -> Iterator[None]:
+        if not node:
+            raise UsageError("SHOP_URL is not set")
+        told.append(f"open {node}")
+        yield
+        told.append("closed")
+
+    made = downstream("points", lifespan=opened)(of_created)
+    with made.alive("points-1"):
+        assert told == ["open points-1"]
+    assert told == ["open points-1", "closed"]
+    with pytest.raises(UsageError, match="SHOP_URL"), made.alive(""):
+        pass
+    with downstream("points")(of_created).alive("points-1"):
+        pass
+
+
+def test_later_says_why_where_it_was_told() -> None:
+    assert (Later(30).why, str(Later(30))) == ("", "in 30 s")
+    assert str(Later(1.5, "the shop is closed")) == "in 1.5 s: the shop is closed"
 
 
 def test_lanes_are_for_a_handler_of_one_event() -> None:

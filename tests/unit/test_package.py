@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import brewctl
+from brewctl import errors, security
 from brewctl.delivery import adding, downstream, events
 from brewctl.proto import orders_pb2
 
@@ -21,6 +22,7 @@ def test_what_users_need_is_there() -> None:
         downstream.Later,
     )
     assert (brewctl.OrderCreated, brewctl.OrderCancelled) == (orders_pb2.OrderCreated, orders_pb2.OrderCancelled)
+    assert (brewctl.Secret, brewctl.UsageError) == (security.Secret, errors.UsageError)
     assert {*brewctl.__all__} == {*brewctl._MODULES} <= {*dir(brewctl)}
     with pytest.raises(AttributeError, match="module 'brewctl' has no attribute 'nothing'"):
         brewctl.nothing  # noqa: B018

@@ -1,0 +1,87 @@
+"""How customers are told: the options of a node of a downstream that has channels."""
+
+import os
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from brewctl import config
+from brewctl.errors import UsageError
+
+_PANEL = "Webhook"
+URL = "BREW_WEBHOOK_URL"
+TIMEOUT, CONCURRENCY = "BREW_WEBHOOK_TIMEOUT", "BREW_WEBHOOK_CONCURRENCY"
+UNSIGNED, PLAIN_HTTP = "BREW_WEBHOOK_UNSIGNED", "BREW_WEBHOOK_PLAIN_HTTP"
+
+Channel = Annotated[
+    config.Channel,
+    typer.Option("--channel", help="How customers are told.", envvar=config.CHANNEL_VARIABLE),
+]
+Url = Annotated[
+    str,
+    typer.Option(
+        "--url",
+        help=rf"Receiver of the webhook. \[env: {URL}]",
+        metavar="URL",
+        show_default=False,
+        rich_help_panel=_PANEL,
+    ),
+]
+Timeout = Annotated[
+    float | None,
+    typer.Option(
+        "--timeout",
+        help=rf"Seconds that a call may take in all. \[env: {TIMEOUT}] \[default: 5]",
+        metavar="SECONDS",
+        min=0.1,
+        max=60,
+        rich_help_panel=_PANEL,
+    ),
+]
+Concurrency = Annotated[
+    int | None,
+    typer.Option(
+        "--concurrency",
+        help=rf"Calls of this node at once. \[env: {CONCURRENCY}] \[default: 16]",
+        metavar="N",
+        min=1,
+        max=256,
+        rich_help_panel=_PANEL,
+    ),
+]
+Unsigned = Annotated[
+    bool, typer.Option("--unsigned", help="Send without a signature.", envvar=UNSIGNED, rich_help_panel=_PANEL)
+]
+PlainHttp = Annotated[
+    bool,
+    typer.Option("--plain-http", help="Allow http:// to other machines.", envvar=PLAIN_HTTP, rich_help_panel=_PANEL),
+]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What the options say."""
+
+    channel: config.Channel
+    url: str
+    timeout: float | None
+    concurrency: int | None
+    unsigned: bool
+    plain_http: bool
+
+    def settle(self) -> None:
+        """Let the rest of this process know, as if it had come by variables. Raises UsageError."""
+        if self.channel is not config.Channel.WEBHOOK and self.url:
+            raise UsageError("--url is given without --channel webhook", hint="add it")
+        given = {
+            config.CHANNEL_VARIABLE: self.channel.value,
+            URL: self.url,
+            TIMEOUT: "" if self.timeout is None else f"{self.timeout:g}",
+            CONCURRENCY: "" if self.concurrency is None else str(self.concurrency),
+            UNSIGNED: "1" if self.unsigned else "",
+            PLAIN_HTTP: "1" if self.plain_http else "",
+        }
+        if self.url:
+            os.environ.pop(f"{URL}_FILE", None)
+        os.environ.update({name: value for name, value in given.items() if value})
