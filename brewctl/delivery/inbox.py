@@ -293,10 +293,10 @@ class Inbox:
                 failing[read[1].key] = error
                 return []
             effects, parked = 0, self._park(read, reason_of(error), tries=tries)
-        self._note(part, batch, effects=effects, parked=parked)
+        self._count(part, batch, effects=effects, parked=parked)
         return []
 
-    def _note(self, part: list[Identity], batch: Batch, *, effects: int, parked: int) -> None:
+    def _count(self, part: list[Identity], batch: Batch, *, effects: int, parked: int) -> None:
         """Count what became of a part that is committed."""
         if effects:
             self._failures.succeeded()
