@@ -29,6 +29,7 @@ _PREFIX = re.compile(r"(?!pg_)[a-z_][a-z0-9_]{0,29}")
 _ROLES = ("owner", "order", "publisher", "reader", "operator")
 _NAME_BYTES = 63  # PostgreSQL cuts longer names off
 _READ_BY_NO_COMMAND = frozenset({"aggregates", "publishing", "downstreams"})
+_READ_BY_EVERYBODY = frozenset({schema.VERSIONS})
 
 
 def check_prefix(prefix: str) -> None:
@@ -89,6 +90,11 @@ class Script:
         return [*self._tables, *(name for own in self._own for name in (*own.tables, *own.sequences))]
 
     @property
+    def _functions(self) -> list[str]:
+        """Functions of the owner; make_partition has its rights, whoever calls it."""
+        return ["outbox_add", *schema.PARTITION_FUNCTIONS] if self._story else [*schema.PARTITION_FUNCTIONS]
+
+    @property
     def text(self) -> str:
         """The whole of it, without a transaction."""
         return "\n\n".join("\n".join(part) for part in self._parts()) + "\n"
@@ -108,6 +114,7 @@ class Script:
         yield [
             "-- Nothing but what follows.",
             f"REVOKE ALL ON {', '.join(self.objects)} FROM PUBLIC, {users};",
+            *_given(users, "everybody"),
         ]
         yield from self._of_services()
         yield self._of_readers()
@@ -132,7 +139,7 @@ class Script:
 
     def _of_readers(self) -> list[str]:
         lines = [f"-- Who looks. {self._reader} also sees what other users' sessions do, and makes temporary tables."]
-        read = ", ".join(name for name in self.objects if name not in _READ_BY_NO_COMMAND)
+        read = ", ".join(name for name in self.objects if name not in _READ_BY_NO_COMMAND | _READ_BY_EVERYBODY)
         lines.append(f"GRANT SELECT ON {read} TO {self._reader};")
         if self._story:
             lines.append(f"GRANT SELECT ON SEQUENCE outbox_id_seq TO {self._reader};")
@@ -158,8 +165,7 @@ class Script:
         if self._exclusive:
             yield "EXECUTE format('REVOKE ALL ON DATABASE %I FROM PUBLIC', current_database());"
             yield "EXECUTE format('REVOKE ALL ON SCHEMA %I FROM PUBLIC', current_schema());"
-            if self._story:
-                yield "REVOKE EXECUTE ON FUNCTION outbox_add FROM PUBLIC;"
+            yield f"REVOKE EXECUTE ON FUNCTION {', '.join(self._functions)} FROM PUBLIC;"
 
     def _ownership(self) -> list[str]:
         owner = own_tables.literal(self._owner)
@@ -170,7 +176,8 @@ class Script:
             f"    GRANT {self._owner} TO CURRENT_USER;",
             "END IF;",
             "FOR part IN SELECT oid::regclass AS name, relowner AS owner FROM pg_class",
-            f"             WHERE oid IN ({asked})",
+            f"             WHERE (oid IN ({asked})",
+            f"                    OR oid IN (SELECT inhrelid FROM pg_inherits WHERE inhparent IN ({asked})))",  # noqa: S608
             f"               AND relowner <> {owner}::regrole",
             # With its table a sequence of a column changes hands.
             "               AND NOT (relkind = 'S' AND EXISTS (SELECT FROM pg_depend d",
@@ -182,10 +189,10 @@ class Script:
             f"    EXECUTE format('ALTER TABLE %s OWNER TO {self._owner}', part.name);",
             "END LOOP;",
         ]
-        if self._story:
+        for function in self._functions:
             lines += [
-                f"IF (SELECT proowner FROM pg_proc WHERE oid = 'outbox_add'::regproc) <> {owner}::regrole THEN",  # noqa: S608
-                f"    ALTER FUNCTION outbox_add OWNER TO {self._owner};",
+                f"IF (SELECT proowner FROM pg_proc WHERE oid = '{function}'::regproc) <> {owner}::regrole THEN",  # noqa: S608
+                f"    ALTER FUNCTION {function} OWNER TO {self._owner};",
                 "END IF;",
             ]
         return self._block(lines, declare="part record;")

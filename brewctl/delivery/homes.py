@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from brewctl.config import DEFAULT_DOWNSTREAMS, Settings, short_name
-from brewctl.delivery import database, registration, registry, schema
+from brewctl.delivery import database, registration, registry, schema, versions
 from brewctl.delivery.database import BoundedConnection
 from brewctl.delivery.downstream import Downstream
 from brewctl.errors import BrewError, UnreachableError
@@ -95,7 +95,8 @@ def connect(
 def _check(home: Home, connection: BoundedConnection) -> None:
     if missing := database.missing_tables(connection, reading=True, tables=home.tables):
         message = f"{home.whose} has no" if home.apart else "missing in postgres:"
-        raise BrewError(f"{message} {', '.join(missing)}", hint=f"run `{home.settings.init_command}`")
+        command = versions.command(missing, home.settings.init_command)
+        raise BrewError(f"{message} {', '.join(missing)}", hint=f"run `{command}`")
 
 
 class Databases:

@@ -675,11 +675,38 @@ TRUNCATE orders, outbox, processed_events, inventory_reservations, notifications
          redeliveries, aggregates, parked_events, publishing
 CONTINUE IDENTITY
 
+-- versions_readable --
+-- Whether this user may read which migrations there are. A database of before has no such table.
+SELECT coalesce(has_column_privilege(to_regclass('schema_version'), 'number', 'SELECT'), false)
+
+-- versions --
+SELECT number FROM schema_version
+
+-- write_version --
+INSERT INTO schema_version (number, name, program) VALUES (%(number)s, %(name)s, %(program)s)
+ON CONFLICT (number) DO NOTHING
+
+-- begin_migrating --
+-- Whether this session may migrate now: one at a time. It does not wait in the server: a statement that waits keeps its
+-- snapshot, and an index that the other one builds would wait for that.
+SELECT pg_try_advisory_lock(hashtextextended('brewctl migrations', 0))
+
+-- end_migrating --
+SELECT pg_advisory_unlock(hashtextextended('brewctl migrations', 0))
+
+-- migrating --
+-- The other session that migrates this database, if one does.
+SELECT l.pid, coalesce(a.application_name, '')
+  FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+ WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 AND l.pid <> pg_backend_pid()
+   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+   AND l.classid::bigint << 32 | l.objid::bigint = hashtextextended('brewctl migrations', 0)
+
 -- schema_state --
 -- The parts of the schema that are not there as the migrations want them, by their places in the list: missing, or
 -- `invalid`: an index whose build was cut off, or goes on. Looks into the catalog alone, and locks no table.
 -- A key is a unique index over exactly these columns, whatever its name; 'leftover' is an index to be dropped; the
--- `columns` of a function are its body, without comments, its white space single blanks.
+-- `columns` of a function are its body, without comments, its white space single blanks; '': any.
 SELECT part.place, coalesce(index.indexrelid IS NOT NULL AND part.kind <> 'leftover', false) AS invalid
   FROM unnest(%(kinds)s::text[], %(tables)s::text[], %(names)s::text[], %(columns)s::text[])
        WITH ORDINALITY AS part (kind, "table", name, columns, place)
@@ -692,10 +719,11 @@ SELECT part.place, coalesce(index.indexrelid IS NOT NULL AND part.kind <> 'lefto
                   WHERE attrelid = to_regclass(part."table") AND attname = part.name AND NOT attisdropped)
             WHEN 'index' THEN index.indisvalid IS NOT TRUE
             WHEN 'leftover' THEN index.indexrelid IS NOT NULL
+            WHEN 'partitions' THEN (SELECT relkind FROM pg_class WHERE oid = to_regclass(part."table")) IS DISTINCT FROM 'p'
             WHEN 'function' THEN NOT EXISTS (
                  SELECT FROM pg_proc
                   WHERE proname = part.name AND pg_function_is_visible(oid)
-                    AND btrim(regexp_replace(regexp_replace(prosrc, '[-]-[^\n]*', '', 'g'), '\s+', ' ', 'g')) = part.columns)
+                    AND part.columns IN ('', btrim(regexp_replace(regexp_replace(prosrc, '[-]-[^\n]*', '', 'g'), '\s+', ' ', 'g'))))
             ELSE NOT EXISTS (
                  SELECT FROM pg_index i
                   WHERE i.indrelid = to_regclass(part."table") AND i.indisunique AND i.indisvalid AND i.indimmediate
@@ -726,10 +754,12 @@ SELECT "right"
 SELECT 'DELETE' WHERE has_table_privilege(to_regclass(%(table)s), 'DELETE')
 
 -- owned_by_others --
--- How many of these tables are another role's.
+-- How many of these tables, and of their partitions, are another role's.
 SELECT count(*)
   FROM pg_class
- WHERE oid = ANY (SELECT to_regclass(name)::oid FROM unnest(%(tables)s::text[]) AS name)
+ WHERE oid = ANY (SELECT to_regclass(name)::oid FROM unnest(%(tables)s::text[]) AS name
+                   UNION ALL
+                  SELECT inhrelid FROM unnest(%(tables)s::text[]) AS name JOIN pg_inherits ON inhparent = to_regclass(name))
    AND pg_get_userbyid(relowner) <> %(owner)s
 
 -- entry_rights --
@@ -770,7 +800,7 @@ SELECT set_config('search_path', string_agg(quote_ident(name), ', ' ORDER BY pla
 SELECT pg_advisory_xact_lock(hashtextextended('brewctl schema', 0))
 
 -- table_holders --
--- Transactions that hold a lock of these tables, and with `snapshots` those as well that may still read what an
+-- Transactions that hold a lock of these tables or of a partition, and with `snapshots` those as well that may still read what an
 -- index's build waits for; the oldest first. A prepared one has no pid, and `gid` names it. The age is null where
 -- the user may not look at other users' sessions.
 SELECT DISTINCT l.virtualtransaction AS transaction, l.pid, coalesce(a.application_name, '') AS name, p.gid,
@@ -781,7 +811,10 @@ SELECT DISTINCT l.virtualtransaction AS transaction, l.pid, coalesce(a.applicati
  WHERE l.granted
    AND l.pid IS DISTINCT FROM pg_backend_pid()
    AND (l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-        AND l.relation = ANY (SELECT to_regclass(name)::oid FROM unnest(%(tables)s::text[]) AS name)
+        AND l.relation = ANY (SELECT to_regclass(name)::oid FROM unnest(%(tables)s::text[]) AS name
+                               UNION ALL
+                              SELECT inhrelid FROM unnest(%(tables)s::text[]) AS name
+                                JOIN pg_inherits ON inhparent = to_regclass(name))
         OR %(snapshots)s AND a.datname = current_database() AND a.backend_xmin IS NOT NULL)
  ORDER BY age_s DESC NULLS LAST
 
@@ -792,6 +825,25 @@ SELECT count(*)
  WHERE granted AND mode = 'ShareUpdateExclusiveLock' AND pid <> pg_backend_pid()
    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
    AND relation = to_regclass(%(table)s)::oid
+
+-- partitions --
+-- The partitions of a table, as they are named in a statement.
+SELECT part.inhrelid::regclass::text
+  FROM pg_inherits part
+ WHERE part.inhparent = to_regclass(%(table)s)
+   AND (SELECT relkind FROM pg_class WHERE oid = part.inhparent) = 'p'
+ ORDER BY part.inhrelid
+
+-- make_partition --
+-- The one that an id is in; of the outbox, null is the id that comes next.
+SELECT make_partition(%(table)s::text, %(id)s::bigint)
+
+-- ids_without_partition --
+SELECT asked.id
+  FROM unnest(%(ids)s::bigint[]) AS asked (id)
+ WHERE NOT EXISTS (SELECT FROM partitions_of('processed_events') p
+                    WHERE asked.id >= coalesce(p.lower, asked.id) AND asked.id < p.upper)
+ ORDER BY asked.id
 
 -- statement_bound --
 -- What ends this session's statements, and whether its connection asked for it: then the session is no pooler's, and
