@@ -136,7 +136,7 @@ def _measure(
     measured: "list[Figure]",
     *,
     times: int,
-    rows: int | None = None,
+    rows: int | None,
 ) -> None:
     """Measure each leg so many times, all legs of one time before the next: an hour's changes meet all of them."""
     from brewctl import log

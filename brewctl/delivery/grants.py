@@ -28,7 +28,7 @@ PREFIX = "brew_"
 _PREFIX = re.compile(r"(?!pg_)[a-z_][a-z0-9_]{0,29}")
 _ROLES = ("owner", "order", "publisher", "reader", "operator")
 _NAME_BYTES = 63  # PostgreSQL cuts longer names off
-_READ_BY_NO_COMMAND = frozenset({"aggregates", "publishing", "downstreams"})
+_READ_BY_NO_COMMAND = frozenset({"aggregates", "publishing", "downstreams", "retention"})
 _READ_BY_EVERYBODY = frozenset({schema.VERSIONS})
 
 
@@ -165,7 +165,9 @@ class Script:
         if self._exclusive:
             yield "EXECUTE format('REVOKE ALL ON DATABASE %I FROM PUBLIC', current_database());"
             yield "EXECUTE format('REVOKE ALL ON SCHEMA %I FROM PUBLIC', current_schema());"
-            yield f"REVOKE EXECUTE ON FUNCTION {', '.join(self._functions)} FROM PUBLIC;"
+            if self._story:
+                yield "REVOKE EXECUTE ON FUNCTION outbox_add FROM PUBLIC;"
+            yield "REVOKE EXECUTE ON FUNCTION make_partition FROM PUBLIC;"
 
     def _ownership(self) -> list[str]:
         owner = own_tables.literal(self._owner)

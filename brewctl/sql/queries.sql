@@ -119,8 +119,12 @@ SELECT outbox_add(%(topic)s, 'order-' || id, %(event_type)s, %(payload)s, tenant
 -- is a range, and its order begins with its id: only the index by aggregate serves that. Heads are rows of a list of
 -- ids, with a condition that no partial index knows: only the primary key serves that. And nothing is joined that could
 -- become a loop over all pairs.
+-- Of a table in partitions, heads are looked for only where they can be; not so what is behind them: bounds of ids would
+-- make the primary key seem quick.
+-- An aggregate's first event (`begins`) has none before it, so it is looked for in no partition. Heads are looked up in a
+-- query of their own: below a scan of `outbox` each partition would have that query, with all partitions, for itself.
 WITH ready AS MATERIALIZED (
-    SELECT o.id, o.aggregate_id
+    SELECT o.id, o.aggregate_id, o.aggregate_seq
       FROM outbox o
      WHERE o.published_at IS NULL
        AND o.failed_at IS NULL
@@ -128,20 +132,29 @@ WITH ready AS MATERIALIZED (
        AND o.id <= %(until)s::bigint
      ORDER BY o.id
      LIMIT %(limit)s
+), first AS MATERIALIZED (
+    SELECT aggregate_id, min(id) AS id, coalesce(min(id) = min(id) FILTER (WHERE aggregate_seq = 1), false) AS begins
+      FROM ready
+     GROUP BY aggregate_id
 ), head AS MATERIALIZED (
     SELECT o.id, o.aggregate_id, o.topic, o.payload, o.event_type, o.tenant_id, o.trace_id, o.event_id, o.aggregate_seq,
            o.traceparent, o.content_type
       FROM outbox o
-     WHERE o.id = ANY((SELECT array_agg(id)
-                         FROM (SELECT min(id) AS id FROM ready GROUP BY aggregate_id) AS first)::bigint[])
+     WHERE o.id = ANY((SELECT array_agg(first.id)
+                         FROM first
+                        WHERE first.begins
+                           OR first.id = (SELECT p.id
+                                            FROM outbox p
+                                           WHERE p.aggregate_id >= first.aggregate_id
+                                             AND p.aggregate_id <= first.aggregate_id
+                                             AND p.published_at IS NULL
+                                             AND p.id <= first.id
+                                           ORDER BY p.aggregate_id, p.id
+                                           LIMIT 1))::bigint[])
+       AND o.id > %(after)s::bigint
+       AND o.id <= (SELECT max(id) FROM ready)
        AND coalesce(o.published_at, o.failed_at) IS NULL
        AND o.topic <> ALL(%(without_topics)s::text[])
-       AND o.id = (SELECT p.id
-                     FROM outbox p
-                    WHERE p.aggregate_id >= o.aggregate_id AND p.aggregate_id <= o.aggregate_id
-                      AND p.published_at IS NULL
-                    ORDER BY p.aggregate_id, p.id
-                    LIMIT 1)
        FOR UPDATE OF o SKIP LOCKED
 ), run AS (
     SELECT aggregate_id, min(id) AS head, count(*) FILTER (WHERE NOT held) - 1 AS behind
@@ -585,10 +598,17 @@ SELECT waiting.rows, waiting.set_aside,
           FROM (SELECT failed_at FROM outbox WHERE published_at IS NULL LIMIT %(most)s) AS unpublished) AS waiting
 
 -- inserted --
--- The files of some tables, which a TRUNCATE changes, and how many rows were ever inserted into each, in their order.
-SELECT coalesce(string_agg(pg_relation_filenode(name::regclass)::text, ' ' ORDER BY place), '') AS files,
-       coalesce(array_agg(pg_stat_get_tuples_inserted(name::regclass) ORDER BY place), '{}') AS inserted
-  FROM unnest(%(tables)s::text[]) WITH ORDINALITY AS asked (name, place)
+-- The files of some tables, which a TRUNCATE changes, and how many rows were ever inserted into each, in their order; of
+-- a table with partitions those of all of them.
+SELECT coalesce(string_agg(files, ' ' ORDER BY place), '') AS files, coalesce(array_agg(rows ORDER BY place), '{}') AS inserted
+  FROM (SELECT asked.place, string_agg(pg_relation_filenode(part.oid)::text, ' ' ORDER BY part.oid) AS files,
+               coalesce(sum(pg_stat_get_tuples_inserted(part.oid)), 0)::bigint AS rows
+          FROM unnest(%(tables)s::text[]) WITH ORDINALITY AS asked (name, place)
+         CROSS JOIN LATERAL (
+               SELECT asked.name::regclass::oid AS oid
+                UNION ALL
+               SELECT inhrelid FROM pg_inherits WHERE inhparent = asked.name::regclass) AS part
+         GROUP BY asked.place) AS of_table
 
 -- totals --
 SELECT (SELECT count(*) FROM orders), (SELECT count(*) FROM outbox)
