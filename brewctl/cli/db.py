@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from brewctl import config
-from brewctl.cli import db_migrate, grants, options, output
+from brewctl.cli import db_migrate, grants, options, output, retention
 from brewctl.cli.setup import when_there
 from brewctl.errors import BrewError, UsageError
 
@@ -109,6 +109,7 @@ def register(app: typer.Typer) -> None:
     db.command(epilog="Example: brewctl db status --json")(db_migrate.status)
     db.command(epilog="Example: brewctl db migrate --wait forever")(db_migrate.migrate)
     db.command(epilog="Example: brewctl db plan | psql")(db_migrate.plan)
+    db.command("retention", epilog="Example: brewctl db retention --dry-run")(retention.retention)
     db.command("grants", epilog="Example: brewctl db grants | psql")(grants.database)
     db.callback()(lambda: None)
     app.add_typer(db, name="db")

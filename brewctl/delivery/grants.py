@@ -1,6 +1,6 @@
 """Roles of PostgreSQL with just the rights that each part of brewctl needs: one script, printed or run.
 
-    owner        makes and changes the tables: `db init`, `db grants`
+    owner        makes and changes the tables: `db init`, `db grants`, `db retention`
     order        order-service; publisher: sends the outbox; <group>: a downstream
     reader       looks: counts, trace, verify, doctor, top, metrics; it writes nothing but temporary tables
     operator     mends: outbox retry, republish, dlq redrive, drop

@@ -523,10 +523,12 @@ SELECT node_id AS name, role, host, pid, address, processed, effects, skipped, d
 SELECT id FROM orders WHERE id BETWEEN %(first)s AND %(last)s ORDER BY id DESC LIMIT %(limit)s
 
 -- traced_order --
--- When it was committed is known only where PostgreSQL keeps that, for as long, and until the row is changed.
+-- When it was committed is known only where PostgreSQL keeps that, for as long, and until the row is changed. The
+-- watermark of an order that is old enough for it: its outbox rows may have been dropped.
 SELECT id, tenant_id, customer_id, amount_cents, currency, status, created_at,
        CASE WHEN status = 'ORDER_STATUS_NEW' AND current_setting('track_commit_timestamp')::boolean THEN pg_xact_commit_timestamp(xmin) END
-           AS committed_at
+           AS committed_at,
+       coalesce((SELECT dropped_below FROM retention WHERE dropped_until >= orders.created_at), 0) AS dropped_below
   FROM orders
  WHERE id = %(id)s
 
@@ -621,8 +623,9 @@ SELECT node_id, count(*) FROM inventory_reservations GROUP BY node_id ORDER BY n
 SELECT publisher_node AS node, count(*) FROM outbox WHERE published_at IS NOT NULL GROUP BY node
 
 -- unfinished_orders --
--- Orders whose story has not been told exactly once, at most `limit` of them. The effects come as arrays, for they may be
--- in other databases: the orders that have one, and whether it shows their cancel.
+-- Orders whose story has not been told exactly once, at most `limit` of them. Of orders up to the time of the watermark
+-- events may have been dropped. The effects come as arrays, for they may be in other databases: the orders that have one,
+-- and whether it shows their cancel.
 SELECT o.id, coalesce(x.events, 0) AS events, coalesce(x.published, 0) AS published,
        (r.id IS NOT NULL) AS reserved, (n.id IS NOT NULL) AS notified
   FROM orders o
@@ -631,8 +634,11 @@ SELECT o.id, coalesce(x.events, 0) AS events, coalesce(x.published, 0) AS publis
   LEFT JOIN unnest(%(reserved)s::uuid[], %(released)s::boolean[]) AS r (id, undone) ON r.id = o.id
   LEFT JOIN unnest(%(notified)s::uuid[], %(told)s::boolean[]) AS n (id, undone) ON n.id = o.id
  CROSS JOIN LATERAL (SELECT CASE WHEN o.cancelled_at IS NULL THEN 1 ELSE 2 END AS events) AS told
- WHERE coalesce(x.events, 0) <> told.events OR x.published <> told.events OR r.id IS NULL OR n.id IS NULL
+ WHERE x.published <> x.events OR r.id IS NULL OR n.id IS NULL
     OR o.cancelled_at IS NOT NULL AND NOT (r.undone AND n.undone)
+    OR coalesce(x.events, 0) > told.events
+    OR coalesce(x.events, 0) < told.events
+       AND coalesce(o.created_at > (SELECT dropped_until FROM retention), true)
  ORDER BY o.created_at
  LIMIT %(limit)s
 

@@ -10,14 +10,28 @@ import pytest
 
 import brewctl
 from brewctl.delivery.schema import TABLES
-from brewctl.sql import bench_queries, doctor_queries, exporter_queries, migrations, parse, queries, verify_queries
+from brewctl.sql import (
+    bench_queries,
+    doctor_queries,
+    exporter_queries,
+    migrations,
+    parse,
+    queries,
+    retention_queries,
+    verify_queries,
+)
 
 TEXT, VERIFY_TEXT = (
     resources.files("brewctl.sql").joinpath(name).read_text("utf-8") for name in ("queries.sql", "verify.sql")
 )
 SOURCES = sorted(Path(brewctl.__file__).parent.rglob("*.py"))
 SCHEMA = "\n".join(migrations.values())
-EVERY = queries | verify_queries | bench_queries | doctor_queries | exporter_queries
+# Those of retention that read one partition have its name put in, quoted.
+PARTITION = {
+    name: text.replace("{partition}", "outbox_p0").replace("{{", "").replace("}}", "")
+    for name, text in retention_queries.items()
+}
+EVERY = queries | verify_queries | bench_queries | doctor_queries | exporter_queries | PARTITION
 each_query = pytest.mark.parametrize("name", sorted(EVERY))
 
 
@@ -95,7 +109,9 @@ def test_a_verification_writes_only_to_its_own_tables(statement: str) -> None:
     assert written is None or written[1] in own
 
 
-@pytest.mark.parametrize(("package", "named"), [("verify", verify_queries), ("doctor", doctor_queries)])
+@pytest.mark.parametrize(
+    ("package", "named"), [("verify", verify_queries), ("doctor", doctor_queries), ("delivery", retention_queries)]
+)
 def test_every_query_of_a_package_is_used(package: str, named: dict[str, str]) -> None:
     source = "".join(path.read_text("utf-8") for path in SOURCES if path.parent.name == package)
     assert [name for name in named if f'"{name}"' not in source] == []
