@@ -2,6 +2,10 @@
 -- a right to all would be more than that. Sections as in queries.sql; `:role` is the role's name. `brewctl db grants`
 -- makes one script of them; who owns the tables, and who may read all of them, it adds itself.
 
+-- everybody --
+-- Whether a newer program has migrated the database.
+GRANT SELECT (number) ON schema_version TO :role;
+
 -- replica --
 -- Every process that plays a role: its row in `nodes`, and the rows of those that nobody has seen for a day.
 GRANT SELECT,

@@ -685,11 +685,38 @@ TRUNCATE orders, outbox, processed_events, inventory_reservations, notifications
          redeliveries, aggregates, parked_events, publishing
 CONTINUE IDENTITY
 
+-- versions_readable --
+-- Whether this user may read which migrations there are. A database of before has no such table.
+SELECT coalesce(has_column_privilege(to_regclass('schema_version'), 'number', 'SELECT'), false)
+
+-- versions --
+SELECT number FROM schema_version
+
+-- write_version --
+INSERT INTO schema_version (number, name, program) VALUES (%(number)s, %(name)s, %(program)s)
+ON CONFLICT (number) DO NOTHING
+
+-- begin_migrating --
+-- Whether this session may migrate now: one at a time. It does not wait in the server: a statement that waits keeps its
+-- snapshot, and an index that the other one builds would wait for that.
+SELECT pg_try_advisory_lock(hashtextextended('brewctl migrations', 0))
+
+-- end_migrating --
+SELECT pg_advisory_unlock(hashtextextended('brewctl migrations', 0))
+
+-- migrating --
+-- The other session that migrates this database, if one does.
+SELECT l.pid, coalesce(a.application_name, '')
+  FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+ WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 AND l.pid <> pg_backend_pid()
+   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+   AND l.classid::bigint << 32 | l.objid::bigint = hashtextextended('brewctl migrations', 0)
+
 -- schema_state --
 -- The parts of the schema that are not there as the migrations want them, by their places in the list: missing, or
 -- `invalid`: an index whose build was cut off, or goes on. Looks into the catalog alone, and locks no table.
 -- A key is a unique index over exactly these columns, whatever its name; 'leftover' is an index to be dropped; the
--- `columns` of a function are its body, without comments, its white space single blanks.
+-- `columns` of a function are its body, without comments, its white space single blanks; '': any.
 SELECT part.place, coalesce(index.indexrelid IS NOT NULL AND part.kind <> 'leftover', false) AS invalid
   FROM unnest(%(kinds)s::text[], %(tables)s::text[], %(names)s::text[], %(columns)s::text[])
        WITH ORDINALITY AS part (kind, "table", name, columns, place)
@@ -706,7 +733,7 @@ SELECT part.place, coalesce(index.indexrelid IS NOT NULL AND part.kind <> 'lefto
             WHEN 'function' THEN NOT EXISTS (
                  SELECT FROM pg_proc
                   WHERE proname = part.name AND pg_function_is_visible(oid)
-                    AND btrim(regexp_replace(regexp_replace(prosrc, '[-]-[^\n]*', '', 'g'), '\s+', ' ', 'g')) = part.columns)
+                    AND part.columns IN ('', btrim(regexp_replace(regexp_replace(prosrc, '[-]-[^\n]*', '', 'g'), '\s+', ' ', 'g'))))
             ELSE NOT EXISTS (
                  SELECT FROM pg_index i
                   WHERE i.indrelid = to_regclass(part."table") AND i.indisunique AND i.indisvalid AND i.indimmediate

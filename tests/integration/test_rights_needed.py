@@ -24,14 +24,15 @@ _EVERYBODY = {
     "session",
     "now",
     "now_ms",
+    "versions_readable",
     "held_rights",
     "lacking_rights",
     "bound_locks",
 }
-_REPLICA = {"keep_presence", "forget_replicas"}
+_REPLICA = {"versions", "keep_presence", "forget_replicas"}
 _INBOX = {"parks", "await_replication", "parked_keys", "lock_keys", "park", "downstream_name", "forget_redeliveries",
           "make_partition", "ids_without_partition"}  # fmt: skip
-_DLQ = {"parked_events", "settled_letters"}
+_DLQ = {"versions", "parked_events", "settled_letters"}
 ROLES: dict[str, set[str]] = {
     "order": _REPLICA | {
         "create_orders", "orders_by_ids_or_keys", "order_by_id", "lock_order", "cancel_order", "add_event",
@@ -58,6 +59,7 @@ ROLES: dict[str, set[str]] = {
 _OWNERS = {
     "register_downstream", "reset", "schema_state", "fix_search_path", "lock_schema", "table_holders", "builders",
     "statement_bound", "rebound_session", "act_as_owner", "owned_by_others", "entry_rights", "partitions",
+    "write_version", "begin_migrating", "end_migrating", "migrating",
 }  # fmt: skip
 _PARTS = {"inbox", "taken", "taken_ids", "reserve", "notify"}
 
