@@ -10,7 +10,7 @@ from brewctl.delivery import database, versions
 from brewctl.delivery.database import Connection
 from brewctl.delivery.schema import Kind
 from brewctl.delivery.versions import Standing
-from brewctl.doctor import clocks, identity, in_force, replicas, sessions
+from brewctl.doctor import clocks, identity, in_force, partitions, replicas, sessions
 from brewctl.doctor.finding import Finding, fail, ok, warn
 from brewctl.sql import doctor_queries
 
@@ -67,6 +67,7 @@ def check(settings: Settings) -> Iterator[Finding]:
             yield from _outbox(*connection.execute(doctor_queries["outbox"]).fetchone() or (0, None))
             yield from parked(connection.execute(doctor_queries["parked"]).fetchall())
             yield from identity.check(connection)
+            yield from partitions.check(connection)
             yield from replicas.check(connection)
         yield clocks.judge("clock", "postgres", *_read_clocks(connection))
 
