@@ -26,7 +26,7 @@ _WHAT = {
     "startup": "the command line",
     "growth": "Create and the publisher with a million orders; takes minutes",
     "queue": "100,000 rows of few aggregates, or behind an old snapshot; minutes",
-    "migrate": "db migrate on --rows orders of the first schema, beside its roles; minutes",
+    "migrate": "db migrate on --rows orders of the first schema, under load; minutes",
     "soak": "five nodes and retention for --duration: nothing grows; takes an hour",
 }
 _NAMED_ONLY = frozenset({"latency", "growth", "queue", "migrate", "soak"})  # part of another leg, or long

@@ -109,6 +109,7 @@ def register(app: typer.Typer) -> None:
     db.command(epilog="Example: brewctl db status --json")(db_migrate.status)
     db.command(epilog="Example: brewctl db migrate --wait forever")(db_migrate.migrate)
     db.command(epilog="Example: brewctl db plan | psql")(db_migrate.plan)
+    db.command("retention", epilog="Example: brewctl db retention --dry-run")(retention.retention)
     db.command("grants", epilog="Example: brewctl db grants | psql")(grants.database)
     db.command("retention", epilog="Example: brewctl db retention --dry-run")(retention.retention)
     db.callback()(lambda: None)

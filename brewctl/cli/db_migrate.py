@@ -79,6 +79,8 @@ def migrate(
             # The others are migrated all the same.
             message = f"{home.whose}: {error.message}" if home.apart else error.message
             failed.append(UnreachableError(message, hint=error.hint))
+    for another in failed[1:]:
+        output.note(output.plain(f"brewctl: {another}"))
     if failed:
         raise failed[0]
 
@@ -96,7 +98,8 @@ def _migrate(home: "Home") -> None:
         found = versions.bring_up(
             connection, lambda text: output.note(output.plain(f"db migrate {of}{text}")), home.tables
         )
-        if before.is_empty:
+        # A run before this one may have been ended in the middle.
+        if before.lacking and not (home.apart or before.is_newer):
             registration.register_own(connection)
     if before.is_newer:
         output.emit(f"{_named(home, place)}: {_said(before)}: nothing to do")

@@ -92,7 +92,7 @@ def _show(findings: "Iterable[Finding]") -> "list[Finding]":
 
 def _lines(finding: "Finding") -> list[str]:
     """Write a finding within 80 columns: verdict, check, what was found; below it what mends it."""
-    head = f"{finding.verdict:<4}  {finding.check + '  ':<{_NAME}}"
+    head = f"{finding.verdict:<4}  {finding.check + ' ':<{_NAME}}"
     lines = _wrapped(output.plain(finding.found), first=head, rest=" " * len(head))
     if finding.mend:
         lines += _wrapped(output.plain(finding.mend), first=f"{'→':>7} ", rest=" " * 8)

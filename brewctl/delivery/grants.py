@@ -1,6 +1,6 @@
 """Roles of PostgreSQL with just the rights that each part of brewctl needs: one script, printed or run.
 
-    owner        makes and changes the tables: `db init`, `db grants`
+    owner        makes and changes the tables: `db init`, `db grants`, `db retention`
     order        order-service; publisher: sends the outbox; <group>: a downstream
     reader       looks: counts, trace, verify, doctor, top, metrics; it writes nothing but temporary tables
     operator     mends: outbox retry, republish, dlq redrive, drop
@@ -28,7 +28,7 @@ PREFIX = "brew_"
 _PREFIX = re.compile(r"(?!pg_)[a-z_][a-z0-9_]{0,29}")
 _ROLES = ("owner", "order", "publisher", "reader", "operator")
 _NAME_BYTES = 63  # PostgreSQL cuts longer names off
-_READ_BY_NO_COMMAND = frozenset({"aggregates", "publishing", "downstreams", "retention"})
+_READ_BY_NO_COMMAND = frozenset({"aggregates", "publishing", "downstreams"})
 _READ_BY_EVERYBODY = frozenset({schema.VERSIONS})
 
 

@@ -1,6 +1,7 @@
 """What `brewctl db migrate` would run, as SQL that psql takes: each step with what it locks and what it reads."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import LiteralString
 
 from brewctl import __version__, sql
@@ -102,9 +103,12 @@ def _index(name: str, part: Part, limits: Limits, partitions: Partitions) -> Ite
     dropped = part.kind is Kind.LEFTOVER
     what = f"{'drops ' * dropped}index {part.name}"
     if own := partitions.get(part.table):
+        if part.invalid:
+            yield _comment(name, f"drops index {part.name}", part, limits, _FOR_A_MOMENT)
+            yield from _transaction([f"DROP INDEX IF EXISTS {part.name}"], limits)
         if not dropped:
             for partition in own:
-                yield from _index(name, schema.of_partition(part, partition), limits, {})
+                yield from _index(name, schema.of_partition(replace(part, invalid=False), partition), limits, {})
         yield _comment(name, what, part, limits, _FOR_A_MOMENT if dropped else _WHOLE)
         yield from _transaction([part.statement], limits)
         return

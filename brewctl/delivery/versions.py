@@ -66,7 +66,7 @@ def standing(connection: "Connection", tables: Collection[str] | None = None) ->
     """Look how far a database is. Locks no table of a role's. `tables`: those that it needs; default: all."""
     numbers = recorded(connection)
     found = _left_out(connection, schema.missing(connection, tables), numbers)
-    wanted = set(schema.TABLES if tables is None else tables)
+    wanted = {name for name in schema.TABLES if tables is None or name in tables}
     return Standing(numbers, tuple(found), wanted <= {part.name for part in found if part.kind is Kind.TABLE})
 
 

@@ -71,7 +71,7 @@ def test_the_events_of_an_old_aggregate_are_numbered_on(chain: Chain) -> None:
         found = chain.execute(
             "SELECT aggregate_seq FROM outbox WHERE aggregate_id = 'account-7' ORDER BY id DESC LIMIT 1"
         )
-        assert found.fetchone() == (number,)
+        assert found.fetchone() == (place,)
         chain.execute("DELETE FROM outbox WHERE aggregate_id = 'account-7'")  # as retention does
     chain.consume()
     assert broken(verify(chain.rig.settings, late_s=0)) == {}
@@ -94,7 +94,7 @@ def test_a_trace_says_that_the_rows_were_dropped(chain: Chain) -> None:
 
 def test_no_old_order_counts_as_unfinished(chain: Chain) -> None:
     old = {row.order_id for row in DROPPED[1:19]}
-    assert not old & {str(each.order_id) for each in overview.unfinished(chain.rig.connection, limit=100)}
+    assert not old & {str(each.order_id) for each in overview.unfinished(chain.rig.databases, limit=100)}
 
 
 def test_the_exporter_says_how_many_partitions_are_left_and_when_retention_ran(chain: Chain) -> None:

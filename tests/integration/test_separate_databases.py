@@ -191,10 +191,15 @@ def test_a_downstream_starts_and_works_while_the_orders_database_is_away(service
     _, address = rig.serve()
     services.orders(3, address)
     rig.wait("the topic", lambda: rig.counts().outbox_unpublished == 0)
+    services.own["inventory"].execute(
+        "INSERT INTO redeliveries (consumer, node_id, outbox_ids, came_at)"
+        " VALUES ('inventory', 'inventory-1', '{1}', now() - interval '8 days')"
+    )
     with services.story_closed():
         assert rig.brewctl("counts").returncode == 3
         node = rig.start("inventory-1", "consume", "inventory")
         rig.wait("its effects", lambda: services.count("inventory", "inventory_reservations") == 3)
+        rig.wait("old redeliveries to be forgotten", lambda: services.count("inventory", "redeliveries") == 0)
         node.process.send_signal(signal.SIGTERM)
         assert node.ended(within_s=30) == 0
     assert "processed=3 reserved=3 skipped=0" in node.lines[-1]

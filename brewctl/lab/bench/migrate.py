@@ -31,10 +31,10 @@ _BEFORE_S = 20.0
 _PAUSE_S = 0.002  # between two statements of a role
 _ALLOWED_MS = 100.0
 _ROLES = {
-    "an order": bench_queries["first_order"],
-    "a publisher's mark": bench_queries["first_publish"],
-    "a reservation": bench_queries["first_reservation"],
-    "a notification": bench_queries["first_notification"],
+    "order": bench_queries["first_order"],
+    "publisher": bench_queries["first_publish"],
+    "reservation": bench_queries["first_reservation"],
+    "notification": bench_queries["first_notification"],
 }
 
 
@@ -53,11 +53,11 @@ def run(ground: Ground) -> Iterator[Figure]:
             during = {role.name: role.slowest_ms() for role in roles}
         rewritten = [name for name, file in _files(psql).items() if files.get(name, file) != file]
     ground.tell(f"tables that were written anew: {', '.join(rewritten) or 'none'}")
-    yield Figure(f"migrate {rows:,} orders", took_s, "s")
+    yield Figure(f"migrate, {rows:,} orders", took_s, "s")
     for name, slowest in before.items():
-        allowed = f"slowest before + {_ALLOWED_MS:g}"
-        yield Figure(f"slowest of {name}, before", slowest, "ms")
-        yield Figure(f"slowest of {name}, meanwhile", during[name], "ms", slowest + _ALLOWED_MS, allowed, at_most=1.0)
+        allowed = f"before + {_ALLOWED_MS:g}"
+        yield Figure(f"slowest {name}, before", slowest, "ms")
+        yield Figure(f"slowest {name}, migrating", during[name], "ms", slowest + _ALLOWED_MS, allowed, at_most=1.0)
 
 
 @contextlib.contextmanager
