@@ -60,9 +60,9 @@ def _take(connection: "BoundedConnection", table: str, step: LiteralString, lock
         nonlocal found, staying, told
         seen = {holder.transaction for holder in found}
         with bounded(connection):
+            connection.execute(queries["act_as_owner"])
             if locks_out:
                 connection.execute(queries["lock_schema"])
-                connection.execute(queries["act_as_owner"])
                 # Whoever vacuums the table stops now, and does not begin again meanwhile.
                 connection.execute(lock)
                 found = holders(connection, [table])
@@ -79,6 +79,6 @@ def _take(connection: "BoundedConnection", table: str, step: LiteralString, lock
     until_free(connection, attempt, lambda: in_use(f"table {table}", staying or found))
 
 
-def partitions(connection: "Connection", table: str) -> list[str]:
-    """Name the partitions of a table; none where it is a plain one."""
+def partitions(connection: "Connection", table: str) -> list[LiteralString]:
+    """Name the partitions of a table, as the catalog quotes them; none where it is a plain one."""
     return [name for (name,) in connection.execute(queries["partitions"], {"table": table})]

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _COMMENT = re.compile(r"--.*")
 _HAS_A_KEY = (psycopg.errors.InvalidTableDefinition, psycopg.errors.ObjectNotInPrerequisiteState)
+_HAS_PARTITIONS = psycopg.errors.FeatureNotSupported  # since a moment ago: another session was quicker
 _STATE = ("kinds", "tables", "names", "columns")
 
 
@@ -197,10 +198,7 @@ def complete(connection: "BoundedConnection", tell: Tell = nobody, tables: Colle
                 with _told(tell, f"made function {part}"):
                     _create(connection, [part])
             case Kind.KEY:
-                _build(connection, Part(Kind.INDEX, part.name, part.table, part.statement), tell)
-                adopt = f"ALTER TABLE {part.table} ADD PRIMARY KEY USING INDEX {part.name}"
-                with contextlib.suppress(*_HAS_A_KEY):  # another session was quicker
-                    change(connection, [part.table], adopt, tell)
+                _build_key(connection, part, tell)
     # Last: what has to be made of a table is made of one table.
     apart = [part for part in PARTS if part.kind is Kind.PARTITIONS and (tables is None or part.table in tables)]
     for part in _missing(connection, apart):
@@ -249,6 +247,14 @@ def _create(connection: "BoundedConnection", parts: Sequence[Part]) -> None:
 
 def _build(connection: "BoundedConnection", part: Part, tell: Tell) -> None:
     """Build an index beside writers, or drop a leftover; one that a crash has left half-built is dropped, and built."""
+    if partitions := partitioning.partitions(connection, part.table):
+        # Only that of a partition is built concurrently. The table's then takes these for its own, and builds nothing.
+        if part.kind is Kind.INDEX and _missing(connection, [part]):
+            for partition in partitions:
+                _build(connection, _of_partition(part, partition), tell)
+        if _missing(connection, [part]):
+            change(connection, [part.table], part.statement, tell)
+        return
     deadline = time.monotonic() + connection.limits.schema_s
     between = pauses()
     while lacking := _missing(connection, [part]):
@@ -257,7 +263,7 @@ def _build(connection: "BoundedConnection", part: Part, tell: Tell) -> None:
         # Another session that builds an index of this table, or a vacuum: let it finish first.
         free = connection.execute(queries["builders"], {"table": part.table}).fetchone() == (0,)
         # Two that build at the same time may wait for each other's snapshots: PostgreSQL ends one of them.
-        with contextlib.suppress(psycopg.errors.DeadlockDetected):
+        with contextlib.suppress(psycopg.errors.DeadlockDetected, _HAS_PARTITIONS):
             if free and (part.kind is Kind.LEFTOVER or lacking[0].invalid):
                 with _told(tell, f"dropped index {part.name}"):
                     _concurrently(connection, part, f"DROP INDEX IF EXISTS {part.name}")
@@ -268,6 +274,29 @@ def _build(connection: "BoundedConnection", part: Part, tell: Tell) -> None:
                     _concurrently(connection, part, part.statement)
                 continue
         between.pause()
+        if partitioning.partitions(connection, part.table):
+            _build(connection, part, tell)
+
+
+def _build_key(connection: "BoundedConnection", part: Part, tell: Tell) -> None:
+    """Build a primary key beside writers: its index, which the table then takes for it."""
+    if partitions := partitioning.partitions(connection, part.table):
+        for partition in partitions:
+            _build_key(connection, _of_partition(part, partition), tell)
+        columns = ", ".join(f'"{column}"' for column in part.columns)
+        adopt = f"ALTER TABLE {part.table} ADD PRIMARY KEY ({columns})"
+    else:
+        _build(connection, Part(Kind.INDEX, part.name, part.table, part.statement), tell)
+        adopt = f"ALTER TABLE {part.table} ADD PRIMARY KEY USING INDEX {part.name}"
+    with contextlib.suppress(*_HAS_A_KEY, _HAS_PARTITIONS):  # another session was quicker
+        change(connection, [part.table], adopt, tell)
+
+
+def _of_partition(part: Part, partition: LiteralString) -> Part:
+    """Return the part of one partition that an index or key is made of."""
+    name = part.name + partition.removeprefix(part.table)
+    statement = part.statement.replace(f" {part.name} ON {part.table} ", f" {name} ON {partition} ", 1)
+    return replace(part, name=name, table=partition, statement=statement)
 
 
 def _concurrently(connection: "BoundedConnection", part: Part, statement: LiteralString) -> None:

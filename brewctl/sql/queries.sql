@@ -119,8 +119,11 @@ SELECT outbox_add(%(topic)s, 'order-' || id, %(event_type)s, %(payload)s, tenant
 -- is a range, and its order begins with its id: only the index by aggregate serves that. Heads are rows of a list of
 -- ids, with a condition that no partial index knows: only the primary key serves that. And nothing is joined that could
 -- become a loop over all pairs.
+-- Of a table in partitions, each part says between which ids it looks: others are not opened, and those ahead not read.
+-- An aggregate's first event (`begins`) has none before it, so it is looked for in no partition. Heads are looked up in a
+-- query of their own: below a scan of `outbox` each partition would have that query, with all partitions, for itself.
 WITH ready AS MATERIALIZED (
-    SELECT o.id, o.aggregate_id
+    SELECT o.id, o.aggregate_id, o.aggregate_seq
       FROM outbox o
      WHERE o.published_at IS NULL
        AND o.failed_at IS NULL
@@ -128,20 +131,29 @@ WITH ready AS MATERIALIZED (
        AND o.id <= %(until)s::bigint
      ORDER BY o.id
      LIMIT %(limit)s
+), first AS MATERIALIZED (
+    SELECT aggregate_id, min(id) AS id, coalesce(min(id) = min(id) FILTER (WHERE aggregate_seq = 1), false) AS begins
+      FROM ready
+     GROUP BY aggregate_id
 ), head AS MATERIALIZED (
     SELECT o.id, o.aggregate_id, o.topic, o.payload, o.event_type, o.tenant_id, o.trace_id, o.event_id, o.aggregate_seq,
            o.traceparent, o.content_type
       FROM outbox o
-     WHERE o.id = ANY((SELECT array_agg(id)
-                         FROM (SELECT min(id) AS id FROM ready GROUP BY aggregate_id) AS first)::bigint[])
+     WHERE o.id = ANY((SELECT array_agg(first.id)
+                         FROM first
+                        WHERE first.begins
+                           OR first.id = (SELECT p.id
+                                            FROM outbox p
+                                           WHERE p.aggregate_id >= first.aggregate_id
+                                             AND p.aggregate_id <= first.aggregate_id
+                                             AND p.published_at IS NULL
+                                             AND p.id <= first.id
+                                           ORDER BY p.aggregate_id, p.id
+                                           LIMIT 1))::bigint[])
+       AND o.id > %(after)s::bigint
+       AND o.id <= (SELECT max(id) FROM ready)
        AND coalesce(o.published_at, o.failed_at) IS NULL
        AND o.topic <> ALL(%(without_topics)s::text[])
-       AND o.id = (SELECT p.id
-                     FROM outbox p
-                    WHERE p.aggregate_id >= o.aggregate_id AND p.aggregate_id <= o.aggregate_id
-                      AND p.published_at IS NULL
-                    ORDER BY p.aggregate_id, p.id
-                    LIMIT 1)
        FOR UPDATE OF o SKIP LOCKED
 ), run AS (
     SELECT aggregate_id, min(id) AS head, count(*) FILTER (WHERE NOT held) - 1 AS behind
@@ -158,6 +170,7 @@ WITH ready AS MATERIALIZED (
                            OVER (ORDER BY p.aggregate_id, p.id) AS stopped
              FROM outbox p
             WHERE (p.aggregate_id, p.id) > (run.aggregate_id, run.head) AND p.aggregate_id <= run.aggregate_id
+              AND p.id > %(after)s::bigint AND p.id <= (SELECT max(id) FROM ready)
               AND p.published_at IS NULL
             ORDER BY p.aggregate_id, p.id
             LIMIT run.behind
@@ -802,6 +815,17 @@ SELECT part.inhrelid::regclass::text
  WHERE part.inhparent = to_regclass(%(table)s)
    AND (SELECT relkind FROM pg_class WHERE oid = part.inhparent) = 'p'
  ORDER BY part.inhrelid
+
+-- make_partition --
+-- The one that an id is in; of the outbox, null is the id that comes next.
+SELECT make_partition(%(table)s::text, %(id)s::bigint)
+
+-- ids_without_partition --
+SELECT asked.id
+  FROM unnest(%(ids)s::bigint[]) AS asked (id)
+ WHERE NOT EXISTS (SELECT FROM partitions_of('processed_events') p
+                    WHERE asked.id >= coalesce(p.lower, asked.id) AND asked.id < p.upper)
+ ORDER BY asked.id
 
 -- statement_bound --
 -- What ends this session's statements, and whether its connection asked for it: then the session is no pooler's, and

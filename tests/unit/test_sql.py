@@ -109,7 +109,9 @@ def test_a_verification_writes_only_to_its_own_tables(statement: str) -> None:
     assert written is None or written[1] in own
 
 
-@pytest.mark.parametrize(("package", "named"), [("verify", verify_queries), ("doctor", doctor_queries)])
+@pytest.mark.parametrize(
+    ("package", "named"), [("verify", verify_queries), ("doctor", doctor_queries), ("delivery", retention_queries)]
+)
 def test_every_query_of_a_package_is_used(package: str, named: dict[str, str]) -> None:
     source = "".join(path.read_text("utf-8") for path in SOURCES if path.parent.name == package)
     assert [name for name in named if f'"{name}"' not in source] == []

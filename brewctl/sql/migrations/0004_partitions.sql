@@ -166,7 +166,8 @@ DECLARE
     margin CONSTANT bigint := 10000000;
     small_blocks CONSTANT integer := 500;
     ahead CONSTANT integer := 4;
-    old regclass := to_regclass(partition_table."table");
+    old regclass;
+    kind "char";
     bound_name CONSTANT text := partition_table."table" || '_before_partitions';
     bound bigint;
     valid boolean;
@@ -182,10 +183,21 @@ DECLARE
     made text[] := '{}';
     part record;
 BEGIN
+    SELECT c.oid, c.relkind INTO old, kind FROM pg_class c WHERE c.oid = to_regclass(of_table);
     IF of_table NOT IN ('outbox', 'processed_events') OR old IS NULL THEN
         RAISE invalid_parameter_value USING MESSAGE = 'partition_table: outbox and processed_events are to have partitions';
     END IF;
-    IF (SELECT c.relkind FROM pg_class c WHERE c.oid = old) = 'p' THEN
+    IF kind = 'p' THEN
+        RETURN;
+    END IF;
+    IF step IN ('lock', 'validate') THEN
+        -- Against other changes. Whoever vacuums the table stops for it after deadlock_timeout, and no writer waits behind.
+        PERFORM set_config('lock_timeout', '5s', true);
+        EXECUTE format('LOCK TABLE ONLY %s IN SHARE UPDATE EXCLUSIVE MODE', old);
+        IF step = 'validate' AND EXISTS (SELECT FROM pg_constraint c
+                                          WHERE c.conrelid = old AND c.conname = bound_name AND NOT c.convalidated) THEN
+            EXECUTE format('ALTER TABLE %s VALIDATE CONSTRAINT %I', old, bound_name);
+        END IF;
         RETURN;
     END IF;
     SELECT string_agg(found.what, ', ') INTO in_the_way FROM (
@@ -237,20 +249,6 @@ BEGIN
     old_sequence := pg_get_serial_sequence(of_table, key);
     SELECT substring(pg_get_constraintdef(c.oid) FROM '< \(?''?(\d+)')::bigint, c.convalidated INTO bound, valid
       FROM pg_constraint c WHERE c.conrelid = old AND c.conname = bound_name;
-
-    IF step = 'lock' THEN
-        -- Against other changes. Whoever vacuums the table stops for it after deadlock_timeout, and no writer waits behind.
-        PERFORM set_config('lock_timeout', '5s', true);
-        EXECUTE format('LOCK TABLE ONLY %s IN SHARE UPDATE EXCLUSIVE MODE', old);
-        RETURN;
-    END IF;
-    IF step = 'validate' THEN
-        IF NOT valid THEN
-            PERFORM set_config('lock_timeout', '5s', true);
-            EXECUTE format('ALTER TABLE %s VALIDATE CONSTRAINT %I', old, bound_name);
-        END IF;
-        RETURN;
-    END IF;
 
     IF step = 'bound' OR bound IS NULL THEN
         EXECUTE format('SELECT coalesce(max(%I), 0) FROM %s', key, old) INTO last;
@@ -393,6 +391,90 @@ BEGIN
                    there.schema, of_table, there.schema, of_table || '_p0', bound);
     EXECUTE format('ALTER TABLE %I.%I DROP CONSTRAINT IF EXISTS %I', there.schema, of_table || '_p0', bound_name);
     PERFORM keep_to_owner(format('%I.%I', there.schema, of_table || '_p0'));
+END
+$$;
+
+-- Adds an event to the outbox in the caller's transaction, numbered within its aggregate, and returns its outbox id. The
+-- aggregate stays locked to the end of the transaction: its events are in Kafka in the order in which they were committed.
+-- `topic` NULL: the story's. `trace_id` NULL: that of the traceparent, else a new one. A malformed traceparent is left
+-- out. Who calls it needs USAGE on the schema, SELECT, INSERT and UPDATE on aggregates, SELECT and INSERT on outbox,
+-- SELECT on orders; and EXECUTE on make_partition and partitions_of, to make partitions ahead. It finds these tables
+-- whatever the caller's search_path is.
+CREATE OR REPLACE FUNCTION outbox_add(
+    topic text, aggregate_id text, event_type text, payload bytea,
+    tenant_id text DEFAULT NULL, trace_id text DEFAULT NULL, traceparent text DEFAULT NULL,
+    event_id uuid DEFAULT NULL, content_type text DEFAULT NULL)
+RETURNS bigint LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+#variable_conflict use_column
+DECLARE
+    into_topic text := coalesce(outbox_add.topic, 'usecase-09-01-order-created');
+    tenant text := coalesce(outbox_add.tenant_id, 'brew');
+    parent text := substring(outbox_add.traceparent FROM
+        '^(?!ff)(?!00-.{53})[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.{0,200})?$');
+    wrong text;
+    number bigint;
+    added bigint;
+    waits text;
+BEGIN
+    wrong := CASE
+        WHEN coalesce(octet_length(outbox_add.aggregate_id), 0) NOT BETWEEN 1 AND 1000
+            THEN 'aggregate_id must have 1 to 1000 bytes'
+        WHEN coalesce(octet_length(outbox_add.event_type), 0) NOT BETWEEN 1 AND 1000
+            THEN 'event_type must have 1 to 1000 bytes'
+        -- A record with an empty value is no event to those who read it.
+        WHEN coalesce(octet_length(outbox_add.payload), 0) = 0
+            THEN 'payload must not be empty'
+        WHEN into_topic !~ '^[A-Za-z0-9._-]{1,249}$' OR into_topic IN ('.', '..')
+            THEN 'topic must be 1 to 249 letters, digits, dots, "_" or "-"'
+        WHEN tenant !~ '^[A-Za-z0-9._-]{1,64}$'
+            THEN 'tenant_id must be 1 to 64 letters, digits, dots, "_" or "-"'
+        WHEN octet_length(outbox_add.trace_id) > 1000
+            THEN 'trace_id must have at most 1000 bytes'
+        WHEN octet_length(outbox_add.content_type) > 1000
+            THEN 'content_type must have at most 1000 bytes'
+    END;
+    IF wrong IS NOT NULL THEN
+        RAISE invalid_parameter_value USING MESSAGE = 'outbox_add: ' || wrong;
+    END IF;
+    INSERT INTO aggregates AS a (aggregate_id, seq) VALUES (outbox_add.aggregate_id, 1)
+    ON CONFLICT (aggregate_id) DO UPDATE SET seq = a.seq + 1
+    RETURNING a.seq INTO number;
+    IF number = 1 THEN
+        -- It may have events that were numbered without its row here: an order's first, whose outbox row may have been
+        -- deleted since, or the version before's. Two halves: each has an index of its own.
+        SELECT greatest(max(before.aggregate_seq), count(*),
+                        (SELECT count(*) FROM orders o
+                          WHERE o.id = substring(outbox_add.aggregate_id FROM
+                                '^order-([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})$')::uuid)) + 1
+          INTO number
+          FROM (SELECT o.aggregate_seq FROM outbox o
+                 WHERE o.aggregate_id = outbox_add.aggregate_id AND o.published_at IS NULL
+                 UNION ALL
+                SELECT o.aggregate_seq FROM outbox o
+                 WHERE o.aggregate_id = outbox_add.aggregate_id AND o.published_at IS NOT NULL) AS before;
+        UPDATE aggregates a SET seq = number WHERE a.aggregate_id = outbox_add.aggregate_id AND number > 1;
+    END IF;
+    INSERT INTO outbox (topic, aggregate_id, aggregate_seq, event_type, payload, event_id, tenant_id, trace_id,
+                        traceparent, content_type)
+    VALUES (into_topic, outbox_add.aggregate_id, number, outbox_add.event_type, outbox_add.payload,
+            coalesce(outbox_add.event_id, gen_random_uuid()), tenant,
+            coalesce(nullif(outbox_add.trace_id, ''), substr(parent, 4, 32), replace(gen_random_uuid()::text, '-', '')),
+            parent, nullif(outbox_add.content_type, ''))
+    RETURNING id INTO added;
+    IF mod(added, 1000) = 0 THEN
+        -- Nobody who finds no partition can make it within this transaction. So the next one is made long before, by
+        -- one who need not wait for it.
+        waits := current_setting('lock_timeout');
+        BEGIN
+            PERFORM set_config('lock_timeout', '1ms', true);
+            PERFORM make_partition('outbox', p.upper) FROM partitions_of('outbox') p
+              WHERE added >= coalesce(p.lower, added) AND added < p.upper;
+        EXCEPTION WHEN OTHERS THEN
+            NULL;
+        END;
+        PERFORM set_config('lock_timeout', waits, true);
+    END IF;
+    RETURN added;
 END
 $$;
 
