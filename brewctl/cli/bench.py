@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from brewctl.cli import options, output
+from brewctl.errors import UsageError
 
 if TYPE_CHECKING:
     from brewctl.config import Settings
@@ -25,8 +26,9 @@ _WHAT = {
     "growth": "Create and the publisher with a million orders; takes minutes",
     "queue": "100,000 rows of few aggregates, or behind an old snapshot; minutes",
     "soak": "five nodes and retention for --duration: nothing grows; takes an hour",
+    "migrate": "db migrate on --rows orders of the first schema, beside its roles; minutes",
 }
-_NAMED_ONLY = frozenset({"latency", "growth", "queue", "soak"})  # part of another leg, or long
+_NAMED_ONLY = frozenset({"latency", "growth", "queue", "soak", "migrate"})  # part of another leg, or long
 _BUSY = 0.1  # share of all cores: from there on other work is felt
 _MOST_REPEATS = 100
 
@@ -35,7 +37,7 @@ def bench(
     leg: Annotated[
         list[str] | None,
         typer.Option(
-            help="Which; may be given again. See --list.", metavar="NAME", show_default="all but growth, queue and soak"
+            help="Which; may be given again. See --list.", metavar="NAME", show_default="all but the long ones"
         ),
     ] = None,
     repeat: Annotated[
@@ -55,6 +57,16 @@ def bench(
         typer.Option(help="How many orders a second the soak makes.", min=1, max=100_000, show_default="50"),
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="Describe the legs and do nothing.")] = False,
+    row_count: Annotated[
+        int | None,
+        typer.Option(
+            "--rows",
+            help="How many orders migrate fills; 10,000,000 take 12 GB and half an hour.",
+            min=1000,
+            metavar="NUMBER",
+            show_default="1,000,000",
+        ),
+    ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the sandbox running afterwards.")] = False,
     as_json: options.AsJson = False,
     yes: options.Yes = False,
@@ -85,6 +97,8 @@ def bench(
     soak = {name: value for name, value in {"soak_s": duration, "soak_rate": rate}.items() if value is not None}
     if soak and "soak" not in chosen:
         raise UsageError("--duration and --rate are of the soak", hint="add --leg soak")
+    if row_count and "migrate" not in chosen:
+        raise UsageError("--rows is of one leg", hint="add `--leg migrate`")
     parts.require()  # the floors are made of them, whoever's the servers are
     from brewctl.lab.bench import figures
 
@@ -94,7 +108,9 @@ def bench(
     try:
         with emptied("bench", database_url=database_url, brokers=brokers, topic=topic, keep=keep, yes=yes) as settings:
             machine |= _machine(settings)
-            _measure(settings, chosen, config.home() / "logs" / "bench", measured, times=repeat, soak=soak)
+            _measure(
+                settings, chosen, config.home() / "logs" / "bench", measured, times=repeat, rows=row_count, soak=soak
+            )
     finally:
         # What was measured is told, whatever ended it.
         if measured:
@@ -103,8 +119,6 @@ def bench(
 
 
 def _chosen(names: Sequence[str] | None) -> list[str]:
-    from brewctl.errors import UsageError
-
     for name in names or ():
         if name not in _WHAT:
             raise UsageError(f"no leg {name[:80]!r}", hint="see `brewctl bench --list`")
@@ -139,6 +153,7 @@ def _measure(
     measured: "list[Figure]",
     *,
     times: int,
+    rows: int | None,
     soak: Mapping[str, float],
 ) -> None:
     """Measure each leg so many times, all legs of one time before the next: an hour's changes meet all of them."""
@@ -150,7 +165,7 @@ def _measure(
     log.configure(node="bench")
     logging.getLogger("brewctl").setLevel(logging.ERROR)  # of our own inbox, which is a floor here
     with database.connect(settings) as connection:
-        ground = Ground(settings, connection, logs=logs, tell=lambda text: output.note(f"  {text}"), **soak)
+        ground = Ground(settings, connection, logs=logs, tell=lambda text: output.note(f"  {text}"), rows=rows, **soak)
         for time in range(times):
             for name in chosen:
                 output.note(f"{name}{f' ({time + 1} of {times})' if times > 1 else ''}: {_WHAT[name]}")

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 from brewctl import log, metrics
 from brewctl.config import Settings
-from brewctl.delivery import broker, database, presence, readiness, registry, retrying, rights, traced_inbox
+from brewctl.delivery import broker, database, presence, readiness, registry, retrying, rights, traced_inbox, versions
 from brewctl.delivery.broker import Consumer, ForbiddenError, Overtaken, Record, UnavailableError
 from brewctl.delivery.crowding import Crowding
 from brewctl.delivery.downstream import Downstream, Later
@@ -62,6 +62,7 @@ def consume(
     with database.open_pool(own, name=node, size=1, tables=tables) as pool, database.explained(own):
         with pool.connection() as connection:
             rights.require(connection, f"downstream {downstream.group}", needs)
+            versions.tell_of_newer(connection)
         inbox = traced_inbox.opened(settings, pool, downstream, node=node)
         consumption = Consumption(settings, inbox, group=registry.kafka_group(settings, downstream), node=node)
         replica = presence.Replica(node, downstream.group)

@@ -204,7 +204,7 @@ class Run:
         """Detach a partition of the outbox and drop it, unless a row of it has to stay: then attach it again."""
         self._detach(self._connection, _OUTBOX, partition.name)
         if _relation(self._connection, partition.name):
-            again = look.of_rows(partition)
+            again = look.of_rows(partition, detached=True)
             if not again.may_go:
                 self._take_back(partition)
                 self._tell(f"{partition.name} stays, {again.reasons[0].text}: it was attached again")

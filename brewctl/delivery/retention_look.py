@@ -62,9 +62,17 @@ def sequence(connection: BoundedConnection) -> int:
     return int(last)
 
 
-def contents(connection: BoundedConnection, partition: str) -> list[Content]:
+def _rows(partition: Partition, *, detached: bool) -> sql.Composable:
+    """Return what stands for the rows of a partition in a query: by its ids, readers may have them too."""
+    if detached:
+        return sql.Identifier(partition.name)
+    low = sql.SQL("") if partition.low is None else sql.SQL("id >= {} AND ").format(sql.Literal(partition.low))
+    return sql.SQL("(SELECT * FROM outbox WHERE {}id < {}) AS part").format(low, sql.Literal(partition.high))
+
+
+def contents(connection: BoundedConnection, partition: Partition, *, detached: bool = False) -> list[Content]:
     """Read a partition of the outbox from one end to the other, as long as schema_s at most."""
-    query = sql.SQL(retention_queries["contents"]).format(partition=sql.Identifier(partition))
+    query = sql.SQL(retention_queries["contents"]).format(partition=_rows(partition, detached=detached))
     with table_locks.bounded(connection), connection.cursor(row_factory=class_row(Content)) as cursor:
         return cursor.execute(query).fetchall()
 
@@ -126,14 +134,14 @@ class Look:
         """Judge one partition of the outbox, by `last`, the last id that was given out."""
         if partition.high > last:
             stays = Reason("rows are still written to it", "nothing")
-            return Verdict(partition, contents(self._connection, partition.name), [stays])
+            return Verdict(partition, contents(self._connection, partition), [stays])
         if writer := self._writer(partition):
-            return Verdict(partition, contents(self._connection, partition.name), [writer])
+            return Verdict(partition, contents(self._connection, partition), [writer])
         return self.of_rows(partition)
 
-    def of_rows(self, partition: Partition) -> Verdict:
+    def of_rows(self, partition: Partition, *, detached: bool = False) -> Verdict:
         """Judge a partition that nobody writes to any more, by its rows."""
-        found = contents(self._connection, partition.name)
+        found = contents(self._connection, partition, detached=detached)
         verdict = Verdict(partition, found)
         if found and (reason := misplaced([*found, *self._newest], self._settings.topic)):
             verdict.reasons.append(reason)
@@ -150,7 +158,7 @@ class Look:
         if not verdict.reasons:
             verdict.reasons += self._dead(partition)
         if not verdict.reasons:
-            verdict.reasons += self._lacking(partition)
+            verdict.reasons += self._lacking(partition, detached=detached)
         return verdict
 
     def _topic(self, name: str) -> Topic:
@@ -226,10 +234,10 @@ class Look:
                 what = f"the topic still has a redriven copy, {place.partition}@{place.offset},"
         return Buried(int(named), letter.group, what, letter.id, letter.outcome != "redriven")
 
-    def _lacking(self, partition: Partition) -> Iterator[Reason]:
+    def _lacking(self, partition: Partition, *, detached: bool) -> Iterator[Reason]:
         """Compare the rows with what each group has processed: an overtaken group goes on as if nothing were lost."""
         lacking: dict[str, list[int]] = {each.consumer: [] for each in self._groups}
-        page = sql.SQL(retention_queries["page"]).format(partition=sql.Identifier(partition.name))
+        page = sql.SQL(retention_queries["page"]).format(partition=_rows(partition, detached=detached))
         after = -1
         given_up = {(each.group, each.outbox_id) for each in self._buried() if each.given_up}
         with contextlib.ExitStack() as stack:

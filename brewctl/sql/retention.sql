@@ -1,4 +1,5 @@
--- What `brewctl db retention` asks and changes, in the format of queries.sql. {partition} is a partition's own name.
+-- What `brewctl db retention` asks and changes, in the format of queries.sql. {partition} is a partition of the
+-- outbox: by its own name, or by its ids where it is attached, as readers have no right to a partition itself.
 
 -- partitions --
 -- Of a table, by their bounds; `low` is null of the first one. Whether its detachment was begun, its size with indexes,

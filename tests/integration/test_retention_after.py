@@ -71,7 +71,7 @@ def test_the_events_of_an_old_aggregate_are_numbered_on(chain: Chain) -> None:
         found = chain.execute(
             "SELECT aggregate_seq FROM outbox WHERE aggregate_id = 'account-7' ORDER BY id DESC LIMIT 1"
         )
-        assert found.fetchone() == (number,)
+        assert found.fetchone() == (place,)
         chain.execute("DELETE FROM outbox WHERE aggregate_id = 'account-7'")  # as retention does
     chain.consume()
     assert broken(verify(chain.rig.settings, late_s=0)) == {}

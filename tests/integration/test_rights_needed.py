@@ -24,14 +24,15 @@ _EVERYBODY = {
     "session",
     "now",
     "now_ms",
+    "versions_readable",
     "held_rights",
     "lacking_rights",
     "bound_locks",
 }
-_REPLICA = {"keep_presence", "forget_replicas"}
+_REPLICA = {"versions", "keep_presence", "forget_replicas"}
 _INBOX = {"parks", "await_replication", "parked_keys", "lock_keys", "park", "downstream_name", "forget_redeliveries",
           "make_partition", "ids_without_partition"}  # fmt: skip
-_DLQ = {"parked_events", "settled_letters"}
+_DLQ = {"versions", "parked_events", "settled_letters"}
 ROLES: dict[str, set[str]] = {
     "order": _REPLICA | {
         "create_orders", "orders_by_ids_or_keys", "order_by_id", "lock_order", "cancel_order", "add_event",
@@ -45,6 +46,7 @@ ROLES: dict[str, set[str]] = {
     "operator": _DLQ | {
         "retry_rows", "waiting_rows", "missing_rows", "done_rows", "republish_rows", "count_as_processed",
         "settle_parked", "lock_settlements", "settle_letters", "lock_keys",
+        "make_partition", "ids_without_partition",
     },
     "reader": _DLQ | {
         "waiting_rows", "nodes", "orders_between", "traced_order", "traced_events", "traced_parked", "traced_dedup",
@@ -57,6 +59,7 @@ ROLES: dict[str, set[str]] = {
 _OWNERS = {
     "register_downstream", "reset", "schema_state", "fix_search_path", "lock_schema", "table_holders", "builders",
     "statement_bound", "rebound_session", "act_as_owner", "owned_by_others", "entry_rights", "partitions",
+    "write_version", "begin_migrating", "end_migrating", "migrating",
 }  # fmt: skip
 _PARTS = {"inbox", "taken", "taken_ids", "reserve", "notify"}
 
@@ -100,7 +103,9 @@ def try_all(connection: psycopg.Connection, role: str) -> list[str]:
     cursor = psycopg.ClientCursor(connection)
     denied = []
     for text in texts(role.rpartition("_")[2]):
-        asked = dict.fromkeys(re.findall(r"%\((\w+)\)[sb]", text))
+        asked: dict[str, str | None] = dict.fromkeys(re.findall(r"%\((\w+)\)[sb]", text))
+        if text == sql.queries["traced_dedup"]:  # of no id at all there is no partition, and nothing else is looked at
+            asked = dict.fromkeys(asked, "{1}")
         what = text if text.startswith("CREATE TEMP") else f"EXPLAIN {text}"
         try:
             with connection.transaction():

@@ -128,9 +128,16 @@ def bench(monkeypatch: pytest.MonkeyPatch, *measured: Figure, ended_by: BaseExce
     """Run the command, whose legs measure this."""
 
     def measure(
-        _settings: object, _chosen: object, _logs: object, into: list[Figure], *, times: int, soak: object
+        _settings: object,
+        _chosen: object,
+        _logs: object,
+        into: list[Figure],
+        *,
+        times: int,
+        rows: int | None,
+        soak: object,
     ) -> None:
-        assert soak == {}
+        assert (rows, soak) == (None, {})
         into += [*measured] * times
         if ended_by:
             raise ended_by

@@ -6,7 +6,7 @@ Kafka client, Kafka's own tools. Figures of different machines, or days, don't c
 
 from collections.abc import Callable, Iterator, Mapping
 
-from brewctl.lab.bench import create, drains, flow, growth, memory, queue, soak, startup, workers
+from brewctl.lab.bench import create, drains, flow, growth, memory, migrate, queue, soak, startup, workers
 from brewctl.lab.bench.figures import Figure
 from brewctl.lab.bench.ground import Ground
 
@@ -24,4 +24,5 @@ LEGS: Mapping[str, Leg] = {
     "growth": growth.run,
     "queue": queue.run,
     "soak": soak.run,
+    "migrate": migrate.run,
 }

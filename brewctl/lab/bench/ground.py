@@ -44,16 +44,18 @@ class Ground:
         *,
         logs: Path,
         tell: Tell,
+        rows: int | None = None,
         soak_s: float = 3600.0,
         soak_rate: float = 50.0,
     ) -> None:
-        """`soak_s` and `soak_rate`: how long the soak lasts, and how many orders a second it makes."""
+        """`rows`: how many orders a leg fills that is asked for so many. `soak_…`: how long, and orders a second."""
         self.settings = settings
         self.soak_s = soak_s
         self.soak_rate = soak_rate
         self.connection = connection
         self.tell = tell
         self.logs = logs
+        self.rows = rows
 
     def reset(self) -> None:
         """Empty tables and topics; no groups."""
