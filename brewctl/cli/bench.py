@@ -26,7 +26,7 @@ _WHAT = {
     "growth": "Create and the publisher with a million orders; takes minutes",
     "queue": "100,000 rows of few aggregates, or behind an old snapshot; minutes",
     "soak": "five nodes and retention for --duration: nothing grows; takes an hour",
-    "migrate": "db migrate on --rows orders of the first schema, beside its roles; minutes",
+    "migrate": "db migrate on --rows orders of the first schema, beside its roles",
 }
 _NAMED_ONLY = frozenset({"latency", "growth", "queue", "soak", "migrate"})  # part of another leg, or long
 _BUSY = 0.1  # share of all cores: from there on other work is felt

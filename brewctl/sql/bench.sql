@@ -98,9 +98,6 @@ SELECT percentile_disc(%(shares)s::float8[]) WITHIN GROUP (ORDER BY extract(epoc
   JOIN inventory_reservations r ON r.order_id = substr(x.aggregate_id, length('order-') + 1)::uuid
  WHERE x.created_at > %(since)s AND x.created_at <= %(until)s
 
--- skip_ids --
-SELECT setval(pg_get_serial_sequence('outbox', 'id'), %(last)s)
-
 -- number_events --
 -- Numbers of events, for consumers that no outbox feeds; they take them with a minus.
 CREATE SEQUENCE bench_events
