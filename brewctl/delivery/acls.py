@@ -1,6 +1,7 @@
 """Who may do what in Kafka: a user for each role, with the same names as the roles of PostgreSQL.
 
-Kafka knows no roles: each rule names a user. READ, WRITE, DELETE and ALTER include DESCRIBE.
+Kafka knows no roles: each rule names a user. READ, WRITE, DELETE and ALTER include
+DESCRIBE, and ALTER_CONFIGS includes DESCRIBE_CONFIGS.
 """
 
 import shlex
@@ -22,7 +23,7 @@ def rules(settings: Settings, *, prefix: str) -> list[Rule]:
         return [Rule(prefix + role, tuple(operations), kind, name) for kind, name in resources]
 
     found = [
-        *given("owner", ["CREATE", "DELETE", "READ", "ALTER_CONFIGS", "DESCRIBE_CONFIGS"], topic),
+        *given("owner", ["CREATE", "DELETE", "READ", "ALTER_CONFIGS"], topic),
         *given("owner", ["CREATE", "DELETE"], letters),
         *given("owner", ["DELETE"], *groups),
         # One that publishes itself. It asks for both topics as it starts.

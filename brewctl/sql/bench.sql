@@ -120,6 +120,7 @@ WITH taken AS (
     RETURNING outbox_id
 )
 INSERT INTO notifications_log (order_id, node_id, channel) SELECT gen_random_uuid(), 'notification-1', 'push' FROM taken
+
 -- table_sizes --
 -- Bytes of a table with its indexes, over all its partitions; how many these are, and their dead rows.
 SELECT coalesce(sum(pg_total_relation_size(part.relid)), 0)::bigint, count(*)::int,
@@ -138,6 +139,3 @@ SELECT percentile_disc(%(shares)s::float8[]) WITHIN GROUP (ORDER BY extract(epoc
   FROM outbox x
   JOIN inventory_reservations r ON r.order_id = substr(x.aggregate_id, length('order-') + 1)::uuid
  WHERE x.created_at > %(since)s AND x.created_at <= %(until)s
-
--- skip_ids --
-SELECT setval(pg_get_serial_sequence('outbox', 'id'), %(last)s)

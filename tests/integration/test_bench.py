@@ -31,7 +31,7 @@ from brewctl.lab.bench import (
     table,
     workers,
 )
-from brewctl.lab.bench.ground import Ground
+from brewctl.lab.bench.ground import Ground, Sizes
 from brewctl.lab.cast import STORY
 from brewctl.lab.handlers import TABLE
 from brewctl.lifecycle import wait_until
@@ -43,7 +43,8 @@ TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 @pytest.fixture
 def ground(rig: Rig, tmp_path: Path) -> Ground:
-    return Ground(rig.settings, rig.connection, logs=tmp_path / "bench", tell=lambda _text: None)
+    logs = tmp_path / "bench"
+    return Ground(rig.settings, rig.connection, logs=logs, tell=lambda _text: None, sizes=Sizes(soak_s=6, soak_rate=20))
 
 
 @pytest.fixture(autouse=True)
@@ -102,6 +103,11 @@ def in_small(monkeypatch: pytest.MonkeyPatch) -> None:
                 "queue, an old snapshot",
                 "delay to Kafka, an old snapshot",
             },
+        ),
+        (
+            "soak",
+            {f"soak, {what}" for what in ("outbox", "processed_events", "records in the topic", "WAL", "create p99")}
+            | {f"soak, memory of {name}" for name in STORY.nodes},
         ),
     ],
 )

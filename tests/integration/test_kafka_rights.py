@@ -33,6 +33,7 @@ from brewctl.delivery.broker import (
     open_reader,
     require_topic,
 )
+from brewctl.doctor import Verdict, keeping
 from brewctl.errors import BrewError
 from brewctl.lab.nodes import Node, Nodes
 from brewctl.security import KafkaSecurity, Mechanism, Protocol, Secret
@@ -335,6 +336,18 @@ def test_rights_are_given_again_without_a_word_and_not_without_an_authorizer(sta
     done = rig.brewctl("topic", "grants", "--apply")
     assert done.returncode == 1
     assert done.stderr.startswith("brewctl: kafka lets everybody do everything: its brokers have no authorizer: set ")
+
+
+def test_who_may_not_know_how_long_a_topic_keeps_its_records_is_told_so(stage: Stage) -> None:
+    topics.create(stage.super_user)
+    shown = stage.run("operator", "topic", "keep", code=1)
+    assert shown.startswith("brewctl: kafka user brew_operator may not do this with topic ")
+    assert len(shown.splitlines()) == 1
+    (said,) = keeping.check(stage.settings("operator"))
+    assert (said.check, said.verdict) == ("keeping", Verdict.WARN)
+    assert "is not known: kafka user brew_operator may not" in said.found
+    (known,) = keeping.check(stage.settings("reader"))
+    assert known.verdict is Verdict.OK
 
 
 def _reset(settings: Settings, group: str) -> None:

@@ -128,9 +128,16 @@ def bench(monkeypatch: pytest.MonkeyPatch, *measured: Figure, ended_by: BaseExce
     """Run the command, whose legs measure this."""
 
     def measure(
-        _settings: object, _chosen: object, _logs: object, into: list[Figure], *, times: int, rows: int | None
+        _settings: object,
+        _chosen: object,
+        _logs: object,
+        into: list[Figure],
+        *,
+        times: int,
+        rows: int | None,
+        soak: object,
     ) -> None:
-        assert rows is None
+        assert (rows, soak) == (None, {})
         into += [*measured] * times
         if ended_by:
             raise ended_by
@@ -214,6 +221,9 @@ OWN = {"BREW_DATABASE_URL": "postgresql://127.0.0.1:1/x", "BREW_KAFKA_BROKERS": 
     [
         (["--repeat", "0"], {}, "invalid value for '--repeat'"),
         (["--leg", "nothing"], {}, "no leg 'nothing': see `brewctl bench --list`"),
+        (["--leg", "create", "--duration", "120"], {}, "--duration and --rate are of the soak: add --leg soak"),
+        (["--leg", "soak", "--duration", "5"], {}, "invalid value for '--duration'"),
+        (["--leg", "soak", "--rate", "0"], {}, "invalid value for '--rate'"),
         (["--against", "nothing.json"], {}, "--against nothing.json can't be read (no such file or directory)"),
         ([], {"BREW_KAFKA_BROKERS": "127.0.0.1:1"}, "the bench needs both servers"),
         # What is the user's is not emptied without a question.

@@ -136,3 +136,20 @@ def test_what_a_reset_comes_to(
 ) -> None:
     _note_consequences(effect, again, skipped)
     assert capsys.readouterr().err.splitlines() == says
+
+
+@pytest.mark.parametrize(
+    ("committed", "known", "overtaken", "lost"),
+    [
+        (10, True, 0, ""),
+        (4, True, 6, "its records 4 to 9 were removed before it read them"),
+        (None, True, 10, "its records 0 to 9 were removed before it read them"),
+        (None, False, 0, ""),  # a new group begins later than others, and has lost nothing
+        (25, True, 0, "it ends at 20, and 25 was committed: it was truncated, or made anew"),
+    ],
+)
+def test_what_retention_removed_before_a_group_read_it(
+    committed: int | None, known: bool, overtaken: int, lost: str
+) -> None:
+    here = Progress(0, "", committed, first=10, end=20, known=known)
+    assert (here.overtaken, here.lost) == (overtaken, lost)
