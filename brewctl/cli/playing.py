@@ -60,7 +60,7 @@ class Play:
 
                 def tell(error: BrewError) -> None:
                     waiting.log_it(error)
-                    health.on_wait(error.message)
+                    health.waits(error.message)
 
                 waiting.start(lambda: run(node, stop, health), self.wait_s, stop, leaves=leaves, tell=tell)
 

@@ -35,6 +35,7 @@ class Health:
         # Told that the role is up, and what its start waits for: systemd, where that has started it.
         self.on_up: Callable[[], None] = _tell_nobody
         self.on_wait: Callable[[str], None] = _tell_nobody
+        self._waits = ""
         self._checks: Sequence[Check] = ()
         self._is_up = False
         self._lock = threading.Lock()
@@ -46,6 +47,11 @@ class Health:
         self._checks, self._is_up = checks, True
         self.on_up()
 
+    def waits(self, reason: str) -> None:
+        """Say what the start waits for."""
+        self._waits = f"; it waits: {reason}"
+        self.on_wait(reason)
+
     def livez(self) -> Answer:
         """Say whether all threads move."""
         troubles = heartbeat.troubles()
@@ -56,7 +62,7 @@ class Health:
         if self._stop.is_set():
             findings = [DRAINS]
         elif not self._is_up:
-            findings = [Finding(ready=False, text="starting")]
+            findings = [Finding(ready=False, text=f"starting{self._waits}")]
         else:
             findings = self._findings()
         return answer("ready", "not ready", findings)

@@ -104,8 +104,11 @@ def test_a_role_whose_socket_can_not_be_used_works_all_the_same(rig: Rig, tmp_pa
     env = {"NOTIFY_SOCKET": str(tmp_path / "nobody"), "WATCHDOG_USEC": "100000"}
     with begin("publish", env=rig.env | env, stderr=subprocess.STDOUT) as process:
         assert process.stdout
-        lines = iter(process.stdout.readline, "")
-        assert any("publisher started" in line for line in lines)
-        assert any("notify_failed" in line and "hint=" in line for line in lines)
+        lines = []
+        # Either may come first: the watchdog's thread does not wait for the role.
+        for line in process.stdout:
+            lines.append(line)
+            if all(any(text in each for each in lines) for text in ("publisher started", "notify_failed")):
+                break
         said = end(process)
-    assert "notify_failed" not in said, "once is enough"
+    assert "".join([*lines, said]).count("notify_failed") == 1, "once is enough"

@@ -38,6 +38,8 @@ def test_a_role_is_ready_once_it_is_up_and_until_it_drains(stop: threading.Event
     health = Health(stop)
     assert said(health.readyz()) == (503, ["not ready", "NO starting"])
     assert said(health.livez())[0] == 200
+    health.waits("postgres is away")
+    assert said(health.readyz()) == (503, ["not ready", "NO starting; it waits: postgres is away"])
     health.up(lambda: found("postgres answers"))
     assert said(health.readyz()) == (200, ["ready", "ok postgres answers"])
     stop.set()

@@ -1,7 +1,4 @@
-"""The manifests: valid by Kubernetes's own schemas, complete, and about this program.
-
-ScaledObjects have no schema there: their fields are checked against those that KEDA 2.21 documents.
-"""
+"""The manifests: valid by Kubernetes's own schemas, complete, and about this program. Those of KEDA: test_keda.py."""
 
 import shutil
 import subprocess
@@ -13,10 +10,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from brewctl.config import SHORT_NAMES, TOPIC
-from brewctl.delivery import registry
-from brewctl.delivery.broker.partitions import PARTITIONS
-from brewctl.exporter.families import FAMILIES
+from brewctl.config import SHORT_NAMES
 from tests.deploying import DRAIN_S, ROOT, check, unknown
 
 FOLDER = ROOT / "deploy" / "kubernetes"
@@ -28,46 +22,6 @@ POSTGRES, KAFKA = {5432}, {9092, 9093}
 NEEDS = {
     "order": POSTGRES,
     **dict.fromkeys(("publisher", *SHORT_NAMES, "exporter", "retention", "migrate"), POSTGRES | KAFKA),
-}
-# keda.sh/docs/2.21: reference/scaledobject-spec, scalers/apache-kafka, scalers/prometheus.
-SCALED = {
-    "scaleTargetRef",
-    "pollingInterval",
-    "cooldownPeriod",
-    "minReplicaCount",
-    "maxReplicaCount",
-    "fallback",
-    "advanced",
-    "triggers",
-}
-KAFKA_TRIGGER = {
-    "bootstrapServers",
-    "bootstrapServersFromEnv",
-    "consumerGroup",
-    "topic",
-    "lagThreshold",
-    "activationLagThreshold",
-    "offsetResetPolicy",
-    "allowIdleConsumers",
-    "scaleToZeroOnInvalidOffset",
-    "excludePersistentLag",
-    "limitToPartitionsWithLag",
-    "ensureEvenDistributionOfPartitions",
-    "version",
-    "partitionLimitation",
-    "sasl",
-    "tls",
-    "unsafeSsl",
-}
-PROMETHEUS_TRIGGER = {
-    "serverAddress",
-    "query",
-    "queryParameters",
-    "namespace",
-    "threshold",
-    "activationThreshold",
-    "ignoreNullValues",
-    "unsafeSsl",
 }
 
 
@@ -273,38 +227,6 @@ def test_it_reaches_what_it_needs_and_nothing_else(workload: Any) -> None:
     ports = {port["name"] for each in containers(workload) for port in each.get("ports", ())}
     assert into == ports
     assert all(rule["from"] for each in mine for rule in each.get("ingress", ()))
-
-
-@pytest.mark.parametrize("each", SCALERS, ids=label)
-def test_a_scaled_object_is_as_keda_documents_it(each: Any) -> None:
-    assert (each["apiVersion"], each["kind"]) == ("keda.sh/v1alpha1", "ScaledObject")
-    spec = each["spec"]
-    assert spec.keys() <= SCALED
-    assert component(DEPLOYMENTS[spec["scaleTargetRef"]["name"]]) == component(each)
-    assert spec["minReplicaCount"] == 1
-    (trigger,) = spec["triggers"]
-    assert trigger.keys() == {"type", "metadata"}
-    assert trigger["metadata"].keys() <= {"kafka": KAFKA_TRIGGER, "prometheus": PROMETHEUS_TRIGGER}[trigger["type"]]
-    assert all(isinstance(value, str) for value in trigger["metadata"].values()), "KEDA takes text alone"
-
-
-def test_consumers_scale_by_their_groups_lag_up_to_the_partitions() -> None:
-    consumers = {component(each): each["spec"] for each in SCALERS if each["spec"]["triggers"][0]["type"] == "kafka"}
-    assert consumers.keys() == SHORT_NAMES.keys()
-    for name, spec in consumers.items():
-        told = spec["triggers"][0]["metadata"]
-        assert told["consumerGroup"] == registry.find(SHORT_NAMES[name]).group
-        assert told["topic"] == TOPIC
-        assert told["offsetResetPolicy"] == "earliest"
-        assert spec["maxReplicaCount"] == PARTITIONS
-        assert not unknown([told["bootstrapServersFromEnv"]])
-
-
-def test_publishers_scale_by_a_metric_that_is_exported() -> None:
-    (spec,) = [each["spec"] for each in SCALERS if component(each) == "publisher"]
-    query = spec["triggers"][0]["metadata"]["query"]
-    assert query == "max(brew_outbox_oldest_seconds)"
-    assert "brew_outbox_oldest_seconds" in {family.name for family in FAMILIES}
 
 
 @pytest.fixture(scope="module")

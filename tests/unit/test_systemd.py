@@ -51,7 +51,7 @@ def test_ready_and_stopping_come_once_each_also_at_an_abstract_address(
     health = Health(stop)
     with observing.managed(stop, health):
         assert "NOTIFY_SOCKET" not in os.environ, "processes that are started from here would tell in its place"
-        health.on_wait("postgres is\naway")
+        health.waits("postgres is\naway")
         health.up()
         listener.wait_for("READY")
         stop.set()
