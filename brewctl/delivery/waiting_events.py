@@ -32,6 +32,7 @@ _OF_RECORD = {"topic": "text", "partition": "integer", "offset": "bigint", "writ
 _COLUMNS = {**_OF_EVENT, **_OF_RECORD, "place": "integer"}
 _ROOM_AGAIN_S = 1.0  # how soon it is looked again whether there is room
 _KEYS_AT_A_TIME = 100
+_LOOK_ROWS = 256
 
 
 class LeaseLostError(Exception):
@@ -121,18 +122,34 @@ class Taking:
 
 
 class Rows:
-    """The waiting rows of one consumer, as one node's lanes see them. For any number of threads."""
+    """The waiting rows of a consumer, as one node's lanes see them. For any number of threads; one of them leases."""
 
     def __init__(self, consumer: str, node: str, limits: Limits) -> None:
         self._consumer, self._node = consumer, node
         self._lasts_s = limits.session_s
+        # Of so many of the oldest rows the next ones are found: few, where those of one key are not in the way.
+        self._look, self._most = _LOOK_ROWS, 2 * limits.waiting_events
 
     def lease(
         self, connection: BoundedConnection, *, limit: int, in_hand: Collection[int], failed: bool
     ) -> list[WaitingEvent]:
         """Lease the oldest events of up to `limit` keys; `failed`: those whose last try failed, else the others."""
-        query = queries["lease_failed"] if failed else queries["lease_waiting"]
+        if failed:
+            return self._lease(connection, queries["lease_failed"], limit, in_hand)
+        found = self._lease(connection, queries["lease_waiting"], limit, in_hand)
+        if len(found) == limit:
+            self._look = max(_LOOK_ROWS, self._look // 2)
+        elif self._look < self._most:
+            self._look = self._most
+            held = [*in_hand, *(each.id for each in found)]
+            found += self._lease(connection, queries["lease_waiting"], limit - len(found), held)
+        return found
+
+    def _lease(
+        self, connection: BoundedConnection, query: LiteralString, limit: int, in_hand: Collection[int]
+    ) -> list[WaitingEvent]:
         asked = {
+            "look": self._look,
             "consumer": self._consumer,
             "node": self._node,
             "limit": limit,

@@ -440,21 +440,33 @@ SELECT EXISTS (SELECT FROM waiting_events WHERE consumer = %(consumer)s)
 -- lease_waiting --
 -- Leases the oldest rows of up to `limit` keys that are due, in the order of their ids. A key whose oldest row is leased,
 -- or waits for its next try, has none; nor has one with a parked event, or those that this process has `in_hand`.
-WITH head AS MATERIALIZED (
-    SELECT w.id
+-- Of the consumer's oldest `look` rows alone: the oldest of a key among them is the oldest of the key. They are read
+-- once, whatever the statistics say, and joined with nothing: a plan is kept while the table grows from nothing to
+-- thousands. Of each key the oldest id comes with whether it is busy, as its last bit.
+WITH oldest AS MATERIALIZED (
+    SELECT w.id, w.key,
+           w.failure IS NOT NULL OR w.next_try_at > clock_timestamp()
+               OR coalesce(w.lease_until > clock_timestamp(), false) OR w.id = ANY(%(in_hand)s::bigint[]) AS busy
       FROM waiting_events w
      WHERE w.consumer = %(consumer)s
+     ORDER BY w.consumer, w.id
+     LIMIT %(look)s
+), head AS MATERIALIZED (
+    SELECT w.id
+      FROM waiting_events w
+     WHERE w.id = ANY((SELECT array_agg(id)
+                         FROM (SELECT min(2 * id + busy::integer) / 2 AS id
+                                 FROM oldest
+                                GROUP BY key
+                               HAVING min(2 * id + busy::integer) & 1 = 0
+                                ORDER BY 1
+                                LIMIT 2 * %(limit)s) AS next)::bigint[])
        AND w.failure IS NULL
        AND w.next_try_at <= clock_timestamp()
        AND (w.lease_until IS NULL OR w.lease_until < clock_timestamp())
-       AND w.id <> ALL(%(in_hand)s::bigint[])
-       AND w.id = (SELECT p.id
-                     FROM waiting_events p
-                    WHERE p.consumer = w.consumer AND p.key = w.key
-                    ORDER BY p.consumer, p.key, p.id
-                    LIMIT 1)
-       AND NOT EXISTS (SELECT FROM parked_events k WHERE k.consumer = w.consumer AND k.key = w.key AND k.outcome IS NULL)
-     ORDER BY w.consumer, w.id
+       AND (SELECT k.id FROM parked_events k
+             WHERE k.consumer = w.consumer AND k.key = w.key AND k.outcome IS NULL LIMIT 1) IS NULL
+     ORDER BY w.id
      LIMIT %(limit)s
        FOR UPDATE OF w SKIP LOCKED
 )
@@ -475,7 +487,8 @@ WITH head AS MATERIALIZED (
        AND w.next_try_at <= clock_timestamp()
        AND (w.lease_until IS NULL OR w.lease_until < clock_timestamp())
        AND w.id <> ALL(%(in_hand)s::bigint[])
-       AND NOT EXISTS (SELECT FROM parked_events k WHERE k.consumer = w.consumer AND k.key = w.key AND k.outcome IS NULL)
+       AND (SELECT k.id FROM parked_events k
+             WHERE k.consumer = w.consumer AND k.key = w.key AND k.outcome IS NULL LIMIT 1) IS NULL
      ORDER BY w.consumer, w.next_try_at
      LIMIT %(limit)s
        FOR UPDATE OF w SKIP LOCKED
