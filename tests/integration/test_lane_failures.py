@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import sys
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -242,3 +243,17 @@ def test_an_event_that_is_parked_leaves_the_dedup_row_of_an_earlier_one_with_its
         with database.connect(laned.settings) as connection:
             parking.redrive(connection, receiver.downstream, [events.aggregate_id(after)], node="n")
     assert (receiver.handled(after), receiver.calls.count((before, 1, first))) == ([1], 1)
+
+
+def test_a_handler_that_exits_costs_its_event_alone(laned: Rig) -> None:
+    bad, good = ids(2)
+    receiver = Receiver(laned, lanes=1, attempts=1)
+
+    def leave(_event: Event[Any]) -> None:
+        sys.exit(3)
+
+    receiver.answers[bad] = leave
+    with receiver.running():
+        receiver.take(record(bad), record(good))
+        until("the other is handled", lambda: receiver.handled(good) == [1])
+    assert receiver.parked() == [(1, "HandlerError: the handler raised SystemExit(3)", 1)]

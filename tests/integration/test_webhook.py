@@ -161,7 +161,8 @@ def test_one_who_is_slow_for_one_customer_delays_no_other(
     before = told(rig)
     quick = orders(*(f"quick-{number}" for number in range(20)))
     rig.wait("the others", lambda: told(rig) == before + len(quick))
-    assert 1 <= receiver.most["slow"] <= 4, "a quarter of the calls that a node makes at once"
+    # A quarter of the calls that a node makes at once; beside those that it has just given up.
+    assert 1 <= receiver.most["slow"] <= 8
     waiting = rig.connection.execute("SELECT count(*) FROM waiting_events WHERE event_id = ANY(%s)", (list(slow),))
     assert waiting.fetchone() == (30,), "none of them is done, parked or lost"
     receiver.how = well
