@@ -8,7 +8,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from brewctl import config
-from brewctl.cli import grants, options, output
+from brewctl.cli import grants, options, output, retention
 from brewctl.errors import UsageError
 
 Answer = TypeVar("Answer")
@@ -130,6 +130,7 @@ def register(app: typer.Typer) -> None:
     db = typer.Typer(help="The tables.", no_args_is_help=True)
     db.command(epilog="Example: brewctl db init --print-sql | psql")(init)
     db.command("grants", epilog="Example: brewctl db grants | psql")(grants.database)
+    db.command("retention", epilog="Example: brewctl db retention --dry-run")(retention.retention)
     db.callback()(lambda: None)
     app.add_typer(db, name="db")
     topic = typer.Typer(help="The topic.", no_args_is_help=True)

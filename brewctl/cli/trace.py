@@ -153,6 +153,9 @@ class _Timeline:
 
 
 def _finished(life: "Life") -> str:
+    if life.dropped:
+        what = f"its outbox row, of an id below {life.order.dropped_below}, was dropped by retention"
+        return f"finished: {what} once every group had processed it"
     *done, last = "published", *life.done
     all_done = f"{', '.join(done)} and {last}" if done else last
     if life.cancelled:

@@ -125,11 +125,18 @@ def _of_operators(facts: "Facts") -> Iterator[tuple[str, str]]:
         yield "", f"{rows} published again by `outbox republish`, maybe behind later ones of the same key"
 
 
+def _dropped(facts: "Facts") -> Iterator[tuple[str, str]]:
+    """Say what retention has dropped."""
+    if facts.watermark:
+        yield "watermark", f" {facts.watermark}: smaller ids were dropped, of orders up to {facts.dropped_until}"
+
+
 def _facts(facts: "Facts") -> Iterator[tuple[str, str]]:
     yield "orders", str(facts.orders)
     yield "outbox", f"{facts.outbox_rows} rows: {facts.published} published, {facts.set_aside} set aside"
     if facts.other_topics:
         yield "", f"{facts.other_topics} of them for other topics, which were not read"
+    yield from _dropped(facts)
     yield "topic", f"{facts.records} records: {facts.events} events, {facts.repeats} repeats of them"
     yield "", f"{facts.other_types} of other types, {facts.unreadable} unreadable"
     yield from _of_operators(facts)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from brewctl.delivery import acceptance, events, orders
+from brewctl.delivery import acceptance, events, no_partition, orders
 from brewctl.delivery.acceptance import InvalidOrderError
 from brewctl.delivery.database import BoundedConnection
 from brewctl.proto.orders_pb2 import (
@@ -58,6 +58,12 @@ def cancel(
     """
     if not events.is_uuid(wish.order_id):
         return None, False
+    return no_partition.with_room(connection, lambda: _cancel(connection, wish, topic=topic, left_s=left_s))
+
+
+def _cancel(
+    connection: BoundedConnection, wish: Cancellation, *, topic: str, left_s: Callable[[], float]
+) -> tuple[CancelResponse | None, bool]:
     with orders.commit_within(connection, left_s, statement_s=connection.limits.create_s) as ready:
         # The aggregate's row is locked after the order's, in every Cancel: no two can deadlock.
         found = connection.execute(queries["lock_order"], {"id": wish.order_id, "tenant_id": wish.tenant_id}).fetchone()

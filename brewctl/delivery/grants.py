@@ -1,6 +1,6 @@
 """Roles of PostgreSQL with just the rights that each part of brewctl needs: one script, printed or run.
 
-    owner        makes and changes the tables: `db init`, `db grants`
+    owner        makes and changes the tables: `db init`, `db grants`, `db retention`
     order        order-service; publisher: sends the outbox; <group>: a downstream
     reader       looks: counts, trace, verify, doctor, top, metrics; it writes nothing but temporary tables
     operator     mends: outbox retry, republish, dlq redrive, drop
@@ -88,6 +88,11 @@ class Script:
         return [*self._tables, *(name for own in self._own for name in (*own.tables, *own.sequences))]
 
     @property
+    def _functions(self) -> list[str]:
+        """Functions of the owner; make_partition has its rights, whoever calls it."""
+        return ["outbox_add", *schema.PARTITION_FUNCTIONS] if self._story else [*schema.PARTITION_FUNCTIONS]
+
+    @property
     def text(self) -> str:
         """The whole of it, without a transaction."""
         return "\n\n".join("\n".join(part) for part in self._parts()) + "\n"
@@ -158,8 +163,7 @@ class Script:
         if self._exclusive:
             yield "EXECUTE format('REVOKE ALL ON DATABASE %I FROM PUBLIC', current_database());"
             yield "EXECUTE format('REVOKE ALL ON SCHEMA %I FROM PUBLIC', current_schema());"
-            if self._story:
-                yield "REVOKE EXECUTE ON FUNCTION outbox_add FROM PUBLIC;"
+            yield f"REVOKE EXECUTE ON FUNCTION {', '.join(self._functions)} FROM PUBLIC;"
 
     def _ownership(self) -> list[str]:
         owner = own_tables.literal(self._owner)
@@ -170,7 +174,8 @@ class Script:
             f"    GRANT {self._owner} TO CURRENT_USER;",
             "END IF;",
             "FOR part IN SELECT oid::regclass AS name, relowner AS owner FROM pg_class",
-            f"             WHERE oid IN ({asked})",
+            f"             WHERE (oid IN ({asked})",
+            f"                    OR oid IN (SELECT inhrelid FROM pg_inherits WHERE inhparent IN ({asked})))",  # noqa: S608
             f"               AND relowner <> {owner}::regrole",
             # With its table a sequence of a column changes hands.
             "               AND NOT (relkind = 'S' AND EXISTS (SELECT FROM pg_depend d",
@@ -182,10 +187,10 @@ class Script:
             f"    EXECUTE format('ALTER TABLE %s OWNER TO {self._owner}', part.name);",
             "END LOOP;",
         ]
-        if self._story:
+        for function in self._functions:
             lines += [
-                f"IF (SELECT proowner FROM pg_proc WHERE oid = 'outbox_add'::regproc) <> {owner}::regrole THEN",  # noqa: S608
-                f"    ALTER FUNCTION outbox_add OWNER TO {self._owner};",
+                f"IF (SELECT proowner FROM pg_proc WHERE oid = '{function}'::regproc) <> {owner}::regrole THEN",  # noqa: S608
+                f"    ALTER FUNCTION {function} OWNER TO {self._owner};",
                 "END IF;",
             ]
         return self._block(lines, declare="part record;")

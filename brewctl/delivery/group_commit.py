@@ -18,7 +18,7 @@ import psycopg
 
 from brewctl import log
 from brewctl.config import Settings
-from brewctl.delivery import orders
+from brewctl.delivery import no_partition, orders
 from brewctl.delivery.alone import Alone, Submission
 from brewctl.delivery.database import Pool
 from brewctl.delivery.orders import KeyReusedError, TooLateError
@@ -134,7 +134,10 @@ class GroupCommit:
                 connection.answering_within(limits.create_batch_s + limits.database_look_s),
             ):
                 sent = True
-                written = orders.write(connection, [each.new for each in batch], topic=self._settings.topic)
+                new = [each.new for each in batch]
+                written = no_partition.with_room(
+                    connection, lambda: orders.write(connection, new, topic=self._settings.topic)
+                )
                 if len(written) < len(batch):
                     found = orders.find(connection, [each.new for each in batch if each.new.id not in written])
         except Exception as error:  # noqa: BLE001 - told below to whom it concerns

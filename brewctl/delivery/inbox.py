@@ -17,7 +17,7 @@ import psycopg
 
 from brewctl import log, metrics
 from brewctl.config import Settings
-from brewctl.delivery import events, registry
+from brewctl.delivery import events, no_partition, registry
 from brewctl.delivery.broker import Record
 from brewctl.delivery.burial import Burial
 from brewctl.delivery.database import UNAVAILABLE, BoundedConnection, NoAnswerError, Pool
@@ -143,6 +143,7 @@ class Inbox:
         self._parking = Parking(downstream.group)
         self._failures = Failures(downstream, most_in_a_row=settings.limits.failures_in_a_row)
         self._asked: tuple[BoundedConnection, int, float] | None = None  # the transaction in hand: events, beginning
+        self._had_room: list[int | None] | None = None  # ids that partitions were just made for
         self.trouble = ""  # why a batch has to be tried again
         self.tally = Tally()
         self._metrics = metrics.inbox(downstream.group)
@@ -277,6 +278,8 @@ class Inbox:
         except Later:
             raise
         except Exception as error:
+            if table := no_partition.table_of(error):
+                return self._make_room(table, part, batch)
             if halves := self._halves(part, error, batch):
                 return halves
             if not is_countable(error):
@@ -290,19 +293,47 @@ class Inbox:
             effects, parked = 0, self._park(read, reason_of(error), tries=tries)
         if effects:
             self._failures.succeeded()
+        self._had_room = None
         for identity in part:
             del batch.readable[identity]
         self._failures.settled(part)
-        if self._taking:
-            self.tally.waiting += effects
-            self.on_taken()
-        else:
-            self.tally.effects += effects
+        self._count(effects)
         self.tally.parked += parked
         if batch.repeats:
             self.tally.duplicates += sum(batch.repeats.pop(outbox_id, 0) for outbox_id, _ in part)
         self.tally.duplicates += len(part) - effects - parked
         return []
+
+    def _count(self, effects: int) -> None:
+        if self._taking:
+            self.tally.waiting += effects
+            self.on_taken()
+        else:
+            self.tally.effects += effects
+
+    def _make_room(self, table: str, part: list[Identity], batch: Batch) -> list[list[Identity]]:
+        """Make the partitions that rows of a part lack, and return what is to be tried again.
+
+        An event that none is ever made for is a dead letter: its id is no outbox's, or it is so old that its dedup row
+        was dropped, and it may have had its effect. Raises NoPartitionError where they can't be made now.
+        """
+        refused: dict[int, str] = {}
+        with self._pool.connection() as connection:
+            ids: list[int | None] = [None]  # a handler adds events to the outbox
+            if table != "outbox":
+                ids = [*no_partition.without(connection, [outbox_id for outbox_id, _ in part])]
+            if ids == self._had_room:
+                raise no_partition.NoPartitionError(f"{table} has no partition, although it was made")
+            for each in ids:
+                if (reason := no_partition.make(connection, table, each)) and each is not None:
+                    refused[each] = reason
+        self._had_room = ids
+        for identity in part:
+            if why := refused.get(identity[0]):
+                record, _ = batch.readable.pop(identity)
+                batch.dead.append((record, why))
+                self.tally.duplicates += batch.repeats.pop(identity[0], 0)
+        return [[identity for identity in part if identity in batch.readable]]
 
     def _park(self, read: Read, reason: str, *, tries: int) -> int:
         with self._pool.connection() as connection:

@@ -11,7 +11,7 @@ import psycopg
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from brewctl import log
-from brewctl.delivery import arrays, events
+from brewctl.delivery import arrays, events, no_partition
 from brewctl.delivery.acceptance import NewOrder, shown
 from brewctl.delivery.database import BoundedConnection
 from brewctl.delivery.refusals import never_taken
@@ -81,6 +81,12 @@ def write_around(
     at fault is alone: at most 2 log2(n) statements for one. After a psycopg.Error nothing was written, unless the
     connection was lost at the commit.
     """
+    return no_partition.with_room(connection, lambda: _write_around(connection, new, topic=topic))
+
+
+def _write_around(
+    connection: BoundedConnection, new: Sequence[NewOrder], *, topic: str
+) -> tuple[set[UUID], dict[UUID, Exception]]:
     written: set[UUID] = set()
     refused: dict[UUID, Exception] = {}
 
@@ -175,12 +181,17 @@ def create(
     statement is ended after `statement_s`. Raises KeyReusedError where the first order has another body,
     TooLateError, CommitFailedError; after a psycopg.Error nothing was written.
     """
-    with commit_within(connection, left_s or (lambda: connection.limits.create_s), statement_s=statement_s) as ready:
-        if not write(connection, [new], topic=topic):
-            # Its key, or its id, is taken: by a committed order, the INSERT has waited for that.
-            return first(new, find(connection, [new]).get(new.id))
-        ready()
-    return new.order
+
+    def attempt() -> Order:
+        within = left_s or (lambda: connection.limits.create_s)
+        with commit_within(connection, within, statement_s=statement_s) as ready:
+            if not write(connection, [new], topic=topic):
+                # Its key, or its id, is taken: by a committed order, the INSERT has waited for that.
+                return first(new, find(connection, [new]).get(new.id))
+            ready()
+        return new.order
+
+    return no_partition.with_room(connection, attempt)
 
 
 def first(new: NewOrder, found: Order | None) -> Order:

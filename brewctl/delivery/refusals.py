@@ -3,6 +3,7 @@
 import psycopg
 
 from brewctl import log
+from brewctl.delivery import no_partition
 
 # Classes of SQLSTATE, and codes, of failures that have passed, or are mended, by the time of another try. All others
 # are about what was written: data, constraints, and whatever code a trigger raises.
@@ -34,7 +35,7 @@ _SHOWN_CHARACTERS = 300  # a status travels in headers, which have a bound
 def never_taken(error: Exception) -> bool:
     """Whether another try of the same order would fail the same way: nothing was written, nor will be."""
     if isinstance(error, psycopg.Error) and error.sqlstate:
-        return not (error.sqlstate.startswith(_PASSING) or lacks_right(error))
+        return not (error.sqlstate.startswith(_PASSING) or lacks_right(error) or no_partition.table_of(error))
     # Raised by the client, before anything was sent: the value can't be said to the server.
     return isinstance(error, psycopg.DataError | UnicodeError)
 

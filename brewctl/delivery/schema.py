@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, LiteralString
 import psycopg
 
 from brewctl import sql
+from brewctl.delivery import partitioning
 from brewctl.delivery.table_locks import Tell, bounded, change, holders, in_use, nobody, pauses, until_free
 from brewctl.errors import BrewError
 from brewctl.sql import queries
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _COMMENT = re.compile(r"--.*")
 _HAS_A_KEY = (psycopg.errors.InvalidTableDefinition, psycopg.errors.ObjectNotInPrerequisiteState)
+_HAS_PARTITIONS = psycopg.errors.FeatureNotSupported  # since a moment ago: another session was quicker
 _STATE = ("kinds", "tables", "names", "columns")
 
 
@@ -37,6 +39,7 @@ class Kind(StrEnum):
     INDEX = "index"
     LEFTOVER = "leftover"  # an older version's index, to be dropped
     FUNCTION = "function"  # missing where its body is another one
+    PARTITIONS = "partitions"  # those of a table
 
 
 # How each statement of a migration begins, with the table and the name of the part.
@@ -46,7 +49,11 @@ _FORMS = {
     Kind.INDEX: re.compile(r"CREATE (?:UNIQUE )?INDEX IF NOT EXISTS (?P<name>\w+) ON (?P<table>\w+) "),
     Kind.LEFTOVER: re.compile(r"DROP INDEX IF EXISTS (?P<name>\w+)$"),
     Kind.FUNCTION: re.compile(r"CREATE OR REPLACE FUNCTION (?P<name>\w+)\("),
+    Kind.PARTITIONS: re.compile(r"SELECT partition_table\('(?P<name>\w+)', '\w+'\)$"),
 }
+PARTITION_FUNCTIONS = ("partitions_of", "make_partition", "keep_to_owner", "partition_table")
+# Functions that come with a table, wherever that is.
+_COME_WITH = dict.fromkeys(PARTITION_FUNCTIONS, "retention")
 # A statement, up to its semicolon or that of the file's end; a function's body may have some of its own.
 _STATEMENT = re.compile(r"(?:\$\$.*?\$\$|[^;$])+", re.DOTALL)
 _BODY = re.compile(r"\$\$(.*)\$\$", re.DOTALL)
@@ -83,6 +90,8 @@ class Part:
                 return f"{self.table}.{self.name}"
             case Kind.FUNCTION:
                 return f"{self.name}()"
+            case Kind.PARTITIONS:
+                return f"the partitions of {self.table}"
             case Kind.KEY:
                 return f"the primary key of {self.table} ({', '.join(self.columns)})"
             case _:
@@ -103,6 +112,8 @@ def parse(text: LiteralString, migration: int = 0) -> list[Part]:
             if match := form.match(statement):
                 named = match.groupdict()
                 table = parts[-1].table if kind is Kind.LEFTOVER else named.get("table", named["name"])
+                if kind is Kind.FUNCTION:
+                    table = _COME_WITH.get(table, table)
                 body = _BODY.search(statement)
                 text_of_body = body[1].strip() if body else ""
                 parts.append(Part(kind, named["name"], table, statement, body=text_of_body, migration=migration))
@@ -141,7 +152,9 @@ TABLES = [part.name for part in PARTS if part.kind is Kind.TABLE]
 
 # What a downstream needs beside its own tables, in a database of its own: of these tables those that there are.
 INBOX_TABLES = frozenset(
-    {"processed_events", "redeliveries", "parked_events", "waiting_events", "downstreams"}.intersection(TABLES)
+    {"processed_events", "redeliveries", "parked_events", "waiting_events", "downstreams", "retention"}.intersection(
+        TABLES
+    )
 )
 
 
@@ -187,10 +200,12 @@ def complete(connection: "BoundedConnection", tell: Tell = nobody, tables: Colle
                 with _told(tell, f"made function {part}"):
                     _create(connection, [part])
             case Kind.KEY:
-                _build(connection, Part(Kind.INDEX, part.name, part.table, part.statement), tell)
-                adopt = f"ALTER TABLE {part.table} ADD PRIMARY KEY USING INDEX {part.name}"
-                with contextlib.suppress(*_HAS_A_KEY):  # another session was quicker
-                    change(connection, [part.table], adopt, tell)
+                _build_key(connection, part, tell)
+    # Last: what has to be made of a table is made of one table.
+    apart = [part for part in PARTS if part.kind is Kind.PARTITIONS and (tables is None or part.table in tables)]
+    for part in _missing(connection, apart):
+        with _told(tell, f"put partitions into {part.table}"):
+            partitioning.partition(connection, part.table, part.statement, tell)
 
 
 @contextlib.contextmanager
@@ -225,7 +240,7 @@ def _create(connection: "BoundedConnection", parts: Sequence[Part]) -> None:
             connection.execute(queries["fix_search_path"])
             connection.execute(queries["act_as_owner"])
             for part in parts:
-                if part.kind is not Kind.KEY:
+                if part.kind not in {Kind.KEY, Kind.PARTITIONS}:
                     connection.execute(part.statement)
         return True
 
@@ -234,6 +249,14 @@ def _create(connection: "BoundedConnection", parts: Sequence[Part]) -> None:
 
 def _build(connection: "BoundedConnection", part: Part, tell: Tell) -> None:
     """Build an index beside writers, or drop a leftover; one that a crash has left half-built is dropped, and built."""
+    if partitions := partitioning.partitions(connection, part.table):
+        # Only that of a partition is built concurrently. The table's then takes these for its own, and builds nothing.
+        if part.kind is Kind.INDEX and _missing(connection, [part]):
+            for partition in partitions:
+                _build(connection, _of_partition(part, partition), tell)
+        if _missing(connection, [part]):
+            change(connection, [part.table], part.statement, tell)
+        return
     deadline = time.monotonic() + connection.limits.schema_s
     between = pauses()
     while lacking := _missing(connection, [part]):
@@ -242,7 +265,7 @@ def _build(connection: "BoundedConnection", part: Part, tell: Tell) -> None:
         # Another session that builds an index of this table, or a vacuum: let it finish first.
         free = connection.execute(queries["builders"], {"table": part.table}).fetchone() == (0,)
         # Two that build at the same time may wait for each other's snapshots: PostgreSQL ends one of them.
-        with contextlib.suppress(psycopg.errors.DeadlockDetected):
+        with contextlib.suppress(psycopg.errors.DeadlockDetected, _HAS_PARTITIONS):
             if free and (part.kind is Kind.LEFTOVER or lacking[0].invalid):
                 with _told(tell, f"dropped index {part.name}"):
                     _concurrently(connection, part, f"DROP INDEX IF EXISTS {part.name}")
@@ -253,6 +276,29 @@ def _build(connection: "BoundedConnection", part: Part, tell: Tell) -> None:
                     _concurrently(connection, part, part.statement)
                 continue
         between.pause()
+        if partitioning.partitions(connection, part.table):
+            _build(connection, part, tell)
+
+
+def _build_key(connection: "BoundedConnection", part: Part, tell: Tell) -> None:
+    """Build a primary key beside writers: its index, which the table then takes for it."""
+    if partitions := partitioning.partitions(connection, part.table):
+        for partition in partitions:
+            _build_key(connection, _of_partition(part, partition), tell)
+        columns = ", ".join(f'"{column}"' for column in part.columns)
+        adopt = f"ALTER TABLE {part.table} ADD PRIMARY KEY ({columns})"
+    else:
+        _build(connection, Part(Kind.INDEX, part.name, part.table, part.statement), tell)
+        adopt = f"ALTER TABLE {part.table} ADD PRIMARY KEY USING INDEX {part.name}"
+    with contextlib.suppress(*_HAS_A_KEY, _HAS_PARTITIONS):  # another session was quicker
+        change(connection, [part.table], adopt, tell)
+
+
+def _of_partition(part: Part, partition: LiteralString) -> Part:
+    """Return the part of one partition that an index or key is made of."""
+    name = part.name + partition.removeprefix(part.table)
+    statement = part.statement.replace(f" {part.name} ON {part.table} ", f" {name} ON {partition} ", 1)
+    return replace(part, name=name, table=partition, statement=statement)
 
 
 def _concurrently(connection: "BoundedConnection", part: Part, statement: LiteralString) -> None:

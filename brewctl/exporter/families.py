@@ -73,6 +73,26 @@ DEAD_LETTERS = Family(
     "Dead letters of a group in the dead-letter topic: open, redriven or dropped.",
     ("group", "state"),
 )
+PARTITIONS = Family(
+    "brew_partitions", "Partitions of the outbox, or of the dedup table, in a database.", ("server", "table")
+)
+PARTITIONS_AHEAD = Family(
+    "brew_partitions_ahead",
+    "Empty partitions behind the one that rows are written to: with none, roles make the next one themselves.",
+    ("server", "table"),
+)
+WATERMARK = Family("brew_retention_watermark", "Outbox rows with smaller ids were dropped by retention; 0: none was.")
+RETENTION_RAN = Family(
+    "brew_retention_last_run_seconds", "Since the end of the last whole run of `brewctl db retention`; +Inf: never."
+)
+RETENTION_HELD = Family(
+    "brew_retention_held_back_seconds",
+    "For how long a full partition may not be dropped, as the runs of `brewctl db retention` found it; 0: none.",
+)
+RETENTION_REFUSED = Family(
+    "brew_retention_refused",
+    "Whether the last run of `brewctl db retention` found something wrong, and dropped nothing.",
+)
 
 FAMILIES = (
     BUILD_INFO,
@@ -86,6 +106,12 @@ FAMILIES = (
     WAITING_OLDEST,
     REPLICAS,
     OLDEST_TRANSACTION,
+    PARTITIONS,
+    PARTITIONS_AHEAD,
+    WATERMARK,
+    RETENTION_RAN,
+    RETENTION_HELD,
+    RETENTION_REFUSED,
     LAG_RECORDS,
     LAG_SECONDS,
     MEMBERS,

@@ -15,9 +15,15 @@ from brewctl.exporter.families import (
     OUTBOX_OLDEST,
     OUTBOX_ROWS,
     PARKED,
+    PARTITIONS,
+    PARTITIONS_AHEAD,
     REPLICAS,
+    RETENTION_HELD,
+    RETENTION_RAN,
+    RETENTION_REFUSED,
     WAITING,
     WAITING_OLDEST,
+    WATERMARK,
     Sample,
 )
 from brewctl.exporter.questions import Question
@@ -78,8 +84,16 @@ def bounded(settings: Settings, connection: BoundedConnection, ask: Ask) -> Sequ
 
 
 def _questions(home: Home, groups: Sequence[str]) -> dict[str, Ask]:
-    own: dict[str, Ask] = {"outbox_oldest": _oldest, "outbox_rows": _rows, "replicas": _replicas([*_ROLES, *groups])}
-    shared: dict[str, Ask] = {"oldest_transaction": _transaction(server(home))}
+    own: dict[str, Ask] = {
+        "outbox_oldest": _oldest,
+        "outbox_rows": _rows,
+        "replicas": _replicas([*_ROLES, *groups]),
+        "retention": _retention,
+    }
+    shared: dict[str, Ask] = {
+        "oldest_transaction": _transaction(server(home)),
+        "partitions": _partitions(home),
+    }
     if home.groups:
         shared["parked_events"] = _parked(home.groups)
     if laned := [each.group for each in home.downstreams if each.lanes]:
@@ -123,6 +137,30 @@ def _waiting(groups: Sequence[str]) -> Ask:
         return counts + [Sample(WAITING_OLDEST, oldest_s, (consumer,)) for consumer, _, oldest_s in rows]
 
     return ask
+
+
+def _partitions(home: Home) -> Ask:
+    """Of the dedup table alone where the home is not the story's; there the last id is the last processed one."""
+    tables = ("processed_events",) if home.apart else ("outbox", "processed_events")
+
+    def ask(connection: BoundedConnection) -> Sequence[Sample]:
+        query, asked = ("last_processed", {"consumers": home.groups}) if home.apart else ("last_id", None)
+        (last,) = connection.execute(exporter_queries[query], asked).fetchone() or (0,)
+        samples = []
+        for table in tables:
+            found = connection.execute(exporter_queries["partitions"], {"table": table, "last": last}).fetchone()
+            count, ahead = found or (0, 0)
+            labels = (server(home), table)
+            samples += [Sample(PARTITIONS, count, labels), Sample(PARTITIONS_AHEAD, ahead, labels)]
+        return samples
+
+    return ask
+
+
+def _retention(connection: BoundedConnection) -> Sequence[Sample]:
+    families = (WATERMARK, RETENTION_RAN, RETENTION_HELD, RETENTION_REFUSED)
+    found = connection.execute(exporter_queries["retention"]).fetchone()
+    return [Sample(family, value) for family, value in zip(families, found or (), strict=bool(found))]
 
 
 def _transaction(name: str) -> Ask:

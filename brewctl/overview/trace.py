@@ -28,6 +28,7 @@ class Order:
     status: str
     created_at: datetime  # by the clock of the order node; all other times of PostgreSQL are by its own
     committed_at: datetime | None
+    dropped_below: int = 0  # the watermark, where it is old enough that retention may have dropped its outbox rows
 
 
 @dataclass(frozen=True)
@@ -144,12 +145,17 @@ class Life:
             return ""
 
     @property
+    def dropped(self) -> bool:
+        """Whether retention has dropped its first outbox row, which it does once every group has processed it."""
+        return bool(self.order.dropped_below) and all(event.type != events.ORDER_CREATED for event in self.events)
+
+    @property
     def finished(self) -> bool:
         """Say whether every event is published, and every downstream has handled it and has its effect."""
         handled = {(row.group, row.outbox_id) for row in self.dedup}
         found = {effect.group for effect in self.effects}
         return (
-            bool(self.events)
+            (bool(self.events) or self.dropped)
             and all(event.published_at for event in self.events)
             and all(
                 (each.group, event.id) in handled and (each.group in found or not each.done)

@@ -43,3 +43,26 @@ SELECT CASE WHEN pg_has_role('pg_read_all_stats', 'USAGE') THEN greatest(
             (SELECT extract(epoch FROM clock_timestamp() - min(prepared)) FROM pg_prepared_xacts
               WHERE database = current_database()),
             0)::float8 END
+
+-- last_id --
+-- The last outbox id that was given out; 0 where none was.
+SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM outbox_id_seq
+
+-- last_processed --
+-- The largest outbox id that one of these consumers has processed; 0 where none has. One look into an index each.
+SELECT coalesce(max(last.outbox_id), 0)
+  FROM unnest(%(consumers)s::text[]) AS asked (consumer)
+ CROSS JOIN LATERAL (
+       SELECT outbox_id FROM processed_events p WHERE p.consumer = asked.consumer ORDER BY outbox_id DESC LIMIT 1) AS last
+
+-- partitions --
+-- Partitions of a table, and those of them that begin behind an id. Looks into the catalog alone.
+SELECT count(*),
+       count(*) FILTER (WHERE substring(pg_get_expr(child.relpartbound, child.oid) FROM 'FROM \(''?(-?\d+)''?\)')::bigint > %(last)s)
+  FROM pg_inherits i JOIN pg_class child ON child.oid = i.inhrelid
+ WHERE i.inhparent = to_regclass(%(table)s)
+
+-- retention --
+SELECT dropped_below, coalesce(extract(epoch FROM clock_timestamp() - ran_at), 'Infinity')::float8,
+       greatest(coalesce(extract(epoch FROM clock_timestamp() - held_since), 0), 0)::float8, refused::int
+  FROM retention

@@ -17,6 +17,7 @@ GRANT SELECT,
 GRANT SELECT (id, aggregate_id, aggregate_seq, published_at),
       INSERT (aggregate_id, topic, payload, event_id, event_type, aggregate_seq, tenant_id, trace_id, traceparent, content_type) ON outbox TO :role;
 GRANT SELECT (aggregate_id, seq), INSERT (aggregate_id, seq), UPDATE (seq) ON aggregates TO :role;
+GRANT EXECUTE ON FUNCTION make_partition, partitions_of TO :role;
 
 -- publisher --
 -- Reads the outbox and marks what it has sent, or what Kafka will never take.
@@ -36,6 +37,7 @@ GRANT SELECT (consumer, outbox_id, event_id, earlier_ids),
 GRANT SELECT (came_at), INSERT (consumer, node_id, outbox_ids), DELETE ON redeliveries TO :role;
 GRANT SELECT (consumer, key, outbox_id, outcome),
       INSERT (consumer, key, seq, outbox_id, event_id, event_type, topic, "partition", "offset", written_ms, value, headers, reason, attempts) ON parked_events TO :role;
+GRANT EXECUTE ON FUNCTION make_partition, partitions_of TO :role;
 GRANT SELECT (consumer) ON waiting_events TO :role;
 
 -- lanes --
@@ -68,3 +70,4 @@ GRANT SELECT, INSERT (consumer, outbox_id, event_id),
       UPDATE (event_id, earlier_ids, processed_at) ON processed_events TO :role;
 GRANT INSERT (consumer, node_id, outbox_ids) ON redeliveries TO :role;
 GRANT SELECT, UPDATE (outcome, settled_at) ON parked_events TO :role;
+GRANT EXECUTE ON FUNCTION make_partition, partitions_of TO :role;

@@ -119,8 +119,11 @@ SELECT outbox_add(%(topic)s, 'order-' || id, %(event_type)s, %(payload)s, tenant
 -- is a range, and its order begins with its id: only the index by aggregate serves that. Heads are rows of a list of
 -- ids, with a condition that no partial index knows: only the primary key serves that. And nothing is joined that could
 -- become a loop over all pairs.
+-- Of a table in partitions, each part says between which ids it looks: others are not opened, and those ahead not read.
+-- An aggregate's first event (`begins`) has none before it, so it is looked for in no partition. Heads are looked up in a
+-- query of their own: below a scan of `outbox` each partition would have that query, with all partitions, for itself.
 WITH ready AS MATERIALIZED (
-    SELECT o.id, o.aggregate_id
+    SELECT o.id, o.aggregate_id, o.aggregate_seq
       FROM outbox o
      WHERE o.published_at IS NULL
        AND o.failed_at IS NULL
@@ -128,20 +131,29 @@ WITH ready AS MATERIALIZED (
        AND o.id <= %(until)s::bigint
      ORDER BY o.id
      LIMIT %(limit)s
+), first AS MATERIALIZED (
+    SELECT aggregate_id, min(id) AS id, coalesce(min(id) = min(id) FILTER (WHERE aggregate_seq = 1), false) AS begins
+      FROM ready
+     GROUP BY aggregate_id
 ), head AS MATERIALIZED (
     SELECT o.id, o.aggregate_id, o.topic, o.payload, o.event_type, o.tenant_id, o.trace_id, o.event_id, o.aggregate_seq,
            o.traceparent, o.content_type
       FROM outbox o
-     WHERE o.id = ANY((SELECT array_agg(id)
-                         FROM (SELECT min(id) AS id FROM ready GROUP BY aggregate_id) AS first)::bigint[])
+     WHERE o.id = ANY((SELECT array_agg(first.id)
+                         FROM first
+                        WHERE first.begins
+                           OR first.id = (SELECT p.id
+                                            FROM outbox p
+                                           WHERE p.aggregate_id >= first.aggregate_id
+                                             AND p.aggregate_id <= first.aggregate_id
+                                             AND p.published_at IS NULL
+                                             AND p.id <= first.id
+                                           ORDER BY p.aggregate_id, p.id
+                                           LIMIT 1))::bigint[])
+       AND o.id > %(after)s::bigint
+       AND o.id <= (SELECT max(id) FROM ready)
        AND coalesce(o.published_at, o.failed_at) IS NULL
        AND o.topic <> ALL(%(without_topics)s::text[])
-       AND o.id = (SELECT p.id
-                     FROM outbox p
-                    WHERE p.aggregate_id >= o.aggregate_id AND p.aggregate_id <= o.aggregate_id
-                      AND p.published_at IS NULL
-                    ORDER BY p.aggregate_id, p.id
-                    LIMIT 1)
        FOR UPDATE OF o SKIP LOCKED
 ), run AS (
     SELECT aggregate_id, min(id) AS head, count(*) FILTER (WHERE NOT held) - 1 AS behind
@@ -158,6 +170,7 @@ WITH ready AS MATERIALIZED (
                            OVER (ORDER BY p.aggregate_id, p.id) AS stopped
              FROM outbox p
             WHERE (p.aggregate_id, p.id) > (run.aggregate_id, run.head) AND p.aggregate_id <= run.aggregate_id
+              AND p.id > %(after)s::bigint AND p.id <= (SELECT max(id) FROM ready)
               AND p.published_at IS NULL
             ORDER BY p.aggregate_id, p.id
             LIMIT run.behind
@@ -672,10 +685,12 @@ SELECT node_id AS name, role, host, pid, address, processed, effects, skipped, d
 SELECT id FROM orders WHERE id BETWEEN %(first)s AND %(last)s ORDER BY id DESC LIMIT %(limit)s
 
 -- traced_order --
--- When it was committed is known only where PostgreSQL keeps that, for as long, and until the row is changed.
+-- When it was committed is known only where PostgreSQL keeps that, for as long, and until the row is changed. The
+-- watermark of an order that is old enough for it: its outbox rows may have been dropped.
 SELECT id, tenant_id, customer_id, amount_cents, currency, status, created_at,
        CASE WHEN status = 'ORDER_STATUS_NEW' AND current_setting('track_commit_timestamp')::boolean THEN pg_xact_commit_timestamp(xmin) END
-           AS committed_at
+           AS committed_at,
+       coalesce((SELECT dropped_below FROM retention WHERE dropped_until >= orders.created_at), 0) AS dropped_below
   FROM orders
  WHERE id = %(id)s
 
@@ -770,7 +785,8 @@ UNION ALL
 SELECT node_id, count(*) FROM notifications_log GROUP BY node_id
 
 -- unfinished_orders --
--- Orders whose story has not been told exactly once, at most `limit` of them.
+-- Orders whose story has not been told exactly once, at most `limit` of them. Of orders up to the time of the watermark
+-- events may have been dropped.
 SELECT o.id, coalesce(x.events, 0) AS events, coalesce(x.published, 0) AS published,
        (r.order_id IS NOT NULL) AS reserved, (n.order_id IS NOT NULL) AS notified
   FROM orders o
@@ -779,8 +795,11 @@ SELECT o.id, coalesce(x.events, 0) AS events, coalesce(x.published, 0) AS publis
   LEFT JOIN inventory_reservations r ON r.order_id = o.id
   LEFT JOIN notifications_log n ON n.order_id = o.id
  CROSS JOIN LATERAL (SELECT CASE WHEN o.cancelled_at IS NULL THEN 1 ELSE 2 END AS events) AS told
- WHERE coalesce(x.events, 0) <> told.events OR x.published <> told.events OR r.order_id IS NULL OR n.order_id IS NULL
+ WHERE x.published <> x.events OR r.order_id IS NULL OR n.order_id IS NULL
     OR o.cancelled_at IS NOT NULL AND (r.released_at IS NULL OR n.cancelled_at IS NULL)
+    OR coalesce(x.events, 0) > told.events
+    OR coalesce(x.events, 0) < told.events
+       AND coalesce(o.created_at > (SELECT dropped_until FROM retention), true)
  ORDER BY o.created_at
  LIMIT %(limit)s
 
@@ -853,6 +872,7 @@ SELECT part.place, coalesce(index.indexrelid IS NOT NULL AND part.kind <> 'lefto
                   WHERE attrelid = to_regclass(part."table") AND attname = part.name AND NOT attisdropped)
             WHEN 'index' THEN index.indisvalid IS NOT TRUE
             WHEN 'leftover' THEN index.indexrelid IS NOT NULL
+            WHEN 'partitions' THEN (SELECT relkind FROM pg_class WHERE oid = to_regclass(part."table")) IS DISTINCT FROM 'p'
             WHEN 'function' THEN NOT EXISTS (
                  SELECT FROM pg_proc
                   WHERE proname = part.name AND pg_function_is_visible(oid)
@@ -887,10 +907,12 @@ SELECT "right"
 SELECT 'DELETE' WHERE has_table_privilege(to_regclass(%(table)s), 'DELETE')
 
 -- owned_by_others --
--- How many of these tables are another role's.
+-- How many of these tables, and of their partitions, are another role's.
 SELECT count(*)
   FROM pg_class
- WHERE oid = ANY (SELECT to_regclass(name)::oid FROM unnest(%(tables)s::text[]) AS name)
+ WHERE oid = ANY (SELECT to_regclass(name)::oid FROM unnest(%(tables)s::text[]) AS name
+                   UNION ALL
+                  SELECT inhrelid FROM unnest(%(tables)s::text[]) AS name JOIN pg_inherits ON inhparent = to_regclass(name))
    AND pg_get_userbyid(relowner) <> %(owner)s
 
 -- entry_rights --
@@ -931,7 +953,7 @@ SELECT set_config('search_path', string_agg(quote_ident(name), ', ' ORDER BY pla
 SELECT pg_advisory_xact_lock(hashtextextended('brewctl schema', 0))
 
 -- table_holders --
--- Transactions that hold a lock of these tables, and with `snapshots` those as well that may still read what an
+-- Transactions that hold a lock of these tables or of a partition, and with `snapshots` those as well that may still read what an
 -- index's build waits for; the oldest first. A prepared one has no pid, and `gid` names it. The age is null where
 -- the user may not look at other users' sessions.
 SELECT DISTINCT l.virtualtransaction AS transaction, l.pid, coalesce(a.application_name, '') AS name, p.gid,
@@ -942,7 +964,10 @@ SELECT DISTINCT l.virtualtransaction AS transaction, l.pid, coalesce(a.applicati
  WHERE l.granted
    AND l.pid IS DISTINCT FROM pg_backend_pid()
    AND (l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-        AND l.relation = ANY (SELECT to_regclass(name)::oid FROM unnest(%(tables)s::text[]) AS name)
+        AND l.relation = ANY (SELECT to_regclass(name)::oid FROM unnest(%(tables)s::text[]) AS name
+                               UNION ALL
+                              SELECT inhrelid FROM unnest(%(tables)s::text[]) AS name
+                                JOIN pg_inherits ON inhparent = to_regclass(name))
         OR %(snapshots)s AND a.datname = current_database() AND a.backend_xmin IS NOT NULL)
  ORDER BY age_s DESC NULLS LAST
 
@@ -953,6 +978,25 @@ SELECT count(*)
  WHERE granted AND mode = 'ShareUpdateExclusiveLock' AND pid <> pg_backend_pid()
    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
    AND relation = to_regclass(%(table)s)::oid
+
+-- partitions --
+-- The partitions of a table, as they are named in a statement.
+SELECT part.inhrelid::regclass::text
+  FROM pg_inherits part
+ WHERE part.inhparent = to_regclass(%(table)s)
+   AND (SELECT relkind FROM pg_class WHERE oid = part.inhparent) = 'p'
+ ORDER BY part.inhrelid
+
+-- make_partition --
+-- The one that an id is in; of the outbox, null is the id that comes next.
+SELECT make_partition(%(table)s::text, %(id)s::bigint)
+
+-- ids_without_partition --
+SELECT asked.id
+  FROM unnest(%(ids)s::bigint[]) AS asked (id)
+ WHERE NOT EXISTS (SELECT FROM partitions_of('processed_events') p
+                    WHERE asked.id >= coalesce(p.lower, asked.id) AND asked.id < p.upper)
+ ORDER BY asked.id
 
 -- statement_bound --
 -- What ends this session's statements, and whether its connection asked for it: then the session is no pooler's, and

@@ -16,7 +16,11 @@ CREATE TEMP TABLE event (
 
 -- create_placed --
 -- Orders.
-CREATE TEMP TABLE placed (order_id uuid NOT NULL, created_at timestamptz NOT NULL, status text NOT NULL)
+CREATE TEMP TABLE placed (order_id uuid NOT NULL, created_at timestamptz NOT NULL, status text NOT NULL, cancelled_at timestamptz)
+
+-- create_gone --
+-- What retention has dropped: rows with ids below the watermark, of orders up to a time, so many order.created of them.
+CREATE TEMP TABLE gone (watermark bigint NOT NULL, until timestamptz, created bigint NOT NULL)
 
 -- create_taker --
 -- Which downstream takes events of which type.
@@ -98,7 +102,10 @@ SELECT x.id, coalesce(x.event_type, 'order.created'), hashtextextended(x.aggrega
                     AND coalesce(x.event_type, 'order.created') IN ('order.created', 'order.cancelled')
 
 -- fill_placed --
-INSERT INTO placed SELECT id, created_at, status FROM orders
+INSERT INTO placed SELECT id, created_at, status, cancelled_at FROM orders
+
+-- fill_gone --
+INSERT INTO gone SELECT coalesce(max(dropped_below), 0), max(dropped_until), coalesce(sum(dropped_created), 0) FROM retention
 
 -- fill_taker --
 INSERT INTO taker SELECT * FROM unnest(%(takers)s::text[], %(types)s::text[])
@@ -207,7 +214,9 @@ SELECT (SELECT count(*) FROM placed) AS orders,
        count(*) FILTER (WHERE set_aside) AS set_aside,
        count(*) FILTER (WHERE republished) AS republished,
        count(*) FILTER (WHERE type IN ('order.created', 'order.cancelled')) AS order_events,
-       count(seq) AS numbered
+       count(seq) AS numbered,
+       (SELECT watermark FROM gone) AS watermark,
+       (SELECT to_char(until AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') FROM gone) AS dropped_until
   FROM event
 
 -- count_records --
@@ -276,11 +285,13 @@ SELECT (SELECT count(*) FROM effect WHERE consumer = %(consumer)s) AS effects,
 -- fill_gap --
 -- Orders whose order.created has not had its effect.
 -- What tells that an effect will never come by itself, besides its age: dedup rows are older than the snapshot, and
--- committed offsets are older than both.
+-- committed offsets are older than both. Of an order whose event was dropped the group had it, or was never promised it.
 INSERT INTO gap
 WITH bare AS (
     SELECT * FROM placed o
      WHERE NOT EXISTS (SELECT FROM effect f WHERE f.consumer = %(consumer)s AND f.order_id = o.order_id)
+       AND NOT (coalesce(o.created_at <= (SELECT until FROM gone), false)
+                AND NOT EXISTS (SELECT FROM event e WHERE e.order_id = o.order_id AND e.type = 'order.created'))
 ), first_event AS (
     SELECT DISTINCT ON (e.order_id) e.* FROM event e JOIN bare USING (order_id)
      WHERE e.type = 'order.created' ORDER BY e.order_id, e.outbox_id
@@ -361,7 +372,7 @@ SELECT count(*) AS moved_keys
 
 -- event_per_order --
 -- One order.created an order, and one order.cancelled exactly where it is cancelled: each change of its status has one
--- event, and each event one change.
+-- event, and each event one change. Of an order up to the time of the watermark they may have been dropped.
 SELECT bad.total, 'order ' || bad.order_id || CASE
            WHEN bad.created + bad.cancelled = 0 THEN ' has no outbox row'
            WHEN bad.created = 0 THEN ' has no order.created'
@@ -374,8 +385,13 @@ SELECT bad.total, 'order ' || bad.order_id || CASE
                count(*) FILTER (WHERE e.type = 'order.cancelled') AS cancelled
           FROM placed o LEFT JOIN event e USING (order_id)
          GROUP BY o.order_id
-        HAVING count(*) FILTER (WHERE e.type = 'order.created') <> 1
-            OR count(*) FILTER (WHERE e.type = 'order.cancelled') <> (min(o.status) = 'ORDER_STATUS_CANCELLED')::int
+        HAVING count(*) FILTER (WHERE e.type = 'order.created')
+               <> CASE WHEN min(o.created_at) <= (SELECT until FROM gone)
+                       THEN least(count(*) FILTER (WHERE e.type = 'order.created'), 1) ELSE 1 END
+            OR count(*) FILTER (WHERE e.type = 'order.cancelled')
+               <> CASE WHEN min(o.status) <> 'ORDER_STATUS_CANCELLED' THEN 0
+                       WHEN min(o.cancelled_at) <= (SELECT until FROM gone)
+                       THEN least(count(*) FILTER (WHERE e.type = 'order.cancelled'), 1) ELSE 1 END
          ORDER BY min(o.created_at), o.order_id
          LIMIT %(shown)s) AS bad
  CROSS JOIN LATERAL (
@@ -384,6 +400,18 @@ SELECT bad.total, 'order ' || bad.order_id || CASE
                   AS cancelled
          FROM event e WHERE e.order_id = bad.order_id) AS rows_of
  ORDER BY bad.created_at, bad.order_id
+
+-- more_than_dropped --
+-- Of the orders up to the time of the watermark so many have no order.created as were dropped, at most: so a row that is
+-- lost behind the watermark is missed, too.
+SELECT bare.total - gone.created, bare.total || ' orders up to ' || date_trunc('second', gone.until)
+       || ' have no order.created in the outbox, and ' || gone.created || ' were dropped'
+  FROM gone
+ CROSS JOIN LATERAL (
+       SELECT count(*) AS total FROM placed o
+        WHERE o.created_at <= gone.until
+          AND NOT EXISTS (SELECT FROM event e WHERE e.order_id = o.order_id AND e.type = 'order.created')) AS bare
+ WHERE bare.total > gone.created
 
 -- order_per_event --
 SELECT bad.total, 'outbox ' || bad.outbox_id || coalesce(' is of ' || left(x.aggregate_id, 60), '') || ', which is no order'
@@ -475,12 +503,18 @@ SELECT count(*) OVER () AS total,
 
 -- numbered --
 -- 1, 2, 3 … within the aggregate, in the order of the outbox, which is the topic's order by another check. The version
--- before gave its events no number, but they count.
+-- before gave its events no number, but they count. Where the first ones of an aggregate were dropped the others go on.
 SELECT bad.total, 'outbox ' || bad.outbox_id || coalesce(' of ' || left(x.aggregate_id, 60), '') || ' has the number '
        || bad.seq || ' and is event ' || bad.place || ' of its aggregate'
   FROM (SELECT outbox_id, seq, place, count(*) OVER () AS total
-          FROM (SELECT outbox_id, seq, row_number() OVER (PARTITION BY aggregate ORDER BY outbox_id) AS place
-                  FROM event) AS counted
+          FROM (SELECT e.outbox_id, e.seq,
+                       row_number() OVER of_it + CASE
+                           WHEN gone.watermark > 0 AND (o.order_id IS NULL OR o.created_at <= gone.until)
+                           THEN greatest(coalesce(first_value(e.seq) OVER of_it, 1) - 1, 0) ELSE 0 END AS place
+                  FROM event e
+                 CROSS JOIN gone
+                  LEFT JOIN placed o ON o.order_id = e.order_id
+                WINDOW of_it AS (PARTITION BY e.aggregate ORDER BY e.outbox_id)) AS counted
          WHERE seq <> place
          ORDER BY outbox_id LIMIT %(shown)s) AS bad
   LEFT JOIN outbox x ON x.id = bad.outbox_id
@@ -556,7 +590,7 @@ SELECT count(*) OVER () AS total, 'there is the ' || %(effect)s || ' of ' || f.o
  LIMIT %(shown)s
 
 -- dedup --
--- Dedup row and effect are one commit: neither is without the other, nor without its event. `shows`: the downstream
+-- Dedup row and effect are one commit: neither is without the other, nor without its event, unless that was dropped. `shows`: the downstream
 -- says how its effects are found.
 SELECT count(*) OVER () AS total, offender
   FROM (SELECT p.outbox_id, 'outbox ' || p.outbox_id || CASE
@@ -565,7 +599,7 @@ SELECT count(*) OVER () AS total, offender
           FROM processed p
           LEFT JOIN event e ON e.outbox_id = p.outbox_id
          WHERE p.consumer = %(consumer)s
-           AND (e.outbox_id IS NULL
+           AND (e.outbox_id IS NULL AND p.outbox_id >= (SELECT watermark FROM gone)
                 OR %(shows)s AND e.order_id IS NOT NULL AND e.type = 'order.created' AND NOT p.waits
                    AND NOT EXISTS (SELECT FROM effect f
                                     WHERE f.consumer = %(consumer)s AND f.order_id = e.order_id)
@@ -604,6 +638,7 @@ SELECT count(*) OVER () AS total, offender
          WHERE (s.outbox_id IS NOT NULL OR s.unreadable)
            AND (s.type IS NULL OR s.type IN (SELECT t.type FROM taker t WHERE t.consumer = %(consumer)s))
            AND p.outbox_id IS NULL
+           AND (s.unreadable OR s.outbox_id >= (SELECT watermark FROM gone))
            AND NOT EXISTS (SELECT FROM parked k WHERE k.consumer = %(consumer)s AND k.outbox_id = s.outbox_id)
            AND NOT EXISTS (SELECT FROM letter l
                             WHERE l.consumer = %(consumer)s AND l.source_partition = s."partition"

@@ -135,10 +135,10 @@ class _Chain:
             self._workspace.execute("fill_position", consumer=group, **places)
 
     def _outbox_checks(self, facts: Facts) -> list[Check]:
+        event_per_order = Check("event-per-order", "each change of an order has one event", facts.orders)
+        self._judge(event_per_order, "event_per_order")
         return [
-            self._judge(
-                Check("event-per-order", "each change of an order has one event", facts.orders), "event_per_order"
-            ),
+            self._judge(event_per_order, "more_than_dropped"),
             self._judge(
                 Check("order-per-event", "every event of an order has its order", facts.order_events), "order_per_event"
             ),

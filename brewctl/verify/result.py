@@ -40,6 +40,8 @@ class Facts:
     outbox_rows: int
     order_events: int  # of the rows: of the story's own types
     numbered: int  # of the rows: with a number within their aggregate
+    watermark: int  # rows with smaller ids were dropped by retention; 0 where none was
+    dropped_until: str | None  # orders up to then may have had dropped rows
     other_topics: int  # of the rows: for another topic, which is not read
     published: int
     published_here: int  # of those: for this topic
@@ -108,6 +110,8 @@ def _remarks(facts: Facts) -> Iterator[str]:
         yield f"{unsettled} open dead letters"
     if facts.parked:
         yield f"{facts.parked} parked events"
+    if facts.watermark:
+        yield f"outbox rows below {facts.watermark} were dropped"
     if facts.removed_events:
         yield f"{facts.removed_events} events no longer in the topic"
 

@@ -27,6 +27,7 @@ from brewctl.verify.elsewhere import Rows
 _TABLES = (
     "create_event",
     "create_placed",
+    "create_gone",
     "create_taker",
     "create_effect",
     "create_processed",
@@ -40,7 +41,7 @@ _TABLES = (
     "create_letter",
     "create_gap",
 )
-_COPIES = ("fill_event", "fill_placed", "fill_taker", "fill_processed", "fill_parked")
+_COPIES = ("fill_event", "fill_placed", "fill_gone", "fill_taker", "fill_processed", "fill_parked")
 _CHUNK_BYTES = 64 * 1024
 
 

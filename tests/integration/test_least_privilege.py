@@ -12,7 +12,7 @@ import pytest
 
 from brewctl.delivery import refusals
 from brewctl.delivery.broker import Place, Producer, Record
-from brewctl.delivery.schema import TABLES
+from brewctl.delivery.schema import PARTITION_FUNCTIONS, TABLES
 from brewctl.lab.nodes import Node, Nodes
 from tests.conftest import Rig, run
 from tests.integration.rights_tools import Roles, dropped
@@ -37,6 +37,7 @@ def points(event: Event[OrderCreated | OrderCancelled], tx):
         tx.execute("UPDATE points SET cancelled = true WHERE order_id = %s", [event.data.order_id])
 """
 NAME = "rights_loyalty:points"
+PARTITIONS = "SELECT inhrelid::regclass::text FROM pg_inherits JOIN pg_class ON oid = inhrelid WHERE relkind = 'r'"
 _IDS = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -320,9 +321,10 @@ def test_whoever_owned_the_tables_so_far_keeps_its_rights(roles: Roles, *, super
     old = f"{roles.prefix}old"
     rig.connection.execute(f"CREATE ROLE {old} LOGIN CREATEROLE PASSWORD 'x'".encode())
     rig.connection.execute(f'ALTER DATABASE "{rig.connection.info.dbname}" OWNER TO {old}'.encode())
-    for table in TABLES:
+    for table in (*TABLES, *(str(name) for (name,) in rig.connection.execute(PARTITIONS).fetchall())):
         rig.connection.execute(f"ALTER TABLE {table} OWNER TO {old}".encode())
-    rig.connection.execute(f"ALTER FUNCTION outbox_add OWNER TO {old}".encode())
+    for function in ("outbox_add", *PARTITION_FUNCTIONS):
+        rig.connection.execute(f"ALTER FUNCTION {function} OWNER TO {old}".encode())
     url = psycopg.conninfo.make_conninfo(rig.settings.database_url, user=old, password="x")
     env = {**rig.env, "BREW_DATABASE_URL": rig.settings.database_url if superuser else url}
     for _ in range(2):

@@ -31,8 +31,7 @@ _EVERYBODY = {
 }
 _REPLICA = {"keep_presence", "forget_replicas"}
 _INBOX = {"parks", "await_replication", "parked_keys", "lock_keys", "park", "downstream_name", "forget_redeliveries",
-    "any_waiting",
-}  # fmt: skip
+          "any_waiting", "make_partition", "ids_without_partition"}  # fmt: skip
 _LANES = {
     "lease_waiting", "lease_failed", "renew_leases", "finish_waiting", "put_back", "give_leases_back", "hold_waiting",
     "park_waiting", "keys_behind_parked", "try_lock_key", "count_waiting",
@@ -41,6 +40,7 @@ _DLQ = {"parked_events", "settled_letters"}
 ROLES: dict[str, set[str]] = {
     "order": _REPLICA | {
         "create_orders", "orders_by_ids_or_keys", "order_by_id", "lock_order", "cancel_order", "add_event",
+        "make_partition",
     },
     "publisher": _REPLICA | {
         "fetch_unpublished", "any_ready", "mark_published", "set_aside", "take_lead", "lead_of_others", "give_up_lead",
@@ -63,7 +63,7 @@ ROLES: dict[str, set[str]] = {
 # The owner's, who may do everything with its tables; and those that an effect of a downstream is made of.
 _OWNERS = {
     "register_downstream", "reset", "schema_state", "fix_search_path", "lock_schema", "table_holders", "builders",
-    "statement_bound", "rebound_session", "act_as_owner", "owned_by_others", "entry_rights",
+    "statement_bound", "rebound_session", "act_as_owner", "owned_by_others", "entry_rights", "partitions",
 }  # fmt: skip
 _PARTS = {"inbox", "taken", "taken_ids", "reserve", "notify", "take_waiting"}
 # A downstream of a user's, which has lanes.

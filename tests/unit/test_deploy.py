@@ -72,7 +72,7 @@ def test_every_metric_of_ours_is_on_the_dashboard_or_in_an_alert() -> None:
 
 
 def test_the_objective_is_one_of_the_histograms_buckets() -> None:
-    found = set(re.findall(r'le="([^"]+)"', RULES_TEXT))
+    found = set(re.findall(r'\ble="([^"]+)"', RULES_TEXT))
     assert found
     assert {float(each) for each in found} <= set(BUCKETS)
     assert all(each == str(float(each)) for each in found), "as the page writes it"

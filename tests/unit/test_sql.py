@@ -10,14 +10,28 @@ import pytest
 
 import brewctl
 from brewctl.delivery.schema import TABLES
-from brewctl.sql import bench_queries, doctor_queries, exporter_queries, migrations, parse, queries, verify_queries
+from brewctl.sql import (
+    bench_queries,
+    doctor_queries,
+    exporter_queries,
+    migrations,
+    parse,
+    queries,
+    retention_queries,
+    verify_queries,
+)
 
 TEXT, VERIFY_TEXT = (
     resources.files("brewctl.sql").joinpath(name).read_text("utf-8") for name in ("queries.sql", "verify.sql")
 )
 SOURCES = sorted(Path(brewctl.__file__).parent.rglob("*.py"))
 SCHEMA = "\n".join(migrations.values())
-EVERY = queries | verify_queries | bench_queries | doctor_queries | exporter_queries
+# Those of retention that read one partition have its name put in, quoted.
+PARTITION = {
+    name: text.replace("{partition}", "outbox_p0").replace("{{", "").replace("}}", "")
+    for name, text in retention_queries.items()
+}
+EVERY = queries | verify_queries | bench_queries | doctor_queries | exporter_queries | PARTITION
 each_query = pytest.mark.parametrize("name", sorted(EVERY))
 
 
@@ -95,7 +109,9 @@ def test_a_verification_writes_only_to_its_own_tables(statement: str) -> None:
     assert written is None or written[1] in own
 
 
-@pytest.mark.parametrize(("package", "named"), [("verify", verify_queries), ("doctor", doctor_queries)])
+@pytest.mark.parametrize(
+    ("package", "named"), [("verify", verify_queries), ("doctor", doctor_queries), ("delivery", retention_queries)]
+)
 def test_every_query_of_a_package_is_used(package: str, named: dict[str, str]) -> None:
     source = "".join(path.read_text("utf-8") for path in SOURCES if path.parent.name == package)
     assert [name for name in named if f'"{name}"' not in source] == []
@@ -112,10 +128,10 @@ def test_the_schema_only_creates_what_is_missing_and_drops_no_data() -> None:
     statements = [" ".join(part.split()) for part in outside.split(";") if part.strip()]
     harmless = (
         r"(CREATE (TABLE|INDEX|UNIQUE INDEX)|ALTER TABLE \w+ ADD COLUMN) IF NOT EXISTS |DROP INDEX IF EXISTS "
-        r"|CREATE OR REPLACE FUNCTION "
+        r"|CREATE OR REPLACE FUNCTION |SELECT partition_table\("
     )
     assert all(re.match(harmless, statement) for statement in statements), statements
-    assert not re.search(r"\b(DROP (?!INDEX)|DELETE|TRUNCATE)\b", code, re.IGNORECASE)
+    assert not re.search(r"\b(DROP (?!INDEX|IDENTITY|CONSTRAINT)|DELETE|TRUNCATE)\b", code, re.IGNORECASE)
 
 
 def test_all_tables_are_looked_for_and_reset() -> None:
@@ -123,7 +139,7 @@ def test_all_tables_are_looked_for_and_reset() -> None:
     assert {"orders", "outbox", "processed_events", "inventory_reservations", "notifications_log"} <= tables
     assert set(TABLES) == tables
     emptied = set(re.findall(r"\w+", queries["reset"])) - {"TRUNCATE", "CONTINUE", "IDENTITY"}
-    assert emptied == tables - {"downstreams"}  # whose group is whose stays
+    assert emptied == tables - {"downstreams", "retention"}  # whose group is whose stays, and how long
 
 
 @pytest.mark.parametrize("name", ["create_orders", "fetch_unpublished", "inbox"])

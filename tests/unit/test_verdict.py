@@ -16,7 +16,7 @@ from brewctl.lab.watch import Watch
 from brewctl.verify import Check, Facts, Verification
 
 NUMBERS = {field.name: 0 for field in dataclasses.fields(Facts) if field.type in {int, float}}
-FACTS = Facts(**NUMBERS, dead_letters={}, lag={}, unread={})
+FACTS = Facts(**NUMBERS, dropped_until=None, dead_letters={}, lag={}, unread={})
 
 
 def judged(monkeypatch: pytest.MonkeyPatch, *, ledger: int, **result: object) -> list[str]:

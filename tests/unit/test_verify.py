@@ -7,7 +7,7 @@ import pytest
 from brewctl.verify import Check, Facts, Verification
 
 NUMBERS = {field.name: 0 for field in dataclasses.fields(Facts) if field.type in {int, float}}
-FACTS = Facts(**NUMBERS, dead_letters={}, lag={}, unread={})
+FACTS = Facts(**NUMBERS, dropped_until=None, dead_letters={}, lag={}, unread={})
 
 REMARKS = "2 orders, 3 repeats in the topic, 4 open dead letters, 1 events no longer in the topic"
 

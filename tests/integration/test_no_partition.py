@@ -1,0 +1,179 @@
+"""A row that no partition is there for: whoever writes it makes the partition, and rubbish ids make none."""
+
+import random
+import uuid
+from collections.abc import Sequence
+
+import psycopg
+import pytest
+
+from brewctl.client import OrderClient
+from brewctl.delivery import database, no_partition, schema
+from brewctl.delivery.broker import Record
+from brewctl.delivery.database import Pool
+from brewctl.delivery.inbox import Inbox
+from brewctl.errors import BrewError
+from brewctl.roles import inventory
+from tests.conftest import Rig
+from tests.integration.reading import read_topic
+from tests.integration.test_inbox import record, rows
+
+EDGE = 1_000_000  # where the first partition of a new database ends
+
+
+def partitions(connection: psycopg.Connection[tuple[object, ...]], table: str) -> list[tuple[object, ...]]:
+    return connection.execute("SELECT lower, upper FROM partitions_of(%s)", (table,)).fetchall()
+
+
+def drop_those_ahead(rig: Rig, table: str) -> None:
+    for name, lower in rig.connection.execute("SELECT name::text, lower FROM partitions_of(%s)", (table,)).fetchall():
+        if lower is not None:
+            rig.connection.execute(f"DROP TABLE {name}".encode())
+    assert len(partitions(rig.connection, table)) == 1
+
+
+def come_to_the_edge(rig: Rig, *, left: int) -> None:
+    """The outbox has no more than so many ids that there is a partition for."""
+    drop_those_ahead(rig, "outbox")
+    rig.connection.execute(f"ALTER TABLE outbox ALTER id RESTART WITH {EDGE - left}".encode())
+
+
+def test_orders_and_cancels_go_on_where_nobody_makes_partitions_ahead(rig: Rig) -> None:
+    come_to_the_edge(rig, left=2)
+    node = rig.start("order-1", "serve", "order", "--port", "0", "--no-publisher")
+    with OrderClient([node.address]) as client:
+        orders = [client.create("c1", amount_cents=1, currency="EUR") for _ in range(4)]
+        assert partitions(rig.connection, "outbox") == [(None, EDGE), (EDGE, 2 * EDGE)]
+        assert [row_id for row_id, _ in rows_of_outbox(rig)[:2]] == [EDGE - 2, EDGE - 1]
+        rig.connection.execute("TRUNCATE outbox")
+        drop_those_ahead(rig, "outbox")
+        done = rig.brewctl("cancel-order", orders[0], "--addr", node.address)
+        assert done.returncode == 0, done.stderr
+        assert [kind for _, kind in rows_of_outbox(rig)] == ["order.cancelled"]
+    # Where it can't be made the callers are told to come again, and the log says what to run.
+    drop_those_ahead(rig, "outbox")
+    rig.connection.execute("ALTER FUNCTION make_partition RENAME TO not_there")
+    with OrderClient([node.address], timeout_s=2) as client, pytest.raises(BrewError):
+        client.create("c1", amount_cents=1, currency="EUR")
+    assert "no_partition" in node.log.read_text()
+    assert "`brewctl db retention`" in node.log.read_text()
+    rig.connection.execute("ALTER FUNCTION not_there RENAME TO make_partition")
+    with OrderClient([node.address]) as client:
+        client.create("c1", amount_cents=1, currency="EUR")
+
+
+def rows_of_outbox(rig: Rig) -> list[tuple[object, ...]]:
+    return rig.connection.execute("SELECT id, event_type FROM outbox ORDER BY id").fetchall()
+
+
+def test_a_function_call_makes_the_next_partition_long_before_it_is_needed(rig: Rig) -> None:
+    drop_those_ahead(rig, "outbox")
+    rig.connection.execute("ALTER TABLE outbox ALTER id RESTART WITH 999")
+    asked = "SELECT outbox_add(NULL, 'a-1', 'e', 'x')"
+    assert rig.connection.execute(asked).fetchone() == (999,)
+    assert len(partitions(rig.connection, "outbox")) == 1
+    assert rig.connection.execute(asked).fetchone() == (1000,)
+    assert partitions(rig.connection, "outbox") == [(None, EDGE), (EDGE, 2 * EDGE)]
+
+
+def test_an_event_that_finds_no_partition_has_its_effect_once(rig: Rig, pool: Pool) -> None:
+    drop_those_ahead(rig, "processed_events")
+    inbox = Inbox(rig.settings, pool, inventory.DOWNSTREAM, node="inventory-1")
+    batch = [record(number) for number in (EDGE - 1, EDGE, 3 * EDGE, EDGE + 1)]
+    inbox.handle(batch)
+    inbox.handle(batch)
+    assert (inbox.tally.effects, inbox.tally.skipped, inbox.tally.dead) == (4, 4, 0)
+    assert rows(rig, "inventory_reservations") == rows(rig, "processed_events") == 4
+    assert partitions(rig.connection, "processed_events") == [(None, EDGE), (EDGE, 2 * EDGE), (3 * EDGE, 4 * EDGE)]
+
+
+def reasons(rig: Rig) -> set[str]:
+    letters: Sequence[Record] = read_topic(rig.settings, dead_letters=True)
+    return {(dict(letter.headers)["dlq-reason"] or b"").decode() for letter in letters}
+
+
+def test_rubbish_ids_make_no_partitions_and_have_no_effect(rig: Rig, pool: Pool) -> None:
+    inbox = Inbox(rig.settings, pool, inventory.DOWNSTREAM, node="inventory-1")
+    before = partitions(rig.connection, "processed_events")
+    chance = random.Random(7)
+    ids = {2**63 - 1, 10**15, *(chance.randrange(20 * EDGE, 2**63) for _ in range(1000))}
+    inbox.handle([record(number) for number in (1, *ids, 2)])
+    assert (inbox.tally.effects, inbox.tally.dead, inbox.tally.parked) == (2, len(ids), 0)
+    assert rows(rig, "inventory_reservations") == 2
+    assert partitions(rig.connection, "processed_events") == before
+
+
+def test_an_event_whose_dedup_row_may_have_been_dropped_is_a_dead_letter(rig: Rig, pool: Pool) -> None:
+    inbox = Inbox(rig.settings, pool, inventory.DOWNSTREAM, node="inventory-1")
+    old = record(5)
+    inbox.handle([old])
+    rig.connection.execute("UPDATE retention SET dropped_below = %s", (EDGE,))
+    rig.connection.execute("DROP TABLE processed_events_p0, outbox_p0")
+    rig.connection.execute("DELETE FROM inventory_reservations")
+    inbox.handle([old, record(EDGE + 5), record(-3)])
+    assert (inbox.tally.effects, inbox.tally.dead) == (2, 2)
+    assert rows(rig, "inventory_reservations") == 1
+    [said, other] = sorted(reasons(rig))
+    assert f"ids below {EDGE} were dropped" in said
+    assert other != said
+
+
+def test_a_partition_that_can_not_be_made_keeps_the_batch(rig: Rig, pool: Pool) -> None:
+    drop_those_ahead(rig, "processed_events")
+    rig.connection.execute("ALTER FUNCTION make_partition RENAME TO not_there")
+    inbox = Inbox(rig.settings, pool, inventory.DOWNSTREAM, node="inventory-1")
+    batch = inbox.read([record(EDGE)])
+    for _ in range(10):
+        with pytest.raises(no_partition.NoPartitionError):
+            inbox.apply(batch)
+    rig.connection.execute("ALTER FUNCTION not_there RENAME TO make_partition")
+    inbox.apply(batch)
+    assert (inbox.tally.effects, inbox.tally.dead, inbox.tally.parked) == (1, 0, 0)
+
+
+def test_without_the_outbox_stray_ids_make_few_partitions(rig: Rig) -> None:
+    """A downstream's own database does not know how far the outbox has come."""
+    rig.connection.execute("DROP SCHEMA public CASCADE")
+    rig.connection.execute("CREATE SCHEMA public")
+    with database.connect(rig.settings) as connection:
+        database.initialize(connection, tables=schema.INBOX_TABLES)
+    before = len(partitions(rig.connection, "processed_events"))
+
+    def make(row_id: int) -> None:
+        rig.connection.execute("SELECT make_partition('processed_events', %s)", (row_id,))
+
+    make(57 * EDGE + 3)  # a downstream that came late
+    for number in range(58, 80):
+        make(number * EDGE)
+    assert len(partitions(rig.connection, "processed_events")) == before + 23
+    chance, refused = random.Random(7), 0
+    for row_id in (2**63 - 1, -(2**63), *(chance.randrange(2**63) for _ in range(50)), *range(10**9, 10**10, 10**8)):
+        try:
+            make(row_id)
+        except psycopg.errors.NumericValueOutOfRange:
+            refused += 1
+    assert len(partitions(rig.connection, "processed_events")) <= before + 23 + 8
+    assert refused > 100
+    make(80 * EDGE)
+
+
+def test_only_the_two_tables_have_partitions_made(rig: Rig) -> None:
+    for name in ("orders", "pg_class", "outbox; DROP TABLE orders", None):
+        with pytest.raises(psycopg.errors.InvalidParameterValue):
+            rig.connection.execute("SELECT make_partition(%s::text, 5)", (name,))
+
+
+def test_what_a_caller_has_put_into_its_temporary_schema_is_not_taken_for_ours(rig: Rig) -> None:
+    caller = f"brew_caller_{uuid.uuid4().hex[:8]}"
+    rig.connection.execute(f"CREATE ROLE {caller}".encode())
+    try:
+        rig.connection.execute(f"SET ROLE {caller}".encode())
+        rig.connection.execute("CREATE TEMP VIEW retention AS SELECT 1/0 AS partition_rows, 0 AS dropped_below")
+        rig.connection.execute("CREATE TEMP TABLE outbox (id bigint)")
+        for _ in range(2):
+            rig.connection.execute("SELECT make_partition('outbox', NULL)")
+    finally:
+        rig.connection.execute("RESET ROLE")
+        rig.connection.execute("DROP VIEW pg_temp.retention; DROP TABLE pg_temp.outbox")
+        rig.connection.execute(f"DROP ROLE {caller}".encode())
+    assert len(partitions(rig.connection, "outbox")) == 7

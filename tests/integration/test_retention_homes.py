@@ -1,0 +1,101 @@
+"""Retention where a downstream has a database of its own: its dedup rows go in step, and later where it was away."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from brewctl.delivery import database, homes, schema
+from brewctl.errors import UnreachableError
+from brewctl.verify import verify
+from tests.integration.chain_tools import PROJECTIONS, Chain, broken, open_chain
+from tests.integration.retention_tools import attached, left, park, plan, remove_records, run, small_partitions
+
+NOWHERE = "postgresql://somebody@127.0.0.1:1/notifications"
+
+
+@pytest.fixture
+def own(
+    servers: dict[str, str], tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Chain, Any, str]]:
+    """A chain of twelve orders, with the second downstream in a database of its own, and the connection to that."""
+    with open_chain(servers, tmp_path_factory.mktemp("logs")) as chain, chain.rig.own_database() as url:
+        monkeypatch.setenv("BREW_NOTIFICATIONS_DATABASE_URL", url)
+        chain.rig.env["BREW_NOTIFICATIONS_DATABASE_URL"] = url
+        assert chain.rig.brewctl("db", "init", "notifications").returncode == 0
+        small_partitions(chain.rig.connection)
+        (home,) = homes.apart(chain.rig.settings)
+        with database.connect(home.settings) as connection:
+            small_partitions(connection)
+            for part in schema.PARTS:
+                if part.table == "notifications_log":
+                    connection.execute(part.statement)
+            rows = [chain.order() for _ in range(12)]
+            for row in rows:
+                chain.send(row)
+                processed = "INSERT INTO processed_events (consumer, outbox_id) VALUES ('notifications', %s)"
+                connection.execute(processed, (row.outbox_id,))
+                effect = "INSERT INTO notifications_log (order_id, node_id, channel) VALUES (%s, 'test', 'push')"
+                connection.execute(effect, (row.order_id,))
+            chain.consume(PROJECTIONS[:1])
+            chain.commit("notifications", {0: 12})
+            remove_records(chain)
+            yield chain, connection, url
+
+
+def test_the_dedup_rows_of_every_database_go_in_step(own: tuple[Chain, Any, str]) -> None:
+    chain, elsewhere, _ = own
+    assert run(chain.rig.settings).dropped == ["outbox_p0", "processed_events_p0", "processed_events_p0"]
+    for connection in (chain.rig.connection, elsewhere):
+        assert attached(connection, "processed_events") == [f"processed_events_p{n}" for n in (10, 20, 30, 40, 50)]
+        assert connection.execute("SELECT dropped_below FROM retention").fetchone() == (10,)
+    assert broken(verify(chain.rig.settings, late_s=0)) == {}
+
+
+def test_what_a_group_has_not_processed_is_looked_for_in_its_own_database(own: tuple[Chain, Any, str]) -> None:
+    chain, elsewhere, _ = own
+    elsewhere.execute("DELETE FROM processed_events WHERE outbox_id = 7")
+    (reason,) = plan(chain.rig.settings)[0].reasons
+    assert reason.refused
+    assert reason.text == "1 of its rows was never processed by group notifications, the first is outbox 7"
+    park(elsewhere, "notifications", 7)
+    (reason,) = plan(chain.rig.settings)[0].reasons
+    assert not reason.refused
+    assert reason.text.startswith("1 parked events of notifications wait to be redriven")
+
+
+def test_a_database_that_is_away_keeps_partitions_and_is_done_by_a_later_run(
+    own: tuple[Chain, Any, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain, elsewhere, url = own
+    monkeypatch.setenv("BREW_NOTIFICATIONS_DATABASE_URL", NOWHERE)
+    chain.rig.env["BREW_NOTIFICATIONS_DATABASE_URL"] = NOWHERE
+    done = chain.rig.brewctl("db", "retention")
+    assert done.returncode == 1
+    assert "stays      outbox_p0: a database is away: downstream notifications: postgres 127.0.0.1:1" in done.stdout
+    assert "left to a later run: downstream notifications: postgres 127.0.0.1:1" in done.stderr
+    # Its partitions ahead were made all the same, in the databases that are there.
+    assert len(attached(chain.rig.connection, "processed_events")) == 6
+
+    monkeypatch.setenv("BREW_NOTIFICATIONS_DATABASE_URL", url)
+    # It was away just as its own were to go: the outbox's are gone.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(homes, "connect", _away(homes.connect, chain))
+        outcome = run(chain.rig.settings)
+    assert outcome.dropped == ["outbox_p0", "processed_events_p0"], outcome.kept
+    assert len(outcome.away) == 1
+    assert attached(elsewhere, "processed_events")[0] == "processed_events_p0"
+    assert broken(verify(chain.rig.settings, late_s=0)) == {}
+    assert run(chain.rig.settings).dropped == ["processed_events_p0"]
+    assert attached(elsewhere, "processed_events")[0] == "processed_events_p10"
+
+
+def _away(connect: Any, chain: Chain) -> Any:
+    """Return a `connect` to homes that finds the second one away once the outbox's partition is gone."""
+
+    def attempt(home: homes.Home, *arguments: Any, **options: Any) -> Any:
+        if home.apart and "outbox_p0" not in left(chain.rig.connection):
+            raise UnreachableError("downstream notifications: it is away")
+        return connect(home, *arguments, **options)
+
+    return attempt
