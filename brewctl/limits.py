@@ -47,9 +47,11 @@ class Limits:
     database_connect_s: int = 5
     database_statement_s: int = 30
     database_answer_s: float = 35.0
-    # A change of the schema: how long it waits for a table's lock at a time, so long do others wait behind it; how
-    # long it goes on asking; how long one statement, an index's build, may take.
-    schema_lock_s: float = 0.2
+    # A change of the schema: how long it waits for a table's lock at a time, so long do others wait behind it; half of
+    # the 100 ms that no call may wait for a migration. The same where a table could not be had like that for a third
+    # of the time. How long it goes on asking; how long one statement, an index's build, may take.
+    schema_lock_s: float = 0.05
+    schema_lock_longest_s: float = 0.2
     schema_wait_s: float = 60.0
     schema_s: int = 600
     # How often an order-service looks whether the database is there, and how long it waits for the answer.

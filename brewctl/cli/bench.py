@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from brewctl.cli import options, output
+from brewctl.errors import UsageError
 
 if TYPE_CHECKING:
     from brewctl.config import Settings
@@ -24,8 +25,9 @@ _WHAT = {
     "startup": "the command line",
     "growth": "Create and the publisher with a million orders; takes minutes",
     "queue": "100,000 rows of few aggregates, or behind an old snapshot; minutes",
+    "migrate": "db migrate on --rows orders of the first schema, beside its roles; minutes",
 }
-_NAMED_ONLY = frozenset({"latency", "growth", "queue"})  # part of another leg, or long
+_NAMED_ONLY = frozenset({"latency", "growth", "queue", "migrate"})  # part of another leg, or long
 _BUSY = 0.1  # share of all cores: from there on other work is felt
 _MOST_REPEATS = 100
 
@@ -34,7 +36,7 @@ def bench(
     leg: Annotated[
         list[str] | None,
         typer.Option(
-            help="Which; may be given again. See --list.", metavar="NAME", show_default="all but growth and queue"
+            help="Which; may be given again. See --list.", metavar="NAME", show_default="all but the long ones"
         ),
     ] = None,
     repeat: Annotated[
@@ -44,6 +46,16 @@ def bench(
         Path | None, typer.Option(help="Compare with an earlier run's --json.", metavar="FILE.json")
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="Describe the legs and do nothing.")] = False,
+    row_count: Annotated[
+        int | None,
+        typer.Option(
+            "--rows",
+            help="How many orders migrate fills; 10,000,000 take 12 GB and half an hour.",
+            min=1000,
+            metavar="NUMBER",
+            show_default="1,000,000",
+        ),
+    ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the sandbox running afterwards.")] = False,
     as_json: options.AsJson = False,
     yes: options.Yes = False,
@@ -70,6 +82,8 @@ def bench(
     from brewctl.sandbox import parts
 
     chosen = _chosen(leg)
+    if row_count and "migrate" not in chosen:
+        raise UsageError("--rows is of one leg", hint="add `--leg migrate`")
     parts.require()  # the floors are made of them, whoever's the servers are
     from brewctl.lab.bench import figures
 
@@ -79,7 +93,7 @@ def bench(
     try:
         with emptied("bench", database_url=database_url, brokers=brokers, topic=topic, keep=keep, yes=yes) as settings:
             machine |= _machine(settings)
-            _measure(settings, chosen, config.home() / "logs" / "bench", measured, times=repeat)
+            _measure(settings, chosen, config.home() / "logs" / "bench", measured, times=repeat, rows=row_count)
     finally:
         # What was measured is told, whatever ended it.
         if measured:
@@ -88,8 +102,6 @@ def bench(
 
 
 def _chosen(names: Sequence[str] | None) -> list[str]:
-    from brewctl.errors import UsageError
-
     for name in names or ():
         if name not in _WHAT:
             raise UsageError(f"no leg {name[:80]!r}", hint="see `brewctl bench --list`")
@@ -117,7 +129,15 @@ def _machine(settings: "Settings") -> Mapping[str, Any]:
     }
 
 
-def _measure(settings: "Settings", chosen: Sequence[str], logs: Path, measured: "list[Figure]", *, times: int) -> None:
+def _measure(
+    settings: "Settings",
+    chosen: Sequence[str],
+    logs: Path,
+    measured: "list[Figure]",
+    *,
+    times: int,
+    rows: int | None,
+) -> None:
     """Measure each leg so many times, all legs of one time before the next: an hour's changes meet all of them."""
     from brewctl import log
     from brewctl.delivery import database
@@ -127,7 +147,7 @@ def _measure(settings: "Settings", chosen: Sequence[str], logs: Path, measured: 
     log.configure(node="bench")
     logging.getLogger("brewctl").setLevel(logging.ERROR)  # of our own inbox, which is a floor here
     with database.connect(settings) as connection:
-        ground = Ground(settings, connection, logs=logs, tell=lambda text: output.note(f"  {text}"))
+        ground = Ground(settings, connection, logs=logs, tell=lambda text: output.note(f"  {text}"), rows=rows)
         for time in range(times):
             for name in chosen:
                 output.note(f"{name}{f' ({time + 1} of {times})' if times > 1 else ''}: {_WHAT[name]}")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from brewctl.delivery.retention_plan import Verdict
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_SPAN = re.compile(r"(\d{1,9})([smhd])|0")
+_SPAN = re.compile(r"([0-9]{1,9})([smhd])|0")
 _NODE = "retention"
 _ROWS = (1000, 1_000_000_000)  # as the table has it
 _KIB = 1024
@@ -258,7 +258,7 @@ def _age(oldest: datetime) -> str:
     seconds = (datetime.now(UTC) - oldest).total_seconds()
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length:
-            return f"{seconds / length:.0f} {unit}"
+            return f"{int(seconds / length)} {unit}"
     return f"{max(0, seconds):.0f} s"
 
 

@@ -1,76 +1,17 @@
-"""`brewctl db …` and `brewctl topic …`: what the roles need to be there."""
+"""`brewctl topic …`: the topic that the roles need to be there."""
 
-import functools
 import threading
 from collections.abc import Callable
 from typing import Annotated, TypeVar
 
 import typer
 
-from brewctl import config
-from brewctl.cli import grants, options, output, retention
-from brewctl.errors import UsageError
+from brewctl.cli import grants, options, output
 
 Answer = TypeVar("Answer")
 
 
-def init(
-    downstreams: Annotated[
-        list[str] | None,
-        typer.Argument(help="Of these downstreams too.", metavar="[MODULE:NAME]…", show_default=False),
-    ] = None,
-    reset: Annotated[bool, typer.Option("--reset", help="Empty every table too. Identities go on.")] = False,
-    print_sql: Annotated[bool, typer.Option("--print-sql", help="Print the schema; connect to nothing.")] = False,
-    take_over: Annotated[
-        bool, typer.Option("--take-over", help="Give the downstream a group that another one was registered for.")
-    ] = False,
-    app_dir: options.AppDir = "",
-    yes: options.Yes = False,
-    wait: options.Wait = 0,
-    database_url: options.DatabaseUrl = None,
-) -> None:
-    """Create the tables, columns and indexes that are missing.
-
-    Roles work on meanwhile: where all is there, nothing is locked.
-
-    With MODULE:NAME those of a downstream, by its `schema`, with the inbox's beside them: in
-    BREW_<GROUP>_DATABASE_URL where that is set, else in the story's database. Its group is registered for it.
-    """
-    if (reset or print_sql) and downstreams:
-        raise UsageError("--reset and --print-sql are of the story's tables", hint="leave MODULE:NAME out")
-    if take_over and not downstreams:
-        raise UsageError("--take-over needs the MODULE:NAME that is to have its group")
-    if print_sql:
-        from brewctl.sql import migrations
-
-        output.emit("\n".join(migrations.values()).rstrip())
-        return
-    settings = options.settings(database_url=database_url)
-    if downstreams:
-        _init_downstreams(settings, downstreams, app_dir, wait, take_over=take_over)
-        return
-    from brewctl.delivery import database, registration
-
-    place = database.place(settings.database_url)
-    if reset:
-        options.confirm_destruction(
-            f"every order in {place}", mine=options.is_sandbox(settings.configured, "database_url"), yes=yes
-        )
-
-    def attempt() -> None:
-        with database.connect(settings) as connection:
-            lacking = database.missing_tables(connection)
-            database.initialize(connection, reset=reset, tell=_tell)
-            if (
-                lacking
-            ):  # a run before this one may have been ended in the middle; nothing of a complete schema is locked
-                registration.register_own(connection)
-
-    _when_there(attempt, wait)
-    output.emit(f"tables are {'empty' if reset else 'ready'} in {place}")
-
-
-def _when_there(attempt: Callable[[], Answer], wait_s: float) -> Answer:
+def when_there(attempt: Callable[[], Answer], wait_s: float) -> Answer:
     """Do something with a server that may come later, for `wait_s` seconds."""
     from brewctl import waiting
 
@@ -79,23 +20,6 @@ def _when_there(attempt: Callable[[], Answer], wait_s: float) -> Answer:
     )
     assert done is not None  # nobody sets that event: Ctrl-C ends this as every command
     return done[0]
-
-
-def _init_downstreams(
-    settings: config.Settings, names: list[str], app_dir: str, wait_s: float, *, take_over: bool
-) -> None:
-    from brewctl.delivery import database, registration, registry
-
-    found = {name: registry.find(name, app_dir) for name in names}  # all of them, before anything is made
-    for name, downstream in found.items():
-        make = functools.partial(registration.initialize, settings, downstream, registry.full_name(name))
-        own = _when_there(functools.partial(make, take_over=take_over, tell=_tell), wait_s)
-        output.emit(f"tables of {name} are ready in {database.place(own.database_url)}, group {downstream.group}")
-    output.note(f"next: brewctl start {' '.join(names)}")
-
-
-def _tell(text: str) -> None:
-    output.note(output.plain(f"db init {text}"))
 
 
 def create(
@@ -120,19 +44,13 @@ def create(
     if recreate:
         what = f"topic {settings.topic} with its groups' offsets on {','.join(settings.brokers)}"
         options.confirm_destruction(what, mine=options.is_sandbox(settings.configured, "brokers"), yes=yes)
-    created = _when_there(lambda: topics.create(settings, recreate=recreate, whole=bool(wait)), wait)
+    created = when_there(lambda: topics.create(settings, recreate=recreate, whole=bool(wait)), wait)
     for name in (settings.topic, settings.dead_letter_topic):
         output.emit(f"topic {name} {'created' if name in created else 'was there already'}")
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    db = typer.Typer(help="The tables.", no_args_is_help=True)
-    db.command(epilog="Example: brewctl db init --print-sql | psql")(init)
-    db.command("grants", epilog="Example: brewctl db grants | psql")(grants.database)
-    db.command("retention", epilog="Example: brewctl db retention --dry-run")(retention.retention)
-    db.callback()(lambda: None)
-    app.add_typer(db, name="db")
     topic = typer.Typer(help="The topic.", no_args_is_help=True)
     topic.command(epilog="Example: brewctl topic create --recreate")(create)
     topic.command("grants", epilog="Example: brewctl topic grants --prefix shop_")(grants.topic)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 from brewctl import log, metrics
 from brewctl.config import Settings
-from brewctl.delivery import broker, database, presence, readiness, registry, retrying, rights, traced_inbox
+from brewctl.delivery import broker, database, presence, readiness, registry, retrying, rights, traced_inbox, versions
 from brewctl.delivery.broker import Consumer, ForbiddenError, Record, UnavailableError
 from brewctl.delivery.crowding import Crowding
 from brewctl.delivery.downstream import Downstream, Later
@@ -68,8 +68,12 @@ def consume(
     ):
         with pool.connection() as connection:
             rights.require(connection, f"downstream {downstream.group}", needs)
+<<<<<<< HEAD
             if not downstream.lanes:
                 require_none_waiting(connection, downstream.group)
+=======
+            versions.tell_of_newer(connection)
+>>>>>>> wp-c
         inbox = traced_inbox.opened(settings, pool, downstream, node=node)
         consumption = Consumption(settings, inbox, group=registry.kafka_group(settings, downstream), node=node)
         replica = presence.Replica(node, downstream.group)

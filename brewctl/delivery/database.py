@@ -14,7 +14,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from brewctl.config import Settings
-from brewctl.delivery import advice, bounded, rights, schema, table_locks
+from brewctl.delivery import advice, bounded, rights, schema, table_locks, versions
 from brewctl.delivery.session import Session, blamed, server
 from brewctl.errors import BrewError, NotYetError, UnreachableError, UsageError
 from brewctl.sql import queries
@@ -170,7 +170,7 @@ def missing_tables(
 
     `reading`: only what a query fails without, so no key and no index. `tables`: only of these.
     """
-    lacking = schema.missing(connection, tables)
+    lacking = versions.lacking(connection, tables)
     return [str(part) for part in lacking if (part.is_read if reading else part.is_needed)]
 
 
@@ -179,11 +179,13 @@ def check_schema(
     *,
     reading: bool = False,
     tables: Collection[str] | None = None,
-    init_command: str = "brewctl db init",
+    init_command: str = versions.INIT,
 ) -> None:
     """Raise BrewError where something that the roles need is missing, or, with `reading`, that a query needs."""
     if missing := missing_tables(connection, reading=reading, tables=tables):
-        raise NotYetError(f"missing in postgres: {', '.join(missing)}", hint=f"run `{init_command}`")
+        raise NotYetError(
+            f"missing in postgres: {', '.join(missing)}", hint=f"run `{versions.command(missing, init_command)}`"
+        )
 
 
 def initialize(
@@ -195,10 +197,10 @@ def initialize(
 ) -> None:
     """Add what is missing of the schema, or of some `tables`, beside roles at work; `reset` also empties every table.
 
-    On a complete schema it runs nothing and locks nothing. Raises BrewError, which names the session at fault, where
-    a table is in use for longer than schema_wait_s; `tell` hears of it before.
+    On a complete schema, or a newer program's, it runs nothing and locks nothing. Raises BrewError, which names the
+    session at fault, where a table is in use for longer than schema_wait_s; `tell` hears of it before.
     """
-    schema.complete(connection, tell, tables)
+    versions.bring_up(connection, tell, tables)
     if reset:
         table_locks.change(connection, schema.TABLES, queries["reset"], tell)
 

@@ -28,7 +28,8 @@ PREFIX = "brew_"
 _PREFIX = re.compile(r"(?!pg_)[a-z_][a-z0-9_]{0,29}")
 _ROLES = ("owner", "order", "publisher", "reader", "operator")
 _NAME_BYTES = 63  # PostgreSQL cuts longer names off
-_READ_BY_NO_COMMAND = frozenset({"aggregates", "publishing", "downstreams"})
+_READ_BY_NO_COMMAND = frozenset({"aggregates", "publishing", "downstreams", "retention"})
+_READ_BY_EVERYBODY = frozenset({schema.VERSIONS})
 
 
 def check_prefix(prefix: str) -> None:
@@ -112,6 +113,7 @@ class Script:
         yield [
             "-- Nothing but what follows.",
             f"REVOKE ALL ON {', '.join(self.objects)} FROM PUBLIC, {users};",
+            *_given(users, "everybody"),
         ]
         yield from self._of_services()
         yield self._of_readers()
@@ -137,7 +139,7 @@ class Script:
 
     def _of_readers(self) -> list[str]:
         lines = [f"-- Who looks. {self._reader} also sees what other users' sessions do, and makes temporary tables."]
-        read = ", ".join(name for name in self.objects if name not in _READ_BY_NO_COMMAND)
+        read = ", ".join(name for name in self.objects if name not in _READ_BY_NO_COMMAND | _READ_BY_EVERYBODY)
         lines.append(f"GRANT SELECT ON {read} TO {self._reader};")
         if self._story:
             lines.append(f"GRANT SELECT ON SEQUENCE outbox_id_seq TO {self._reader};")
@@ -163,7 +165,9 @@ class Script:
         if self._exclusive:
             yield "EXECUTE format('REVOKE ALL ON DATABASE %I FROM PUBLIC', current_database());"
             yield "EXECUTE format('REVOKE ALL ON SCHEMA %I FROM PUBLIC', current_schema());"
-            yield f"REVOKE EXECUTE ON FUNCTION {', '.join(self._functions)} FROM PUBLIC;"
+            if self._story:
+                yield "REVOKE EXECUTE ON FUNCTION outbox_add FROM PUBLIC;"
+            yield "REVOKE EXECUTE ON FUNCTION make_partition FROM PUBLIC;"
 
     def _ownership(self) -> list[str]:
         owner = own_tables.literal(self._owner)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from brewctl.config import Settings
-from brewctl.delivery import database, registration, registry, schema
+from brewctl.delivery import database, registration, registry, schema, versions
 from brewctl.delivery.database import BoundedConnection
 from brewctl.delivery.downstream import Downstream
 from brewctl.errors import BrewError, UnreachableError
@@ -85,7 +85,8 @@ def _check(home: Home, connection: BoundedConnection) -> None:
     tables = schema.INBOX_TABLES if home.apart else None
     if missing := database.missing_tables(connection, reading=True, tables=tables):
         message = f"{home.whose} has no" if home.apart else "missing in postgres:"
-        raise BrewError(f"{message} {', '.join(missing)}", hint=f"run `{home.settings.init_command}`")
+        command = versions.command(missing, home.settings.init_command)
+        raise BrewError(f"{message} {', '.join(missing)}", hint=f"run `{command}`")
 
 
 def select(homes: Sequence[Home], groups: Sequence[str]) -> list[Home]:

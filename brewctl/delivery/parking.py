@@ -16,7 +16,7 @@ from typing import Any
 
 from psycopg.rows import class_row
 
-from brewctl.delivery import events
+from brewctl.delivery import events, no_partition
 from brewctl.delivery.broker import Record
 from brewctl.delivery.database import BoundedConnection
 from brewctl.delivery.downstream import Downstream
@@ -181,6 +181,7 @@ def redrive(connection: BoundedConnection, downstream: Downstream, keys: Iterabl
     for key in keys:
         waiting: list[ParkedEvent] = []
         try:
+            _make_room(connection, find(connection, [downstream.group], key=key))
             with connection.transaction():
                 lock(connection, downstream.group, [key])
                 waiting = find(connection, [downstream.group], key=key)
@@ -200,6 +201,7 @@ def redrive(connection: BoundedConnection, downstream: Downstream, keys: Iterabl
 def drop(connection: BoundedConnection, parked: Sequence[ParkedEvent]) -> Outcome:
     """Give parked events up: they count as processed, without an effect. Raises psycopg.Error."""
     outcome = Outcome()
+    _make_room(connection, parked)
     for each in parked:
         with connection.transaction():
             lock(connection, each.group, [each.key])
@@ -208,6 +210,12 @@ def drop(connection: BoundedConnection, parked: Sequence[ParkedEvent]) -> Outcom
                 _settle(connection, found, "dropped")
                 outcome.done += found
     return outcome
+
+
+def _make_room(connection: BoundedConnection, parked: Sequence[ParkedEvent]) -> None:
+    """Make the partitions that the dedup rows of parked events lack: they may have been parked for long."""
+    for outbox_id in no_partition.without(connection, [each.outbox_id for each in parked]):
+        no_partition.make(connection, "processed_events", outbox_id)
 
 
 def _apply(connection: BoundedConnection, effect: Effect, sequence: Sequence[Event[Any]]) -> None:

@@ -44,6 +44,16 @@ def partition(connection: "BoundedConnection", table: str, swap: LiteralString, 
     raise refused
 
 
+def statements(swap: LiteralString) -> list[list[LiteralString]]:
+    """Return the statements of each step, a transaction each, for a plan."""
+    before = [queries["act_as_owner"], queries["lock_schema"], swap.replace("'swap'", "'lock'")]
+    return [[*(before if _locks_out(step) else before[:1]), swap.replace("'swap'", step)] for step in _STEPS]
+
+
+def _locks_out(step: str) -> bool:
+    return "'validate'" not in step
+
+
 def _refused(error: psycopg.Error) -> BrewError:
     said = error.diag.message_primary or str(error).splitlines()[0]
     return BrewError(said, hint=error.diag.message_hint or "run `brewctl db init` again")
@@ -54,7 +64,7 @@ def _take(connection: "BoundedConnection", table: str, step: LiteralString, lock
     found: list[Holder] = []
     staying: list[Holder] = []
     told = False
-    locks_out = "'validate'" not in step
+    locks_out = _locks_out(step)
 
     def attempt() -> bool:
         nonlocal found, staying, told

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 import psycopg
 
 from brewctl.config import Settings
-from brewctl.delivery import database
+from brewctl.delivery import database, versions
 from brewctl.delivery.database import BoundedConnection
 from brewctl.errors import BrewError
 from brewctl.probes.health import Finding
@@ -36,7 +36,8 @@ class DatabaseCheck:
             return
         yield Finding(ready=True, text=f"{place} answers")
         if missing:
-            said = f"missing in postgres: {', '.join(missing)}: run `{self._settings.init_command}`"
+            command = versions.command(missing, self._settings.init_command)
+            said = f"missing in postgres: {', '.join(missing)}: run `{command}`"
             yield Finding(ready=False, text=said)
         else:
             yield Finding(ready=True, text="the schema fits")

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _COMMENT = re.compile(r"--.*")
 _HAS_A_KEY = (psycopg.errors.InvalidTableDefinition, psycopg.errors.ObjectNotInPrerequisiteState)
 _HAS_PARTITIONS = psycopg.errors.FeatureNotSupported  # since a moment ago: another session was quicker
+# Says which migrations are complete: no role's statements need it.
+VERSIONS = "schema_version"
 _STATE = ("kinds", "tables", "names", "columns")
 
 
@@ -77,11 +79,13 @@ class Part:
     @property
     def is_read(self) -> bool:
         """Whether a query fails without it."""
-        return self.kind in {Kind.TABLE, Kind.COLUMN, Kind.FUNCTION}
+        return self.kind in {Kind.TABLE, Kind.COLUMN, Kind.FUNCTION} and self.table != VERSIONS
 
     @property
     def is_needed(self) -> bool:
         """Whether a role must not work without it: its statements would fail, or let repeats through."""
+        if self.table == VERSIONS:
+            return False
         return self.is_read or self.kind is Kind.KEY or "UNIQUE" in self.statement or self.name in _NEEDED
 
     def __str__(self) -> str:
@@ -152,9 +156,13 @@ TABLES = [part.name for part in PARTS if part.kind is Kind.TABLE]
 
 # What a downstream needs beside its own tables, in a database of its own: of these tables those that there are.
 INBOX_TABLES = frozenset(
+<<<<<<< HEAD
     {"processed_events", "redeliveries", "parked_events", "waiting_events", "downstreams", "retention"}.intersection(
         TABLES
     )
+=======
+    {VERSIONS, "processed_events", "redeliveries", "parked_events", "downstreams", "retention"}.intersection(TABLES)
+>>>>>>> wp-c
 )
 
 
@@ -163,12 +171,13 @@ def missing(connection: "Connection", tables: Collection[str] | None = None) -> 
 
     Of a table that is missing, its columns, key and indexes are not named. `tables`: only these, and no function.
     """
-    lacking = _missing(connection, [part for part in PARTS if tables is None or part.table in tables])
+    lacking = state(connection, [part for part in PARTS if tables is None or part.table in tables])
     new = {part.table for part in lacking if part.kind is Kind.TABLE}
     return [part for part in lacking if part.kind is Kind.TABLE or part.table not in new]
 
 
-def _missing(connection: "Connection", parts: Sequence[Part]) -> list[Part]:
+def state(connection: "Connection", parts: Sequence[Part]) -> list[Part]:
+    """Return those of some parts that are not as they are wanted. Looks into the catalog alone."""
     rows = [(part.kind.value, part.table, part.name, part.body or ",".join(part.columns)) for part in parts]
     asked = dict(zip(_STATE, map(list, zip(*rows, strict=True)), strict=True))
     found = connection.execute(queries["schema_state"], asked).fetchall()
@@ -177,35 +186,64 @@ def _missing(connection: "Connection", parts: Sequence[Part]) -> list[Part]:
     ]
 
 
-def complete(connection: "BoundedConnection", tell: Tell = nobody, tables: Collection[str] | None = None) -> None:
+_LAST = {Kind.LEFTOVER: 1, Kind.PARTITIONS: 2}
+
+
+def steps(lacking: Sequence[Part]) -> Iterator[list[Part]]:
+    """Split what is missing into what is run together, in the order in which it is run: migration by migration.
+
+    New tables with all that is theirs, whichever migration says so: nobody uses them yet. The columns of a table. Each
+    other part alone, leftovers and partitions last.
+    """
+    for number in sorted({part.migration for part in lacking}):
+        here = [part for part in lacking if part.migration == number]
+        if new := [part.table for part in here if part.kind is Kind.TABLE]:
+            yield [part for part in PARTS if part.table in new]
+        columns = [part for part in here if part.kind is Kind.COLUMN]
+        for table in dict.fromkeys(part.table for part in columns):
+            yield [part for part in columns if part.table == table]
+        others = [part for part in here if part.kind not in {Kind.TABLE, Kind.COLUMN}]
+        # An index that is no longer wanted goes when the one that replaces it is there. What has to be made of a table
+        # is made of one table.
+        yield from ([part] for part in sorted(others, key=lambda part: _LAST.get(part.kind, 0)))
+
+
+def complete(
+    connection: "BoundedConnection",
+    tell: Tell = nobody,
+    tables: Collection[str] | None = None,
+    *,
+    until: int | None = None,
+) -> None:
     """Add what is missing, and nothing else; an index whose build was cut off is made anew. Several may call at once.
 
     Writers go on: a statement of theirs waits at most schema_lock_s for it at a time. Raises BrewError where a table is
     in use for longer than schema_wait_s, or where rows break a key; what was added until then stays, and a later
     call adds the rest. `tell` hears of each step and how long it took, and whom it waits for. `tables`: only these.
+    `until`: only what this migration and those before it say.
     """
-    lacking = missing(connection, tables)
-    # Tables with all that is theirs, at once: nobody uses them yet.
-    if new := [part.table for part in lacking if part.kind is Kind.TABLE]:
-        with _told(tell, f"made {_counted('table', new)}", names=new):
-            _create(connection, [part for part in PARTS if part.table in new])
-    columns = [part for part in lacking if part.kind is Kind.COLUMN]
-    for table in dict.fromkeys(part.table for part in columns):
-        _add_columns(connection, [part for part in columns if part.table == table], tell)
-    for part in lacking:
+    lacking = [part for part in missing(connection, tables) if until is None or part.migration <= until]
+    for step in steps(lacking):
+        part = step[0]
         match part.kind:
+            case Kind.TABLE:
+                new = [each.table for each in step if each.kind is Kind.TABLE]
+                with _told(tell, f"made {_counted('table', new)}", names=new):
+                    _create(connection, step)
+            case Kind.COLUMN:
+                names = [each.name for each in step]
+                with _told(tell, f"added {_counted('column', names)} to {part.table}", names=names):
+                    change(connection, [part.table], columns_statement(step), tell)
             case Kind.INDEX | Kind.LEFTOVER:
                 _build(connection, part, tell)
             case Kind.FUNCTION:
                 with _told(tell, f"made function {part}"):
-                    _create(connection, [part])
+                    _create(connection, step)
             case Kind.KEY:
                 _build_key(connection, part, tell)
-    # Last: what has to be made of a table is made of one table.
-    apart = [part for part in PARTS if part.kind is Kind.PARTITIONS and (tables is None or part.table in tables)]
-    for part in _missing(connection, apart):
-        with _told(tell, f"put partitions into {part.table}"):
-            partitioning.partition(connection, part.table, part.statement, tell)
+            case Kind.PARTITIONS:
+                with _told(tell, f"put partitions into {part.table}"):
+                    partitioning.partition(connection, part.table, part.statement, tell)
 
 
 @contextlib.contextmanager
@@ -220,15 +258,29 @@ def _counted(noun: str, things: Sequence[str]) -> str:
     return f"{len(things)} {noun}{'s' * (len(things) > 1)}"
 
 
-def _add_columns(connection: "BoundedConnection", parts: Sequence[Part], tell: Tell) -> None:
-    """Add columns to a table, which is locked once for all of them. No row is written: a default is a constant."""
+def columns_statement(parts: Sequence[Part]) -> LiteralString:
+    """Return the one statement that adds columns to a table, which is locked once for all of them."""
     first, *others = parts
     statement = first.statement
     for part in others:
         statement += ", ADD " + part.statement.partition(" ADD ")[2]
-    names = [part.name for part in parts]
-    with _told(tell, f"added {_counted('column', names)} to {first.table}", names=names):
-        change(connection, [first.table], statement, tell)
+    return statement
+
+
+def adopting_statement(key: Part) -> LiteralString:
+    """Return the statement that makes a table's primary key of the unique index that was built for it."""
+    return f"ALTER TABLE {key.table} ADD PRIMARY KEY USING INDEX {key.name}"
+
+
+def whole_key_statement(key: Part) -> LiteralString:
+    """Return the statement that makes a partitioned table's primary key of those of its partitions."""
+    columns = ", ".join(f'"{column}"' for column in key.columns)
+    return f"ALTER TABLE {key.table} ADD PRIMARY KEY ({columns})"
+
+
+def concurrent_statement(statement: LiteralString) -> LiteralString:
+    """Return a statement that builds or drops an index such that no writer waits for it."""
+    return statement.replace(" INDEX IF", " INDEX CONCURRENTLY IF", 1)
 
 
 def _create(connection: "BoundedConnection", parts: Sequence[Part]) -> None:
@@ -251,15 +303,15 @@ def _build(connection: "BoundedConnection", part: Part, tell: Tell) -> None:
     """Build an index beside writers, or drop a leftover; one that a crash has left half-built is dropped, and built."""
     if partitions := partitioning.partitions(connection, part.table):
         # Only that of a partition is built concurrently. The table's then takes these for its own, and builds nothing.
-        if part.kind is Kind.INDEX and _missing(connection, [part]):
+        if part.kind is Kind.INDEX and state(connection, [part]):
             for partition in partitions:
-                _build(connection, _of_partition(part, partition), tell)
-        if _missing(connection, [part]):
+                _build(connection, of_partition(part, partition), tell)
+        if state(connection, [part]):
             change(connection, [part.table], part.statement, tell)
         return
     deadline = time.monotonic() + connection.limits.schema_s
     between = pauses()
-    while lacking := _missing(connection, [part]):
+    while lacking := state(connection, [part]):
         if time.monotonic() > deadline:
             raise in_use(f"table {part.table}", holders(connection, [part.table]))
         # Another session that builds an index of this table, or a vacuum: let it finish first.
@@ -284,17 +336,16 @@ def _build_key(connection: "BoundedConnection", part: Part, tell: Tell) -> None:
     """Build a primary key beside writers: its index, which the table then takes for it."""
     if partitions := partitioning.partitions(connection, part.table):
         for partition in partitions:
-            _build_key(connection, _of_partition(part, partition), tell)
-        columns = ", ".join(f'"{column}"' for column in part.columns)
-        adopt = f"ALTER TABLE {part.table} ADD PRIMARY KEY ({columns})"
+            _build_key(connection, of_partition(part, partition), tell)
+        adopt = whole_key_statement(part)
     else:
         _build(connection, Part(Kind.INDEX, part.name, part.table, part.statement), tell)
-        adopt = f"ALTER TABLE {part.table} ADD PRIMARY KEY USING INDEX {part.name}"
+        adopt = adopting_statement(part)
     with contextlib.suppress(*_HAS_A_KEY, _HAS_PARTITIONS):  # another session was quicker
         change(connection, [part.table], adopt, tell)
 
 
-def _of_partition(part: Part, partition: LiteralString) -> Part:
+def of_partition(part: Part, partition: LiteralString) -> Part:
     """Return the part of one partition that an index or key is made of."""
     name = part.name + partition.removeprefix(part.table)
     statement = part.statement.replace(f" {part.name} ON {part.table} ", f" {name} ON {partition} ", 1)
@@ -310,7 +361,7 @@ def _concurrently(connection: "BoundedConnection", part: Part, statement: Litera
             connection.execute(queries["rebound_session"], {"timeout": f"{limits.schema_s}s"})
         with connection.answering_within(limits.schema_s + limits.database_look_s):
             # A cursor of psycopg's own: it opens no transaction, in which no index is built concurrently.
-            psycopg.Cursor(connection).execute(statement.replace(" INDEX IF", " INDEX CONCURRENTLY IF", 1))
+            psycopg.Cursor(connection).execute(concurrent_statement(statement))
     except (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable):
         found = holders(connection, [part.table], snapshots=True)
         raise in_use(f"index {part.name}", found, what_for="made or dropped") from None
@@ -318,7 +369,7 @@ def _concurrently(connection: "BoundedConnection", part: Part, statement: Litera
         detail = (error.diag.message_detail or str(error).splitlines()[0]).rstrip(".")
         raise BrewError(
             f"{part.name} can't be made, for rows of {part.table} are there twice: {detail}",
-            hint="delete all but one of them, then run `brewctl db init` again",
+            hint="delete all but one of them, then run this again",
         ) from None
     finally:
         if own and not connection.closed:

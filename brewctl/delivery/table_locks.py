@@ -80,6 +80,8 @@ def change(
     found: list[Holder] = []
     staying: list[Holder] = []
     told = False
+    limits = connection.limits
+    longer_from = time.monotonic() + limits.schema_wait_s / 3
 
     def attempt() -> bool:
         nonlocal found, staying, told
@@ -89,7 +91,8 @@ def change(
         # A transaction that was there at the look before may stay for hours, as pg_dump's does: while this session
         # waited for its lock, all later statements would wait behind. Short transactions are waited for.
         if not staying and (seen or not found):
-            with bounded(connection):
+            longer = time.monotonic() > longer_from
+            with bounded(connection, limits.schema_lock_longest_s if longer else limits.schema_lock_s):
                 connection.execute(statement)
             return True
         if staying and not told:
@@ -102,12 +105,13 @@ def change(
 
 
 @contextlib.contextmanager
-def bounded(connection: "BoundedConnection") -> Iterator[None]:
-    """A transaction whose statements wait schema_lock_s for a lock, and take schema_s at most."""
+def bounded(connection: "BoundedConnection", lock_s: float | None = None) -> Iterator[None]:
+    """A transaction whose statements wait `lock_s`, or schema_lock_s, for a lock, and take schema_s at most."""
     limits = connection.limits
     with connection.answering_within(limits.schema_s + limits.database_look_s), connection.transaction():
         connection.execute(queries["bound_statements"], {"timeout": f"{limits.schema_s}s"})
-        connection.execute(queries["bound_locks"], {"timeout": f"{math.ceil(limits.schema_lock_s * 1000)}ms"})
+        lock_ms = math.ceil((lock_s or limits.schema_lock_s) * 1000)
+        connection.execute(queries["bound_locks"], {"timeout": f"{lock_ms}ms"})
         yield
 
 
@@ -124,8 +128,8 @@ def in_use(what: str, found: Sequence[Holder], *, what_for: str = "changed") -> 
     """Return the error that names who is in the way."""
     if not found:
         message = f"{what} can't be {what_for}: transactions hold it one after the other"
-        return BrewError(message, hint="run `brewctl db init` again when the roles have less to do")
+        return BrewError(message, hint="run this again when the roles have less to do")
     more = f", and {len(found) - 1} more" if len(found) > 1 else ""
     message = f"{what} can't be {what_for}: it is in use by {found[0]}{more}"
-    hint = f"run `brewctl db init` again when that is over, or end it in psql: `{found[0].mend}`"
+    hint = f"run this again when that is over, or end it in psql: `{found[0].mend}`"
     return BrewError(message, hint=hint)

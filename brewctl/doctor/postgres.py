@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from brewctl.config import Settings
-from brewctl.delivery import database, schema
+from brewctl.delivery import database, versions
 from brewctl.delivery.database import Connection
 from brewctl.delivery.schema import Kind
-from brewctl.doctor import clocks, identity, in_force, replicas, sessions
+from brewctl.delivery.versions import Standing
+from brewctl.doctor import clocks, identity, in_force, partitions, replicas, sessions
 from brewctl.doctor.finding import Finding, fail, ok, warn
 from brewctl.sql import doctor_queries
 
@@ -51,9 +52,9 @@ def check(settings: Settings) -> Iterator[Finding]:
         found = {name: Setting(value, source) for name, value, source in asked}
         yield _version(found, where)
         yield from in_force.check(connection)
-        parts = schema.missing(connection)
-        lacking = [str(part) for part in parts if part.kind is not Kind.LEFTOVER]
-        yield _schema(lacking, {part.name for part in parts if part.kind is Kind.LEFTOVER})
+        standing = versions.standing(connection)
+        lacking = [str(part) for part in standing.lacking if part.kind is not Kind.LEFTOVER]
+        yield schema_finding(standing)
         name = connection.info.dbname
         for each in _DURABLE:
             yield _durable(each, found[each], name)
@@ -67,6 +68,7 @@ def check(settings: Settings) -> Iterator[Finding]:
             yield from parked(connection.execute(doctor_queries["parked"]).fetchall())
             yield from waiting(connection.execute(doctor_queries["waiting"]).fetchall())
             yield from identity.check(connection)
+            yield from partitions.check(connection)
             yield from replicas.check(connection)
         yield clocks.judge("clock", "postgres", *_read_clocks(connection))
 
@@ -82,13 +84,21 @@ def _version(settings: Mapping[str, Setting], where: str) -> Finding:
     return ok("postgres", found)
 
 
-def _schema(lacking: Sequence[str], left: set[str]) -> Finding:
+def schema_finding(standing: Standing) -> Finding:
+    """Judge how far the story's database is migrated."""
+    lacking = [str(part) for part in standing.lacking if part.kind is not Kind.LEFTOVER]
+    mend = f"run `{versions.command(lacking)}`"
     if lacking:
-        return fail("schema", f"missing: {', '.join(lacking)}", mend="run `brewctl db init`")
-    if left:
-        found = f"{', '.join(sorted(left))} is an older version's, and slows publishing down"
-        return warn("schema", found, mend="run `brewctl db init`")
-    return ok("schema", "all tables and indexes of this version are there")
+        found = f"missing: {', '.join(lacking)} (version {standing.version} of {versions.PROGRAM})"
+        return fail("schema", found, mend=mend)
+    if standing.is_newer:
+        found = f"version {standing.version}: a newer program has migrated it; this one knows {versions.PROGRAM}"
+        return warn("schema", found, mend="install that program's version when you can")
+    if standing.lacking:
+        left = ", ".join(sorted(part.name for part in standing.lacking))
+        found = f"{left} is an older version's, and slows publishing down"
+        return warn("schema", found, mend=mend)
+    return ok("schema", f"version {versions.PROGRAM}: all tables and indexes of this version are there")
 
 
 def _durable(name: str, setting: Setting, database_name: str) -> Finding:

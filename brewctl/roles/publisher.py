@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from brewctl import log
 from brewctl.config import Settings
-from brewctl.delivery import broker, database, presence, readiness, rights
+from brewctl.delivery import broker, database, presence, readiness, rights, versions
 from brewctl.delivery.outbox import Publisher
 from brewctl.lifecycle import run_together
 from brewctl.probes.health import Finding, Health
@@ -29,6 +29,7 @@ def run(settings: Settings, stop: threading.Event, *, node: str, health: Health 
     with database.open_pool(settings, name=node, size=1, by_index=True) as pool:
         with pool.connection() as connection:
             rights.require(connection, "a publisher", ["replica", "publisher"])
+            versions.tell_of_newer(connection)
         publisher = Publisher(settings, pool, node=node, polls=True)
         log.say(node, "publisher started.")
 

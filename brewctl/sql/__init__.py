@@ -1,6 +1,7 @@
 """The SQL of brewctl, in files: the migrations make the schema, the queries are looked up by name."""
 
 import re
+from collections.abc import Iterator
 from importlib import resources
 from typing import LiteralString
 
@@ -18,13 +19,17 @@ def parse(text: LiteralString) -> dict[str, LiteralString]:
     return dict(zip(parts[::2], (part.strip() for part in parts[1::2]), strict=True))
 
 
-def _migrations() -> dict[int, LiteralString]:
+def _migrations() -> Iterator[tuple[int, str, LiteralString]]:
     names = sorted(file.name for file in resources.files(__name__).joinpath("migrations").iterdir())
-    return {int(name[:4]): _read(f"migrations/{name}") for name in names if name.endswith(".sql")}
+    for name in names:
+        if name.endswith(".sql"):
+            yield int(name[:4]), name.removesuffix(".sql"), _read(f"migrations/{name}")
 
 
-# By their numbers, 1, 2, 3 …: each file is NNNN_what_it_adds.sql.
-migrations = _migrations()
+_read_migrations = [*_migrations()]
+# By their numbers, 1, 2, 3 …: each file is NNNN_what_it_adds.sql. Number 0 makes the table that lists the others.
+migrations = {number: text for number, _, text in _read_migrations}
+migration_names = {number: name for number, name, _ in _read_migrations}
 queries = parse(_read("queries.sql"))
 verify_queries = parse(_read("verify.sql"))
 bench_queries = parse(_read("bench.sql"))

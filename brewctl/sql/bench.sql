@@ -78,3 +78,41 @@ SELECT CASE WHEN count(*) = 0 THEN 0
 SELECT percentile_disc(0.5) WITHIN GROUP (ORDER BY extract(epoch FROM published_at - created_at) * 1000)::float8
   FROM outbox
  WHERE created_at > %(since)s AND published_at IS NOT NULL
+
+-- number_events --
+-- Numbers of events, for consumers that no outbox feeds; they take them with a minus.
+CREATE SEQUENCE bench_events
+
+-- table_files --
+SELECT relname, pg_relation_filenode(oid)::bigint
+  FROM pg_class
+ WHERE relkind = 'r' AND relnamespace = current_schema()::regnamespace
+
+-- first_order --
+-- What an order node of the first release does for an order.
+WITH new AS (
+    INSERT INTO orders (id, tenant_id, customer_id, amount_cents, currency, status)
+    VALUES (gen_random_uuid(), 'brew', 'customer-1', 450, 'EUR', 'ORDER_STATUS_NEW')
+    RETURNING id
+)
+INSERT INTO outbox (aggregate_id, topic, payload) SELECT 'order-' || id, 'bench', decode(repeat('00', 140), 'hex') FROM new
+
+-- first_publish --
+UPDATE outbox SET published_at = clock_timestamp(), publisher_node = 'order-1'
+ WHERE id = (SELECT id FROM outbox WHERE published_at IS NULL ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED)
+
+-- first_reservation --
+WITH taken AS (
+    INSERT INTO processed_events (consumer, outbox_id) VALUES ('inventory', -nextval('bench_events'))
+    ON CONFLICT DO NOTHING
+    RETURNING outbox_id
+)
+INSERT INTO inventory_reservations (order_id, node_id) SELECT gen_random_uuid(), 'inventory-1' FROM taken
+
+-- first_notification --
+WITH taken AS (
+    INSERT INTO processed_events (consumer, outbox_id) VALUES ('notifications', -nextval('bench_events'))
+    ON CONFLICT DO NOTHING
+    RETURNING outbox_id
+)
+INSERT INTO notifications_log (order_id, node_id, channel) SELECT gen_random_uuid(), 'notification-1', 'push' FROM taken

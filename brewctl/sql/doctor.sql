@@ -81,6 +81,14 @@ SELECT sequence.name, n.nspname, c.relname, coalesce((SELECT max(id) FROM outbox
   JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE has_sequence_privilege(c.oid, 'SELECT')
 
+-- partitions_ahead --
+-- How many partitions of each table are behind the outbox's last row; no row for one without partitions.
+SELECT asked.name, count(*) FILTER (WHERE part.lower > coalesce((SELECT max(id) FROM outbox), 0))
+  FROM unnest(ARRAY['outbox', 'processed_events']) AS asked (name)
+ CROSS JOIN LATERAL partitions_of(asked.name) AS part
+ GROUP BY asked.name
+ ORDER BY asked.name
+
 -- clock --
 -- The server's, in seconds since the epoch.
 SELECT extract(epoch FROM clock_timestamp())::float8

@@ -2,6 +2,10 @@
 -- a right to all would be more than that. Sections as in queries.sql; `:role` is the role's name. `brewctl db grants`
 -- makes one script of them; who owns the tables, and who may read all of them, it adds itself.
 
+-- everybody --
+-- Whether a newer program has migrated the database.
+GRANT SELECT (number) ON schema_version TO :role;
+
 -- replica --
 -- Every process that plays a role: its row in `nodes`, and the rows of those that nobody has seen for a day.
 GRANT SELECT,
@@ -17,7 +21,7 @@ GRANT SELECT,
 GRANT SELECT (id, aggregate_id, aggregate_seq, published_at),
       INSERT (aggregate_id, topic, payload, event_id, event_type, aggregate_seq, tenant_id, trace_id, traceparent, content_type) ON outbox TO :role;
 GRANT SELECT (aggregate_id, seq), INSERT (aggregate_id, seq), UPDATE (seq) ON aggregates TO :role;
-GRANT EXECUTE ON FUNCTION make_partition, partitions_of TO :role;
+GRANT EXECUTE ON FUNCTION make_partition TO :role;
 
 -- publisher --
 -- Reads the outbox and marks what it has sent, or what Kafka will never take.
@@ -37,6 +41,7 @@ GRANT SELECT (consumer, outbox_id, event_id, earlier_ids),
 GRANT SELECT (came_at), INSERT (consumer, node_id, outbox_ids), DELETE ON redeliveries TO :role;
 GRANT SELECT (consumer, key, outbox_id, outcome),
       INSERT (consumer, key, seq, outbox_id, event_id, event_type, topic, "partition", "offset", written_ms, value, headers, reason, attempts) ON parked_events TO :role;
+<<<<<<< HEAD
 GRANT EXECUTE ON FUNCTION make_partition, partitions_of TO :role;
 GRANT SELECT (consumer) ON waiting_events TO :role;
 
@@ -47,6 +52,9 @@ GRANT DELETE,
       INSERT (consumer, key, seq, outbox_id, event_id, event_type, topic, "partition", "offset", written_ms, value, headers),
       UPDATE (attempts, failure, next_try_at, lease, lease_until, node_id) ON waiting_events TO :role;
 GRANT DELETE ON processed_events TO :role;
+=======
+GRANT EXECUTE ON FUNCTION make_partition TO :role;
+>>>>>>> wp-c
 
 -- inventory --
 GRANT SELECT (order_id, seq, released_at),
@@ -70,4 +78,4 @@ GRANT SELECT, INSERT (consumer, outbox_id, event_id),
       UPDATE (event_id, earlier_ids, processed_at) ON processed_events TO :role;
 GRANT INSERT (consumer, node_id, outbox_ids) ON redeliveries TO :role;
 GRANT SELECT, UPDATE (outcome, settled_at) ON parked_events TO :role;
-GRANT EXECUTE ON FUNCTION make_partition, partitions_of TO :role;
+GRANT EXECUTE ON FUNCTION make_partition TO :role;

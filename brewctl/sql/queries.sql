@@ -119,7 +119,8 @@ SELECT outbox_add(%(topic)s, 'order-' || id, %(event_type)s, %(payload)s, tenant
 -- is a range, and its order begins with its id: only the index by aggregate serves that. Heads are rows of a list of
 -- ids, with a condition that no partial index knows: only the primary key serves that. And nothing is joined that could
 -- become a loop over all pairs.
--- Of a table in partitions, each part says between which ids it looks: others are not opened, and those ahead not read.
+-- Of a table in partitions, heads are looked for only where they can be; not so what is behind them: bounds of ids would
+-- make the primary key seem quick.
 -- An aggregate's first event (`begins`) has none before it, so it is looked for in no partition. Heads are looked up in a
 -- query of their own: below a scan of `outbox` each partition would have that query, with all partitions, for itself.
 WITH ready AS MATERIALIZED (
@@ -170,7 +171,6 @@ WITH ready AS MATERIALIZED (
                            OVER (ORDER BY p.aggregate_id, p.id) AS stopped
              FROM outbox p
             WHERE (p.aggregate_id, p.id) > (run.aggregate_id, run.head) AND p.aggregate_id <= run.aggregate_id
-              AND p.id > %(after)s::bigint AND p.id <= (SELECT max(id) FROM ready)
               AND p.published_at IS NULL
             ORDER BY p.aggregate_id, p.id
             LIMIT run.behind
@@ -765,10 +765,17 @@ SELECT waiting.rows, waiting.set_aside,
           FROM (SELECT failed_at FROM outbox WHERE published_at IS NULL LIMIT %(most)s) AS unpublished) AS waiting
 
 -- inserted --
--- The files of some tables, which a TRUNCATE changes, and how many rows were ever inserted into each, in their order.
-SELECT coalesce(string_agg(pg_relation_filenode(name::regclass)::text, ' ' ORDER BY place), '') AS files,
-       coalesce(array_agg(pg_stat_get_tuples_inserted(name::regclass) ORDER BY place), '{}') AS inserted
-  FROM unnest(%(tables)s::text[]) WITH ORDINALITY AS asked (name, place)
+-- The files of some tables, which a TRUNCATE changes, and how many rows were ever inserted into each, in their order; of
+-- a table with partitions those of all of them.
+SELECT coalesce(string_agg(files, ' ' ORDER BY place), '') AS files, coalesce(array_agg(rows ORDER BY place), '{}') AS inserted
+  FROM (SELECT asked.place, string_agg(pg_relation_filenode(part.oid)::text, ' ' ORDER BY part.oid) AS files,
+               coalesce(sum(pg_stat_get_tuples_inserted(part.oid)), 0)::bigint AS rows
+          FROM unnest(%(tables)s::text[]) WITH ORDINALITY AS asked (name, place)
+         CROSS JOIN LATERAL (
+               SELECT asked.name::regclass::oid AS oid
+                UNION ALL
+               SELECT inhrelid FROM pg_inherits WHERE inhparent = asked.name::regclass) AS part
+         GROUP BY asked.place) AS of_table
 
 -- totals --
 SELECT (SELECT count(*) FROM orders), (SELECT count(*) FROM outbox)
@@ -855,11 +862,38 @@ TRUNCATE orders, outbox, processed_events, inventory_reservations, notifications
          redeliveries, aggregates, parked_events, waiting_events, publishing
 CONTINUE IDENTITY
 
+-- versions_readable --
+-- Whether this user may read which migrations there are. A database of before has no such table.
+SELECT coalesce(has_column_privilege(to_regclass('schema_version'), 'number', 'SELECT'), false)
+
+-- versions --
+SELECT number FROM schema_version
+
+-- write_version --
+INSERT INTO schema_version (number, name, program) VALUES (%(number)s, %(name)s, %(program)s)
+ON CONFLICT (number) DO NOTHING
+
+-- begin_migrating --
+-- Whether this session may migrate now: one at a time. It does not wait in the server: a statement that waits keeps its
+-- snapshot, and an index that the other one builds would wait for that.
+SELECT pg_try_advisory_lock(hashtextextended('brewctl migrations', 0))
+
+-- end_migrating --
+SELECT pg_advisory_unlock(hashtextextended('brewctl migrations', 0))
+
+-- migrating --
+-- The other session that migrates this database, if one does.
+SELECT l.pid, coalesce(a.application_name, '')
+  FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+ WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 AND l.pid <> pg_backend_pid()
+   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+   AND l.classid::bigint << 32 | l.objid::bigint = hashtextextended('brewctl migrations', 0)
+
 -- schema_state --
 -- The parts of the schema that are not there as the migrations want them, by their places in the list: missing, or
 -- `invalid`: an index whose build was cut off, or goes on. Looks into the catalog alone, and locks no table.
 -- A key is a unique index over exactly these columns, whatever its name; 'leftover' is an index to be dropped; the
--- `columns` of a function are its body, without comments, its white space single blanks.
+-- `columns` of a function are its body, without comments, its white space single blanks; '': any.
 SELECT part.place, coalesce(index.indexrelid IS NOT NULL AND part.kind <> 'leftover', false) AS invalid
   FROM unnest(%(kinds)s::text[], %(tables)s::text[], %(names)s::text[], %(columns)s::text[])
        WITH ORDINALITY AS part (kind, "table", name, columns, place)
@@ -876,7 +910,7 @@ SELECT part.place, coalesce(index.indexrelid IS NOT NULL AND part.kind <> 'lefto
             WHEN 'function' THEN NOT EXISTS (
                  SELECT FROM pg_proc
                   WHERE proname = part.name AND pg_function_is_visible(oid)
-                    AND btrim(regexp_replace(regexp_replace(prosrc, '[-]-[^\n]*', '', 'g'), '\s+', ' ', 'g')) = part.columns)
+                    AND part.columns IN ('', btrim(regexp_replace(regexp_replace(prosrc, '[-]-[^\n]*', '', 'g'), '\s+', ' ', 'g'))))
             ELSE NOT EXISTS (
                  SELECT FROM pg_index i
                   WHERE i.indrelid = to_regclass(part."table") AND i.indisunique AND i.indisvalid AND i.indimmediate

@@ -24,12 +24,18 @@ def fill(rig: Rig, rows: int, aggregate: str, *, topic: str = "t") -> None:
     )
 
 
+def keep_vacuum_away(connection: Connection) -> None:
+    """Nobody vacuums the outbox by himself, or analyzes it."""
+    for (name,) in connection.execute("SELECT name::text FROM partitions_of('outbox')").fetchall():
+        connection.execute(f"ALTER TABLE {name} SET (autovacuum_enabled = off)".encode())
+
+
 def rows_read(connection: Connection | ShortTransaction) -> int:
     """Count what this session has read of the outbox and its indexes so far, dead entries of the indexes too."""
     ((count,),) = connection.execute(
-        "SELECT pg_stat_get_xact_tuples_returned('outbox'::regclass)"
-        " + (SELECT sum(pg_stat_get_xact_tuples_returned(indexrelid)) FROM pg_index"
-        "     WHERE indrelid = 'outbox'::regclass)::bigint"
+        "SELECT sum(pg_stat_get_xact_tuples_returned(part.relid)"
+        " + (SELECT sum(pg_stat_get_xact_tuples_returned(indexrelid)) FROM pg_index WHERE indrelid = part.relid))::bigint"
+        "  FROM pg_partition_tree('outbox') AS part"
     ).fetchall()
     assert isinstance(count, int)
     return count

@@ -16,7 +16,21 @@ from brewctl.delivery import registry
 from brewctl.delivery.database import Pool
 from brewctl.delivery.inbox import Inbox
 from brewctl.errors import BrewError
-from brewctl.lab.bench import LEGS, cpu, create, drains, flow, growth, machine, memory, queue, startup, table, workers
+from brewctl.lab.bench import (
+    LEGS,
+    cpu,
+    create,
+    drains,
+    flow,
+    growth,
+    machine,
+    memory,
+    migrate,
+    queue,
+    startup,
+    table,
+    workers,
+)
 from brewctl.lab.bench.ground import Ground
 from brewctl.lab.cast import STORY
 from brewctl.lab.handlers import TABLE
@@ -51,6 +65,7 @@ def in_small(monkeypatch: pytest.MonkeyPatch) -> None:
             "_DRAINS": 1,
         },
         startup: {"_RUNS": 1},
+        migrate: {"DEFAULT_ROWS": 1000, "_BEFORE_S": 0.5},
     }
     for module, sizes in small.items():
         for name, size in sizes.items():
@@ -77,6 +92,7 @@ def in_small(monkeypatch: pytest.MonkeyPatch) -> None:
         ("workers", {"one worker", "2 workers", "2 workers against one", "create p99, 2 workers"}),
         ("memory", {f"memory of {name}" for name in STORY.nodes}),
         ("startup", {"brewctl --help", "brewctl create-order"}),
+        ("migrate", {"migrate, 1,000 orders", "slowest order, before", "slowest notification, migrating"}),
         ("growth", {"create, a million orders", "publisher drain, a million rows"}),
         (
             "queue",

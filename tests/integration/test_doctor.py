@@ -21,6 +21,7 @@ SERVERS = {
         "transactions",
         "outbox",
         "outbox-ids",
+        "partitions",
         "clock",
         "kafka",
         "kafka-client",
@@ -65,13 +66,15 @@ def test_its_cures_cure(rig: Rig) -> None:
     code, verdicts, mends = ask(rig)
     assert code == 1
     assert {check: mends[check] for check, verdict in verdicts.items() if verdict == "fail"} == {
-        "schema": "run `brewctl db init`",
+        "schema": "run `brewctl db migrate`",
         "synchronous_commit": f'in psql: `ALTER DATABASE "{database}" RESET synchronous_commit;`',
         "dead-letters": "run `brewctl topic create`",
     }
     # What can't be asked without its tables is not asked.
-    assert verdicts.keys() == SERVERS - {"outbox", "outbox-ids"}
-    assert look(rig)["schema"].found == "missing: orders_idempotency_key, outbox_ready, notifications_log"
+    assert verdicts.keys() == SERVERS - {"outbox", "outbox-ids", "partitions"}
+    assert (
+        look(rig)["schema"].found == "missing: orders_idempotency_key, notifications_log, outbox_ready (version 4 of 4)"
+    )
 
     assert rig.brewctl("db", "init").returncode == 0
     assert rig.brewctl("topic", "create").returncode == 0
@@ -154,7 +157,7 @@ def test_a_sequence_that_may_not_be_read_is_not_judged(rig: Rig) -> None:
 def test_what_an_older_version_left(rig: Rig) -> None:
     rig.connection.execute("CREATE INDEX outbox_unpublished ON outbox (id)")
     left = look(rig)["schema"]
-    assert (left.verdict, left.mend) == (Verdict.WARN, "run `brewctl db init`")
+    assert (left.verdict, left.mend) == (Verdict.WARN, "run `brewctl db migrate`")
     assert "outbox_unpublished" in left.found
     assert rig.brewctl("db", "init").returncode == 0
     assert look(rig)["schema"].verdict is Verdict.OK
@@ -166,12 +169,12 @@ def test_an_index_that_is_not_valid_and_a_key_that_is_gone(rig: Rig) -> None:
     )
     rig.connection.execute("ALTER TABLE processed_events DROP CONSTRAINT processed_events_pkey")
     schema = look(rig)["schema"]
-    assert (schema.verdict, schema.mend) == (Verdict.FAIL, "run `brewctl db init`")
+    assert (schema.verdict, schema.mend) == (Verdict.FAIL, "run `brewctl db migrate`")
     key = "the primary key of processed_events (consumer, outbox_id)"
-    assert schema.found == f"missing: outbox_unpublished_by_aggregate (invalid), {key}"
+    assert schema.found == f"missing: outbox_unpublished_by_aggregate (invalid), {key} (version 3 of 3)"
     refused = rig.brewctl("consume", "inventory")
     assert (refused.returncode, refused.stdout) == (1, "")
-    assert refused.stderr.splitlines()[-1] == f"brewctl: missing in postgres: {key}: run `brewctl db init`"
+    assert refused.stderr.splitlines()[-1] == f"brewctl: missing in postgres: {key}: run `brewctl db migrate`"
     assert rig.brewctl("db", "init").returncode == 0
     assert look(rig)["schema"].verdict is Verdict.OK
 

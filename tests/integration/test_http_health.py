@@ -93,7 +93,7 @@ def test_a_schema_that_does_not_fit_any_more_is_named(rig: Rig) -> None:
     rig.connection.execute("ALTER TABLE outbox RENAME COLUMN attempts TO tries")
     for where in places:
         ill = wait_for(where, "/readyz", 503)
-        assert "NO missing in postgres: outbox.attempts: run `brewctl db init`" in ill.lines
+        assert "NO missing in postgres: outbox.attempts: run `brewctl db migrate`" in ill.lines
     rig.connection.execute("ALTER TABLE outbox RENAME COLUMN tries TO attempts")
     for where in places:
         wait_for(where, "/readyz", 200)

@@ -14,7 +14,7 @@ from brewctl.delivery.broker import Outcome, Record, UnsentError
 from brewctl.lifecycle import Backoff, wait_until
 from tests.conftest import Rig, limited, open_rig
 from tests.integration.outbox_tools import fetch, mark_published, unpublished
-from tests.integration.scan_tools import Instant, fill, reading, rows_read
+from tests.integration.scan_tools import Instant, fill, keep_vacuum_away, reading, rows_read
 
 LIMIT = 100
 # What a fetch may read for each row of its limit: the row in the index of ready rows and in the table, its place among
@@ -33,7 +33,7 @@ def shared_rig(servers: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 def rig(shared_rig: Rig) -> Rig:
     """An empty outbox, which is vacuumed by nobody."""
     shared_rig.connection.execute("TRUNCATE outbox RESTART IDENTITY")
-    shared_rig.connection.execute("ALTER TABLE outbox SET (autovacuum_enabled = off)")
+    keep_vacuum_away(shared_rig.connection)
     return shared_rig
 
 

@@ -1,10 +1,13 @@
-"""Who may run retention: the tables' owner. Who only looks may see its plan."""
+"""Who may run retention: the tables' owner. Who only looks may see its plan. And a pooler between."""
+
+import dataclasses
 
 import pytest
 
 from tests.integration.chain_tools import open_chain
-from tests.integration.retention_tools import attached, fill, remove_records, small_partitions
+from tests.integration.retention_tools import attached, fill, remove_records, run, small_partitions
 from tests.integration.rights_tools import Roles, dropped
+from tests.pgbouncer import pooled
 
 
 def test_the_owner_drops_a_reader_sees_the_plan_and_the_operator_is_refused(
@@ -33,3 +36,15 @@ def test_the_owner_drops_a_reader_sees_the_plan_and_the_operator_is_refused(
         code, said, problem = brewctl("owner")
         assert code == 0, problem
         assert "dropped    outbox_p0, processed_events_p0" in said
+
+
+def test_retention_works_behind_a_pooler_of_transactions(
+    servers: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with open_chain(servers, tmp_path_factory.mktemp("logs")) as chain, pooled(chain.rig.settings.database_url) as url:
+        small_partitions(chain.rig.connection)
+        fill(chain, 12)
+        remove_records(chain)
+        outcome = run(dataclasses.replace(chain.rig.settings, database_url=url))
+        assert outcome.dropped == ["outbox_p0", "processed_events_p0"]
+        assert outcome.watermark == 10

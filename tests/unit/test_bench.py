@@ -127,7 +127,10 @@ def test_the_table_has_80_columns_and_the_machine_above_it() -> None:
 def bench(monkeypatch: pytest.MonkeyPatch, *measured: Figure, ended_by: BaseException | None = None) -> None:
     """Run the command, whose legs measure this."""
 
-    def measure(_settings: object, _chosen: object, _logs: object, into: list[Figure], *, times: int) -> None:
+    def measure(
+        _settings: object, _chosen: object, _logs: object, into: list[Figure], *, times: int, rows: int | None
+    ) -> None:
+        assert rows is None
         into += [*measured] * times
         if ended_by:
             raise ended_by

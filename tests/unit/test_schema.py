@@ -65,7 +65,7 @@ def test_what_a_role_can_not_do_without(part: Part, needed: bool) -> None:
 def test_who_is_in_the_way(holder: Holder, who: str, mend: str) -> None:
     error = table_locks.in_use("table outbox", [holder])
     assert error.message == f"table outbox can't be changed: it is in use by {who}"
-    assert error.hint == f"run `brewctl db init` again when that is over, or end it in psql: `{mend}`"
+    assert error.hint == f"run this again when that is over, or end it in psql: `{mend}`"
     assert re.search(", and 1 more$", table_locks.in_use("table outbox", [holder, holder]).message)
 
 

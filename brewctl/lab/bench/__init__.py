@@ -6,7 +6,7 @@ Kafka client, Kafka's own tools. Figures of different machines, or days, don't c
 
 from collections.abc import Callable, Iterator, Mapping
 
-from brewctl.lab.bench import create, drains, flow, growth, memory, queue, startup, workers
+from brewctl.lab.bench import create, drains, flow, growth, memory, migrate, queue, startup, workers
 from brewctl.lab.bench.figures import Figure
 from brewctl.lab.bench.ground import Ground
 
@@ -23,4 +23,5 @@ LEGS: Mapping[str, Leg] = {
     "startup": startup.run,
     "growth": growth.run,
     "queue": queue.run,
+    "migrate": migrate.run,
 }

@@ -37,11 +37,15 @@ Tell = Callable[[str], None]
 class Ground:
     """The servers of one run, whose tables and topics it empties again and again. Nodes are ended by each leg."""
 
-    def __init__(self, settings: Settings, connection: BoundedConnection, *, logs: Path, tell: Tell) -> None:
+    def __init__(
+        self, settings: Settings, connection: BoundedConnection, *, logs: Path, tell: Tell, rows: int | None = None
+    ) -> None:
+        """`rows`: how many orders a leg fills that is asked for so many."""
         self.settings = settings
         self.connection = connection
         self.tell = tell
         self.logs = logs
+        self.rows = rows
 
     def reset(self) -> None:
         """Empty tables and topics; no groups."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import psycopg
 
+from brewctl.delivery import partitioning
 from brewctl.lab.bench import drains
 from brewctl.lab.bench.figures import Figure
 from brewctl.lab.bench.ground import Ground
@@ -27,12 +28,15 @@ def run(ground: Ground) -> Iterator[Figure]:
     created, drained = _measure(ground)
     _fill(ground, _MANY)
     ground.tell(f"{_DEAD:,} dead rows")
-    ground.connection.execute("ALTER TABLE outbox SET (autovacuum_enabled = off)")
+    partitions = partitioning.partitions(ground.connection, "outbox")
+    for partition in partitions:
+        ground.connection.execute(f"ALTER TABLE {partition} SET (autovacuum_enabled = off)")
     try:
         ground.connection.execute(bench_queries["touch_outbox"], {"rows": _DEAD})
         created_then, drained_then = _measure(ground)
     finally:
-        ground.connection.execute("ALTER TABLE outbox RESET (autovacuum_enabled)")
+        for partition in partitions:
+            ground.connection.execute(f"ALTER TABLE {partition} RESET (autovacuum_enabled)")
     small = f"at {_FEW:,}"
     yield Figure("create, a million orders", created_then, "/s", created, small, at_least=0.9)
     yield Figure("publisher drain, a million rows", drained_then, "/s", drained, small, at_least=0.9)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 
 from brewctl import affinity, log
 from brewctl.config import Settings
-from brewctl.delivery import database, presence, readiness, rights
+from brewctl.delivery import database, presence, readiness, rights, versions
 from brewctl.delivery.broker import require_topic
 from brewctl.delivery.group_commit import GroupCommit
 from brewctl.delivery.outbox import Publisher
@@ -90,6 +90,7 @@ def run(
         with reading.connection() as connection:
             needed = ["replica", "order", *(["publisher"] if publishes else [])]
             rights.require(connection, f"an order-service {'that publishes' if publishes else 'alone'}", needed)
+            versions.tell_of_newer(connection)
         notify = publisher.notify if publisher else _nobody
         writer = GroupCommit(settings, writing, alone, notify=notify)
         cancelling = Cancelling(settings, cancels, notify=notify)

@@ -398,8 +398,8 @@ $$;
 -- aggregate stays locked to the end of the transaction: its events are in Kafka in the order in which they were committed.
 -- `topic` NULL: the story's. `trace_id` NULL: that of the traceparent, else a new one. A malformed traceparent is left
 -- out. Who calls it needs USAGE on the schema, SELECT, INSERT and UPDATE on aggregates, SELECT and INSERT on outbox,
--- SELECT on orders; and EXECUTE on make_partition and partitions_of, to make partitions ahead. It finds these tables
--- whatever the caller's search_path is.
+-- SELECT on orders; and EXECUTE on make_partition, to make partitions ahead. It finds these tables whatever the caller's
+-- search_path is.
 CREATE OR REPLACE FUNCTION outbox_add(
     topic text, aggregate_id text, event_type text, payload bytea,
     tenant_id text DEFAULT NULL, trace_id text DEFAULT NULL, traceparent text DEFAULT NULL,

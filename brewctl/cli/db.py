@@ -1,0 +1,97 @@
+"""`brewctl db …`: the tables that the roles need to be there."""
+
+import functools
+from typing import Annotated
+
+import typer
+
+from brewctl import config
+from brewctl.cli import db_migrate, grants, options, output, retention
+from brewctl.cli.setup import when_there
+from brewctl.errors import UsageError
+
+
+def init(
+    downstreams: Annotated[
+        list[str] | None,
+        typer.Argument(help="Of these downstreams too.", metavar="[MODULE:NAME]…", show_default=False),
+    ] = None,
+    reset: Annotated[bool, typer.Option("--reset", help="Empty every table too. Identities go on.")] = False,
+    print_sql: Annotated[bool, typer.Option("--print-sql", help="Print the schema; connect to nothing.")] = False,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="Give the downstream a group that another one was registered for.")
+    ] = False,
+    app_dir: options.AppDir = "",
+    yes: options.Yes = False,
+    wait: options.Wait = 0,
+    database_url: options.DatabaseUrl = None,
+) -> None:
+    """Create the tables, columns and indexes that are missing.
+
+    Roles work on meanwhile: where all is there, nothing is locked.
+
+    With MODULE:NAME those of a downstream, by its `schema`, with the inbox's beside them: in
+    BREW_<GROUP>_DATABASE_URL where that is set, else in the story's database. Its group is registered for it.
+    """
+    if (reset or print_sql) and downstreams:
+        raise UsageError("--reset and --print-sql are of the story's tables", hint="leave MODULE:NAME out")
+    if take_over and not downstreams:
+        raise UsageError("--take-over needs the MODULE:NAME that is to have its group")
+    if print_sql:
+        from brewctl.sql import migrations
+
+        output.emit("\n".join(migrations.values()).rstrip())
+        return
+    settings = options.settings(database_url=database_url)
+    if downstreams:
+        _init_downstreams(settings, downstreams, app_dir, wait, take_over=take_over)
+        return
+    from brewctl.delivery import database, registration
+
+    place = database.place(settings.database_url)
+    if reset:
+        options.confirm_destruction(
+            f"every order in {place}", mine=options.is_sandbox(settings.configured, "database_url"), yes=yes
+        )
+
+    def attempt() -> None:
+        with database.connect(settings) as connection:
+            lacking = database.missing_tables(connection)
+            database.initialize(connection, reset=reset, tell=_tell)
+            if (
+                lacking
+            ):  # a run before this one may have been ended in the middle; nothing of a complete schema is locked
+                registration.register_own(connection)
+
+    when_there(attempt, wait)
+    output.emit(f"tables are {'empty' if reset else 'ready'} in {place}")
+
+
+def _init_downstreams(
+    settings: config.Settings, names: list[str], app_dir: str, wait_s: float, *, take_over: bool
+) -> None:
+    from brewctl.delivery import database, registration, registry
+
+    found = {name: registry.find(name, app_dir) for name in names}  # all of them, before anything is made
+    for name, downstream in found.items():
+        make = functools.partial(registration.initialize, settings, downstream, registry.full_name(name))
+        own = when_there(functools.partial(make, take_over=take_over, tell=_tell), wait_s)
+        output.emit(f"tables of {name} are ready in {database.place(own.database_url)}, group {downstream.group}")
+    output.note(f"next: brewctl start {' '.join(names)}")
+
+
+def _tell(text: str) -> None:
+    output.note(output.plain(f"db init {text}"))
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module, and of those beside it that belong to `brewctl db`."""
+    db = typer.Typer(help="The tables.", no_args_is_help=True)
+    db.command(epilog="Example: brewctl db init --print-sql | psql")(init)
+    db.command(epilog="Example: brewctl db status --json")(db_migrate.status)
+    db.command(epilog="Example: brewctl db migrate --wait forever")(db_migrate.migrate)
+    db.command(epilog="Example: brewctl db plan | psql")(db_migrate.plan)
+    db.command("grants", epilog="Example: brewctl db grants | psql")(grants.database)
+    db.command("retention", epilog="Example: brewctl db retention --dry-run")(retention.retention)
+    db.callback()(lambda: None)
+    app.add_typer(db, name="db")
