@@ -68,12 +68,9 @@ def consume(
     ):
         with pool.connection() as connection:
             rights.require(connection, f"downstream {downstream.group}", needs)
-<<<<<<< HEAD
             if not downstream.lanes:
                 require_none_waiting(connection, downstream.group)
-=======
             versions.tell_of_newer(connection)
->>>>>>> wp-c
         inbox = traced_inbox.opened(settings, pool, downstream, node=node)
         consumption = Consumption(settings, inbox, group=registry.kafka_group(settings, downstream), node=node)
         replica = presence.Replica(node, downstream.group)

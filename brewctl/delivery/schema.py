@@ -156,13 +156,10 @@ TABLES = [part.name for part in PARTS if part.kind is Kind.TABLE]
 
 # What a downstream needs beside its own tables, in a database of its own: of these tables those that there are.
 INBOX_TABLES = frozenset(
-<<<<<<< HEAD
-    {"processed_events", "redeliveries", "parked_events", "waiting_events", "downstreams", "retention"}.intersection(
-        TABLES
-    )
-=======
-    {VERSIONS, "processed_events", "redeliveries", "parked_events", "downstreams", "retention"}.intersection(TABLES)
->>>>>>> wp-c
+    {
+        *(VERSIONS, "processed_events", "redeliveries", "parked_events", "waiting_events", "downstreams"),
+        "retention",
+    }.intersection(TABLES)
 )
 
 

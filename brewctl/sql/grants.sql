@@ -41,8 +41,7 @@ GRANT SELECT (consumer, outbox_id, event_id, earlier_ids),
 GRANT SELECT (came_at), INSERT (consumer, node_id, outbox_ids), DELETE ON redeliveries TO :role;
 GRANT SELECT (consumer, key, outbox_id, outcome),
       INSERT (consumer, key, seq, outbox_id, event_id, event_type, topic, "partition", "offset", written_ms, value, headers, reason, attempts) ON parked_events TO :role;
-<<<<<<< HEAD
-GRANT EXECUTE ON FUNCTION make_partition, partitions_of TO :role;
+GRANT EXECUTE ON FUNCTION make_partition TO :role;
 GRANT SELECT (consumer) ON waiting_events TO :role;
 
 -- lanes --
@@ -52,9 +51,6 @@ GRANT DELETE,
       INSERT (consumer, key, seq, outbox_id, event_id, event_type, topic, "partition", "offset", written_ms, value, headers),
       UPDATE (attempts, failure, next_try_at, lease, lease_until, node_id) ON waiting_events TO :role;
 GRANT DELETE ON processed_events TO :role;
-=======
-GRANT EXECUTE ON FUNCTION make_partition TO :role;
->>>>>>> wp-c
 
 -- inventory --
 GRANT SELECT (order_id, seq, released_at),
