@@ -330,9 +330,9 @@ class Inbox:
                     refused[each] = why
         self._had_room = ids
         for identity in part:
-            if why := refused.get(identity[0]):
+            if reason := refused.get(identity[0]):
                 record, _ = batch.readable.pop(identity)
-                batch.dead.append((record, why))
+                batch.dead.append((record, reason))
                 self.tally.duplicates += batch.repeats.pop(identity[0], 0)
         return [[identity for identity in part if identity in batch.readable]]
 
