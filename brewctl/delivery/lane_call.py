@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from brewctl import log, metrics
 from brewctl.config import Settings
-from brewctl.delivery import traced_calls
+from brewctl.delivery import no_partition, traced_calls
 from brewctl.delivery.database import UNAVAILABLE, BoundedConnection, Pool
 from brewctl.delivery.downstream import Downstream, Later
 from brewctl.delivery.events import Event
@@ -125,6 +125,10 @@ class Call:
             self._done.put_off(error.why)
             # With a reason it is among those that failed, which others do not wait for.
             self._put_back(waiting, pause_s=error.seconds, failure=error.why or None)
+            return
+        if no_partition.table_of(error) == "outbox":  # to which the handler adds events
+            self._persist(lambda connection: no_partition.make(connection, "outbox"))
+            self._put_back(waiting, pause_s=0)
             return
         if not is_countable(error):  # PostgreSQL is away, or slow
             self._metrics.retried(Retry.POSTGRES)

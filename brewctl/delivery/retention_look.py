@@ -200,6 +200,9 @@ class Look:
                     for consumer, first, count in connection.execute(retention_queries["parked"], asked).fetchall():
                         text = f"{count} parked events of {consumer} wait to be redriven, the first is outbox {first}"
                         yield Reason(text, f"`brewctl dlq list --group {consumer}`, then redrive or drop them")
+                    for consumer, first, count in connection.execute(retention_queries["waiting"], asked).fetchall():
+                        text = f"{count} events of {consumer} wait for their handler, the first is outbox {first}"
+                        yield Reason(text, f"run nodes of {consumer}: `brewctl doctor` says what keeps them")
             except UnreachableError as error:
                 # What is parked there, and what was processed, can't be known.
                 yield Reason(f"a database is away: {error.message}", error.hint)

@@ -477,7 +477,7 @@ WITH oldest AS MATERIALIZED (
        AND w.failure IS NULL
        AND w.next_try_at <= clock_timestamp()
        AND (w.lease_until IS NULL OR w.lease_until < clock_timestamp())
-       AND (SELECT k.id FROM parked_events k
+       AND (SELECT k.key FROM parked_events k
              WHERE k.consumer = w.consumer AND k.key = w.key AND k.outcome IS NULL LIMIT 1) IS NULL
      ORDER BY w.id
      LIMIT %(limit)s
@@ -500,7 +500,7 @@ WITH head AS MATERIALIZED (
        AND w.next_try_at <= clock_timestamp()
        AND (w.lease_until IS NULL OR w.lease_until < clock_timestamp())
        AND w.id <> ALL(%(in_hand)s::bigint[])
-       AND (SELECT k.id FROM parked_events k
+       AND (SELECT k.key FROM parked_events k
              WHERE k.consumer = w.consumer AND k.key = w.key AND k.outcome IS NULL LIMIT 1) IS NULL
      ORDER BY w.consumer, w.next_try_at
      LIMIT %(limit)s

@@ -56,6 +56,14 @@ SELECT consumer, min(outbox_id), count(*)
  GROUP BY consumer
  ORDER BY consumer
 
+-- waiting --
+-- The first event of these ids that waits for a lane, and how many do.
+SELECT consumer, min(outbox_id), count(*)
+  FROM waiting_events
+ WHERE outbox_id >= %(low)s AND outbox_id < %(high)s
+ GROUP BY consumer
+ ORDER BY consumer
+
 -- page --
 -- Rows of the story's topic, a page of a partition.
 SELECT id, coalesce(event_type, 'order.created') FROM {partition} WHERE id > %(after)s AND topic = %(topic)s ORDER BY id LIMIT %(limit)s

@@ -126,9 +126,13 @@ def test_a_receiver_that_is_away_for_all_stops_the_lanes_parks_nothing_and_they_
         until("some are tried", lambda: len(receiver.calls) >= calls + 4 + 2)  # some were in hand
         assert re.search(r"\d\d events in a row failed: ConnectionError: refused", process.work.trouble)
         assert len({order for order, _, _ in receiver.calls[-3:]}) == 3  # not one of them again and again
+        gate = receiver.every = Gate()
+        assert gate.reached.wait(30)
+        leased = "SELECT count(*) FROM waiting_events WHERE consumer = %s AND lease_until > now()"
+        assert laned.connection.execute(leased, [receiver.group]).fetchone() == (1,)
         assert (receiver.parked(), len(receiver.rows())) == ([], 40)
         assert max(attempts for _, attempts in receiver.rows()) < 3
-        receiver.every = lambda _event: None
+        gate.open()
         until("all are handled", lambda: not receiver.rows())
         until("it has resumed", lambda: not process.work.trouble)
     assert (len(receiver.handled()), receiver.parked()) == (40, [])
@@ -231,7 +235,7 @@ def test_an_event_that_is_parked_leaves_the_dedup_row_of_an_earlier_one_with_its
     before, after = ids(2)
     receiver = Receiver(laned, attempts=1)
     receiver.answers[after] = failing(lambda: ValueError("no"))
-    number, first, second = 900_000_000, str(uuid.uuid4()), str(uuid.uuid4())
+    number, first, second = 900_000, str(uuid.uuid4()), str(uuid.uuid4())
     with receiver.running():
         receiver.take(record(before, outbox_id=number, event_id=first))
         until("it is handled", lambda: receiver.handled(before) == [1])
@@ -257,3 +261,21 @@ def test_a_handler_that_exits_costs_its_event_alone(laned: Rig) -> None:
         receiver.take(record(bad), record(good))
         until("the other is handled", lambda: receiver.handled(good) == [1])
     assert receiver.parked() == [(1, "HandlerError: the handler raised SystemExit(3)", 1)]
+
+
+def test_a_handler_that_adds_to_an_outbox_without_a_partition_for_it_is_called_again_and_nothing_counts(
+    laned: Rig,
+) -> None:
+    (order,) = ids(1)
+    receiver = Receiver(laned, attempts=1, writes=False)
+
+    def add(_event: Event[Any], tx: Any) -> None:
+        tx.execute("SELECT outbox_add('elsewhere', %s, 'told', 'x')", [order])
+
+    object.__setattr__(receiver.downstream, "handler", add)
+    laned.connection.execute("SELECT setval('outbox_id_seq', 50000000)")
+    with receiver.running():
+        receiver.take(record(order))
+        until("it is handled", lambda: not receiver.rows())
+    added = laned.connection.execute("SELECT count(*) FROM outbox WHERE aggregate_id = %s", [order]).fetchone()
+    assert (added, receiver.parked()) == ((1,), [])

@@ -68,6 +68,16 @@ def parked(chain: Chain) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def waiting(chain: Chain) -> Iterator[None]:
+    chain.execute(
+        'INSERT INTO waiting_events (consumer, key, outbox_id, event_type, topic, "partition", "offset", written_ms,'
+        " value, headers) VALUES ('inventory', 'k', 4, 't', 't', 0, 3, 1, 'x', '[]')"
+    )
+    yield
+    chain.execute("DELETE FROM waiting_events")
+
+
+@contextlib.contextmanager
 def letter(chain: Chain, outcome: str = "", place: tuple[int, int] | None = None) -> Iterator[None]:
     four = chain.row(str(chain.execute("SELECT substr(aggregate_id, 7) FROM outbox WHERE id = 4").fetchone()[0]))
     number = chain.bury(four, 3)
@@ -107,6 +117,7 @@ KEPT: dict[str, tuple[Break, str]] = {
     "never committed": (group_never_committed, "group notifications has never committed in partition 0"),
     "own topic": (own_topic, "topic gone-for-good of its rows is not there"),
     "parked": (parked, "1 parked events of inventory wait to be redriven, the first is outbox 4"),
+    "waiting": (waiting, "1 events of inventory wait for their handler, the first is outbox 4"),
     "open letter": (letter, "of outbox 4"),
     "transaction": (prepared, "may still write to it"),
 }  # fmt: skip
