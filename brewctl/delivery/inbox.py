@@ -304,18 +304,15 @@ class Inbox:
         for identity in part:
             del batch.readable[identity]
         self._failures.settled(part)
-        self._count(effects)
-        self.tally.parked += parked
-        if batch.repeats:
-            self.tally.duplicates += sum(batch.repeats.pop(outbox_id, 0) for outbox_id, _ in part)
-        self.tally.duplicates += len(part) - effects - parked
-
-    def _count(self, effects: int) -> None:
         if self._taking:
             self.tally.waiting += effects
             self.on_taken()
         else:
             self.tally.effects += effects
+        self.tally.parked += parked
+        if batch.repeats:
+            self.tally.duplicates += sum(batch.repeats.pop(outbox_id, 0) for outbox_id, _ in part)
+        self.tally.duplicates += len(part) - effects - parked
 
     def _make_room(self, table: str, part: list[Identity], batch: Batch) -> list[list[Identity]]:
         """Make the partitions that rows of a part lack, and return what is to be tried again.
