@@ -52,6 +52,19 @@ def make(connection: BoundedConnection, table: str, row_id: int | None = None) -
     return ""
 
 
+def make_ahead(connection: BoundedConnection, row_id: int) -> None:
+    """Make the partition behind the one of this outbox row, for those who could not make it within their transaction.
+
+    Where it can't be made now nothing is lost: the log says why, and a later row's publisher tries again.
+    """
+    try:
+        connection.execute(queries["make_partition_ahead"], {"id": row_id})
+    except psycopg.Error as error:
+        if connection.closed:
+            raise
+        _failure.warn(table="outbox", reason=_said(error), hint=_HINT)
+
+
 def _failed(table: str, error: psycopg.Error) -> NoPartitionError:
     said = _said(error)
     _failure.warn(table=table, reason=said, hint=_HINT)

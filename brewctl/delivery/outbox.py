@@ -20,7 +20,7 @@ from psycopg.rows import TupleRow, class_row
 
 from brewctl import log, metrics
 from brewctl.config import Settings
-from brewctl.delivery import broker, events
+from brewctl.delivery import broker, events, no_partition
 from brewctl.delivery.broker import (
     ClockError,
     HeldError,
@@ -50,6 +50,7 @@ logger = log.get(__name__)
 
 # A topic that is not there is looked for at most so often: each look holds a batch up.
 _LONGEST_ABSENCE_S = 30.0
+_IDS_BETWEEN_LOOKS = 1000  # at partitions ahead: a partition has a thousand ids at least
 
 
 class Publisher:
@@ -73,6 +74,7 @@ class Publisher:
         self._partitions: dict[str, int] = {}  # of each topic, as last seen
         self._published = 0
         self._set_aside = 0
+        self._looked_ahead = -1
         self._metrics = metrics.outbox()
         self._loop = heartbeat.Loop("publisher", within_s=settings.limits.longest_turn_s)
         self.trouble = ""  # why the last try failed
@@ -200,6 +202,8 @@ class Publisher:
             else:
                 transaction.commit()
         self._scan.settle(fetched, sent.keys() - published.keys() - refused.keys())
+        if published:
+            self._look_ahead(max(published))
         self._published += len(published)
         self._set_aside += len(refused)
         took_s = time.monotonic() - started
@@ -216,6 +220,13 @@ class Publisher:
             if isinstance(outcome, UnavailableError) and not isinstance(outcome, UnsentError):
                 raise outcome
         return len(rows)
+
+    def _look_ahead(self, last_id: int) -> None:
+        """Have the next partition of the outbox made, once in so many ids: who calls outbox_add could not make it."""
+        if (looked := last_id // _IDS_BETWEEN_LOOKS) != self._looked_ahead:
+            self._looked_ahead = looked
+            with self._pool.connection() as connection:
+                no_partition.make_ahead(connection, last_id)
 
     def _marks(self, published: Mapping[int, Place]) -> dict[str, object]:
         return {

@@ -28,6 +28,7 @@ GRANT EXECUTE ON FUNCTION make_partition TO :role;
 GRANT SELECT,
       UPDATE (published_at, publisher_node, kafka_partition, kafka_offset, failed_at, failure, attempts) ON outbox TO :role;
 GRANT SELECT (one, node_id, ends_at), INSERT (node_id, ends_at), UPDATE (node_id, ends_at) ON publishing TO :role;
+GRANT EXECUTE ON FUNCTION make_partition TO :role;
 
 -- registered --
 -- Every downstream, in the story's database: whose the name of its group is.

@@ -1035,6 +1035,15 @@ SELECT part.inhrelid::regclass::text
 -- The one that an id is in; of the outbox, null is the id that comes next.
 SELECT make_partition(%(table)s::text, %(id)s::bigint)
 
+-- make_partition_ahead --
+-- Makes the partition behind the one that an id of the outbox is in, where there is none. Waits for no lock of another.
+WITH briefly AS MATERIALIZED (
+    SELECT set_config('lock_timeout', '1ms', true)
+)
+SELECT make_partition('outbox', p.upper)
+  FROM briefly, partitions_of('outbox') p
+ WHERE %(id)s::bigint >= coalesce(p.lower, %(id)s) AND %(id)s < p.upper
+
 -- ids_without_partition --
 SELECT asked.id
   FROM unnest(%(ids)s::bigint[]) AS asked (id)

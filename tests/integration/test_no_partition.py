@@ -1,5 +1,6 @@
 """A row that no partition is there for: whoever writes it makes the partition, and rubbish ids make none."""
 
+import contextlib
 import random
 import uuid
 from collections.abc import Sequence
@@ -9,9 +10,10 @@ import pytest
 
 from brewctl.client import OrderClient
 from brewctl.delivery import database, no_partition, schema
-from brewctl.delivery.broker import Record
+from brewctl.delivery.broker import Producer, Record
 from brewctl.delivery.database import Pool
 from brewctl.delivery.inbox import Inbox
+from brewctl.delivery.outbox import Publisher
 from brewctl.doctor import partitions as doctor_partitions
 from brewctl.doctor.finding import Verdict
 from brewctl.errors import BrewError
@@ -68,14 +70,23 @@ def rows_of_outbox(rig: Rig) -> list[tuple[object, ...]]:
     return rig.connection.execute("SELECT id, event_type FROM outbox ORDER BY id").fetchall()
 
 
-def test_a_function_call_makes_the_next_partition_long_before_it_is_needed(rig: Rig) -> None:
+def test_a_publisher_makes_the_next_partition_for_those_who_call_outbox_add(rig: Rig, pool: Pool) -> None:
     drop_those_ahead(rig, "outbox")
-    rig.connection.execute("ALTER TABLE outbox ALTER id RESTART WITH 999")
+    publisher = Publisher(rig.settings, pool, node="publisher-1")
     asked = "SELECT outbox_add(NULL, 'a-1', 'e', 'x')"
-    assert rig.connection.execute(asked).fetchone() == (999,)
-    assert len(partitions(rig.connection, "outbox")) == 1
-    assert rig.connection.execute(asked).fetchone() == (1000,)
-    assert partitions(rig.connection, "outbox") == [(None, EDGE), (EDGE, 2 * EDGE)]
+    with contextlib.closing(Producer(rig.settings, node="publisher-1")) as producer:
+        assert rig.connection.execute(asked).fetchone() == (1,)
+        assert len(partitions(rig.connection, "outbox")) == 1
+        assert publisher.publish_batch(producer) == 1
+        assert partitions(rig.connection, "outbox") == [(None, EDGE), (EDGE, 2 * EDGE)]
+        drop_those_ahead(rig, "outbox")
+        rig.connection.execute(asked)
+        assert publisher.publish_batch(producer) == 1
+        assert len(partitions(rig.connection, "outbox")) == 1  # it looks once in a thousand ids
+        rig.connection.execute("ALTER TABLE outbox ALTER id RESTART WITH 1000")
+        rig.connection.execute(asked)
+        assert publisher.publish_batch(producer) == 1
+        assert partitions(rig.connection, "outbox") == [(None, EDGE), (EDGE, 2 * EDGE)]
 
 
 def test_an_event_that_finds_no_partition_has_its_effect_once(rig: Rig, pool: Pool) -> None:

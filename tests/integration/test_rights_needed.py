@@ -45,6 +45,7 @@ ROLES: dict[str, set[str]] = {
     },
     "publisher": _REPLICA | {
         "fetch_unpublished", "any_ready", "mark_published", "set_aside", "take_lead", "lead_of_others", "give_up_lead",
+        "make_partition_ahead",
     },
     "inventory": _REPLICA | _INBOX,
     "notifications": _REPLICA | _INBOX,
