@@ -296,14 +296,7 @@ def _create(connection: "BoundedConnection", parts: Sequence[Part]) -> None:
 def _build(connection: "BoundedConnection", part: Part, tell: Tell) -> None:
     """Build an index beside writers, or drop a leftover; one that a crash has left half-built is dropped, and built."""
     if partitions := partitioning.partitions(connection, part.table):
-        # Only that of a partition is built concurrently. The table's then takes these for its own, and builds nothing.
-        if part.kind is Kind.INDEX and (lacking := state(connection, [part])):
-            if lacking[0].invalid:  # somebody has made it of some partitions alone
-                change(connection, [part.table], f"DROP INDEX IF EXISTS {part.name}", tell)
-            for partition in partitions:
-                _build(connection, of_partition(part, partition), tell)
-        if state(connection, [part]):
-            change(connection, [part.table], part.statement, tell)
+        _build_in(connection, partitions, part, tell)
         return
     deadline = time.monotonic() + connection.limits.schema_s
     between = pauses()
@@ -326,6 +319,20 @@ def _build(connection: "BoundedConnection", part: Part, tell: Tell) -> None:
         between.pause()
         if partitioning.partitions(connection, part.table):
             _build(connection, part, tell)
+
+
+def _build_in(connection: "BoundedConnection", partitions: Sequence[LiteralString], part: Part, tell: Tell) -> None:
+    """Build an index of a partitioned table, or drop a leftover.
+
+    Only that of a partition is built concurrently. The table's then takes these for its own, and builds nothing.
+    """
+    if part.kind is Kind.INDEX and (lacking := state(connection, [part])):
+        if lacking[0].invalid:  # somebody has made it of some partitions alone
+            change(connection, [part.table], f"DROP INDEX IF EXISTS {part.name}", tell)
+        for partition in partitions:
+            _build(connection, of_partition(part, partition), tell)
+    if state(connection, [part]):
+        change(connection, [part.table], part.statement, tell)
 
 
 def _build_key(connection: "BoundedConnection", part: Part, tell: Tell) -> None:
