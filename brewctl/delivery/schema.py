@@ -304,7 +304,7 @@ def _create(connection: "BoundedConnection", parts: Sequence[Part]) -> None:
 def _build(connection: "BoundedConnection", part: Part, tell: Tell) -> None:
     """Build an index beside writers, or drop a leftover; one that a crash has left half-built is dropped, and built."""
     if partitions := partitioning.partitions(connection, part.table):
-        _build_whole(connection, part, partitions, tell)
+        _build_in(connection, partitions, part, tell)
         return
     deadline = time.monotonic() + connection.limits.schema_s
     between = pauses()
@@ -329,8 +329,11 @@ def _build(connection: "BoundedConnection", part: Part, tell: Tell) -> None:
             _build(connection, part, tell)
 
 
-def _build_whole(connection: "BoundedConnection", part: Part, partitions: Sequence[LiteralString], tell: Tell) -> None:
-    """Build an index of a table with partitions: it takes theirs for its own, which alone are built concurrently."""
+def _build_in(connection: "BoundedConnection", partitions: Sequence[LiteralString], part: Part, tell: Tell) -> None:
+    """Build an index of a partitioned table, or drop a leftover.
+
+    Only that of a partition is built concurrently. The table's then takes these for its own, and builds nothing.
+    """
     if part.kind is Kind.INDEX and (lacking := state(connection, [part])):
         if lacking[0].invalid:  # somebody has made it of some partitions alone
             change(connection, [part.table], f"DROP INDEX IF EXISTS {part.name}", tell)
