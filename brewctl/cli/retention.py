@@ -117,13 +117,13 @@ def _once(
     tell: "Callable[[str], None]",
     stop: "threading.Event | None" = None,
 ) -> "tuple[Outcome, Forgotten]":
-    from brewctl.delivery import database, forgetting
+    from brewctl.delivery import database, forgetting, retention_turn
     from brewctl.delivery import retention as work
 
     with database.connect(settings, name=_NODE) as connection:
         database.check_schema(connection)
         work.state(connection)
-        with work.turn(connection, stop) as turn:
+        with retention_turn.turn(connection, stop) as turn:
             if partition_rows:
                 work.size(settings, connection, partition_rows)
             outcome = work.Run(settings, connection, turn, tell).drop(**asked)
@@ -141,7 +141,7 @@ def _loop(
 ) -> None:
     """Run again and again: what fails, or is another run's turn, is tried again at the next time."""
     from brewctl import lifecycle, log
-    from brewctl.delivery.retention import BusyError
+    from brewctl.delivery.retention_turn import BusyError
 
     log.configure(node=_NODE, as_json=log_format is config.LogFormat.JSON, verbose=output.verbose)
     logger = log.get(__name__)

@@ -28,7 +28,7 @@ PREFIX = "brew_"
 _PREFIX = re.compile(r"(?!pg_)[a-z_][a-z0-9_]{0,29}")
 _ROLES = ("owner", "order", "publisher", "reader", "operator")
 _NAME_BYTES = 63  # PostgreSQL cuts longer names off
-_READ_BY_NO_COMMAND = frozenset({"aggregates", "publishing", "downstreams", "retention"})
+_READ_BY_NO_COMMAND = frozenset({"aggregates", "publishing", "downstreams"})
 _READ_BY_EVERYBODY = frozenset({schema.VERSIONS})
 
 

@@ -312,10 +312,11 @@ class Inbox:
             if table != "outbox":
                 ids = [*no_partition.without(connection, [outbox_id for outbox_id, _ in part])]
             if ids == self._had_room:
+                self._had_room = None
                 raise no_partition.NoPartitionError(f"{table} has no partition, although it was made")
             for each in ids:
-                if (reason := no_partition.make(connection, table, each)) and each is not None:
-                    refused[each] = reason
+                if (why := no_partition.make(connection, table, each)) and each is not None:
+                    refused[each] = why
         self._had_room = ids
         for identity in part:
             if reason := refused.get(identity[0]):

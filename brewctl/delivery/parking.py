@@ -181,7 +181,10 @@ def redrive(connection: BoundedConnection, downstream: Downstream, keys: Iterabl
     for key in keys:
         waiting: list[ParkedEvent] = []
         try:
-            _make_room(connection, find(connection, [downstream.group], key=key))
+            parked = find(connection, [downstream.group], key=key)
+            if refused := _make_room(connection, parked):
+                outcome.refused += [(each, refused[each.outbox_id]) for each in parked if each.outbox_id in refused][:1]
+                continue
             with connection.transaction():
                 lock(connection, downstream.group, [key])
                 waiting = find(connection, [downstream.group], key=key)
@@ -201,21 +204,22 @@ def redrive(connection: BoundedConnection, downstream: Downstream, keys: Iterabl
 def drop(connection: BoundedConnection, parked: Sequence[ParkedEvent]) -> Outcome:
     """Give parked events up: they count as processed, without an effect. Raises psycopg.Error."""
     outcome = Outcome()
-    _make_room(connection, parked)
+    refused = _make_room(connection, parked)
     for each in parked:
         with connection.transaction():
             lock(connection, each.group, [each.key])
             if found := find(connection, [each.group], ids=[each.id]):
-                connection.execute(queries["count_as_processed"], {"ids": [each.id]})
+                if each.outbox_id not in refused:
+                    connection.execute(queries["count_as_processed"], {"ids": [each.id]})
                 _settle(connection, found, "dropped")
                 outcome.done += found
     return outcome
 
 
-def _make_room(connection: BoundedConnection, parked: Sequence[ParkedEvent]) -> None:
-    """Make the partitions that the dedup rows of parked events lack: they may have been parked for long."""
-    for outbox_id in no_partition.without(connection, [each.outbox_id for each in parked]):
-        no_partition.make(connection, "processed_events", outbox_id)
+def _make_room(connection: BoundedConnection, parked: Sequence[ParkedEvent]) -> dict[int, str]:
+    """Make the partitions that dedup rows of parked events lack; return outbox ids that none is made for, and why."""
+    ids = no_partition.without(connection, [each.outbox_id for each in parked])
+    return {each: why for each in ids if (why := no_partition.make(connection, "processed_events", each))}
 
 
 def _apply(connection: BoundedConnection, effect: Effect, sequence: Sequence[Event[Any]]) -> None:

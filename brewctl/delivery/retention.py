@@ -9,13 +9,10 @@ works at a time: its turn is a row with an end, which works behind a pooler too.
 """
 
 import contextlib
-import os
-import socket
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, LiteralString
+from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -27,12 +24,12 @@ from brewctl.delivery.database import BoundedConnection
 from brewctl.delivery.homes import Home
 from brewctl.delivery.retention_look import Look, last_order, open_look, partitions, sequence
 from brewctl.delivery.retention_plan import Partition, Verdict
+from brewctl.delivery.retention_turn import Turn
 from brewctl.errors import BrewError, UnreachableError
 from brewctl.sql import queries, retention_queries
 
 AHEAD = 4  # empty partitions behind the one that is written to
-# A turn, and the longest that one step of it waits: for open transactions, before a partition is detached.
-_TURN_S = 60
+# The longest that one step waits for open transactions, before a partition is detached: a turn lasts longer.
 _STEP_S = 20
 _OUTBOX, _DEDUP = "outbox", "processed_events"
 _FINISHED_BY_ANOTHER = (
@@ -52,57 +49,6 @@ class Outcome:
     refused: bool = False
     away: list[str] = field(default_factory=list)  # homes that a later run does
     watermark: int = 0
-
-
-class Turn:
-    """The right to change partitions: one run has it at a time."""
-
-    def __init__(self, connection: BoundedConnection, stop: threading.Event | None = None) -> None:
-        """Have none yet. Once `stop` is set the run ends at its next step."""
-        self._connection = connection
-        self._stop = stop
-        self.node = f"{socket.gethostname()}:{os.getpid()}"
-
-    def take(self) -> tuple[str, float]:
-        """Take or renew it. Return who has it instead, and for how many seconds; "" where it is ours."""
-        asked = {"node": self.node, "lasts_s": _TURN_S}
-        ours, other, left_s = self._ask(retention_queries["take_turn"], asked)
-        return ("", 0.0) if ours else (other, left_s)
-
-    def renew(self) -> None:
-        """Renew it before a step. Raises BrewError where another run has it by now, or where it is to end."""
-        if self._stop and self._stop.is_set():
-            raise BrewError("stopped between two steps", hint="the next run goes on there")
-        if other := self.take()[0]:
-            raise BrewError(f"retention run {other} has taken over", hint="this one stood still for too long")
-
-    def give_up(self) -> None:
-        """Let the next run begin."""
-        with contextlib.suppress(psycopg.Error):
-            self._connection.execute(retention_queries["give_up_turn"], {"node": self.node})
-
-    def _ask(self, query: LiteralString, asked: dict[str, object]) -> tuple[bool, str, float]:
-        found = self._connection.execute(query, asked).fetchone()
-        assert found is not None  # ensure_state has made the row
-        return found[0], found[1], found[2]
-
-
-@contextlib.contextmanager
-def turn(connection: BoundedConnection, stop: threading.Event | None = None) -> Iterator[Turn]:
-    """Have the turn in the block. Raises BusyError, with who has it, where another run works."""
-    ours = Turn(connection, stop)
-    other, left_s = ours.take()
-    if other:
-        hint = f"it ends by itself; where it was killed, in {left_s:.0f} s"
-        raise BusyError(f"another retention run works: {other}", hint=hint)
-    try:
-        yield ours
-    finally:
-        ours.give_up()
-
-
-class BusyError(BrewError):
-    """Another run has the turn."""
 
 
 def state(connection: BoundedConnection) -> Any:
@@ -209,6 +155,7 @@ class Run:
                 self._take_back(partition)
                 self._tell(f"{partition.name} stays, {again.reasons[0].text}: it was attached again")
                 return again
+        self._turn.renew()  # to look took its time: another run may have attached it again
         self._drop(self._connection, partition.name)
         return None
 

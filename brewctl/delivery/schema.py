@@ -297,7 +297,9 @@ def _build(connection: "BoundedConnection", part: Part, tell: Tell) -> None:
     """Build an index beside writers, or drop a leftover; one that a crash has left half-built is dropped, and built."""
     if partitions := partitioning.partitions(connection, part.table):
         # Only that of a partition is built concurrently. The table's then takes these for its own, and builds nothing.
-        if part.kind is Kind.INDEX and state(connection, [part]):
+        if part.kind is Kind.INDEX and (lacking := state(connection, [part])):
+            if lacking[0].invalid:  # somebody has made it of some partitions alone
+                change(connection, [part.table], f"DROP INDEX IF EXISTS {part.name}", tell)
             for partition in partitions:
                 _build(connection, of_partition(part, partition), tell)
         if state(connection, [part]):

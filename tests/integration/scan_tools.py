@@ -34,7 +34,8 @@ def rows_read(connection: Connection | ShortTransaction) -> int:
     """Count what this session has read of the outbox and its indexes so far, dead entries of the indexes too."""
     ((count,),) = connection.execute(
         "SELECT sum(pg_stat_get_xact_tuples_returned(part.relid)"
-        " + (SELECT sum(pg_stat_get_xact_tuples_returned(indexrelid)) FROM pg_index WHERE indrelid = part.relid))::bigint"
+        " + (SELECT sum(pg_stat_get_xact_tuples_returned(indexrelid))"
+        "      FROM pg_index WHERE indrelid = part.relid))::bigint"
         "  FROM pg_partition_tree('outbox') AS part"
     ).fetchall()
     assert isinstance(count, int)

@@ -171,7 +171,7 @@ def test_an_index_that_is_not_valid_and_a_key_that_is_gone(rig: Rig) -> None:
     schema = look(rig)["schema"]
     assert (schema.verdict, schema.mend) == (Verdict.FAIL, "run `brewctl db migrate`")
     key = "the primary key of processed_events (consumer, outbox_id)"
-    assert schema.found == f"missing: outbox_unpublished_by_aggregate (invalid), {key} (version 3 of 3)"
+    assert schema.found == f"missing: outbox_unpublished_by_aggregate (invalid), {key} (version 4 of 4)"
     refused = rig.brewctl("consume", "inventory")
     assert (refused.returncode, refused.stdout) == (1, "")
     assert refused.stderr.splitlines()[-1] == f"brewctl: missing in postgres: {key}: run `brewctl db migrate`"

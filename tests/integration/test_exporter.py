@@ -286,7 +286,7 @@ def test_it_serves_scrapers_and_probes_until_it_is_told_to_stop(rig: Rig) -> Non
         process.communicate()
 
 
-@pytest.mark.parametrize("name", ["oldest", "waiting", "parked_by_consumer"])
+@pytest.mark.parametrize("name", ["oldest", "waiting", "parked_by_consumer", "last_processed"])
 def test_no_question_reads_a_table_from_one_end_to_the_other(rig: Rig, name: str) -> None:
     """Whatever the statistics say: here that nearly all rows wait, as they do after a backlog."""
     rig.connection.execute(

@@ -164,8 +164,7 @@ HANGING = {
         "foreign key notes_row_id_fkey of notes",
     ),
     "trigger": (
-        "CREATE TRIGGER told BEFORE UPDATE ON outbox FOR EACH ROW"
-        " EXECUTE FUNCTION suppress_redundant_updates_trigger()",
+        "CREATE TRIGGER told AFTER UPDATE ON outbox EXECUTE FUNCTION suppress_redundant_updates_trigger()",
         "DROP TRIGGER told ON outbox",
         "trigger told",
     ),

@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from brewctl.delivery import database, retention, retention_look
+from brewctl.delivery import database, retention, retention_look, retention_turn
 from brewctl.delivery.retention import Run
 from brewctl.lifecycle import wait_until
 from brewctl.verify import verify
@@ -113,7 +113,7 @@ def test_a_run_that_is_killed_while_it_detaches_is_finished_by_the_next(chain: C
 
 def test_of_two_loops_one_works_and_the_other_waits_its_turn(chain: Chain) -> None:
     with database.connect(chain.rig.settings) as connection:
-        with retention.turn(connection):
+        with retention_turn.turn(connection):
             waiting = begin("db", "retention", "--every", "0.1", env=chain.rig.env)
             assert waiting.stdout is not None
             assert waiting.stderr is not None
