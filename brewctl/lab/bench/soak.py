@@ -21,7 +21,7 @@ from psycopg import sql
 
 from brewctl import stdout
 from brewctl.config import environment
-from brewctl.delivery import keeping, retention, retention_look
+from brewctl.delivery import keeping, retention, retention_look, retention_turn
 from brewctl.delivery.broker import Admin, open_admin
 from brewctl.errors import BrewError
 from brewctl.lab.bench.figures import Figure
@@ -97,7 +97,7 @@ def _small_partitions(ground: Ground, rows: int) -> Iterator[None]:
     for each in (part for name in _TABLES for part in retention_look.partitions(connection, name)):
         connection.execute(sql.SQL("DROP TABLE {}").format(sql.Identifier(each.name)))
     try:
-        with retention.turn(connection, threading.Event()) as turn:
+        with retention_turn.turn(connection, threading.Event()) as turn:
             retention.Run(settings, connection, turn, ground.tell).drop()
         yield
     finally:
