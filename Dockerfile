@@ -6,10 +6,10 @@ FROM python:${PYTHON}-slim-bookworm AS build
 WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY brewctl brewctl
-RUN pip wheel --no-cache-dir --constraint constraints.txt --wheel-dir /wheels '.[librdkafka,metrics,otel]'
+RUN pip wheel --no-cache-dir --constraint constraints.txt --wheel-dir /wheels '.[librdkafka,metrics,otel,webhook]'
 # Without pip, and compiled: nothing is to be written there any more.
 RUN python -m venv --without-pip /opt/brewctl \
- && pip --python /opt/brewctl/bin/python install --no-cache-dir --no-index --find-links /wheels 'brewctl[librdkafka,metrics,otel]' \
+ && pip --python /opt/brewctl/bin/python install --no-cache-dir --no-index --find-links /wheels 'brewctl[librdkafka,metrics,otel,webhook]' \
  && /opt/brewctl/bin/python -m compileall -q /opt/brewctl
 
 FROM python:${PYTHON}-slim-bookworm
