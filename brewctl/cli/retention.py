@@ -117,11 +117,11 @@ def _once(
     tell: "Callable[[str], None]",
     stop: "threading.Event | None" = None,
 ) -> "tuple[Outcome, Forgotten]":
-    from brewctl.delivery import database, forgetting, retention_turn
+    from brewctl.delivery import database, forgetting, registration, retention_turn
     from brewctl.delivery import retention as work
 
     with database.connect(settings, name=_NODE) as connection:
-        database.check_schema(connection)
+        registration.require_story(settings, connection)
         work.state(connection)
         with retention_turn.turn(connection, stop) as turn:
             if partition_rows:
@@ -205,11 +205,11 @@ def _show(outcome: "Outcome", forgotten: "Forgotten", *, as_json: bool) -> None:
 
 
 def _plan(settings: config.Settings, asked: dict[str, list[str]], *, as_json: bool) -> None:
-    from brewctl.delivery import database
+    from brewctl.delivery import database, registration
     from brewctl.delivery import retention as work
 
     with database.connect(settings, name=_NODE) as connection:
-        database.check_schema(connection, reading=True)
+        registration.require_story(settings, connection, reading=True)
         watermark = work.watermark(connection)
         verdicts = work.plan(settings, connection, **asked)
     if as_json:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 FOR_EVER = -1  # retention.ms
-_SET_IT = "say how long it keeps them: `brewctl topic create --keep`"
+_SET_IT = "say how long it keeps them: `brewctl topic keep 7d`"
 
 
 @dataclass(frozen=True, slots=True)
