@@ -241,17 +241,21 @@ def _as_json(verdict: "Verdict") -> dict[str, object]:
 
 def _draw(verdicts: "Sequence[Verdict]", watermark: int) -> None:
     output.emit(f"watermark {watermark}: rows with smaller ids were dropped")
-    for verdict in verdicts:
+    looked = [verdict for verdict in verdicts if verdict.looked]
+    for verdict in looked:
         partition = verdict.partition
         first = "the first" if partition.low is None else str(partition.low)
-        about = "" if verdict.looked else "about "
-        what = "may go" if verdict.may_go else "stays" if verdict.looked else "stays, as one before it does"
         age = f", {_age(verdict.oldest)} old" if verdict.oldest else ""
-        size = f"{about}{verdict.rows} rows{age}, {_size(partition.bytes)}"
+        size = f"{verdict.rows} rows{age}, {_size(partition.bytes)}"
+        what = "may go" if verdict.may_go else "stays"
         output.emit(f"{partition.name}: ids {first} to {partition.high - 1}, {size}: {what}")
         for reason in verdict.reasons:
             output.emit(output.plain(f"  {reason.text}"))
             output.emit(output.plain(f"    what to do: {reason.todo}"))
+    if behind := verdicts[len(looked) :]:
+        names = " … ".join(dict.fromkeys((behind[0].partition.name, behind[-1].partition.name)))
+        count, size = sum(each.rows for each in behind), _size(sum(each.partition.bytes for each in behind))
+        output.emit(f"{names}: about {count} rows, {size}: {'stays' if len(behind) == 1 else 'stay'} as well")
 
 
 def _age(oldest: datetime) -> str:
