@@ -241,7 +241,7 @@ class Stage:
         """
         at = self.settings
         if downstream:
-            at = next(home.settings for home in homes.of(self.settings) if downstream in home.downstreams)
+            at = next(home.settings for home in homes.of(self.settings) if downstream.group in home.groups)
         given = explicit(server(at.database_url, at.database_security))
         with psycopg.connect(
             **given | {"application_name": "chaos", "connect_timeout": 5}, autocommit=True

@@ -14,7 +14,8 @@ import psycopg
 import pytest
 
 from brewctl.config import Settings, resolve
-from brewctl.delivery import database, topics
+from brewctl.delivery import database, registry, topics
+from brewctl.delivery.broker import open_admin
 from brewctl.lab import faults, ledger
 from brewctl.lab.cast import ORDER_NODES, STORY
 from brewctl.lab.faults import Fault
@@ -188,6 +189,54 @@ def table_away(name: str) -> Fault:
     return Fault(f"no table {name}", rename(name, f"{name}_away"), rename(f"{name}_away", name))
 
 
+def partitions_are_full(stage: Stage) -> None:
+    """The outbox comes to its third partition, and those ahead of it are gone: as if nobody had run retention."""
+    with stage.postgres() as connection:
+        connection.execute("ALTER TABLE outbox ALTER id RESTART WITH 2000001")
+        for (name,) in connection.execute("SELECT name::text FROM partitions_of('outbox') WHERE lower >= 3000000"):
+            connection.execute(f"DROP TABLE {name}".encode())
+
+
+def retention(play: Play) -> str:
+    """Run retention once, and return what it says."""
+    done = play.stage.brewctl("db", "retention")
+    assert done.returncode in {0, 1}, done.stderr
+    return done.stdout + done.stderr
+
+
+def forget_what_is_read(settings: Settings) -> None:
+    """Remove the records that all groups have read."""
+    with open_admin(settings) as admin:
+        read = [admin.committed(group, settings.topic) for group in registry.kafka_groups(settings)]
+    remove_records(settings, {partition: min(each[partition] for each in read) for partition in read[0]})
+
+
+def overtake(play: Play) -> None:
+    """Fill partitions that nobody drops, and let the topic lose what groups have not read."""
+    partitions_are_full(play.stage)
+    play.fires("BrewPartitionsRunOut", table="outbox")
+    play.fires("BrewRetentionNotRun")
+    remove_records(play.stage.settings)
+    play.fires("BrewGroupOvertaken", group="inventory")
+    assert "overtaken" in retention(play)
+    play.fires("BrewRetentionRefused")
+    play.clears("BrewPartitionsRunOut")  # a run that is refused makes partitions all the same
+
+
+def mend_retention(play: Play) -> None:
+    """Bring the groups what they lost; then the full partitions may go."""
+    assert play.stage.brewctl("outbox", "republish", "--missing", "--yes").returncode == 0
+    wait_until("all to be processed", lambda: "still has records" in retention(play), timeout_s=_DEADLINE_S)
+    play.fires("BrewRetentionHeldBack")
+
+    def drops() -> bool:
+        forget_what_is_read(play.stage.settings)
+        return "dropped    outbox_p0, outbox_p1000000" in retention(play)
+
+    wait_until("dropped partitions", drops, timeout_s=_DEADLINE_S)
+    play.clears("BrewRetentionHeldBack", "BrewRetentionRefused", "BrewRetentionNotRun")
+
+
 def test_each_alert_fires_by_its_fault_and_clears(play: Play) -> None:
     play.all_clear()
 
@@ -219,13 +268,13 @@ def test_each_alert_fires_by_its_fault_and_clears(play: Play) -> None:
         play.fires("BrewTargetDown", job="brew")
         play.fires("BrewConsumersBehind", group="inventory")
         play.fires("BrewGroupWithoutMembers", group="inventory")
-        remove_records(play.stage.settings)
-        play.fires("BrewGroupOvertaken", group="inventory")
+        overtake(play)
     play.holds('brew_inbox_overtaken_records_total{consumer="inventory"} > 0')  # they say so until they end
     with play.during(*(faults.kill_node(name) for name in STORY.peers)):
         play.clears("BrewGroupOvertaken")
         play.fires("BrewTargetDown", job="brew")  # so that its end below is that of these kills
     play.clears("BrewTargetDown", "BrewConsumersBehind", "BrewGroupWithoutMembers")
+    mend_retention(play)
 
     with play.during(faults.crash_postgres()):
         play.fires("BrewServerAway", server="postgres")
