@@ -28,7 +28,7 @@ def run(settings: Settings, stop: threading.Event, *, node: str, health: Health 
     broker.require_files(settings)  # Kafka itself may be away
     tables = registration.story_tables(settings)
     with database.open_pool(settings, name=node, size=1, by_index=True, tables=tables) as pool:
-        with pool.connection() as connection:
+        with database.explained(settings), pool.connection() as connection:
             rights.require(connection, "a publisher", ["replica", "publisher"])
             versions.tell_of_newer(connection)
         publisher = Publisher(settings, pool, node=node, polls=True)

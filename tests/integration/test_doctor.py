@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from brewctl.delivery.broker import open_admin
+from brewctl.delivery.versions import PROGRAM
 from brewctl.doctor import Finding, Verdict, examine, identity, postgres, sessions
 from tests.conftest import Rig, open_rig
 
@@ -73,7 +74,8 @@ def test_its_cures_cure(rig: Rig) -> None:
     # What can't be asked without its tables is not asked.
     assert verdicts.keys() == SERVERS - {"outbox", "outbox-ids", "partitions"}
     assert (
-        look(rig)["schema"].found == "missing: orders_idempotency_key, notifications_log, outbox_ready (version 4 of 4)"
+        look(rig)["schema"].found
+        == f"missing: orders_idempotency_key, notifications_log, outbox_ready (version {PROGRAM} of {PROGRAM})"
     )
 
     assert rig.brewctl("db", "init").returncode == 0
@@ -171,7 +173,7 @@ def test_an_index_that_is_not_valid_and_a_key_that_is_gone(rig: Rig) -> None:
     schema = look(rig)["schema"]
     assert (schema.verdict, schema.mend) == (Verdict.FAIL, "run `brewctl db migrate`")
     key = "the primary key of processed_events (consumer, outbox_id)"
-    assert schema.found == f"missing: outbox_unpublished_by_aggregate (invalid), {key} (version 4 of 4)"
+    assert schema.found == f"missing: outbox_unpublished_by_aggregate (invalid), {key} (version {PROGRAM} of {PROGRAM})"
     refused = rig.brewctl("consume", "inventory")
     assert (refused.returncode, refused.stdout) == (1, "")
     assert refused.stderr.splitlines()[-1] == f"brewctl: missing in postgres: {key}: run `brewctl db migrate`"

@@ -105,7 +105,9 @@ def test_a_database_of_its_own(rig: Rig, own_url: str, tmp_path: Path) -> None:
         assert re.fullmatch(r"missing in postgres: processed_events, .*: run `brewctl db init mine:first`", said)
         made = run("db", "init", name, *app, env=env)
         assert made.returncode == 0, made.stderr
-        tables = {row[0] for row in own.execute("SELECT relname FROM pg_class WHERE relkind = 'r' AND oid > 16383")}
+        tables = {
+            row[0] for row in own.execute("SELECT relname FROM pg_class WHERE relkind IN ('r', 'p') AND oid > 16383")
+        }
         assert {"seen", "processed_events", "redeliveries", "downstreams"} <= tables
         assert not tables & {"orders", "outbox", "nodes", "inventory_reservations"}
         # Both know whose the group is: in another database, another downstream would share its partitions.

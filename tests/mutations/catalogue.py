@@ -7,6 +7,7 @@ from datetime import datetime
 from brewctl.delivery.broker import Producer, Record
 from brewctl.proto.orders_pb2 import OrderCancelled
 from tests.conftest import Rig
+from tests.integration.kafka_tools import remove_records
 from tests.mutations.changes import GROUPS
 
 ORDERS = 6
@@ -66,6 +67,12 @@ def _send_rubbish(rig: Rig) -> None:
     producer.close()
 
 
+def _remove_what_others_have_read(rig: Rig) -> None:
+    """Let the topic's retention remove all records, when another group has had them."""
+    rig.wait("the effects of one group", lambda: max(rig.counts().reservations, rig.counts().notifications) == ORDERS)
+    remove_records(rig.settings)
+
+
 @dataclass(frozen=True)
 class Mutation:
     """What is changed, who plays, what is done meanwhile, and which checks must fail: `check`, and what follows."""
@@ -95,6 +102,14 @@ def _of_a_group(group: str) -> tuple[Mutation, ...]:
             (f"consumer_stuck:{group}",),
             ("order", *GROUPS),
             late_s=_LATE_S,
+        ),
+        Mutation(
+            f"{group}-removed",
+            "the topic loses what the group has not read",
+            (f"consumer_stuck:{group}",),
+            ("order", *GROUPS),
+            during=_remove_what_others_have_read,
+            quick=first,
         ),
         Mutation(
             f"{group}-doubled",

@@ -77,7 +77,7 @@ def run(
             pools.append(own.enter_context(open_pool(size=1, by_index=True)))
             _look_at_kafka(settings)
             publisher = Publisher(settings, pools[-1], node=node)
-        with reading.connection() as connection:
+        with database.explained(settings), reading.connection() as connection:
             needed = ["replica", "order", *(["publisher"] if publishes else [])]
             rights.require(connection, f"an order-service {'that publishes' if publishes else 'alone'}", needed)
             versions.tell_of_newer(connection)
