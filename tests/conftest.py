@@ -16,7 +16,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,13 @@ import pytest
 import structlog
 
 from brewctl import config, lifecycle, overview, security
-from brewctl.config import KafkaClient, Settings, environment
+from brewctl.config import KafkaClient, Settings, environment, own_database_variable
 from brewctl.delivery import database, topics
 from brewctl.delivery.broker import open_admin
 from brewctl.delivery.homes import Databases
 from brewctl.lab.nodes import Node, Nodes
 from brewctl.roles import listening
-from brewctl.security import KafkaSecurity
+from brewctl.security import KafkaSecurity, Secret
 
 # The library's own logger draws each debug line's traceback with all local variables: seconds of CPU a line.
 structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
@@ -137,6 +137,12 @@ class Rig:
     nodes: Nodes
     connection: database.BoundedConnection
     env: dict[str, str] = field(default_factory=dict)
+
+    def move(self, group: str, url: str) -> None:
+        """Let a downstream have its state in this database, for the settings and for processes."""
+        variable = own_database_variable(group)
+        self.env[variable] = url
+        self.settings = replace(self.settings, own_databases=(Secret(variable, url),))
 
     @functools.cached_property
     def databases(self) -> Databases:

@@ -74,7 +74,7 @@ class Publisher:
         self._partitions: dict[str, int] = {}  # of each topic, as last seen
         self._published = 0
         self._set_aside = 0
-        self._looked_ahead = -1
+        self._thousand: int | None = None  # of the last id
         self._metrics = metrics.outbox()
         self._loop = heartbeat.Loop("publisher", within_s=settings.limits.longest_turn_s)
         self.trouble = ""  # why the last try failed
@@ -222,9 +222,9 @@ class Publisher:
         return len(rows)
 
     def _look_ahead(self, last_id: int) -> None:
-        """Have the next partition of the outbox made, once in so many ids: who calls outbox_add could not make it."""
-        if (looked := last_id // _IDS_BETWEEN_LOOKS) != self._looked_ahead:
-            self._looked_ahead = looked
+        """Have the outbox's next partition made, once in a thousand ids: callers of outbox_add could not make it."""
+        before, self._thousand = self._thousand, last_id // _IDS_BETWEEN_LOOKS
+        if before not in {None, self._thousand}:
             with self._pool.connection() as connection:
                 no_partition.make_ahead(connection, last_id)
 

@@ -13,7 +13,6 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from brewctl.config import Settings
 from brewctl.delivery import dead_letters
 from brewctl.delivery.broker import Producer, Record, open_admin
 from brewctl.errors import UnreachableError
@@ -303,21 +302,18 @@ def test_no_question_reads_a_table_from_one_end_to_the_other(rig: Rig, name: str
     assert "Seq Scan" not in plan
 
 
-def test_a_downstream_with_a_database_of_its_own(
-    rig: Rig, servers: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_downstream_with_a_database_of_its_own(rig: Rig, servers: dict[str, str]) -> None:
     url = servers["BREW_DATABASE_URL"]
     name = f"brew_own_{uuid.uuid4().hex[:8]}"
-    settings: Settings = rig.settings
     with psycopg.connect(url, autocommit=True) as maintenance:
         maintenance.execute(f"CREATE DATABASE {name}".encode())
         try:
             own = make_conninfo(url, dbname=name)
             assert rig.brewctl("db", "init", "inventory").returncode == 0
-            env = {**rig.env, "BREW_NOTIFICATIONS_DATABASE_URL": own}
-            assert dataclasses.replace(rig, env=env).brewctl("db", "init", "notifications").returncode == 0
-            monkeypatch.setenv("BREW_NOTIFICATIONS_DATABASE_URL", own)
-            with Collector(settings, within_s=30).looking() as collector:
+            apart = dataclasses.replace(rig, env={**rig.env})
+            apart.move("notifications", own)
+            assert apart.brewctl("db", "init", "notifications").returncode == 0
+            with Collector(apart.settings, within_s=30).looking() as collector:
                 found = page(collector)
                 assert found.of("brew_up") == {"postgres": 1, "postgres-notifications": 1, "kafka": 1}
                 assert found.of("brew_parked_events") == {"inventory": 0, "notifications": 0}

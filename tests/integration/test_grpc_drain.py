@@ -44,7 +44,7 @@ def test_without_tables_it_does_not_start(rig: Rig) -> None:
     rig.connection.execute("DROP TABLE orders, outbox")
     started = rig.brewctl("serve", "order", "--port", "0", timeout=30)
     assert started.returncode == 1
-    assert "`brewctl db init`" in only_line(started.stderr)
+    assert "`brewctl db migrate`" in only_line(started.stderr)
     assert started.stdout == ""
 
 

@@ -12,7 +12,7 @@ from brewctl.config import Settings
 from brewctl.delivery import database, schema
 from brewctl.errors import BrewError
 from brewctl.lifecycle import wait_until
-from brewctl.sql import migrations, queries
+from brewctl.sql import migrations
 from tests.conftest import limited, run
 
 ROWS = 20_000
@@ -240,7 +240,7 @@ def test_an_outbox_id_that_no_outbox_has_given_out_is_named(settings: Settings) 
 
 def test_a_small_table_goes_on_without_a_gap(settings: Settings) -> None:
     with session(settings) as connection:
-        connection.execute(queries["reset"])
+        connection.execute("TRUNCATE outbox, processed_events CONTINUE IDENTITY")
         assert connection.execute(EVENT).fetchone() == (ROWS + 1,)
         migrate(settings)
         assert connection.execute(EVENT).fetchone() == (ROWS + 2,)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from brewctl.delivery import database, homes, schema
+from brewctl.delivery import database, homes
 from brewctl.errors import UnreachableError
 from brewctl.verify import verify
 from tests.integration.chain_tools import PROJECTIONS, Chain, broken, open_chain
@@ -15,21 +15,15 @@ NOWHERE = "postgresql://somebody@127.0.0.1:1/notifications"
 
 
 @pytest.fixture
-def own(
-    servers: dict[str, str], tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[Chain, Any, str]]:
+def own(servers: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Chain, Any, str]]:
     """A chain of twelve orders, with the second downstream in a database of its own, and the connection to that."""
     with open_chain(servers, tmp_path_factory.mktemp("logs")) as chain, chain.rig.own_database() as url:
-        monkeypatch.setenv("BREW_NOTIFICATIONS_DATABASE_URL", url)
-        chain.rig.env["BREW_NOTIFICATIONS_DATABASE_URL"] = url
+        chain.rig.move("notifications", url)
         assert chain.rig.brewctl("db", "init", "notifications").returncode == 0
         small_partitions(chain.rig.connection)
         (home,) = homes.apart(chain.rig.settings)
         with database.connect(home.settings) as connection:
             small_partitions(connection)
-            for part in schema.PARTS:
-                if part.table == "notifications_log":
-                    connection.execute(part.statement)
             rows = [chain.order() for _ in range(12)]
             for row in rows:
                 chain.send(row)
@@ -64,12 +58,9 @@ def test_what_a_group_has_not_processed_is_looked_for_in_its_own_database(own: t
     assert reason.text.startswith("1 parked events of notifications wait to be redriven")
 
 
-def test_a_database_that_is_away_keeps_partitions_and_is_done_by_a_later_run(
-    own: tuple[Chain, Any, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_database_that_is_away_keeps_partitions_and_is_done_by_a_later_run(own: tuple[Chain, Any, str]) -> None:
     chain, elsewhere, url = own
-    monkeypatch.setenv("BREW_NOTIFICATIONS_DATABASE_URL", NOWHERE)
-    chain.rig.env["BREW_NOTIFICATIONS_DATABASE_URL"] = NOWHERE
+    chain.rig.move("notifications", NOWHERE)
     done = chain.rig.brewctl("db", "retention")
     assert done.returncode == 1
     assert "stays      outbox_p0: a database is away: downstream notifications: postgres 127.0.0.1:1" in done.stdout
@@ -77,7 +68,7 @@ def test_a_database_that_is_away_keeps_partitions_and_is_done_by_a_later_run(
     # Its partitions ahead were made all the same, in the databases that are there.
     assert len(attached(chain.rig.connection, "processed_events")) == 6
 
-    monkeypatch.setenv("BREW_NOTIFICATIONS_DATABASE_URL", url)
+    chain.rig.move("notifications", url)
     # It was away just as its own were to go: the outbox's are gone.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(homes, "connect", _away(homes.connect, chain))
