@@ -99,7 +99,7 @@ def bench(
         raise UsageError("--rows is of one leg", hint="add `--leg migrate`")
     soak = {name: value for name, value in {"soak_s": duration, "soak_rate": rate}.items() if value is not None}
     if soak and "soak" not in chosen:
-        raise UsageError("--duration and --rate are of the soak", hint="add `--leg soak`")
+        raise UsageError("--duration and --rate are of the soak", hint="add --leg soak")
     parts.require()  # the floors are made of them, whoever's the servers are
     from brewctl.lab.bench import figures
     from brewctl.lab.bench.ground import Sizes

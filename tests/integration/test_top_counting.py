@@ -13,6 +13,7 @@ from brewctl.lab.top.counting import Counting
 from brewctl.lab.top.observer import Observer
 from brewctl.lifecycle import wait_until
 from brewctl.roles import inventory, notifications
+from brewctl.security import Secret
 from tests.conftest import Rig
 
 STORY = (inventory.DOWNSTREAM, notifications.DOWNSTREAM)
@@ -100,8 +101,8 @@ def test_one_with_a_database_of_its_own_is_counted_there(
     monkeypatch.chdir(tmp_path)
     name = f"brew_test_own_{uuid.uuid4().hex[:12]}"
     url = psycopg.conninfo.make_conninfo(rig.settings.database_url, dbname=name)
-    monkeypatch.setenv("BREW_APART_DATABASE_URL", url)
-    settings = replace(rig.settings, downstreams=(*rig.settings.downstreams, "apart:apart"))
+    its = (Secret("BREW_APART_DATABASE_URL", url),)
+    settings = replace(rig.settings, downstreams=(*rig.settings.downstreams, "apart:apart"), own_databases=its)
 
     def effects() -> dict[str, int | None]:
         counters = observer.look().counters

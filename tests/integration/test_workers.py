@@ -172,7 +172,7 @@ def test_without_tables_it_does_not_start(rig: Rig) -> None:
     rig.connection.execute("DROP TABLE orders, outbox")
     started = rig.brewctl("serve", "order", "--workers", "3", "--port", "0", timeout=30)
     assert (started.returncode, started.stdout) == (1, "")
-    assert "`brewctl db init`" in only_line(started.stderr)
+    assert "`brewctl db migrate`" in only_line(started.stderr)
 
 
 def test_a_dead_worker_is_replaced_and_calls_go_on(crew: Crew) -> None:

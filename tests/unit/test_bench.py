@@ -14,6 +14,7 @@ from brewctl.config import Settings
 from brewctl.errors import BrewError, UsageError
 from brewctl.lab.bench import LEGS, figures, machine, table
 from brewctl.lab.bench.figures import Figure, rows
+from brewctl.lab.bench.ground import Sizes
 from brewctl.sandbox import tools
 from tests.conftest import run
 
@@ -134,10 +135,9 @@ def bench(monkeypatch: pytest.MonkeyPatch, *measured: Figure, ended_by: BaseExce
         into: list[Figure],
         *,
         times: int,
-        rows: int | None,
-        soak: object,
+        sizes: Sizes,
     ) -> None:
-        assert (rows, soak) == (None, {})
+        assert sizes == Sizes()
         into += [*measured] * times
         if ended_by:
             raise ended_by
