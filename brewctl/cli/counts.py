@@ -1,8 +1,7 @@
 """`brewctl counts`: the four counters."""
 
-import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,7 +11,6 @@ from brewctl.cli import options, output, watching
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from brewctl.config import Settings
     from brewctl.delivery.homes import Databases
     from brewctl.errors import BrewError
     from brewctl.overview import Counts
@@ -32,6 +30,7 @@ def counts(
     """Show how many orders there are, and how far they have come."""
     settings = options.settings(database_url=database_url, downstreams=downstream)
     from brewctl import overview
+    from brewctl.delivery import homes
     from brewctl.errors import BrewError
 
     asked = settings.impatient if watch else settings
@@ -44,23 +43,15 @@ def counts(
             shares, away = {}, away or error
         return now, shares, away
 
-    with _opened(settings) as databases:
+    with homes.opened(settings) as databases:
         first = look(databases)
-    later = watching.later(lambda: _opened(asked), look, every_s=_EVERY_S) if watch else ()
+    later = watching.later(lambda: homes.opened(asked), look, every_s=_EVERY_S) if watch else ()
     if sys.stdout.isatty() and not as_json:
         watching.show_live(first, later, _table)
     else:
         watching.show_lines(first, later, _lines(as_json=as_json, watch=watch), server="postgres")
     if (away := first[2]) and not watch:
         raise away
-
-
-@contextlib.contextmanager
-def _opened(settings: "Settings") -> "Iterator[Databases]":
-    from brewctl.delivery import database, homes
-
-    with database.connect(settings) as connection, homes.databases(settings, connection) as databases:
-        yield databases
 
 
 def _lines(*, as_json: bool, watch: bool) -> "Callable[[Seen], None]":

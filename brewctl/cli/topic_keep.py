@@ -66,10 +66,7 @@ def _confirm(admin: "Admin", settings: "Settings", wanted: int, *, yes: bool) ->
     if 0 <= now <= wanted:
         return
     said = f"this removes the records of {settings.topic} that are older than {keeping.words(wanted)}"
-    positions = {
-        view.name: {part.partition: part.position for part in view.partitions}
-        for view in overview.groups(admin, settings)
-    }
+    positions = {view.name: view.positions for view in overview.groups(admin, settings)}
     if unread := keeping.unread(admin, settings.topic, positions, older_ms=wanted):
         said += f", of them unread: {', '.join(f'{count} by {group}' for group, count in unread.items())}"
     options.confirm(said, yes=yes)

@@ -161,6 +161,16 @@ def databases(settings: Settings, story: BoundedConnection, *, name: str = "brew
 
 
 @contextlib.contextmanager
+def opened(settings: Settings) -> Iterator[Databases]:
+    """Connect to the story's database, and to each other one when it is first asked, while the block runs.
+
+    Raises UnreachableError where the story's is away.
+    """
+    with database.connect(settings) as connection, databases(settings, connection) as found:
+        yield found
+
+
+@contextlib.contextmanager
 def _whose(home: Home) -> Iterator[None]:
     try:
         yield

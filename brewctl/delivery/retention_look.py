@@ -14,13 +14,12 @@ from psycopg import sql
 from psycopg.rows import class_row
 
 from brewctl.config import Settings
-from brewctl.delivery import homes, registry, table_locks
+from brewctl.delivery import homes, keeping, registry, table_locks
 from brewctl.delivery.broker import Admin, open_admin
 from brewctl.delivery.database import BoundedConnection
 from brewctl.delivery.dead_letters import Filter, Letter, open_dead_letters
 from brewctl.delivery.homes import Home
 from brewctl.delivery.retention_plan import (
-    FOR_EVER,
     Content,
     Group,
     Known,
@@ -164,14 +163,8 @@ class Look:
     def _topic(self, name: str) -> Topic:
         if name not in self._admin.topics():
             return Topic(name, there=False)
-        said = self._admin.configuration(name)
-        keeps = said.get("retention.ms", "")
-        return Topic(
-            name,
-            ends=self._admin.ends(name),
-            keeps_ms=int(keeps) if keeps.lstrip("-").isdigit() else FOR_EVER,
-            compacted="compact" in said.get("cleanup.policy", ""),
-        )
+        kept = keeping.look(self._admin, name)
+        return Topic(name, ends=self._admin.ends(name), keeps_ms=kept.keep_ms, compacted=kept.compacts)
 
     def _writer(self, partition: Partition) -> Reason | None:
         """Wait for the transactions that may have taken an id of it before it was full."""

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-FOR_EVER = -1  # retention.ms
+from brewctl.delivery.keeping import FOREVER_MS
+
 _SET_IT = "say how long it keeps them: `brewctl topic keep 7d`"
 
 
@@ -45,7 +46,7 @@ class Topic:
     name: str
     there: bool = True
     ends: Mapping[int, tuple[int, int]] = field(default_factory=dict)  # the first offset there is, and the next one
-    keeps_ms: int = FOR_EVER
+    keeps_ms: int = FOREVER_MS
     compacted: bool = False
 
 
@@ -174,7 +175,7 @@ def _records(contents: Sequence[Content], topic: Topic) -> Iterator[Reason]:
 def _when_gone(topic: Topic) -> str:
     if topic.compacted:
         return "the topic is compacted (cleanup.policy): its records are never removed by their age"
-    if topic.keeps_ms == FOR_EVER:
+    if topic.keeps_ms == FOREVER_MS:
         return f"the topic keeps its records for ever (retention.ms=-1): {_SET_IT}"
     return f"nothing: kafka removes them when they are {_span(topic.keeps_ms)} old (retention.ms)"
 
@@ -186,7 +187,7 @@ def _unplaced(contents: Sequence[Content], topic: Topic, now: datetime) -> Itera
     count = sum(each.unplaced for each in unplaced)
     what = f"{_rows(count)} published by an older version, which did not note where"
     last = max((each.last_published for each in unplaced if each.last_published), default=now)
-    if topic.keeps_ms == FOR_EVER or topic.compacted:
+    if topic.keeps_ms == FOREVER_MS or topic.compacted:
         yield Reason(f"{what}; topic {topic.name} keeps records for ever", _SET_IT)
     elif now - last <= timedelta(milliseconds=topic.keeps_ms):
         text = f"{what}; topic {topic.name} keeps records for {_span(topic.keeps_ms)}"

@@ -73,10 +73,7 @@ def _beginning(settings: Settings, firsts: Mapping[int, int]) -> str:
 def _late(admin: Admin, settings: Settings, keep_ms: int) -> Iterator[Finding]:
     """Warn of groups whose unread records are old, by their age: a count says nothing of when they will be removed."""
     # Those that have come to the first record by being new have their time as well.
-    positions = {
-        view.name: {part.partition: part.position for part in view.partitions}
-        for view in overview.groups(admin, settings)
-    }
+    positions = {view.name: view.positions for view in overview.groups(admin, settings)}
     for older_ms, verdict, when in (
         (keep_ms, fail, "may be removed at any moment"),
         (keep_ms // _SOON, warn, f"will be removed after {keeping.words(keep_ms)}"),

@@ -15,7 +15,7 @@ from pathlib import Path
 import psycopg
 
 from brewctl.config import Settings
-from brewctl.delivery import registration, topics
+from brewctl.delivery import homes, registration, topics
 from brewctl.errors import BrewError
 from brewctl.lab import databases, faults, history, ledger, scenarios, verdict
 from brewctl.lab.cast import cast
@@ -70,7 +70,7 @@ def run(
     act = Act(scenario.name, scenario.title_for(players))
     topics.await_empty_groups(settings, timeout_s=plan.session_s + _LEAVE_S)
     topics.create(settings, recreate=True)
-    with databases.opened(settings) as found:
+    with homes.opened(settings) as found:
         registration.initialize_all(settings, found.story, reset=True)
         databases.empty_further(found)
         databases.at_each(found, ledger.create)
@@ -93,7 +93,7 @@ def run(
             result.findings.append(str(error))
         finally:
             servers.restore()
-            with databases.opened(settings) as found:
+            with homes.opened(settings) as found:
                 databases.at_each(found, ledger.drop)
     act.ok = result.ok
     act.findings = result.findings
@@ -245,7 +245,7 @@ class _Play:
         result.standstill_s = self._watch.longest_standstill_s(load_end_s)
         result.slowest_answer_s = told.slowest_s
         result.catch_up_s = self._watch.catch_up_s(healed_s, backlog=max(2.0, self._plan.rate))
-        with databases.opened(self._settings) as found:
+        with homes.opened(self._settings) as found:
             connection = found.story
             cancels = told.cancels + hastily.cancels
             contradicted = verdict.compare(connection, told.calls + hastily.calls, cancels)

@@ -1,22 +1,13 @@
 """All databases of the system, as chaos works on them: the story's, and those that downstreams have of their own."""
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime
 
 from brewctl import overview
-from brewctl.config import Settings
-from brewctl.delivery import database, homes, registration, registry
+from brewctl.delivery import database, registration, registry
 from brewctl.delivery.homes import Databases
 from brewctl.overview import effects
 from brewctl.sql import queries
-
-
-@contextlib.contextmanager
-def opened(settings: Settings) -> Iterator[Databases]:
-    """Connect to the story's, and to each other one when it is first asked, while the block runs."""
-    with database.connect(settings) as connection, homes.databases(settings, connection) as found:
-        yield found
 
 
 def at_each(databases: Databases, do: Callable[[database.Connection], None]) -> None:

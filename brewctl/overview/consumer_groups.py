@@ -20,6 +20,11 @@ class GroupView:
     partitions: tuple[Progress, ...]
 
     @property
+    def positions(self) -> dict[int, int]:
+        """Where it goes on, by partition."""
+        return {partition.partition: partition.position for partition in self.partitions}
+
+    @property
     def lag(self) -> int:
         """How many offsets it has still to read, over all partitions."""
         return sum(partition.lag for partition in self.partitions)

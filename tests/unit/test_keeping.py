@@ -10,9 +10,11 @@ from brewctl import overview
 from brewctl.delivery import keeping, registry
 from brewctl.delivery.broker import Setting
 from brewctl.delivery.keeping import FOREVER_MS, Kept
+from brewctl.delivery.offsets import Progress
 from brewctl.doctor import Verdict
 from brewctl.doctor import keeping as doctor
 from brewctl.errors import UsageError
+from brewctl.overview import GroupView
 
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 AS_BROKERS_SAY = {
@@ -127,8 +129,9 @@ def test_a_group_is_late_by_the_age_of_what_it_has_not_read_and_not_by_its_count
         age_ms = time.time() * 1000 - at_ms
         return {0: 5 if age_ms > 6 * DAY_MS else 8}
 
-    def view(name: str, position: int) -> Any:
-        return SimpleNamespace(name=name, partitions=(SimpleNamespace(partition=0, position=position),))
+    def view(name: str, position: int) -> GroupView:
+        progress = Progress(0, owner="", committed=position, first=0, end=10)
+        return GroupView(name, "Empty", "", (), (progress,))
 
     views = [view("inventory", 3), view("notifications", 5), view("lazy", 8)]
     monkeypatch.setattr(overview, "groups", lambda _admin, _settings: views)

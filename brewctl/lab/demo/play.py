@@ -13,7 +13,7 @@ from typing import Protocol
 
 from brewctl import overview
 from brewctl.config import Settings
-from brewctl.delivery import database, homes, registration, topics
+from brewctl.delivery import homes, registration, topics
 from brewctl.delivery.broker import PARTITIONS, Admin, open_admin
 from brewctl.delivery.homes import Databases
 from brewctl.errors import BrewError
@@ -64,11 +64,11 @@ def run(
     With `keys` each act but the first waits for one, for as long as it takes; the nodes work on meanwhile.
     """
     recorder = Recorder(view, orders=orders)
-    with database.connect(settings) as connection, homes.databases(settings, connection) as databases:
+    with homes.opened(settings) as databases:
         recorder.begin(1)
         recorder.say(narration.EMPTIES)
         _await_empty_groups(settings, recorder)
-        registration.initialize_all(settings, connection, reset=True)
+        registration.initialize_all(settings, databases.story, reset=True)
         topics.create(settings, recreate=True)
         with open_admin(settings) as admin:
             recorder.say(narration.topic(len(admin.describe(settings.topic)[0].replicas)))
