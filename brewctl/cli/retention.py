@@ -212,10 +212,14 @@ def _plan(settings: config.Settings, asked: dict[str, list[str]], *, as_json: bo
         registration.require_story(settings, connection, reading=True)
         watermark = work.watermark(connection)
         verdicts = work.plan(settings, connection, **asked)
+        strays = work.strays(settings, connection)
     if as_json:
-        output.emit_json({"watermark": watermark, "partitions": [_as_json(each) for each in verdicts]})
+        found = [{"of": home.groups if home.apart else [], **_as_json(each)} for home, each in strays]
+        output.emit_json({"watermark": watermark, "partitions": [_as_json(each) for each in verdicts], "strays": found})
     else:
         _draw(verdicts, watermark)
+        for home, each in strays:
+            _draw_one(each, f"{home.whose}: " if home.apart else "")
     wrong = next((each for each in verdicts if any(reason.refused for reason in each.reasons)), None)
     if wrong:
         reason = wrong.reasons[0]
@@ -243,19 +247,23 @@ def _draw(verdicts: "Sequence[Verdict]", watermark: int) -> None:
     output.emit(f"watermark {watermark}: rows with smaller ids were dropped")
     looked = [verdict for verdict in verdicts if verdict.looked]
     for verdict in looked:
-        partition = verdict.partition
-        first = "the first" if partition.low is None else str(partition.low)
-        age = f", {_age(verdict.oldest)} old" if verdict.oldest else ""
-        size = f"{verdict.rows} rows{age}, {_size(partition.bytes)}"
-        what = "may go" if verdict.may_go else "stays"
-        output.emit(f"{partition.name}: ids {first} to {partition.high - 1}, {size}: {what}")
-        for reason in verdict.reasons:
-            output.emit(output.plain(f"  {reason.text}"))
-            output.emit(output.plain(f"    what to do: {reason.todo}"))
+        _draw_one(verdict)
     if behind := verdicts[len(looked) :]:
         names = " … ".join(dict.fromkeys((behind[0].partition.name, behind[-1].partition.name)))
         count, size = sum(each.rows for each in behind), _size(sum(each.partition.bytes for each in behind))
         output.emit(f"{names}: about {count} rows, {size}: {'stays' if len(behind) == 1 else 'stay'} as well")
+
+
+def _draw_one(verdict: "Verdict", whose: str = "") -> None:
+    partition = verdict.partition
+    first = "the first" if partition.low is None else str(partition.low)
+    age = f", {_age(verdict.oldest)} old" if verdict.oldest else ""
+    size = f"{'' if verdict.looked else 'about '}{verdict.rows} rows{age}, {_size(partition.bytes)}"
+    what = "may go" if verdict.may_go else "stays"
+    output.emit(f"{whose}{partition.name}: ids {first} to {partition.high - 1}, {size}: {what}")
+    for reason in verdict.reasons:
+        output.emit(output.plain(f"  {reason.text}"))
+        output.emit(output.plain(f"    what to do: {reason.todo}"))
 
 
 def _age(oldest: datetime) -> str:

@@ -317,8 +317,8 @@ class Inbox:
     def _make_room(self, table: str, part: list[Identity], batch: Batch) -> list[list[Identity]]:
         """Make the partitions that rows of a part lack, and return what is to be tried again.
 
-        An event that none is ever made for is a dead letter: its id is no outbox's, or it is so old that its dedup row
-        was dropped, and it may have had its effect. Raises NoPartitionError where they can't be made now.
+        An event that none is made for is a dead letter: its id is far from all others, or it is so old that its dedup
+        row was dropped, and it may have had its effect. Raises NoPartitionError where they can't be made now.
         """
         refused: dict[int, str] = {}
         with self._pool.connection() as connection:

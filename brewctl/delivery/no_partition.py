@@ -35,7 +35,7 @@ def table_of(error: BaseException) -> str:
 
 
 def make(connection: BoundedConnection, table: str, row_id: int | None = None) -> str:
-    """Make the partition for an id, or for the next one of the outbox; return why none is ever made for it, or "".
+    """Make the partition for an id, or for the next one of the outbox; return why it is refused, or "".
 
     Raises NoPartitionError where it can't be made now; the log says why, and what to run.
     """
@@ -43,7 +43,7 @@ def make(connection: BoundedConnection, table: str, row_id: int | None = None) -
         connection.execute(queries["make_partition"], {"table": table, "id": row_id})
     except psycopg.errors.NumericValueOutOfRange as error:
         if row_id is not None:
-            return _said(error)
+            return said(error)
         raise _failed(table, error) from error
     except psycopg.Error as error:
         if connection.closed:
@@ -62,18 +62,19 @@ def make_ahead(connection: BoundedConnection, row_id: int) -> None:
     except psycopg.Error as error:
         if connection.closed:
             raise
-        _failure.warn(table="outbox", reason=_said(error), hint=_HINT)
+        _failure.warn(table="outbox", reason=said(error), hint=_HINT)
 
 
 def _failed(table: str, error: psycopg.Error) -> NoPartitionError:
-    said = _said(error)
-    _failure.warn(table=table, reason=said, hint=_HINT)
-    return NoPartitionError(f"{table} has no partition for the next row: {said}")
+    why = said(error)
+    _failure.warn(table=table, reason=why, hint=_HINT)
+    return NoPartitionError(f"{table} has no partition for the next row: {why}")
 
 
-def _said(error: psycopg.Error) -> str:
-    said = error.diag.message_primary or log.reason(error)
-    return " ".join(said.removeprefix("make_partition: ").split())
+def said(error: psycopg.Error) -> str:
+    """Return why make_partition made none."""
+    text = error.diag.message_primary or log.reason(error)
+    return " ".join(text.removeprefix("make_partition: ").split())
 
 
 def with_room(connection: BoundedConnection, action: Callable[[], Answer]) -> Answer:

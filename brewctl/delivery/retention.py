@@ -19,11 +19,11 @@ from psycopg import sql
 from psycopg.rows import namedtuple_row
 
 from brewctl.config import Settings
-from brewctl.delivery import homes, table_locks
+from brewctl.delivery import homes, no_partition, table_locks
 from brewctl.delivery.database import BoundedConnection
 from brewctl.delivery.homes import Home
 from brewctl.delivery.retention_look import Look, last_order, open_look, partitions, sequence
-from brewctl.delivery.retention_plan import Partition, Verdict
+from brewctl.delivery.retention_plan import Partition, Verdict, stray
 from brewctl.delivery.retention_turn import Turn
 from brewctl.errors import BrewError, UnreachableError
 from brewctl.sql import queries, retention_queries
@@ -63,7 +63,7 @@ def state(connection: BoundedConnection) -> Any:
 
 def watermark(connection: BoundedConnection) -> int:
     """Return the id below which rows were dropped. Changes nothing."""
-    (found,) = connection.execute(retention_queries["watermark"]).fetchone() or (0,)
+    found, _ = connection.execute(retention_queries["watermark"]).fetchone() or (0, 0)
     return int(found)
 
 
@@ -79,6 +79,20 @@ def plan(settings: Settings, connection: BoundedConnection, **asked: Sequence[st
     """Say of each partition of the outbox whether it may go. Changes nothing. `asked`: as `open_look` has it."""
     with open_look(settings, connection, **asked) as look:
         return list(look.verdicts())
+
+
+def strays(settings: Settings, connection: BoundedConnection) -> list[tuple[Home, Verdict]]:
+    """Return the dedup partitions for ids that the outbox is far from. Changes nothing.
+
+    A home that can't be asked is left out: where that keeps a partition of the outbox, its verdict says so.
+    """
+    _, rows = connection.execute(retention_queries["watermark"]).fetchone() or (0, 0)
+    far = sequence(connection) + (2 * AHEAD + 1) * rows
+    found = []
+    for home in homes.of(settings):
+        with contextlib.suppress(BrewError), homes.connect(home, connection, name="retention") as own:
+            found += [(home, stray(each)) for each in partitions(own, _DEDUP) if each.high > far]
+    return found
 
 
 class Run:
@@ -251,7 +265,10 @@ class Run:
                 connection.execute("SELECT make_partition(%s, %s)", (table, row_id))
             return True
 
-        table_locks.until_free(connection, attempt, lambda: table_locks.in_use(f"table {table}", []))
+        try:
+            table_locks.until_free(connection, attempt, lambda: table_locks.in_use(f"table {table}", []))
+        except psycopg.errors.NumericValueOutOfRange as error:  # a downstream's own database has too many strays
+            self._tell(no_partition.said(error))
 
 
 def _holding(connection: BoundedConnection, table: str, row_id: int) -> Partition | None:

@@ -216,6 +216,16 @@ def _group(contents: Sequence[Content], topic: Topic, group: Group) -> Iterator[
             return
 
 
+def stray(partition: Partition) -> Verdict:
+    """Say why a dedup partition is there whose ids go far beyond the outbox's, and when it goes."""
+    whose = "its ids go far beyond the outbox's: they are another outbox's, or rubbish"
+    todo = f"nothing; where they are rubbish, in psql: DROP TABLE {partition.name}"
+    if partition.low is None:  # it has rows of this outbox too, as the table had both before it got partitions
+        todo = "nothing; to make it smaller, delete its rows with an outbox_id below the watermark in psql"
+    reason = Reason(f"{whose}; it goes once the watermark has come to {partition.high}", todo)
+    return Verdict(partition, reasons=[reason], looked=False)
+
+
 def misplaced(newest: Sequence[Content], topic: str) -> Reason | None:
     """Say where an outbox is not this topic's: none of its `newest` rows is for the topic."""
     if not newest or any(each.topic == topic for each in newest):

@@ -43,5 +43,6 @@ def judge(sequence: str, *, following: int, rows: int, processed: int) -> Findin
         return fail(_CHECK, f"the next is {following}, and the outbox has {rows}: new rows will be refused", mend=mend)
     if following <= processed:
         what = "an event without an event-id would be taken for a repeat"
-        return warn(_CHECK, f"the next is {following}, and {processed} was processed before: {what}", mend=mend)
+        found = f"the next is {following}, and {processed} was processed before: {what}"
+        return warn(_CHECK, found, mend=f"unless another outbox gave it out, {mend}")
     return ok(_CHECK, f"the next is {following}, which is new")

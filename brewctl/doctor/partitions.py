@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from brewctl.delivery.database import Connection
 from brewctl.doctor.finding import Finding, ok, warn
-from brewctl.sql import doctor_queries
+from brewctl.sql import doctor_queries, exporter_queries
 
 _CHECK = "partitions"
 _FEWEST = 2
@@ -12,8 +12,14 @@ _FEWEST = 2
 
 def check(connection: Connection) -> Iterator[Finding]:
     """Count those ahead. Says nothing of tables that have none."""
-    if found := connection.execute(doctor_queries["partitions_ahead"]).fetchall():
-        yield judge([(str(table), int(ahead)) for table, ahead in found])
+    (last,) = connection.execute(doctor_queries["highest_id"]).fetchone() or (0,)
+    found = []
+    for table in ("outbox", "processed_events"):
+        asked = {"table": table, "last": last}
+        count, ahead = connection.execute(exporter_queries["partitions"], asked).fetchone() or (0, 0)
+        found += [(table, ahead)] if count else []
+    if found:
+        yield judge(found)
 
 
 def judge(ahead: Sequence[tuple[str, int]]) -> Finding:

@@ -88,13 +88,9 @@ SELECT coalesce(max(highest.id), 0)
  CROSS JOIN LATERAL (
        SELECT max(p.outbox_id) AS id FROM processed_events p WHERE p.consumer = asked.consumer) AS highest
 
--- partitions_ahead --
--- How many partitions of each table are behind the outbox's last row; no row for one without partitions.
-SELECT asked.name, count(*) FILTER (WHERE part.lower > coalesce((SELECT max(id) FROM outbox), 0))
-  FROM unnest(ARRAY['outbox', 'processed_events']) AS asked (name)
- CROSS JOIN LATERAL partitions_of(asked.name) AS part
- GROUP BY asked.name
- ORDER BY asked.name
+-- highest_id --
+-- Of the outbox's rows.
+SELECT coalesce(max(id), 0) FROM outbox
 
 -- clock --
 -- The server's, in seconds since the epoch.

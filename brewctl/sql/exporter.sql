@@ -49,18 +49,27 @@ SELECT CASE WHEN pg_has_role('pg_read_all_stats', 'USAGE') THEN greatest(
 SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM outbox_id_seq
 
 -- last_processed --
--- The largest outbox id that one of these consumers has processed; 0 where none has. One look into an index each.
+-- The largest outbox id that one of these consumers has processed, in the partitions without a gap from the first on:
+-- behind a gap are stray ids. 0 where none has. One look into an index each.
 SELECT coalesce(max(last.outbox_id), 0)
   FROM unnest(%(consumers)s::text[]) AS asked (consumer)
  CROSS JOIN LATERAL (
-       SELECT outbox_id FROM processed_events p WHERE p.consumer = asked.consumer ORDER BY outbox_id DESC LIMIT 1) AS last
+       SELECT outbox_id FROM processed_events p
+        WHERE p.consumer = asked.consumer
+          AND p.outbox_id < (SELECT min(part.upper) FROM partitions_of('processed_events') part
+                              WHERE NOT EXISTS (SELECT FROM partitions_of('processed_events') b WHERE b.lower = part.upper))
+        ORDER BY outbox_id DESC LIMIT 1) AS last
 
 -- partitions --
--- Partitions of a table, and those of them that begin behind an id. Looks into the catalog alone.
-SELECT count(*),
-       count(*) FILTER (WHERE substring(pg_get_expr(child.relpartbound, child.oid) FROM 'FROM \(''?(-?\d+)''?\)')::bigint > %(last)s)
-  FROM pg_inherits i JOIN pg_class child ON child.oid = i.inhrelid
- WHERE i.inhparent = to_regclass(%(table)s)
+-- Partitions of a table, and those of them that begin behind an id without a gap: behind a gap are stray ids. Looks into
+-- the catalog alone.
+SELECT count(*), count(*) FILTER (WHERE part.lower > %(last)s AND part.lower < room.ends)
+  FROM partitions_of(%(table)s) part,
+       (SELECT min(edge.id) AS ends
+          FROM (SELECT %(last)s::bigint + 1 AS id UNION
+                SELECT upper FROM partitions_of(%(table)s) WHERE upper > %(last)s) AS edge
+         WHERE NOT EXISTS (SELECT FROM partitions_of(%(table)s) part
+                            WHERE edge.id >= coalesce(part.lower, edge.id) AND edge.id < part.upper)) AS room
 
 -- retention --
 SELECT dropped_below, coalesce(extract(epoch FROM clock_timestamp() - ran_at), 'Infinity')::float8,

@@ -80,7 +80,8 @@ SELECT partition_rows, dropped_below, dropped_until, dropping, dropping_from, dr
   FROM retention
 
 -- watermark --
-SELECT coalesce(max(dropped_below), 0) FROM retention
+-- And how many ids a new partition has.
+SELECT coalesce(max(dropped_below), 0), coalesce(max(partition_rows), 1000000) FROM retention
 
 -- size_partitions --
 UPDATE retention SET partition_rows = %(rows)s

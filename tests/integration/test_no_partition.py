@@ -1,6 +1,7 @@
 """A row that no partition is there for: whoever writes it makes the partition, and rubbish ids make none."""
 
 import contextlib
+import itertools
 import random
 import uuid
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ from tests.integration.reading import read_topic
 from tests.integration.test_inbox import record, rows
 
 EDGE = 1_000_000  # where the first partition of a new database ends
+FAR = 10**9  # another outbox's first id
+MOST = 10**15  # no outbox comes beyond it
 
 
 def partitions(connection: psycopg.Connection[tuple[object, ...]], table: str) -> list[tuple[object, ...]]:
@@ -99,20 +102,68 @@ def test_an_event_that_finds_no_partition_has_its_effect_once(rig: Rig, pool: Po
     assert partitions(rig.connection, "processed_events") == [(None, EDGE), (EDGE, 2 * EDGE), (3 * EDGE, 4 * EDGE)]
 
 
+def test_events_of_another_outbox_have_their_effects_once_beside_the_own_ones(rig: Rig, pool: Pool) -> None:
+    """An outbox of another database writes to the same topic, in a range of ids of its own."""
+    inbox = Inbox(rig.settings, pool, inventory.DOWNSTREAM, node="inventory-1")
+    before = partitions(rig.connection, "processed_events")
+    batch = [record(number) for number in (1, FAR + 5, 2, FAR + EDGE, FAR - 1, FAR + 6)]
+    for _ in range(2):
+        inbox.handle(batch)
+    assert (inbox.tally.effects, inbox.tally.skipped, inbox.tally.dead) == (6, 6, 0)
+    assert rows(rig, "inventory_reservations") == rows(rig, "processed_events") == 6
+    edges = [FAR - EDGE, FAR, FAR + EDGE, FAR + 2 * EDGE]
+    assert partitions(rig.connection, "processed_events") == [*before, *itertools.pairwise(edges)]
+
+
+def make(rig: Rig, row_id: int) -> None:
+    rig.connection.execute("SELECT make_partition('processed_events', %s)", (row_id,))
+
+
 def reasons(rig: Rig) -> set[str]:
     letters: Sequence[Record] = read_topic(rig.settings, dead_letters=True)
     return {(dict(letter.headers)["dlq-reason"] or b"").decode() for letter in letters}
 
 
-def test_rubbish_ids_make_no_partitions_and_have_no_effect(rig: Rig, pool: Pool) -> None:
+def test_rubbish_ids_make_eight_partitions_at_most_and_the_rest_are_dead_letters(rig: Rig, pool: Pool) -> None:
     inbox = Inbox(rig.settings, pool, inventory.DOWNSTREAM, node="inventory-1")
     before = partitions(rig.connection, "processed_events")
     chance = random.Random(7)
-    ids = {2**63 - 1, 10**15, *(chance.randrange(20 * EDGE, 2**63) for _ in range(1000))}
-    inbox.handle([record(number) for number in (1, *ids, 2)])
-    assert (inbox.tally.effects, inbox.tally.dead, inbox.tally.parked) == (2, len(ids), 0)
-    assert rows(rig, "inventory_reservations") == 2
-    assert partitions(rig.connection, "processed_events") == before
+    far = {chance.randrange(20 * EDGE, MOST) for _ in range(500)}
+    absurd = {2**63 - 1, MOST + 1, *(chance.randrange(MOST, 2**63) for _ in range(500))}
+    inbox.handle([record(number) for number in (1, *far, *absurd, 2)])
+    made = set(partitions(rig.connection, "processed_events")) - {*before}
+    assert len(made) == 8
+    assert (inbox.tally.effects, inbox.tally.parked) == (2 + 8, 0)
+    assert inbox.tally.dead == len(far) + len(absurd) - 8
+    assert rows(rig, "inventory_reservations") == 10
+    refused = "processed_events has no partition for id "
+    stray = ", and 8 for stray ids: take those of rubbish away in psql, then run `brewctl dlq redrive`"
+    beyond = f", as no outbox comes beyond {MOST}: settle it with `brewctl dlq drop`"
+    said = reasons(rig)
+    assert {f"{refused}{number}{beyond}" for number in absurd} == {each for each in said if each.endswith(beyond)}
+    assert len([each for each in said if each.startswith(refused) and each.endswith(stray)]) == len(far) - 8
+    # Events of this outbox, and those next to what is there, go on: however far it is to the others.
+    edges = [edge for part in made for edge in part]
+    inbox.handle([record(8 * EDGE), *(record(int(str(edge)) - place) for edge in edges for place in (0, 1))])
+    assert inbox.tally.dead == len(far) + len(absurd) - 8
+    assert len(partitions(rig.connection, "processed_events")) == len(before) + 8 + 2 * 8 + 1
+
+
+def test_no_id_is_too_large_or_too_small_for_an_answer(rig: Rig) -> None:
+    rig.connection.execute("ALTER TABLE outbox ALTER id RESTART WITH 9223372036854775000")
+    for table in ("outbox", "processed_events"):
+        rig.connection.execute("SELECT make_partition(%s, 9223372036854775000)", (table,))
+        assert partitions(rig.connection, table)[-1] == (9223372036854000000, 2**63 - 1)
+    rig.connection.execute(f"DROP TABLE {partition_of(rig, EDGE - 1)}".encode())
+    for row_id in (-1, -(2**63)):
+        with pytest.raises(psycopg.errors.NumericValueOutOfRange, match="with ids below 0 were dropped"):
+            make(rig, row_id)
+
+
+def partition_of(rig: Rig, row_id: int) -> str:
+    asked = "SELECT name::text FROM partitions_of('processed_events') WHERE %s < upper ORDER BY upper LIMIT 1"
+    (name,) = rig.connection.execute(asked, (row_id,)).fetchone() or ("",)
+    return str(name)
 
 
 def test_an_event_whose_dedup_row_may_have_been_dropped_is_a_dead_letter(rig: Rig, pool: Pool) -> None:
@@ -149,23 +200,24 @@ def test_without_the_outbox_stray_ids_make_few_partitions(rig: Rig) -> None:
     with database.connect(rig.settings) as connection:
         database.initialize(connection, tables=schema.INBOX_TABLES)
     before = len(partitions(rig.connection, "processed_events"))
-
-    def make(row_id: int) -> None:
-        rig.connection.execute("SELECT make_partition('processed_events', %s)", (row_id,))
-
-    make(57 * EDGE + 3)  # a downstream that came late
+    make(rig, 57 * EDGE + 3)  # a downstream that came late
     for number in range(58, 80):
-        make(number * EDGE)
+        make(rig, number * EDGE)
     assert len(partitions(rig.connection, "processed_events")) == before + 23
     chance, refused = random.Random(7), 0
     for row_id in (2**63 - 1, -(2**63), *(chance.randrange(2**63) for _ in range(50)), *range(10**9, 10**10, 10**8)):
         try:
-            make(row_id)
+            make(rig, row_id)
         except psycopg.errors.NumericValueOutOfRange:
             refused += 1
-    assert len(partitions(rig.connection, "processed_events")) <= before + 23 + 8
+    assert len(partitions(rig.connection, "processed_events")) == before + 23 + 7
     assert refused > 100
-    make(80 * EDGE)
+    make(rig, 80 * EDGE)
+    make(rig, 56 * EDGE)
+    # What retention has dropped everywhere says how far the outbox has come.
+    rig.connection.execute("UPDATE retention SET dropped_below = %s", (20_000 * EDGE,))
+    make(rig, 20_000 * EDGE)
+    assert len(partitions(rig.connection, "processed_events")) == before + 23 + 7 + 3
 
 
 def test_doctor_says_when_few_are_left(rig: Rig) -> None:
@@ -177,6 +229,22 @@ def test_doctor_says_when_few_are_left(rig: Rig) -> None:
     assert found.verdict is Verdict.WARN
     assert found.found.startswith("ahead are 1 of outbox, 4 of processed_events: ")
     assert found.mend == "run `brewctl db retention`"
+
+
+def test_partitions_of_stray_ids_are_not_ahead(rig: Rig) -> None:
+    for place in range(3):
+        make(rig, FAR + place * EDGE)
+    [found] = doctor_partitions.check(rig.connection)
+    assert (found.verdict, found.found) == (Verdict.OK, "ahead are 4 of outbox, 4 of processed_events")
+    drop_those_ahead(rig, "processed_events")
+    for place in range(3):
+        make(rig, FAR + place * EDGE)
+    for row_id in (0, EDGE + 5):  # also where the last id itself has none
+        rig.connection.execute("INSERT INTO outbox (id, aggregate_id, topic, payload) OVERRIDING SYSTEM VALUE"
+                               " VALUES (%s, 'a', 't', 'x')", (row_id,))  # fmt: skip
+        [found] = doctor_partitions.check(rig.connection)
+        assert found.verdict is Verdict.WARN
+        assert ", 0 of processed_events: " in found.found
 
 
 def test_only_the_two_tables_have_partitions_made(rig: Rig) -> None:

@@ -53,3 +53,37 @@ def test_two_full_cycles(chain: Chain) -> None:
     assert (noted["held_back"], noted["refused"], noted["node_id"]) == ("", False, None)
     assert broken(verify(settings, late_s=0)) == {}
     assert len(left(connection)) == 2 * len(attached(connection, "outbox"))
+
+
+def test_partitions_of_stray_ids_stay_until_the_watermark_has_passed_them(chain: Chain) -> None:
+    connection = chain.rig.connection
+    for row_id in (1000, 1010):
+        connection.execute("SELECT make_partition('processed_events', %s)", (row_id,))
+    connection.execute("INSERT INTO processed_events (consumer, outbox_id) VALUES ('inventory', 1005)")
+    fill(chain, 25)
+    remove_records(chain)
+    dry = chain.rig.brewctl("db", "retention", "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    assert dry.stdout.count("may go") == 2
+    said = dry.stdout.splitlines()
+    (at,) = [place for place, line in enumerate(said) if line.startswith("processed_events_p1000: ")]
+    assert said[at].startswith("processed_events_p1000: ids 1000 to 1009, about ")
+    assert said[at].endswith(": stays")
+    assert said[at + 1] == (
+        "  its ids go far beyond the outbox's: they are another outbox's, or rubbish;"
+        " it goes once the watermark has come to 1010"
+    )
+    assert said[at + 2].endswith("nothing; where they are rubbish, in psql: DROP TABLE processed_events_p1000")
+    found = json.loads(chain.rig.brewctl("db", "retention", "--dry-run", "--json").stdout)
+    assert [(each["name"], each["of"]) for each in found["strays"]] == [
+        ("processed_events_p1000", []), ("processed_events_p1010", []),
+    ]  # fmt: skip
+
+    assert run(chain.rig.settings).dropped == ["outbox_p0", "outbox_p10", "processed_events_p0", "processed_events_p10"]
+    names = ["p20", "p30", "p40", "p50", "p60", "p1000", "p1010"]
+    assert attached(connection, "processed_events") == [f"processed_events_{name}" for name in names]
+    assert connection.execute("SELECT FROM processed_events WHERE outbox_id = 1005").fetchone() is not None
+
+    connection.execute("UPDATE retention SET dropped_below = 1010")
+    assert "processed_events_p1000" in run(chain.rig.settings).dropped
+    assert attached(connection, "processed_events") == ["processed_events_p1010"]

@@ -81,6 +81,21 @@ def test_a_database_that_is_away_keeps_partitions_and_is_done_by_a_later_run(own
     assert attached(elsewhere, "processed_events")[0] == "processed_events_p10"
 
 
+def test_a_database_with_too_many_stray_ids_is_told_of_and_holds_up_nothing(own: tuple[Chain, Any, str]) -> None:
+    chain, elsewhere, _ = own
+    for place in range(1, 9):
+        elsewhere.execute("SELECT make_partition('processed_events', %s)", (place * 1000,))
+    chain.rig.connection.execute("ALTER TABLE outbox ALTER id RESTART WITH 500")
+    there = attached(elsewhere, "processed_events")
+    done = chain.rig.brewctl("db", "retention")
+    assert done.returncode == 0, done.stderr
+    assert "processed_events has no partition for id 500, and 8 for stray ids: " in done.stderr
+    assert "processed_events_p500" in attached(chain.rig.connection, "processed_events")
+    assert set(attached(elsewhere, "processed_events")) < set(there)  # old ones go all the same
+    dry = chain.rig.brewctl("db", "retention", "--dry-run")
+    assert "downstream notifications: processed_events_p8000: ids 8000 to 8009, " in dry.stdout
+
+
 def _away(connect: Any, chain: Chain) -> Any:
     """Return a `connect` to homes that finds the second one away once the outbox's partition is gone."""
 

@@ -27,21 +27,26 @@ $$;
 -- Makes the partition that an id is in, where there is none, and returns its name; else null. Of the outbox NULL is the
 -- id that comes next, or, where it has a partition, the first one behind the last partition. Nobody waits for it: a
 -- table is made and attached, which locks out other changes of partitions alone, and it waits a second at most.
--- Who may call it has the rights of the tables' owner here. So it makes no more than there are ids for: none for an id
--- that the outbox is far from, none below what was dropped. In a database without the outbox, whose ids are not
--- known there, at most eight that are not right behind another one.
+-- Who may call it has the rights of the tables' owner here. So it makes no more than there are ids for: none below what
+-- was dropped, and none that the outbox's last id is far from. Dedup rows alone may have such ids: those of another
+-- outbox on the topic, or, in a database of a downstream's own, of the story's. At most eight of their partitions are
+-- strays, which are not right behind another one; next to a partition there is always room for one more.
 CREATE OR REPLACE FUNCTION make_partition("table" text, id bigint)
 RETURNS text LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
 DECLARE
     of_table text := make_partition."table";
     wanted bigint := make_partition.id;
     most_ahead CONSTANT integer := 8;
+    most_strays CONSTANT integer := 8;
+    most_id CONSTANT bigint := 1000000000000000;
+    most_bigint CONSTANT bigint := 9223372036854775807;
     rows bigint;
     dropped bigint;
-    last bigint;      -- the last id that the outbox has given out
+    last bigint;      -- the last id that the outbox has given out; where it is elsewhere, what was dropped
     top bigint;       -- where the last partition ends
     first bigint;     -- of the new one
     behind bigint;    -- the first id that is not in it
+    strays integer;   -- how many there are; 0 where the new one is next to another
     name text;
     parent regclass;
     waits text := current_setting('lock_timeout');
@@ -71,8 +76,8 @@ BEGIN
     top := greatest(top, dropped, 0);
     IF to_regclass('outbox') IS NOT NULL THEN
         EXECUTE format('SELECT last_value FROM %s', pg_get_serial_sequence('outbox', 'id')) INTO last;
-        last := greatest(last, dropped);
     END IF;
+    last := greatest(last, dropped);
     IF wanted IS NULL THEN
         -- The id that the sequence has given out may have found no partition, and the next one will not.
         wanted := CASE WHEN last >= top THEN last + 1 ELSE top END;
@@ -89,22 +94,24 @@ BEGIN
         RAISE numeric_value_out_of_range USING MESSAGE =
             'make_partition: rows of ' || of_table || ' with ids below ' || dropped || ' were dropped, and this one is ' || wanted;
     END IF;
-    IF wanted > coalesce(last + most_ahead * rows, 1000000000000000000) THEN
-        RAISE numeric_value_out_of_range USING MESSAGE =
-            'make_partition: id ' || wanted || ' is far beyond the last one of the outbox'
-            || coalesce(', ' || last, '');
-    END IF;
-    first := wanted - mod(mod(wanted, rows) + rows, rows);
-    behind := first + rows;
+    first := wanted - mod(wanted, rows);
+    behind := least(first, most_bigint - rows) + rows;
     SELECT greatest(first, dropped, max(p.upper) FILTER (WHERE p.upper <= wanted)),
            least(behind, min(p.lower) FILTER (WHERE p.lower > wanted))
       INTO first, behind FROM partitions_of(of_table) p;
-    IF last IS NULL AND NOT EXISTS (SELECT FROM partitions_of(of_table) p WHERE p.upper = first)
-            AND most_ahead <= (SELECT count(*) FROM partitions_of(of_table) p
-                                WHERE p.lower IS NOT NULL
-                                  AND NOT EXISTS (SELECT FROM partitions_of(of_table) b WHERE b.upper = p.lower)) THEN
-        RAISE numeric_value_out_of_range USING MESSAGE =
-            'make_partition: id ' || wanted || ' is far from all others of ' || of_table || ', as too many are already';
+    IF wanted - most_ahead * rows > last THEN
+        SELECT CASE WHEN bool_or(p.upper = first OR p.lower = behind) THEN 0
+                    ELSE count(*) FILTER (WHERE p.lower - most_ahead * rows > last AND NOT EXISTS (
+                                              SELECT FROM partitions_of(of_table) b WHERE b.upper = p.lower)) END
+          INTO strays FROM partitions_of(of_table) p;
+        IF of_table = 'outbox' OR wanted > most_id OR strays >= most_strays THEN
+            RAISE numeric_value_out_of_range USING MESSAGE = 'make_partition: ' || CASE
+                WHEN of_table = 'outbox' THEN 'id ' || wanted || ' is far beyond the last one of the outbox, ' || last
+                WHEN wanted > most_id THEN 'processed_events has no partition for id ' || wanted
+                    || ', as no outbox comes beyond ' || most_id || ': settle it with `brewctl dlq drop`'
+                ELSE 'processed_events has no partition for id ' || wanted || ', and ' || most_strays
+                    || ' for stray ids: take those of rubbish away in psql, then run `brewctl dlq redrive`' END;
+        END IF;
     END IF;
     name := of_table || '_p' || first;
     WHILE to_regclass(quote_ident(name)) IS NOT NULL LOOP  -- one that was detached, and is still there
@@ -164,6 +171,7 @@ DECLARE
     of_table text := partition_table."table";
     key CONSTANT text := CASE partition_table."table" WHEN 'outbox' THEN 'id' ELSE 'outbox_id' END;
     margin CONSTANT bigint := 10000000;
+    most_id CONSTANT bigint := 1000000000000000;
     small_blocks CONSTANT integer := 500;
     ahead CONSTANT integer := 4;
     old regclass;
@@ -255,19 +263,12 @@ BEGIN
         IF old_sequence IS NOT NULL THEN
             EXECUTE format('SELECT greatest(%s, last_value) FROM %s', last, old_sequence) INTO last;
         END IF;
-        IF of_table = 'processed_events' THEN
-            next_id := 1000000000000000;
-            IF to_regclass('outbox') IS NOT NULL THEN
-                EXECUTE format('SELECT last_value FROM %s', pg_get_serial_sequence('outbox', 'id')) INTO next_id;
-                next_id := next_id + 10 * margin;
-            END IF;
-            IF last > next_id THEN
-                RAISE object_not_in_prerequisite_state USING
-                    MESSAGE = 'processed_events can''t be partitioned: it has a row with outbox_id ' || last
-                              || ', and no outbox has come so far',
-                    HINT = 'remove the rows of processed_events with outbox_id > ' || next_id
-                           || ' in psql, then run `brewctl db init` again';
-            END IF;
+        IF of_table = 'processed_events' AND last > most_id THEN
+            RAISE object_not_in_prerequisite_state USING
+                MESSAGE = 'processed_events can''t be partitioned: it has a row with outbox_id ' || last
+                          || ', and no outbox comes so far',
+                HINT = 'remove the rows of processed_events with outbox_id > ' || most_id
+                       || ' in psql, then run `brewctl db init` again';
         END IF;
     END IF;
 
