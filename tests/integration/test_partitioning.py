@@ -232,7 +232,9 @@ def test_a_check_that_ids_have_come_near_to_is_replaced(settings: Settings) -> N
 def test_an_outbox_id_that_no_outbox_has_given_out_is_named(settings: Settings) -> None:
     with session(settings) as connection:
         connection.execute(DEDUP, (2**63 - 1,))
-        with pytest.raises(BrewError, match=f"it has a row with outbox_id {2**63 - 1}, and no outbox comes so far") as no:
+        with pytest.raises(
+            BrewError, match=f"it has a row with outbox_id {2**63 - 1}, and no outbox comes so far"
+        ) as no:
             migrate(settings)
         assert f"with outbox_id > {10**15} in psql" in no.value.hint
         connection.execute("DELETE FROM processed_events WHERE outbox_id = %s", (2**63 - 1,))
