@@ -866,6 +866,13 @@ INSERT INTO downstreams AS d (consumer, name) VALUES (%(consumer)s, %(name)s)
 ON CONFLICT (consumer) DO UPDATE SET name = excluded.name, registered_at = clock_timestamp()
  WHERE d.name <> excluded.name
 
+-- note_lanes --
+-- Whether the nodes of a consumer have lanes: what the one that starts has.
+UPDATE downstreams SET lanes = %(lanes)s WHERE consumer = %(consumer)s AND lanes IS DISTINCT FROM %(lanes)s
+
+-- noted_lanes --
+SELECT consumer FROM downstreams WHERE consumer = ANY(%(consumers)s) AND lanes
+
 -- reset --
 -- Empties every table. CONTINUE IDENTITY: see the first migration.
 TRUNCATE orders, outbox, processed_events, inventory_reservations, notifications_log, dead_letters_settled, nodes,

@@ -30,6 +30,10 @@ CREATE INDEX IF NOT EXISTS waiting_events_in_order
     ON waiting_events (consumer, id);
 CREATE INDEX IF NOT EXISTS waiting_events_by_key
     ON waiting_events (consumer, key, id);
--- Those whose last try failed: few, and tried again by their time.
+-- Those that were put back: few, and tried again by their time.
 CREATE INDEX IF NOT EXISTS waiting_events_failed
     ON waiting_events (consumer, next_try_at) WHERE failure IS NOT NULL;
+
+-- Whether the group's nodes have lanes, as the last one that started had: who redrives its events without them would
+-- write rows, and call nobody. Null: none has started since this column is there.
+ALTER TABLE downstreams ADD COLUMN IF NOT EXISTS lanes boolean;
