@@ -81,12 +81,24 @@ SELECT sequence.name, n.nspname, c.relname, coalesce((SELECT max(id) FROM outbox
   JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE has_sequence_privilege(c.oid, 'SELECT')
 
--- highest_processed --
--- The highest outbox id that these consumers have processed, in a database of their own: one look into an index each.
-SELECT coalesce(max(highest.id), 0)
-  FROM unnest(%(groups)s::text[]) AS asked (consumer)
- CROSS JOIN LATERAL (
-       SELECT max(p.outbox_id) AS id FROM processed_events p WHERE p.consumer = asked.consumer) AS highest
+-- watermark --
+-- Below which outbox id rows were dropped.
+SELECT coalesce(max(dropped_below), 0) FROM retention
+
+-- last_row --
+SELECT coalesce(max(id), 0) FROM outbox
+
+-- dedup_rows --
+-- In a database of downstreams' own: the highest outbox id that these consumers have processed, one look into an index
+-- each; below which id rows were dropped; how many partitions are behind the outbox's `last` row, null without partitions.
+SELECT (SELECT coalesce(max(highest.id), 0)
+          FROM unnest(%(groups)s::text[]) AS asked (consumer)
+         CROSS JOIN LATERAL (
+               SELECT max(p.outbox_id) AS id FROM processed_events p WHERE p.consumer = asked.consumer) AS highest),
+       (SELECT coalesce(max(dropped_below), 0) FROM retention),
+       (SELECT count(*) FILTER (WHERE part.lower > %(last)s::bigint)
+          FROM partitions_of('processed_events') AS part
+        HAVING count(*) > 0)
 
 -- partitions_ahead --
 -- How many partitions of each table are behind the outbox's last row; no row for one without partitions.
