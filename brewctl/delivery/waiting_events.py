@@ -56,7 +56,7 @@ class WaitingEvent:
     headers: str
     attempts: int
     lease: uuid.UUID
-    again: bool  # its last try failed
+    again: bool  # it was put back, for whatever reason
 
     @property
     def record(self) -> Record:
@@ -131,11 +131,11 @@ class Rows:
         self._look, self._most = _LOOK_ROWS, 2 * limits.waiting_events
 
     def lease(
-        self, connection: BoundedConnection, *, limit: int, in_hand: Collection[int], failed: bool
+        self, connection: BoundedConnection, *, limit: int, in_hand: Collection[int], again: bool
     ) -> list[WaitingEvent]:
-        """Lease the oldest events of up to `limit` keys; `failed`: those whose last try failed, else the others."""
-        if failed:
-            return self._lease(connection, queries["lease_failed"], limit, in_hand)
+        """Lease the oldest events of up to `limit` keys; `again`: those that were put back, else the others."""
+        if again:
+            return self._lease(connection, queries["lease_again"], limit, in_hand)
         found = self._lease(connection, queries["lease_waiting"], limit, in_hand)
         if len(found) == limit:
             self._look = max(_LOOK_ROWS, self._look // 2)

@@ -57,7 +57,8 @@ SELECT consumer, count(*), count(DISTINCT key) FROM parked_events WHERE outcome 
 
 -- waiting --
 -- Events that wait for lanes, by their consumers; for how long the oldest has waited, and how many are tried again.
-SELECT consumer, count(*), extract(epoch FROM clock_timestamp() - min(taken_at))::float8, count(failure), max(failure)
+SELECT consumer, count(*), extract(epoch FROM clock_timestamp() - min(taken_at))::float8,
+       count(nullif(failure, '')), max(nullif(failure, ''))
   FROM waiting_events GROUP BY consumer ORDER BY consumer
 
 -- outbox_ids --

@@ -34,7 +34,7 @@ _REPLICA = {"versions", "keep_presence", "forget_replicas"}
 _INBOX = {"parks", "await_replication", "parked_keys", "lock_keys", "park", "downstream_name", "forget_redeliveries",
           "make_partition", "ids_without_partition", "any_waiting", "note_lanes"}  # fmt: skip
 _LANES = {
-    "lease_waiting", "lease_failed", "renew_leases", "finish_waiting", "put_back", "give_leases_back", "hold_waiting",
+    "lease_waiting", "lease_again", "renew_leases", "finish_waiting", "put_back", "give_leases_back", "hold_waiting",
     "park_waiting", "keys_behind_parked", "try_lock_key", "count_waiting",
 }  # fmt: skip
 _DLQ = {"versions", "parked_events", "settled_letters"}

@@ -17,7 +17,7 @@ CREATE TABLE IF NOT EXISTS waiting_events (
     value       bytea NOT NULL,
     headers     text NOT NULL,
     taken_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
-    -- Tries that failed and count, and why the last one failed, counted or not.
+    -- Tries that failed and count, and why the last one failed, counted or not: '' where it was only put back.
     attempts    integer NOT NULL DEFAULT 0,
     failure     text,
     next_try_at timestamptz NOT NULL DEFAULT clock_timestamp(),
