@@ -174,17 +174,19 @@ class Lanes:
         held = self._held()
         lanes, stopped = self._downstream.lanes, bool(self._done.stopped)
         free = (0 if held else 1) if stopped else lanes - len(held)
+        if free <= 0:
+            return
+        in_hand = [each.id for each in held]
+        most_again = max(1, lanes // 2) - sum(each.again for each in held)
         again_first = not self._again_last if stopped or lanes == 1 else True
-        for again in (again_first, not again_first):
-            limit = min(free, max(1, lanes // 2) - sum(each.again for each in held)) if again else free
-            if limit <= 0:
-                continue
-            with self._pool.connection() as connection:
-                found = self._rows.lease(connection, limit=limit, in_hand=[each.id for each in held], again=again)
-            free -= len(found)
-            self._again_last = again if found else self._again_last
-            for each in found:
-                self._hand_over(each)
+        with self._pool.connection() as connection:
+            for again in (again_first, not again_first):
+                if (limit := min(free, most_again) if again else free) > 0:
+                    found = self._rows.lease(connection, limit=limit, in_hand=in_hand, again=again)
+                    free -= len(found)
+                    self._again_last = again if found else self._again_last
+                    for each in found:
+                        self._hand_over(each)
 
     def _held(self) -> list[WaitingEvent]:
         with self._lock:
