@@ -125,6 +125,7 @@ def redrive(
     with _opened(settings) as (letters, homes):
         chosen = _chosen(letters, places, wanted)
         parked = _chosen_parked(homes, places, wanted)
+        homes.require_channel(parked)
         if dry_run:
             dlq_shown.table([*chosen, *parked])
             output.note("nothing was redriven: this was a dry run")

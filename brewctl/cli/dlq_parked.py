@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from brewctl.errors import BrewError
+from brewctl import config
+from brewctl.errors import BrewError, UsageError
 
 if TYPE_CHECKING:
     from brewctl.config import Settings
@@ -82,6 +83,20 @@ class Homes:
                 found += same
         return found
 
+    def require_channel(self, chosen: Sequence["ParkedEvent"]) -> None:
+        """Raise UsageError where a redrive here would write rows of what the nodes of a group tell others.
+
+        As with the log channel, where the nodes have the webhook: nobody would be told.
+        """
+        from brewctl.delivery import homes, waiting_events
+
+        for home, mine in self._at_home(chosen):
+            meant = {each.group for each in mine}
+            with homes.connect(home, self._story) as connection:
+                asked = [each for each in home.downstreams if each.group in meant]
+                for group in waiting_events.without_lanes(connection, asked):
+                    raise _not_as_its_nodes(group, home.names[home.groups.index(group)])
+
     def redrive(self, chosen: Sequence["ParkedEvent"]) -> "Outcome":
         """Redrive the keys of parked events, each with all that is parked of it, in the database of its downstream."""
         from brewctl.delivery import homes, parking
@@ -118,3 +133,16 @@ class Homes:
             mine = [each for each in chosen if each.group in home.groups and not each.outcome]
             if mine:
                 yield home, mine
+
+
+def _not_as_its_nodes(group: str, name: str) -> UsageError:
+    if config.short_name(name) == config.WITH_CHANNELS:
+        wanted = f"{config.CHANNEL_VARIABLE}={config.Channel.WEBHOOK}"
+        return UsageError(
+            f"nothing was redriven: nodes of {group} call the webhook, and this command would call nobody",
+            hint=f"set {wanted} and the other variables of its nodes; for rows alone, start a node with the log first",
+        )
+    return UsageError(
+        f"nothing was redriven: nodes of {group} have lanes, and {name} has none here",
+        hint="run it with the code and the variables of its nodes; if it is to have none, start a node of it first",
+    )

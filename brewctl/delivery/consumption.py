@@ -28,7 +28,7 @@ from brewctl.delivery.inbox import Batch, Inbox
 from brewctl.delivery.lanes import lanes_of
 from brewctl.delivery.rest import Rest
 from brewctl.delivery.settled import Settled
-from brewctl.delivery.waiting_events import require_none_waiting
+from brewctl.delivery.waiting_events import note_lanes, require_none_waiting
 from brewctl.errors import BrewError, UnreachableError, UsageError
 from brewctl.lifecycle import Backoff, run_together
 from brewctl.metrics import Retry
@@ -71,6 +71,7 @@ def consume(
             versions.tell_of_newer(connection)
             if not downstream.lanes:
                 require_none_waiting(connection, downstream.group)
+            note_lanes(connection, downstream)
         inbox = traced_inbox.opened(settings, pool, downstream, node=node)
         consumption = Consumption(settings, inbox, group=registry.kafka_group(settings, downstream), node=node)
         replica = presence.Replica(node, downstream.group)

@@ -123,7 +123,6 @@ class Call:
         if isinstance(error, Later):
             self._metrics.retried(Retry.LATER)
             self._done.put_off(error.why)
-            # With a reason it is among those that failed, which others do not wait for.
             self._put_back(waiting, pause_s=error.seconds, failure=error.why or None)
             return
         if no_partition.table_of(error) == "outbox":  # to which the handler adds events

@@ -77,6 +77,7 @@ class Lanes:
         self._wake = threading.Event()
         self._trouble = ""
         self._stragglers_at = 0.0
+        self._again_last = False  # whether what was leased last had been put back before
 
     def wake(self) -> None:
         """Say that there may be events to handle."""
@@ -166,22 +167,26 @@ class Lanes:
     def _lease(self) -> None:
         """Lease as many events as there are lanes free, and hand them over.
 
-        Events whose last try failed have half of the lanes at most: those of other keys do not wait for receivers that
-        time out. Of a downstream that has stopped one event is tried at a time, one that was not tried yet first.
+        Those that were put back come first, and have half of the lanes at most: new events do not wait for receivers
+        that time out, and those that were put back do not wait until no new ones come. Where one event is tried at a
+        time, in a single lane or of a downstream that has stopped, the two kinds take turns.
         """
         held = self._held()
-        stopped = bool(self._done.stopped)
-        free = (0 if held else 1) if stopped else self._downstream.lanes - len(held)
-        again = sum(each.again for each in held)
-        for failed in (False, True):
-            limit = min(free, max(1, self._downstream.lanes // 2) - again) if failed else free
-            if limit <= 0:
-                continue
-            with self._pool.connection() as connection:
-                found = self._rows.lease(connection, limit=limit, in_hand=[each.id for each in held], failed=failed)
-            free -= len(found)
-            for each in found:
-                self._hand_over(each)
+        lanes, stopped = self._downstream.lanes, bool(self._done.stopped)
+        free = (0 if held else 1) if stopped else lanes - len(held)
+        if free <= 0:
+            return
+        in_hand = [each.id for each in held]
+        most_again = max(1, lanes // 2) - sum(each.again for each in held)
+        again_first = not self._again_last if stopped or lanes == 1 else True
+        with self._pool.connection() as connection:
+            for again in (again_first, not again_first):
+                if (limit := min(free, most_again) if again else free) > 0:
+                    found = self._rows.lease(connection, limit=limit, in_hand=in_hand, again=again)
+                    free -= len(found)
+                    self._again_last = again if found else self._again_last
+                    for each in found:
+                        self._hand_over(each)
 
     def _held(self) -> list[WaitingEvent]:
         with self._lock:

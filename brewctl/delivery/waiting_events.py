@@ -8,7 +8,7 @@ handled   what the handler wrote through `tx`, and the end of the waiting row, a
 
 import uuid
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, LiteralString
@@ -56,7 +56,7 @@ class WaitingEvent:
     headers: str
     attempts: int
     lease: uuid.UUID
-    again: bool  # its last try failed
+    again: bool  # it was put back, for whatever reason
 
     @property
     def record(self) -> Record:
@@ -131,11 +131,11 @@ class Rows:
         self._look, self._most = _LOOK_ROWS, 2 * limits.waiting_events
 
     def lease(
-        self, connection: BoundedConnection, *, limit: int, in_hand: Collection[int], failed: bool
+        self, connection: BoundedConnection, *, limit: int, in_hand: Collection[int], again: bool
     ) -> list[WaitingEvent]:
-        """Lease the oldest events of up to `limit` keys; `failed`: those whose last try failed, else the others."""
-        if failed:
-            return self._lease(connection, queries["lease_failed"], limit, in_hand)
+        """Lease the oldest events of up to `limit` keys; `again`: those that were put back, else the others."""
+        if again:
+            return self._lease(connection, queries["lease_again"], limit, in_hand)
         found = self._lease(connection, queries["lease_waiting"], limit, in_hand)
         if len(found) == limit:
             self._look = max(_LOOK_ROWS, self._look // 2)
@@ -231,6 +231,21 @@ def require_none_waiting(connection: BoundedConnection, consumer: str) -> None:
             f"downstream {consumer} has no lanes, and events that wait for them",
             hint="run it as it was, with lanes, until none waits: `brewctl doctor` shows how many do",
         )
+
+
+def note_lanes(connection: BoundedConnection, downstream: Downstream) -> None:
+    """Note whether the nodes of a downstream have lanes, as the one that starts does: see `without_lanes`."""
+    asked = {"consumer": downstream.group, "lanes": bool(downstream.lanes)}
+    connection.execute(queries["note_lanes"], asked)
+
+
+def without_lanes(connection: BoundedConnection, downstreams: Iterable[Downstream]) -> list[str]:
+    """Name the groups of these whose nodes have lanes, and that have none here.
+
+    What their handler does outside the database would not be done here: they are as another configuration has them.
+    """
+    groups = [each.group for each in downstreams if not each.lanes]
+    return [group for (group,) in connection.execute(queries["noted_lanes"], {"consumers": groups})]
 
 
 def count(connection: BoundedConnection, consumer: str, *, most: int) -> tuple[int, float | None]:

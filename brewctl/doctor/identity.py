@@ -1,48 +1,67 @@
 """Outbox ids: whether the next one is new. After a restored dump or a TRUNCATE … RESTART IDENTITY it may not be."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from psycopg import sql
 
-from brewctl.delivery import homes
 from brewctl.delivery.database import Connection
-from brewctl.delivery.homes import Home
+from brewctl.doctor.apart import Dedup
 from brewctl.doctor.finding import Finding, fail, ok, warn
-from brewctl.errors import BrewError
 from brewctl.sql import doctor_queries
 
 _CHECK = "outbox-ids"
 
 
-def check(connection: Connection, apart: Sequence[Home] = ()) -> Iterator[Finding]:
-    """Compare the sequence with its table and with what was processed. Says nothing where it may not be read.
+def check(connection: Connection, apart: Sequence[Dedup] = ()) -> Iterator[Finding]:
+    """Compare the sequence with its table, and with what was processed and dropped.
 
-    `apart`: the databases of downstreams' own, where these have processed; one that can't be asked is another check's.
+    Says nothing where it may not be read. `apart`: the databases of downstreams' own.
     """
     # The table first: what is written between the two looks only moves the sequence on.
     found = connection.execute(doctor_queries["outbox_ids"]).fetchone()
     if found is None:
         return
     name, schema, relation, rows, processed = found
+    (below,) = connection.execute(doctor_queries["watermark"]).fetchone() or (0,)
     sequence = sql.Identifier(schema, relation)
     asked = connection.execute(sql.SQL("SELECT last_value + is_called::int FROM {}").format(sequence)).fetchone()
-    for home in apart:
-        with contextlib.suppress(BrewError), homes.connect(home, name="brewctl doctor") as own:
-            (highest,) = own.execute(doctor_queries["highest_processed"], {"groups": home.groups}).fetchone() or (0,)
-            processed = max(processed, highest)
     if asked is not None:
-        yield judge(name, following=asked[0], rows=rows, processed=processed)
+        yield judge(
+            name,
+            following=asked[0],
+            rows=rows,
+            processed=max((processed, *(each.processed for each in apart))),
+            below=below,
+            elsewhere={each.where: each.dropped_below for each in apart},
+        )
 
 
-def judge(sequence: str, *, following: int, rows: int, processed: int) -> Finding:
-    """Judge by the id that is given next, the highest of the table and the highest that a consumer has processed."""
-    quoted = "'" + sequence.replace("'", "''") + "'"
-    mend = f"in psql: `SELECT setval({quoted}, {max(rows, processed)});`"
+def judge(
+    sequence: str, *, following: int, rows: int, processed: int, below: int, elsewhere: Mapping[str, int]
+) -> Finding:
+    """Judge by the id that is given next, the highest of the table and the highest that a consumer has processed.
+
+    `below`: rows of smaller ids are dropped ones; `elsewhere`: so they are in each database of downstreams' own.
+    """
+    ahead = {where: dropped for where, dropped in elsewhere.items() if dropped > following}
+    beyond = max(rows, processed, *(dropped - 1 for dropped in (below, *ahead.values())))
+    mend = f"in psql: `SELECT setval({_quoted(sequence)}, {beyond});`"
     if following <= rows:
         return fail(_CHECK, f"the next is {following}, and the outbox has {rows}: new rows will be refused", mend=mend)
+    if following < below:
+        what = f"rows below {below} were dropped: new orders will be refused"
+        return fail(_CHECK, f"the next is {following}, and {what}", mend=mend)
+    if ahead:
+        said = ", ".join(f"below {dropped} in {where}" for where, dropped in ahead.items())
+        what = f"rows were dropped {said}: new events will become dead letters there"
+        mend = f"{mend} in the orders' database; docs/operations.md, backup and restore, has what comes then"
+        return fail(_CHECK, f"the next is {following}, and {what}", mend=mend)
     if following <= processed:
         what = "an event without an event-id would be taken for a repeat"
         found = f"the next is {following}, and {processed} was processed before: {what}"
         return warn(_CHECK, found, mend=f"unless another outbox gave it out, {mend}")
     return ok(_CHECK, f"the next is {following}, which is new")
+
+
+def _quoted(name: str) -> str:
+    return "'" + name.replace("'", "''") + "'"

@@ -11,7 +11,7 @@ from brewctl.delivery.database import Connection
 from brewctl.delivery.homes import Home
 from brewctl.delivery.schema import Kind
 from brewctl.delivery.versions import Standing
-from brewctl.doctor import clocks, identity, in_force, partitions, replicas, sessions
+from brewctl.doctor import apart, clocks, identity, in_force, partitions, replicas, sessions
 from brewctl.doctor.finding import Finding, fail, ok, warn
 from brewctl.errors import UsageError
 from brewctl.sql import doctor_queries
@@ -71,8 +71,10 @@ def check(settings: Settings) -> Iterator[Finding]:
             for query, judge in (("parked", parked), ("waiting", waiting)):
                 rows = connection.execute(doctor_queries[query]).fetchall()
                 yield from judge([row for row in rows if row[0] not in elsewhere])
-            yield from identity.check(connection, _apart(settings))
+            own = tuple(apart.look(settings, partitions.last_row(connection)))
+            yield from identity.check(connection, own)
             yield from partitions.check(connection)
+            yield from apart.check(own)
             yield from replicas.check(connection)
         yield clocks.judge("clock", "postgres", *_read_clocks(connection))
 

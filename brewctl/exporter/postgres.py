@@ -1,7 +1,7 @@
 """Questions to PostgreSQL: the outbox's, and those to each database that has the state of downstreams."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import psycopg
 
@@ -96,8 +96,7 @@ def _questions(home: Home, groups: Sequence[str]) -> dict[str, Ask]:
     }
     if home.groups:
         shared["parked_events"] = _parked(home.groups)
-    if laned := [each.group for each in home.downstreams if each.lanes]:
-        shared["waiting_events"] = _waiting(laned)
+        shared["waiting_events"] = _waiting(home.groups, laned={each.group for each in home.downstreams if each.lanes})
     return shared if home.apart else own | shared
 
 
@@ -147,10 +146,13 @@ def _partitions(home: Home) -> Ask:
     return ask
 
 
-def _waiting(groups: Sequence[str]) -> Ask:
+def _waiting(groups: Sequence[str], *, laned: Collection[str]) -> Ask:
+    """Of groups without lanes too where something waits: their nodes may have a channel that is not set here."""
+
     def ask(connection: BoundedConnection) -> Sequence[Sample]:
         asked = {"consumers": list(groups), "most": _MOST_ROWS}
-        rows = connection.execute(exporter_queries["waiting_by_consumer"], asked).fetchall()
+        found = connection.execute(exporter_queries["waiting_by_consumer"], asked).fetchall()
+        rows = [row for row in found if row[0] in laned or row[1]]
         counts = [Sample(WAITING, count, (consumer,)) for consumer, count, _ in rows]
         return counts + [Sample(WAITING_OLDEST, oldest_s, (consumer,)) for consumer, _, oldest_s in rows]
 

@@ -57,7 +57,8 @@ SELECT consumer, count(*), count(DISTINCT key) FROM parked_events WHERE outcome 
 
 -- waiting --
 -- Events that wait for lanes, by their consumers; for how long the oldest has waited, and how many are tried again.
-SELECT consumer, count(*), extract(epoch FROM clock_timestamp() - min(taken_at))::float8, count(failure), max(failure)
+SELECT consumer, count(*), extract(epoch FROM clock_timestamp() - min(taken_at))::float8,
+       count(nullif(failure, '')), max(nullif(failure, ''))
   FROM waiting_events GROUP BY consumer ORDER BY consumer
 
 -- outbox_ids --
@@ -81,16 +82,22 @@ SELECT sequence.name, n.nspname, c.relname, coalesce((SELECT max(id) FROM outbox
   JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE has_sequence_privilege(c.oid, 'SELECT')
 
--- highest_processed --
--- The highest outbox id that these consumers have processed, in a database of their own: one look into an index each.
-SELECT coalesce(max(highest.id), 0)
-  FROM unnest(%(groups)s::text[]) AS asked (consumer)
- CROSS JOIN LATERAL (
-       SELECT max(p.outbox_id) AS id FROM processed_events p WHERE p.consumer = asked.consumer) AS highest
+-- watermark --
+-- Below which outbox id rows were dropped.
+SELECT coalesce(max(dropped_below), 0) FROM retention
 
--- highest_id --
--- Of the outbox's rows.
+-- last_row --
+-- The highest id of the outbox's rows.
 SELECT coalesce(max(id), 0) FROM outbox
+
+-- dedup_rows --
+-- In a database of downstreams' own: the highest outbox id that these consumers have processed, one look into an index
+-- each; below which id rows were dropped.
+SELECT (SELECT coalesce(max(highest.id), 0)
+          FROM unnest(%(groups)s::text[]) AS asked (consumer)
+         CROSS JOIN LATERAL (
+               SELECT max(p.outbox_id) AS id FROM processed_events p WHERE p.consumer = asked.consumer) AS highest),
+       (SELECT coalesce(max(dropped_below), 0) FROM retention)
 
 -- clock --
 -- The server's, in seconds since the epoch.

@@ -490,8 +490,8 @@ UPDATE waiting_events w
 RETURNING w.id, w.key, w.outbox_id, w.event_id::text, w.event_type, w.topic, w."partition", w."offset", w.written_ms,
           w.value, w.headers, w.attempts, w.lease, false AS again
 
--- lease_failed --
--- The same of rows whose last try failed: those that are due for the longest time first.
+-- lease_again --
+-- The same of rows that were put back: those that are due for the longest time first.
 WITH head AS MATERIALIZED (
     SELECT w.id
       FROM waiting_events w
@@ -534,9 +534,10 @@ WITH done AS (
 SELECT count(*) FROM done
 
 -- put_back --
--- The end of a call that is to be made again.
+-- The end of a call that is to be made again. With a `failure`, an empty one where nothing failed, the row is among those
+-- that were put back: else, as the oldest, it would be leased before new ones for ever.
 UPDATE waiting_events
-   SET lease = NULL, lease_until = NULL, attempts = attempts + %(counted)s, failure = coalesce(%(failure)s, failure),
+   SET lease = NULL, lease_until = NULL, attempts = attempts + %(counted)s, failure = coalesce(%(failure)s, failure, ''),
        next_try_at = clock_timestamp() + make_interval(secs => %(pause_s)s)
  WHERE id = %(id)s AND lease = %(lease)s
 RETURNING id
@@ -865,6 +866,13 @@ SELECT name FROM downstreams WHERE consumer = %(consumer)s
 INSERT INTO downstreams AS d (consumer, name) VALUES (%(consumer)s, %(name)s)
 ON CONFLICT (consumer) DO UPDATE SET name = excluded.name, registered_at = clock_timestamp()
  WHERE d.name <> excluded.name
+
+-- note_lanes --
+-- Whether the nodes of a consumer have lanes: what the one that starts has.
+UPDATE downstreams SET lanes = %(lanes)s WHERE consumer = %(consumer)s AND lanes IS DISTINCT FROM %(lanes)s
+
+-- noted_lanes --
+SELECT consumer FROM downstreams WHERE consumer = ANY(%(consumers)s) AND lanes
 
 -- reset --
 -- Empties every table. CONTINUE IDENTITY: see the first migration.

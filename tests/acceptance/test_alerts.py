@@ -189,6 +189,24 @@ def table_away(name: str) -> Fault:
     return Fault(f"no table {name}", rename(name, f"{name}_away"), rename(f"{name}_away", name))
 
 
+def nobody_handles() -> Fault:
+    """An event that was taken for lanes, and no node that has some."""
+
+    def begin(stage: Stage) -> None:
+        with stage.postgres() as connection:
+            connection.execute(
+                'INSERT INTO waiting_events (consumer, key, outbox_id, event_type, topic, "partition", "offset",'
+                " written_ms, value, headers)"
+                " VALUES ('notifications', 'k', 1, 'order.created', 't', 0, 0, 0, 'x', '[]')"
+            )
+
+    def end(stage: Stage) -> None:
+        with stage.postgres() as connection:
+            connection.execute("DELETE FROM waiting_events")
+
+    return Fault("an event that waits for lanes", begin, end)
+
+
 def partitions_are_full(stage: Stage) -> None:
     """The outbox comes to its third partition, and those ahead of it are gone: as if nobody had run retention."""
     with stage.postgres() as connection:
@@ -240,7 +258,7 @@ def mend_retention(play: Play) -> None:
 def test_each_alert_fires_by_its_fault_and_clears(play: Play) -> None:
     play.all_clear()
 
-    with play.during(open_transaction()):
+    with play.during(open_transaction(), nobody_handles()):
         with play.during(faults.poison(), faults.reject_effects(inventory.DOWNSTREAM), refused_rows()):
             play.fires("BrewDeadLettersOpen", group="inventory")
             play.fires("BrewEventsParked", consumer="inventory")
@@ -250,6 +268,7 @@ def test_each_alert_fires_by_its_fault_and_clears(play: Play) -> None:
         with play.during(table_away("dead_letters_settled")):
             play.fires("BrewMetricLeftOut", question="dead_letters")
         play.fires("BrewTransactionOpenForLong", server="postgres")
+        play.fires("BrewWaitingForLong", consumer="notifications")
     assert play.stage.brewctl("dlq", "drop", "--all", "--yes").returncode == 0
     play.stage.while_waiting.clear()
     redriven = play.stage.brewctl("dlq", "redrive", "--group", "inventory", "--reason", "postgres rejected")

@@ -127,6 +127,26 @@ def test_outbox_ids_that_are_used_again(rig: Rig) -> None:
     rig.connection.execute("TRUNCATE processed_events, aggregates")
 
 
+def test_outbox_ids_below_those_that_were_dropped(rig: Rig) -> None:
+    """A sequence that is behind the watermark: where the partition of its ids is gone, no order finds a place."""
+    (following,) = rig.connection.execute("SELECT last_value + is_called::int FROM outbox_id_seq").fetchone() or (0,)
+    rig.connection.execute("INSERT INTO retention DEFAULT VALUES ON CONFLICT DO NOTHING")
+    rig.connection.execute("UPDATE retention SET dropped_below = %s", (following,))
+    assert look(rig)["outbox-ids"].verdict is Verdict.OK
+    rig.connection.execute("UPDATE retention SET dropped_below = %s", (following + 50,))
+    found = look(rig)["outbox-ids"]
+    assert found.verdict is Verdict.FAIL
+    assert (
+        found.found
+        == f"the next is {following}, and rows below {following + 50} were dropped: new orders will be refused"
+    )
+    statement = f"SELECT setval('public.outbox_id_seq', {following + 49});"
+    assert found.mend == f"in psql: `{statement}`"
+    rig.connection.execute(statement.encode())
+    assert look(rig)["outbox-ids"].found == f"the next is {following + 50}, which is new"
+    rig.connection.execute("UPDATE retention SET dropped_below = 0")
+
+
 def test_outbox_ids_are_looked_up_by_indexes(rig: Rig) -> None:
     with rig.connection.transaction(force_rollback=True):
         rig.connection.execute(

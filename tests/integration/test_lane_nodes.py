@@ -12,6 +12,7 @@ import pytest
 from brewctl.lab.nodes import Node, Nodes
 from tests.conftest import Rig, limited
 from tests.integration.lanes_tools import until
+from tests.integration.retention_tools import park
 
 # A receiver that is a folder: it notes each call, and holds those of customers whose file is there.
 MODULE = """
@@ -137,3 +138,17 @@ def test_a_downstream_whose_lanes_were_taken_away_does_not_start_while_events_wa
     assert (refused.returncode, refused.stderr.count("\n")) == (1, 1), refused.stderr
     assert "downstream crm has no lanes, and events that wait for them" in refused.stderr
     assert "run it as it was, with lanes" in refused.stderr
+
+
+def test_what_nodes_with_lanes_parked_is_not_redriven_without_them_until_a_node_without_them_has_started(
+    crm: Crm,
+) -> None:
+    crm.start("crm-1").kill()
+    park(crm.rig.connection, "crm", 7)
+    (crm.folder / "laned_crm.py").write_text(MODULE.replace("lanes=4", "lanes=0"))
+    refused = crm.rig.brewctl("dlq", "redrive", "--all")
+    assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (2, "", 1), refused.stderr
+    assert f"nothing was redriven: nodes of crm have lanes, and {NAME} has none here" in refused.stderr
+    crm.start("crm-2")
+    tried = crm.rig.brewctl("dlq", "redrive", "--all")
+    assert tried.stdout == "redriven=0 already=0 refused=1\n", "it was tried: what it holds is no event"

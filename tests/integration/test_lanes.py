@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -235,15 +236,21 @@ def test_tx_is_a_connection_also_before_it_is_used_and_none_after_the_handler_ha
             tx.execute("SELECT 1")
 
 
-def test_the_exporter_tells_how_many_wait_and_for_how_long_of_groups_with_lanes_alone(laned: Rig) -> None:
-    receiver, idle = Receiver(laned), Receiver(laned, lanes=0)
+@pytest.mark.parametrize("known", [True, False], ids=["lanes", "no lanes here"])
+def test_the_exporter_tells_how_many_wait_and_for_how_long_of_groups_whose_events_wait_for_lanes(
+    laned: Rig, *, known: bool
+) -> None:
+    receiver, idle, empty = Receiver(laned), Receiver(laned, lanes=0), Receiver(laned)
     receiver.take(*(record(order) for order in ids(3)))
-    home = Home(laned.settings, (receiver.downstream, idle.downstream), ("a:a", "b:b"), apart=False)
+    # As with a channel that the exporter's own variables do not name.
+    here = receiver.downstream if known else replace(receiver.downstream, lanes=0)
+    home = Home(laned.settings, (here, idle.downstream, empty.downstream), ("a:a", "b:b", "c:c"), apart=False)
     with postgres.opened(home, home.groups) as questions:
-        found = {sample.family.name: sample for each in questions for sample in each.look()}
-    assert found["brew_waiting_events"][1:] == (3, (receiver.group,))
-    assert found["brew_waiting_oldest_seconds"].value > 0
-    assert receiver.downstream.lanes > 0 == idle.downstream.lanes
+        found = [sample for each in questions for sample in each.look()]
+    waiting = {sample.labels: sample.value for sample in found if sample.family.name == "brew_waiting_events"}
+    assert waiting == {(receiver.group,): 3, (empty.group,): 0}
+    oldest = {sample.labels: sample.value for sample in found if sample.family.name == "brew_waiting_oldest_seconds"}
+    assert (oldest[receiver.group,] > 0, oldest[empty.group,]) == (True, 0)
 
 
 @pytest.mark.parametrize("by_parent", [False, True])

@@ -1,11 +1,13 @@
 """Retention where a downstream has a database of its own: its dedup rows go in step, and later where it was away."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from brewctl.delivery import database, homes
+from brewctl.doctor import Finding, Verdict, postgres
 from brewctl.errors import UnreachableError
 from brewctl.verify import verify
 from tests.integration.chain_tools import PROJECTIONS, Chain, broken, open_chain
@@ -105,3 +107,48 @@ def _away(connect: Any, chain: Chain) -> Any:
         return connect(home, *arguments, **options)
 
     return attempt
+
+
+def test_doctor_looks_at_the_partitions_of_every_database(own: tuple[Chain, Any, str]) -> None:
+    chain, elsewhere, _ = own
+    check = "partitions-notifications"
+    where = f"{database.place(homes.apart(chain.rig.settings)[0].settings.database_url)} of downstream notifications"
+    found = looked(chain)
+    assert (found[check].verdict, found[check].found) == (Verdict.OK, f"ahead are 2 of processed_events in {where}")
+    elsewhere.execute("DROP TABLE processed_events_p30")
+    found = looked(chain)
+    assert (found["partitions"].verdict, found[check].verdict) == (Verdict.OK, Verdict.WARN)
+    assert found[check].found.startswith(f"ahead are 1 of processed_events in {where}: ")
+    assert found[check].mend == "run `brewctl db retention`"
+    assert chain.rig.brewctl("db", "retention").returncode == 0
+    assert looked(chain)[check].verdict is Verdict.OK
+
+
+def test_doctor_finds_a_database_that_dropped_more_than_the_restored_outbox_has_given_out(
+    own: tuple[Chain, Any, str],
+) -> None:
+    chain, elsewhere, url = own
+    assert looked(chain)["outbox-ids"].found == "the next is 13, which is new"
+    elsewhere.execute("UPDATE retention SET dropped_below = 40")
+    found = looked(chain)["outbox-ids"]
+    where = f"{database.place(url)} of downstream notifications"
+    said = f"the next is 13, and rows were dropped below 40 in {where}: new events will become dead letters there"
+    assert (found.verdict, found.found) == (Verdict.FAIL, said)
+    assert "docs/operations.md, backup and restore" in found.mend
+    chain.rig.connection.execute(found.mend.split("`")[1].encode())
+    assert looked(chain)["outbox-ids"].found == "the next is 40, which is new"
+
+
+def test_doctor_goes_on_where_one_database_is_away(own: tuple[Chain, Any, str]) -> None:
+    chain, _, _ = own
+    chain.rig.move("notifications", NOWHERE)
+    found = {each["check"]: each for each in json.loads(chain.rig.brewctl("doctor", "--json").stdout)["findings"]}
+    away = found["database-notifications"]
+    assert away["verdict"] == "fail"
+    assert away["found"].startswith("downstream notifications: postgres 127.0.0.1:1")
+    assert "partitions-notifications" not in found
+    assert {found[check]["verdict"] for check in ("postgres", "partitions", "outbox-ids", "clock")} == {"ok"}
+
+
+def looked(chain: Chain) -> dict[str, Finding]:
+    return {each.check: each for each in postgres.check(chain.rig.settings)}

@@ -32,9 +32,9 @@ _EVERYBODY = {
 }
 _REPLICA = {"versions", "keep_presence", "forget_replicas"}
 _INBOX = {"parks", "await_replication", "parked_keys", "lock_keys", "park", "downstream_name", "forget_redeliveries",
-          "make_partition", "ids_without_partition", "any_waiting"}  # fmt: skip
+          "make_partition", "ids_without_partition", "any_waiting", "note_lanes"}  # fmt: skip
 _LANES = {
-    "lease_waiting", "lease_failed", "renew_leases", "finish_waiting", "put_back", "give_leases_back", "hold_waiting",
+    "lease_waiting", "lease_again", "renew_leases", "finish_waiting", "put_back", "give_leases_back", "hold_waiting",
     "park_waiting", "keys_behind_parked", "try_lock_key", "count_waiting",
 }  # fmt: skip
 _DLQ = {"versions", "parked_events", "settled_letters"}
@@ -53,7 +53,7 @@ ROLES: dict[str, set[str]] = {
     "operator": _DLQ | {
         "retry_rows", "waiting_rows", "missing_rows", "done_rows", "republish_rows", "count_as_processed",
         "settle_parked", "lock_settlements", "settle_letters", "lock_keys",
-        "make_partition", "ids_without_partition",
+        "make_partition", "ids_without_partition", "noted_lanes",
     },
     "reader": _DLQ | {
         "waiting_rows", "nodes", "orders_between", "traced_order", "traced_events", "traced_parked", "traced_dedup",

@@ -16,7 +16,7 @@ from brewctl.delivery.broker.kafka_python.client import connection
 from brewctl.lab.nodes import Node
 from brewctl.lifecycle import wait_until
 from brewctl.proto.orders_pb2 import OrderCancelled
-from tests.conftest import Rig, open_rig
+from tests.conftest import Rig, open_rig, run
 from tests.integration.kafka_tools import good_record
 from tests.webhook_receiver import (
     Call,
@@ -34,6 +34,7 @@ from tests.webhook_receiver import (
 SECRET, NEXT = (base64.b64encode(bytes([number]) * 32).decode() for number in (1, 2))
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 TIMEOUT_S = 1
+WITHOUT_CHANNEL = {"BREW_NOTIFY_CHANNEL": ""}
 
 
 @pytest.fixture(scope="module")
@@ -258,6 +259,12 @@ def test_what_is_refused_is_parked_at_once_shown_and_redriven(
     refused = rig.brewctl("dlq", "redrive", f"p{number}")
     assert (refused.returncode, "HTTP 422" in refused.stderr) == (1, True), refused.stderr
     receiver.how = well
+    for words in ((f"p{number}",), ("--all", "--dry-run")):
+        silent = run("dlq", "redrive", *words, env=rig.env | WITHOUT_CHANNEL)
+        assert (silent.returncode, silent.stdout, silent.stderr.count("\n")) == (2, "", 1), silent.stderr
+        assert "nothing was redriven: nodes of notifications call the webhook" in silent.stderr
+        assert "set BREW_NOTIFY_CHANNEL=webhook and the other variables of its nodes" in silent.stderr
+    assert told(rig) == before
     mended = rig.brewctl("dlq", "redrive", f"p{number}")
     assert mended.returncode == 0, mended.stderr
     assert told(rig) == before + 1
@@ -339,3 +346,15 @@ def test_with_the_log_channel_the_same_group_goes_on(
     rig.wait("two rows", lambda: told(rig) == before + 2)
     assert len(receiver.calls) == calls
     assert rig.connection.execute("SELECT count(*) FROM notifications_log WHERE channel = 'push'").fetchone() == (2,)
+
+
+def test_once_a_node_with_the_log_has_started_a_redrive_without_the_channel_writes_rows(
+    rig: Rig, receiver: Receiver, broken: list[str]
+) -> None:
+    waiting = {str(event_id) for (event_id,) in parked(rig, "event_id")}
+    before, calls = told(rig), len(receiver.calls)
+    assert waiting >= set(broken)
+    rig.start("notification-6", "consume", "notifications", "--channel", "log")
+    done = run("dlq", "redrive", "--all", env=rig.env | WITHOUT_CHANNEL)
+    assert (done.returncode, done.stdout) == (0, f"redriven={len(waiting)} already=0 refused=0\n"), done.stderr
+    assert (told(rig), len(receiver.calls)) == (before + len(waiting), calls)

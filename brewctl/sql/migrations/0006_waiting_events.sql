@@ -17,7 +17,7 @@ CREATE TABLE IF NOT EXISTS waiting_events (
     value       bytea NOT NULL,
     headers     text NOT NULL,
     taken_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
-    -- Tries that failed and count, and why the last one failed, counted or not.
+    -- Tries that failed and count, and why the last one failed, counted or not: '' where it was only put back.
     attempts    integer NOT NULL DEFAULT 0,
     failure     text,
     next_try_at timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -30,6 +30,10 @@ CREATE INDEX IF NOT EXISTS waiting_events_in_order
     ON waiting_events (consumer, id);
 CREATE INDEX IF NOT EXISTS waiting_events_by_key
     ON waiting_events (consumer, key, id);
--- Those whose last try failed: few, and tried again by their time.
+-- Those that were put back: few, and tried again by their time.
 CREATE INDEX IF NOT EXISTS waiting_events_failed
     ON waiting_events (consumer, next_try_at) WHERE failure IS NOT NULL;
+
+-- Whether the group's nodes have lanes, as the last one that started had: who redrives its events without them would
+-- write rows, and call nobody. Null: none has started since this column is there.
+ALTER TABLE downstreams ADD COLUMN IF NOT EXISTS lanes boolean;
