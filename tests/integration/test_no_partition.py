@@ -150,6 +150,9 @@ def test_rubbish_ids_make_eight_partitions_at_most_and_the_rest_are_dead_letters
 
 
 def test_no_id_is_too_large_or_too_small_for_an_answer(rig: Rig) -> None:
+    for row_id in (MOST + 1, 2**63 - 1):
+        with pytest.raises(psycopg.errors.NumericValueOutOfRange, match=f"no outbox comes beyond {MOST}"):
+            make(rig, row_id)
     rig.connection.execute("ALTER TABLE outbox ALTER id RESTART WITH 9223372036854775000")
     for table in ("outbox", "processed_events"):
         rig.connection.execute("SELECT make_partition(%s, 9223372036854775000)", (table,))

@@ -64,7 +64,7 @@ BEGIN
             USING MESSAGE = 'make_partition: ' || of_table || ' has no partitions', HINT = 'run brewctl db init';
     END IF;
     IF EXISTS (SELECT FROM partitions_of(of_table) p
-                WHERE wanted >= coalesce(p.lower, wanted) AND wanted < coalesce(p.upper, wanted + 1)) THEN
+                WHERE wanted >= coalesce(p.lower, wanted) AND coalesce(wanted < p.upper, true)) THEN
         RETURN NULL;
     END IF;
     IF waits::interval NOT BETWEEN '1 millisecond' AND '1 second' THEN
@@ -86,7 +86,7 @@ BEGIN
     END IF;
     -- Somebody else may have made it meanwhile.
     IF EXISTS (SELECT FROM partitions_of(of_table) p
-                WHERE wanted >= coalesce(p.lower, wanted) AND wanted < coalesce(p.upper, wanted + 1)) THEN
+                WHERE wanted >= coalesce(p.lower, wanted) AND coalesce(wanted < p.upper, true)) THEN
         PERFORM set_config('lock_timeout', waits, true);
         RETURN NULL;
     END IF;
