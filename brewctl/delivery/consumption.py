@@ -46,6 +46,7 @@ def consume(
     stop: threading.Event,
     *,
     node: str,
+    name: str = "",
     own: Settings | None = None,
     tables: Collection[str] | None = None,
     needs: Collection[str] = (),
@@ -53,8 +54,9 @@ def consume(
 ) -> None:
     """Run a downstream until `stop` is set, then print its counters.
 
-    `own`: its database, where that is not the story's, in which `tables` are needed; default: all. `needs`: the
-    sections of grants.sql whose rights it must have there. `health` hears how it is.
+    `name`: its MODULE:NAME, under which it is registered. `own`: its database, where that is not the story's, in which
+    `tables` are needed; default: all. `needs`: the sections of grants.sql whose rights it must have there. `health`
+    hears how it is.
 
     Raises UnreachableError where a server is away at the start, BrewError where a table or a topic is missing, and
     where the transaction in hand was not finished in time after a stop: it is undone then.
@@ -71,7 +73,8 @@ def consume(
             versions.tell_of_newer(connection)
             if not downstream.lanes:
                 require_none_waiting(connection, downstream.group)
-            note_lanes(connection, downstream)
+            if name:
+                note_lanes(connection, downstream, name)
         inbox = traced_inbox.opened(settings, pool, downstream, node=node)
         consumption = Consumption(settings, inbox, group=registry.kafka_group(settings, downstream), node=node)
         replica = presence.Replica(node, downstream.group)

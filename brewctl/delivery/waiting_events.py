@@ -233,9 +233,12 @@ def require_none_waiting(connection: BoundedConnection, consumer: str) -> None:
         )
 
 
-def note_lanes(connection: BoundedConnection, downstream: Downstream) -> None:
-    """Note whether the nodes of a downstream have lanes, as the one that starts does: see `without_lanes`."""
-    asked = {"consumer": downstream.group, "lanes": bool(downstream.lanes)}
+def note_lanes(connection: BoundedConnection, downstream: Downstream, name: str) -> None:
+    """Note whether the nodes of a downstream have lanes, as the one that starts does: see `without_lanes`.
+
+    `name`: its MODULE:NAME.
+    """
+    asked = {"consumer": downstream.group, "name": name, "lanes": bool(downstream.lanes)}
     connection.execute(queries["note_lanes"], asked)
 
 

@@ -47,4 +47,5 @@ def _run(
         *(["lanes"] if downstream.lanes else []),
         *([downstream.group] if registry.is_own(name) else []),
     ]
-    consume(settings, downstream, stop, node=node, own=own, tables=tables, needs=needs, health=health)
+    full = registry.full_name(name)
+    consume(settings, downstream, stop, node=node, name=full, own=own, tables=tables, needs=needs, health=health)

@@ -44,7 +44,7 @@ GRANT SELECT (consumer, key, outbox_id, outcome),
       INSERT (consumer, key, seq, outbox_id, event_id, event_type, topic, "partition", "offset", written_ms, value, headers, reason, attempts) ON parked_events TO :role;
 GRANT EXECUTE ON FUNCTION make_partition TO :role;
 GRANT SELECT (consumer) ON waiting_events TO :role;
-GRANT SELECT (consumer, lanes), UPDATE (lanes) ON downstreams TO :role;
+GRANT SELECT (consumer, lanes), INSERT (consumer, name, lanes), UPDATE (lanes) ON downstreams TO :role;
 
 -- lanes --
 -- A downstream with lanes, in its own database: events that wait for its handler; those that it parks are processed no more.

@@ -868,8 +868,9 @@ ON CONFLICT (consumer) DO UPDATE SET name = excluded.name, registered_at = clock
  WHERE d.name <> excluded.name
 
 -- note_lanes --
--- Whether the nodes of a consumer have lanes: what the one that starts has.
-UPDATE downstreams SET lanes = %(lanes)s WHERE consumer = %(consumer)s AND lanes IS DISTINCT FROM %(lanes)s
+-- Whether the nodes of a consumer have lanes: what the one that starts has. One of the story's own may have no row yet.
+INSERT INTO downstreams AS d (consumer, name, lanes) VALUES (%(consumer)s, %(name)s, %(lanes)s)
+ON CONFLICT (consumer) DO UPDATE SET lanes = excluded.lanes WHERE d.lanes IS DISTINCT FROM excluded.lanes
 
 -- noted_lanes --
 SELECT consumer FROM downstreams WHERE consumer = ANY(%(consumers)s) AND lanes

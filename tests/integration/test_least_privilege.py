@@ -288,7 +288,7 @@ def test_a_command_without_a_right_says_which_in_one_line(roles: Roles) -> None:
         f"postgres user {roles.prefix}user_publisher may not "
         "SELECT processed_events (consumer, outbox_id, event_id, …), "
         "INSERT processed_events (consumer, outbox_id, event_id), "
-        "UPDATE processed_events (event_id, earlier_ids, processed_at) and 9 more, as downstream inventory has to"
+        "UPDATE processed_events (event_id, earlier_ids, processed_at) and 12 more, as downstream inventory has to"
     )
     for words, env, said in (
         (("counts",), order, f"{lacks} inventory_reservations (it has none there)"),
