@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import psycopg
@@ -49,8 +49,7 @@ def run(ground: Ground) -> Iterator[Figure]:
             ground.tell(f"roles of the first release, for {_BEFORE_S:g} s")
             time.sleep(_BEFORE_S)
             before = {role.name: role.slowest_ms() for role in roles}
-            took_s = _migrate(ground, settings)
-            during = {role.name: role.slowest_ms() for role in roles}
+            took_s, during = _migrate(ground, settings, roles)
         rewritten = [name for name, file in _files(psql).items() if files.get(name, file) != file]
     ground.tell(f"tables that were written anew: {', '.join(rewritten) or 'none'}")
     yield Figure(f"migrate, {rows:,} orders", took_s, "s")
@@ -137,8 +136,18 @@ def _loaded(settings: Settings) -> Iterator[list[_Role]]:
             role.end()
 
 
-def _migrate(ground: Ground, settings: Settings) -> float:
-    """Run the command, tell each step of its, and return how many seconds it took."""
+def _migrate(ground: Ground, settings: Settings, roles: Sequence[_Role]) -> tuple[float, Mapping[str, float]]:
+    """Run the command, and tell each of its steps with the slowest statement meanwhile.
+
+    Return how many seconds it took, and how many milliseconds each role's slowest statement did.
+    """
+    slowest = {role.name: 0.0 for role in roles}
+
+    def since_last_step() -> float:
+        step = {role.name: role.slowest_ms() for role in roles}
+        slowest.update({name: max(slowest[name], taken) for name, taken in step.items()})
+        return max(step.values())
+
     command = [sys.executable, "-P", "-m", "brewctl", "db", "migrate"]
     env = {**os.environ, **environment(settings)}
     began = time.monotonic()
@@ -149,7 +158,9 @@ def _migrate(ground: Ground, settings: Settings) -> float:
         said = ""
         for line in process.stdout:
             said = line.rstrip()
-            ground.tell(said)
+            ground.tell(f"{said}; slowest statement meanwhile {since_last_step():.0f} ms")
     if process.returncode:
         raise BrewError(f"db migrate ended with {process.returncode}: {said}")
-    return time.monotonic() - began
+    took_s = time.monotonic() - began
+    since_last_step()
+    return took_s, slowest
