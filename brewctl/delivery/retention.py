@@ -20,7 +20,7 @@ from psycopg.rows import namedtuple_row
 
 from brewctl.config import Settings
 from brewctl.delivery import homes, no_partition, table_locks
-from brewctl.delivery.database import BoundedConnection
+from brewctl.delivery.database import BoundedConnection, Connection
 from brewctl.delivery.homes import Home
 from brewctl.delivery.retention_look import Look, last_order, open_look, partitions, sequence
 from brewctl.delivery.retention_plan import Partition, Verdict, stray
@@ -61,7 +61,7 @@ def state(connection: BoundedConnection) -> Any:
         return found
 
 
-def watermark(connection: BoundedConnection) -> int:
+def watermark(connection: Connection) -> int:
     """Return the id below which rows were dropped. Changes nothing."""
     found, _ = connection.execute(retention_queries["watermark"]).fetchone() or (0, 0)
     return int(found)

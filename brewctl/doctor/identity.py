@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from psycopg import sql
 
+from brewctl.delivery import retention
 from brewctl.delivery.database import Connection
-from brewctl.doctor.apart import Dedup
+from brewctl.doctor.dedup import Dedup
 from brewctl.doctor.finding import Finding, fail, ok, warn
 from brewctl.sql import doctor_queries
 
@@ -22,7 +23,7 @@ def check(connection: Connection, apart: Sequence[Dedup] = ()) -> Iterator[Findi
     if found is None:
         return
     name, schema, relation, rows, processed = found
-    (below,) = connection.execute(doctor_queries["watermark"]).fetchone() or (0,)
+    below = retention.watermark(connection)
     sequence = sql.Identifier(schema, relation)
     asked = connection.execute(sql.SQL("SELECT last_value + is_called::int FROM {}").format(sequence)).fetchone()
     if asked is not None:
@@ -45,7 +46,7 @@ def judge(
     """
     ahead = {where: dropped for where, dropped in elsewhere.items() if dropped > following}
     beyond = max(rows, processed, *(dropped - 1 for dropped in (below, *ahead.values())))
-    mend = f"in psql: `SELECT setval({_quoted(sequence)}, {beyond});`"
+    mend = f"in psql: `SELECT setval({sql.quote(sequence)}, {beyond});`"
     if following <= rows:
         return fail(_CHECK, f"the next is {following}, and the outbox has {rows}: new rows will be refused", mend=mend)
     if following < below:
@@ -61,7 +62,3 @@ def judge(
         found = f"the next is {following}, and {processed} was processed before: {what}"
         return warn(_CHECK, found, mend=f"unless another outbox gave it out, {mend}")
     return ok(_CHECK, f"the next is {following}, which is new")
-
-
-def _quoted(name: str) -> str:
-    return "'" + name.replace("'", "''") + "'"

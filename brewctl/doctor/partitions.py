@@ -10,9 +10,8 @@ CHECK = "partitions"
 _FEWEST = 2
 
 
-def check(connection: Connection) -> Iterator[Finding]:
-    """Count those ahead. Says nothing of tables that have none."""
-    last = last_row(connection)
+def check(connection: Connection, last: int) -> Iterator[Finding]:
+    """Count those ahead of `last`, the id of the outbox's last row. Says nothing of tables that have none."""
     counted = {table: ahead(connection, table, last) for table in ("outbox", "processed_events")}
     if found := [(table, count) for table, count in counted.items() if count is not None]:
         yield judge(CHECK, found)

@@ -11,7 +11,7 @@ from brewctl.delivery.database import Connection
 from brewctl.delivery.homes import Home
 from brewctl.delivery.schema import Kind
 from brewctl.delivery.versions import Standing
-from brewctl.doctor import apart, clocks, identity, in_force, partitions, replicas, sessions
+from brewctl.doctor import clocks, dedup, identity, in_force, partitions, replicas, sessions
 from brewctl.doctor.finding import Finding, fail, ok, warn
 from brewctl.errors import UsageError
 from brewctl.sql import doctor_queries
@@ -67,14 +67,15 @@ def check(settings: Settings) -> Iterator[Finding]:
         yield sessions.open_for_long(connection)
         if not lacking:
             yield from _outbox(*connection.execute(doctor_queries["outbox"]).fetchone() or (0, None))
-            elsewhere = [group for home in _apart(settings) for group in home.groups]
+            apart, last = _apart(settings), partitions.last_row(connection)
+            elsewhere = [group for home in apart for group in home.groups]
             for query, judge in (("parked", parked), ("waiting", waiting)):
                 rows = connection.execute(doctor_queries[query]).fetchall()
                 yield from judge([row for row in rows if row[0] not in elsewhere])
-            own = tuple(apart.look(settings, partitions.last_row(connection)))
+            own = tuple(dedup.look(apart, last))
             yield from identity.check(connection, own)
-            yield from partitions.check(connection)
-            yield from apart.check(own)
+            yield from partitions.check(connection, last)
+            yield from dedup.check(own)
             yield from replicas.check(connection)
         yield clocks.judge("clock", "postgres", *_read_clocks(connection))
 

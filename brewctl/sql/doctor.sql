@@ -82,22 +82,16 @@ SELECT sequence.name, n.nspname, c.relname, coalesce((SELECT max(id) FROM outbox
   JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE has_sequence_privilege(c.oid, 'SELECT')
 
--- watermark --
--- Below which outbox id rows were dropped.
-SELECT coalesce(max(dropped_below), 0) FROM retention
-
 -- last_row --
 -- The highest id of the outbox's rows.
 SELECT coalesce(max(id), 0) FROM outbox
 
--- dedup_rows --
--- In a database of downstreams' own: the highest outbox id that these consumers have processed, one look into an index
--- each; below which id rows were dropped.
-SELECT (SELECT coalesce(max(highest.id), 0)
-          FROM unnest(%(groups)s::text[]) AS asked (consumer)
-         CROSS JOIN LATERAL (
-               SELECT max(p.outbox_id) AS id FROM processed_events p WHERE p.consumer = asked.consumer) AS highest),
-       (SELECT coalesce(max(dropped_below), 0) FROM retention)
+-- highest_processed --
+-- The highest outbox id that these consumers have processed, in a database of their own: one look into an index each.
+SELECT coalesce(max(highest.id), 0)
+  FROM unnest(%(groups)s::text[]) AS asked (consumer)
+ CROSS JOIN LATERAL (
+       SELECT max(p.outbox_id) AS id FROM processed_events p WHERE p.consumer = asked.consumer) AS highest
 
 -- clock --
 -- The server's, in seconds since the epoch.

@@ -4,11 +4,11 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from brewctl.config import Settings
-from brewctl.delivery import database, homes
+from brewctl.delivery import database, homes, retention
+from brewctl.delivery.homes import Home
 from brewctl.doctor import partitions
 from brewctl.doctor.finding import Finding
-from brewctl.errors import BrewError, UsageError
+from brewctl.errors import BrewError
 from brewctl.sql import doctor_queries
 
 
@@ -23,22 +23,21 @@ class Dedup:
     ahead: int | None  # partitions behind the last row of the story's outbox; None: it has no partitions
 
 
-def look(settings: Settings, last: int) -> Iterator[Dedup]:
-    """Look at each. One that can't be asked is left out: it is a finding of another check.
+def look(apart: Sequence[Home], last: int) -> Iterator[Dedup]:
+    """Look at each of these databases. One that can't be asked is left out: it is a finding of another check.
 
     `last`: the id of the last row of the story's outbox.
     """
-    try:
-        apart = homes.apart(settings)
-    except UsageError:  # a downstream that can't be found
-        return
     for home in apart:
         with contextlib.suppress(BrewError), homes.connect(home, name="brewctl doctor") as own:
-            asked = {"groups": home.groups}
-            processed, dropped_below = own.execute(doctor_queries["dedup_rows"], asked).fetchone() or (0, 0)
-            where = f"{database.place(home.settings.database_url)} of {home.whose}"
-            ahead = partitions.ahead(own, "processed_events", last)
-            yield Dedup("-".join(home.groups), where, processed, dropped_below, ahead)
+            (highest,) = own.execute(doctor_queries["highest_processed"], {"groups": home.groups}).fetchone() or (0,)
+            yield Dedup(
+                groups="-".join(home.groups),
+                where=f"{database.place(home.settings.database_url)} of {home.whose}",
+                processed=highest,
+                dropped_below=retention.watermark(own),
+                ahead=partitions.ahead(own, "processed_events", last),
+            )
 
 
 def check(apart: Sequence[Dedup]) -> Iterator[Finding]:
