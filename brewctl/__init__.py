@@ -7,9 +7,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from brewctl.delivery.adding import add_event
     from brewctl.delivery.downstream import Downstream, Later, Reject, downstream
     from brewctl.delivery.events import Event
+    from brewctl.delivery.outbox.adding import add_event
     from brewctl.errors import UsageError
     from brewctl.proto.orders_pb2 import OrderCancelled, OrderCreated
     from brewctl.security import Secret
@@ -38,7 +38,7 @@ _MODULES = {
     "Reject": "delivery.downstream",
     "Secret": "security",
     "UsageError": "errors",
-    "add_event": "delivery.adding",
+    "add_event": "delivery.outbox.adding",
     "downstream": "delivery.downstream",
 }
 

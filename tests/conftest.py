@@ -26,9 +26,11 @@ import structlog
 
 from brewctl import config, lifecycle, overview, security
 from brewctl.config import KafkaClient, Settings, environment, own_database_variable
-from brewctl.delivery import database, topics
+from brewctl.delivery import database
 from brewctl.delivery.broker import open_admin
-from brewctl.delivery.homes import Databases
+from brewctl.delivery.schema import setup
+from brewctl.delivery.schema.homes import Databases
+from brewctl.delivery.topics import topics
 from brewctl.lab.nodes import Node, Nodes
 from brewctl.roles import listening
 from brewctl.security import KafkaSecurity, Secret
@@ -254,7 +256,7 @@ def open_rig(
                 database.connect(settings) as connection,
                 Nodes(settings, logs=logs, on_line=lambda _line: None, env=serving) as nodes,
             ):
-                database.initialize(connection)
+                setup.initialize(connection)
                 yield Rig(settings, nodes, connection, environment(settings))
         finally:
             maintenance.execute(f'DROP DATABASE "{name}" WITH (FORCE)')

@@ -164,7 +164,8 @@ def _downstreams(roles: Sequence[str], app_dir: str) -> "dict[str, Downstream]":
 
 def _require_servers(settings: "Settings", roles: Sequence[str], downstreams: "Mapping[str, Downstream]") -> None:
     # What keeps all of them from starting is said once, and not in as many logs.
-    from brewctl.delivery import broker, database, registration, registry
+    from brewctl.delivery import broker, database, registry
+    from brewctl.delivery.schema import registration
 
     own = {role: registry.find(role) for role in roles if registry.is_own(role)}
     apart = registration.apart(settings)

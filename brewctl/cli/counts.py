@@ -11,7 +11,7 @@ from brewctl.cli import options, output, watching
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from brewctl.delivery.homes import Databases
+    from brewctl.delivery.schema.homes import Databases
     from brewctl.errors import BrewError
     from brewctl.overview import Counts
 
@@ -30,7 +30,7 @@ def counts(
     """Show how many orders there are, and how far they have come."""
     settings = options.settings(database_url=database_url, downstreams=downstream)
     from brewctl import overview
-    from brewctl.delivery import homes
+    from brewctl.delivery.schema import homes
     from brewctl.errors import BrewError
 
     asked = settings.impatient if watch else settings

@@ -55,7 +55,8 @@ def _init_story(settings: config.Settings, wait_s: float, *, reset: bool, yes: b
 
     One that is away keeps none of the others from theirs.
     """
-    from brewctl.delivery import database, registration, registry
+    from brewctl.delivery import database, registry
+    from brewctl.delivery.schema import registration
 
     own = {full: registration.home(settings, registry.find(full), full) for full in registration.apart(settings)}
     if reset:
@@ -88,7 +89,8 @@ def _init_story(settings: config.Settings, wait_s: float, *, reset: bool, yes: b
 def _init_downstreams(
     settings: config.Settings, names: list[str], app_dir: str, wait_s: float, *, take_over: bool
 ) -> None:
-    from brewctl.delivery import database, registration, registry
+    from brewctl.delivery import database, registry
+    from brewctl.delivery.schema import registration
 
     found = {name: registry.find(name, app_dir) for name in names}  # all of them, before anything is made
     for name, downstream in found.items():

@@ -10,8 +10,8 @@ from brewctl.cli.setup import when_there
 from brewctl.errors import BrewError, UnreachableError, UsageError
 
 if TYPE_CHECKING:
-    from brewctl.delivery.homes import Home
-    from brewctl.delivery.versions import Standing
+    from brewctl.delivery.schema.homes import Home
+    from brewctl.delivery.schema.versions import Standing
 
 # A row that says that a migration is complete must not be written where a step before it failed.
 _FOR_PSQL = "\\set ON_ERROR_STOP on\n"
@@ -29,7 +29,8 @@ def status(
     Exit 1 where something is missing, 3 where a server is away; the others are shown all the same.
     """
     settings = options.settings(database_url=database_url, downstreams=downstream)
-    from brewctl.delivery import database, homes, versions
+    from brewctl.delivery import database
+    from brewctl.delivery.schema import homes, versions
 
     shown, behind, away = [], [], None
     for home in homes.of(settings):
@@ -69,7 +70,7 @@ def migrate(
     the next run adds the rest. A database that a newer program has migrated is left as it is.
     """
     settings = options.settings(database_url=database_url, downstreams=downstream)
-    from brewctl.delivery import homes
+    from brewctl.delivery.schema import homes
 
     failed: list[BrewError] = []
     for home in homes.of(settings):
@@ -86,7 +87,8 @@ def migrate(
 
 
 def _migrate(home: "Home") -> None:
-    from brewctl.delivery import database, registration, versions
+    from brewctl.delivery import database
+    from brewctl.delivery.schema import registration, versions
 
     place = database.place(home.settings.database_url)
     with database.connect(home.settings, name="brewctl db migrate") as connection:
@@ -132,7 +134,8 @@ def plan(
     if everything and of:
         raise UsageError("--all is of the story's tables", hint=f"leave {of[:80]} out")
     settings = options.settings(database_url=database_url, downstreams=downstream)
-    from brewctl.delivery import database, migration_plan, partitioning, versions
+    from brewctl.delivery import database
+    from brewctl.delivery.schema import migration_plan, partitioning, versions
 
     if everything:
         output.emit(f"-- The whole schema, for an empty database.\n{_FOR_PSQL}")
@@ -153,7 +156,7 @@ def plan(
 
 
 def _home(settings: Any, group: str | None) -> "Home":
-    from brewctl.delivery import homes
+    from brewctl.delivery.schema import homes
 
     found = homes.of(settings)
     if group is None:
@@ -170,7 +173,7 @@ def _named(home: "Home", place: str) -> str:
 
 def _said(found: "Standing") -> str:
     """Say in a few words how far a database is."""
-    from brewctl.delivery import versions
+    from brewctl.delivery.schema import versions
 
     if found.is_newer:
         said = f"version {found.version}, which a newer program made; this one knows {versions.PROGRAM}"
@@ -185,7 +188,7 @@ def _said(found: "Standing") -> str:
 
 def _missing(found: "Standing") -> Iterator[str]:
     from brewctl import sql
-    from brewctl.delivery.schema import Kind
+    from brewctl.delivery.schema.parts import Kind
 
     for number, name in sql.migration_names.items():
         here = [part for part in found.lacking if part.migration == number]

@@ -12,8 +12,9 @@ from brewctl.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from brewctl.config import Settings
-    from brewctl.delivery.dead_letters import DeadLetters, Filter, Letter, Settled
-    from brewctl.delivery.parking import Outcome, ParkedEvent
+    from brewctl.delivery.inbox.dead_letter import Letter
+    from brewctl.delivery.inbox.parking import Outcome, ParkedEvent
+    from brewctl.delivery.repair.dead_letters import DeadLetters, Filter, Settlement
 
     Place = dlq_parked.Name | tuple[int, int]  # of a parked event, or of a dead letter
 
@@ -175,8 +176,9 @@ def drop(
 
 @contextlib.contextmanager
 def _opened(settings: "Settings") -> Iterator[tuple["DeadLetters", dlq_parked.Homes]]:
-    from brewctl.delivery import database, registration
-    from brewctl.delivery.dead_letters import open_dead_letters
+    from brewctl.delivery import database
+    from brewctl.delivery.repair.dead_letters import open_dead_letters
+    from brewctl.delivery.schema import registration
 
     with database.connect(settings) as connection:
         registration.require_story(settings, connection)
@@ -186,7 +188,7 @@ def _opened(settings: "Settings") -> Iterator[tuple["DeadLetters", dlq_parked.Ho
 
 def _filter(settings: "Settings", group: str, reason: str, key: str, order: str) -> "Filter":
     from brewctl.delivery import events, registry
-    from brewctl.delivery.dead_letters import Filter
+    from brewctl.delivery.repair.dead_letters import Filter
 
     if key and order:
         raise UsageError("--key and --order name the same thing", hint="give one of them")
@@ -233,7 +235,7 @@ def _chosen_parked(homes: dlq_parked.Homes, places: Sequence["Place"], wanted: "
     return found
 
 
-def _report(verb: str, settled: "Settled", outcome: "Outcome", before: Sequence["ParkedEvent"]) -> None:
+def _report(verb: str, settled: "Settlement", outcome: "Outcome", before: Sequence["ParkedEvent"]) -> None:
     for letter in settled.before:
         output.note(f"{letter.id} {dlq_shown.state(letter)} before")
     for letter, why in settled.refused:

@@ -11,9 +11,9 @@ from brewctl.errors import BrewError, UsageError
 if TYPE_CHECKING:
     from brewctl.config import Settings
     from brewctl.delivery.database import BoundedConnection
-    from brewctl.delivery.dead_letters import Filter
-    from brewctl.delivery.homes import Home
-    from brewctl.delivery.parking import Outcome, ParkedEvent
+    from brewctl.delivery.inbox.parking import Outcome, ParkedEvent
+    from brewctl.delivery.repair.dead_letters import Filter
+    from brewctl.delivery.schema.homes import Home
 
 # As `parking.name` writes it.
 _ID = re.compile(r"p([0-9]{1,18})(?:@([A-Za-z0-9._-]{1,249}))?", re.ASCII)
@@ -41,7 +41,7 @@ class Homes:
     """The parked events of all configured downstreams. `story`: the open connection to the story's database."""
 
     def __init__(self, settings: "Settings", story: "BoundedConnection") -> None:
-        from brewctl.delivery import homes
+        from brewctl.delivery.schema import homes
 
         self._settings = settings
         self._story = story
@@ -49,7 +49,8 @@ class Homes:
 
     def find(self, wanted: "Filter", *, settled: bool) -> tuple[list["ParkedEvent"], BrewError | None]:
         """Find parked events, oldest first; and why the database of a downstream could not be asked, if so."""
-        from brewctl.delivery import homes, registry
+        from brewctl.delivery import registry
+        from brewctl.delivery.schema import homes
 
         groups = [
             each.group
@@ -88,7 +89,8 @@ class Homes:
 
         As with the log channel, where the nodes have the webhook: nobody would be told.
         """
-        from brewctl.delivery import homes, waiting_events
+        from brewctl.delivery.inbox import waiting_events
+        from brewctl.delivery.schema import homes
 
         for home, mine in self._at_home(chosen):
             meant = {each.group for each in mine}
@@ -99,7 +101,8 @@ class Homes:
 
     def redrive(self, chosen: Sequence["ParkedEvent"]) -> "Outcome":
         """Redrive the keys of parked events, each with all that is parked of it, in the database of its downstream."""
-        from brewctl.delivery import homes, parking
+        from brewctl.delivery.inbox import parking
+        from brewctl.delivery.schema import homes
 
         outcome = parking.Outcome()
         for home, mine in self._at_home(chosen):
@@ -113,7 +116,8 @@ class Homes:
 
     def drop(self, chosen: Sequence["ParkedEvent"]) -> "Outcome":
         """Give parked events up."""
-        from brewctl.delivery import homes, parking
+        from brewctl.delivery.inbox import parking
+        from brewctl.delivery.schema import homes
 
         outcome = parking.Outcome()
         for home, mine in self._at_home(chosen):
@@ -122,7 +126,8 @@ class Homes:
         return outcome
 
     def _read(self, home: "Home", *, settled: bool, **asked: Any) -> list["ParkedEvent"]:
-        from brewctl.delivery import homes, parking
+        from brewctl.delivery.inbox import parking
+        from brewctl.delivery.schema import homes
 
         with homes.connect(home, self._story) as connection:
             found = parking.find(connection, home.groups, settled=settled, **asked)

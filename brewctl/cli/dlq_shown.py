@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, TypeGuard, cast
 from brewctl.cli import output
 
 if TYPE_CHECKING:
-    from brewctl.delivery.dead_letters import Letter
-    from brewctl.delivery.parking import ParkedEvent
+    from brewctl.delivery.inbox.dead_letter import Letter
+    from brewctl.delivery.inbox.parking import ParkedEvent
 
 _WIDTH = 80
 _ID_WIDTH = 9

@@ -44,7 +44,7 @@ def database(
     """
     settings = options.settings(database_url=database_url, downstreams=_all(downstreams, app_dir))
     from brewctl.delivery import database as databases
-    from brewctl.delivery import grants
+    from brewctl.delivery.schema import grants
 
     found = grants.scripts(settings, downstreams or (), prefix=prefix, exclusive=exclusive)
     if apply:
@@ -95,8 +95,8 @@ def topic(
     What other users may do stays, and so does what these may do beside it.
     """
     settings = options.settings(brokers=brokers, topic=topic, downstreams=downstream)
-    from brewctl.delivery import acls
-    from brewctl.delivery.grants import check_prefix
+    from brewctl.delivery.schema.grants import check_prefix
+    from brewctl.delivery.topics import acls
 
     check_prefix(prefix)
     if apply:

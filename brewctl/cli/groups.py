@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from brewctl.delivery.broker import Admin, Member
-    from brewctl.delivery.offsets import Progress
+    from brewctl.delivery.topics.group_progress import Progress
     from brewctl.overview import GroupView
 
 _EVERY_S = 1.0

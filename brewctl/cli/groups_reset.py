@@ -12,7 +12,7 @@ from brewctl.cli import completion, options, output
 from brewctl.errors import UsageError
 
 if TYPE_CHECKING:
-    from brewctl.delivery.offsets import Move, Target
+    from brewctl.delivery.repair.group_reset import Move, Target
 
 _AGO = re.compile(r"-([0-9]{1,6})([smhd])", re.ASCII)
 _OFFSET = re.compile(r"[0-9]{1,18}", re.ASCII)
@@ -45,13 +45,14 @@ def reset(
     """
     target = _target(to)
     settings = options.settings(brokers=brokers, topic=topic, downstreams=downstream)
-    from brewctl.delivery import offsets, registry
+    from brewctl.delivery import registry
     from brewctl.delivery.broker import open_admin
+    from brewctl.delivery.repair import group_reset
 
     verbs = {registry.kafka_group(settings, each): each.verb for each in registry.configured(settings)}
     name = registry.kafka_name(settings, name)
     with open_admin(settings) as admin:
-        moves = offsets.plan(admin, name, settings.topic, target)
+        moves = group_reset.plan(admin, name, settings.topic, target)
         if not as_json:
             _print_plan(moves)
         if outside := [move.partition for move in moves if move.outside]:
@@ -62,7 +63,7 @@ def reset(
             ways = [f"read {_records(again)} again"] * bool(again) + [f"pass over {_records(skipped)}"] * bool(skipped)
             if ways:
                 options.confirm(f"this lets {output.plain(name)} {' and '.join(ways)}", yes=yes)
-            offsets.reset(admin, name, settings.topic, moves)
+            group_reset.reset(admin, name, settings.topic, moves)
     if as_json:
         places = [{**asdict(move), "distance": move.distance} for move in moves]
         output.emit_json({"group": name, "dry_run": dry_run, "again": again, "skipped": skipped, "partitions": places})
@@ -92,7 +93,7 @@ def _records(count: int) -> str:
 
 
 def _target(to: str) -> "Target":
-    from brewctl.delivery.offsets import Target, Where
+    from brewctl.delivery.repair.group_reset import Target, Where
 
     if to in {Where.EARLIEST, Where.LATEST}:
         return Target(Where(to))
@@ -108,6 +109,6 @@ def _target(to: str) -> "Target":
 
 
 def _since(time_ms: float) -> "Target":
-    from brewctl.delivery.offsets import Target, Where
+    from brewctl.delivery.repair.group_reset import Target, Where
 
     return Target(Where.TIME, max(int(time_ms), 0))  # no record is older, and Kafka means something else below 0

@@ -45,7 +45,8 @@ def create_order(
     from brewctl.client import OrderClient
 
     if trace:
-        from brewctl.delivery import database, registration
+        from brewctl.delivery import database
+        from brewctl.delivery.schema import registration
 
         # Now: nobody is left with an order that he can't follow.
         with database.connect(settings) as connection:
@@ -128,7 +129,8 @@ def _tell(failed: list[BrewError]) -> None:
 
 def _in_full(settings: "Settings", texts: list[str], failed: list[BrewError]) -> list[str]:
     """Return the ids that these, or the beginnings of them, mean; why one means none is added to `failed`."""
-    from brewctl.delivery import database, registration
+    from brewctl.delivery import database
+    from brewctl.delivery.schema import registration
     from brewctl.overview.reading import bounds, find
 
     ranges = [bounds(text) for text in texts]  # misuse, before anything is cancelled

@@ -20,11 +20,13 @@ def show(
 ) -> None:
     """List unpublished rows, oldest first, and what each waits for."""
     settings = options.settings(database_url=database_url)
-    from brewctl.delivery import database, outbox, registration
+    from brewctl.delivery import database
+    from brewctl.delivery.repair import outbox_rows
+    from brewctl.delivery.schema import registration
 
     with database.connect(settings) as connection:
         registration.require_story(settings, connection)
-        rows = outbox.waiting(connection, failed=failed, limit=limit + 1)
+        rows = outbox_rows.waiting(connection, failed=failed, limit=limit + 1)
     if not rows:
         output.note("nothing is set aside" if failed else "every row is published")
     elif not as_json:
@@ -68,11 +70,13 @@ def retry(
     if bool(ids) == every:
         raise UsageError("`outbox retry` needs ids or --all", hint="see `brewctl outbox list --failed`")
     settings = options.settings(database_url=database_url)
-    from brewctl.delivery import database, outbox, registration
+    from brewctl.delivery import database
+    from brewctl.delivery.repair import outbox_rows
+    from brewctl.delivery.schema import registration
 
     with database.connect(settings) as connection:
         registration.require_story(settings, connection)
-        retried = outbox.retry(connection, None if every else ids)
+        retried = outbox_rows.retry(connection, None if every else ids)
     if retried:
         output.emit(f"back in the queue: {', '.join(map(str, retried))}")
     elif every:

@@ -9,7 +9,7 @@ from brewctl.errors import BrewError, UsageError
 
 if TYPE_CHECKING:
     from brewctl.delivery.database import Connection
-    from brewctl.delivery.republish import Search
+    from brewctl.delivery.repair.republish import Search
 
 _WHY = {
     "removed": "removed before the group read them",
@@ -43,8 +43,9 @@ def republish(
     if bool(ids) == missing:
         raise UsageError("`outbox republish` needs ids or --missing", hint="see `brewctl outbox republish --help`")
     settings = options.settings(database_url=database_url, brokers=brokers, topic=topic, downstreams=downstream)
-    from brewctl.delivery import database, registration
-    from brewctl.delivery import republish as rows
+    from brewctl.delivery import database
+    from brewctl.delivery.repair import republish as rows
+    from brewctl.delivery.schema import registration
 
     with database.connect(settings) as connection:
         registration.require_story(settings, connection)
@@ -67,7 +68,7 @@ def republish(
 
 def _show(search: "Search") -> int:
     """Print to whom rows are missing, and why; return how many rows."""
-    from brewctl.delivery.republish import Summary
+    from brewctl.delivery.repair.republish import Summary
 
     found = Summary()
     for page in search.pages():
@@ -82,7 +83,7 @@ def _publish(connection: "Connection", search: "Search | None", ids: list[int]) 
 
     What an interruption leaves undone is found by the next run.
     """
-    from brewctl.delivery import republish
+    from brewctl.delivery.repair import republish
 
     if search is None:
         done = republish.again(connection, ids)

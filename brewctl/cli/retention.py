@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Sequence
 
-    from brewctl.delivery.forgetting import Forgotten
-    from brewctl.delivery.retention import Outcome
-    from brewctl.delivery.retention_plan import Verdict
+    from brewctl.delivery.retention.expiry import Forgotten
+    from brewctl.delivery.retention.plan import Verdict
+    from brewctl.delivery.retention.retention import Outcome
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _SPAN = re.compile(r"([0-9]{1,9})([smhd])|0")
@@ -117,17 +117,20 @@ def _once(
     tell: "Callable[[str], None]",
     stop: "threading.Event | None" = None,
 ) -> "tuple[Outcome, Forgotten]":
-    from brewctl.delivery import database, forgetting, registration, retention_turn
-    from brewctl.delivery import retention as work
+    from brewctl.delivery import database
+    from brewctl.delivery.retention import expiry
+    from brewctl.delivery.retention import retention as work
+    from brewctl.delivery.retention.turn import take_turn
+    from brewctl.delivery.schema import registration
 
     with database.connect(settings, name=_NODE) as connection:
         registration.require_story(settings, connection)
         work.state(connection)
-        with retention_turn.turn(connection, stop) as turn:
+        with take_turn(connection, stop) as turn:
             if partition_rows:
                 work.size(settings, connection, partition_rows)
             outcome = work.Run(settings, connection, turn, tell).drop(**asked)
-            forgotten = forgetting.forget(settings, connection, **spans, between=turn.renew)
+            forgotten = expiry.forget(settings, connection, **spans, between=turn.renew)
     return outcome, forgotten
 
 
@@ -141,7 +144,7 @@ def _loop(
 ) -> None:
     """Run again and again: what fails, or is another run's turn, is tried again at the next time."""
     from brewctl import lifecycle, log
-    from brewctl.delivery.retention_turn import BusyError
+    from brewctl.delivery.retention.turn import BusyError
 
     log.configure(node=_NODE, as_json=log_format is config.LogFormat.JSON, verbose=output.verbose)
     logger = log.get(__name__)
@@ -205,8 +208,9 @@ def _show(outcome: "Outcome", forgotten: "Forgotten", *, as_json: bool) -> None:
 
 
 def _plan(settings: config.Settings, asked: dict[str, list[str]], *, as_json: bool) -> None:
-    from brewctl.delivery import database, registration
-    from brewctl.delivery import retention as work
+    from brewctl.delivery import database
+    from brewctl.delivery.retention import retention as work
+    from brewctl.delivery.schema import registration
 
     with database.connect(settings, name=_NODE) as connection:
         registration.require_story(settings, connection, reading=True)

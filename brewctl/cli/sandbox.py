@@ -229,7 +229,7 @@ def emptied(
 
 def _refuse_own(command: str, settings: "Settings") -> None:
     # It would be emptied too, unasked.
-    from brewctl.delivery import registration
+    from brewctl.delivery.schema import registration
 
     own = [each.named_by for each in settings.own_databases if each.variable in settings.configured]
     if own and registration.apart(settings):

@@ -47,7 +47,7 @@ def create(
 
     With --wait also for all the brokers that are named, or three of them.
     """
-    from brewctl.delivery import keeping, topics
+    from brewctl.delivery.topics import keeping, topics
 
     how_long = keeping.DEFAULT if keep is None else keep
     keeping.parse(how_long)

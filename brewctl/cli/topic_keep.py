@@ -10,7 +10,7 @@ from brewctl.errors import BrewError
 if TYPE_CHECKING:
     from brewctl.config import Settings
     from brewctl.delivery.broker import Admin
-    from brewctl.delivery.keeping import Kept
+    from brewctl.delivery.topics.keeping import Kept
 
 _FROM = {"topic": "set on the topic", "broker": "set on the brokers", "default": "kafka's default"}
 
@@ -34,8 +34,8 @@ def keep(
 
     Size limits and compaction are taken off the topic, for they end records at any age.
     """
-    from brewctl.delivery import keeping
     from brewctl.delivery.broker import open_admin
+    from brewctl.delivery.topics import keeping
 
     wanted = None if how_long is None else keeping.parse(how_long)
     settings = options.settings(brokers=brokers, topic=topic, downstreams=downstream)
@@ -55,7 +55,7 @@ def keep(
 def _confirm(admin: "Admin", settings: "Settings", wanted: int, *, yes: bool) -> None:
     """Ask before records are removed that would have stayed."""
     from brewctl import overview
-    from brewctl.delivery import keeping
+    from brewctl.delivery.topics import keeping
 
     if wanted < 0 or yes:
         return
@@ -73,7 +73,7 @@ def _confirm(admin: "Admin", settings: "Settings", wanted: int, *, yes: bool) ->
 
 
 def _print(kept: "Kept") -> None:
-    from brewctl.delivery import keeping
+    from brewctl.delivery.topics import keeping
 
     readable = {
         "retention.ms": keeping.words(int(kept.settings["retention.ms"].value)),

@@ -53,7 +53,8 @@ def trace(
     if timeout is not None and not follow:
         raise UsageError("--timeout is how long --follow waits", hint="give --follow too")
     settings = options.settings(database_url=database_url, brokers=brokers, topic=topic, downstreams=downstream)
-    from brewctl.delivery import database, registration
+    from brewctl.delivery import database
+    from brewctl.delivery.schema import registration
     from brewctl.overview import standing
     from brewctl.overview.reading import bounds, find
 

@@ -4,8 +4,10 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from brewctl.delivery import database, homes, retention
-from brewctl.delivery.homes import Home
+from brewctl.delivery import database
+from brewctl.delivery.retention import retention
+from brewctl.delivery.schema import homes
+from brewctl.delivery.schema.homes import Home
 from brewctl.doctor import partitions
 from brewctl.doctor.finding import Finding
 from brewctl.errors import BrewError

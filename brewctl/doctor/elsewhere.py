@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 
 from brewctl.config import Settings
-from brewctl.delivery import database, homes, registration
-from brewctl.delivery.homes import Home
+from brewctl.delivery import database
+from brewctl.delivery.schema import homes, registration
+from brewctl.delivery.schema.homes import Home
 from brewctl.doctor import postgres
 from brewctl.doctor.finding import Finding, failed, ok
 from brewctl.errors import BrewError

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from psycopg import sql
 
-from brewctl.delivery import retention
 from brewctl.delivery.database import Connection
+from brewctl.delivery.retention import retention
 from brewctl.doctor.dedup import Dedup
 from brewctl.doctor.finding import Finding, fail, ok, warn
 from brewctl.sql import doctor_queries

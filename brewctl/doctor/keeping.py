@@ -4,9 +4,10 @@ from collections.abc import Iterator, Mapping
 
 from brewctl import overview
 from brewctl.config import Settings
-from brewctl.delivery import database, keeping, registry
+from brewctl.delivery import database, registry
 from brewctl.delivery.broker import Admin, ForbiddenError, open_admin
-from brewctl.delivery.keeping import Kept
+from brewctl.delivery.topics import keeping
+from brewctl.delivery.topics.keeping import Kept
 from brewctl.doctor.finding import Finding, fail, ok, warn
 from brewctl.errors import BrewError
 from brewctl.sql import doctor_queries

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from brewctl.config import Settings
-from brewctl.delivery import database, homes, registration, versions
+from brewctl.delivery import database
 from brewctl.delivery.database import Connection
-from brewctl.delivery.homes import Home
-from brewctl.delivery.schema import Kind
-from brewctl.delivery.versions import Standing
+from brewctl.delivery.schema import homes, registration, versions
+from brewctl.delivery.schema.homes import Home
+from brewctl.delivery.schema.parts import Kind
+from brewctl.delivery.schema.versions import Standing
 from brewctl.doctor import clocks, dedup, identity, in_force, partitions, replicas, sessions
 from brewctl.doctor.finding import Finding, fail, ok, warn
 from brewctl.errors import UsageError

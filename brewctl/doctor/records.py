@@ -4,8 +4,9 @@ import time
 from collections.abc import Iterator
 
 from brewctl.config import Settings
-from brewctl.delivery import database, registration
-from brewctl.delivery.republish import Search, Summary
+from brewctl.delivery import database
+from brewctl.delivery.repair.republish import Search, Summary
+from brewctl.delivery.schema import registration
 from brewctl.doctor.finding import Finding, fail, ok, warn
 from brewctl.errors import BrewError
 

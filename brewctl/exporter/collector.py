@@ -14,7 +14,8 @@ from prometheus_client.registry import Collector as Base
 
 from brewctl import __version__
 from brewctl.config import Settings
-from brewctl.delivery import database, homes, registry
+from brewctl.delivery import database, registry
+from brewctl.delivery.schema import homes
 from brewctl.errors import BrewError
 from brewctl.exporter import kafka, letters, postgres
 from brewctl.exporter.families import BUILD_INFO, FAMILIES, QUESTION_UP, Sample

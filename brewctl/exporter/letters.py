@@ -9,9 +9,10 @@ from datetime import datetime
 from typing import NamedTuple
 
 from brewctl.config import Settings
-from brewctl.delivery import database, dead_letters, registry
+from brewctl.delivery import database, registry
 from brewctl.delivery.broker import Reader, Record, open_reader
 from brewctl.delivery.database import BoundedConnection
+from brewctl.delivery.inbox import dead_letter
 from brewctl.exporter import kafka, postgres
 from brewctl.exporter.families import DEAD_LETTERS, Sample
 from brewctl.exporter.questions import Question
@@ -87,7 +88,7 @@ class Letters:
         return True
 
     def _note(self, record: Record) -> None:
-        letter = dead_letters.read(record)
+        letter = dead_letter.read(record)
         group = letter.group if letter.group in self._groups or len(self._groups) < _MOST_GROUPS else _OTHERS
         self._groups.setdefault(group)
         self._open[_Place(letter.partition, letter.offset)] = _Open(group, letter.written_at)

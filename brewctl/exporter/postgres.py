@@ -8,7 +8,7 @@ import psycopg
 from brewctl.config import Settings
 from brewctl.delivery import database
 from brewctl.delivery.database import BoundedConnection
-from brewctl.delivery.homes import Home
+from brewctl.delivery.schema.homes import Home
 from brewctl.errors import BrewError
 from brewctl.exporter.families import (
     OLDEST_TRANSACTION,

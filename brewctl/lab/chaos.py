@@ -15,7 +15,8 @@ from pathlib import Path
 import psycopg
 
 from brewctl.config import Settings
-from brewctl.delivery import homes, registration, topics
+from brewctl.delivery.schema import homes, registration
+from brewctl.delivery.topics import topics
 from brewctl.errors import BrewError
 from brewctl.lab import databases, faults, history, ledger, scenarios, verdict
 from brewctl.lab.cast import cast

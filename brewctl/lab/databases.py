@@ -4,8 +4,9 @@ from collections.abc import Callable
 from datetime import datetime
 
 from brewctl import overview
-from brewctl.delivery import database, registration, registry
-from brewctl.delivery.homes import Databases
+from brewctl.delivery import database, registry
+from brewctl.delivery.schema import registration
+from brewctl.delivery.schema.homes import Databases
 from brewctl.overview import effects
 from brewctl.sql import queries
 

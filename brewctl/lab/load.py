@@ -15,7 +15,7 @@ from enum import StrEnum
 
 from brewctl.affinity import on_one_core
 from brewctl.client import OrderClient, UnknownOutcomeError
-from brewctl.delivery.cancellation import LONGEST_REASON
+from brewctl.delivery.orders.cancellation import LONGEST_REASON
 from brewctl.errors import BrewError, UnreachableError, UsageError
 from brewctl.lab.cancels import Cancel, Cancels
 from brewctl.lab.pace import Pace

@@ -18,9 +18,9 @@ import psycopg
 
 from brewctl import stdout
 from brewctl.config import Settings, environment
-from brewctl.delivery import homes
+from brewctl.delivery.database.session import explicit, server
 from brewctl.delivery.downstream import Downstream
-from brewctl.delivery.session import explicit, server
+from brewctl.delivery.schema import homes
 from brewctl.errors import BrewError, ExitCode
 from brewctl.lab import ledger
 from brewctl.lab.cast import ORDER_NODES, Cast

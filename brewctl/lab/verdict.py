@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from brewctl.delivery import acceptance
 from brewctl.delivery.database import Connection
+from brewctl.delivery.orders import acceptance
 from brewctl.lab.cancels import Cancel
 from brewctl.lab.load import Call, Outcome
 from brewctl.lab.result import Cancels

@@ -9,8 +9,9 @@ import psycopg
 
 from brewctl import overview
 from brewctl.config import Settings
-from brewctl.delivery import database, homes, registry
+from brewctl.delivery import database, registry
 from brewctl.delivery.broker import open_admin
+from brewctl.delivery.schema import homes
 from brewctl.errors import BrewError
 from brewctl.lab.history import Ownership, Sample
 from brewctl.lifecycle import beside

@@ -4,9 +4,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from brewctl.config import Settings
-from brewctl.delivery import offsets, registry
+from brewctl.delivery import registry
 from brewctl.delivery.broker import Admin, Member
-from brewctl.delivery.offsets import Progress
+from brewctl.delivery.topics import group_progress
+from brewctl.delivery.topics.group_progress import Progress
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,11 @@ def groups(admin: Admin, settings: Settings, names: Iterable[str] | None = None)
     ends = admin.ends(topic)
     return [
         GroupView(
-            group.name, group.state, group.assignor, group.members, tuple(offsets.progress(group, committed, ends))
+            group.name,
+            group.state,
+            group.assignor,
+            group.members,
+            tuple(group_progress.progress(group, committed, ends)),
         )
         for group, committed in known
     ]

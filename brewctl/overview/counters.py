@@ -8,7 +8,7 @@ from brewctl.config import SHORT_NAMES
 from brewctl.delivery import registry
 from brewctl.delivery.database import Connection
 from brewctl.delivery.downstream import Downstream
-from brewctl.delivery.homes import Databases, Home
+from brewctl.delivery.schema.homes import Databases, Home
 from brewctl.errors import BrewError
 from brewctl.overview import effects
 from brewctl.proto.orders_pb2 import ORDER_STATUS_CANCELLED, OrderStatus

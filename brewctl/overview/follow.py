@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from uuid import UUID
 
 from brewctl.config import Settings
-from brewctl.delivery import database, homes
+from brewctl.delivery import database
 from brewctl.delivery.database import BoundedConnection
+from brewctl.delivery.schema import homes
 from brewctl.errors import UnreachableError
 from brewctl.overview import reading, standing, trace
 from brewctl.overview.standing import Look

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from brewctl.delivery.downstream import Downstream
-from brewctl.delivery.homes import Databases
+from brewctl.delivery.schema.homes import Databases
 from brewctl.overview import effects
 from brewctl.sql import queries
 

@@ -8,9 +8,10 @@ from uuid import UUID
 import psycopg
 from psycopg.rows import class_row
 
-from brewctl.delivery import events, homes
+from brewctl.delivery import events
 from brewctl.delivery.database import BoundedConnection, Connection
-from brewctl.delivery.homes import Home
+from brewctl.delivery.schema import homes
+from brewctl.delivery.schema.homes import Home
 from brewctl.errors import BrewError, UnreachableError, UsageError
 from brewctl.overview import effects
 from brewctl.overview.effects import Effect

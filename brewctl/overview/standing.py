@@ -11,11 +11,13 @@ from datetime import timedelta
 from uuid import UUID
 
 from brewctl.config import Settings
-from brewctl.delivery import events, homes, registry
+from brewctl.delivery import events, registry
 from brewctl.delivery.broker import Place, open_admin
 from brewctl.delivery.database import BoundedConnection
-from brewctl.delivery.dead_letters import Filter, Letter, open_dead_letters
 from brewctl.delivery.downstream import Downstream
+from brewctl.delivery.inbox.dead_letter import Letter
+from brewctl.delivery.repair.dead_letters import Filter, open_dead_letters
+from brewctl.delivery.schema import homes
 from brewctl.errors import BrewError
 from brewctl.overview import consumer_groups, reading, trace
 from brewctl.overview.consumer_groups import GroupView

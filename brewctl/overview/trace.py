@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
 
-from brewctl.delivery import events, parking
-from brewctl.delivery.dead_letters import Letter
+from brewctl.delivery import events
 from brewctl.delivery.downstream import Downstream
+from brewctl.delivery.inbox import parking
+from brewctl.delivery.inbox.dead_letter import Letter
 from brewctl.errors import BrewError
 from brewctl.overview.effects import Effect
 from brewctl.overview.replicas import NodeRow

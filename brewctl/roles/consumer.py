@@ -9,9 +9,10 @@ No consumer knows of another: each has a group of its own on the same topic.
 import threading
 
 from brewctl.config import Settings
-from brewctl.delivery import registration, registry
-from brewctl.delivery.consumption import consume
+from brewctl.delivery import registry
 from brewctl.delivery.downstream import Downstream
+from brewctl.delivery.inbox.consumption import consume
+from brewctl.delivery.schema import registration
 from brewctl.probes.health import Health
 
 

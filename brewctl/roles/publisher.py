@@ -13,8 +13,10 @@ from collections.abc import Iterator
 
 from brewctl import log
 from brewctl.config import Settings
-from brewctl.delivery import broker, database, presence, readiness, registration, rights, versions
-from brewctl.delivery.outbox import Publisher
+from brewctl.delivery import broker, database, presence
+from brewctl.delivery.database import rights
+from brewctl.delivery.outbox.publisher import Publisher
+from brewctl.delivery.schema import readiness, registration, setup, versions
 from brewctl.lifecycle import run_together
 from brewctl.probes.health import Finding, Health
 
@@ -27,7 +29,7 @@ def run(settings: Settings, stop: threading.Event, *, node: str, health: Health 
     """
     broker.require_files(settings)  # Kafka itself may be away
     tables = registration.story_tables(settings)
-    with database.open_pool(settings, name=node, size=1, by_index=True, tables=tables) as pool:
+    with database.open_pool(settings, name=node, size=1, by_index=True, ready=setup.required(settings, tables)) as pool:
         with database.explained(settings), pool.connection() as connection:
             rights.require(connection, "a publisher", ["replica", "publisher"])
             versions.tell_of_newer(connection)

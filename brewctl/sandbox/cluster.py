@@ -9,7 +9,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from brewctl.delivery import database, registration, topics
+from brewctl.delivery import database
+from brewctl.delivery.schema import registration, setup
+from brewctl.delivery.topics import topics
 from brewctl.errors import BrewError, UsageError
 from brewctl.lifecycle import interrupts_held
 from brewctl.sandbox import kafka, kafka_node, parts, postgres, postgres_tls, processes, secured, state, surroundings
@@ -77,7 +79,7 @@ def up(home: Path, options: Options, progress: kafka.Progress) -> State:
                 progress.step("schema and topics")
             with database.connect(settings) as connection:
                 # Only where need be: it locks tables that roles may be using.
-                if database.missing_tables(connection, tables=registration.story_tables(settings)):
+                if setup.missing_tables(connection, tables=registration.story_tables(settings)):
                     registration.initialize_story(settings, connection)
             for full in registration.apart(settings):
                 registration.initialize_apart(settings, full)

@@ -13,9 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from brewctl.config import Settings
-from brewctl.delivery import database, events, homes, registry
+from brewctl.delivery import database, events, registry
 from brewctl.delivery.broker import PARTITIONS, Reader, Record, open_admin, open_reader
 from brewctl.delivery.downstream import Downstream
+from brewctl.delivery.schema import homes
 from brewctl.errors import BrewError, UnreachableError
 from brewctl.verify.letters import Letters
 from brewctl.verify.result import SHOWN, Check, Facts, Verification

@@ -13,9 +13,9 @@ from typing import IO, NamedTuple
 import psycopg
 from psycopg import sql
 
-from brewctl.delivery import homes
 from brewctl.delivery.database import BoundedConnection
-from brewctl.delivery.homes import Home
+from brewctl.delivery.schema import homes
+from brewctl.delivery.schema.homes import Home
 from brewctl.sql import verify_queries
 from brewctl.verify import bounds, done
 

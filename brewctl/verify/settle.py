@@ -3,8 +3,9 @@
 import contextlib
 
 from brewctl.config import Settings
-from brewctl.delivery import database, homes, registration, registry
+from brewctl.delivery import database, registry
 from brewctl.delivery.broker import open_admin, open_reader
+from brewctl.delivery.schema import homes, registration
 from brewctl.lifecycle import wait_until
 from brewctl.sql import verify_queries
 

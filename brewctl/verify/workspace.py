@@ -16,10 +16,11 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from brewctl.config import Settings
-from brewctl.delivery import database, registration
+from brewctl.delivery import database
 from brewctl.delivery.database import BoundedConnection
 from brewctl.delivery.downstream import Downstream
-from brewctl.delivery.homes import Home
+from brewctl.delivery.schema import registration
+from brewctl.delivery.schema.homes import Home
 from brewctl.sql import verify_queries
 from brewctl.verify import bounds, done, elsewhere
 from brewctl.verify.elsewhere import Rows

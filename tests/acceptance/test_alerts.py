@@ -14,8 +14,10 @@ import psycopg
 import pytest
 
 from brewctl.config import Settings, resolve
-from brewctl.delivery import database, registry, topics
+from brewctl.delivery import database, registry
 from brewctl.delivery.broker import open_admin
+from brewctl.delivery.schema import setup
+from brewctl.delivery.topics import topics
 from brewctl.lab import faults, ledger
 from brewctl.lab.cast import ORDER_NODES, STORY
 from brewctl.lab.faults import Fault
@@ -101,7 +103,7 @@ def play(home: Path, tmp_path: Path) -> Iterator[Play]:
     topics.await_empty_groups(settings, timeout_s=60)
     topics.create(settings, recreate=True)
     with database.connect(settings) as connection:
-        database.initialize(connection, reset=True)
+        setup.initialize(connection, reset=True)
         ledger.create(connection)  # what the stage's nodes keep beside their effects
     ports = {name: free_port() for name in STORY.nodes}
     commands = {name: (*words, "--http", f"127.0.0.1:{ports[name]}") for name, words in STORY.commands.items()}

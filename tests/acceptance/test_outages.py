@@ -12,7 +12,9 @@ import pytest
 
 from brewctl import overview
 from brewctl.config import Settings, resolve
-from brewctl.delivery import database, topics
+from brewctl.delivery import database
+from brewctl.delivery.schema import setup
+from brewctl.delivery.topics import topics
 from brewctl.lab.nodes import Node, Nodes
 from brewctl.lifecycle import wait_until
 from tests.acceptance.conftest import brewctl, environment, pid
@@ -28,7 +30,7 @@ def settings(home: Path) -> Settings:
 @pytest.fixture
 def nodes(settings: Settings, tmp_path: Path) -> Iterator[Nodes]:
     with database.connect(settings) as connection:
-        database.initialize(connection, reset=True)
+        setup.initialize(connection, reset=True)
     # A test before may have ended a consumer that could not leave its group: it is a member until its session ends.
     topics.await_empty_groups(settings, timeout_s=60)
     topics.create(settings, recreate=True)

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from brewctl.config import resolve
-from brewctl.delivery import topics
+from brewctl.delivery.topics import topics
 from brewctl.lifecycle import wait_until
 from tests.acceptance.conftest import brewctl, environment, status
 from tests.conftest import run

@@ -7,7 +7,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from brewctl.config import resolve
-from brewctl.delivery import topics
+from brewctl.delivery.topics import topics
 from tests.acceptance.conftest import brewctl, environment
 from tests.conftest import Rig, run
 from tests.terminal import Terminal, opened

@@ -13,12 +13,13 @@ from kafka.protocol.api import Request, Response
 from kafka.protocol.types import Array, Int16, Int32, Int64, Schema, String
 from kafka.structs import OffsetAndMetadata
 
-from brewctl.delivery import acceptance, database, events, orders
+from brewctl.delivery import database, events
 from brewctl.delivery.broker import Reader, open_reader
 from brewctl.delivery.broker.kafka_python.client import connection
 from brewctl.delivery.database import Pool
 from brewctl.delivery.downstream import Downstream
-from brewctl.delivery.inbox import Inbox
+from brewctl.delivery.inbox.inbox import Inbox
+from brewctl.delivery.orders import acceptance, store
 from brewctl.proto.orders_pb2 import CreateRequest, OrderCancelled
 from brewctl.roles import inventory, notifications
 from brewctl.verify import Verification
@@ -57,7 +58,7 @@ class Chain:
         request = CreateRequest(customer_id="alice", amount_cents=450, currency="EUR")
         new = acceptance.accept(request, tenant_id="tea", traceparent=None)
         with self.pool.connection() as connection:
-            orders.create(connection, new, topic=topic or self.rig.settings.topic)
+            store.create(connection, new, topic=topic or self.rig.settings.topic)
         return self.row(new.order.order_id)
 
     def row(self, order_id: str) -> Row:

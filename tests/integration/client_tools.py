@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from brewctl.config import KafkaClient, Settings
-from brewctl.delivery import topics
 from brewctl.delivery.broker import Consumer, Overtaken, Place, Producer, Record, open_admin
 from brewctl.delivery.broker.partitions import partition_for
+from brewctl.delivery.topics import topics
 from brewctl.lifecycle import wait_until
 
 both_clients = pytest.mark.parametrize("kafka_client", list(KafkaClient))

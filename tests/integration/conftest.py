@@ -7,8 +7,8 @@ import pytest
 from brewctl.delivery import database
 from brewctl.delivery.broker import Producer, Record
 from brewctl.delivery.database import Pool
-from brewctl.delivery.failures import FailingError
-from brewctl.delivery.inbox import Inbox
+from brewctl.delivery.inbox.failures import FailingError
+from brewctl.delivery.inbox.inbox import Inbox
 from tests.conftest import Rig, open_rig
 from tests.integration import lanes_tools
 from tests.integration.grpc_tools import Service, dialled

@@ -11,8 +11,10 @@ import psycopg
 
 from brewctl.client import OrderClient
 from brewctl.config import Settings, environment
-from brewctl.delivery import database, topics
+from brewctl.delivery import database
 from brewctl.delivery.broker import open_admin
+from brewctl.delivery.schema import setup
+from brewctl.delivery.topics import topics
 from brewctl.lab.nodes import Node, Nodes
 from brewctl.lifecycle import wait_until
 from brewctl.verify import verify
@@ -89,7 +91,7 @@ def open_flow(servers: dict[str, str], logs: Path) -> Iterator[Flow]:
         )
         topics.create(settings)
         with database.connect(settings) as connection:
-            database.initialize(connection)
+            setup.initialize(connection)
         try:
             with Nodes(settings, logs=logs, on_line=lambda _line: None) as nodes:
                 yield Flow(pair, settings, nodes)

@@ -11,10 +11,10 @@ import psycopg
 
 from brewctl.config import Settings
 from brewctl.delivery import database
-from brewctl.delivery.alone import Submission
 from brewctl.delivery.database import Pool
-from brewctl.delivery.group_commit import GroupCommit
-from brewctl.delivery.watch import Watch
+from brewctl.delivery.database.availability import Watch
+from brewctl.delivery.orders.alone import Submission
+from brewctl.delivery.orders.group_commit import GroupCommit
 from brewctl.lifecycle import wait_until
 from brewctl.roles.order.cancelling import Cancelling
 from brewctl.roles.order.server import Server

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from brewctl.config import Settings
-from brewctl.delivery import database, events, parking
+from brewctl.delivery import database, events
 from brewctl.delivery.broker import Record
 from brewctl.delivery.downstream import Downstream
 from brewctl.delivery.events import Event
-from brewctl.delivery.inbox import Inbox
-from brewctl.delivery.lanes import Lanes, lanes_of
+from brewctl.delivery.inbox import parking
+from brewctl.delivery.inbox.inbox import Inbox
+from brewctl.delivery.inbox.lanes import Lanes, lanes_of
 from brewctl.delivery.presence import Work
 from brewctl.lifecycle import wait_until
 from brewctl.proto.orders_pb2 import OrderCreated

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 import psycopg
 
-from brewctl.delivery import acceptance, events, orders
+from brewctl.delivery import events
 from brewctl.delivery.broker import Outcome, Place, Record
+from brewctl.delivery.orders import acceptance, store
 from brewctl.proto.orders_pb2 import CreateRequest, OrderCreated
 from brewctl.sql import queries
 from tests.conftest import Rig
@@ -32,7 +33,7 @@ def create_order(rig: Rig) -> str:
     new = acceptance.accept(
         CreateRequest(customer_id="c1", amount_cents=1, currency="EUR"), tenant_id=None, traceparent=None
     )
-    return orders.create(rig.connection, new, topic=rig.settings.topic).order_id
+    return store.create(rig.connection, new, topic=rig.settings.topic).order_id
 
 
 def add_event(rig: Rig, order_id: str, connection: psycopg.Connection[tuple[object, ...]] | None = None) -> int:

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from brewctl.config import Settings
-from brewctl.delivery import database, retention, retention_turn
+from brewctl.delivery import database
 from brewctl.delivery.database import BoundedConnection
-from brewctl.delivery.retention import Outcome
-from brewctl.delivery.retention_plan import Verdict
+from brewctl.delivery.retention import retention
+from brewctl.delivery.retention.plan import Verdict
+from brewctl.delivery.retention.retention import Outcome
+from brewctl.delivery.retention.turn import take_turn
 from tests.integration.chain_tools import Chain, Row
 
 ROWS = 10
@@ -65,7 +67,7 @@ def park(connection: BoundedConnection, consumer: str, outbox_id: int) -> None:
 
 def run(settings: Settings, **asked: Sequence[str]) -> Outcome:
     """Run retention once."""
-    with database.connect(settings) as connection, retention_turn.turn(connection) as turn:
+    with database.connect(settings) as connection, take_turn(connection) as turn:
         return retention.Run(settings, connection, turn, lambda _text: None).drop(**asked)
 
 

@@ -8,9 +8,9 @@ from brewctl.config import Settings
 from brewctl.delivery import database
 from brewctl.delivery.broker import Outcome, Place, Record
 from brewctl.delivery.database import Connection, Pool
-from brewctl.delivery.outbox import Publisher
-from brewctl.delivery.outbox_scan import Fetched, Scan
-from brewctl.delivery.short_transaction import ShortTransaction
+from brewctl.delivery.database.short_transaction import ShortTransaction
+from brewctl.delivery.outbox.publisher import Publisher
+from brewctl.delivery.outbox.scan import Fetched, Scan
 from tests.conftest import Rig
 
 

@@ -12,6 +12,7 @@ from psycopg.rows import dict_row
 
 from brewctl import add_event
 from brewctl.delivery import database
+from brewctl.delivery.schema import setup
 from brewctl.errors import BrewError
 from brewctl.proto.orders_pb2 import OrderCreated
 from tests.conftest import Rig, open_rig
@@ -287,7 +288,7 @@ def test_a_function_of_an_owner_with_a_schema_of_its_own(rig: Rig, servers: dict
                 owner.execute("CREATE SCHEMA AUTHORIZATION CURRENT_USER")
                 (schema,) = owner.execute("SELECT current_schema()").fetchone() or ("",)
             with database.connect(settings) as connection:
-                database.initialize(connection)
+                setup.initialize(connection)
             with psycopg.connect(url) as caller:
                 caller.execute("SET search_path = ''")
                 asked = f"SELECT \"{schema}\".outbox_add(NULL, 'a-1', 'e', 'x')"

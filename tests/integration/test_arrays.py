@@ -2,7 +2,8 @@
 
 import pytest
 
-from brewctl.delivery import acceptance, arrays, orders
+from brewctl.delivery.database import arrays
+from brewctl.delivery.orders import acceptance, store
 from brewctl.proto.orders_pb2 import CreateRequest
 from tests.conftest import Rig
 
@@ -43,7 +44,7 @@ def test_orders_are_written_as_they_were_accepted(rig: Rig) -> None:
         )
         for number, text in enumerate(TEXTS, 1)
     ]
-    assert orders.write(rig.connection, made, topic=rig.settings.topic) == {each.id for each in made}
+    assert store.write(rig.connection, made, topic=rig.settings.topic) == {each.id for each in made}
     written = rig.connection.execute(
         "SELECT o.id, customer_id, amount_cents, o.tenant_id, idempotency_key, o.created_at, payload, trace_id,"
         " traceparent FROM orders o JOIN outbox x ON x.aggregate_id = 'order-' || o.id"

@@ -14,7 +14,7 @@ from psycopg.conninfo import make_conninfo
 
 from brewctl.delivery import registry
 from brewctl.delivery.database import Pool
-from brewctl.delivery.inbox import Inbox
+from brewctl.delivery.inbox.inbox import Inbox
 from brewctl.errors import BrewError
 from brewctl.lab.bench import (
     LEGS,

@@ -10,8 +10,8 @@ import grpc
 import psycopg
 import pytest
 
-from brewctl.delivery import cancellation
-from brewctl.delivery.cancellation import Cancellation
+from brewctl.delivery.orders import cancellation
+from brewctl.delivery.orders.cancellation import Cancellation
 from tests.conftest import Rig, open_rig
 from tests.integration.grpc_tools import Service, dialled
 from tests.integration.held_node import held_node

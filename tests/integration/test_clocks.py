@@ -13,7 +13,7 @@ from kafka.admin import ConfigResource, ConfigResourceType
 
 from brewctl.delivery.broker import Consumer, Place, Producer, Record, open_admin
 from brewctl.delivery.database import Pool
-from brewctl.delivery.outbox import Publisher
+from brewctl.delivery.outbox.publisher import Publisher
 from brewctl.doctor import kafka, postgres
 from brewctl.lifecycle import wait_until
 from tests.conftest import Rig, limited

@@ -11,7 +11,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from brewctl.config import Settings
 from brewctl.delivery import database
 from brewctl.delivery.database import BoundedConnection, NoAnswerError
-from brewctl.delivery.watch import Watch
+from brewctl.delivery.database.availability import Watch
 from brewctl.errors import UnreachableError
 from brewctl.lifecycle import wait_until
 from brewctl.limits import Limits

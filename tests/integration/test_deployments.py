@@ -13,6 +13,7 @@ from psycopg.conninfo import make_conninfo
 from brewctl.config import Settings, environment
 from brewctl.delivery import database, presence
 from brewctl.delivery.presence import Replica, Work
+from brewctl.delivery.schema import setup
 from brewctl.doctor import Finding, Verdict, deployments
 from brewctl.lab.nodes import Nodes
 from tests.conftest import Rig, run
@@ -28,7 +29,7 @@ def other(rig: Rig) -> Iterator[Settings]:
             url = make_conninfo(rig.settings.database_url, dbname=name)
             settings = dataclasses.replace(rig.settings, database_url=url)
             with database.connect(settings) as connection:
-                database.initialize(connection)
+                setup.initialize(connection)
             yield settings
         finally:
             maintenance.execute(f'DROP DATABASE "{name}" WITH (FORCE)')

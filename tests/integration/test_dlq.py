@@ -11,11 +11,11 @@ from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
 
 from brewctl.delivery import database
 from brewctl.delivery.broker import Outcome, Place, Producer, Record, RefusedError
-from brewctl.delivery.burial import Burial
 from brewctl.delivery.database import Pool
-from brewctl.delivery.dead_letters import DeadLetters, Filter, Settled, open_dead_letters
 from brewctl.delivery.downstream import Downstream
-from brewctl.delivery.inbox import Inbox
+from brewctl.delivery.inbox.burial import Burial
+from brewctl.delivery.inbox.inbox import Inbox
+from brewctl.delivery.repair.dead_letters import DeadLetters, Filter, Settlement, open_dead_letters
 from brewctl.errors import BrewError
 from brewctl.roles import inventory, notifications
 from tests.conftest import Rig, open_rig
@@ -125,7 +125,7 @@ def test_letters_of_one_record_share_a_copy_and_letters_of_two_do_not(rig: Rig) 
 
 def test_two_redrives_at_once_send_a_record_once(rig: Rig) -> None:
     originals = bury(rig, count=5)
-    results: list[Settled] = []
+    results: list[Settlement] = []
 
     def redrive() -> None:
         with opened(rig) as letters:

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from brewctl.delivery.broker import open_admin
-from brewctl.delivery.versions import PROGRAM
+from brewctl.delivery.schema.versions import PROGRAM
 from brewctl.doctor import Finding, Verdict, examine, identity, postgres, sessions
 from tests.conftest import Rig, open_rig
 

@@ -14,7 +14,7 @@ from brewctl.delivery import events
 from brewctl.delivery.broker import Record
 from brewctl.delivery.database import Pool
 from brewctl.delivery.downstream import Downstream
-from brewctl.delivery.inbox import Inbox
+from brewctl.delivery.inbox.inbox import Inbox
 from brewctl.errors import UsageError
 from brewctl.proto.orders_pb2 import ORDER_STATUS_NEW, OrderCancelled, OrderCreated
 from tests.conftest import Rig, open_rig

@@ -10,8 +10,8 @@ from brewctl.delivery import events
 from brewctl.delivery.broker import Producer, Record
 from brewctl.delivery.database import Pool
 from brewctl.delivery.downstream import Downstream
-from brewctl.delivery.inbox import Inbox
-from brewctl.delivery.outbox import Publisher
+from brewctl.delivery.inbox.inbox import Inbox
+from brewctl.delivery.outbox.publisher import Publisher
 from brewctl.proto.orders_pb2 import OrderCreated
 from brewctl.roles import inventory, notifications
 from tests.conftest import Rig

@@ -13,8 +13,8 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from brewctl.delivery import dead_letters
 from brewctl.delivery.broker import Producer, Record, open_admin
+from brewctl.delivery.inbox import dead_letter
 from brewctl.errors import UnreachableError
 from brewctl.exporter.collector import Collector
 from brewctl.exporter.letters import Letters
@@ -122,7 +122,7 @@ def test_dead_letters_by_what_became_of_them(rig: Rig, collector: Collector) -> 
     assert page(collector).of("brew_dead_letters") == none
     dead = Record(rig.settings.topic, b"k", b"rubbish", [], 0, 0)
     letters = [
-        dead_letters.letter_for(dead, "unreadable", group=group, topic=rig.settings.dead_letter_topic)
+        dead_letter.letter_for(dead, "unreadable", group=group, topic=rig.settings.dead_letter_topic)
         for group in ("inventory", "inventory", "strangers")
     ]
     send(rig, *letters)

@@ -14,7 +14,7 @@ import pytest
 from brewctl.client import OrderClient
 from brewctl.delivery import database
 from brewctl.delivery.downstream import Downstream, Reject
-from brewctl.delivery.inbox import Inbox
+from brewctl.delivery.inbox.inbox import Inbox
 from brewctl.lifecycle import wait_until
 from brewctl.proto import orders_pb2_grpc
 from brewctl.proto.orders_pb2 import CancelRequest

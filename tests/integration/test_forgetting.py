@@ -7,8 +7,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from brewctl.delivery import acceptance, forgetting, orders
-from brewctl.delivery.forgetting import Forgotten, forget
+from brewctl.delivery.orders import acceptance, store
+from brewctl.delivery.retention import expiry
+from brewctl.delivery.retention.expiry import Forgotten, forget
 from brewctl.proto.orders_pb2 import CreateRequest
 from brewctl.sql import retention_queries
 from tests.conftest import Rig
@@ -29,7 +30,7 @@ def order(rig: Rig, key: str, *, days: float = 0) -> str:
     """Create an order with a key, so many days ago."""
     request = CreateRequest(customer_id="c1", amount_cents=1, currency="EUR", idempotency_key=key)
     new = acceptance.accept(request, tenant_id=None, traceparent=None)
-    made = orders.create(rig.connection, new, topic=rig.settings.topic).order_id
+    made = store.create(rig.connection, new, topic=rig.settings.topic).order_id
     rig.connection.execute("UPDATE orders SET created_at = now() - %s WHERE id = %s", (days * DAY, made))
     return made
 
@@ -44,7 +45,7 @@ def keys(rig: Rig) -> set[str]:
 
 
 def test_keys_of_old_orders_are_forgotten_and_make_a_new_order(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forgetting, "_BATCH", 2)
+    monkeypatch.setattr(expiry, "_BATCH", 2)
     rig = chain.rig
     first = order(rig, "old-0", days=8)
     for number in range(1, 5):

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from brewctl.config import Settings
-from brewctl.delivery import acceptance, group_commit
-from brewctl.delivery.acceptance import NewOrder
-from brewctl.delivery.alone import Submission
+from brewctl.delivery.orders import acceptance, group_commit
+from brewctl.delivery.orders.acceptance import NewOrder
+from brewctl.delivery.orders.alone import Submission
 from brewctl.lifecycle import wait_until
 from brewctl.proto.orders_pb2 import Order
 from tests.conftest import Rig, limited, open_rig

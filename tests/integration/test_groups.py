@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from kafka import KafkaProducer, errors
 
-from brewctl.delivery import offsets
 from brewctl.delivery.broker import Admin, open_admin
 from brewctl.delivery.broker.kafka_python.client import connection
-from brewctl.delivery.offsets import Target, Where
+from brewctl.delivery.repair import group_reset
+from brewctl.delivery.repair.group_reset import Target, Where
 from brewctl.errors import BrewError
 from tests.conftest import Rig, limited
 from tests.integration.kafka_tools import finish, good_record
@@ -124,10 +124,10 @@ def test_every_place_that_a_group_can_be_sent_to(rig: Rig, admin: Admin, ends: d
         assert done.returncode == 0
         assert "offset 4 is not in partitions [1, 2, 4, 5]: the nearest is taken\n" in done.stderr
         assert admin.committed(name, topic) == {**ends, 0: 4}
-        planned = offsets.plan(admin, name, topic, Target(Where.LATEST))
+        planned = group_reset.plan(admin, name, topic, Target(Where.LATEST))
         admin.commit(name, topic, {3: 1})  # as a consumer that came and went while somebody was asked
         with pytest.raises(BrewError, match=r"has moved meanwhile, in partitions \[3\]"):
-            offsets.reset(admin, name, topic, planned)
+            group_reset.reset(admin, name, topic, planned)
         reset(rig, name, "--to", "latest", "--yes")
         assert admin.committed(name, topic) == ends
     finally:

@@ -9,7 +9,7 @@ import grpc
 import psycopg
 import pytest
 
-from brewctl.delivery.acceptance import NewOrder
+from brewctl.delivery.orders.acceptance import NewOrder
 from brewctl.lifecycle import wait_until
 from brewctl.limits import Limits
 from brewctl.proto import orders_pb2
@@ -208,7 +208,7 @@ def test_a_repeated_key_is_read_by_the_writer_and_tried_by_nobody(service: Servi
     rig = service.rig
     with held_node(rig) as node:
         tried: list[NewOrder] = []
-        monkeypatch.setattr("brewctl.delivery.orders.create", lambda _connection, new, **_: tried.append(new))
+        monkeypatch.setattr("brewctl.delivery.orders.store.create", lambda _connection, new, **_: tried.append(new))
         node.writer.begin()
         key, customer = str(uuid.uuid4()), somebody()
         first = node.client.create(customer_id=customer, idempotency_key=key)

@@ -251,7 +251,7 @@ def test_nothing_that_answers_ends_the_writer(
             patch.setattr("brewctl.roles.order.call.Call.answer", fail)
             assert node.client.create(idempotency_key=key).code is grpc.StatusCode.INTERNAL
         else:
-            patch.setattr("brewctl.delivery.orders.create", fail)
+            patch.setattr("brewctl.delivery.orders.store.create", fail)
             with failing(rig, "RAISE SQLSTATE '40001'", at_commit=False):  # so that it is tried alone
                 assert node.client.create(idempotency_key=key).code is grpc.StatusCode.INTERNAL
     assert "something unforeseen" in capsys.readouterr().out

@@ -13,9 +13,9 @@ from psycopg.rows import dict_row
 
 from brewctl.delivery import database
 from brewctl.delivery.database import BoundedConnection, Pool
+from brewctl.delivery.database.lent_transaction import HandlerError, lent
 from brewctl.delivery.downstream import Downstream
-from brewctl.delivery.inbox import Inbox
-from brewctl.delivery.transaction import HandlerError, lent
+from brewctl.delivery.inbox.inbox import Inbox
 from tests.conftest import Rig, limited, open_rig
 from tests.integration.test_inbox import record
 from tests.pgbouncer import guest, pooled

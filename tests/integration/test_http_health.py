@@ -12,9 +12,10 @@ import pytest
 from kafka import KafkaProducer
 
 from brewctl.config import Settings
-from brewctl.delivery import registration, topics
 from brewctl.delivery.broker.kafka_python.client import connection
 from brewctl.delivery.downstream import Downstream
+from brewctl.delivery.schema import registration
+from brewctl.delivery.topics import topics
 from brewctl.lab.nodes import Node, Nodes
 from brewctl.lab.proxy import Proxy
 from brewctl.probes import endpoint

@@ -15,12 +15,13 @@ import pytest
 from psycopg import sql
 
 from brewctl.config import Settings
-from brewctl.delivery import database, events, parking
+from brewctl.delivery import database, events
 from brewctl.delivery.broker import Record
 from brewctl.delivery.database import Pool
-from brewctl.delivery.effects import effect_of
-from brewctl.delivery.failures import FailingError, StoppedError
-from brewctl.delivery.inbox import SLOW, Batch, Inbox
+from brewctl.delivery.inbox import parking
+from brewctl.delivery.inbox.effects import effect_of
+from brewctl.delivery.inbox.failures import FailingError, StoppedError
+from brewctl.delivery.inbox.inbox import SLOW, Batch, Inbox
 from brewctl.proto.orders_pb2 import OrderCreated
 from brewctl.roles import inventory, notifications
 from tests.conftest import Rig, limited

@@ -12,8 +12,8 @@ from confluent_kafka import Producer as Transactional
 from kafka.admin import ACL, ACLFilter, ACLOperation, ACLPermissionType, ResourcePattern, ResourceType
 
 from brewctl.config import KafkaClient, Settings
-from brewctl.delivery import topics
 from brewctl.delivery.broker import Record, UnavailableError, UnsentError, open_admin, open_reader
+from brewctl.delivery.topics import topics
 from brewctl.errors import BrewError
 from brewctl.lifecycle import wait_until
 from tests.conftest import limited

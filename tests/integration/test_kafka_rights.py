@@ -21,7 +21,6 @@ from kafka.admin import (
 )
 
 from brewctl.config import KafkaClient, Settings, environment
-from brewctl.delivery import acls, burial, topics
 from brewctl.delivery.broker import (
     Consumer,
     Place,
@@ -33,6 +32,8 @@ from brewctl.delivery.broker import (
     open_reader,
     require_topic,
 )
+from brewctl.delivery.inbox import burial
+from brewctl.delivery.topics import acls, topics
 from brewctl.doctor import Verdict, keeping
 from brewctl.errors import BrewError
 from brewctl.lab.nodes import Node, Nodes

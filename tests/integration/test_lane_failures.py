@@ -10,10 +10,11 @@ from typing import Any
 import psycopg
 import pytest
 
-from brewctl.delivery import database, events, parking
+from brewctl.delivery import database, events
 from brewctl.delivery.downstream import Later, Reject
 from brewctl.delivery.events import Event
-from brewctl.delivery.waiting_events import Rows
+from brewctl.delivery.inbox import parking
+from brewctl.delivery.inbox.waiting_events import Rows
 from tests.conftest import Rig
 from tests.integration.lanes_tools import Gate, Receiver, ids, record, until
 

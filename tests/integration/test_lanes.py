@@ -14,8 +14,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from brewctl import tracing
 from brewctl.delivery.downstream import Later
 from brewctl.delivery.events import Event
-from brewctl.delivery.homes import Home
-from brewctl.delivery.waiting_events import Rows
+from brewctl.delivery.inbox.waiting_events import Rows
+from brewctl.delivery.schema.homes import Home
 from brewctl.errors import BrewError
 from brewctl.exporter import postgres
 from brewctl.tracing.spans import Tracing

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from brewctl.config import Settings
-from brewctl.delivery import lead
 from brewctl.delivery.database import Pool
-from brewctl.delivery.lead import Lead
+from brewctl.delivery.outbox import lead
+from brewctl.delivery.outbox.lead import Lead
 from brewctl.lifecycle import wait_until
 from tests.conftest import Rig, limited, open_rig
 from tests.integration.test_publisher_pace import NEVER_S, Running, commit, unpublished

@@ -10,9 +10,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from brewctl.delivery import refusals
 from brewctl.delivery.broker import Place, Producer, Record
-from brewctl.delivery.schema import PARTITION_FUNCTIONS, TABLES
+from brewctl.delivery.orders import refusals
+from brewctl.delivery.schema.parts import PARTITION_FUNCTIONS, TABLES
 from brewctl.lab.nodes import Node, Nodes
 from tests.conftest import Rig, run
 from tests.integration.rights_tools import Roles, dropped

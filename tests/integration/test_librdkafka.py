@@ -9,10 +9,10 @@ import confluent_kafka
 import pytest
 
 from brewctl.config import KafkaClient, Settings
-from brewctl.delivery import outbox
 from brewctl.delivery.broker import Place, Producer, Record, UnavailableError, UnsentError
 from brewctl.delivery.database import Pool
-from brewctl.delivery.outbox import Publisher
+from brewctl.delivery.outbox import publisher as publishing
+from brewctl.delivery.outbox.publisher import Publisher
 from brewctl.lifecycle import wait_until
 from tests.conftest import Rig
 from tests.integration.client_tools import Joined, key_of, own_topic, send, sending
@@ -44,7 +44,7 @@ def test_a_publisher_goes_on_by_a_new_producer(rig: Rig, pool: Pool, monkeypatch
             super().__init__(*arguments, **options)  # type: ignore[arg-type]
             made.append(self)
 
-    monkeypatch.setattr(outbox, "Producer", Noted)
+    monkeypatch.setattr(publishing, "Producer", Noted)
     publisher, stop = Publisher(rig.settings, pool, node="n"), threading.Event()
     running = threading.Thread(target=publisher.run, args=(stop,))
     running.start()

@@ -3,10 +3,10 @@
 import json
 from typing import Any
 
-from brewctl.delivery import topics
 from brewctl.delivery.broker import PARTITIONS, Producer, open_admin
 from brewctl.delivery.database import Pool
-from brewctl.delivery.outbox import Publisher
+from brewctl.delivery.outbox.publisher import Publisher
+from brewctl.delivery.topics import topics
 from brewctl.lab.nodes import Node
 from brewctl.verify import verify
 from tests.conftest import Rig

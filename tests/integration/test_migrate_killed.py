@@ -5,8 +5,9 @@ import subprocess
 import psycopg
 
 from brewctl.config import Settings, environment
-from brewctl.delivery import database, schema, versions
-from brewctl.delivery.schema import Kind
+from brewctl.delivery import database
+from brewctl.delivery.schema import parts, versions
+from brewctl.delivery.schema.parts import Kind
 from brewctl.lifecycle import wait_until
 from tests.conftest import begin
 from tests.integration.test_schema import AT_ONCE, OLDER, Session, lacking, session, settings, write_order
@@ -57,10 +58,10 @@ def paused(psql: Session, process: subprocess.Popen[str]) -> tuple[int, str] | N
 
 def whole_step(query: str) -> list[str]:
     """The statements of a step, of which `query` is one: of new tables there are many in one transaction."""
-    new = {part.table for part in schema.PARTS if part.statement[:1000] == query and part.kind is Kind.TABLE}
-    migration = {part.migration for part in schema.PARTS if part.table in new and part.kind is Kind.TABLE}
-    together = {part.table for part in schema.PARTS if part.migration in migration and part.kind is Kind.TABLE}
-    return [query, *(part.statement[:1000] for part in schema.PARTS if part.table in together and new)]
+    new = {part.table for part in parts.PARTS if part.statement[:1000] == query and part.kind is Kind.TABLE}
+    migration = {part.migration for part in parts.PARTS if part.table in new and part.kind is Kind.TABLE}
+    together = {part.table for part in parts.PARTS if part.migration in migration and part.kind is Kind.TABLE}
+    return [query, *(part.statement[:1000] for part in parts.PARTS if part.table in together and new)]
 
 
 def kill_in_the_middle(psql: Session, settings: Settings, process: subprocess.Popen[str], at: tuple[int, str]) -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from brewctl import __version__, sql
 from brewctl.config import Settings, environment
-from brewctl.delivery import database, schema, versions
+from brewctl.delivery import database
+from brewctl.delivery.schema import parts, setup, versions
 from brewctl.errors import BrewError
 from brewctl.lifecycle import wait_until
 from tests.conftest import Rig, begin, limited, run
@@ -190,7 +191,7 @@ def test_own_databases_are_shown_and_migrated_beside_one_that_is_away(rig: Rig) 
         rig.env["BREW_NOTIFICATIONS_DATABASE_URL"] = "postgresql://brew@127.0.0.1:1/away"
         own = Settings(database_url=url)
         with database.connect(own) as connection:
-            database.initialize(connection, tables=schema.INBOX_TABLES)
+            setup.initialize(connection, tables=parts.INBOX_TABLES)
             connection.execute("ALTER TABLE parked_events DROP COLUMN settled_at")
             connection.execute("DROP INDEX parked_events_open")
         said = rig.brewctl("db", "status")
@@ -209,7 +210,7 @@ def test_own_databases_are_shown_and_migrated_beside_one_that_is_away(rig: Rig) 
         assert (done.returncode, "downstream notifications: " in done.stderr) == (3, True)
         assert "db migrate of inventory 0003 built index parked_events_open in " in done.stderr
         with database.connect(own) as connection:
-            assert versions.standing(connection, schema.INBOX_TABLES).is_current
+            assert versions.standing(connection, parts.INBOX_TABLES).is_current
         del rig.env["BREW_NOTIFICATIONS_DATABASE_URL"]
         assert rig.brewctl("db", "status").returncode == 0
 
@@ -251,7 +252,7 @@ def test_the_plan_is_what_is_run(settings: Settings, way: str) -> None:
         else:
             with database.connect(settings) as connection:
                 connection.add_notice_handler(lambda note, to=statements: to.append(str(note.message_primary)))  # type: ignore[misc]
-                database.initialize(connection)
+                setup.initialize(connection)
         assert lacking(settings) == []
     ours = {how: [text.rstrip(";") for text in told if text.startswith("runs ")] for how, told in ran.items()}
     assert len(ours["by hand"]) > 4

@@ -10,11 +10,12 @@ import psycopg
 import pytest
 
 from brewctl.client import OrderClient
-from brewctl.delivery import database, no_partition, schema
+from brewctl.delivery import database
 from brewctl.delivery.broker import Producer, Record
 from brewctl.delivery.database import Pool
-from brewctl.delivery.inbox import Inbox
-from brewctl.delivery.outbox import Publisher
+from brewctl.delivery.inbox.inbox import Inbox
+from brewctl.delivery.outbox.publisher import Publisher
+from brewctl.delivery.schema import no_partition, parts, setup
 from brewctl.doctor import partitions as doctor_partitions
 from brewctl.doctor.finding import Verdict
 from brewctl.errors import BrewError
@@ -205,7 +206,7 @@ def test_without_the_outbox_stray_ids_make_few_partitions(rig: Rig) -> None:
     rig.connection.execute("DROP SCHEMA public CASCADE")
     rig.connection.execute("CREATE SCHEMA public")
     with database.connect(rig.settings) as connection:
-        database.initialize(connection, tables=schema.INBOX_TABLES)
+        setup.initialize(connection, tables=parts.INBOX_TABLES)
     before = len(partitions(rig.connection, "processed_events"))
     make(rig, 57 * EDGE + 3)  # a downstream that came late
     for number in range(58, 80):

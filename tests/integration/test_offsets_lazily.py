@@ -18,10 +18,11 @@ import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from brewctl.config import Settings, environment
-from brewctl.delivery import consumption, database, rest
+from brewctl.delivery import database, rest
 from brewctl.delivery.broker.kafka_python.client import connection
-from brewctl.delivery.consumption import Consumption
-from brewctl.delivery.inbox import Batch, Inbox, Tally
+from brewctl.delivery.inbox import consumption
+from brewctl.delivery.inbox.consumption import Consumption
+from brewctl.delivery.inbox.inbox import Batch, Inbox, Tally
 from brewctl.roles import inventory
 from tests.conftest import Rig, limited
 from tests.integration.kafka_tools import committed_offsets, finish, good_record, kafka_admin

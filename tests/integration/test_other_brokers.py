@@ -10,7 +10,6 @@ import pytest
 from confluent_kafka import Producer as OtherProducer
 
 from brewctl.config import Settings
-from brewctl.delivery import topics
 from brewctl.delivery.broker import (
     Consumer,
     Producer,
@@ -22,7 +21,8 @@ from brewctl.delivery.broker import (
     require_topic,
 )
 from brewctl.delivery.database import Pool
-from brewctl.delivery.outbox import Publisher
+from brewctl.delivery.outbox.publisher import Publisher
+from brewctl.delivery.topics import topics
 from brewctl.errors import BrewError, UnreachableError
 from brewctl.lifecycle import wait_until
 from tests.conftest import Rig, limited

@@ -12,7 +12,7 @@ from kafka.admin import NewTopic
 from brewctl.delivery import database
 from brewctl.delivery.broker import Outcome, Place, Producer, Record, RefusedError, UnavailableError, open_admin
 from brewctl.delivery.database import Pool
-from brewctl.delivery.outbox import Publisher
+from brewctl.delivery.outbox.publisher import Publisher
 from brewctl.lifecycle import wait_until
 from brewctl.proto.orders_pb2 import OrderCreated
 from tests.conftest import Rig, limited

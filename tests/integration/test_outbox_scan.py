@@ -9,8 +9,8 @@ import psycopg
 import pytest
 
 from brewctl.config import Settings
-from brewctl.delivery import outbox_scan
 from brewctl.delivery.broker import Outcome, Record, UnsentError
+from brewctl.delivery.outbox import scan
 from brewctl.lifecycle import Backoff, wait_until
 from tests.conftest import Rig, limited, open_rig
 from tests.integration.outbox_tools import fetch, mark_published, unpublished
@@ -46,7 +46,7 @@ def settings(rig: Rig) -> Settings:
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The publishers' clock. It stands still, so none looks at what is behind it, until a test moves it."""
     now = [0.0]
-    monkeypatch.setattr(outbox_scan, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(scan, "time", SimpleNamespace(monotonic=lambda: now[0]))
     return now
 
 

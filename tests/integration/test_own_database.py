@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from brewctl.delivery.homes import Home
+from brewctl.delivery.schema.homes import Home
 from brewctl.lifecycle import wait_until
 from brewctl.security import Secret
 from brewctl.verify import elsewhere, verify

@@ -9,8 +9,9 @@ import pytest
 
 from brewctl import config, overview
 from brewctl.config import Settings
-from brewctl.delivery import registry, republish
+from brewctl.delivery import registry
 from brewctl.delivery.downstream import Downstream
+from brewctl.delivery.repair import republish
 from brewctl.errors import BrewError, UsageError
 from brewctl.overview.standing import Look, look
 from tests.conftest import run

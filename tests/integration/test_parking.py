@@ -11,14 +11,15 @@ import psycopg
 import pytest
 
 from brewctl.cli import dlq_parked
-from brewctl.delivery import database, events, parking
+from brewctl.delivery import database, events
 from brewctl.delivery.broker import Record
 from brewctl.delivery.database import Pool
-from brewctl.delivery.dead_letters import Filter
 from brewctl.delivery.downstream import Downstream, Reject
 from brewctl.delivery.events import Event
-from brewctl.delivery.failures import StoppedError
-from brewctl.delivery.inbox import Inbox
+from brewctl.delivery.inbox import parking
+from brewctl.delivery.inbox.failures import StoppedError
+from brewctl.delivery.inbox.inbox import Inbox
+from brewctl.delivery.repair.dead_letters import Filter
 from brewctl.proto.orders_pb2 import OrderCancelled, OrderCreated
 from brewctl.roles import inventory
 from tests.conftest import Rig, limited

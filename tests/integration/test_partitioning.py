@@ -9,7 +9,9 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from brewctl.config import Settings
-from brewctl.delivery import database, retention, schema
+from brewctl.delivery import database
+from brewctl.delivery.retention import retention
+from brewctl.delivery.schema import completion, setup
 from brewctl.doctor import partitions
 from brewctl.errors import BrewError
 from brewctl.lifecycle import wait_until
@@ -55,7 +57,7 @@ def session(settings: Settings) -> Session:
 
 def migrate(settings: Settings, told: list[str] | None = None) -> None:
     with database.connect(settings, name="brewctl db init") as connection:
-        database.initialize(connection, tell=([] if told is None else told).append)
+        setup.initialize(connection, tell=([] if told is None else told).append)
 
 
 def kinds(connection: Session) -> list[object]:
@@ -117,7 +119,7 @@ def test_all_that_is_a_table_s_own_comes_along_and_its_rows_stay_where_they_are(
             assert connection.execute(EVENT).fetchone() == (bound,)
             assert int(str(bound)) > ROWS
             migrate(settings)
-            assert schema.missing(connection) == []
+            assert completion.missing(connection) == []
         finally:
             connection.execute(f"DROP OWNED BY {reader}; DROP ROLE {reader}".encode())
 

@@ -9,15 +9,16 @@ import pytest
 from confluent_kafka.admin import AdminClient, NewPartitions  # type: ignore[attr-defined]
 
 from brewctl.config import Settings
-from brewctl.delivery import cancellation, database, events
+from brewctl.delivery import database, events
 from brewctl.delivery.broker import Producer, Record
 from brewctl.delivery.broker.kafka_python.client import connection
 from brewctl.delivery.broker.partitions import partition_for
-from brewctl.delivery.burial import Burial
-from brewctl.delivery.consumption import Consumption
 from brewctl.delivery.database import Pool
-from brewctl.delivery.inbox import Inbox
-from brewctl.delivery.outbox import Publisher
+from brewctl.delivery.inbox.burial import Burial
+from brewctl.delivery.inbox.consumption import Consumption
+from brewctl.delivery.inbox.inbox import Inbox
+from brewctl.delivery.orders import cancellation
+from brewctl.delivery.outbox.publisher import Publisher
 from brewctl.lifecycle import wait_until
 from brewctl.proto.orders_pb2 import CancelRequest
 from brewctl.roles import inventory, notifications

@@ -15,9 +15,11 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from brewctl.config import Settings, environment
-from brewctl.delivery import acceptance, database, orders
+from brewctl.delivery import database
 from brewctl.delivery.database import BoundedConnection
-from brewctl.delivery.watch import Watch
+from brewctl.delivery.database.availability import Watch
+from brewctl.delivery.orders import acceptance, store
+from brewctl.delivery.schema import setup
 from brewctl.doctor import Verdict, postgres
 from brewctl.errors import BrewError
 from brewctl.lab.nodes import Nodes
@@ -144,17 +146,17 @@ def test_a_statement_is_one_round_trip(connection: BoundedConnection, tmp_path: 
     new = acceptance.accept(order(customer_id=somebody()), tenant_id=None, traceparent=None)
     with written.open("w") as trace:
         connection.pgconn.trace(trace.fileno())
-        assert orders.write(connection, [new], topic="nowhere") == {new.id}
+        assert store.write(connection, [new], topic="nowhere") == {new.id}
         connection.pgconn.untrace()
     assert re.findall(r"\tF\t\d+\t(?:Sync|Query)", written.read_text()) == ["\tF\t4\tSync"]
 
 
 def test_a_statement_that_fails_is_rolled_back_alone(connection: BoundedConnection) -> None:
     new = acceptance.accept(order(customer_id=somebody()), tenant_id=None, traceparent=None)
-    assert orders.write(connection, [new], topic="nowhere") == {new.id}
+    assert store.write(connection, [new], topic="nowhere") == {new.id}
     with pytest.raises(psycopg.errors.DivisionByZero):
         connection.execute("DELETE FROM orders WHERE id = %s AND 1 / (amount_cents - 450) = 1", (new.id,))
-    assert orders.get(connection, str(new.id)) == new.order
+    assert store.get(connection, str(new.id)) == new.order
 
 
 def test_the_doctor_says_that_a_pooler_stands_between(settings: Settings) -> None:
@@ -169,7 +171,7 @@ def test_commands_work_or_say_what_they_need(rig: Rig, settings: Settings) -> No
         done = run(*arguments, env=env)
         assert done.returncode == 0, done.stderr
     new = acceptance.accept(order(customer_id=somebody()), tenant_id=None, traceparent=None)
-    assert orders.write(rig.connection, [new], topic=settings.topic) == {new.id}
+    assert store.write(rig.connection, [new], topic=settings.topic) == {new.id}
     assert run("trace", str(new.id), env=env).stdout.count("created") == 1
     done = run("verify", env=env)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -182,7 +184,7 @@ def test_db_init_adds_what_is_missing_and_leaves_no_setting_behind(rig: Rig, set
     rig.connection.execute("DROP INDEX outbox_ready; ALTER TABLE nodes DROP COLUMN rival")
     done = run("db", "init", env=environment(settings))
     assert done.returncode == 0, done.stderr
-    assert database.missing_tables(rig.connection) == []
+    assert setup.missing_tables(rig.connection) == []
     with guest(settings.database_url) as other:
         assert shown(other, "statement_timeout", "lock_timeout") == before
 
@@ -236,7 +238,7 @@ def test_the_watch_sees_through_a_pooler_that_waits_for_its_server(rig: Rig) -> 
 
 def test_the_story_behind_a_pooler(rig: Rig, tmp_path: Path) -> None:
     """Orders, a kill -9 of a consumer, and a verdict; what a session sets is seen by none that shares it."""
-    database.initialize(rig.connection, reset=True)
+    setup.initialize(rig.connection, reset=True)
     with pooled(rig.settings.database_url, size=3) as url:
         settings = dataclasses.replace(rig.settings, database_url=url)
         with Nodes(settings, logs=tmp_path, on_line=lambda _line: None) as nodes:
@@ -286,7 +288,7 @@ def test_no_server_session_is_left_with_commits_that_wait_for_no_disk(rig: Rig, 
 
 def test_roles_wait_for_a_server_that_its_pooler_can_not_reach(rig: Rig, tmp_path: Path) -> None:
     """They start once it is there, and go on over sessions that end behind the pooler."""
-    database.initialize(rig.connection, reset=True)
+    setup.initialize(rig.connection, reset=True)
     server = conninfo_to_dict(rig.settings.database_url)
     place = str(server["host"]), int(str(server["port"]))
     with ExitStack() as stack:

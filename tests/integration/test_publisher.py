@@ -17,8 +17,8 @@ import psycopg
 import pytest
 
 from brewctl import overview
-from brewctl.delivery import topics
 from brewctl.delivery.broker import Record, open_admin
+from brewctl.delivery.topics import topics
 from brewctl.overview import replicas
 from tests.conftest import Rig, begin
 from tests.integration.grpc_tools import dialled

@@ -11,10 +11,10 @@ import psycopg
 import pytest
 
 from brewctl.config import Settings
-from brewctl.delivery import outbox
 from brewctl.delivery.broker import Outcome, Place, Producer, Record
 from brewctl.delivery.database import Pool
-from brewctl.delivery.outbox import Publisher
+from brewctl.delivery.outbox import publisher as publishing
+from brewctl.delivery.outbox.publisher import Publisher
 from brewctl.delivery.rest import Rest
 from brewctl.lifecycle import wait_until
 from brewctl.proto.orders_pb2 import OrderCreated
@@ -97,7 +97,7 @@ def test_it_takes_more_while_there_are_more_and_fewer_where_that_takes_long(
     rig: Rig, pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock, took_s = [1000.0], [0.0]
-    monkeypatch.setattr(outbox, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(publishing, "time", SimpleNamespace(monotonic=lambda: clock[0]))
 
     class TimedProducer:
         def send(self, records: Sequence[Record], *, timeout_s: float) -> list[Outcome]:
@@ -166,7 +166,7 @@ class Pauses(threading.Event):
 def test_who_is_told_of_no_commit_looks_soon_after_rows_and_less_often_without(
     rig: Rig, pool: Pool, monkeypatch: pytest.MonkeyPatch, polls: bool, first: list[float]
 ) -> None:
-    monkeypatch.setattr(outbox, "random", SimpleNamespace(uniform=lambda _least, _most: 1.0))
+    monkeypatch.setattr(publishing, "random", SimpleNamespace(uniform=lambda _least, _most: 1.0))
     publisher = Running(limited(rig.settings, publish_poll_s=0.5, publish_again_s=0.1), pool, polls=polls)
     pauses = publisher._wake = Pauses()
     with publisher:

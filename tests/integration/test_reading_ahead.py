@@ -9,11 +9,12 @@ import pytest
 from kafka import KafkaProducer
 
 from brewctl.config import Settings
-from brewctl.delivery import consumption, database
+from brewctl.delivery import database
 from brewctl.delivery.broker import Consumer, Record
 from brewctl.delivery.broker.kafka_python.client import connection
-from brewctl.delivery.consumption import Consumption
-from brewctl.delivery.inbox import Batch, Inbox
+from brewctl.delivery.inbox import consumption
+from brewctl.delivery.inbox.consumption import Consumption
+from brewctl.delivery.inbox.inbox import Batch, Inbox
 from brewctl.roles import inventory
 from tests.conftest import Rig, limited
 from tests.integration.kafka_tools import committed_offsets, good_record, kafka_admin

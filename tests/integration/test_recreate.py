@@ -8,9 +8,9 @@ import pytest
 from kafka import KafkaConsumer
 
 from brewctl.config import Settings
-from brewctl.delivery import topics
 from brewctl.delivery.broker import Admin, open_admin
 from brewctl.delivery.broker.kafka_python.client import connection
+from brewctl.delivery.topics import topics
 from brewctl.errors import BrewError
 from brewctl.lifecycle import wait_until
 from tests.conftest import Rig

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from brewctl.delivery import database, homes
+from brewctl.delivery import database
+from brewctl.delivery.schema import homes
 from brewctl.doctor import Finding, Verdict, postgres
 from brewctl.errors import UnreachableError
 from brewctl.verify import verify

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from brewctl.delivery.broker import open_admin
-from brewctl.delivery.retention_plan import Reason
+from brewctl.delivery.retention.plan import Reason
 from tests.integration.chain_tools import Chain, open_chain
 from tests.integration.retention_tools import attached, fill, park, plan, remove_records, run, small_partitions, state
 

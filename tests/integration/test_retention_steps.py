@@ -8,8 +8,10 @@ from typing import Any
 import psycopg
 import pytest
 
-from brewctl.delivery import database, retention, retention_look, retention_turn
-from brewctl.delivery.retention import Run
+from brewctl.delivery import database
+from brewctl.delivery.retention import look, retention
+from brewctl.delivery.retention.retention import Run
+from brewctl.delivery.retention.turn import take_turn
 from brewctl.lifecycle import wait_until
 from brewctl.verify import verify
 from tests.conftest import begin
@@ -113,7 +115,7 @@ def test_a_run_that_is_killed_while_it_detaches_is_finished_by_the_next(chain: C
 
 def test_of_two_loops_one_works_and_the_other_waits_its_turn(chain: Chain) -> None:
     with database.connect(chain.rig.settings) as connection:
-        with retention_turn.turn(connection):
+        with take_turn(connection):
             waiting = begin("db", "retention", "--every", "0.1", env=chain.rig.env)
             assert waiting.stdout is not None
             assert waiting.stderr is not None
@@ -138,7 +140,7 @@ def test_of_two_loops_one_works_and_the_other_waits_its_turn(chain: Chain) -> No
 
 def test_a_row_that_is_committed_late_keeps_its_partition(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its transaction took an id before the partition was full, and is not seen before the partition is detached."""
-    monkeypatch.setattr(retention_look.Look, "_writer", lambda _self, _partition: None)
+    monkeypatch.setattr(look.Look, "_writer", lambda _self, _partition: None)
     chain.execute("DELETE FROM outbox WHERE id = 4")
     chain.execute("DELETE FROM orders o WHERE NOT EXISTS (SELECT FROM outbox WHERE aggregate_id = 'order-' || o.id)")
     late = psycopg.connect(chain.rig.settings.database_url)

@@ -14,7 +14,8 @@ from psycopg import sql as quoting
 
 from brewctl import sql
 from brewctl.config import DEFAULT_DOWNSTREAMS
-from brewctl.delivery import effects, registry, waiting_events
+from brewctl.delivery import registry
+from brewctl.delivery.inbox import effects, waiting_events
 from tests.conftest import Rig
 from tests.integration.rights_tools import dropped
 

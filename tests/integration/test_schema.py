@@ -12,7 +12,9 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from brewctl.config import Settings, environment
-from brewctl.delivery import acceptance, database, orders, schema
+from brewctl.delivery import database
+from brewctl.delivery.orders import acceptance, store
+from brewctl.delivery.schema import completion, parts, setup
 from brewctl.errors import BrewError
 from brewctl.lifecycle import wait_until
 from brewctl.proto.orders_pb2 import CreateRequest
@@ -45,7 +47,7 @@ def settings(servers: dict[str, str]) -> Iterator[Settings]:
 
 def initialize(settings: Settings, told: list[str] | None = None) -> None:
     with database.connect(settings, name="brewctl db init") as connection:
-        database.initialize(connection, tell=([] if told is None else told).append)
+        setup.initialize(connection, tell=([] if told is None else told).append)
 
 
 @pytest.fixture
@@ -60,7 +62,7 @@ def session(settings: Settings, *, name: str = "psql", options: str = "") -> Ses
 
 def lacking(settings: Settings) -> list[str]:
     with session(settings) as connection:
-        return [str(part) for part in schema.missing(connection)]
+        return [str(part) for part in completion.missing(connection)]
 
 
 @contextlib.contextmanager
@@ -68,7 +70,7 @@ def dumping(settings: Settings) -> Iterator[Session]:
     """Somebody who reads all tables in one snapshot, as pg_dump does, until the block ends."""
     with session(settings, name="pg_dump") as dump:
         dump.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
-        dump.execute(f"LOCK TABLE {', '.join(schema.TABLES)} IN ACCESS SHARE MODE")
+        dump.execute(f"LOCK TABLE {', '.join(parts.TABLES)} IN ACCESS SHARE MODE")
         dump.execute("SELECT count(*) FROM orders")
         yield dump
         with contextlib.suppress(psycopg.OperationalError):  # ended by somebody
@@ -101,7 +103,7 @@ def builders(settings: Settings) -> list[int]:
 def test_a_complete_schema_is_not_touched(complete: Settings) -> None:
     with session(complete) as owner, owner.transaction():
         # Whoever asked for any lock of a table that roles use would wait.
-        used = [table for table in schema.TABLES if table != schema.VERSIONS]
+        used = [table for table in parts.TABLES if table != parts.VERSIONS]
         owner.execute(f"LOCK TABLE {', '.join(used)} IN ACCESS EXCLUSIVE MODE")
         initialize(limited(complete, schema_wait_s=0))
         done = run("db", "init", env=environment(complete))
@@ -145,7 +147,7 @@ def test_no_create_waits_for_a_column_that_a_dump_holds_up(complete: Settings) -
 def test_who_holds_a_table_is_named_and_the_hint_is_true(complete: Settings, way: str) -> None:
     def init(settings: Settings) -> None:
         with database.connect(settings) as connection:
-            database.initialize(connection, reset=way == "--reset")
+            setup.initialize(connection, reset=way == "--reset")
 
     with session(complete) as connection:
         if way == "the column":
@@ -192,7 +194,7 @@ def test_a_build_that_a_crash_cut_off_is_made_again(complete: Settings) -> None:
             building.result()
     assert lacking(complete) == ["outbox_ready"]
     with session(complete) as connection, pytest.raises(BrewError, match=r"outbox_ready: run `brewctl db migrate`"):
-        database.check_schema(connection)
+        setup.require(connection)
     initialize(complete)
     assert lacking(complete) == []
 
@@ -236,7 +238,7 @@ def test_an_older_versions_tables_are_brought_up_to_date_with_their_rows(setting
         connection.execute("UPDATE outbox SET published_at = now() WHERE id > 10")
         connection.execute("INSERT INTO processed_events (consumer, outbox_id) SELECT 'inventory', id FROM outbox")
         with pytest.raises(BrewError, match=r"^missing in postgres: .*outbox\.event_id.*outbox_add\(\)"):
-            database.check_schema(connection)
+            setup.require(connection)
         tables = ("orders", "outbox", "processed_events")
         before = {table: connection.execute(f"SELECT count(*) FROM {table}").fetchone() for table in tables}
         initialize(settings)
@@ -250,7 +252,7 @@ def test_an_older_versions_tables_are_brought_up_to_date_with_their_rows(setting
         new = acceptance.accept(
             CreateRequest(customer_id="c", amount_cents=1, currency="EUR"), tenant_id=None, traceparent=None
         )
-        assert orders.write(ours, [new], topic="t") == {new.id}
+        assert store.write(ours, [new], topic="t") == {new.id}
 
 
 def test_a_function_that_is_another_is_made_anew_by_several_at_once(complete: Settings) -> None:
@@ -264,7 +266,7 @@ def test_a_function_that_is_another_is_made_anew_by_several_at_once(complete: Se
         connection.execute("CREATE FUNCTION outbox_add(int) RETURNS int LANGUAGE sql AS 'SELECT 1'")
         assert lacking(complete) == ["outbox_add()"]
         with pytest.raises(BrewError, match=r"^missing in postgres: outbox_add\(\): run `brewctl db migrate`"):
-            database.check_schema(connection)
+            setup.require(connection)
         with ThreadPoolExecutor(4) as pool:
             together = threading.Barrier(4)
 
@@ -302,7 +304,7 @@ def test_a_key_that_is_gone_stops_a_role_and_comes_back(complete: Settings) -> N
         key = "the primary key of processed_events (consumer, outbox_id)"
         assert lacking(complete) == [key]
         with pytest.raises(BrewError) as refused:
-            database.check_schema(connection)
+            setup.require(connection)
         assert str(refused.value) == f"missing in postgres: {key}: run `brewctl db migrate`"
         # Nobody was hindered meanwhile.
         connection.execute(
@@ -323,7 +325,7 @@ def test_the_sessions_own_bound_comes_back(complete: Settings) -> None:
         connection.execute("DROP INDEX outbox_ready")
     with database.connect(complete) as connection:
         before = connection.execute("SHOW statement_timeout").fetchone()
-        database.initialize(connection)
+        setup.initialize(connection)
         assert connection.execute("SHOW statement_timeout").fetchone() == before
 
 

@@ -11,9 +11,10 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from brewctl.config import Settings
-from brewctl.delivery import acceptance, database, orders
+from brewctl.delivery import database
 from brewctl.delivery.broker import Producer
-from brewctl.delivery.outbox import Publisher
+from brewctl.delivery.orders import acceptance, store
+from brewctl.delivery.outbox.publisher import Publisher
 from brewctl.doctor import Verdict, postgres
 from brewctl.errors import UnreachableError
 from brewctl.lifecycle import wait_until
@@ -68,7 +69,7 @@ def written(settings: Settings, customer: str) -> acceptance.NewOrder:
     """Write an order as a role does."""
     new = acceptance.accept(order(customer_id=customer), tenant_id=None, traceparent=None)
     with database.open_pool(settings, name="writer", size=1) as pool, pool.connection() as connection:
-        assert orders.write(connection, [new], topic=settings.topic) == {new.id}
+        assert store.write(connection, [new], topic=settings.topic) == {new.id}
     return new
 
 
@@ -111,7 +112,7 @@ def test_a_session_is_the_same_whatever_the_database_says(rig: Rig) -> None:
         "idle_in_transaction_session_timeout": "15s",
         "client_encoding": "UTF8",
     }
-    assert orders.get(rig.connection, str(new.id)) == new.order
+    assert store.get(rig.connection, str(new.id)) == new.order
     assert looked["session"].verdict is Verdict.OK
     assert "?options=-csearch_path%3Dhidden" in looked["search_path"].mend
 
@@ -181,7 +182,7 @@ def test_text_that_a_database_can_not_keep_is_refused_and_named(narrow: Rig) -> 
 def test_orders_of_any_database_are_published(narrow: Rig) -> None:
     encoding = narrow.connection.info.parameter_status("server_encoding")
     new = written(narrow.settings, "café ☕" if encoding == "SQL_ASCII" else "café")
-    assert orders.get(narrow.connection, str(new.id)) == new.order
+    assert store.get(narrow.connection, str(new.id)) == new.order
     narrow.serve("order-3")
     narrow.wait("its row", lambda: narrow.counts().outbox_unpublished == 0)
     done = narrow.brewctl("doctor")
@@ -204,11 +205,11 @@ def test_a_direct_connection_asks_no_more_often_than_before(rig: Rig, tmp_path: 
                         assert not connection.pooled
                         connection.pgconn.trace(trace.fileno())
                         if what == "a batch of orders":
-                            orders.write(connection, [new], topic=rig.settings.topic)
+                            store.write(connection, [new], topic=rig.settings.topic)
                         elif what == "an order alone":
-                            orders.create(connection, new, topic=rig.settings.topic)
+                            store.create(connection, new, topic=rig.settings.topic)
                         elif what == "an order read":
-                            orders.get(connection, str(new.id))
+                            store.get(connection, str(new.id))
                     if what == "a batch to publish":
                         assert publisher.publish_batch(publisher_producer) > 0
                     with pool.connection() as connection:
@@ -233,11 +234,11 @@ def test_a_call_whose_connection_was_dead_is_asked_with_another(rig: Rig, monkey
         monkeypatch.setattr(database, "has_news", lambda *_args, **_kwargs: False)
         end_all(rig, "ended")
         created = database.ask(
-            pool, lambda connection: orders.create(connection, new, topic=rig.settings.topic), wait_s=20
+            pool, lambda connection: store.create(connection, new, topic=rig.settings.topic), wait_s=20
         )
         assert created == new.order
         end_all(rig, "ended")
-        assert database.ask(pool, lambda connection: orders.get(connection, new.order.order_id), wait_s=20) == new.order
+        assert database.ask(pool, lambda connection: store.get(connection, new.order.order_id), wait_s=20) == new.order
 
 
 def test_a_transaction_that_had_begun_is_not_asked_again(rig: Rig) -> None:

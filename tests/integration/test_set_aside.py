@@ -5,10 +5,11 @@ import uuid
 
 from kafka.admin import NewTopic
 
-from brewctl.delivery import events, outbox
+from brewctl.delivery import events
 from brewctl.delivery.broker import HeldError, Producer, RefusedError, UnsentError
 from brewctl.delivery.database import Pool
-from brewctl.delivery.outbox import Publisher
+from brewctl.delivery.outbox.publisher import Publisher
+from brewctl.delivery.repair import outbox_rows
 from brewctl.proto.orders_pb2 import OrderCreated
 from tests.conftest import Rig, limited
 from tests.integration.kafka_tools import kafka_admin
@@ -125,6 +126,6 @@ def test_what_was_set_aside_is_shown_and_retried(rig: Rig, pool: Pool) -> None:
     publisher._absent.clear()
     publisher.publish_batch(ScriptedProducer(refusal, TAKEN, HeldError("behind it")))  # type: ignore[arg-type]
     assert rig.connection.execute("SELECT attempts FROM outbox WHERE id = %s", (first,)).fetchone() == (2,)
-    assert outbox.retry(rig.connection) == [first]
+    assert outbox_rows.retry(rig.connection) == [first]
     publisher.publish_batch(ScriptedProducer(TAKEN, TAKEN))  # type: ignore[arg-type]
     assert unpublished(rig) == [], f"row {later} was waiting behind"

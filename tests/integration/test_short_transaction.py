@@ -14,8 +14,8 @@ from brewctl.config import Settings
 from brewctl.delivery import database
 from brewctl.delivery.broker import RefusedError
 from brewctl.delivery.database import BoundedConnection, NoAnswerError, Pool
-from brewctl.delivery.outbox import Publisher
-from brewctl.delivery.short_transaction import ShortTransaction
+from brewctl.delivery.database.short_transaction import ShortTransaction
+from brewctl.delivery.outbox.publisher import Publisher
 from tests.conftest import Rig, limited
 from tests.integration.outbox_tools import TAKEN, ScriptedProducer, create_order, unpublished
 from tests.integration.scan_tools import Instant

@@ -15,11 +15,11 @@ from psycopg.conninfo import make_conninfo
 from brewctl.config import Settings
 from brewctl.delivery import database
 from brewctl.delivery.broker.kafka_python.client import connection
-from brewctl.delivery.consumption import Consumption
 from brewctl.delivery.database import Pool
 from brewctl.delivery.downstream import Downstream
-from brewctl.delivery.failures import StoppedError
-from brewctl.delivery.inbox import SLOW, Inbox
+from brewctl.delivery.inbox.consumption import Consumption
+from brewctl.delivery.inbox.failures import StoppedError
+from brewctl.delivery.inbox.inbox import SLOW, Inbox
 from brewctl.lab.nodes import Nodes
 from tests.conftest import Rig, limited, open_rig
 from tests.integration.kafka_tools import good_record

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from brewctl.config import environment
-from brewctl.delivery import database
+from brewctl.delivery.schema import setup
 from brewctl.overview.standing import Look, Standing, look
 from tests.conftest import Rig, begin, run
 from tests.integration.chain_tools import PROJECTIONS, Chain, Row, open_chain
@@ -216,9 +216,9 @@ def test_a_schema_of_an_older_version_is_named_and_brought_up_to_date(chain: Cha
     with connection.transaction(force_rollback=True):
         connection.execute("ALTER TABLE outbox DROP COLUMN kafka_partition, DROP COLUMN kafka_offset")
         connection.execute("ALTER TABLE processed_events DROP COLUMN duplicates, DROP COLUMN duplicate_at")
-        assert {"outbox.kafka_offset", "processed_events.duplicate_at"} <= {*database.missing_tables(connection)}
-        database.initialize(connection)
-        assert database.missing_tables(connection) == []
+        assert {"outbox.kafka_offset", "processed_events.duplicate_at"} <= {*setup.missing_tables(connection)}
+        setup.initialize(connection)
+        assert setup.missing_tables(connection) == []
 
 
 def test_an_order_is_followed_through_its_whole_life(rig: Rig, servers: dict[str, str]) -> None:

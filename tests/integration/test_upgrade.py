@@ -12,9 +12,9 @@ import pytest
 
 from brewctl import overview
 from brewctl.client import OrderClient
-from brewctl.delivery import database
 from brewctl.delivery.database import Pool
-from brewctl.delivery.inbox import Inbox
+from brewctl.delivery.inbox.inbox import Inbox
+from brewctl.delivery.schema import setup
 from brewctl.lab.nodes import Node, Nodes
 from brewctl.roles import inventory, notifications
 from tests.conftest import Rig
@@ -35,7 +35,7 @@ def older(rig: Rig, tmp_path: Path) -> Path:
     rig.connection.execute("DROP SCHEMA public CASCADE")
     rig.connection.execute("CREATE SCHEMA public")
     run_older(folder, "db", "init", env=rig.env)
-    assert "outbox.event_type" in database.missing_tables(rig.connection)
+    assert "outbox.event_type" in setup.missing_tables(rig.connection)
     return folder
 
 

@@ -5,8 +5,9 @@ from unittest import mock
 
 import pytest
 
-from brewctl.delivery import database, parking
-from brewctl.delivery.parking import Parking
+from brewctl.delivery import database
+from brewctl.delivery.inbox import parking
+from brewctl.delivery.inbox.parking import Parking
 from brewctl.roles import inventory
 from brewctl.verify import verify
 from tests.integration.chain_tools import Chain, broken, open_chain

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from brewctl.delivery import republish
+from brewctl.delivery.repair import republish
 from brewctl.verify import verify
 from tests.integration.chain_tools import Chain, broken, open_chain
 

@@ -11,11 +11,13 @@ from typing import Any
 
 import psycopg
 
-from brewctl.delivery import dead_letters, effects, events, inbox, outbox, parking
+from brewctl.delivery import events
 from brewctl.delivery.broker import Place, Producer, Record
 from brewctl.delivery.broker.kafka_python import producer as kafka_python_producer
 from brewctl.delivery.broker.partitions import partition_for
 from brewctl.delivery.downstream import Reject
+from brewctl.delivery.inbox import dead_letter, effects, inbox, parking
+from brewctl.delivery.outbox import publisher
 from brewctl.sql import queries
 
 Change = Callable[[], None]
@@ -83,7 +85,7 @@ def cancel_unwritten() -> None:
 
 def publisher_waits() -> None:
     """Nothing is published before every order has its order.cancelled."""
-    run = outbox.Publisher.run
+    run = publisher.Publisher.run
     both = "SELECT count(*) > 0 AND count(*) = 2 * count(*) FILTER (WHERE aggregate_seq = 1) FROM outbox"
 
     def later(publisher: Any, stop: Any) -> None:
@@ -92,7 +94,7 @@ def publisher_waits() -> None:
                 pass
         run(publisher, stop)
 
-    _put(outbox.Publisher, "run", later)
+    _put(publisher.Publisher, "run", later)
 
 
 def publisher_sleeps() -> None:
@@ -101,7 +103,7 @@ def publisher_sleeps() -> None:
     def run(_publisher: object, stop: Any) -> None:
         stop.wait()
 
-    _put(outbox.Publisher, "run", run)
+    _put(publisher.Publisher, "run", run)
 
 
 def _sending(change: Callable[[Any, Sequence[Record], Callable[..., Any]], Any]) -> None:
@@ -155,7 +157,7 @@ def sent_elsewhere_too() -> None:
 
 
 def _records(change: Callable[[Record], Record]) -> None:
-    _put(outbox, "Record", lambda *parts, **named: change(Record(*parts, **named)))
+    _put(publisher, "Record", lambda *parts, **named: change(Record(*parts, **named)))
 
 
 def another_key() -> None:
@@ -275,12 +277,12 @@ def letter_forgotten(group: str) -> Change:
 
 def letter_altered(group: str) -> Change:
     """Write dead letters that are not the records that died."""
-    letter_for = dead_letters.letter_for
+    letter_for = dead_letter.letter_for
 
     def altered(*parts: Any, **named: Any) -> Record:
         return letter_for(*parts, **named)._replace(value=b"another")
 
-    return in_group(group, lambda: _put(dead_letters, "letter_for", altered))
+    return in_group(group, lambda: _put(dead_letter, "letter_for", altered))
 
 
 _OF_A_GROUP = (

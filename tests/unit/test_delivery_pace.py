@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from brewctl.delivery.pace import Pace
+from brewctl.delivery.inbox.batch_size import Pace
 from brewctl.limits import Limits
 
 LIMITS = dataclasses.replace(Limits(), consume_records=2000)

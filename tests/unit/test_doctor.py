@@ -20,11 +20,11 @@ import typer.main
 from brewctl import doctor
 from brewctl.cli import doctor as command
 from brewctl.cli.main import app
-from brewctl.delivery import schema
 from brewctl.delivery.broker import Member, Partition, Unreached
-from brewctl.delivery.offsets import Progress
-from brewctl.delivery.republish import Missing, Summary
-from brewctl.delivery.versions import Standing
+from brewctl.delivery.repair.republish import Missing, Summary
+from brewctl.delivery.schema import parts
+from brewctl.delivery.schema.versions import Standing
+from brewctl.delivery.topics.group_progress import Progress
 from brewctl.doctor import (
     Finding,
     Verdict,
@@ -228,8 +228,8 @@ def test_the_version_of_postgres(number: str, verdict: str) -> None:
     [(["nodes"], {"outbox_unpublished"}, "fail"), ([], {"outbox_unpublished"}, "warn"), ([], set(), "ok")],
 )
 def test_the_schema(lacking: list[str], left: set[str], verdict: str) -> None:
-    parts = [part for part in schema.PARTS if part.name in {*lacking, *left}]
-    finding = postgres.schema_finding(Standing(frozenset(), tuple(parts), is_empty=False))
+    lacking_parts = [part for part in parts.PARTS if part.name in {*lacking, *left}]
+    finding = postgres.schema_finding(Standing(frozenset(), tuple(lacking_parts), is_empty=False))
     assert verdicts(finding) == [verdict]
     assert ("brewctl db migrate" in finding.mend) == (verdict != "ok")
 

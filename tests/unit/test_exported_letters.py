@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from brewctl.config import Settings
-from brewctl.delivery import dead_letters
 from brewctl.delivery.broker import Record
+from brewctl.delivery.inbox import dead_letter
 from brewctl.exporter import letters, postgres
 from brewctl.exporter.letters import Letters
 
@@ -27,7 +27,7 @@ class Topic:
     def add(self, *groups: str) -> None:
         for group in groups:
             dead = Record("topic", b"k", b"rubbish", [], 0, 0)
-            letter = dead_letters.letter_for(dead, "unreadable", group=group, topic="topic.dlq")
+            letter = dead_letter.letter_for(dead, "unreadable", group=group, topic="topic.dlq")
             self.records.append(letter._replace(partition=0, offset=len(self.records), timestamp_ms=1000))
 
     def bounds(self, _topic: str) -> dict[int, tuple[int, int]]:

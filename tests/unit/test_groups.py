@@ -9,7 +9,8 @@ from rich.console import Console
 from brewctl.cli.groups import _drawn, _print
 from brewctl.cli.groups_reset import _note_consequences, _target
 from brewctl.delivery.broker import Group, Member
-from brewctl.delivery.offsets import Progress, Target, Where, progress
+from brewctl.delivery.repair.group_reset import Target, Where
+from brewctl.delivery.topics.group_progress import Progress, progress
 from brewctl.errors import UsageError
 from brewctl.overview import GroupView
 

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from brewctl import overview
-from brewctl.delivery import keeping, registry
+from brewctl.delivery import registry
 from brewctl.delivery.broker import Setting
-from brewctl.delivery.keeping import FOREVER_MS, Kept
-from brewctl.delivery.offsets import Progress
+from brewctl.delivery.topics import keeping
+from brewctl.delivery.topics.group_progress import Progress
+from brewctl.delivery.topics.keeping import FOREVER_MS, Kept
 from brewctl.doctor import Verdict
 from brewctl.doctor import keeping as doctor
 from brewctl.errors import UsageError

@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import pytest
 
-from brewctl.delivery.cancellation import LONGEST_REASON
+from brewctl.delivery.orders.cancellation import LONGEST_REASON
 from brewctl.lab.cancels import LATER_S
 from brewctl.lab.load import Call, History, Load, Outcome
 from brewctl.lifecycle import wait_until

@@ -10,8 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from iso4217 import Currency
 
-from brewctl.delivery import acceptance
-from brewctl.delivery.acceptance import InvalidOrderError, NewOrder
+from brewctl.delivery.orders import acceptance
+from brewctl.delivery.orders.acceptance import InvalidOrderError, NewOrder
 from brewctl.proto.orders_pb2 import ORDER_STATUS_NEW, CreateRequest
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"

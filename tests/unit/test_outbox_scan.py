@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from brewctl.delivery import outbox_scan
-from brewctl.delivery.outbox_scan import Fetched, Scan
+from brewctl.delivery.outbox import scan as scan_module
+from brewctl.delivery.outbox.scan import Fetched, Scan
 
 LIMIT = 10
 
@@ -42,7 +42,7 @@ def scan() -> Scan:
 
 
 def look(scan: Scan, outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> Fetched:
-    monkeypatch.setattr(outbox_scan, "time", SimpleNamespace(monotonic=lambda: outbox.now_s))
+    monkeypatch.setattr(scan_module, "time", SimpleNamespace(monotonic=lambda: outbox.now_s))
     fetched = scan.fetch(outbox, limit=LIMIT, size=1, without_topics=[])  # type: ignore[arg-type]
     outbox.waiting -= {row[0] for row in fetched.rows}
     scan.settle(fetched)
@@ -51,7 +51,7 @@ def look(scan: Scan, outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> Fetched
 
 def at_the_end(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> Scan:
     """A publisher that has just published the last row, and has looked at all before."""
-    monkeypatch.setattr(outbox_scan, "time", SimpleNamespace(monotonic=lambda: outbox.now_s))
+    monkeypatch.setattr(scan_module, "time", SimpleNamespace(monotonic=lambda: outbox.now_s))
     scan = Scan()
     looks = 1
     while look(scan, outbox, monkeypatch).more:
@@ -90,7 +90,7 @@ def test_looks_behind_have_their_share_of_the_time_and_none_takes_long(
         assert len(look(scan, outbox, monkeypatch).rows) == rows
     behind = [(after, took) for (after, _), took in zip(outbox.asked, outbox.took, strict=True) if after < ids - LIMIT]
     assert sum(took for _, took in behind[1:]) <= 0.06 * (outbox.now_s - began)
-    assert max(took for _, took in behind[1:]) <= 2.1 * outbox_scan._LOOK_S
+    assert max(took for _, took in behind[1:]) <= 2.1 * scan_module._LOOK_S
     assert [after for after, _ in behind].count(0) >= 3, "they begin anew"
     assert max(after for after, _ in behind) >= 0.9 * ids or ids < 1_000_000
 

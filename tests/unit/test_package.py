@@ -8,7 +8,8 @@ import pytest
 
 import brewctl
 from brewctl import errors, security
-from brewctl.delivery import adding, downstream, events
+from brewctl.delivery import downstream, events
+from brewctl.delivery.outbox import adding
 from brewctl.proto import orders_pb2
 
 

@@ -3,7 +3,7 @@
 import psycopg
 import pytest
 
-from brewctl.delivery import refusals
+from brewctl.delivery.orders import refusals
 
 
 def server_error(sqlstate: str) -> psycopg.Error:

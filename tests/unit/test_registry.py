@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from brewctl.config import Settings, own_database_variable, short_name
-from brewctl.delivery import registration, registry
+from brewctl.delivery import registry
+from brewctl.delivery.schema import registration
 from brewctl.errors import ModuleError, UsageError
 from brewctl.security import Secret
 from tests.conftest import run

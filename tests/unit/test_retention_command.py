@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from brewctl.cli.retention import _age, _delta, _size, _span, retention
-from brewctl.delivery.retention_plan import Content, Partition, Reason, Verdict
+from brewctl.delivery.retention.plan import Content, Partition, Reason, Verdict
 from brewctl.errors import UsageError
 
 

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from brewctl.delivery.retention_plan import Content, Group, Known, Reason, Topic, judge, misplaced
+from brewctl.delivery.retention.plan import Content, Group, Known, Reason, Topic, judge, misplaced
 
 NOW = datetime(2026, 11, 27, 12, tzinfo=UTC)
 ROWS = Content("orders", "order.created", 0, 3, last_offset=9, last_published=NOW - timedelta(days=9))

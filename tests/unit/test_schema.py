@@ -4,30 +4,31 @@ import re
 
 import pytest
 
-from brewctl.delivery import schema, table_locks
-from brewctl.delivery.schema import Kind, Part
-from brewctl.delivery.table_locks import Holder
+from brewctl.delivery.database import table_locks
+from brewctl.delivery.database.table_locks import Holder
+from brewctl.delivery.schema import parts
+from brewctl.delivery.schema.parts import Kind, Part
 
 
 def test_every_statement_of_the_schema_is_a_part() -> None:
-    assert {part.kind for part in schema.PARTS} == set(Kind)
-    keys = {part.table: part.columns for part in schema.PARTS if part.kind is Kind.KEY}
-    assert {*keys} <= {*schema.TABLES}
+    assert {part.kind for part in parts.PARTS} == set(Kind)
+    keys = {part.table: part.columns for part in parts.PARTS if part.kind is Kind.KEY}
+    assert {*keys} <= {*parts.TABLES}
     assert keys["processed_events"] == ("consumer", "outbox_id")
     assert keys["dead_letters_settled"] == ("topic", "partition", "offset", "written_at")
     assert keys["orders"] == ("id",)
-    named = {str(part) for part in schema.PARTS}
+    named = {str(part) for part in parts.PARTS}
     assert {"orders", "outbox.attempts", "outbox_ready", "outbox_unpublished"} <= named
 
 
 @pytest.mark.parametrize("text", ["CREATE VIEW v AS SELECT 1;", "CREATE TABLE t (a int);", "DROP TABLE t;"])
 def test_a_statement_that_could_not_be_looked_for_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="no known form"):
-        schema.parse(text)
+        parts.parse(text)
 
 
 def test_a_table_may_have_no_key() -> None:
-    (table,) = schema.parse("CREATE TABLE IF NOT EXISTS t (a int, b text[] NOT NULL);")
+    (table,) = parts.parse("CREATE TABLE IF NOT EXISTS t (a int, b text[] NOT NULL);")
     assert (table.kind, table.name) == (Kind.TABLE, "t")
 
 

@@ -18,7 +18,8 @@ from cryptography.hazmat.primitives import serialization
 from psycopg.conninfo import conninfo_to_dict
 
 from brewctl import config
-from brewctl.delivery import acls, grants
+from brewctl.delivery.schema import grants
+from brewctl.delivery.topics import acls
 from brewctl.errors import BrewError, UsageError
 from brewctl.sandbox import certificates, cluster, parts, postgres_tls, secured, state
 from brewctl.security import Mechanism, Protocol

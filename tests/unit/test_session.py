@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from brewctl.delivery import session
-from brewctl.delivery.session import Session
+from brewctl.delivery.database import session
+from brewctl.delivery.database.session import Session
 from brewctl.limits import Limits
 
 

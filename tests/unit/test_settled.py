@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from brewctl.delivery import settled
 from brewctl.delivery.broker import Record
-from brewctl.delivery.settled import Settled
+from brewctl.delivery.inbox import settled_offsets
+from brewctl.delivery.inbox.settled_offsets import Settled
 from brewctl.limits import Limits
 
 LIMITS = dataclasses.replace(Limits(), offset_commit_s=1.0, consume_records=10, redelivery_records=50)
@@ -23,7 +23,7 @@ def records(first: int, count: int, *, partition: int = 0) -> list[Record]:
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A clock that a test sets."""
     now = SimpleNamespace(s=100.0)
-    monkeypatch.setattr(settled, "time", SimpleNamespace(monotonic=lambda: now.s))
+    monkeypatch.setattr(settled_offsets, "time", SimpleNamespace(monotonic=lambda: now.s))
     return now
 
 

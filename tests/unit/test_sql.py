@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import brewctl
-from brewctl.delivery.schema import TABLES
+from brewctl.delivery.schema.parts import TABLES
 from brewctl.sql import (
     bench_queries,
     doctor_queries,

@@ -9,8 +9,9 @@ import pytest
 from brewctl import overview
 from brewctl.cli.trace import _Timeline
 from brewctl.config import Settings
-from brewctl.delivery import offsets, registry
+from brewctl.delivery import registry
 from brewctl.delivery.broker import Group, Member
+from brewctl.delivery.topics import group_progress
 from brewctl.errors import BrewError, UsageError
 from brewctl.overview.effects import Effect
 from brewctl.overview.reading import bounds
@@ -213,7 +214,7 @@ def test_what_a_group_waits_for_is_who_owns_the_partition(members: list[Member],
         nodes=[READS, SILENT],
     )
     group = Group("inventory", "Stable" if members else "Empty", "roundrobin", tuple(members))
-    progress = offsets.progress(group, {3: 57}, {3: (0, 58)})
+    progress = group_progress.progress(group, {3: 57}, {3: (0, 58)})
     view = overview.GroupView(group.name, group.state, group.assignor, group.members, tuple(progress))
     kafka = Topics(frozenset("t"), {group.name: view}, [])
     assert judge(dataclasses.replace(Settings(), topic="t"), notified, kafka) == [said]
@@ -228,7 +229,7 @@ def test_what_a_group_waits_for_is_who_owns_the_partition(members: list[Member],
 )
 def test_a_member_may_be_further_than_the_offset_that_it_has_committed(members: list[Member], said: str) -> None:
     group = Group("inventory", "Stable" if members else "Empty", "roundrobin", tuple(members))
-    progress = offsets.progress(group, {3: 50}, {3: (0, 58)})
+    progress = group_progress.progress(group, {3: 50}, {3: (0, 58)})
     view = overview.GroupView(group.name, group.state, group.assignor, group.members, tuple(progress))
     kafka = Topics(frozenset("t"), {group.name: view}, [])
     notified = dataclasses.replace(

@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace.sampling import DEFAULT_ON, ParentBasedTraceIdRatio
 
 from brewctl import tracing
 from brewctl.delivery.broker import HeldError, Outcome, Place, Record, RefusedError
-from brewctl.delivery.traced_sending import TracedProducer, traced
+from brewctl.delivery.broker.traced_producer import TracedProducer, traced
 from brewctl.roles.order import traced as traced_calls
 from brewctl.tracing.sdk import ByLinks
 from brewctl.tracing.spans import Tracing

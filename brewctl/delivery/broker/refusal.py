@@ -17,7 +17,7 @@ from kafka.protocol.parser import KafkaProtocol
 
 from brewctl.delivery.broker import certificates
 from brewctl.delivery.broker.advertised import Refusal
-from brewctl.delivery.verification import fault, told
+from brewctl.delivery.certificate_faults import fault, told
 from brewctl.security import KAFKA, KafkaSecurity, Protocol
 
 _HEARD_S = 1.0

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 from brewctl.config import SHORT_NAMES
-from brewctl.delivery import database, events, registration, registry
+from brewctl.delivery import database, events, registry
 from brewctl.delivery.broker import Record, bare, open_reader
-from brewctl.delivery.inbox import Inbox
+from brewctl.delivery.inbox.inbox import Inbox
+from brewctl.delivery.schema import registration
 from brewctl.errors import BrewError
 from brewctl.lab.bench.figures import Figure
 from brewctl.lab.bench.ground import Ground

@@ -11,10 +11,12 @@ from uuid import UUID
 
 from brewctl import overview
 from brewctl.config import Settings
-from brewctl.delivery import acceptance, orders, registration, topics
 from brewctl.delivery.database import BoundedConnection, Connection
 from brewctl.delivery.downstream import Downstream
-from brewctl.delivery.homes import Databases
+from brewctl.delivery.orders import acceptance, store
+from brewctl.delivery.schema import registration
+from brewctl.delivery.schema.homes import Databases
+from brewctl.delivery.topics import topics
 from brewctl.errors import BrewError
 from brewctl.lab.cast import ORDER_NODES, STORY
 from brewctl.lab.nodes import Node, Nodes
@@ -108,7 +110,7 @@ class Ground:
                 acceptance.accept(request, tenant_id=None, traceparent=None)
                 for _ in range(min(_WRITTEN_AT_ONCE, count - first))
             ]
-            orders.write(self.connection, new, topic=self.settings.topic)
+            store.write(self.connection, new, topic=self.settings.topic)
 
     def counts(self) -> overview.Counts:
         """Read the counters, in all databases. Raises UnreachableError."""

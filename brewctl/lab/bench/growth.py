@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import psycopg
 
-from brewctl.delivery import partitioning
+from brewctl.delivery.schema import partitioning
 from brewctl.lab.bench import drains
 from brewctl.lab.bench.figures import Figure
 from brewctl.lab.bench.ground import Ground

@@ -21,8 +21,10 @@ from psycopg import sql
 
 from brewctl import stdout
 from brewctl.config import environment
-from brewctl.delivery import keeping, retention, retention_look, retention_turn
 from brewctl.delivery.broker import Admin, open_admin
+from brewctl.delivery.retention import look, retention
+from brewctl.delivery.retention.turn import take_turn
+from brewctl.delivery.topics import keeping
 from brewctl.errors import BrewError
 from brewctl.lab.bench.figures import Figure
 from brewctl.lab.bench.ground import Ground, addresses
@@ -94,10 +96,10 @@ def _small_partitions(ground: Ground, rows: int) -> Iterator[None]:
     settings, connection = ground.settings, ground.connection
     before = retention.state(connection).partition_rows
     retention.size(settings, connection, rows)
-    for each in (part for name in _TABLES for part in retention_look.partitions(connection, name)):
+    for each in (part for name in _TABLES for part in look.partitions(connection, name)):
         connection.execute(sql.SQL("DROP TABLE {}").format(sql.Identifier(each.name)))
     try:
-        with retention_turn.turn(connection, threading.Event()) as turn:
+        with take_turn(connection, threading.Event()) as turn:
             retention.Run(settings, connection, turn, ground.tell).drop()
         yield
     finally:

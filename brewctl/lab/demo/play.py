@@ -13,9 +13,10 @@ from typing import Protocol
 
 from brewctl import overview
 from brewctl.config import Settings
-from brewctl.delivery import homes, registration, topics
 from brewctl.delivery.broker import PARTITIONS, Admin, open_admin
-from brewctl.delivery.homes import Databases
+from brewctl.delivery.schema import homes, registration
+from brewctl.delivery.schema.homes import Databases
+from brewctl.delivery.topics import topics
 from brewctl.errors import BrewError
 from brewctl.lab.cast import ORDER_NODES, STORY
 from brewctl.lab.demo import narration

@@ -9,7 +9,7 @@ from brewctl import overview
 from brewctl.config import Settings
 from brewctl.delivery import registry
 from brewctl.delivery.broker import Admin, Member
-from brewctl.delivery.homes import Databases
+from brewctl.delivery.schema.homes import Databases
 from brewctl.lab.demo import narration
 from brewctl.lab.history import Act, Event, Ownership, Sample
 from brewctl.lab.nodes import Node

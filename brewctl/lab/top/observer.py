@@ -16,9 +16,10 @@ import psycopg
 
 from brewctl import overview
 from brewctl.config import Settings
-from brewctl.delivery import database, homes, registry
+from brewctl.delivery import database, registry
 from brewctl.delivery.broker import Admin, Broker, Partition, open_admin
 from brewctl.delivery.downstream import Downstream
+from brewctl.delivery.schema import homes
 from brewctl.errors import BrewError, UnreachableError
 from brewctl.lab.top.counting import Counting, Effects
 from brewctl.lab.top.processes import processes_of

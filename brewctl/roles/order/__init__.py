@@ -18,11 +18,13 @@ from collections.abc import Callable, Iterator
 
 from brewctl import affinity, log
 from brewctl.config import Settings
-from brewctl.delivery import database, presence, readiness, registration, rights, versions
+from brewctl.delivery import database, presence
 from brewctl.delivery.broker import require_topic
-from brewctl.delivery.group_commit import GroupCommit
-from brewctl.delivery.outbox import Publisher
-from brewctl.delivery.watch import Watch
+from brewctl.delivery.database import rights
+from brewctl.delivery.database.availability import Watch
+from brewctl.delivery.orders.group_commit import GroupCommit
+from brewctl.delivery.outbox.publisher import Publisher
+from brewctl.delivery.schema import readiness, registration, setup, versions
 from brewctl.errors import UnreachableError
 from brewctl.lifecycle import run_together
 from brewctl.probes.health import Finding, Health
@@ -62,7 +64,7 @@ def run(
     limits = settings.limits
     guard, looks = _guard(security)
     tables = registration.story_tables(settings)
-    open_pool = functools.partial(database.open_pool, settings, name=node, tables=tables)
+    open_pool = functools.partial(database.open_pool, settings, name=node, ready=setup.required(settings, tables))
     open_patient = functools.partial(open_pool, statement_s=limits.create_s, lock_s=limits.create_lock_s)
     with (
         open_pool(size=limits.reading_threads, statement_s=limits.create_s) as reading,

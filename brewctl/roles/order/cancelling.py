@@ -15,9 +15,10 @@ import psycopg
 
 from brewctl import log
 from brewctl.config import Settings
-from brewctl.delivery import cancellation, database
-from brewctl.delivery.cancellation import Cancellation
+from brewctl.delivery import database
 from brewctl.delivery.database import Pool
+from brewctl.delivery.orders import cancellation
+from brewctl.delivery.orders.cancellation import Cancellation
 from brewctl.proto.orders_pb2 import CancelResponse
 from brewctl.roles.order.call import Call
 

@@ -14,7 +14,7 @@ import grpc
 
 from brewctl import metrics
 from brewctl.config import Settings
-from brewctl.delivery.watch import Watch
+from brewctl.delivery.database.availability import Watch
 from brewctl.errors import PortError
 from brewctl.proto import orders_pb2
 from brewctl.roles.order import health, reflection, service, traced

@@ -11,10 +11,11 @@ from grpc_status import rpc_status
 
 from brewctl import log
 from brewctl.config import Settings
-from brewctl.delivery import acceptance, cancellation, database, orders, refusals, rights
-from brewctl.delivery.database import Pool
-from brewctl.delivery.group_commit import GroupCommit
-from brewctl.delivery.watch import Watch
+from brewctl.delivery import database
+from brewctl.delivery.database import Pool, rights
+from brewctl.delivery.database.availability import Watch
+from brewctl.delivery.orders import acceptance, cancellation, refusals, store
+from brewctl.delivery.orders.group_commit import GroupCommit
 from brewctl.proto import orders_pb2
 from brewctl.proto.orders_pb2 import CancelResponse, Order
 from brewctl.roles.order.call import Call, Status
@@ -131,16 +132,16 @@ class OrderService:
             return stands
         code, details = grpc.StatusCode.UNAVAILABLE, _FULL if isinstance(error, psycopg.errors.DiskFull) else AWAY
         match error:
-            case orders.CommitFailedError():
+            case store.CommitFailedError():
                 self._commit_failed.warn(reason=str(error))
                 code, details = grpc.StatusCode.INTERNAL, f"the commit failed: {again}"
             case _ if call.given_up:
                 return Status(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed before the commit")
-            case orders.KeyHeldError():
+            case store.KeyHeldError():
                 code, details = grpc.StatusCode.RESOURCE_EXHAUSTED, str(error)
-            case orders.TooLateError():
+            case store.TooLateError():
                 details = f"the database did not finish within {self._limits.create_s:g} s: retry"
-            case error if isinstance(error, orders.UNDONE):
+            case error if isinstance(error, store.UNDONE):
                 details = "the database is busy: retry"
             case error if refusals.lacks_right(error):
                 self._failed.warn(reason=refusals.words(error), hint=rights.HINT)
@@ -158,7 +159,7 @@ class OrderService:
 
     def _never(self, error: Exception) -> Status | None:
         """Say why another try of the same would be in vain, if it would, in PostgreSQL's own words."""
-        if isinstance(error, orders.KeyReusedError):
+        if isinstance(error, store.KeyReusedError):
             return Status(grpc.StatusCode.ALREADY_EXISTS, str(error))
         if isinstance(error, psycopg.errors.UndefinedTable):
             self._failed.warn(reason=str(error).splitlines()[0], hint="run `brewctl db init`")
@@ -181,7 +182,7 @@ class OrderService:
         try:
             order = database.ask(
                 self._reading,
-                lambda connection: orders.get(connection, request.order_id, tenant_id=call.tenant),
+                lambda connection: store.get(connection, request.order_id, tenant_id=call.tenant),
                 wait_s=min(self._limits.database_wait_s, call.left_s()),
             )
         except psycopg.Error as error:
@@ -204,7 +205,7 @@ class OrderService:
     def _early(self, call: Call) -> Status | None:
         """Say how a call ends that need not be begun: it may have been queued since it was admitted."""
         if call.left_s() <= 0:
-            return self.status_for(orders.TooLateError(), call)
+            return self.status_for(store.TooLateError(), call)
         if self._watch.away:
             return retry_later(grpc.StatusCode.UNAVAILABLE, AWAY, after_s=self._limits.retry_after_s)
         return None

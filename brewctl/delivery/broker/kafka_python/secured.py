@@ -19,7 +19,7 @@ from kafka.scram import ScramClient
 
 from brewctl import log
 from brewctl.delivery.broker import certificates
-from brewctl.delivery.verification import told
+from brewctl.delivery.certificate_faults import told
 from brewctl.errors import UsageError
 from brewctl.security import KafkaSecurity, Mechanism
 

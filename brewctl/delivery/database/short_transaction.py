@@ -1,0 +1,157 @@
+"""A transaction in two round trips: its first statement travels with BEGIN, its last one with COMMIT.
+
+Each message wakes this process and one of the server, which costs more than what a small statement does. Statements
+travel as text, several in one message of the simple protocol, which every pooler takes. A session of our own prepares
+each once and has it run with EXECUTE; behind a pooler the whole text travels, after the transaction's settings.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from types import TracebackType
+from typing import Any, Self
+
+import psycopg
+from psycopg import generators, sql
+from psycopg.adapt import Transformer
+from psycopg.pq import ExecStatus, TransactionStatus
+from psycopg.rows import TupleRow
+
+from brewctl.delivery.database import arrays
+from brewctl.delivery.database.bounded import BoundedConnection
+from brewctl.sql import queries
+
+_PLACEHOLDER = re.compile(r"%\((\w+)\)[sbt]")
+_MANY = 100
+_DONE = (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK)
+_OPEN = (TransactionStatus.INTRANS, TransactionStatus.INERROR)
+
+
+@cache
+def _name_of(query: str) -> str:
+    """Return the name by which pg_stat_activity shows a statement of ours: that of its query."""
+    return next((f"brew_{name}" for name, text in queries.items() if text == query), "")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a statement returned."""
+
+    rows: list[TupleRow]
+
+    def fetchall(self) -> list[TupleRow]:
+        """Return its rows, as a cursor does."""
+        return self.rows
+
+
+class ShortTransaction:
+    """Runs statements with a connection that is in no transaction, as a context manager: without `commit` it undoes.
+
+    It ends as psycopg's does after an error: nothing was written, unless the connection was lost at the commit. After
+    a psycopg.Error the connection is closed: so nobody has to know which statements its session has prepared.
+    """
+
+    def __init__(self, connection: BoundedConnection) -> None:
+        """Prepare it: nothing is sent yet."""
+        self._connection = connection
+        self.began = False  # and not over
+
+    def execute(self, query: str, parameters: Mapping[str, Any] | None = None) -> Answer:
+        """Run a statement, with BEGIN if it is the first one. Raises psycopg.Error."""
+        before, text = self._texts(query, parameters or {})
+        return self._send([*before, *self._begin(), text])
+
+    def peek(self, query: str, parameters: Mapping[str, Any]) -> Answer:
+        """Run a statement before the transaction begins, in one round trip. Raises psycopg.Error."""
+        before, text = self._texts(query, parameters)
+        if not self._connection.pooled:
+            return self._send([*before, text])
+        return self._send([*self._beginning(), text], ["COMMIT"])
+
+    def commit(self, query: str | None = None, parameters: Mapping[str, Any] | None = None) -> None:
+        """Run a last statement, if any, and commit. Raises psycopg.Error."""
+        if query is not None:
+            before, text = self._texts(query, parameters or {})
+            self._send([*before, *self._begin(), text], ["COMMIT"])
+        elif self.began:
+            self._send(["COMMIT"])
+        self.began = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        connection = self._connection
+        if isinstance(error, psycopg.Error):
+            connection.close()
+        elif connection.pgconn.transaction_status in _OPEN:
+            try:
+                self._send(["ROLLBACK"])
+            except psycopg.Error:
+                connection.close()
+                if error is None:
+                    raise
+
+    def _begin(self) -> list[str]:
+        if self.began:
+            return []
+        self._connection.began = self.began = True
+        return self._beginning()
+
+    def _beginning(self) -> list[str]:
+        connection = self._connection
+        if not connection.pooled:
+            return ["BEGIN"]
+        query, settings = connection.session.transaction_settings(connection.statement_s)
+        return ["BEGIN ISOLATION LEVEL READ COMMITTED", self._filled_in(query, settings)]
+
+    def _texts(self, query: str, parameters: Mapping[str, Any]) -> tuple[list[str], str]:
+        """Return what has to be run once before, in this session, and the statement as text."""
+        connection = self._connection
+        # A plan that is kept is made for a few values: of many, each statement is planned anew.
+        many = any(isinstance(value, list) and len(value) > _MANY for value in parameters.values())
+        if connection.pooled or many:
+            return [], self._filled_in(query, parameters)
+        before = []
+        if query not in connection.prepared:
+            names = tuple(dict.fromkeys(_PLACEHOLDER.findall(query)))
+            name = _name_of(query) or f"brew_{len(connection.prepared) + 1}"
+            numbered = _PLACEHOLDER.sub(lambda match: f"${names.index(match[1]) + 1}", query)
+            before = [f"PREPARE {name} AS {numbered}"]
+            connection.prepared[query] = (name, names)
+        name, names = connection.prepared[query]
+        values = ",".join([self._literal(parameters[each]) for each in names])
+        return before, f"EXECUTE {name}({values})" if names else f"EXECUTE {name}"
+
+    def _filled_in(self, query: str, parameters: Mapping[str, Any]) -> str:
+        return _PLACEHOLDER.sub(lambda match: self._literal(parameters[match[1]]), query)
+
+    def _literal(self, value: object) -> str:
+        if isinstance(value, int):
+            return str(value) if value >= 0 else f"'{value}'"  # behind a minus it would be a comment
+        if isinstance(value, list) and value and all(type(each) is int for each in value):
+            return f"'{arrays.of_numbers(value)}'"
+        return sql.Literal(value).as_string(self._connection)
+
+    def _send(self, statements: Sequence[str], last: Sequence[str] = ()) -> Answer:
+        """Send statements in one message and wait for the answers, within the connection's bounds.
+
+        Returns the answer of the one before `last`.
+        """
+        connection = self._connection
+        with connection.lock:
+            # The line's end: a statement's last line may be a comment.
+            connection.pgconn.send_query("\n;".join([*statements, *last]).encode())
+            results = connection.wait(generators.execute(connection.pgconn))
+        for result in results:
+            if result.status not in _DONE:
+                raise psycopg.errors.error_from_result(result)
+        result = results[-1 - len(last)]
+        if result.status != ExecStatus.TUPLES_OK:
+            return Answer([])
+        loader = Transformer(connection)
+        loader.set_pgresult(result)
+        return Answer(loader.load_rows(0, result.ntuples, tuple))

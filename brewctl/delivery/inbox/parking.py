@@ -1,0 +1,256 @@
+"""Parking: an event whose effect fails for itself alone waits in PostgreSQL, and later events of its key behind it.
+
+    fails ──park──► parked_events, with its record ──redrive──► its effect, in order with all that is parked of its key
+                                                       └──drop──► none: it counts as processed
+
+Parking is part of the transaction that would have had the effect. A lock of the key keeps those apart who park, redrive
+and drop: what is redriven is the whole sequence that was parked, and nothing of the key has its effect between.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any
+
+from psycopg.rows import class_row
+
+from brewctl.delivery import events
+from brewctl.delivery.broker import Record
+from brewctl.delivery.database import BoundedConnection
+from brewctl.delivery.database.lent_transaction import HandlerError
+from brewctl.delivery.downstream import Downstream
+from brewctl.delivery.events import Event, Headers
+from brewctl.delivery.inbox.effects import Effect, distinct, effect_of
+from brewctl.delivery.inbox.failures import reason_of
+from brewctl.delivery.schema import no_partition
+from brewctl.errors import BrewError
+from brewctl.sql import queries
+
+_AFTER_IT = "it is parked as before; redrive the others by their ids"
+Read = tuple[Record, Event[Any]]  # an event, and the record that it was read from
+
+
+class Parking:
+    """The parked events of one consumer, as its inbox sees them. Not for two threads at a time."""
+
+    def __init__(self, consumer: str) -> None:
+        self._consumer = consumer
+        self.used = False  # whether some may be parked: then the keys of each batch are looked at
+
+    def park(self, connection: BoundedConnection, read: Read, reason: str, *, attempts: int) -> int:
+        """Commit an event, whose effect failed, as parked; 0 where it has had its effect, or is parked already."""
+        with connection.transaction():
+            lock(connection, self._consumer, [read[1].key])
+            self.used = True
+            return len(self._insert(connection, [read], reason, attempts=attempts))
+
+    def park_behind(self, connection: BoundedConnection, part: Sequence[Read]) -> tuple[list[Event[Any]], int]:
+        """Park events of keys that have parked ones, in the caller's transaction.
+
+        Return the others, and how many were parked: neither has those that are parked, or have had their effect.
+        """
+        keys = self._parked(connection, sorted({event.key for _, event in part}))
+        if keys:
+            # Whoever redrives a key has its lock: what is parked of it is known once we have that.
+            lock(connection, self._consumer, sorted(keys))
+            keys = self._parked(connection, sorted(keys))
+        else:
+            (self.used,) = connection.execute(queries["parks"], {"consumer": self._consumer}).fetchone() or (False,)
+        behind = [read for read in part if read[1].key in keys]
+        parked = self._insert(connection, behind, "waits behind an event of its key", attempts=0) if behind else []
+        return [event for _, event in part if event.key not in keys], len(parked)
+
+    def _parked(self, connection: BoundedConnection, keys: Sequence[str]) -> set[str]:
+        rows = connection.execute(queries["parked_keys"], {"consumer": self._consumer, "keys": list(keys)})
+        return {key for (key,) in rows}
+
+    def _insert(self, connection: BoundedConnection, part: Sequence[Read], reason: str, *, attempts: int) -> list[int]:
+        columns = {
+            "keys": [event.key for _, event in part],
+            "seqs": [event.seq for _, event in part],
+            "outbox_ids": [event.outbox_id for _, event in part],
+            "event_ids": [event.id for _, event in part],
+            "event_types": [event.type for _, event in part],
+            "topics": [record.topic for record, _ in part],
+            "partitions": [record.partition for record, _ in part],
+            "offsets": [record.offset for record, _ in part],
+            "written": [record.timestamp_ms for record, _ in part],
+            "values": [event.raw for _, event in part],
+            "headers": [dumped(record.headers) for record, _ in part],
+        }
+        said = {"consumer": self._consumer, "reason": reason.replace("\0", "?"), "attempts": attempts}
+        parked = [outbox_id for (outbox_id,) in connection.execute(queries["park"], {**columns, **said})]
+        if len(parked) < len(part):  # the others are there already, but a standby may not have them yet
+            connection.execute(queries["await_replication"])
+        return parked
+
+
+def name(number: int, group: str, *, apart: bool) -> str:
+    """Return what commands call a parked event. Each database numbers its own: `apart` from the story's, say whose."""
+    return f"p{number}@{group}" if apart else f"p{number}"
+
+
+def lock(connection: BoundedConnection, consumer: str, keys: Sequence[str]) -> None:
+    """Lock keys of a consumer to the end of the transaction."""
+    connection.execute(queries["lock_keys"], {"consumer": consumer, "keys": list(keys)})
+
+
+@dataclass(frozen=True, slots=True)
+class ParkedEvent:
+    """A parked event, with the record that it was read from."""
+
+    id: int
+    group: str
+    key: str
+    seq: int | None
+    outbox_id: int
+    event_id: str | None
+    event_type: str
+    topic: str
+    partition: int
+    offset: int
+    written_ms: int
+    value: bytes
+    headers: str
+    reason: str
+    attempts: int  # 0: parked behind another event of its key
+    parked_at: datetime
+    outcome: str  # redriven, dropped, or "": it waits
+    apart: bool = False  # its database is not the story's
+
+    @property
+    def name(self) -> str:
+        """What commands call it."""
+        return name(self.id, self.group, apart=self.apart)
+
+    @property
+    def record_headers(self) -> Headers:
+        """The headers of its record."""
+        return loaded(self.headers)
+
+    def event(self, downstream: Downstream) -> Event[Any]:
+        """Read it again, as its downstream reads it now. Raises UnreadableError."""
+        decoders = downstream.decoder_of
+        event = events.read(self.key.encode(), self.value, self.record_headers, self.written_ms, decoders=decoders)
+        if event is None:
+            raise events.UnreadableError(f"{self.group} takes no {self.event_type} any more")
+        return event
+
+
+@dataclass
+class Outcome:
+    """What became of the keys that were to be redriven or dropped."""
+
+    done: list[ParkedEvent] = field(default_factory=list)
+    refused: list[tuple[ParkedEvent, str]] = field(default_factory=list)  # the first of its key, and why it stays
+
+    def add(self, other: "Outcome", *, apart: bool) -> None:
+        """Add that of a database; `apart`: of one that is not the story's."""
+        self.done += [replace(each, apart=apart) for each in other.done]
+        self.refused += [(replace(each, apart=apart), why) for each, why in other.refused]
+
+
+def find(
+    connection: BoundedConnection,
+    groups: Iterable[str],
+    *,
+    ids: Sequence[int] | None = None,
+    key: str | None = None,
+    settled: bool = False,
+) -> list[ParkedEvent]:
+    """Read parked events, oldest first; `settled`: those that were redriven or dropped too."""
+    asked = {
+        "consumers": list(groups),
+        "ids": None if ids is None else list(ids),
+        "key": key,
+        "open": not settled,
+    }
+    with connection.cursor(row_factory=class_row(ParkedEvent)) as cursor:
+        return cursor.execute(queries["parked_events"], asked).fetchall()
+
+
+def redrive(connection: BoundedConnection, downstream: Downstream, keys: Iterable[str], *, node: str) -> Outcome:
+    """Apply what is parked of each key, in order, by the downstream's own effect: a transaction a key.
+
+    A key whose effect fails stays parked as it was. An event that has had its effect has no other. Raises
+    psycopg.Error where the server is away, BrewError where a handler lost its session: then the keys before are done.
+    """
+    with downstream.alive(node):
+        return _redrive(connection, downstream, keys, node=node)
+
+
+def _redrive(connection: BoundedConnection, downstream: Downstream, keys: Iterable[str], *, node: str) -> Outcome:
+    outcome = Outcome()
+    effect = effect_of(downstream, node=node)
+    for key in keys:
+        waiting: list[ParkedEvent] = []
+        try:
+            parked = find(connection, [downstream.group], key=key)
+            if refused := _make_room(connection, parked):
+                outcome.refused += [(each, refused[each.outbox_id]) for each in parked if each.outbox_id in refused][:1]
+                continue
+            with connection.transaction():
+                lock(connection, downstream.group, [key])
+                waiting = find(connection, [downstream.group], key=key)
+                _apply(connection, effect, [parked.event(downstream) for parked in waiting])
+                _settle(connection, waiting, "redriven")
+        except Exception as error:
+            if connection.closed and isinstance(error, HandlerError):  # it kept it for too long, or left it busy
+                raise BrewError(f"the redrive of {key} failed: {reason_of(error)}", hint=_AFTER_IT) from error
+            if connection.closed or not waiting:
+                raise
+            outcome.refused.append((waiting[0], reason_of(error)))
+        else:
+            outcome.done += waiting
+    return outcome
+
+
+def drop(connection: BoundedConnection, parked: Sequence[ParkedEvent]) -> Outcome:
+    """Give parked events up: they count as processed, without an effect. Raises psycopg.Error."""
+    outcome = Outcome()
+    refused = _make_room(connection, parked)
+    for each in parked:
+        with connection.transaction():
+            lock(connection, each.group, [each.key])
+            if found := find(connection, [each.group], ids=[each.id]):
+                if each.outbox_id not in refused:
+                    connection.execute(queries["count_as_processed"], {"ids": [each.id]})
+                _settle(connection, found, "dropped")
+                outcome.done += found
+    return outcome
+
+
+def _make_room(connection: BoundedConnection, parked: Sequence[ParkedEvent]) -> dict[int, str]:
+    """Make the partitions that dedup rows of parked events lack; return outbox ids that none is made for, and why."""
+    ids = no_partition.without(connection, [each.outbox_id for each in parked])
+    return {each: why for each in ids if (why := no_partition.make(connection, "processed_events", each))}
+
+
+def _apply(connection: BoundedConnection, effect: Effect, sequence: Sequence[Event[Any]]) -> None:
+    for part in distinct(sequence):
+        effect(connection, part, Counter(), looked=True)
+
+
+def _settle(connection: BoundedConnection, parked: Sequence[ParkedEvent], outcome: str) -> None:
+    connection.execute(queries["settle_parked"], {"outcome": outcome, "ids": [each.id for each in parked]})
+
+
+def dumped(headers: Headers) -> str:
+    """Write headers as the column has them."""
+    return json.dumps([_pair(name, value) for name, value in headers])
+
+
+def _pair(name: str, value: bytes) -> list[str | None]:
+    try:
+        return [name, value.decode()]
+    except UnicodeDecodeError:
+        return [name, None, value.hex()]
+
+
+def loaded(text: str) -> Headers:
+    """Read headers from the column."""
+    return [
+        (name, bytes.fromhex(rest[0]) if value is None else value.encode()) for name, value, *rest in json.loads(text)
+    ]

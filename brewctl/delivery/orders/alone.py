@@ -1,0 +1,257 @@
+"""Orders that their batch did not write, each tried in a transaction of its own.
+
+    fresh: not tried alone yet ────────────────► any thread ──► told
+    held: at a lock, or at work for too long ──► half of the threads; each try waits create_lock_s for a lock
+      └── behind: have the same idempotency key; go back to the writer once it is free
+
+So an order that waits for another transaction takes nothing from its neighbours: not their threads, not their
+connections, not their turn.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import psycopg
+from psycopg_pool import PoolTimeout
+
+from brewctl import log
+from brewctl.config import Settings
+from brewctl.delivery import database
+from brewctl.delivery.database import Pool
+from brewctl.delivery.orders import store
+from brewctl.delivery.orders.acceptance import NewOrder
+from brewctl.delivery.orders.store import CommitFailedError, KeyHeldError, TooLateError
+from brewctl.proto.orders_pb2 import Order
+
+logger = log.get(__name__)
+
+_WARN_EVERY_S = 10.0
+
+
+class Submission(Protocol):
+    """An order to be written, and how its caller hears of it: once, by one of the two, in any thread."""
+
+    new: NewOrder
+
+    def left_s(self) -> float:
+        """Say how many seconds somebody still waits for it: at 0 it is not written any more."""
+
+    def on_created(self, order: Order) -> None:
+        """Hear that the order is committed, with its event; `order` is the first one of its idempotency key."""
+
+    def on_failed(self, error: Exception) -> None:
+        """Hear why there is no answer: nothing was written, but for CommitFailedError, which does not know."""
+
+
+class Teller(Protocol):
+    """Tells submissions how they ended. Never raises."""
+
+    def created(self, submission: Submission, order: Order) -> None:
+        """It is committed."""
+
+    def failed(self, submission: Submission, error: Exception) -> None:
+        """It is not."""
+
+    def again(self, submission: Submission) -> None:
+        """Put it into the next batch."""
+
+
+@dataclass(slots=True, eq=False)
+class _Try:
+    submission: Submission
+    doubtful: bool  # its batch may have written it
+    held: bool = False
+    at_work: bool = False
+    told: bool = False
+    since: float = field(default_factory=time.monotonic)
+
+    @property
+    def key(self) -> tuple[str, str] | None:
+        return key_of(self.submission.new)
+
+
+def key_of(new: NewOrder) -> tuple[str, str] | None:
+    """Return what must be unique: the tenant and the idempotency key, if it has one."""
+    return None if new.idempotency_key is None else (new.tenant_id, new.idempotency_key)
+
+
+class Alone:
+    """Has `alone_threads` threads, made when there is work for them, and as many connections of `pool` at most."""
+
+    def __init__(self, settings: Settings, pool: Pool, teller: Teller, *, notify: Callable[[], None]) -> None:
+        """`notify` is called after each commit. The pool's sessions are to wait create_lock_s for a lock, no longer."""
+        limits = settings.limits
+        self._settings = settings
+        self._limits = limits
+        self._pool = pool
+        self._teller = teller
+        self._notify = notify
+        self._threads = ThreadPoolExecutor(limits.alone_threads, thread_name_prefix="alone")
+        self._most_held = max(1, limits.alone_threads // 2)
+        self._lock = threading.Lock()
+        self._fresh: deque[_Try] = deque()
+        self._held: deque[_Try] = deque()
+        self._held_at_work = 0
+        # A key that is here has one order among the others; those behind it wait for what becomes of that one.
+        self._behind: dict[tuple[str, str], list[_Try]] = {}
+        self._warning = log.Seldom(logger, "orders_held", every_s=_WARN_EVERY_S)
+
+    def has_key_of(self, new: NewOrder) -> bool:
+        """Whether an order of the same key waits here: a batch with another one would wait too."""
+        return bool(self._behind) and key_of(new) in self._behind
+
+    def join(self, submission: Submission) -> None:
+        """Let a new order wait behind the one that has its key; there is room for `held_orders` of them."""
+        key = key_of(submission.new)
+        with self._lock:
+            behind = self._behind.get(key) if key else None
+            full = sum(map(len, self._behind.values())) >= self._limits.held_orders
+            if behind is not None and not full:
+                behind.append(_Try(submission, doubtful=False))
+        if behind is None:
+            self._teller.again(submission)
+        elif full:
+            self._teller.failed(submission, KeyHeldError("another transaction holds the idempotency key: retry later"))
+
+    def submit(self, submission: Submission, *, doubtful: bool) -> None:
+        """Try an order that its batch did not write; `doubtful`: it may have."""
+        each = _Try(submission, doubtful)
+        with self._lock:
+            if each.key in self._behind:
+                self._behind[each.key].append(each)
+                return
+            if each.key:
+                self._behind[each.key] = []
+            self._fresh.append(each)
+        self._threads.submit(self._step)
+
+    def go(self, work: Callable[[], None]) -> None:
+        """Let one of the threads do something else for orders, with a connection of the same pool."""
+        self._threads.submit(work)
+
+    def end_late(self) -> None:
+        """Tell the orders that nobody waits for any more, and that no thread has. To be called now and then."""
+        for each in self._waiting():
+            if each.submission.left_s() <= 0:
+                self._tell(each, TooLateError(), at_work=False)
+
+    def close(self) -> None:
+        """Begin nothing more."""
+        self._threads.shutdown(wait=False)
+
+    def _waiting(self) -> list[_Try]:
+        if not (self._fresh or self._held or self._behind):
+            return []
+        with self._lock:
+            return [*self._fresh, *self._held, *(each for behind in self._behind.values() for each in behind)]
+
+    def _step(self) -> None:
+        with self._lock:
+            if self._fresh:
+                each = self._fresh.popleft()
+            elif self._held and self._held_at_work < self._most_held:
+                each = self._held.popleft()
+                self._held_at_work += 1
+            else:
+                return  # a held order that ends its try takes the next one along
+            each.at_work = True
+        was_held = each.held
+        try:
+            self._try(each)
+        except Exception as error:  # noqa: BLE001 - the order is told, and the thread goes on
+            self._finish(each, error)
+        finally:
+            if was_held:
+                with self._lock:
+                    self._held_at_work -= 1
+                    more = bool(self._held)
+                if more:
+                    self._threads.submit(self._step)
+
+    def _try(self, each: _Try) -> None:
+        if each.told:
+            self._finish(each, TooLateError())
+            return
+        limits, new, left_s, began = self._limits, each.submission.new, each.submission.left_s, time.monotonic()
+        # A first try that takes long is held up by something: it goes on in the lane of those.
+        statement_s = left_s() if each.held else limits.create_batch_s
+        try:
+            wait_s = min(limits.database_wait_s, max(0.0, left_s()))
+            order = database.ask(
+                self._pool,
+                lambda connection: store.create(
+                    connection, new, topic=self._settings.topic, left_s=left_s, statement_s=statement_s
+                ),
+                wait_s=wait_s,
+            )
+        except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled) as error:
+            if left_s() > 0:
+                self._hold(each, began)
+            else:
+                self._finish(each, error)
+        except PoolTimeout as error:
+            self._finish(each, error)
+            if wait_s >= limits.database_wait_s:
+                # Nor would these get a connection: they have waited as long.
+                for other in self._waiting():
+                    if other.since <= began:
+                        self._tell(other, error, at_work=False)
+        else:
+            self._finish(each, order)
+
+    def _hold(self, each: _Try, began: float) -> None:
+        """Let an order be tried again behind all others that are held."""
+        pause_s = self._limits.create_lock_s - (time.monotonic() - began)
+        if each.held and pause_s > 0:
+            time.sleep(pause_s)  # refused without a wait, as by NOWAIT in a trigger: no hot loop
+        with self._lock:
+            first = not each.held
+            each.held, each.at_work = True, False
+            self._held.append(each)
+        self._warning.warn(
+            orders=len(self._waiting()), hint="another transaction holds a lock: pg_stat_activity shows which"
+        )
+        if first:
+            self._threads.submit(self._step)
+
+    def _finish(self, each: _Try, end: Order | Exception) -> None:
+        self._tell(each, end, at_work=True)
+        if not each.key:
+            return
+        with self._lock:
+            behind = [other for other in self._behind.pop(each.key, ()) if not other.told]
+            # Nothing is known of the key but that it is held: the next one takes the place.
+            still_held = bool(behind) and each.held and isinstance(end, TooLateError | psycopg.errors.QueryCanceled)
+            if still_held:
+                head, *others = behind
+                head.held = True
+                self._behind[each.key] = others
+                self._held.append(head)
+        if still_held:
+            self._threads.submit(self._step)
+            return
+        for other in behind:
+            if other.doubtful:
+                self.submit(other.submission, doubtful=True)
+            else:
+                self._teller.again(other.submission)
+
+    def _tell(self, each: _Try, end: Order | Exception, *, at_work: bool) -> None:
+        with self._lock:
+            if each.told or each.at_work is not at_work:
+                return
+            each.told = True
+        if not isinstance(end, Exception):
+            self._notify()
+            self._teller.created(each.submission, end)
+        elif each.doubtful and isinstance(end, TooLateError | psycopg.Error):
+            said = CommitFailedError(log.reason(end) if str(end) else "no answer in time")
+            said.__cause__ = end
+            self._teller.failed(each.submission, said)
+        else:
+            self._teller.failed(each.submission, end)

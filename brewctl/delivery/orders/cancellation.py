@@ -1,0 +1,103 @@
+"""The second event of an order: its cancel, with the change that it tells in one commit. It never talks to Kafka."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from brewctl.delivery import events
+from brewctl.delivery.database import BoundedConnection
+from brewctl.delivery.orders import acceptance, store
+from brewctl.delivery.orders.acceptance import InvalidOrderError
+from brewctl.delivery.schema import no_partition
+from brewctl.proto.orders_pb2 import (
+    ORDER_STATUS_CANCELLED,
+    ORDER_STATUS_NEW,
+    CancelRequest,
+    CancelResponse,
+    OrderCancelled,
+    OrderStatus,
+)
+from brewctl.sql import queries
+
+LONGEST_REASON = 500
+_CANCELLED = OrderStatus.Name(ORDER_STATUS_CANCELLED)
+
+
+class UnknownStatusError(Exception):
+    """An order whose status this version does not know: whether it may be cancelled, it can't say."""
+
+
+class OlderPublisherError(Exception):
+    """An order node of the version before runs: it publishes every row as an order.created, a cancel too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cancellation:
+    """A valid wish to cancel an order, which may not be there."""
+
+    order_id: str
+    reason: str
+    trace_id: str
+    traceparent: str | None
+    tenant_id: str | None = None  # whose order it must be, if anybody's
+
+
+def accept(request: CancelRequest, *, traceparent: str | None, tenant_id: str | None = None) -> Cancellation:
+    """Validate a request. Raises InvalidOrderError."""
+    if violations := acceptance.text_violations("reason", request.reason, shortest=0, longest=LONGEST_REASON):
+        raise InvalidOrderError("; ".join(violations))
+    trace_id = acceptance.trace_id(traceparent)
+    return Cancellation(request.order_id, request.reason, trace_id, acceptance.parent(traceparent), tenant_id)
+
+
+def cancel(
+    connection: BoundedConnection, wish: Cancellation, *, topic: str, left_s: Callable[[], float]
+) -> tuple[CancelResponse | None, bool]:
+    """Cancel an order and add its event, in one commit; return the answer, and whether anything was written.
+
+    Nothing is written for an order that is cancelled; the answer is None where there is no order of that id, or it is
+    another tenant's. `left_s` says how many seconds somebody still waits for it: at 0 no commit is sent. Raises
+    UnknownStatusError, OlderPublisherError, TooLateError, CommitFailedError; after a psycopg.Error nothing was written.
+    """
+    if not events.is_uuid(wish.order_id):
+        return None, False
+    return no_partition.with_room(connection, lambda: _cancel(connection, wish, topic=topic, left_s=left_s))
+
+
+def _cancel(
+    connection: BoundedConnection, wish: Cancellation, *, topic: str, left_s: Callable[[], float]
+) -> tuple[CancelResponse | None, bool]:
+    with store.commit_within(connection, left_s, statement_s=connection.limits.create_s) as ready:
+        # The aggregate's row is locked after the order's, in every Cancel: no two can deadlock.
+        found = connection.execute(queries["lock_order"], {"id": wish.order_id, "tenant_id": wish.tenant_id}).fetchone()
+        if found is None:
+            return None, False
+        order_id, tenant_id, status, now, older = found
+        answer = CancelResponse(order_id=str(order_id), status=ORDER_STATUS_CANCELLED)
+        known = store.status_of(status)
+        if known == ORDER_STATUS_CANCELLED:
+            return answer, False
+        if known != ORDER_STATUS_NEW:
+            raise UnknownStatusError(f"order {order_id} has the status {status[:80]!r}, which is not known here")
+        if older is not None:
+            raise OlderPublisherError(f"{older} of an older version does not know cancels: retry once it has ended")
+        event = OrderCancelled(
+            order_id=str(order_id),
+            reason=wish.reason,
+            cancelled_at=store.timestamp(now),
+            trace_id=wish.trace_id,
+            tenant_id=tenant_id,
+        )
+        parameters = {
+            "id": order_id,
+            "status": _CANCELLED,
+            "cancelled_at": now,
+            "topic": topic,
+            "event_type": events.ORDER_CANCELLED,
+            "payload": event.SerializeToString(),
+            "tenant_id": tenant_id,
+            "trace_id": wish.trace_id,
+            "traceparent": wish.traceparent,
+        }
+        connection.execute(queries["cancel_order"], parameters)
+        ready()
+    return answer, True

@@ -1,0 +1,264 @@
+"""Group commit: orders that wait at the same time are written by one statement, in one commit.
+
+    submit ──► queue ──► writer: all that wait ──one statement, one commit──► PostgreSQL
+                           ├── told, in this thread: written, or the first order of their key
+                           ├── halved, until the order that PostgreSQL will never take is alone ─┐ beside
+                           └── alone: a lock, a lost connection ─────────────────────────────────┘ the writer
+
+The writer waits for nothing but the database: while one batch is committed the next one gathers, so a lone order
+is not delayed, and batches grow with the load.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from uuid import UUID
+
+import psycopg
+
+from brewctl import log
+from brewctl.config import Settings
+from brewctl.delivery.database import Pool
+from brewctl.delivery.orders import store
+from brewctl.delivery.orders.alone import Alone, Submission
+from brewctl.delivery.orders.refusals import never_taken
+from brewctl.delivery.orders.store import KeyReusedError, TooLateError
+from brewctl.delivery.schema import no_partition
+from brewctl.probes import heartbeat
+from brewctl.proto.orders_pb2 import Order
+
+logger = log.get(__name__)
+
+_LOST = "08"  # the family of SQLSTATE that is about connections
+_LOOK_S = 0.2  # how often an idle writer looks whether it is to stop, and whose time is up
+
+
+def _is_lost(error: Exception) -> bool:
+    """Whether what was sent may have been committed: nobody, or a proxy, says what became of it."""
+    return (getattr(error, "sqlstate", None) or _LOST).startswith(_LOST)
+
+
+class GroupCommit:
+    """Takes orders from any number of threads, and writes them in one of its own, which is to call `run`."""
+
+    def __init__(self, settings: Settings, writing: Pool, alone: Pool, *, notify: Callable[[], None]) -> None:
+        """Write batches with a connection of `writing`, single orders with those of `alone`.
+
+        `notify` is called after each commit. The sessions of both pools are to wait create_lock_s for a lock.
+        """
+        self._settings = settings
+        self._limits = settings.limits
+        self._writing = writing
+        self._single = alone
+        self._notify = notify
+        self._alone = Alone(settings, alone, self, notify=self._committed)
+        self._queue: queue.SimpleQueue[Submission] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self.waiting = 0  # submissions that nobody was told of yet
+        self._batch: dict[Submission, None] = {}  # what the writer has in hand
+        self._failure = log.Seldom(logger, "answer_failed")
+        self._loop = heartbeat.Loop("writer", within_s=settings.limits.longest_turn_s)
+
+    def submit(self, submission: Submission) -> None:
+        """Hand an order to the writer. Returns at once; bounding how many wait is the caller's business."""
+        with self._lock:
+            self.waiting += 1
+        self._queue.put(submission)
+
+    def run(self, stop: threading.Event) -> None:
+        """Write what is submitted until `stop` is set, which must not be before the last order was told of."""
+        with self._loop:
+            self._run(stop)
+
+    def _run(self, stop: threading.Event) -> None:
+        while not stop.is_set():
+            self._loop.beat()
+            self._alone.end_late()
+            try:
+                batch = [self._queue.get(timeout=_LOOK_S)]
+            except queue.Empty:
+                continue
+            while not self._queue.empty():
+                batch.append(self._queue.get())
+            self._batch = dict.fromkeys(batch)
+            try:
+                self._write(batch)
+            except Exception as error:  # noqa: BLE001 - its orders are told, and the writer goes on
+                self._say(error)
+                for each in list(self._batch):
+                    self.failed(each, error)
+        self._alone.close()
+
+    def created(self, submission: Submission, order: Order) -> None:
+        """Tell of an order that is committed."""
+        self._tell(submission, lambda: submission.on_created(order))
+
+    def failed(self, submission: Submission, error: Exception) -> None:
+        """Tell of an order that is not, or not surely."""
+        self._tell(submission, lambda: submission.on_failed(error))
+
+    def again(self, submission: Submission) -> None:
+        """Put an order into the next batch that was put aside."""
+        self._queue.put(submission)
+
+    def _write(self, batch: list[Submission]) -> None:
+        free = []
+        for each in batch:
+            if self._alone.has_key_of(each.new):
+                self._batch.pop(each)
+                self._alone.join(each)
+            else:
+                free.append(each)
+        self._attempt(free)
+
+    def _timely(self, batch: Sequence[Submission]) -> list[Submission]:
+        """Return the orders that somebody waits for, and tell the others."""
+        timely = []
+        for each in batch:
+            if each.left_s() > 0:
+                timely.append(each)
+            else:
+                self.failed(each, TooLateError())
+        return timely
+
+    def _attempt(self, batch: Sequence[Submission]) -> None:
+        """Write orders with one statement, and see to those that it did not write."""
+        if not (batch := self._timely(batch)):
+            return
+        limits, sent = self._limits, False
+        written: set[UUID] | None = None
+        found: dict[UUID, Order] = {}
+        failure: Exception | None = None
+        try:
+            with (
+                self._writing.connection(limits.create_connection_s) as connection,
+                connection.answering_within(limits.create_batch_s + limits.database_look_s),
+            ):
+                sent = True
+                new = [each.new for each in batch]
+                written = no_partition.with_room(
+                    connection, lambda: store.write(connection, new, topic=self._settings.topic)
+                )
+                if len(written) < len(batch):
+                    found = store.find(connection, [each.new for each in batch if each.new.id not in written])
+        except Exception as error:  # noqa: BLE001 - told below to whom it concerns
+            failure = error
+        if written:
+            self._committed()
+        rest = self._tell_of(batch, written or set(), found)
+        if not rest:
+            return
+        if failure is None or written is not None:
+            self._try_alone(rest)  # their keys were taken, and are free again
+        else:
+            self._after(failure, rest, doubtful=sent and _is_lost(failure))
+
+    def _after(self, failure: Exception, batch: list[Submission], *, doubtful: bool) -> None:
+        """See to a batch whose statement failed."""
+        if isinstance(failure, psycopg.errors.LockNotAvailable):
+            self._around_lock(batch)
+        elif isinstance(failure, psycopg.Error) and not never_taken(failure):
+            self._try_alone(batch, doubtful=doubtful)
+        elif len(batch) == 1 and batch[0].new.idempotency_key is None:
+            self.failed(batch[0], failure)
+        else:
+            for each in batch:
+                self._batch.pop(each)
+            self._alone.go(lambda: self._halve(batch))
+
+    def _tell_of(self, batch: Sequence[Submission], written: set[UUID], found: dict[UUID, Order]) -> list[Submission]:
+        """Tell of what is committed; return the others."""
+        rest = []
+        for each in batch:
+            if each.new.id in written:
+                self.created(each, each.new.order)
+            elif each.new.id in found:
+                try:
+                    first = store.first(each.new, found[each.new.id])
+                except KeyReusedError as error:
+                    self.failed(each, error)
+                else:
+                    self.created(each, first)
+            else:
+                rest.append(each)
+        return rest
+
+    def _halve(self, batch: Sequence[Submission]) -> None:
+        """Find the orders at fault, beside the writer, and write the others in one commit."""
+        if not (batch := self._timely(batch)):
+            return
+        sent = doubtful = False
+        written: set[UUID] = set()
+        refused: dict[UUID, Exception] = {}
+        found: dict[UUID, Order] = {}
+        try:
+            with self._single.connection(self._limits.database_wait_s) as connection:
+                sent = True
+                written, refused = store.write_around(
+                    connection, [each.new for each in batch], topic=self._settings.topic
+                )
+                sent = False
+                # A constraint that came later refuses an order also where its key has made one before.
+                unknown = [each.new for each in batch if each.new.id not in written]
+                found = store.find(connection, [new for new in unknown if new.idempotency_key or new.id not in refused])
+        except Exception as error:  # noqa: BLE001 - each order is tried alone, and hears of its own
+            doubtful = sent and _is_lost(error)
+        if written:
+            self._committed()
+        refused = {order_id: error for order_id, error in refused.items() if order_id not in found}
+        for each in batch:
+            if each.new.id in refused:
+                self.failed(each, refused[each.new.id])
+        rest = [each for each in batch if each.new.id not in refused]
+        self._try_alone(self._tell_of(rest, written, found), doubtful=doubtful)
+
+    def _around_lock(self, batch: Sequence[Submission]) -> None:
+        """Write what needs no lock of another transaction: it is in the way of one key, or of all of them.
+
+        Repeated keys are read, which waits for nobody. Orders without a key may go through together.
+        """
+        keyed = [each for each in batch if each.new.idempotency_key is not None]
+        keyless = [each for each in batch if each.new.idempotency_key is None]
+        if keyed:
+            try:
+                with (
+                    self._writing.connection(self._limits.create_connection_s) as connection,
+                    connection.answering_within(self._limits.create_batch_s + self._limits.database_look_s),
+                ):
+                    found = store.find(connection, [each.new for each in keyed])
+            except psycopg.Error:
+                found = {}
+            self._try_alone(self._tell_of(keyed, set(), found))
+        if keyed and keyless:
+            self._attempt(keyless)
+        else:
+            self._try_alone(keyless)
+
+    def _try_alone(self, batch: Sequence[Submission], *, doubtful: bool = False) -> None:
+        for each in batch:
+            self._batch.pop(each, None)
+            self._alone.submit(each, doubtful=doubtful)
+
+    def _committed(self) -> None:
+        try:
+            self._notify()
+        except Exception as error:  # noqa: BLE001 - the commit stands, and its callers are to hear of it
+            self._say(error)
+
+    def _tell(self, submission: Submission, tell: Callable[[], None]) -> None:
+        self._batch.pop(submission, None)
+        # Its place is free as it is told: a client that is answered may ask again at once.
+        with self._lock:
+            self.waiting -= 1
+        try:
+            tell()
+        except Exception as error:  # noqa: BLE001 - one call's trouble; the others are to be told
+            self._say(error)
+            try:
+                submission.on_failed(error)
+            except Exception as again:  # noqa: BLE001
+                self._say(again)
+
+    def _say(self, error: Exception) -> None:
+        self._failure.warn(reason=f"{type(error).__name__}: {log.reason(error)}", hint="with -v the log says where")
+        logger.debug("answer_failed", exc_info=error)

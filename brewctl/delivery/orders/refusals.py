@@ -1,0 +1,63 @@
+"""Which failures of a statement are the order's own: PostgreSQL says so by the code of the error."""
+
+import psycopg
+
+from brewctl import log
+from brewctl.delivery.schema import no_partition
+
+# Classes of SQLSTATE, and codes, of failures that have passed, or are mended, by the time of another try. All others
+# are about what was written: data, constraints, and whatever code a trigger raises.
+_PASSING = (
+    "08",  # the connection
+    "0A",  # a plan that has gone stale
+    "25",  # read-only, idle for too long
+    "26",  # a prepared statement that is gone
+    "28",  # the password
+    "34",
+    "3D",  # the database
+    "40",  # serialization, deadlock
+    "42P01",  # a table that `db init` makes
+    "53",  # disk, memory, connections
+    "55006",
+    "55P03",  # a lock
+    "57",  # a timeout, a shutdown
+    "58",  # the machine
+    "72",
+    "F0",
+    "HV",  # a foreign server
+    "XX",  # PostgreSQL itself
+)
+# Text that the database, or the connection, has no bytes for.
+_TEXT = ("22021", "22P05")
+_SHOWN_CHARACTERS = 300  # a status travels in headers, which have a bound
+
+
+def never_taken(error: Exception) -> bool:
+    """Whether another try of the same order would fail the same way: nothing was written, nor will be."""
+    if isinstance(error, psycopg.Error) and error.sqlstate:
+        return not (error.sqlstate.startswith(_PASSING) or lacks_right(error) or no_partition.table_of(error))
+    # Raised by the client, before anything was sent: the value can't be said to the server.
+    return isinstance(error, psycopg.DataError | UnicodeError)
+
+
+def lacks_right(error: Exception) -> bool:
+    """Whether PostgreSQL says that our user has no right to a table, which a GRANT mends.
+
+    The same code comes from a trigger that refuses an order, and from a policy of row-level security.
+    """
+    said = error.diag.source_function if isinstance(error, psycopg.errors.InsufficientPrivilege) else None
+    return said is not None and said.startswith("aclcheck_error")
+
+
+def is_text(error: Exception) -> bool:
+    """Whether it is about characters that the database can't hold."""
+    if isinstance(error, psycopg.Error) and error.sqlstate:
+        return error.sqlstate in _TEXT
+    return never_taken(error)
+
+
+def words(error: Exception) -> str:
+    """Return PostgreSQL's main message, in one line of a bounded length."""
+    said = error.diag.message_primary if isinstance(error, psycopg.Error) else None
+    line = " ".join((said or log.reason(error)).split())
+    return line if len(line) <= _SHOWN_CHARACTERS else f"{line[:_SHOWN_CHARACTERS]}…"

@@ -1,0 +1,69 @@
+"""Whether a role's database is there, and has the tables that the role needs: asked by /readyz."""
+
+import contextlib
+import threading
+from collections.abc import Collection, Iterator
+
+import psycopg
+
+from brewctl.config import Settings
+from brewctl.delivery import database
+from brewctl.delivery.database import BoundedConnection
+from brewctl.delivery.schema import setup, versions
+from brewctl.errors import BrewError
+from brewctl.probes.health import Finding
+
+
+class DatabaseCheck:
+    """Has a connection of its own from the first question on: the role's may all be in use."""
+
+    def __init__(self, settings: Settings, *, node: str, tables: Collection[str] | None = None) -> None:
+        """`tables`: those that the role needs; default: all."""
+        self._settings = settings.impatient
+        self._node = node
+        self._tables = tables
+        self._lock = threading.Lock()
+        self._held = contextlib.ExitStack()
+        self._connection: BoundedConnection | None = None
+
+    def __call__(self) -> Iterator[Finding]:
+        """Ask, at most about database_look_s and one connection attempt long."""
+        place = f"postgres {database.place(self._settings.database_url)}"
+        try:
+            with self._lock:
+                missing = self._ask()
+        except BrewError as error:
+            yield Finding(ready=False, text=f"{error.message}; the schema is not known")
+            return
+        yield Finding(ready=True, text=f"{place} answers")
+        if missing:
+            command = versions.command(missing, self._settings.init_command)
+            said = f"missing in postgres: {', '.join(missing)}: run `{command}`"
+            yield Finding(ready=False, text=said)
+        else:
+            yield Finding(ready=True, text="the schema fits")
+
+    def close(self) -> None:
+        """Let the connection go, unless a question is on its way: a stop waits for nobody's probe."""
+        if self._lock.acquire(blocking=False):
+            self._drop()
+            self._lock.release()
+
+    def _drop(self) -> None:
+        self._connection = None
+        with contextlib.suppress(BrewError):
+            self._held.close()
+
+    def _ask(self) -> list[str]:
+        """Return what is missing. A connection that was lost meanwhile is no outage where another can be had."""
+        if self._connection:
+            with contextlib.suppress(psycopg.Error):
+                return self._missing(self._connection)
+            self._drop()
+        with database.explained(self._settings):
+            self._connection = self._held.enter_context(database.connect(self._settings, name=self._node))
+            return self._missing(self._connection)
+
+    def _missing(self, connection: BoundedConnection) -> list[str]:
+        with connection.answering_within(self._settings.limits.database_look_s):
+            return setup.missing_tables(connection, tables=self._tables)
