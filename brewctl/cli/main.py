@@ -22,13 +22,13 @@ from brewctl.cli import (
     demo,
     dlq,
     doctor,
+    environment,
     groups,
     load,
     metrics,
     orders,
     outbox,
     output,
-    reference,
     sandbox,
     serve,
     setup,
@@ -108,11 +108,11 @@ def root_command() -> typer.core.TyperGroup:
     """Make the tree of commands, as it is run and documented."""
     root = typer.main.get_command(app)
     assert isinstance(root, typer.core.TyperGroup)
-    reference.complete(root)
+    environment.complete(root)
     panels = {name: panel for panel, names in _PANELS.items() for name in names}
     root.commands = {name: root.commands[name] for name in panels}
     for name, command in root.commands.items():
-        assert isinstance(command, reference.Command)
+        assert isinstance(command, environment.Command)
         command.rich_help_panel = panels[name]
     return root
 

@@ -1,46 +1,12 @@
-"""What every command says of itself: the variables that it reads, in its help; and docs/cli.md, made of all help.
-
-`python -m brewctl.cli.reference` prints that page, so that it can't drift: a test compares the two.
-"""
+"""docs/cli.md, made of what every command's help says: `python -m brewctl.cli.reference` prints it."""
 
 import inspect
-import re
-from collections.abc import Iterator
 
-import typer.core
-import typer.main
+import typer
 
-from brewctl import config
+from brewctl.cli.environment import Command, walk
+from brewctl.cli.main import root_command
 
-Command = typer.core.TyperCommand | typer.core.TyperGroup
-
-# Read by every command: where the sandbox's state is.
-_HOME = "BREW_HOME"
-# Where the sandbox's parts come from, and where they are kept.
-_DOWNLOADS = ("BREW_MAVEN_REPOSITORY", "XDG_CACHE_HOME")
-# What a command reads beside the variables of its options.
-_PREFIX = "BREW_GROUP_PREFIX"  # of the groups of the downstreams
-_CLIENT = "BREW_KAFKA_CLIENT"
-_TRACES = "OTEL_*"  # of OpenTelemetry: https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables
-_SPANS = (_TRACES, "BREW_TRACE_PARENT")  # of roles that have events' effects
-_MORE = {
-    "bench": _DOWNLOADS,
-    **{f"consume {name}": (_PREFIX, *_SPANS) for name in config.SHORT_NAMES},
-    f"consume {config.WITH_CHANNELS}": (_PREFIX, *_SPANS, "BREW_WEBHOOK_SECRET", "BREW_WEBHOOK_SECRET_FILE"),
-    "consume MODULE:NAME": _SPANS,
-    "serve order": (_TRACES,),
-    "publish": (_TRACES,),
-    "dlq list": (_PREFIX,),
-    "dlq redrive": (_PREFIX,),
-    "dlq drop": (_PREFIX,),
-    "start": ("BREW_SESSION_TIMEOUT", _PREFIX, *_SPANS),
-    "verify": (_PREFIX,),
-    "chaos": ("BREW_DATABASE_URL", "BREW_KAFKA_BROKERS", "BREW_TOPIC", _PREFIX, *_DOWNLOADS),
-    "create-order": ("BREW_DATABASE_URL", "BREW_KAFKA_BROKERS", "BREW_TOPIC"),
-    "demo": _DOWNLOADS,
-    "doctor": ("BREW_JAVA", "XDG_CACHE_HOME"),
-    "up": _DOWNLOADS,
-}
 _INTRODUCTION = """\
 # Commands
 
@@ -62,41 +28,6 @@ talked to as `BREW_KAFKA_SECURITY_PROTOCOL` says, `PLAINTEXT`, `SSL`, `SASL_PLAI
 `…_FILE`, `BREW_KAFKA_CA_FILE`, `BREW_KAFKA_CERT_FILE`, `BREW_KAFKA_KEY_FILE`, `BREW_KAFKA_KEY_PASSWORD` or `…_FILE`.
 `brewctl --install-completion` completes commands, options, nodes, groups and order ids in your shell.
 """
-
-
-def walk(command: Command, *words: str) -> Iterator[tuple[tuple[str, ...], Command]]:
-    """Yield every command below this one with the words that call it, groups before what is in them."""
-    for name, child in getattr(command, "commands", {}).items():
-        yield (*words, name), child
-        yield from walk(child, *words, name)
-
-
-def complete(root: Command) -> None:
-    """Let the help of every command name the variables that it reads, and wrap where the terminal ends.
-
-    Typer keeps the line breaks of a docstring within its paragraphs.
-    """
-    for words, command in walk(root):
-        command.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in (command.help or "").split("\n\n"))
-        if not isinstance(command, typer.core.TyperGroup) or command.epilog:
-            names = ", ".join(environment(words, command))
-            command.epilog = f"{command.epilog}\n\nEnvironment: {names}"
-
-
-def environment(words: tuple[str, ...], command: Command) -> list[str]:
-    """Name the variables that a command reads."""
-    names = {_HOME, *_MORE.get(" ".join(words), ())}
-    for parameter in command.params:
-        names.update(re.findall(r"\[env: (\w+)\]", getattr(parameter, "help", None) or ""))
-        named = parameter.envvar or ()
-        names.update([named] if isinstance(named, str) else named)
-    if {"BREW_DOWNSTREAMS", "BREW_KAFKA_BROKERS"} <= names:
-        names.add(_PREFIX)
-    if "BREW_KAFKA_BROKERS" in names:
-        names |= {_CLIENT, "BREW_KAFKA_SECURITY_PROTOCOL"}
-    if "BREW_DATABASE_URL" in names:
-        names |= {"BREW_DATABASE_PASSWORD_FILE", "BREW_DATABASE_URL_FILE"}
-    return sorted(names)
 
 
 def page(root: Command) -> str:
@@ -127,8 +58,6 @@ def _row(names: str, text: str) -> str:
 
 def main() -> None:
     """Print the page."""
-    from brewctl.cli.main import root_command
-
     print(page(root_command()), end="")
 
 
