@@ -49,7 +49,8 @@ chaos: .venv/.demo ## Play every fault on the sandbox, under load, and verify; s
 	@$(BREWCTL) chaos --report chaos.html
 
 .PHONY: mutations
-mutations: .venv/.dev ## Break each promise on purpose, and see that verify or chaos finds it
+mutations: .venv/.dev ## Break each promise on purpose, and see which test, check of verify or verdict of chaos finds it
+	@.venv/bin/python -m tests.mutations.promises
 	@.venv/bin/python -m tests.mutations.play
 
 .PHONY: bench

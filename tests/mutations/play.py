@@ -16,17 +16,16 @@ from pathlib import Path
 from unittest import mock
 
 from brewctl.client import failed_call
-from brewctl.config import environment, resolve
 from brewctl.lab import ledger, verdict
 from brewctl.lab.load import History, Load
 from brewctl.lab.nodes import Node, Nodes
 from brewctl.lab.nodes import role as role_of
 from brewctl.lab.proxy import Proxy
 from brewctl.lifecycle import wait_until
-from brewctl.sandbox import state
-from tests.conftest import Rig, open_rig, run
+from tests.conftest import Rig, open_rig
 from tests.mutations import mutant
 from tests.mutations.catalogue import CONTROL, MUTATIONS, ORDERS, Mutation
+from tests.mutations.servers import servers
 
 _ROOT = Path(__file__).parents[2]
 _PATIENCE_S = 120.0
@@ -177,8 +176,8 @@ VERDICTS = {
 
 def main() -> int:
     """Play all, or those whose name has one of the arguments in it; print a table, and fail where one was missed."""
-    with _servers() as servers:
-        return 1 if _play_all(servers, sys.argv[1:] or [""]) else 0
+    with servers() as found:
+        return 1 if _play_all(found, sys.argv[1:] or [""]) else 0
 
 
 def _play_all(servers: dict[str, str], wanted: list[str]) -> int:
@@ -204,25 +203,6 @@ def _play_all(servers: dict[str, str], wanted: list[str]) -> int:
         missed += not good
         print(f"{check:<24}{what:<60}{', '.join(found_by_field) or 'nothing'}{'' if good else '  WRONG'}", flush=True)
     return missed
-
-
-@contextlib.contextmanager
-def _servers() -> Iterator[dict[str, str]]:
-    """The variables that name real servers: those that are given, else a sandbox for these plays alone."""
-    names = ("BREW_DATABASE_URL", "BREW_KAFKA_BROKERS")
-    if all(os.environ.get(name) for name in names):
-        yield {name: os.environ[name] for name in names}
-        return
-    with tempfile.TemporaryDirectory() as home:
-        env = {"BREW_HOME": home}
-        try:
-            up = run("up", env=env, timeout=600)
-            if up.returncode:
-                sys.exit(up.stderr)
-            settings = resolve({}, {}, state.endpoints(Path(home)))
-            yield {name: value for name, value in environment(settings).items() if name in names}
-        finally:
-            run("down", "--purge", env=env)
 
 
 if __name__ == "__main__":
