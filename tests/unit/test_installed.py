@@ -19,7 +19,7 @@ from brewctl.delivery import transaction
 from brewctl.delivery.broker.kafka_python import assumed as of_kafka
 from brewctl.errors import BrewError
 from brewctl.roles.order import assumed as of_grpc
-from brewctl.tracing import sdk
+from brewctl.tracing import TracesOffError, sdk
 from tests.deploying import ROOT
 
 ASSUMED: dict[str, Mapping[str, Iterable[str]]] = {
@@ -129,3 +129,10 @@ def test_a_role_ends_at_its_start_with_one_line(command: str, broken: str, told:
     assert ended.returncode == 1, ended.stderr
     (line,) = ended.stderr.splitlines()
     assert f" has no {told}, which brewctl uses: pip install '" in line
+
+
+def test_a_role_goes_on_without_traces_where_their_library_lacks_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sdk, "ASSUMED", {"opentelemetry.sdk.trace:TracerProvider": ("_nothing",)})
+    with pytest.raises(TracesOffError, match=r"has no opentelemetry\.sdk\.trace\.TracerProvider\._nothing") as told:
+        sdk.opened("order", node="order-1", environ={}, by_parent=False)
+    assert "pip install 'opentelemetry-sdk" in told.value.hint
