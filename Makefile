@@ -72,6 +72,15 @@ lint: .venv/.dev ## Run ruff, mypy --strict and the import contract
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports > .venv/lint-imports.txt || { cat .venv/lint-imports.txt; exit 1; }
 
+.PHONY: audit
+audit: .venv/.dev ## Ask the package index for known vulnerabilities of what constraints.txt pins (needs network)
+	@$(INSTALL) -e '.[audit]'
+	@.venv/bin/pip-audit --strict --disable-pip --no-deps --progress-spinner off -r constraints.txt
+
+.PHONY: hooks
+hooks: .venv/.dev ## Have git check each commit: what lint does, of what changed, and generated files
+	@.venv/bin/pre-commit install
+
 .PHONY: up
 up: .venv/.demo ## Start real PostgreSQL and Kafka in the background
 	@$(BREWCTL) up

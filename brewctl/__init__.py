@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from brewctl.proto.orders_pb2 import OrderCancelled, OrderCreated
     from brewctl.security import Secret
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Downstream",
     "Event",

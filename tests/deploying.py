@@ -1,5 +1,6 @@
 """What is shipped to deploy brewctl, and whether its command lines and variables are ones that the program knows."""
 
+import functools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,6 +29,8 @@ def check(arguments: Sequence[str]) -> str:
     name: str | None = None
     while isinstance(command, typer.core.TyperGroup):
         context = command.make_context(name, rest, parent=context)
+        if command.invoke_without_command and not context._protected_args:
+            return name or ""
         name, command, rest = command.resolve_command(context, [*context._protected_args, *context.args])
     command.make_context(name, rest, parent=context)
     return name or ""
@@ -39,6 +42,7 @@ def _options(command: Any) -> Iterator[Any]:
         yield from _options(each)
 
 
+@functools.cache
 def known_variables() -> set[str]:
     """The variables that the program reads."""
     secured = (security.DATABASE | security.KAFKA | security.ORDER).values()

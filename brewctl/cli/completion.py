@@ -26,7 +26,7 @@ def roles(incomplete: str) -> list[str]:
     from brewctl.lab.nodes import ROLES
 
     def named() -> list[str]:
-        return [config.short_name(name) for name in options.settings().downstreams]
+        return [config.short_name(name) for name in options.configured_downstreams()]
 
     known = _beginning(incomplete, lambda: (*ROLES, *config.SHORT_NAMES))
     return list(dict.fromkeys([*known, *_beginning(incomplete, named)]))

@@ -47,7 +47,7 @@ def configured(ctx: typer.Context) -> None:
         return
     from brewctl.delivery import registry
 
-    names = options.settings().downstreams
+    names = options.configured_downstreams()
     rows = [(config.short_name(name), registry.find(name)) for name in names]
     width = max((len(name) for name, _ in rows), default=0)
     for name, found in rows:

@@ -77,7 +77,7 @@ def _all(names: list[str] | None, app_dir: str) -> list[str] | None:
         os.environ["BREW_APP_DIR"] = app_dir  # the configured ones are looked for there too
     for name in names:
         registry.find(name)
-    return [*dict.fromkeys([*(options.settings().downstreams or DEFAULT_DOWNSTREAMS), *names])]
+    return [*dict.fromkeys([*(options.configured_downstreams() or DEFAULT_DOWNSTREAMS), *names])]
 
 
 def topic(

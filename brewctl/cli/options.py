@@ -148,6 +148,7 @@ Databases = Annotated[
         show_default="one",
     ),
 ]
+_SERVERS = {"database_url", "brokers", "order_addrs"}
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Don't ask before data are destroyed.")]
 
 
@@ -172,12 +173,21 @@ def settings(
     }
     try:
         found = state.endpoints(config.home())
-    except UsageError:
-        # Without a home folder there is no sandbox; servers that are named need none.
+    except (UsageError, state.UnreadableError) as error:
         if os.environ.get("BREW_HOME"):
             raise
-        found = {}
+        # A user without a home folder has no sandbox. One whose folder can't be read, as in a container, may have
+        # named the servers, which need none.
+        resolved = config.resolve(flags, os.environ, {}, limits)
+        if isinstance(error, state.UnreadableError) and not resolved.configured & _SERVERS:
+            raise
+        return resolved
     return config.resolve(flags, os.environ, found, limits)
+
+
+def configured_downstreams() -> tuple[str, ...]:
+    """Return those that the environment names. No sandbox names any, so none is looked for."""
+    return config.resolve({}, os.environ, {}).downstreams
 
 
 def check_file(option: str, path: Path | None, *suffixes: str) -> None:

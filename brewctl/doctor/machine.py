@@ -114,6 +114,8 @@ def _unfit(home: Path) -> Iterator[Finding]:
             look()
         except BrewError as error:
             yield warn(check, error.message, mend=error.hint)
+        except OSError:  # the home can't be read: the check of the disk says so
+            continue
 
 
 def _look_at_home(home: Path) -> Iterator[Finding]:

@@ -94,7 +94,11 @@ def prepare(java: str | None, progress: Progress) -> Kit:
 def require_cache() -> None:
     """Raise BrewError where the cache has to be written before nodes can be started, and can't be."""
     folder = cache.folder()
-    if not (cache.writable(folder) or (folder.is_dir() and _is_complete(folder))):
+    try:
+        usable = cache.writable(folder) or (folder.is_dir() and _is_complete(folder))
+    except OSError as error:
+        raise cache.unusable(folder) from error
+    if not usable:
         raise cache.unusable(folder)
 
 

@@ -118,13 +118,25 @@ class State:
         }
 
 
+class UnreadableError(BrewError):
+    """A home that this user can't read. Whether there is a sandbox isn't known."""
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        reason = (error.strerror or str(error)).lower()
+        super().__init__(f"{path} can't be read ({reason})", hint="set BREW_HOME to a folder of yours")
+
+
 def exists(home: Path) -> bool:
-    """Say whether anything is remembered there."""
-    return (home / "state.json").exists()
+    """Say whether anything is remembered there. Raises UnreadableError."""
+    path = home / "state.json"
+    try:
+        return path.exists()
+    except OSError as error:
+        raise UnreadableError(path, error) from error
 
 
 def load(home: Path) -> State | None:
-    """Read a home's state; None where there is none. Raises BrewError where it is damaged."""
+    """Read a home's state; None where there is none. Raises UnreadableError, and BrewError where it is damaged."""
     path = home / "state.json"
     try:
         raw = json.loads(path.read_text("utf-8"))
@@ -143,8 +155,7 @@ def load(home: Path) -> State | None:
     except OSError as error:
         if isinstance(error, NotADirectoryError) and not home.exists():  # below a home folder like /dev/null
             return None
-        reason = (error.strerror or str(error)).lower()
-        raise BrewError(f"{path} can't be read ({reason})", hint="set BREW_HOME to a folder of yours") from error
+        raise UnreadableError(path, error) from error
 
 
 def save(home: Path, state: State) -> None:

@@ -16,11 +16,14 @@ from opentelemetry.sdk.trace.sampling import Decision, ParentBased, Sampler, Sam
 from opentelemetry.trace import Link, SpanKind, TraceState
 from opentelemetry.util.types import Attributes
 
+from brewctl.errors import BrewError
+from brewctl.installed import require
 from brewctl.tracing import TracesOffError, lines
 from brewctl.tracing.spans import Tracing
 
 # What the last spans may take beyond the drain. An exporter tries for 10 s and more, and its `shutdown` waits for it.
 FLUSH_S = 2.0
+ASSUMED = {"opentelemetry.sdk.trace:TracerProvider": ("_span_limits",)}
 _HTTP, _GRPC = "http/protobuf", "grpc"
 
 
@@ -33,6 +36,10 @@ def opened(
     owner. Raises TracesOffError, ImportError, and what the SDK raises for variables that it can't use.
     """
     lines.take_over()
+    try:
+        require("opentelemetry-sdk", ASSUMED)
+    except BrewError as error:
+        raise TracesOffError(error.message, hint=error.hint) from error
     there = trace.get_tracer_provider()
     if isinstance(there, TracerProvider):
         return Tracing(there, node=node, by_parent=by_parent), lambda: None

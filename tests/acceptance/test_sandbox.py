@@ -193,7 +193,6 @@ def test_an_interrupted_up_leaves_nothing_behind_and_forgets_no_node(tmp_path: P
     assert (left.has_sandbox, left.servers, left.nodes) == (True, {}, nodes.nodes)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root has to become somebody else for PostgreSQL")
 def test_a_sandbox_with_a_database_for_each_service(tmp_path: Path) -> None:
     made = brewctl(tmp_path, "up", "--brokers", "1", "--databases", "separate")
     try:
@@ -224,6 +223,7 @@ def test_a_sandbox_with_a_database_for_each_service(tmp_path: Path) -> None:
     assert down.returncode == 0, down.stderr
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has to become somebody else for PostgreSQL")
 def test_as_root_postgres_finds_its_files_in_a_folder_of_roots_alone(tmp_path: Path) -> None:
     """A clone below /root: the binaries, too, are where `nobody` may not walk. Nothing is opened for it."""
     binary = tmp_path / "initdb"

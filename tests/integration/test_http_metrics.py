@@ -8,6 +8,7 @@ import grpc
 import pytest
 from kafka import KafkaProducer
 
+from brewctl import __version__
 from brewctl.delivery.broker.kafka_python.client import connection
 from brewctl.lab.nodes import Node
 from tests.conftest import Rig, open_rig, run
@@ -89,7 +90,7 @@ def test_calls_are_counted_by_how_they_ended_and_rows_as_they_are_published(
     assert found['brew_order_call_seconds_count{method="Create"}'] == 4
     assert 1 <= found["brew_outbox_publish_seconds_count"] <= 3
     assert found["brew_outbox_publish_seconds_sum"] > 0
-    assert found['brew_build_info{role="order",version="0.1.0"}'] == 1
+    assert found[f'brew_build_info{{role="order",version="{__version__}"}}'] == 1
     assert found["process_resident_memory_bytes"] > 0
     assert not any(name.startswith("brew_inbox") for name in found), "a role shows what it does, and nothing else"
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from brewctl import __version__
 from brewctl.lab.nodes import Node
 from tests.conftest import Rig, run
 from tests.integration.grpc_tools import dialled, locked_orders, order, wait_for_blocked
@@ -57,7 +58,7 @@ def test_the_sum_agrees_with_the_database_also_after_a_worker_was_killed(crew: C
     found = numbers(where)
     assert found['brew_order_call_seconds_count{method="Create"}'] == total
     assert found['brew_order_call_seconds_bucket{le="+Inf",method="Create"}'] == total
-    assert found['brew_build_info{role="order",version="0.1.0"}'] == 1
+    assert found[f'brew_build_info{{role="order",version="{__version__}"}}'] == 1
 
     (folder,) = folders(tmp_path)
     assert folder.stat().st_mode & 0o777 == 0o700, "nobody else's to read or write"

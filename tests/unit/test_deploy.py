@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -119,16 +118,6 @@ def test_an_alert_names_its_section_which_says_what_to_look_at_and_to_do(name: s
     assert "\n**Do.** " in section
 
 
-def test_the_runbooks_commands_are_there_and_its_links_lead_somewhere() -> None:
-    text = RUNBOOK_FILE.read_text("utf-8")
-    commands = re.findall(r"`brewctl ([^`]+)`", text)
-    assert commands
-    for command in commands:
-        assert is_command(command.split()), command
-    for file, anchor in re.findall(r"\]\(([\w.]*)#([\w-]+)\)", text):
-        assert anchor in anchors(RUNBOOK_FILE.parent / (file or "runbook.md")), anchor
-
-
 def test_the_figures_for_sizing_are_ones_that_were_measured() -> None:
     page = (RUNBOOK_FILE.parent / "operations.md").read_text("utf-8")
     section = page.split("\n## Sizing\n")[1].split("\n## ")[0]
@@ -136,12 +125,6 @@ def test_the_figures_for_sizing_are_ones_that_were_measured() -> None:
     measured = (RUNBOOK_FILE.parent / "performance.md").read_text("utf-8")
     assert told
     assert not {each for each in told if each not in measured}
-
-
-def anchors(file: Path) -> set[str]:
-    """The anchors of a page's headings, as GitHub and others make them."""
-    headings = re.findall(r"^#+ (.*)$", file.read_text("utf-8"), re.MULTILINE)
-    return {re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings}
 
 
 @each_alert

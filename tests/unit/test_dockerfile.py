@@ -65,7 +65,7 @@ def test_both_stages_have_the_same_python_which_is_one_that_the_project_takes() 
 def test_it_is_installed_with_extras_for_production_and_the_pinned_versions() -> None:
     commands = "\n".join(step["value"] for step in STEPS if step["instruction"] == "RUN")
     extras = {extra for found in re.findall(r"\[([a-z,]+)\]", commands) for extra in found.split(",")}
-    assert extras == PROJECT["optional-dependencies"].keys() - {"dev", "sandbox"}
+    assert extras == PROJECT["optional-dependencies"].keys() - {"audit", "dev", "sandbox"}
     assert "--constraint constraints.txt" in commands
     assert "--no-index" in commands, "what is installed is what was built"
 

@@ -1,5 +1,6 @@
 """What `from brewctl import …` gives to a service or a downstream of one's own, and what that costs the command."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from brewctl import errors, security
 from brewctl.delivery import downstream, events
 from brewctl.delivery.outbox import adding
 from brewctl.proto import orders_pb2
+from tests.deploying import ROOT
 
 
 def test_what_users_need_is_there() -> None:
@@ -27,6 +29,17 @@ def test_what_users_need_is_there() -> None:
     assert {*brewctl.__all__} == {*brewctl._MODULES} <= {*dir(brewctl)}
     with pytest.raises(AttributeError, match="module 'brewctl' has no attribute 'nothing'"):
         brewctl.nothing  # noqa: B018
+
+
+def test_each_place_names_this_version() -> None:
+    texts = {
+        name: (ROOT / name).read_text("utf-8") for name in ("pyproject.toml", "CHANGELOG.md", "docs/deployment.md")
+    }
+    kustomization = (ROOT / "deploy/kubernetes/overlays/example/kustomization.yaml").read_text("utf-8")
+    assert re.findall(r'^version = "(.*)"$', texts["pyproject.toml"], re.MULTILINE) == [brewctl.__version__]
+    assert re.findall(r"^## \[(\d.*)\] - ", texts["CHANGELOG.md"], re.MULTILINE)[0] == brewctl.__version__
+    assert {*re.findall(r"brewctl:(\d\S+)", texts["docs/deployment.md"])} == {brewctl.__version__}
+    assert re.findall(r"newTag: (\S+)", kustomization) == [brewctl.__version__]
 
 
 def test_the_command_does_not_import_it() -> None:

@@ -17,6 +17,10 @@ from psycopg.pq import ConnStatus, PipelineStatus, TransactionStatus
 from psycopg.rows import TupleRow, tuple_row
 
 from brewctl.delivery.database import BoundedConnection, Connection, NoAnswerError, has_news, sql_text
+from brewctl.installed import require
+
+ASSUMED = {"psycopg:Connection": ("_adapters", "_prepared")}
+require("psycopg", ASSUMED)
 
 _OURS = "the transaction is brewctl's, which commits it once the handler has returned"
 _ROLL_BACK = "to take back a part, use `with tx.transaction():`; to give the event up, raise an exception"

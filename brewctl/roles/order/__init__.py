@@ -29,6 +29,7 @@ from brewctl.errors import UnreachableError
 from brewctl.lifecycle import run_together
 from brewctl.probes.health import Finding, Health
 from brewctl.roles.listening import Security
+from brewctl.roles.order import assumed  # noqa: F401 - before what uses those names
 from brewctl.roles.order.cancelling import Cancelling
 from brewctl.roles.order.server import OPEN, Guard, Server
 from brewctl.roles.order.service import OrderService

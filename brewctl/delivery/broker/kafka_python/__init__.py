@@ -1,6 +1,6 @@
 """The client kafka-python-ng, mended where it has faults that no setting mends."""
 
-from brewctl.delivery.broker.kafka_python import batches, fetching, patches, records  # noqa: F401 - first: they mend it
+from brewctl.delivery.broker.kafka_python import assumed, batches, fetching, patches, records  # noqa: F401 - first
 from brewctl.delivery.broker.kafka_python.bare import fetch, produce
 from brewctl.delivery.broker.kafka_python.client import explained, library
 from brewctl.delivery.broker.kafka_python.consumer import Member
