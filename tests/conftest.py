@@ -9,7 +9,6 @@ yours, stop the roles first; their offsets may be reset, which costs a redeliver
 import contextlib
 import dataclasses
 import functools
-import logging
 import os
 import re
 import subprocess
@@ -22,7 +21,6 @@ from typing import Any
 
 import psycopg
 import pytest
-import structlog
 
 from brewctl import config, lifecycle, overview, security
 from brewctl.config import KafkaClient, Settings, environment, own_database_variable
@@ -32,9 +30,6 @@ from brewctl.delivery.homes import Databases
 from brewctl.lab.nodes import Node, Nodes
 from brewctl.roles import listening
 from brewctl.security import KafkaSecurity, Secret
-
-# The library's own logger draws each debug line's traceback with all local variables: seconds of CPU a line.
-structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
 
 BREWCTL = str(Path(sys.executable).with_name("brewctl"))
 _SERVERS = ("BREW_DATABASE_URL", "BREW_KAFKA_BROKERS")
