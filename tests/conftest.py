@@ -6,6 +6,7 @@ a topic of its own. The groups have the contract's names: on servers of
 yours, stop the roles first; their offsets may be reset, which costs a redelivery and no effect.
 """
 
+import compileall
 import contextlib
 import dataclasses
 import functools
@@ -42,6 +43,12 @@ _CLIENT = KafkaClient(os.environ.get("BREW_KAFKA_CLIENT") or Settings.kafka_clie
 def pytest_xdist_auto_num_workers() -> int:
     """Three, each with servers of its own: most tests wait. One process on servers of yours, which share the groups."""
     return 0 if len(_GIVEN) == len(_SERVERS) else 3
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile the program once where Python may write no bytecode: else each of thousands of starts compiles it."""
+    if sys.dont_write_bytecode and not hasattr(config, "workerinput"):
+        compileall.compile_dir(Path(overview.__file__).parents[1], quiet=2)
 
 
 def run(*arguments: str, env: dict[str, str] | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
