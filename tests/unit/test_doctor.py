@@ -43,7 +43,7 @@ from brewctl.doctor.postgres import Setting
 from brewctl.doctor.sessions import Open
 from brewctl.errors import BrewError
 from brewctl.lifecycle import wait_until
-from brewctl.overview import GroupView
+from brewctl.overview.consumer_groups import GroupView
 from brewctl.sandbox import processes, state
 from brewctl.sandbox.server import Server
 from brewctl.sandbox.state import State

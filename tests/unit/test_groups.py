@@ -11,7 +11,7 @@ from brewctl.cli.groups_reset import _note_consequences, _target
 from brewctl.delivery.broker import Group, Member
 from brewctl.delivery.offsets import Progress, Target, Where, progress
 from brewctl.errors import UsageError
-from brewctl.overview import GroupView
+from brewctl.overview.consumer_groups import GroupView
 
 NOON_MS = 1_795_608_000_000  # 2026-11-25T12:00 UTC
 
