@@ -19,7 +19,7 @@ import typer.main
 
 from brewctl import doctor
 from brewctl.cli import doctor as command
-from brewctl.cli.main import app
+from brewctl.cli.main import root_command
 from brewctl.delivery import schema
 from brewctl.delivery.broker import Member, Partition, Unreached
 from brewctl.delivery.offsets import Progress
@@ -567,8 +567,7 @@ def test_the_last_line_counts() -> None:
 
 
 def test_every_command_that_it_names_exists() -> None:
-    root = typer.main.get_command(app)
-    assert isinstance(root, typer.core.TyperGroup)
+    root = root_command()
     source = "".join(path.read_text("utf-8") for path in Path(doctor.__file__).parent.glob("*.py"))
     named = re.findall(r"`brewctl ([a-z]+)(?: ([a-z]+))?", source)
     assert {("dlq", "list"), ("start", "order"), ("up", "")} <= {*named}

@@ -10,6 +10,7 @@ import pytest
 
 import brewctl
 from brewctl import errors, security
+from brewctl.cli.main import COMMANDS
 from brewctl.delivery import adding, downstream, events
 from brewctl.proto import orders_pb2
 
@@ -58,7 +59,7 @@ def started(command: str, exit_code: int, home: Path, client: str = "kafka-pytho
     )
     assert done.returncode == exit_code, done.stderr
     looks, *modules = json.loads(done.stderr.splitlines()[-1])
-    return looks, {name.partition(".")[0] for name in modules}
+    return looks, {*modules}
 
 
 @pytest.mark.parametrize(
@@ -87,6 +88,13 @@ def test_nor_does_a_role_with_either_client(role: str, allowed: set[str], client
     """Until it has found its servers: only then it makes its client of Kafka."""
     _, modules = started(role, 3, tmp_path, client)
     assert modules & _HEAVY <= allowed
+
+
+@pytest.mark.parametrize(("command", "exit_code"), [("--version", 0), ("-v counts", 3)])
+def test_a_start_imports_no_command_that_was_not_called(command: str, exit_code: int, tmp_path: Path) -> None:
+    _, modules = started(command, exit_code, tmp_path)
+    known = {f"brewctl.cli.{name}" for name in COMMANDS}
+    assert modules & known == {f"brewctl.cli.{name}" for name in command.split() if name in COMMANDS}
 
 
 def test_a_start_does_not_look_for_garbage_in_what_it_imports(tmp_path: Path) -> None:
