@@ -3,72 +3,123 @@
 Python's own logging carries the records, so that the libraries' warnings come out in the same shape.
 """
 
+import json
 import logging
 import math
 import sys
 import threading
 import time
 from collections import Counter
-
-import structlog
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
 
 from brewctl import stdout
+
+_FIRST = ("ts", "level", "node", "event")  # of a logfmt line, in this order; the words follow as they were given
+
+
+class Said(NamedTuple):
+    """The message of a record: an event, and words about it."""
+
+    event: str
+    words: Mapping[str, object]
+
+    def __str__(self) -> str:
+        return _logfmt({"event": self.event, **self.words})
+
+
+class Logger:
+    """A module's logger: `log.info("published", rows=100)` is a line with `event=published rows=100`."""
+
+    def __init__(self, name: str) -> None:
+        self._logger = logging.getLogger(name)
+
+    def debug(self, event: str, *, exc_info: BaseException | None = None, **words: object) -> None:
+        """Log a line that `-v` shows, with the traceback of `exc_info`."""
+        self._logger.debug(Said(event, words), exc_info=exc_info)
+
+    def info(self, event: str, **words: object) -> None:
+        """Log what happens in good order."""
+        self._logger.info(Said(event, words))
+
+    def warning(self, event: str, **words: object) -> None:
+        """Log what may need someone to look."""
+        self._logger.warning(Said(event, words))
+
+    def error(self, event: str, **words: object) -> None:
+        """Log what needs someone to look."""
+        self._logger.error(Said(event, words))
+
+    def exception(self, event: str, **words: object) -> None:
+        """Log an error with the traceback of the exception that is being handled."""
+        self._logger.exception(Said(event, words))  # noqa: LOG004 - the caller handles it
+
+
+class _Lines(logging.Formatter):
+    """Makes a line of every record, also of those of libraries, whose message is the event."""
+
+    def __init__(self, node: str, render: Callable[[dict[str, object]], str]) -> None:
+        super().__init__()
+        self._node = node
+        self._render = render
+
+    def format(self, record: logging.LogRecord) -> str:
+        message: Any = record.msg
+        said = message if isinstance(message, Said) else Said(record.getMessage(), {})
+        line = {**said.words, "event": said.event, "level": record.levelname.lower()}
+        if self._node:
+            line.setdefault("node", self._node)
+        line["ts"] = datetime.fromtimestamp(record.created, UTC).isoformat().replace("+00:00", "Z")
+        if record.exc_info and record.exc_info[1]:
+            line["exception"] = self.formatException(record.exc_info)
+        return self._render(line)
+
+
+def _json(line: dict[str, object]) -> str:
+    return json.dumps(line, default=repr)
+
+
+def _logfmt(line: dict[str, object]) -> str:
+    first = {key: line[key] for key in _FIRST if key in line}
+    return " ".join(_pair(key, value) for key, value in {**first, **line}.items())
+
+
+def _pair(key: str, value: object) -> str:
+    """Write `key=value`; True is the key alone, None has no value."""
+    if value is True:
+        return key
+    if value is None or value is False:
+        return f"{key}={'' if value is None else 'false'}"
+    text = str(value)
+    quoted = any(character in text for character in ' ="')
+    if quoted:
+        text = text.replace("\\", "\\\\").replace('"', '\\"')
+    text = text.replace("\n", "\\n")
+    return f'{key}="{text}"' if quoted else f"{key}={text}"
 
 
 def configure(*, node: str = "", as_json: bool = False, verbose: bool = False) -> None:
     """Send every log record of this process to stderr; `verbose` adds debug lines and the libraries' info."""
-
-    def add_node(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-        if node:
-            event.setdefault("node", node)
-        return event
-
-    shared: list[structlog.typing.Processor] = [
-        structlog.stdlib.add_log_level,
-        add_node,
-        structlog.processors.TimeStamper(fmt="iso", utc=True, key="ts"),
-        structlog.processors.format_exc_info,
-    ]
-    renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer()
-        if as_json
-        else structlog.processors.LogfmtRenderer(key_order=["ts", "level", "node", "event"], drop_missing=True)
-    )
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
-        )
-    )
+    handler.setFormatter(_Lines(node, _json if as_json else _logfmt))
     logging.basicConfig(handlers=[handler], level=logging.INFO if verbose else logging.WARNING, force=True)
     logging.getLogger("brewctl").setLevel(logging.DEBUG if verbose else logging.INFO)
     if not verbose:
         # The Kafka client warns about every retry of its own; what matters of it we say ourselves, once.
         logging.getLogger("kafka").setLevel(logging.CRITICAL)
         logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
-    structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            *shared,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=True,
-    )
 
 
-def get(name: str) -> structlog.stdlib.BoundLogger:
-    """Return the logger of a module: `log.info("published", rows=100)`."""
-    logger: structlog.stdlib.BoundLogger = structlog.get_logger(name)
-    return logger
+def get(name: str) -> Logger:
+    """Return the logger of a module."""
+    return Logger(name)
 
 
 class Sum:
     """Adds up what many batches did, and logs it once a second at most: a line each would cost more than the batch."""
 
-    def __init__(self, logger: structlog.stdlib.BoundLogger, event: str, *, every_s: float = 1.0) -> None:
+    def __init__(self, logger: Logger, event: str, *, every_s: float = 1.0) -> None:
         self._logger = logger
         self._event = event
         self._every_s = every_s
@@ -92,7 +143,7 @@ class Sum:
 class Seldom:
     """Logs a warning that many calls may give rise to, once in `every_s` at most, from any thread."""
 
-    def __init__(self, logger: structlog.stdlib.BoundLogger, event: str, *, every_s: float = 1.0) -> None:
+    def __init__(self, logger: Logger, event: str, *, every_s: float = 1.0) -> None:
         self._logger = logger
         self._event = event
         self._every_s = every_s

@@ -6,10 +6,10 @@ a topic of its own. The groups have the contract's names: on servers of
 yours, stop the roles first; their offsets may be reset, which costs a redelivery and no effect.
 """
 
+import compileall
 import contextlib
 import dataclasses
 import functools
-import logging
 import os
 import re
 import subprocess
@@ -22,7 +22,6 @@ from typing import Any
 
 import psycopg
 import pytest
-import structlog
 
 from brewctl import config, lifecycle, overview, security
 from brewctl.config import KafkaClient, Settings, environment, own_database_variable
@@ -35,9 +34,6 @@ from brewctl.lab.nodes import Node, Nodes
 from brewctl.roles import listening
 from brewctl.security import KafkaSecurity, Secret
 
-# The library's own logger draws each debug line's traceback with all local variables: seconds of CPU a line.
-structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
-
 BREWCTL = str(Path(sys.executable).with_name("brewctl"))
 _SERVERS = ("BREW_DATABASE_URL", "BREW_KAFKA_BROKERS")
 _GIVEN = {name: os.environ[name] for name in _SERVERS if os.environ.get(name)}
@@ -49,6 +45,12 @@ _CLIENT = KafkaClient(os.environ.get("BREW_KAFKA_CLIENT") or Settings.kafka_clie
 def pytest_xdist_auto_num_workers() -> int:
     """Three, each with servers of its own: most tests wait. One process on servers of yours, which share the groups."""
     return 0 if len(_GIVEN) == len(_SERVERS) else 3
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile the program once where Python may write no bytecode: else each of thousands of starts compiles it."""
+    if sys.dont_write_bytecode and not hasattr(config, "workerinput"):
+        compileall.compile_dir(Path(overview.__file__).parents[1], quiet=2)
 
 
 def run(*arguments: str, env: dict[str, str] | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from brewctl.delivery.broker import Admin, Member
     from brewctl.delivery.topics.group_progress import Progress
-    from brewctl.overview import GroupView
+    from brewctl.overview.consumer_groups import GroupView
 
 _EVERY_S = 1.0
 _ACROSS = 6  # partitions beside each other in 80 columns
@@ -41,11 +41,11 @@ def show(
             raise UsageError(f"options of `groups {ctx.invoked_subcommand}` go behind it")
         return
     settings = options.settings(brokers=brokers, topic=topic, downstreams=downstream)
-    from brewctl import overview
     from brewctl.delivery.broker import open_admin
+    from brewctl.overview import consumer_groups
 
     def look(admin: "Admin") -> list["GroupView"]:
-        return overview.groups(admin, settings, overview.readers(admin, settings))
+        return consumer_groups.groups(admin, settings, consumer_groups.readers(admin, settings))
 
     with open_admin(settings) as admin:
         first = look(admin)

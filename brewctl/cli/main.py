@@ -1,10 +1,13 @@
 """The command line: the tree of commands, and how each one ends."""
 
 import errno
+import gc
+import importlib
 import os
 import signal
 import sys
 import traceback
+from collections.abc import Iterable, Sequence
 from typing import Annotated
 
 import typer
@@ -12,41 +15,28 @@ import typer.core
 import typer.main
 
 from brewctl import __version__, stdout
-from brewctl.cli import (
-    background,
-    bench,
-    chaos,
-    consume,
-    counts,
-    db,
-    demo,
-    dlq,
-    doctor,
-    environment,
-    groups,
-    load,
-    metrics,
-    orders,
-    outbox,
-    output,
-    sandbox,
-    serve,
-    setup,
-    top,
-    trace,
-    verify,
-)
+from brewctl.cli import environment, output
 from brewctl.errors import BrewError, DrainTimeoutError, ExitCode, ModuleError
 
-app = typer.Typer(
-    name="brewctl",
-    help="Brew orders: a transactional outbox, Kafka and idempotent consumers, on real servers.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Start with: [bold]brewctl demo[/bold]",
-)
+# Which of its engines a library uses: set for other programs, whose installation may have another.
+_ENGINES = ("GRPC_POLL_STRATEGY", "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "PSYCOPG_IMPL")
+# How help lists the commands.
+_PANELS = {
+    "See it": ("demo", "top", "counts", "trace", "groups", "metrics", "doctor"),
+    "Servers on this machine": ("up", "down", "status", "env"),
+    "Roles": ("start", "stop", "logs", "serve", "publish", "consume", "create-order", "cancel-order"),
+    "Tables and topics": ("db", "topic", "outbox", "dlq"),
+    "Prove and measure": ("verify", "chaos", "load", "bench"),
+}
+COMMANDS = {name: panel for panel, names in _PANELS.items() for name in names}
+# The modules of commands that have another name there.
+_MODULES = {
+    **dict.fromkeys(("start", "stop", "logs"), "background"),
+    **dict.fromkeys(("create-order", "cancel-order"), "orders"),
+    **dict.fromkeys(("up", "down", "status", "env"), "sandbox"),
+    "publish": "serve",
+    "topic": "setup",
+}
 
 
 def _print_version(wanted: bool) -> None:
@@ -55,7 +45,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def root(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Debug logs, and tracebacks of errors.")] = False,
     version: Annotated[  # noqa: ARG001 - its callback answers
@@ -68,57 +57,48 @@ def root(
     output.verbose = verbose
 
 
-for module in (
-    background,
-    bench,
-    chaos,
-    counts,
-    demo,
-    dlq,
-    doctor,
-    groups,
-    load,
-    metrics,
-    orders,
-    outbox,
-    serve,
-    consume,
-    sandbox,
-    db,
-    setup,
-    top,
-    trace,
-    verify,
-):
-    module.register(app)
-
-# Which of its engines a library uses: set for other programs, whose installation may have another.
-_ENGINES = ("GRPC_POLL_STRATEGY", "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "PSYCOPG_IMPL")
-# How help lists the commands.
-_PANELS = {
-    "See it": ("demo", "top", "counts", "trace", "groups", "metrics", "doctor"),
-    "Servers on this machine": ("up", "down", "status", "env"),
-    "Roles": ("start", "stop", "logs", "serve", "publish", "consume", "create-order", "cancel-order"),
-    "Tables and topics": ("db", "topic", "outbox", "dlq"),
-    "Prove and measure": ("verify", "chaos", "load", "bench"),
-}
+def make_app(names: Iterable[str]) -> typer.Typer:
+    """Make the program with these commands, and what else is in their modules."""
+    app = typer.Typer(
+        name="brewctl",
+        help="Brew orders: a transactional outbox, Kafka and idempotent consumers, on real servers.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+        epilog="Start with: [bold]brewctl demo[/bold]",
+    )
+    app.callback()(root)
+    for module in dict.fromkeys(_MODULES.get(name, name) for name in names):
+        importlib.import_module(f"brewctl.cli.{module}").register(app)
+    return app
 
 
-def root_command() -> typer.core.TyperGroup:
-    """Make the tree of commands, as it is run and documented."""
-    root = typer.main.get_command(app)
+def root_command(words: Sequence[str] = ()) -> typer.core.TyperGroup:
+    """Make the tree of commands, as it is run and documented.
+
+    Where these words call a command it may lack the others: to import them all takes a quarter of a start.
+    """
+    first = next((word for word in words if word not in {"-v", "--verbose"}), "")
+    names: Iterable[str] = COMMANDS
+    if first in COMMANDS:
+        names = [first]
+    elif first == "--version":
+        names = []
+    root = typer.main.get_command(make_app(names))
     assert isinstance(root, typer.core.TyperGroup)
     environment.complete(root)
-    panels = {name: panel for panel, names in _PANELS.items() for name in names}
-    root.commands = {name: root.commands[name] for name in panels}
+    root.commands = {name: root.commands[name] for name in COMMANDS if name in root.commands}
     for name, command in root.commands.items():
         assert isinstance(command, environment.Command)
-        command.rich_help_panel = panels[name]
+        command.rich_help_panel = COMMANDS[name]
     return root
 
 
 def main() -> None:
     """Run a command; every failure becomes one line on stderr and an exit code."""
+    # What a start imports stays: at Python's own threshold, a tenth of its CPU goes into looking for garbage there.
+    gc.set_threshold(10_000)
     stdout.prepare()
     for name in _ENGINES:
         os.environ.pop(name, None)
@@ -128,7 +108,7 @@ def main() -> None:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler)
     try:
-        code = root_command()(standalone_mode=False, prog_name="brewctl")
+        code = root_command(sys.argv[1:])(standalone_mode=False, prog_name="brewctl")
         if code == ExitCode.INTERRUPTED:
             raise KeyboardInterrupt
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - reported, whatever it is

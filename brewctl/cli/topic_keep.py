@@ -54,8 +54,8 @@ def keep(
 
 def _confirm(admin: "Admin", settings: "Settings", wanted: int, *, yes: bool) -> None:
     """Ask before records are removed that would have stayed."""
-    from brewctl import overview
     from brewctl.delivery.topics import keeping
+    from brewctl.overview import consumer_groups
 
     if wanted < 0 or yes:
         return
@@ -66,7 +66,7 @@ def _confirm(admin: "Admin", settings: "Settings", wanted: int, *, yes: bool) ->
     if 0 <= now <= wanted:
         return
     said = f"this removes the records of {settings.topic} that are older than {keeping.words(wanted)}"
-    positions = {view.name: view.positions for view in overview.groups(admin, settings)}
+    positions = {view.name: view.positions for view in consumer_groups.groups(admin, settings)}
     if unread := keeping.unread(admin, settings.topic, positions, older_ms=wanted):
         said += f", of them unread: {', '.join(f'{count} by {group}' for group, count in unread.items())}"
     options.confirm(said, yes=yes)

@@ -9,14 +9,14 @@ from dataclasses import replace
 
 import psycopg
 
-from brewctl import overview
 from brewctl.config import Settings
 from brewctl.delivery import database, events
 from brewctl.delivery.broker import Record, open_admin, open_reader
 from brewctl.delivery.database import Connection
 from brewctl.doctor.finding import Finding, fail, ok, warn
 from brewctl.errors import BrewError
-from brewctl.overview import GroupView
+from brewctl.overview import consumer_groups
+from brewctl.overview.consumer_groups import GroupView
 from brewctl.overview.replicas import SILENT_S
 from brewctl.sql import doctor_queries
 
@@ -96,7 +96,7 @@ def _judged(foreign: Sequence[Record], seen: int, topic: str) -> Finding:
 
 def _foreign_members(settings: Settings, connection: Connection) -> Iterator[Finding]:
     with open_admin(settings) as admin:
-        groups = overview.groups(admin, settings)
+        groups = consumer_groups.groups(admin, settings)
     # Asked afterwards: a member has its row before it joins.
     names = {str(name) for (name,) in connection.execute(doctor_queries["nodes_there"])}
     yield from _strangers(groups, names)

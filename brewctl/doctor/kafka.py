@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator, Sequence
 
-from brewctl import overview
 from brewctl.config import Settings
 from brewctl.delivery import registry
 from brewctl.delivery.broker import (
@@ -21,7 +20,8 @@ from brewctl.delivery.broker import (
 from brewctl.doctor import clocks
 from brewctl.doctor.finding import Finding, fail, ok, warn
 from brewctl.errors import UnreachableError
-from brewctl.overview import GroupView
+from brewctl.overview import consumer_groups
+from brewctl.overview.consumer_groups import GroupView
 
 _CONNECT_S = 1.0
 _START = "run `brewctl up`, or start the brokers that are missing"
@@ -48,7 +48,7 @@ def check(settings: Settings) -> Iterator[Finding]:
         if settings.topic in there:
             try:
                 with explained(settings):
-                    groups = overview.groups(admin, settings)
+                    groups = consumer_groups.groups(admin, settings)
             except UnreachableError:
                 found = "a broker that leads a partition, or coordinates a group, does not answer"
                 yield fail("groups", found, mend=_START)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 
-from brewctl import overview
 from brewctl.config import Settings
 from brewctl.delivery import database, registry
 from brewctl.delivery.broker import Admin, ForbiddenError, open_admin
@@ -10,6 +9,7 @@ from brewctl.delivery.topics import keeping
 from brewctl.delivery.topics.keeping import Kept
 from brewctl.doctor.finding import Finding, fail, ok, warn
 from brewctl.errors import BrewError
+from brewctl.overview import consumer_groups
 from brewctl.sql import doctor_queries
 
 _LOOKED_AT = 5000  # rows of the outbox, the first
@@ -74,7 +74,7 @@ def _beginning(settings: Settings, firsts: Mapping[int, int]) -> str:
 def _late(admin: Admin, settings: Settings, keep_ms: int) -> Iterator[Finding]:
     """Warn of groups whose unread records are old, by their age: a count says nothing of when they will be removed."""
     # Those that have come to the first record by being new have their time as well.
-    positions = {view.name: view.positions for view in overview.groups(admin, settings)}
+    positions = {view.name: view.positions for view in consumer_groups.groups(admin, settings)}
     for older_ms, verdict, when in (
         (keep_ms, fail, "may be removed at any moment"),
         (keep_ms // _SOON, warn, f"will be removed after {keeping.words(keep_ms)}"),

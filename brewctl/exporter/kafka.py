@@ -5,12 +5,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from brewctl import overview
 from brewctl.config import Settings
 from brewctl.delivery.broker import Admin, Reader, open_admin, open_reader
 from brewctl.exporter.families import LAG_RECORDS, LAG_SECONDS, MEMBERS, OVERTAKEN, Sample
 from brewctl.exporter.questions import Question
-from brewctl.overview import GroupView
+from brewctl.overview import consumer_groups
+from brewctl.overview.consumer_groups import GroupView
 
 SERVER = "kafka"
 # A fetch brings one record of each partition, or as much as lies with it in its batch.
@@ -48,7 +48,7 @@ class _Groups:
 
     def look(self) -> Sequence[Sample]:
         self.views = None
-        self.views = overview.groups(self._admin, self._settings)
+        self.views = consumer_groups.groups(self._admin, self._settings)
         return [
             *(Sample(MEMBERS, len(view.members), (view.name,)) for view in self.views),
             *(Sample(OVERTAKEN, sum(part.overtaken for part in view.partitions), (view.name,)) for view in self.views),

@@ -15,6 +15,7 @@ from brewctl.delivery.schema import homes
 from brewctl.errors import BrewError
 from brewctl.lab.history import Ownership, Sample
 from brewctl.lifecycle import beside
+from brewctl.overview import consumer_groups
 
 _LOOK_EVERY_S = 0.2
 _ASK_EVERY_S = 0.7
@@ -103,7 +104,7 @@ class Watch:
                         self.ownerships.append(Ownership(self.now_s, downstream.group, owners))
                     if self._wants_unread.is_set():
                         at_s = self.now_s
-                        for seen in overview.groups(admin, self._settings):
+                        for seen in consumer_groups.groups(admin, self._settings):
                             self._unread[seen.name] = at_s, seen.lag
 
     def longest_standstill_s(self, load_end_s: float) -> float:

@@ -1,6 +1,5 @@
 """Read-only questions: the counters, who did what, what is unfinished or lost, which replicas and groups there are."""
 
-from brewctl.overview.consumer_groups import GroupView, groups, readers
 from brewctl.overview.counters import (
     Counts,
     Unfinished,
@@ -18,17 +17,14 @@ from brewctl.overview.replicas import NodeRow, nodes
 __all__ = [
     "Counts",
     "Flow",
-    "GroupView",
     "NodeRow",
     "Unfinished",
     "counts",
     "distribution",
     "distribution_line",
     "flow",
-    "groups",
     "missing",
     "nodes",
-    "readers",
     "unfinished",
     "with_homes",
     "work_by_node",

@@ -79,7 +79,7 @@ def _link(source: str, target: str) -> None:
 def test_all_that_is_its_own_works_in_a_strange_shell_and_a_strange_folder(tmp_path: Path) -> None:
     place = tmp_path / "place"
     cache = linked(place / f"{STRANGE}~cache")
-    for module in ("kafka", "grpc", "psycopg", "brewctl", "structlog"):
+    for module in ("kafka", "grpc", "psycopg", "brewctl", "rich"):
         (place / f"{module}.py").write_text("raise SystemExit('a file in the working directory was imported')")
     before = {path.name for path in place.iterdir()}
     env = {**SHELL, "BREW_HOME": str(place / STRANGE), "XDG_CACHE_HOME": str(cache)}

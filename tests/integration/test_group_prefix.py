@@ -3,9 +3,9 @@
 import dataclasses
 from pathlib import Path
 
-from brewctl import overview
 from brewctl.delivery.broker import open_admin
 from brewctl.lab.nodes import Nodes
+from brewctl.overview import consumer_groups
 from tests.conftest import Rig, open_rig
 from tests.integration.kafka_tools import finish, good_record, raw_client, send_raw
 
@@ -33,7 +33,8 @@ def test_each_deployment_gets_every_record(rig: Rig, servers: dict[str, str], tm
         for each in (rig, second):
             each.wait("every reservation", lambda each=each: each.counts().reservations == RECORDS)  # type: ignore[misc]
         shown = {
-            view.name: view for view in overview.groups(admin, dataclasses.replace(rig.settings, group_prefix="a."))
+            view.name: view
+            for view in consumer_groups.groups(admin, dataclasses.replace(rig.settings, group_prefix="a."))
         }
         assert [member.client_id for member in shown["a.inventory"].members] == ["inventory-1"]
         rig.wait("its lag", lambda: sum(admin.committed("a.inventory", topic).values()) == RECORDS)

@@ -14,7 +14,8 @@ import typer.core
 import typer.main
 
 from brewctl import __version__
-from brewctl.cli.main import app, root_command
+from brewctl.cli.main import COMMANDS as NAMES
+from brewctl.cli.main import make_app, root_command
 from brewctl.sandbox import state
 from brewctl.sandbox.server import Server
 from brewctl.sandbox.state import State
@@ -69,7 +70,7 @@ def tree() -> list[tuple[tuple[str, ...], bool]]:
 
 def registered() -> set[str]:
     """The names that the modules register, whatever the lists of help say."""
-    every = typer.main.get_command(app)
+    every = typer.main.get_command(make_app(NAMES))
     assert isinstance(every, typer.core.TyperGroup)
     return set(every.commands)
 

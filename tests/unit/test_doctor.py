@@ -19,7 +19,7 @@ import typer.main
 
 from brewctl import doctor
 from brewctl.cli import doctor as command
-from brewctl.cli.main import app
+from brewctl.cli.main import root_command
 from brewctl.delivery.broker import Member, Partition, Unreached
 from brewctl.delivery.repair.republish import Missing, Summary
 from brewctl.delivery.schema import parts
@@ -43,7 +43,7 @@ from brewctl.doctor.postgres import Setting
 from brewctl.doctor.sessions import Open
 from brewctl.errors import BrewError
 from brewctl.lifecycle import wait_until
-from brewctl.overview import GroupView
+from brewctl.overview.consumer_groups import GroupView
 from brewctl.sandbox import processes, state
 from brewctl.sandbox.server import Server
 from brewctl.sandbox.state import State
@@ -567,8 +567,7 @@ def test_the_last_line_counts() -> None:
 
 
 def test_every_command_that_it_names_exists() -> None:
-    root = typer.main.get_command(app)
-    assert isinstance(root, typer.core.TyperGroup)
+    root = root_command()
     source = "".join(path.read_text("utf-8") for path in Path(doctor.__file__).parent.glob("*.py"))
     named = re.findall(r"`brewctl ([a-z]+)(?: ([a-z]+))?", source)
     assert {("dlq", "list"), ("start", "order"), ("up", "")} <= {*named}

@@ -12,7 +12,7 @@ from brewctl.delivery.broker import Group, Member
 from brewctl.delivery.repair.group_reset import Target, Where
 from brewctl.delivery.topics.group_progress import Progress, progress
 from brewctl.errors import UsageError
-from brewctl.overview import GroupView
+from brewctl.overview.consumer_groups import GroupView
 
 NOON_MS = 1_795_608_000_000  # 2026-11-25T12:00 UTC
 

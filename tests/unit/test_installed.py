@@ -15,8 +15,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from brewctl import installed
-from brewctl.delivery import transaction
 from brewctl.delivery.broker.kafka_python import assumed as of_kafka
+from brewctl.delivery.database import lent_transaction
 from brewctl.errors import BrewError
 from brewctl.roles.order import assumed as of_grpc
 from brewctl.tracing import TracesOffError, sdk
@@ -25,7 +25,7 @@ from tests.deploying import ROOT
 ASSUMED: dict[str, Mapping[str, Iterable[str]]] = {
     of_kafka.LIBRARY: of_kafka.NAMES,
     of_grpc.LIBRARY: of_grpc.NAMES,
-    "psycopg": transaction.ASSUMED,
+    "psycopg": lent_transaction.ASSUMED,
     "opentelemetry-sdk": sdk.ASSUMED,
 }
 LISTED = {name for names in ASSUMED.values() for each in names.values() for name in each}

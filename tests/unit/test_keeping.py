@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from brewctl import overview
 from brewctl.delivery import registry
 from brewctl.delivery.broker import Setting
 from brewctl.delivery.topics import keeping
@@ -15,7 +14,8 @@ from brewctl.delivery.topics.keeping import FOREVER_MS, Kept
 from brewctl.doctor import Verdict
 from brewctl.doctor import keeping as doctor
 from brewctl.errors import UsageError
-from brewctl.overview import GroupView
+from brewctl.overview import consumer_groups
+from brewctl.overview.consumer_groups import GroupView
 
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 AS_BROKERS_SAY = {
@@ -135,7 +135,7 @@ def test_a_group_is_late_by_the_age_of_what_it_has_not_read_and_not_by_its_count
         return GroupView(name, "Empty", "", (), (progress,))
 
     views = [view("inventory", 3), view("notifications", 5), view("lazy", 8)]
-    monkeypatch.setattr(overview, "groups", lambda _admin, _settings: views)
+    monkeypatch.setattr(consumer_groups, "groups", lambda _admin, _settings: views)
     admin: Any = SimpleNamespace(offsets_at=offsets_at)
     settings: Any = SimpleNamespace(topic="orders", downstreams=())
     monkeypatch.setattr(registry, "started_as", lambda _settings, name: name)

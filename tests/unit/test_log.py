@@ -80,6 +80,20 @@ def test_a_value_with_line_breaks_is_one_line(fmt: str) -> None:
     assert r"first\nsecond \"quoted\"" in line
 
 
+def test_what_is_no_text() -> None:
+    (line,) = logged(
+        'logger.info("asked", lead=True, full=False, node_id=None, left_s=0.5, said=ValueError("a=b"), rest="")'
+    )
+    assert line.endswith('event=asked lead full=false node_id= left_s=0.5 said="a=b" rest=')
+    (found,) = parsed('logger.info("asked", lead=True, node_id=None, said=ValueError("no"))')
+    assert (found["lead"], found["node_id"], found["said"]) == (True, None, "ValueError('no')")
+
+
+def test_a_program_with_logging_of_its_own_gets_the_words_too(caplog: pytest.LogCaptureFixture) -> None:
+    log.get("brewctl.test").warning("published", rows=3, reason="two words")
+    assert caplog.messages == ['event=published rows=3 reason="two words"']
+
+
 def test_without_a_node() -> None:
     (line,) = logged('logger.info("started")', node="", fmt="json")
     assert json.loads(line).keys() == {"ts", "level", "event"}

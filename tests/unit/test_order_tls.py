@@ -4,12 +4,12 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from structlog.testing import capture_logs
 
 from brewctl.certificates import Lifetime, expires_soon
 from brewctl.roles.listening import Security
 from brewctl.roles.order.tls import Certificates, _state
 from tests.certificates import Authority, Files, put
+from tests.logged import captured
 
 
 @pytest.fixture
@@ -27,9 +27,9 @@ def served(files: Files) -> Certificates:
 
 
 def events_of_a_look(certificates: Certificates) -> list[str]:
-    with capture_logs() as lines:
+    with captured() as lines:
         certificates.look()
-    return [line["event"] for line in lines]
+    return [line.event for line in lines]
 
 
 def test_nothing_is_read_again_without_a_change(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 """What `from brewctl import …` gives to a service or a downstream of one's own, and what that costs the command."""
 
+import json
+import os
 import re
 import subprocess
 import sys
@@ -9,6 +11,7 @@ import pytest
 
 import brewctl
 from brewctl import errors, security
+from brewctl.cli.main import COMMANDS
 from brewctl.delivery import downstream, events
 from brewctl.delivery.outbox import adding
 from brewctl.proto import orders_pb2
@@ -42,11 +45,76 @@ def test_each_place_names_this_version() -> None:
     assert re.findall(r"newTag: (\S+)", kustomization) == [brewctl.__version__]
 
 
-def test_the_command_does_not_import_it() -> None:
-    heavy = "{'psycopg', 'google', 'grpc'}"
-    code = f"import sys, brewctl.cli.main; print(*(m for m in sys.modules if m.split('.')[0] in {heavy}))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == []
+_HEAVY = {
+    *("confluent_kafka", "cryptography", "google", "grpc", "httpx2", "kafka", "opentelemetry", "prometheus_client"),
+    *("psutil", "psycopg", "pydantic", "pygments", "rich", "textual", "trustme"),
+}
+_OPTIONS = {"pydantic"}  # Typer reads them with it
+_HELP = {"rich", "pygments"}
+_ROLE = _OPTIONS | {"google", "kafka", "psycopg"}  # kafka-python-ng administers topics for either client
+_LOOK = """
+import atexit, gc, json, sys
+from brewctl.cli.main import main
+begun = gc.get_stats()[0]["collections"]
+atexit.register(lambda: print(json.dumps([gc.get_stats()[0]["collections"] - begun, *sys.modules]), file=sys.stderr))
+main()
+"""
+
+
+def started(command: str, exit_code: int, home: Path, client: str = "kafka-python-ng") -> tuple[int, set[str]]:
+    """Run a command with all servers away; return how often garbage was looked for, and what was imported."""
+    servers = {"BREW_DATABASE_URL": "postgresql://brew@127.0.0.1:1/brew", "BREW_KAFKA_BROKERS": "127.0.0.1:1"}
+    done = subprocess.run(
+        [sys.executable, "-c", _LOOK, *command.split()],
+        env={**os.environ, **servers, "BREW_HOME": str(home), "BREW_KAFKA_CLIENT": client},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == exit_code, done.stderr
+    looks, *modules = json.loads(done.stderr.splitlines()[-1])
+    return looks, {*modules}
+
+
+@pytest.mark.parametrize(
+    ("command", "exit_code", "allowed"),
+    [
+        ("--version", 0, set()),
+        ("--help", 0, _HELP),
+        ("serve order --help", 0, _OPTIONS | _HELP),
+        ("counts", 3, _OPTIONS | {"google", "psycopg"}),
+        ("create-order --customer c --addr 127.0.0.1:1", 3, _OPTIONS | {"google", "grpc"}),
+    ],
+)
+def test_a_command_imports_no_library_that_it_does_not_use(
+    command: str, exit_code: int, allowed: set[str], tmp_path: Path
+) -> None:
+    _, modules = started(command, exit_code, tmp_path)
+    assert "typer" in modules
+    assert modules & _HEAVY <= allowed
+
+
+@pytest.mark.parametrize("client", ["kafka-python-ng", "librdkafka"])
+@pytest.mark.parametrize(
+    ("role", "allowed"), [("serve order", _ROLE | {"grpc"}), ("publish", _ROLE), ("consume inventory", _ROLE)]
+)
+def test_nor_does_a_role_with_either_client(role: str, allowed: set[str], client: str, tmp_path: Path) -> None:
+    """Until it has found its servers: only then it makes its client of Kafka."""
+    _, modules = started(role, 3, tmp_path, client)
+    assert modules & _HEAVY <= allowed
+
+
+@pytest.mark.parametrize(("command", "exit_code"), [("--version", 0), ("-v counts", 3)])
+def test_a_start_imports_no_command_that_was_not_called(command: str, exit_code: int, tmp_path: Path) -> None:
+    _, modules = started(command, exit_code, tmp_path)
+    known = {f"brewctl.cli.{name}" for name in COMMANDS}
+    assert modules & known == {f"brewctl.cli.{name}" for name in command.split() if name in COMMANDS}
+
+
+def test_a_start_does_not_look_for_garbage_in_what_it_imports(tmp_path: Path) -> None:
+    looks, modules = started("counts", 3, tmp_path)
+    assert "psycopg" in modules
+    assert looks < 20
 
 
 def test_it_is_typed_for_others(tmp_path: Path) -> None:

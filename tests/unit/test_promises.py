@@ -1,4 +1,4 @@
-"""The promises that `make mutations` breaks: each place to break is there, each test is there, and the docs name both."""
+"""What `make mutations` breaks: each place in the code is there, each test is there, and the docs name both."""
 
 import re
 

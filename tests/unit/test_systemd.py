@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import structlog
 
 from brewctl.lifecycle import wait_until
 from brewctl.probes import heartbeat, systemd
@@ -18,6 +17,7 @@ from brewctl.probes.health import Health
 from brewctl.probes.heartbeat import Loop
 from brewctl.probes.pages import Answer
 from brewctl.roles import observing
+from tests.logged import captured
 from tests.notified import Listener, listening
 
 WATCHDOG_S = 0.1
@@ -120,16 +120,16 @@ def test_a_socket_that_can_not_be_used_is_one_warning(kind: str, tmp_path: Path,
         "null": "/no\0thing",
         "full": str(tmp_path / "full"),
     }
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as silent, structlog.testing.capture_logs() as logged:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as silent, captured() as logged:
         if kind == "full":
             silent.bind(names[kind])
             fill(names[kind])
         with systemd.told(stop, Health(stop).livez, {"NOTIFY_SOCKET": names[kind]}) as manager:
             manager.ready()
             manager.ready()
-    assert [line["event"] for line in logged] == ["notify_failed"]
-    assert logged[0]["socket"] == names[kind]
-    assert logged[0]["reason"]
+    (line,) = logged
+    assert (line.event, line.words["socket"]) == ("notify_failed", names[kind])
+    assert line.words["reason"]
 
 
 def fill(name: str) -> None:

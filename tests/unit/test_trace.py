@@ -13,6 +13,7 @@ from brewctl.delivery import registry
 from brewctl.delivery.broker import Group, Member
 from brewctl.delivery.topics import group_progress
 from brewctl.errors import BrewError, UsageError
+from brewctl.overview import consumer_groups
 from brewctl.overview.effects import Effect
 from brewctl.overview.reading import bounds
 from brewctl.overview.standing import Look, Standing, Topics, judge
@@ -215,7 +216,7 @@ def test_what_a_group_waits_for_is_who_owns_the_partition(members: list[Member],
     )
     group = Group("inventory", "Stable" if members else "Empty", "roundrobin", tuple(members))
     progress = group_progress.progress(group, {3: 57}, {3: (0, 58)})
-    view = overview.GroupView(group.name, group.state, group.assignor, group.members, tuple(progress))
+    view = consumer_groups.GroupView(group.name, group.state, group.assignor, group.members, tuple(progress))
     kafka = Topics(frozenset("t"), {group.name: view}, [])
     assert judge(dataclasses.replace(Settings(), topic="t"), notified, kafka) == [said]
 
@@ -230,7 +231,7 @@ def test_what_a_group_waits_for_is_who_owns_the_partition(members: list[Member],
 def test_a_member_may_be_further_than_the_offset_that_it_has_committed(members: list[Member], said: str) -> None:
     group = Group("inventory", "Stable" if members else "Empty", "roundrobin", tuple(members))
     progress = group_progress.progress(group, {3: 50}, {3: (0, 58)})
-    view = overview.GroupView(group.name, group.state, group.assignor, group.members, tuple(progress))
+    view = consumer_groups.GroupView(group.name, group.state, group.assignor, group.members, tuple(progress))
     kafka = Topics(frozenset("t"), {group.name: view}, [])
     notified = dataclasses.replace(
         life([event(5)]),

@@ -25,7 +25,8 @@ from brewctl.lab.top.counting import Counting, Effects
 from brewctl.lab.top.processes import processes_of
 from brewctl.lab.top.snapshot import Counters, Group, Place, Process, Snapshot
 from brewctl.lifecycle import beside
-from brewctl.overview import GroupView
+from brewctl.overview import consumer_groups
+from brewctl.overview.consumer_groups import GroupView
 from brewctl.sandbox import state
 
 EVERY_S = 1.0
@@ -186,7 +187,7 @@ class Observer:
         return Cluster(
             brokers=admin.brokers(),
             partitions=admin.describe(self._settings.topic),
-            groups=overview.groups(admin, self._settings),
+            groups=consumer_groups.groups(admin, self._settings),
             dead_letters=sum(end - first for first, end in letters.values()),
         )
 
