@@ -32,6 +32,7 @@ from brewctl.delivery.homes import Databases
 from brewctl.lab.nodes import Node, Nodes
 from brewctl.roles import listening
 from brewctl.security import KafkaSecurity, Secret
+from tests.warm import Warm
 
 # The library's own logger draws each debug line's traceback with all local variables: seconds of CPU a line.
 structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
@@ -44,16 +45,22 @@ _GIVEN_SECURITY = {name: os.environ[name] for name in (*_SECURED, *listening.VAR
 _CLIENT = KafkaClient(os.environ.get("BREW_KAFKA_CLIENT") or Settings.kafka_client)
 
 
+warmed: list[Warm] = []  # in which unit tests run `brewctl`
+
+
 def pytest_xdist_auto_num_workers() -> int:
     """Three, each with servers of its own: most tests wait. One process on servers of yours, which share the groups."""
     return 0 if len(_GIVEN) == len(_SERVERS) else 3
 
 
 def run(*arguments: str, env: dict[str, str] | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    """Run the installed binary to its end; `env` is added to ours."""
+    """Run the installed binary to its end, or what unit tests have in its place; `env` is added to ours."""
+    environment = {**os.environ, **(env or {})}
+    if warmed and warmed[-1].serves(environment):
+        return warmed[-1].run(arguments, environment, timeout)
     return subprocess.run(
         [BREWCTL, *arguments],
-        env={**os.environ, **(env or {})},
+        env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
