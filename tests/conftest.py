@@ -32,6 +32,7 @@ from brewctl.delivery.homes import Databases
 from brewctl.lab.nodes import Node, Nodes
 from brewctl.roles import listening
 from brewctl.security import KafkaSecurity, Secret
+from tests import template
 from tests.warm import Warm
 
 # Where nothing is to be written, each start of brewctl compiles it anew: a fourth of the CPU that a node's start takes.
@@ -126,7 +127,10 @@ def real_servers(home: Path, *, brokers: int) -> Iterator[dict[str, str]]:
             psycopg.connect(_GIVEN["BREW_DATABASE_URL"], connect_timeout=5).close()
         except psycopg.OperationalError as error:
             pytest.exit(f"BREW_DATABASE_URL is set: {str(error).splitlines()[0]}; unset it, or start the server", 1)
-        yield _GIVEN | _GIVEN_SECURITY
+        try:
+            yield _GIVEN | _GIVEN_SECURITY
+        finally:
+            template.drop(_GIVEN["BREW_DATABASE_URL"])
         return
     env = {"BREW_HOME": str(home)}
     up = run("up", "--brokers", str(brokers), env=env, timeout=600)
@@ -260,7 +264,8 @@ def open_rig(
     )
     with psycopg.connect(server_url, autocommit=True) as maintenance:
         try:
-            maintenance.execute(f'CREATE DATABASE "{name}" {database_options}'.encode())
+            of = database_options or f'TEMPLATE "{template.name(settings, server_url, maintenance)}"'
+            maintenance.execute(f'CREATE DATABASE "{name}" {of}'.encode())
         except psycopg.errors.InsufficientPrivilege:
             _unavailable("the database user may not create databases")
         try:
@@ -270,7 +275,8 @@ def open_rig(
                 database.connect(settings) as connection,
                 Nodes(settings, logs=logs, on_line=lambda _line: None, env=serving) as nodes,
             ):
-                database.initialize(connection)
+                if database_options:
+                    database.initialize(connection)
                 yield Rig(settings, nodes, connection, environment(settings))
         finally:
             maintenance.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
