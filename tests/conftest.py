@@ -6,7 +6,6 @@ a topic of its own. The groups have the contract's names: on servers of
 yours, stop the roles first; their offsets may be reset, which costs a redelivery and no effect.
 """
 
-import compileall
 import contextlib
 import dataclasses
 import functools
@@ -33,6 +32,12 @@ from brewctl.delivery.topics import topics
 from brewctl.lab.nodes import Node, Nodes
 from brewctl.roles import listening
 from brewctl.security import KafkaSecurity, Secret
+from tests import template
+from tests.warm import Warm
+
+# Where nothing is to be written, each start of brewctl compiles it anew: a fourth of the CPU that a node's start takes.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 BREWCTL = str(Path(sys.executable).with_name("brewctl"))
 _SERVERS = ("BREW_DATABASE_URL", "BREW_KAFKA_BROKERS")
@@ -42,22 +47,27 @@ _GIVEN_SECURITY = {name: os.environ[name] for name in (*_SECURED, *listening.VAR
 _CLIENT = KafkaClient(os.environ.get("BREW_KAFKA_CLIENT") or Settings.kafka_client)
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """Three, each with servers of its own: most tests wait. One process on servers of yours, which share the groups."""
+warmed: list[Warm] = []  # in which unit tests run `brewctl`
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Three, each with servers of its own: most tests wait. One process on servers of yours, which share the groups.
+
+    Unit tests don't wait: two, as each imports all of them.
+    """
+    if all(Path(each).is_relative_to("tests/unit") for each in config.args):
+        return 2
     return 0 if len(_GIVEN) == len(_SERVERS) else 3
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Compile the program once where Python may write no bytecode: else each of thousands of starts compiles it."""
-    if sys.dont_write_bytecode and not hasattr(config, "workerinput"):
-        compileall.compile_dir(Path(overview.__file__).parents[1], quiet=2)
-
-
 def run(*arguments: str, env: dict[str, str] | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    """Run the installed binary to its end; `env` is added to ours."""
+    """Run the installed binary to its end, or what unit tests have in its place; `env` is added to ours."""
+    environment = {**os.environ, **(env or {})}
+    if warmed and warmed[-1].serves(environment):
+        return warmed[-1].run(arguments, environment, timeout)
     return subprocess.run(
         [BREWCTL, *arguments],
-        env={**os.environ, **(env or {})},
+        env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -114,7 +124,10 @@ def real_servers(home: Path, *, brokers: int) -> Iterator[dict[str, str]]:
             psycopg.connect(_GIVEN["BREW_DATABASE_URL"], connect_timeout=5).close()
         except psycopg.OperationalError as error:
             pytest.exit(f"BREW_DATABASE_URL is set: {str(error).splitlines()[0]}; unset it, or start the server", 1)
-        yield _GIVEN | _GIVEN_SECURITY
+        try:
+            yield _GIVEN | _GIVEN_SECURITY
+        finally:
+            template.drop(_GIVEN["BREW_DATABASE_URL"])
         return
     env = {"BREW_HOME": str(home)}
     up = run("up", "--brokers", str(brokers), env=env, timeout=600)
@@ -248,7 +261,8 @@ def open_rig(
     )
     with psycopg.connect(server_url, autocommit=True) as maintenance:
         try:
-            maintenance.execute(f'CREATE DATABASE "{name}" {database_options}'.encode())
+            of = database_options or f'TEMPLATE "{template.name(settings, server_url, maintenance)}"'
+            maintenance.execute(f'CREATE DATABASE "{name}" {of}'.encode())
         except psycopg.errors.InsufficientPrivilege:
             _unavailable("the database user may not create databases")
         try:
@@ -258,7 +272,8 @@ def open_rig(
                 database.connect(settings) as connection,
                 Nodes(settings, logs=logs, on_line=lambda _line: None, env=serving) as nodes,
             ):
-                setup.initialize(connection)
+                if database_options:
+                    setup.initialize(connection)
                 yield Rig(settings, nodes, connection, environment(settings))
         finally:
             maintenance.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
