@@ -96,7 +96,7 @@ def root_command(words: Sequence[str] = ()) -> typer.core.TyperGroup:
 
 
 def main() -> None:
-    """Run a command; every failure becomes one line on stderr and an exit code."""
+    """Run the command that the process was started with, and exit."""
     # What a start imports stays: at Python's own threshold, a tenth of its CPU goes into looking for garbage there.
     gc.set_threshold(10_000)
     stdout.prepare()
@@ -107,8 +107,13 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler)
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command and return its exit code; every failure becomes one line on stderr."""
     try:
-        code = root_command(sys.argv[1:])(standalone_mode=False, prog_name="brewctl")
+        code: int = root_command(arguments)([*arguments], standalone_mode=False, prog_name="brewctl") or 0
         if code == ExitCode.INTERRUPTED:
             raise KeyboardInterrupt
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - reported, whatever it is
@@ -119,7 +124,7 @@ def main() -> None:
         if isinstance(error, DrainTimeoutError):
             sys.stdout.flush()
             os._exit(code)  # its threads would keep the process
-    sys.exit(code)
+    return code
 
 
 def _report(error: BaseException) -> int:

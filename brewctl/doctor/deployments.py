@@ -99,10 +99,11 @@ def _foreign_members(settings: Settings, connection: Connection) -> Iterator[Fin
         groups = consumer_groups.groups(admin, settings)
     # Asked afterwards: a member has its row before it joins.
     names = {str(name) for (name,) in connection.execute(doctor_queries["nodes_there"])}
-    yield from _strangers(groups, names)
+    yield from strangers(groups, names)
 
 
-def _strangers(groups: Sequence[GroupView], names: Collection[str]) -> Iterator[Finding]:
+def strangers(groups: Sequence[GroupView], names: Collection[str]) -> Iterator[Finding]:
+    """Find members of the groups that are no nodes of this database."""
     for group in groups:
         if foreign := [member for member in group.members if member.client_id not in names]:
             who = ", ".join(f"{member.client_id} at {member.host}" for member in foreign)

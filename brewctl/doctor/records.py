@@ -29,10 +29,11 @@ def check(settings: Settings) -> Iterator[Finding]:
                     break
     except BrewError:
         return
-    yield from _judge(found, complete=complete)
+    yield from judge(found, complete=complete)
 
 
-def _judge(found: Summary, *, complete: bool) -> Iterator[Finding]:
+def judge(found: Summary, *, complete: bool) -> Iterator[Finding]:
+    """Judge the published rows that a group does not get."""
     for group in sorted({group for group, _ in found.lacking}):
         reasons = {why: count for (name, why), count in found.lacking.items() if name == group}
         rows = sum(reasons.values())

@@ -53,10 +53,13 @@ class Open(NamedTuple):
 
 def open_for_long(connection: Connection) -> Finding:
     """Look for what keeps dead rows in the tables."""
-    return _transactions([Open(*row) for row in connection.execute(doctor_queries["open_for_long"], {"age_s": OLD_S})])
+    return judge_transactions(
+        [Open(*row) for row in connection.execute(doctor_queries["open_for_long"], {"age_s": OLD_S})]
+    )
 
 
-def _transactions(found: Sequence[Open]) -> Finding:
+def judge_transactions(found: Sequence[Open]) -> Finding:
+    """Judge the transactions that have been open for long."""
     if not found:
         return ok("transactions", f"none is older than {OLD_S:g} s, and no slot holds vacuum back")
     # Those that hold vacuum back first, the oldest of them first.

@@ -120,6 +120,14 @@ class Proxy:
         """How many connections are open: of clients, those to upstream not counted."""
         return len(self._relay.connections)
 
+    def losses(self) -> int:
+        """How many open connections have lost something in a black hole."""
+        return sum(connection.lost for connection in list(self._relay.connections))
+
+    def held_bytes(self) -> int:
+        """How many bytes have been read and not sent on yet, both ways, over all connections."""
+        return sum(flow.size for connection in list(self._relay.connections) for flow in connection.flows)
+
     def close(self) -> None:
         """Break all connections and free the port. Twice is harmless; any other call after it is a BrewError."""
         with self._lock:

@@ -155,7 +155,7 @@ PROMISES = [
         "brewctl/lifecycle.py",
         "        if self._handled > 1:\n",
         "        if self._handled > 0:\n",
-        ("tests/unit/test_lifecycle.py::test_the_first_signal_drains",),
+        ("tests/unit/test_signals.py::test_the_first_signal_drains",),
     ),
     Broken(
         "a process is ended only if it is the one that was started",
@@ -173,7 +173,7 @@ PROMISES = [
         "        if not wrong:\n",
         (
             "tests/unit/test_cli.py::test_misuse_is_one_line",
-            "tests/unit/test_cli.py::test_without_kafka",
+            "tests/unit/test_cli_servers.py::test_without_kafka",
         ),
     ),
 ]
