@@ -11,7 +11,7 @@ import pytest
 
 from brewctl import Later, Reject
 from brewctl.lifecycle import wait_until
-from brewctl.roles.webhook import places
+from brewctl.roles.webhook import receivers
 from brewctl.roles.webhook.circuit import Circuit
 from brewctl.roles.webhook.sender import Sender, SendError
 from tests.webhook_receiver import (
@@ -38,9 +38,9 @@ def receiver() -> Iterator[Receiver]:
         yield receiver
 
 
-def place(url: str, *, secret: str = SECRET, timeout_s: float = 5.0, **more: str) -> places.Place:
-    named = {places.URL: url, places.SECRET: secret, places.TIMEOUT: str(timeout_s)}
-    return places.from_environment({**named, **more})
+def place(url: str, *, secret: str = SECRET, timeout_s: float = 5.0, **more: str) -> receivers.Receiver:
+    named = {receivers.URL: url, receivers.SECRET: secret, receivers.TIMEOUT: str(timeout_s)}
+    return receivers.from_environment({**named, **more})
 
 
 @pytest.fixture

@@ -57,11 +57,11 @@ class Webhook:
         """Hold what calls need while the block runs. Raises UsageError for settings that are missing or wrong."""
         try:
             # Here: who only looks at notifications needs no HTTP.
-            from brewctl.roles.webhook import places, sender  # noqa: PLC0415
+            from brewctl.roles.webhook import receivers, sender  # noqa: PLC0415
         except ModuleNotFoundError as error:
             hint = "run `pip install 'brewctl[webhook]'`"
             raise UsageError(f"--channel webhook: there is no module {error.name}", hint=hint) from error
-        with sender.Sender(places.from_environment(), concurrency=self._lanes) as self._sender:
+        with sender.Sender(receivers.from_environment(), concurrency=self._lanes) as self._sender:
             self._node = node
             yield
         self._sender = None

@@ -29,7 +29,7 @@ import httpx2
 
 from brewctl import Later, Reject, UsageError, __version__
 from brewctl.roles.webhook.circuit import Circuit
-from brewctl.roles.webhook.places import Place, origin
+from brewctl.roles.webhook.receivers import Receiver, origin
 
 logger = logging.getLogger(__name__)
 # It logs the whole URL of each call, whose path is a secret with some receivers.
@@ -59,15 +59,15 @@ class _Answer:
 class Sender:
     """Calls one receiver, from many threads. Open as long as its block runs."""
 
-    def __init__(self, place: Place, *, concurrency: int, circuit: Circuit | None = None) -> None:
-        self._place = place
+    def __init__(self, receiver: Receiver, *, concurrency: int, circuit: Circuit | None = None) -> None:
+        self._receiver = receiver
         self._circuit = circuit or Circuit()
         self._limits = httpx2.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
 
     def __enter__(self) -> Self:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="webhook", daemon=True)
-        whole_s = self._place.timeout_s
+        whole_s = self._receiver.timeout_s
         self._client = httpx2.AsyncClient(
             # A host that can't be reached is told from one that does not answer: nothing was sent to it.
             timeout=httpx2.Timeout(whole_s, connect=whole_s / 2),
@@ -83,18 +83,18 @@ class Sender:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         with contextlib.suppress(TimeoutError):
-            asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(self._place.timeout_s)
+            asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(self._receiver.timeout_s)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
     async def _look_up(self) -> None:
         """Say at the start where the receiver's host is not known: it may be later, and until then all waits."""
-        url = self._place.url
+        url = self._receiver.url
         try:
             await self._loop.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
         except OSError as error:
-            logger.warning("webhook: %s: the host's name leads nowhere yet: %s", self._place.name, _reason(error))
+            logger.warning("webhook: %s: the host's name leads nowhere yet: %s", self._receiver.name, _reason(error))
 
     def send(self, identity: str, body: str, headers: Mapping[str, str] | None = None, *, of: str = "") -> None:
         """Send a notification, under an identity that is the same each time it is sent; `of`: whose it is.
@@ -102,7 +102,7 @@ class Sender:
         Raises Later, Reject or SendError where the receiver did not say that it has it.
         """
         if wait_s := self._circuit.enter(patience_s=_PAUSE_S):
-            raise Later(wait_s, f"no calls for a while, after failures ({self._place.name})")
+            raise Later(wait_s, f"no calls for a while, after failures ({self._receiver.name})")
         try:
             self._judge(self._call(identity, body, headers or {}))
         except Later as later:
@@ -120,7 +120,7 @@ class Sender:
             self._circuit.left()
             raise
         if self._circuit.succeeded():
-            logger.warning("webhook: %s takes notifications again", self._place.name)
+            logger.warning("webhook: %s takes notifications again", self._receiver.name)
 
     def _failed(self, party: str, why: str, *, away: bool = False, pause_s: float = 0.0) -> float:
         seconds = self._circuit.failed(party, away=away, pause_s=pause_s)
@@ -129,7 +129,7 @@ class Sender:
         return seconds
 
     def _call(self, identity: str, body: str, headers: Mapping[str, str]) -> _Answer:
-        name = self._place.name
+        name = self._receiver.name
         own = {
             **headers,
             "content-type": "application/json",
@@ -137,10 +137,10 @@ class Sender:
             "webhook-id": identity,
         }
         try:
-            if self._place.signed:
+            if self._receiver.signed:
                 now = datetime.now(UTC)
                 own["webhook-timestamp"] = str(int(now.timestamp()))
-                own["webhook-signature"] = self._place.signatures(identity, now, body)
+                own["webhook-signature"] = self._receiver.signatures(identity, now, body)
         except UsageError as error:  # of a file that was replaced; never sent without a signature
             logger.warning("webhook: nothing is sent: %s", error)
             raise Later(_PAUSE_S, str(error)) from error
@@ -149,7 +149,7 @@ class Sender:
         except concurrent.futures.CancelledError as error:
             raise Later(0, "the node stops") from error
         except TimeoutError as error:
-            raise SendError(f"no whole answer within {self._place.timeout_s:g} s ({name})") from error
+            raise SendError(f"no whole answer within {self._receiver.timeout_s:g} s ({name})") from error
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError) as error:
             raise Later(0, f"can't be reached: {_reason(error)} ({name})") from error
         except (httpx2.HTTPError, ssl.SSLError, OSError) as error:
@@ -157,8 +157,8 @@ class Sender:
 
     async def _post(self, body: bytes, headers: Mapping[str, str]) -> _Answer:
         async with (
-            asyncio.timeout(self._place.timeout_s),
-            self._client.stream("POST", self._place.url, content=body, headers=headers) as response,
+            asyncio.timeout(self._receiver.timeout_s),
+            self._client.stream("POST", self._receiver.url, content=body, headers=headers) as response,
         ):
             read = bytearray()
             async for chunk in response.aiter_raw():
@@ -177,19 +177,19 @@ class Sender:
         status = answer.status
         if status in _SUCCESS:
             return
-        said = f"HTTP {status}{_shown(answer.body)} ({self._place.name})"
+        said = f"HTTP {status}{_shown(answer.body)} ({self._receiver.name})"
         if status == _TOO_MANY or (status == _UNAVAILABLE and answer.retry_after):
             raise _Asked(_pause_s(answer.retry_after), said)
         if status in _REDIRECT:
             target = self._target(answer.location)
-            raise SendError(f"HTTP {status} points to {target}, which is never followed ({self._place.name})")
+            raise SendError(f"HTTP {status} points to {target}, which is never followed ({self._receiver.name})")
         if status in _CLIENT_ERROR and status not in _TRY_AGAIN:
             raise Reject(said)
         raise SendError(said)
 
     def _target(self, location: str) -> str:
         try:
-            return _clean(origin(self._place.url.join(location)), _SHOWN_CHARACTERS) if location else "nowhere"
+            return _clean(origin(self._receiver.url.join(location)), _SHOWN_CHARACTERS) if location else "nowhere"
         except (httpx2.InvalidURL, ValueError):
             return "what is no URL"
 

@@ -26,7 +26,7 @@ _MAKE_ONE = "make one with `openssl rand -base64 32`"
 
 
 @dataclass(frozen=True)
-class Place:
+class Receiver:
     """The receiver. `secret` is read for each call: its file may change while the node runs."""
 
     url: httpx2.URL = field(repr=False)  # with some receivers its path is a secret
@@ -44,20 +44,20 @@ class Place:
         return " ".join(key.sign(identity, at, body) for key in _keys(self.secret))
 
 
-def from_environment(environ: Mapping[str, str] = os.environ) -> Place:
+def from_environment(environ: Mapping[str, str] = os.environ) -> Receiver:
     """Read the settings. Raises UsageError."""
-    place = Place(
+    receiver = Receiver(
         url=_url(Secret.of(URL, environ).read().strip(), plain_http=_switch(PLAIN_HTTP, environ)),
         secret=Secret.of(SECRET, environ),
         signed=not _switch(UNSIGNED, environ),
         timeout_s=_timeout(environ.get(TIMEOUT, "").strip()),
     )
-    if place.signed and not place.secret:
+    if receiver.signed and not receiver.secret:
         hint = f"{_MAKE_ONE} and set {SECRET}_FILE to its file, or add --unsigned"
         raise UsageError(f"{SECRET} is not set: the receiver could not tell whose call it is", hint=hint)
-    if place.signed:
-        place.signatures("", datetime.now(UTC), "")
-    return place
+    if receiver.signed:
+        receiver.signatures("", datetime.now(UTC), "")
+    return receiver
 
 
 def origin(url: httpx2.URL) -> str:
