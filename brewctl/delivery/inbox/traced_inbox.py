@@ -23,8 +23,7 @@ from brewctl.delivery.inbox.inbox import Batch, Inbox
 from brewctl.delivery.inbox.parking import Read
 
 if TYPE_CHECKING:
-    from brewctl.tracing.spans import Batch as Spans
-    from brewctl.tracing.spans import One, Tracing
+    from brewctl.tracing.spans import BatchSpans, EventSpan, Tracing
 
 _PARKED, _BEHIND, _DEAD = "parked", "parked_behind", "dead_lettered"
 
@@ -44,7 +43,7 @@ class _OfBatches(Inbox):
         super().__init__(settings, pool, downstream, node=node)
         self._traces = traces
         self._kafka_group = registry.kafka_group(settings, downstream)
-        self._span: Spans | None = None
+        self._span: BatchSpans | None = None
 
     def apply(self, batch: Batch) -> None:
         """Do what an inbox does, in a span."""
@@ -108,7 +107,7 @@ class _OfEvents(Inbox):
         self._kafka_group = registry.kafka_group(settings, downstream)
         self._reads: dict[Identity, Read] = {}  # of the try in hand
         self._began_ns = 0
-        self._spans: dict[Identity, One] = {}
+        self._spans: dict[Identity, EventSpan] = {}
 
     def apply(self, batch: Batch) -> None:
         """Do what an inbox does, with a span for each event."""
@@ -132,13 +131,13 @@ class _OfEvents(Inbox):
             for record, reason in dead:
                 self._end_dead(record, reason, buried=(record, reason) not in batch.dead)
 
-    def _of(self, identity: Identity) -> "One":
+    def _of(self, identity: Identity) -> "EventSpan":
         """Return the span of an event, begun with the try where it has none of its own."""
         if (span := self._spans.get(identity)) is None:
             span = self._spans[identity] = self._begin(*self._reads[identity], began_ns=self._began_ns)
         return span
 
-    def _begin(self, record: Record, event: Event[Any] | None, *, began_ns: int) -> "One":
+    def _begin(self, record: Record, event: Event[Any] | None, *, began_ns: int) -> "EventSpan":
         said = _place(record) | ({"messaging.message.id": event.id} if event and event.id else {})
         return self._traces.processes_one(
             record.topic, created_in(record), said, group=self._kafka_group, began_ns=began_ns
