@@ -140,13 +140,13 @@ class ParkedEvent:
 
 
 @dataclass
-class Outcome:
+class ParkingResult:
     """What became of the keys that were to be redriven or dropped."""
 
     done: list[ParkedEvent] = field(default_factory=list)
     refused: list[tuple[ParkedEvent, str]] = field(default_factory=list)  # the first of its key, and why it stays
 
-    def add(self, other: "Outcome", *, apart: bool) -> None:
+    def add(self, other: "ParkingResult", *, apart: bool) -> None:
         """Add that of a database; `apart`: of one that is not the story's."""
         self.done += [replace(each, apart=apart) for each in other.done]
         self.refused += [(replace(each, apart=apart), why) for each, why in other.refused]
@@ -171,7 +171,7 @@ def find(
         return cursor.execute(queries["parked_events"], asked).fetchall()
 
 
-def redrive(connection: BoundedConnection, downstream: Downstream, keys: Iterable[str], *, node: str) -> Outcome:
+def redrive(connection: BoundedConnection, downstream: Downstream, keys: Iterable[str], *, node: str) -> ParkingResult:
     """Apply what is parked of each key, in order, by the downstream's own effect: a transaction a key.
 
     A key whose effect fails stays parked as it was. An event that has had its effect has no other. Raises
@@ -181,8 +181,8 @@ def redrive(connection: BoundedConnection, downstream: Downstream, keys: Iterabl
         return _redrive(connection, downstream, keys, node=node)
 
 
-def _redrive(connection: BoundedConnection, downstream: Downstream, keys: Iterable[str], *, node: str) -> Outcome:
-    outcome = Outcome()
+def _redrive(connection: BoundedConnection, downstream: Downstream, keys: Iterable[str], *, node: str) -> ParkingResult:
+    outcome = ParkingResult()
     effect = effect_of(downstream, node=node)
     for key in keys:
         waiting: list[ParkedEvent] = []
@@ -207,9 +207,9 @@ def _redrive(connection: BoundedConnection, downstream: Downstream, keys: Iterab
     return outcome
 
 
-def drop(connection: BoundedConnection, parked: Sequence[ParkedEvent]) -> Outcome:
+def drop(connection: BoundedConnection, parked: Sequence[ParkedEvent]) -> ParkingResult:
     """Give parked events up: they count as processed, without an effect. Raises psycopg.Error."""
-    outcome = Outcome()
+    outcome = ParkingResult()
     refused = _make_room(connection, parked)
     for each in parked:
         with connection.transaction():
