@@ -10,7 +10,7 @@ logger = log.get(__name__)
 _SAY_EVERY_S = 60.0
 
 
-class Pace:
+class BatchSize:
     """Halves what runs into a timeout, and grows again, by the time that the last transactions took.
 
     A stop and a rebalance wait for the transaction in hand. So it is to take at most a quarter of the drain's bound, of

@@ -28,13 +28,13 @@ from brewctl.delivery.downstream import Downstream, Later
 from brewctl.delivery.inbox import retrying, traced_inbox
 from brewctl.delivery.inbox.inbox import Batch, Inbox
 from brewctl.delivery.inbox.lanes import lanes_of
-from brewctl.delivery.inbox.settled_offsets import Settled
+from brewctl.delivery.inbox.settled_offsets import SettledOffsets
 from brewctl.delivery.inbox.waiting_events import note_lanes, require_none_waiting
 from brewctl.delivery.rest import Rest
 from brewctl.delivery.schema import readiness, setup, versions
 from brewctl.errors import BrewError, UnreachableError, UsageError
 from brewctl.lifecycle import Backoff, run_together
-from brewctl.metrics import Retry
+from brewctl.metrics import RetryReason
 from brewctl.probes import heartbeat
 from brewctl.probes.health import Finding, Health
 
@@ -120,7 +120,7 @@ class Consumption:
         self._node = node
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="inbox")
         self._writing: _Writing | None = None
-        self._settled = Settled(settings.limits)
+        self._settled = SettledOffsets(settings.limits)
         self._rest = Rest(most_s=settings.limits.consume_rest_s, crowding=Crowding().share)
         self._joined = False  # at least once: what is forbidden since then, somebody may allow again
         self._late_at: float | None = None  # when, after a stop, the transaction in hand is waited for no more
@@ -192,7 +192,7 @@ class Consumption:
             on_revoked=lambda: self._let_go(consumer, stop),
             on_overtaken=self._report_overtaken,
         )
-        self._settled = Settled(self._settings.limits)
+        self._settled = SettledOffsets(self._settings.limits)
         self._member = consumer
         try:
             while not stop.is_set():
@@ -272,7 +272,7 @@ class Consumption:
                 self._rest.worked(time.monotonic() - writing.began_s)
                 return writing
             if isinstance(error, Later):
-                self._metrics.retried(Retry.LATER)
+                self._metrics.retried(RetryReason.LATER)
                 self._stay_for(error.seconds, writing, consumer, stop)
             else:
                 self._tell_and_pause(error, backoff, stop)
@@ -308,7 +308,7 @@ class Consumption:
         reason = " ".join(str(error).split())
         self._inbox.trouble = f"its batch is tried again: {reason or trouble.event}"
         if not stop.is_set() and backoff.pause():
-            tell = logger.error if trouble.kind is Retry.STOPPED else logger.warning
+            tell = logger.error if trouble.kind is RetryReason.STOPPED else logger.warning
             tell(trouble.event, reason=reason, hint=trouble.hint)
 
     def _stay_for(self, seconds: float, writing: _Writing, consumer: Consumer, stop: threading.Event) -> None:

@@ -23,12 +23,12 @@ from brewctl.delivery.database import UNAVAILABLE, BoundedConnection, NoAnswerEr
 from brewctl.delivery.database.lent_transaction import HeldTooLongError
 from brewctl.delivery.downstream import Downstream, Later
 from brewctl.delivery.events import Decoder, Event
-from brewctl.delivery.inbox.batch_size import Pace
+from brewctl.delivery.inbox.batch_size import BatchSize
 from brewctl.delivery.inbox.burial import Burial
 from brewctl.delivery.inbox.effects import KeysParkedError, distinct, effect_of
 from brewctl.delivery.inbox.failures import FailingError, Failures, Identity, StoppedError, blames_a_row, reason_of
 from brewctl.delivery.inbox.parking import Parking, Read
-from brewctl.delivery.inbox.waiting_events import Taking
+from brewctl.delivery.inbox.waiting_events import Intake
 from brewctl.delivery.presence import Work
 from brewctl.delivery.schema import no_partition
 from brewctl.probes import heartbeat
@@ -136,11 +136,11 @@ class Inbox:
         self._downstream = downstream
         # A handler may take as long as Kafka lets a member.
         self._loop = heartbeat.Loop("inbox", within_s=settings.limits.poll_interval_s)
-        self._taking = Taking(downstream.group, node, most=settings.limits.waiting_events) if downstream.lanes else None
-        self._effect = self._taking or effect_of(downstream, node=node, beat=self._loop.beat)
+        self._intake = Intake(downstream.group, node, most=settings.limits.waiting_events) if downstream.lanes else None
+        self._effect = self._intake or effect_of(downstream, node=node, beat=self._loop.beat)
         self.on_taken: Callable[[], None] = lambda: None  # called after events were taken for the lanes
         self._burial = Burial(settings, registry.kafka_group(settings, downstream), node=node)
-        self._pace = Pace(settings.limits)
+        self._batch_size = BatchSize(settings.limits)
         self._parking = Parking(downstream.group)
         self._failures = Failures(downstream, most_in_a_row=settings.limits.failures_in_a_row)
         self._asked: tuple[BoundedConnection, int, float] | None = None  # the transaction in hand: events, beginning
@@ -164,12 +164,12 @@ class Inbox:
     def work(self) -> Work:
         """Say what was done, and what is in the way, in the words of every role."""
         tally = self.tally
-        trouble = self._failures.trouble or self.trouble or self._pace.trouble or self.overtaken
-        if self._taking:
-            trouble = trouble or self._taking.trouble
+        trouble = self._failures.trouble or self.trouble or self._batch_size.trouble or self.overtaken
+        if self._intake:
+            trouble = trouble or self._intake.trouble
         if asked := self._asked:
             _, events, began = asked
-            if (runs_s := time.monotonic() - began) > self._pace.target_s:
+            if (runs_s := time.monotonic() - began) > self._batch_size.target_s:
                 trouble = f"its transaction of {events} event{'s' if events > 1 else ''} has run for {runs_s:.0f} s"
         return Work(tally.processed, tally.effects, tally.skipped, tally.dead + tally.parked, trouble)
 
@@ -200,7 +200,7 @@ class Inbox:
     def rest(self) -> None:
         """Take note that there is nothing to do."""
         self.done.tell()
-        self._pace.trouble = ""
+        self._batch_size.trouble = ""
 
     def end_statement(self, *, within_s: float) -> None:
         """Have PostgreSQL end the statement of `apply`, which another thread waits for, within so many seconds."""
@@ -229,7 +229,7 @@ class Inbox:
             self._loop.rest()
             self._metrics.records(before, self.tally)
         took_s = time.monotonic() - started
-        self._pace.note_batch(took_s)
+        self._batch_size.note_batch(took_s)
         self._metrics.batch(took_s)
         self.done.add(
             records=self.tally.processed - before.processed,
@@ -263,7 +263,7 @@ class Inbox:
             part = parts.pop()
             if failing:
                 part = [identity for identity in part if batch.readable[identity][1].key not in failing]
-            if len(part) > (size := self._pace.size):
+            if len(part) > (size := self._batch_size.size):
                 parts += [part[size:], part[:size]]
             elif part:
                 parts += self._attempt(part, batch, failing)
@@ -305,7 +305,7 @@ class Inbox:
         for identity in part:
             del batch.readable[identity]
         self._failures.settled(part)
-        if self._taking:
+        if self._intake:
             self.tally.waiting += effects
             self.on_taken()
         else:
@@ -353,9 +353,9 @@ class Inbox:
         """Say in which parts to try again what failed, the first one last; none where that would not help."""
         slow = isinstance(error, (*SLOW, HeldTooLongError)) and not batch.given_up
         if isinstance(error, NoAnswerError):  # it is away, or slow where nothing ends its statements
-            self._pace.halve(len(part))
+            self._batch_size.halve(len(part))
         elif slow:
-            self._pace.note_timeout(len(part), reason_of(error))
+            self._batch_size.note_timeout(len(part), reason_of(error))
         if len(part) == 1 or not (slow or is_countable(error)):
             return []
         middle = (len(part) + 1) // 2
@@ -369,8 +369,8 @@ class Inbox:
             self._asked = connection, len(fresh), began
             self._loop.beat()
             try:
-                if self._taking:
-                    self._taking.expect(connection, part)
+                if self._intake:
+                    self._intake.expect(connection, part)
                 effects = None
                 if not self._parking.used:
                     try:
@@ -383,9 +383,9 @@ class Inbox:
                         effects = self._effect(connection, fresh, repeats, looked=True) if fresh else 0
             finally:
                 self._asked = None
-        if not self._taking:
+        if not self._intake:
             self._metrics.delivered(fresh, effects)
-        self._pace.note(len(part), time.monotonic() - began)
+        self._batch_size.note(len(part), time.monotonic() - began)
         return effects, parked
 
 

@@ -16,16 +16,16 @@ from brewctl.delivery.events import Event
 from brewctl.delivery.inbox import traced_calls
 from brewctl.delivery.inbox.failures import Failures, StoppedError, reason_of
 from brewctl.delivery.inbox.inbox import SLOW, Tally, is_countable
-from brewctl.delivery.inbox.waiting_events import LeaseLostError, Rows, WaitingEvent
+from brewctl.delivery.inbox.waiting_events import LeaseLostError, WaitingEvent, WaitingEvents
 from brewctl.delivery.schema import no_partition
 from brewctl.lifecycle import Backoff
-from brewctl.metrics import Retry
+from brewctl.metrics import RetryReason
 
 logger = log.get(__name__)
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
-class Done:
+class LaneTally:
     """What the lanes of one process have done. For any number of threads."""
 
     def __init__(self, failures: Failures) -> None:
@@ -71,16 +71,16 @@ class Done:
             self.lost += 1
 
 
-class Call:
+class LaneCalls:
     """Calls the handler for one event after another. For any number of threads."""
 
     def __init__(
-        self, downstream: Downstream, rows: Rows, pools: tuple[Pool, Pool], done: Done, settings: Settings
+        self, downstream: Downstream, rows: WaitingEvents, pools: tuple[Pool, Pool], done: LaneTally, settings: Settings
     ) -> None:
         """`pools`: of connections for the rows, and of those for the handler."""
         assert downstream.handler is not None
         self._downstream, self._handler = downstream, downstream.handler
-        self._rows, self._done, self._limits = rows, done, settings.limits
+        self._events, self._tally, self._limits = rows, done, settings.limits
         self._around = traced_calls.around(settings, downstream)
         self._pool, self._handlers = pools
         self._over = threading.Event()  # the process ends
@@ -103,7 +103,7 @@ class Call:
                 return self._give_up(waiting, failure)
             self._note_lost(waiting)
         else:
-            self._done.succeeded()
+            self._tally.succeeded()
             self._metrics.records(Tally(), Tally(effects=1))
             self._metrics.delivered([event], 1)
 
@@ -113,17 +113,17 @@ class Call:
                 self._handler(event, lending.tx)
             lending.end()
             if lending.connection:
-                self._rows.finish(lending.connection, waiting)
+                self._events.finish(lending.connection, waiting)
         if not lending.connection:
             # The handler has done what it does: this is tried until it is written, not the call.
-            self._persist(lambda connection: self._rows.finish(connection, waiting))
+            self._persist(lambda connection: self._events.finish(connection, waiting))
 
     def _give_up(self, waiting: WaitingEvent, error: Exception) -> None:
         """Write what becomes of an event whose call failed. Raises LeaseLostError."""
         logger.debug("effect_failed", outbox_id=waiting.outbox_id, exc_info=error)
         if isinstance(error, Later):
-            self._metrics.retried(Retry.LATER)
-            self._done.put_off(error.why)
+            self._metrics.retried(RetryReason.LATER)
+            self._tally.put_off(error.why)
             self._put_back(waiting, pause_s=error.seconds, failure=error.why or None)
             return
         if no_partition.table_of(error) == "outbox":  # to which the handler adds events
@@ -131,22 +131,22 @@ class Call:
             self._put_back(waiting, pause_s=0)
             return
         if not is_countable(error):  # PostgreSQL is away, or slow
-            self._metrics.retried(Retry.POSTGRES)
+            self._metrics.retried(RetryReason.POSTGRES)
             self._put_back(waiting, pause_s=self._pause(0))
             return
         reason = reason_of(error)
         try:
-            tries = self._done.failed(waiting, error)
+            tries = self._tally.failed(waiting, error)
         except StoppedError:
-            self._metrics.retried(Retry.STOPPED)
+            self._metrics.retried(RetryReason.STOPPED)
             self._put_back(waiting, pause_s=self._pause(0), failure=reason)
             return
         if tries is None:
-            self._metrics.retried(Retry.EFFECT)
+            self._metrics.retried(RetryReason.EFFECT)
             self._put_back(waiting, pause_s=self._pause(waiting.attempts), failure=reason, counted=True)
             return
-        parked = self._persist(lambda connection: self._rows.park(connection, waiting, reason, attempts=tries))
-        self._done.note_parked(parked or 0)
+        parked = self._persist(lambda connection: self._events.park(connection, waiting, reason, attempts=tries))
+        self._tally.note_parked(parked or 0)
         self._metrics.records(Tally(), Tally(parked=parked or 0))
         place = f"{waiting.partition}@{waiting.offset}"
         logger.error("parked", key=waiting.key, record=place, reason=reason, hint="see `brewctl dlq list`")
@@ -155,12 +155,12 @@ class Call:
         self, waiting: WaitingEvent, *, pause_s: float, failure: str | None = None, counted: bool = False
     ) -> None:
         self._persist(
-            lambda connection: self._rows.put_back(
+            lambda connection: self._events.put_back(
                 connection, waiting, pause_s=pause_s, failure=failure, counted=counted
             )
         )
 
-    def _persist(self, write: Callable[[BoundedConnection], Answer]) -> Answer | None:
+    def _persist(self, write: Callable[[BoundedConnection], Result]) -> Result | None:
         """Write to the rows, again and again while PostgreSQL is away; None once the process ends."""
         backoff = Backoff(self._over)
         while not self._over.is_set():
@@ -173,7 +173,7 @@ class Call:
         return None
 
     def _note_lost(self, waiting: WaitingEvent) -> None:
-        self._done.note_lost()
+        self._tally.note_lost()
         hint = "another process handles the event, with the same event.id"
         logger.warning("lease_lost", key=waiting.key, outbox_id=waiting.outbox_id, hint=hint)
 

@@ -21,8 +21,8 @@ from brewctl.delivery.database import UNAVAILABLE, Pool
 from brewctl.delivery.downstream import Downstream
 from brewctl.delivery.inbox.failures import Failures
 from brewctl.delivery.inbox.inbox import SLOW
-from brewctl.delivery.inbox.lane_call import Call, Done
-from brewctl.delivery.inbox.waiting_events import Rows, WaitingEvent
+from brewctl.delivery.inbox.lane_call import LaneCalls, LaneTally
+from brewctl.delivery.inbox.waiting_events import WaitingEvent, WaitingEvents
 from brewctl.delivery.presence import Work
 from brewctl.delivery.schema import setup
 from brewctl.errors import BrewError
@@ -69,9 +69,9 @@ class Lanes:
         self._limits = settings.limits
         self._pool, handlers = pools
         self._downstream = downstream
-        self._rows = Rows(downstream.group, node, settings.limits)
-        self._done = Done(Failures(downstream, most_in_a_row=settings.limits.failures_in_a_row))
-        self._call = Call(downstream, self._rows, (self._pool, handlers), self._done, settings)
+        self._events = WaitingEvents(downstream.group, node, settings.limits)
+        self._tally = LaneTally(Failures(downstream, most_in_a_row=settings.limits.failures_in_a_row))
+        self._calls = LaneCalls(downstream, self._events, (self._pool, handlers), self._tally, settings)
         self._queue: queue.SimpleQueue[WaitingEvent | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
@@ -87,18 +87,18 @@ class Lanes:
 
     def work(self, taken: Work) -> Work:
         """Say what was done: what the inbox says of records, and of their effects what the lanes do."""
-        done = self._done
+        done = self._tally
         trouble = done.stopped or self._trouble or taken.trouble or done.put_off_for or self._slow()
         return replace(taken, effects=done.effects, dead=taken.dead + done.parked, trouble=trouble)
 
     @property
     def lost(self) -> int:
         """How many calls have lost their lease."""
-        return self._done.lost
+        return self._tally.lost
 
     def findings(self) -> Iterator[Finding]:
         """Say whether events are handled here."""
-        if stopped := self._done.stopped:
+        if stopped := self._tally.stopped:
             yield Finding(ready=False, text=f"{stopped}; its lanes try one event at a time until one succeeds")
         elif self._trouble:
             yield Finding(ready=False, text=self._trouble)
@@ -146,7 +146,7 @@ class Lanes:
                 continue
             outage.reset()
             self._trouble = ""
-            if self._done.stopped:
+            if self._tally.stopped:
                 self._pause_stopped(stop, stopped)
                 continue
             stopped.reset()
@@ -158,13 +158,13 @@ class Lanes:
 
     def _pause_stopped(self, stop: threading.Event, backoff: Backoff) -> None:
         """Wait between two tries of a downstream that has stopped, and for the one that is tried."""
-        while self._held() and self._done.stopped and not stop.is_set():
+        while self._held() and self._tally.stopped and not stop.is_set():
             self._wake.wait(_LOOK_S)
             self._wake.clear()
             heartbeat.beat()
-        if self._done.stopped and backoff.pause() and not stop.is_set():
+        if self._tally.stopped and backoff.pause() and not stop.is_set():
             hint = "mend what they have in common: its lanes try one event at a time until one succeeds"
-            logger.error("downstream_stopped", reason=self._done.stopped, hint=hint)
+            logger.error("downstream_stopped", reason=self._tally.stopped, hint=hint)
 
     def _lease(self) -> None:
         """Lease as many events as there are lanes free, and hand them over.
@@ -174,7 +174,7 @@ class Lanes:
         time, in a single lane or of a downstream that has stopped, the two kinds take turns.
         """
         held = self._held()
-        lanes, stopped = self._downstream.lanes, bool(self._done.stopped)
+        lanes, stopped = self._downstream.lanes, bool(self._tally.stopped)
         free = (0 if held else 1) if stopped else lanes - len(held)
         if free <= 0:
             return
@@ -184,7 +184,7 @@ class Lanes:
         with self._pool.connection() as connection:
             for again in (again_first, not again_first):
                 if (limit := min(free, most_again) if again else free) > 0:
-                    found = self._rows.lease(connection, limit=limit, in_hand=in_hand, again=again)
+                    found = self._events.lease(connection, limit=limit, in_hand=in_hand, again=again)
                     free -= len(found)
                     self._again_last = again if found else self._again_last
                     for each in found:
@@ -208,7 +208,7 @@ class Lanes:
     def _lane(self) -> None:
         while waiting := self._queue.get():
             try:
-                self._call(waiting)
+                self._calls(waiting)
             except Exception as error:  # a lane is never lost
                 logger.exception("lane_failed", key=waiting.key, reason=str(error))
             finally:
@@ -222,7 +222,7 @@ class Lanes:
             if held := self._held():
                 try:
                     with self._pool.connection() as connection:
-                        self._rows.renew(connection, held)
+                        self._events.renew(connection, held)
                 except _OUTAGE as error:
                     logger.debug("leases_not_renewed", reason=str(error))
 
@@ -230,7 +230,7 @@ class Lanes:
         if time.monotonic() < self._stragglers_at:
             return
         with self._pool.connection() as connection:
-            self._done.note_parked(self._rows.park_stragglers(connection))
+            self._tally.note_parked(self._events.park_stragglers(connection))
         self._stragglers_at = time.monotonic() + _STRAGGLERS_EVERY_S
 
     def _drain(self, beat: Callable[[], None]) -> None:
@@ -240,7 +240,7 @@ class Lanes:
             self._wake.wait(_LOOK_S)
             self._wake.clear()
             beat()
-        self._call.stop()
+        self._calls.stop()
         if held := self._held():
             several = "s" if len(held) > 1 else ""
             try:
@@ -248,7 +248,7 @@ class Lanes:
                     self._pool.connection(limits.database_look_s) as connection,
                     connection.answering_within(limits.database_look_s),
                 ):
-                    self._rows.give_back(connection, held)
+                    self._events.give_back(connection, held)
             except _OUTAGE as error:
                 logger.warning("leases_kept", reason=str(error), hint=f"they end within {limits.session_s:g} s")
             raise BrewError(

@@ -12,7 +12,7 @@ from brewctl.delivery.broker import Record
 from brewctl.limits import Limits
 
 
-class Settled:
+class SettledOffsets:
     """How far one member has come since its last commit, in the partitions that it has now."""
 
     def __init__(self, limits: Limits) -> None:

@@ -76,7 +76,7 @@ class WaitingEvent:
         return event
 
 
-class Taking:
+class Intake:
     """The effect of a downstream with lanes, as its inbox has it: fresh events wait. Not for two threads at a time."""
 
     def __init__(self, consumer: str, node: str, *, most: int) -> None:
@@ -122,7 +122,7 @@ class Taking:
         return int(fresh)
 
 
-class Rows:
+class WaitingEvents:
     """The waiting rows of a consumer, as one node's lanes see them. For any number of threads; one of them leases."""
 
     def __init__(self, consumer: str, node: str, limits: Limits) -> None:
