@@ -19,9 +19,10 @@ from brewctl.delivery import database, events
 from brewctl.delivery.broker import Record
 from brewctl.delivery.database import Pool
 from brewctl.delivery.inbox import parking
+from brewctl.delivery.inbox.batch import Batch
 from brewctl.delivery.inbox.effects import effect_of
-from brewctl.delivery.inbox.failures import FailingError, StoppedError
-from brewctl.delivery.inbox.inbox import SLOW, Batch, Inbox
+from brewctl.delivery.inbox.failures import SLOW, FailingError, StoppedError
+from brewctl.delivery.inbox.inbox import Inbox
 from brewctl.proto.orders_pb2 import OrderCreated
 from brewctl.roles import inventory, notifications
 from tests.conftest import Rig, limited

@@ -13,8 +13,9 @@ from brewctl.delivery import database
 from brewctl.delivery.broker import Consumer, Record
 from brewctl.delivery.broker.kafka_python.client import connection
 from brewctl.delivery.inbox import consumption
+from brewctl.delivery.inbox.batch import Batch
 from brewctl.delivery.inbox.consumption import Consumption
-from brewctl.delivery.inbox.inbox import Batch, Inbox
+from brewctl.delivery.inbox.inbox import Inbox
 from brewctl.roles import inventory
 from tests.conftest import Rig, limited
 from tests.integration.kafka_tools import committed_offsets, good_record, kafka_admin

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from brewctl import metrics
 from brewctl.delivery.events import Event
-from brewctl.delivery.inbox.inbox import Tally
+from brewctl.delivery.inbox.batch import Tally
 from brewctl.metrics import prometheus
 from brewctl.proto.orders_pb2 import OrderCancelled, OrderCreated
 

@@ -26,7 +26,8 @@ from brewctl.delivery.crowding import Crowding
 from brewctl.delivery.database import rights
 from brewctl.delivery.downstream import Downstream, Later
 from brewctl.delivery.inbox import retrying, traced_inbox
-from brewctl.delivery.inbox.inbox import Batch, Inbox
+from brewctl.delivery.inbox.batch import Batch
+from brewctl.delivery.inbox.inbox import Inbox
 from brewctl.delivery.inbox.lanes import lanes_of
 from brewctl.delivery.inbox.settled_offsets import SettledOffsets
 from brewctl.delivery.inbox.waiting_events import note_lanes, require_none_waiting
@@ -304,11 +305,11 @@ class Consumption:
     def _tell_and_pause(self, error: BaseException, backoff: Backoff, stop: threading.Event) -> None:
         """Say why a batch is tried again, the longer it takes the more seldom, and wait. Raises what no retry mends."""
         trouble = retrying.of(error)
-        self._metrics.retried(trouble.kind)
+        self._metrics.retried(trouble.reason)
         reason = " ".join(str(error).split())
         self._inbox.trouble = f"its batch is tried again: {reason or trouble.event}"
         if not stop.is_set() and backoff.pause():
-            tell = logger.error if trouble.kind is RetryReason.STOPPED else logger.warning
+            tell = logger.error if trouble.reason is RetryReason.STOPPED else logger.warning
             tell(trouble.event, reason=reason, hint=trouble.hint)
 
     def _stay_for(self, seconds: float, writing: _Writing, consumer: Consumer, stop: threading.Event) -> None:

@@ -14,8 +14,8 @@ from brewctl.delivery.database.lent_transaction import HandlerError
 from brewctl.delivery.downstream import Downstream, Later
 from brewctl.delivery.events import Event
 from brewctl.delivery.inbox import traced_calls
-from brewctl.delivery.inbox.failures import Failures, StoppedError, reason_of
-from brewctl.delivery.inbox.inbox import SLOW, Tally, is_countable
+from brewctl.delivery.inbox.batch import Tally
+from brewctl.delivery.inbox.failures import SLOW, Failures, StoppedError, is_countable, reason_of
 from brewctl.delivery.inbox.waiting_events import LeaseLostError, WaitingEvent, WaitingEvents
 from brewctl.delivery.schema import no_partition
 from brewctl.lifecycle import Backoff

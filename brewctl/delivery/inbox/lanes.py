@@ -19,8 +19,7 @@ from brewctl.config import Settings
 from brewctl.delivery import database
 from brewctl.delivery.database import UNAVAILABLE, Pool
 from brewctl.delivery.downstream import Downstream
-from brewctl.delivery.inbox.failures import Failures
-from brewctl.delivery.inbox.inbox import SLOW
+from brewctl.delivery.inbox.failures import SLOW, Failures
 from brewctl.delivery.inbox.lane_call import LaneCalls, LaneTally
 from brewctl.delivery.inbox.waiting_events import WaitingEvent, WaitingEvents
 from brewctl.delivery.presence import Work

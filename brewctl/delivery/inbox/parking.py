@@ -17,11 +17,11 @@ from typing import Any
 from psycopg.rows import class_row
 
 from brewctl.delivery import events
-from brewctl.delivery.broker import Record
 from brewctl.delivery.database import BoundedConnection
 from brewctl.delivery.database.lent_transaction import HandlerError
 from brewctl.delivery.downstream import Downstream
 from brewctl.delivery.events import Event, Headers
+from brewctl.delivery.inbox.batch import ReadEvent
 from brewctl.delivery.inbox.effects import Effect, distinct, effect_of
 from brewctl.delivery.inbox.failures import reason_of
 from brewctl.delivery.schema import no_partition
@@ -29,7 +29,6 @@ from brewctl.errors import BrewError
 from brewctl.sql import queries
 
 _AFTER_IT = "it is parked as before; redrive the others by their ids"
-Read = tuple[Record, Event[Any]]  # an event, and the record that it was read from
 
 
 class Parking:
@@ -39,14 +38,14 @@ class Parking:
         self._consumer = consumer
         self.used = False  # whether some may be parked: then the keys of each batch are looked at
 
-    def park(self, connection: BoundedConnection, read: Read, reason: str, *, attempts: int) -> int:
+    def park(self, connection: BoundedConnection, read: ReadEvent, reason: str, *, attempts: int) -> int:
         """Commit an event, whose effect failed, as parked; 0 where it has had its effect, or is parked already."""
         with connection.transaction():
             lock(connection, self._consumer, [read[1].key])
             self.used = True
             return len(self._insert(connection, [read], reason, attempts=attempts))
 
-    def park_behind(self, connection: BoundedConnection, part: Sequence[Read]) -> tuple[list[Event[Any]], int]:
+    def park_behind(self, connection: BoundedConnection, part: Sequence[ReadEvent]) -> tuple[list[Event[Any]], int]:
         """Park events of keys that have parked ones, in the caller's transaction.
 
         Return the others, and how many were parked: neither has those that are parked, or have had their effect.
@@ -66,7 +65,9 @@ class Parking:
         rows = connection.execute(queries["parked_keys"], {"consumer": self._consumer, "keys": list(keys)})
         return {key for (key,) in rows}
 
-    def _insert(self, connection: BoundedConnection, part: Sequence[Read], reason: str, *, attempts: int) -> list[int]:
+    def _insert(
+        self, connection: BoundedConnection, part: Sequence[ReadEvent], reason: str, *, attempts: int
+    ) -> list[int]:
         columns = {
             "keys": [event.key for _, event in part],
             "seqs": [event.seq for _, event in part],

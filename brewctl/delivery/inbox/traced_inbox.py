@@ -18,9 +18,9 @@ from brewctl.delivery.broker.traced_producer import created_in
 from brewctl.delivery.database import Pool
 from brewctl.delivery.downstream import Downstream, Later
 from brewctl.delivery.events import Event
+from brewctl.delivery.inbox.batch import Batch, ReadEvent
 from brewctl.delivery.inbox.failures import FailingError, Identity
-from brewctl.delivery.inbox.inbox import Batch, Inbox
-from brewctl.delivery.inbox.parking import Read
+from brewctl.delivery.inbox.inbox import Inbox
 
 if TYPE_CHECKING:
     from brewctl.tracing.spans import BatchSpans, EventSpan, Tracing
@@ -70,13 +70,13 @@ class _OfBatches(Inbox):
         assert self._span is not None
         self._span.event(name, attributes)
 
-    def _park(self, read: Read, reason: str, *, tries: int) -> int:
+    def _park(self, read: ReadEvent, reason: str, *, tries: int) -> int:
         if parked := super()._park(read, reason, tries=tries):
             self._note(_PARKED, {**_place(read[0]), "brew.outbox_id": read[1].outbox_id, "brew.reason": reason})
         return parked
 
-    def _transact(self, part: Sequence[Read], repeats: Any) -> tuple[int, int]:
-        effects, parked = super()._transact(part, repeats)
+    def _commit_part(self, part: Sequence[ReadEvent], repeats: Any) -> tuple[int, int]:
+        effects, parked = super()._commit_part(part, repeats)
         if parked:
             self._note(_BEHIND, {"brew.events": parked})
         return effects, parked
@@ -105,7 +105,7 @@ class _OfEvents(Inbox):
         super().__init__(settings, pool, downstream, node=node)
         self._traces = traces
         self._kafka_group = registry.kafka_group(settings, downstream)
-        self._reads: dict[Identity, Read] = {}  # of the try in hand
+        self._reads: dict[Identity, ReadEvent] = {}  # of the try in hand
         self._began_ns = 0
         self._spans: dict[Identity, EventSpan] = {}
 
@@ -152,7 +152,7 @@ class _OfEvents(Inbox):
         with span.around():
             yield
 
-    def _park(self, read: Read, reason: str, *, tries: int) -> int:
+    def _park(self, read: ReadEvent, reason: str, *, tries: int) -> int:
         if parked := super()._park(read, reason, tries=tries):
             self._of((read[1].outbox_id, read[1].id)).event(_PARKED, {"brew.reason": reason})
         return parked

@@ -21,8 +21,8 @@ from brewctl.delivery.database import BoundedConnection
 from brewctl.delivery.downstream import Downstream, Later
 from brewctl.delivery.events import Event
 from brewctl.delivery.inbox import parking
+from brewctl.delivery.inbox.batch import ReadEvent
 from brewctl.delivery.inbox.effects import KeysParkedError, array, parameters, taking
-from brewctl.delivery.inbox.parking import Read
 from brewctl.errors import BrewError
 from brewctl.limits import Limits
 from brewctl.sql import queries
@@ -86,7 +86,7 @@ class Intake:
         self._waiting = most  # at most so many: those that were there at the last look, and those taken since
         self.trouble = ""
 
-    def expect(self, connection: BoundedConnection, part: Sequence[Read]) -> None:
+    def expect(self, connection: BoundedConnection, part: Sequence[ReadEvent]) -> None:
         """Take note of what is taken next. Raises Later where so many wait that no more are taken now."""
         if self._waiting + len(part) > self._most:
             self._waiting, _ = count(connection, self._consumer, most=self._most)
