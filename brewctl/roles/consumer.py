@@ -11,7 +11,7 @@ import threading
 from brewctl.config import Settings
 from brewctl.delivery import registry
 from brewctl.delivery.downstream import Downstream
-from brewctl.delivery.inbox.consumption import consume
+from brewctl.delivery.inbox.node import consume
 from brewctl.delivery.schema import registration
 from brewctl.probes.health import Health
 

@@ -38,7 +38,7 @@ VICTIM = f"""
 import os, threading
 from brewctl import config
 from brewctl.limits import Limits
-from brewctl.delivery.inbox.consumption import consume
+from brewctl.delivery.inbox.node import consume
 from brewctl.roles import inventory
 
 limits = Limits(session_s=3.0, offset_commit_s={NEVER_S})

@@ -65,7 +65,7 @@ class Member:
         """Whether the thread that polls stands still until the batch is written."""
         frame = sys._current_frames().get(self._thread.ident or 0)
         while frame:
-            if frame.f_code is Consumption._finish.__code__:
+            if frame.f_code is Consumption._await_batch.__code__:
                 return True
             frame = frame.f_back
         return False
