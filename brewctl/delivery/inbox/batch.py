@@ -11,8 +11,8 @@ from typing import Any, Self
 from brewctl.delivery import events
 from brewctl.delivery.broker import Record
 from brewctl.delivery.events import Decoder, Event
-from brewctl.delivery.inbox.failures import Identity
 
+Identity = tuple[int, str | None]  # of an event: its outbox id and its event id
 ReadEvent = tuple[Record, Event[Any]]  # an event, and the record that it was read from
 
 

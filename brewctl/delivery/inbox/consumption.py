@@ -217,7 +217,7 @@ class Consumption:
             self._loop.beat()
             if stop.is_set():
                 in_flight.batch.given_up = True
-                self._end_if_late(in_flight)
+                self._cancel_if_late(in_flight)
             elif consumer and time.monotonic() >= stayed_at + self._settings.limits.heartbeat_s:
                 self._keep_membership(in_flight, consumer)
                 stayed_at = time.monotonic()
@@ -248,7 +248,7 @@ class Consumption:
         self._commit_if_due(consumer)
         consumer.keep_alive()
 
-    def _end_if_late(self, in_flight: InFlight) -> None:
+    def _cancel_if_late(self, in_flight: InFlight) -> None:
         """After a stop: make PostgreSQL cancel the open transaction once it takes too long."""
         limits = self._settings.limits
         # The rest of the drain is for PostgreSQL to cancel it, and for a last commit to Kafka and the leave.
@@ -269,7 +269,7 @@ class Consumption:
                 self._loop.beat()
                 consumer.stay_while_leaving()
                 if stop.is_set():
-                    self._end_if_late(in_flight)
+                    self._cancel_if_late(in_flight)
             self._in_flight = None
             self._inbox.forget(in_flight.batch)
             self._note_settled(in_flight)

@@ -13,6 +13,7 @@ import psycopg
 
 from brewctl.delivery.database import UNAVAILABLE
 from brewctl.delivery.downstream import Downstream, Reject
+from brewctl.delivery.inbox.batch import Identity
 
 # PostgreSQL is there, and cancelled a statement, or ended its session, for taking longer than its timeout.
 SLOW = (
@@ -24,7 +25,6 @@ _SHOWN_CHARACTERS = 300
 # SQLSTATE classes beside data and integrity errors: cardinality (two rows where one may be), a view's check option,
 # a program limit (a key too long for its index), and errors that a trigger raises.
 _ROWS_FAULT = frozenset({"21", "44", "54", "P0"})
-Identity = tuple[int, str | None]  # of an event: its outbox id and its event id
 
 
 class FailingError(Exception):

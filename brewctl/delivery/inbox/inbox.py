@@ -19,19 +19,11 @@ from brewctl.delivery.broker import Record
 from brewctl.delivery.database import BoundedConnection, NoAnswerError, Pool
 from brewctl.delivery.database.lent_transaction import HeldTooLongError
 from brewctl.delivery.downstream import Downstream, Later
-from brewctl.delivery.inbox.batch import Batch, ReadEvent, Tally
+from brewctl.delivery.inbox.batch import Batch, Identity, ReadEvent, Tally
 from brewctl.delivery.inbox.batch_size import BatchSize
 from brewctl.delivery.inbox.burial import Burial
 from brewctl.delivery.inbox.effects import KeysParkedError, distinct, effect_of
-from brewctl.delivery.inbox.failures import (
-    SLOW,
-    FailingError,
-    Failures,
-    Identity,
-    StoppedError,
-    is_countable,
-    reason_of,
-)
+from brewctl.delivery.inbox.failures import SLOW, FailingError, Failures, StoppedError, is_countable, reason_of
 from brewctl.delivery.inbox.parking import Parking
 from brewctl.delivery.inbox.waiting_events import Intake
 from brewctl.delivery.presence import Work

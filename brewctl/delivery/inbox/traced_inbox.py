@@ -1,7 +1,7 @@
-"""An inbox whose tries have a span: one a try of a batch, with links to the spans that created its events.
+"""Makes a span for each try of a batch, with links to the spans that created its events.
 
-With BREW_TRACE_PARENT each event has a process span of its own instead, below the span that created it. A handler runs
-inside the span: what it instruments by itself is below that.
+With BREW_TRACE_PARENT each event has a process span of its own instead, as a child of the span that created it. A
+handler runs inside the span: spans that it makes are children of that.
 """
 
 import contextlib
@@ -18,8 +18,8 @@ from brewctl.delivery.broker.traced_producer import created_in
 from brewctl.delivery.database import Pool
 from brewctl.delivery.downstream import Downstream, Later
 from brewctl.delivery.events import Event
-from brewctl.delivery.inbox.batch import Batch, ReadEvent
-from brewctl.delivery.inbox.failures import FailingError, Identity
+from brewctl.delivery.inbox.batch import Batch, Identity, ReadEvent
+from brewctl.delivery.inbox.failures import FailingError
 from brewctl.delivery.inbox.inbox import Inbox
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _PARKED, _BEHIND, _DEAD = "parked", "parked_behind", "dead_lettered"
 
 
 def opened(settings: Settings, pool: Pool, downstream: Downstream, *, node: str) -> Inbox:
-    """Return the inbox of a downstream, with spans where traces are wanted."""
+    """Return the inbox of a downstream: one that makes spans if traces are on."""
     if traces := tracing.in_force():
         form = _OfEvents if traces.by_parent else _OfBatches
         return form(traces, settings, pool, downstream, node=node)
@@ -37,7 +37,7 @@ def opened(settings: Settings, pool: Pool, downstream: Downstream, *, node: str)
 
 
 class _OfBatches(Inbox):
-    """A span a try of a batch."""
+    """An inbox with a span for each try of a batch."""
 
     def __init__(self, traces: "Tracing", settings: Settings, pool: Pool, downstream: Downstream, *, node: str) -> None:
         super().__init__(settings, pool, downstream, node=node)
@@ -46,9 +46,9 @@ class _OfBatches(Inbox):
         self._span: BatchSpans | None = None
 
     def apply(self, batch: Batch) -> None:
-        """Do what an inbox does, in a span."""
+        """Apply a batch inside a span."""
         records = [record for record, _ in (*batch.readable.values(), *batch.dead)]
-        if not records:  # all of other types
+        if not records:  # all are of other types
             super().apply(batch)
             return
         created = [created_in(record) for record in records]
@@ -92,7 +92,7 @@ class _OfBatches(Inbox):
 
 
 class _OfEvents(Inbox):
-    """A span an event, and one for each call of a handler: an event that is tried again has several."""
+    """An inbox with a span for each event, and for each call of a handler: an event that is retried has several."""
 
     def __init__(self, traces: "Tracing", settings: Settings, pool: Pool, downstream: Downstream, *, node: str) -> None:
         if handler := downstream.handler:
@@ -105,12 +105,12 @@ class _OfEvents(Inbox):
         super().__init__(settings, pool, downstream, node=node)
         self._traces = traces
         self._kafka_group = registry.kafka_group(settings, downstream)
-        self._reads: dict[Identity, ReadEvent] = {}  # of the try in hand
+        self._reads: dict[Identity, ReadEvent] = {}  # the events of this try
         self._began_ns = 0
         self._spans: dict[Identity, EventSpan] = {}
 
     def apply(self, batch: Batch) -> None:
-        """Do what an inbox does, with a span for each event."""
+        """Apply a batch with a span for each event."""
         self._reads, self._began_ns = dict(batch.readable), time.time_ns()
         dead = list(batch.dead)
         failure: BaseException | None = None
@@ -132,7 +132,7 @@ class _OfEvents(Inbox):
                 self._end_dead(record, reason, buried=(record, reason) not in batch.dead)
 
     def _of(self, identity: Identity) -> "EventSpan":
-        """Return the span of an event, begun with the try where it has none of its own."""
+        """Return the span of an event: that of its handler's call, else one that began with the try."""
         if (span := self._spans.get(identity)) is None:
             span = self._spans[identity] = self._begin(*self._reads[identity], began_ns=self._began_ns)
         return span
@@ -169,5 +169,5 @@ def _place(record: Record) -> dict[str, str | int]:
 
 
 def _reason(error: BaseException) -> BaseException:
-    """Return why a try failed: of several events that failed, why the first of them did."""
+    """Return the error of a try: the first event's, where effects of several events failed."""
     return error.__cause__ if isinstance(error, FailingError) and error.__cause__ else error
