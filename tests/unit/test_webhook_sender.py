@@ -246,7 +246,7 @@ def test_the_circuit_opens_after_events_in_a_row_and_not_after_one_that_fails_ag
     assert 1.5 <= circuit.failed("e") <= 2.5, "twice as long"
     clock.now += 3
     assert circuit.enter() == 0
-    circuit.left()
+    circuit.abandoned()
     assert circuit.enter() == 0, "one that was cut off is followed by another"
     assert circuit.succeeded()
     assert [circuit.enter() for _ in range(3)] == [0, 0, 0]
