@@ -251,7 +251,7 @@ def test_what_postgres_rejects_for_itself_alone_is_parked_and_the_rest_goes_thro
     assert sorted((each.key.encode(), each.value) for each in found) == sorted(
         (each.key or b"", each.value or b"") for each in rejected
     )
-    assert {each.record_headers == rejected[0].headers for each in found if each.outbox_id == 1} == {True}
+    assert {each.record.headers == rejected[0].headers for each in found if each.outbox_id == 1} == {True}
     assert {(each.reason, each.attempts) for each in found} == {("postgres rejected its effect: no stock", 5)}
     assert rows(rig, "processed_events") == 30
     assert read_topic(rig.settings, dead_letters=True) == []

@@ -8,7 +8,6 @@ applies the whole parked sequence, and no other event of the key has its effect 
 park, and `brewctl dlq` redrives and drops.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,14 +16,14 @@ from typing import Any
 
 from psycopg.rows import class_row
 
-from brewctl.delivery import events
 from brewctl.delivery.database import BoundedConnection
 from brewctl.delivery.database.lent_transaction import HandlerError
 from brewctl.delivery.downstream import Downstream
-from brewctl.delivery.events import Event, Headers
+from brewctl.delivery.events import Event
 from brewctl.delivery.inbox.batch import ReadEvent
 from brewctl.delivery.inbox.effects import Effect, distinct, effect_of
 from brewctl.delivery.inbox.failures import reason_of
+from brewctl.delivery.inbox.stored_event import StoredEvent, dumped
 from brewctl.delivery.schema import no_partition
 from brewctl.errors import BrewError
 from brewctl.sql import queries
@@ -101,24 +100,12 @@ def lock(connection: BoundedConnection, consumer: str, keys: Sequence[str]) -> N
 
 
 @dataclass(frozen=True, slots=True)
-class ParkedEvent:
-    """A parked event, with the record that it was read from."""
+class ParkedEvent(StoredEvent):
+    """A parked event."""
 
-    id: int
     group: str
-    key: str
     seq: int | None
-    outbox_id: int
-    event_id: str | None
-    event_type: str
-    topic: str
-    partition: int
-    offset: int
-    written_ms: int
-    value: bytes
-    headers: str
     reason: str
-    attempts: int  # 0: parked behind another event of its key
     parked_at: datetime
     outcome: str  # redriven, dropped, or "": still parked
     apart: bool = False  # its database is not the story's
@@ -127,19 +114,6 @@ class ParkedEvent:
     def name(self) -> str:
         """Its name in commands."""
         return name(self.id, self.group, apart=self.apart)
-
-    @property
-    def record_headers(self) -> Headers:
-        """The headers of its record."""
-        return loaded(self.headers)
-
-    def event(self, downstream: Downstream) -> Event[Any]:
-        """Decode the record with the downstream's decoders of today. Raises UnreadableError."""
-        decoders = downstream.decoder_of
-        event = events.read(self.key.encode(), self.value, self.record_headers, self.written_ms, decoders=decoders)
-        if event is None:
-            raise events.UnreadableError(f"{self.group} takes no {self.event_type} any more")
-        return event
 
 
 @dataclass
@@ -238,22 +212,3 @@ def _apply(connection: BoundedConnection, effect: Effect, sequence: Sequence[Eve
 
 def _settle(connection: BoundedConnection, parked: Sequence[ParkedEvent], outcome: str) -> None:
     connection.execute(queries["settle_parked"], {"outcome": outcome, "ids": [each.id for each in parked]})
-
-
-def dumped(headers: Headers) -> str:
-    """Return headers as the text of the column `headers`."""
-    return json.dumps([_pair(name, value) for name, value in headers])
-
-
-def _pair(name: str, value: bytes) -> list[str | None]:
-    try:
-        return [name, value.decode()]
-    except UnicodeDecodeError:
-        return [name, None, value.hex()]
-
-
-def loaded(text: str) -> Headers:
-    """Return the headers that the column's text stands for."""
-    return [
-        (name, bytes.fromhex(rest[0]) if value is None else value.encode()) for name, value, *rest in json.loads(text)
-    ]

@@ -15,7 +15,6 @@ from typing import Any, LiteralString
 
 from psycopg.rows import class_row
 
-from brewctl.delivery import events
 from brewctl.delivery.broker import Record
 from brewctl.delivery.database import BoundedConnection
 from brewctl.delivery.downstream import Downstream, Later
@@ -23,6 +22,7 @@ from brewctl.delivery.events import Event
 from brewctl.delivery.inbox import parking
 from brewctl.delivery.inbox.batch import ReadEvent
 from brewctl.delivery.inbox.effects import KeysParkedError, array, parameters, taking
+from brewctl.delivery.inbox.stored_event import StoredEvent, dumped
 from brewctl.errors import BrewError
 from brewctl.limits import Limits
 from brewctl.sql import queries
@@ -41,39 +41,11 @@ class LeaseLostError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class WaitingEvent:
-    """A leased waiting event, with the record that it was read from."""
+class WaitingEvent(StoredEvent):
+    """A leased waiting event."""
 
-    id: int
-    key: str
-    outbox_id: int
-    event_id: str | None
-    event_type: str
-    topic: str
-    partition: int
-    offset: int
-    written_ms: int
-    value: bytes
-    headers: str
-    attempts: int
     lease: uuid.UUID
     again: bool  # whether it was put back before
-
-    @property
-    def record(self) -> Record:
-        """The record that it was read from."""
-        headers = parking.loaded(self.headers)
-        return Record(self.topic, self.key.encode(), self.value, headers, self.partition, self.offset, self.written_ms)
-
-    def event(self, downstream: Downstream) -> Event[Any]:
-        """Decode the record with the downstream's decoders of today. Raises UnreadableError."""
-        record = self.record
-        event = events.read(
-            record.key, record.value, record.headers, record.timestamp_ms, decoders=downstream.decoder_of
-        )
-        if event is None:
-            raise events.UnreadableError(f"{downstream.group} takes no {self.event_type} any more")
-        return event
 
 
 class Intake:
@@ -107,7 +79,7 @@ class Intake:
             "seq": [event.seq for event in part],
             "type": [event.type for event in part],
             "value": [event.raw for event in part],
-            "headers": [parking.dumped(record.headers) for record in records],
+            "headers": [dumped(record.headers) for record in records],
             "topic": [record.topic for record in records],
             "partition": [record.partition for record in records],
             "offset": [record.offset for record in records],

@@ -38,8 +38,8 @@ class Circuit:
     def enter(self, *, patience_s: float = 0.0) -> float:
         """Return 0 if a call may be made now, else in how many seconds to ask again.
 
-        Report the end of the call to `succeeded`, `failed` or `abandoned`. While the circuit is open, it waits for up to
-        `patience_s` seconds before it answers.
+        Report the end of the call to `succeeded`, `failed` or `abandoned`. While the circuit is open, this waits for up
+        to `patience_s` seconds before it answers.
         """
         until = time.monotonic() + patience_s
         with self._changed:
