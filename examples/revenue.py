@@ -2,7 +2,7 @@
 
 brewctl db init revenue:daily && brewctl start revenue:daily
 
-It adds up. So it relies on what brewctl promises: each event comes to it once, in one transaction with what it writes.
+A sum is right only if each event is added once. brewctl commits the event's dedup row and the sum in one transaction.
 """
 
 from collections import Counter
@@ -17,7 +17,7 @@ Sales = Counter[tuple[date, str]]
 
 @downstream("revenue", schema="revenue.sql", done="SELECT order_id FROM revenue_orders")
 def daily(events: Sequence[Event[OrderCreated | OrderCancelled]], tx: Any) -> None:
-    """Add what was ordered, and take off what was cancelled."""
+    """Add the orders to their days, and subtract the cancelled ones."""
     created = [event for event in events if event.type == "order.created"]
     cancelled = [event.data.order_id for event in events if event.type == "order.cancelled"]
     rows = [(e.data.order_id, e.occurred_at.date(), e.data.currency, e.data.amount_cents) for e in created]
@@ -39,7 +39,7 @@ def daily(events: Sequence[Event[OrderCreated | OrderCancelled]], tx: Any) -> No
         for day, currency, amount_cents in found.fetchall():
             orders[day, currency] -= 1
             cents[day, currency] -= amount_cents
-    # In one order: two nodes that need each other's days in turn would wait for each other.
+    # Sorted, so that two nodes lock the rows of the same days in the same order: else they could deadlock.
     days = sorted(orders)
     tx.execute(
         "INSERT INTO daily_revenue AS d"

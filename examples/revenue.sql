@@ -1,4 +1,4 @@
--- What was sold on each day, in each currency, without what was cancelled.
+-- The orders of each day and currency that were not cancelled, and their amounts.
 CREATE TABLE IF NOT EXISTS daily_revenue (
     day          date NOT NULL,
     currency     text NOT NULL,
@@ -7,7 +7,7 @@ CREATE TABLE IF NOT EXISTS daily_revenue (
     PRIMARY KEY (day, currency)
 );
 
--- A cancellation says which order it is of, and not how much that was.
+-- The amount of each order: an order.cancelled event has none.
 CREATE TABLE IF NOT EXISTS revenue_orders (
     order_id     uuid PRIMARY KEY,
     day          date NOT NULL,

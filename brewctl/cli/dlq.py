@@ -13,7 +13,7 @@ from brewctl.errors import ExitCode, UsageError
 if TYPE_CHECKING:
     from brewctl.config import Settings
     from brewctl.delivery.inbox.dead_letter import Letter
-    from brewctl.delivery.inbox.parking import Outcome, ParkedEvent
+    from brewctl.delivery.inbox.parking import ParkedEvent, ParkingResult
     from brewctl.delivery.repair.dead_letters import DeadLetters, Filter, Settlement
 
     Place = dlq_parked.Name | tuple[int, int]  # of a parked event, or of a dead letter
@@ -235,7 +235,7 @@ def _chosen_parked(homes: dlq_parked.Homes, places: Sequence["Place"], wanted: "
     return found
 
 
-def _report(verb: str, settled: "Settlement", outcome: "Outcome", before: Sequence["ParkedEvent"]) -> None:
+def _report(verb: str, settled: "Settlement", outcome: "ParkingResult", before: Sequence["ParkedEvent"]) -> None:
     for letter in settled.before:
         output.note(f"{letter.id} {dlq_shown.state(letter)} before")
     for letter, why in settled.refused:

@@ -11,7 +11,7 @@ from brewctl.errors import BrewError, UsageError
 if TYPE_CHECKING:
     from brewctl.config import Settings
     from brewctl.delivery.database import BoundedConnection
-    from brewctl.delivery.inbox.parking import Outcome, ParkedEvent
+    from brewctl.delivery.inbox.parking import ParkedEvent, ParkingResult
     from brewctl.delivery.repair.dead_letters import Filter
     from brewctl.delivery.schema.homes import Home
 
@@ -99,12 +99,12 @@ class Homes:
                 for group in waiting_events.without_lanes(connection, asked):
                     raise _not_as_its_nodes(group, home.names[home.groups.index(group)])
 
-    def redrive(self, chosen: Sequence["ParkedEvent"]) -> "Outcome":
+    def redrive(self, chosen: Sequence["ParkedEvent"]) -> "ParkingResult":
         """Redrive the keys of parked events, each with all that is parked of it, in the database of its downstream."""
         from brewctl.delivery.inbox import parking
         from brewctl.delivery.schema import homes
 
-        outcome = parking.Outcome()
+        outcome = parking.ParkingResult()
         for home, mine in self._at_home(chosen):
             with homes.connect(home, self._story) as connection:
                 for downstream in home.downstreams:
@@ -114,12 +114,12 @@ class Homes:
                         outcome.add(parking.redrive(connection, downstream, keys, node="brewctl"), apart=home.apart)
         return outcome
 
-    def drop(self, chosen: Sequence["ParkedEvent"]) -> "Outcome":
+    def drop(self, chosen: Sequence["ParkedEvent"]) -> "ParkingResult":
         """Give parked events up."""
         from brewctl.delivery.inbox import parking
         from brewctl.delivery.schema import homes
 
-        outcome = parking.Outcome()
+        outcome = parking.ParkingResult()
         for home, mine in self._at_home(chosen):
             with homes.connect(home, self._story) as connection:
                 outcome.add(parking.drop(connection, mine), apart=home.apart)

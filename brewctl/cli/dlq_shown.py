@@ -83,7 +83,7 @@ def show_parked(parked: "ParkedEvent", *, as_json: bool) -> None:
     if as_json:
         import base64
 
-        headers = [[header, output.text(raw)] for header, raw in parked.record_headers]
+        headers = [[header, output.text(raw)] for header, raw in parked.record.headers]
         value = base64.b64encode(parked.value).decode()
         output.emit_json({**_parked_summary(parked), "headers": headers, "value_base64": value})
         return
@@ -182,6 +182,6 @@ def _parked_fields(parked: "ParkedEvent") -> Iterable[tuple[str, str]]:
     yield "group", parked.group
     yield "read at", f"{parked.topic} {parked.partition}@{parked.offset}"
     yield "key", parked.key
-    for header, raw in parked.record_headers:
+    for header, raw in parked.record.headers:
         yield f"  {header}", output.text(raw)
     yield "value", f"{len(parked.value)} bytes"

@@ -1,4 +1,4 @@
-"""How crowded it is: whether work in the background takes the processor from those who answer calls."""
+"""Measures how busy the machine is, so that publishers and consumers leave the processor to calls: see `rest`."""
 
 import contextlib
 import os
@@ -8,17 +8,17 @@ from brewctl import affinity
 from brewctl.throttling import Throttling
 
 _LOOK_EVERY_S = 0.25
-# Up to this share nobody waits for a processor for long; from there on it grows to 1.
+# Up to this share of busy time a thread hardly waits for a processor: crowding is 0, and grows to 1 from there.
 _ROOMY = 0.5
 
 
 class Crowding:
-    """Looks four times a second at most. Not for two threads at a time."""
+    """Measures at most four times a second. Not for two threads at a time."""
 
     def __init__(self) -> None:
-        """Begin to measure, on the cores that this process may use now; until the first look it is not crowded.
+        """Begin to measure the cores that this process may use now.
 
-        A busy one may bind itself to one of them later: the others are still there for it.
+        It may bind itself to one of them later: all of them still count.
         """
         self._allowed = affinity.allowed()
         self._at, self._computed_s, self._ticks = time.monotonic(), time.process_time(), self._ticks_now()
@@ -26,10 +26,10 @@ class Crowding:
         self._share = 0.0
 
     def share(self) -> float:
-        """Return 0 where there is room, up to 1 where this process fills a core, or everybody together all of them.
+        """Return 0 on an idle machine, up to 1 where this process fills a core, or all processes fill all cores.
 
-        Python runs one thread of a process at a time: one core is all that it can fill. Where the system does not tell
-        of the others, this process alone counts. A CPU limit, such as a container's, that was reached in half of its
+        Python runs one thread of a process at a time, so that one core is all it can fill. Where the system shows no
+        other processes, this one alone counts. A CPU limit, such as a container's, that was reached in half of its
         periods counts as 0.5, whatever the cores do.
         """
         now = time.monotonic()
@@ -47,6 +47,6 @@ class Crowding:
     def _ticks_now(self) -> dict[int, int]:
         with contextlib.suppress(OSError, ValueError):
             ticks = affinity.busy_ticks()
-            # A container may show other cores than those it may use, under other numbers.
+            # In a container the system may number the cores differently: then all of them count.
             return {core: spent for core, spent in ticks.items() if core in self._allowed} or ticks
         return {}

@@ -1,7 +1,7 @@
-"""What a downstream is: a consumer group with an effect, which each event of its types has once.
+"""Defines `Downstream`, a consumer group with an effect that each of its events has once, and `@downstream`.
 
-Three forms, one meaning: a handler of one event, a handler of a batch, or an SQL statement over `fresh`. Whatever the
-form, the effect and the dedup row are one transaction.
+The effect is a handler of one event, a handler of a batch, or an SQL statement over `fresh`. In each form the effect
+and the dedup row are one transaction. `inbox` runs it.
 """
 
 import collections.abc
@@ -23,17 +23,20 @@ from brewctl.errors import UsageError
 Handler = Callable[..., None]
 Lifespan = Callable[[str], AbstractContextManager[object]]
 
-# Kafka takes up to 249 of these; a prefix, and a name in PostgreSQL's and the shell's variables, need room.
 MOST_LANES = 500
+# Kafka allows 249 characters; the rest is for a prefix, and for names made of it in PostgreSQL and the shell.
 _GROUP = re.compile(r"[A-Za-z0-9._-]{1,100}")
 
 
 class Reject(Exception):  # noqa: N818 - a handler's word, not an error of ours
-    """Raised by a handler: this event will never have its effect. It is parked at once, with the reason."""
+    """Raised by a handler to refuse an event for ever: it is parked at once, with the message as the reason."""
 
 
 class Later(Exception):  # noqa: N818
-    """Raised by a handler: nothing is wrong with the event. It is tried again after so many seconds; `why` is shown."""
+    """Raised by a handler to be called again in `seconds`: the event did not fail, and the try does not count.
+
+    The whole batch waits; with lanes, the event and its key. `why` is shown by the node.
+    """
 
     def __init__(self, seconds: float, why: str = "") -> None:
         super().__init__(f"in {seconds:g} s: {why}" if why else f"in {seconds:g} s")
@@ -43,9 +46,10 @@ class Later(Exception):  # noqa: N818
 
 @dataclass(frozen=True)
 class Downstream:
-    """A consumer group and what it does with each event of its types: exactly one of `handler`, `batch`, `sql`.
+    """A consumer group, its event types, and its effect: exactly one of `handler`, `batch` and `sql`.
 
-    Raises UsageError where the parts do not fit together.
+    Each event has what the effect does through `tx` exactly once, and all else at least once. Raises UsageError where
+    the fields do not fit together.
     """
 
     group: str  # the consumer group, and the name in processed_events
@@ -53,19 +57,19 @@ class Downstream:
     batch: Handler | None = None  # (events, tx)
     sql: LiteralString | None = None  # a statement that reads `fresh`
     events: tuple[str, ...] = ()  # the event types that it takes
-    decoders: Mapping[str, Decoder] = field(default_factory=dict)  # by event type, before the story's own
-    schema: str = ""  # SQL text, or the name of a file with it
-    done: str = ""  # a query that returns the order id of each effect
-    attempts: int = 5  # tries of an event whose effect fails for itself alone
-    lanes: int = 0  # so many keys at once, outside the transaction of the batch; 0: within it
-    service: str = ""  # how its last line calls it
-    verb: str = "done"  # how its last line calls its effects
-    undo: str = ""  # how `trace` calls its effect of an order's cancel
-    counter: str = ""  # how the number of its effects is called
-    node: str = ""  # what its nodes' names begin with, before their numbers
-    folder: str = ""  # where a file of `schema` is
-    tables: tuple[str, ...] = ()  # of the migrations, those that hold its effects
-    lifespan: Lifespan | None = None  # what its handler needs while a node of this name runs
+    decoders: Mapping[str, Decoder] = field(default_factory=dict)  # by event type; they override the story's own
+    schema: str = ""  # SQL text that makes its tables, or the name of a .sql file
+    done: str = ""  # an SQL query that returns the order id of each effect: for `verify` and `trace`
+    attempts: int = 5  # tries of an event before it is parked
+    lanes: int = 0  # how many keys a node handles at once, outside the batch's transaction; 0: within it
+    service: str = ""  # its name in the line that a node prints at its end; default: the group
+    verb: str = "done"  # the name of its count of effects in that line
+    undo: str = ""  # the name in `trace` of its effect of an order's cancel
+    counter: str = ""  # the name of its count of effects in `counts`; default: the group
+    node: str = ""  # the prefix of its nodes' names, before their numbers
+    folder: str = ""  # the folder of the .sql file
+    tables: tuple[str, ...] = ()  # the tables of the migrations that hold its effects
+    lifespan: Lifespan | None = None  # given a node's name, a context that its handler needs while the node runs
 
     def __post_init__(self) -> None:
         if not _GROUP.fullmatch(self.group):
@@ -105,32 +109,32 @@ class Downstream:
 
     @cached_property
     def decoder_of(self) -> Mapping[bytes, Decoder]:
-        """How each of its event types is read, by the bytes of the header."""
+        """The decoder of each of its event types, by the bytes of the header `event-type`."""
         known = {**events.DECODERS, **self.decoders}
         return {name.encode(): known.get(name, _undecoded) for name in self.events}
 
     def alive(self, node: str) -> AbstractContextManager[object]:
-        """Hold what its handler needs while the block runs. Raises what its `lifespan` raises."""
+        """Enter its `lifespan`, if it has one, for a node. Raises what that raises."""
         return self.lifespan(node) if self.lifespan else nullcontext()
 
     @property
     def name(self) -> str:
-        """How its last line calls it."""
+        """Its name in the line that a node prints at its end."""
         return self.service or self.group
 
     @property
     def counted_as(self) -> str:
-        """How the number of its effects is called: by the group, where it has no word of its own."""
+        """The name of its count of effects in `counts`."""
         return self.counter or self.group
 
     @property
     def follows_orders(self) -> bool:
-        """Say whether it has an effect of every order."""
+        """Whether every order has an effect of it."""
         return events.ORDER_CREATED in self.events
 
     @property
     def did(self) -> str:
-        """How its effects are called beside those of others: one without a word of its own is named."""
+        """The name of its effects beside those of other downstreams: its verb, or "done by" and its group."""
         return f"done by {self.group}" if self.verb == "done" else self.verb
 
 
@@ -149,15 +153,20 @@ def downstream(
     lanes: int = 0,
     lifespan: Lifespan | None = None,
 ) -> Callable[[Handler], Downstream]:
-    """Make a function a downstream: `handler(event, tx)`, or `handler(events, tx)` where that is a Sequence[Event].
+    """Make a function a downstream: `handler(event, tx)`, or `handler(events, tx)` for a Sequence[Event].
 
-    Which event types it takes its annotation says, or `events`. `decoders` reads payloads of types that are not the
-    story's. `schema` is SQL, or the name of a .sql file beside the module, which `brewctl db init MODULE:NAME` runs;
-    `done` a query that returns the order id of each effect, by which `verify` and `trace` know them. An event whose
-    effect fails for itself alone is tried `attempts` times. `lanes`: so many keys are handled at once in each process,
-    each event by itself and with no transaction open until `tx` is used: for what calls others, and may take long.
-    `lifespan` is called with the node's name before the first event, and what it returns is a context that is left
-    after the last: for a client, and for a check of settings. Raises UsageError.
+    `events`: the event types it takes; default: those of its annotation.
+    `decoders`: by event type, a function from the payload's bytes to `event.data`.
+    `schema`: SQL, or the name of a .sql file beside the module, that `brewctl db init MODULE:NAME` runs.
+    `done`: an SQL query that returns the order id of each effect, for `verify` and `trace`.
+    `attempts`: how often an event is tried before it is parked.
+    `lanes`: how many keys each node handles at once, for handlers that call other services and may take long: each
+    event by itself, with no transaction open until `tx` is used.
+    `lifespan`: called with the node's name before the first event; it returns a context manager that is left after the
+    last event, for a client, or a check of settings.
+
+    What is written through `tx` happens once for each event; all else that a handler does, at least once. Raises
+    UsageError where the arguments do not fit the function.
     """
     if not isinstance(group, str):
         raise UsageError("@downstream stands without a name", hint='write @downstream("name")')
@@ -186,7 +195,7 @@ def downstream(
 
 
 def _check_call(function: Handler, group: str) -> None:
-    """Raise UsageError where it can't be called as handlers are, or would not have run when the call returns."""
+    """Raise UsageError unless it takes two arguments, and has run when its call returns."""
     if not inspect.isfunction(function):
         said = f"downstream {group}: {getattr(function, '__name__', function)!s:.80} is no function"
         raise UsageError(said, hint='write @downstream("name") above `def name(event: Event[OrderCreated], tx)`')
@@ -206,14 +215,14 @@ def _folder(function: Handler) -> str:
 
 
 def _annotation(function: Handler) -> tuple[bool, Any]:
-    """Return whether a handler takes a batch, and what its annotation says of the data."""
+    """Return whether a handler takes a batch, and the type of the data in its annotation."""
     try:
         hints = typing.get_type_hints(function)
     except NameError as error:
         raise UsageError(f"downstream {function.__name__}: its annotation names what is not there: {error}") from None
     names = list(function.__code__.co_varnames[: function.__code__.co_argcount])
     hint = hints.get(names[0]) if names else None
-    if typing.get_origin(hint) in {typing.Union, types.UnionType}:  # of a batch, or None
+    if typing.get_origin(hint) in {typing.Union, types.UnionType}:  # such as `Event[…] | None`
         hint = next((one for one in typing.get_args(hint) if one is not type(None)), None)
     of_batch = typing.get_origin(hint) in {collections.abc.Sequence, list, tuple}
     if of_batch:

@@ -1,7 +1,7 @@
-"""What an event is: an outbox row's columns as a record's headers, and a record read back. Pure: no I/O here.
+"""Converts between events and Kafka records: headers of outbox columns, and a record read as an event. No I/O here.
 
-An event is identified by its outbox id and its event id. A record without an event id (another producer's, or one of
-the version before) is identified by its outbox id alone, and counts as a repeat of any event that has it.
+An event is identified by its outbox id and its event id. A record without an event id (from another producer, or an
+older version) is identified by its outbox id alone, and counts as a repeat of any event with that outbox id.
 """
 
 import re
@@ -25,53 +25,53 @@ _HEX = b"0123456789abcdefABCDEF"
 _UUID_LENGTH = 36
 _NUMBER = re.compile(r"[1-9][0-9]{0,18}")
 _MOST = 2**63 - 1  # PostgreSQL's bigint
-_DIGITS = 19  # it has as many: a number with fewer is in any case no larger
+_DIGITS = 19  # the digits of _MOST: a number with fewer is smaller
 _ZERO = ord("0")
 _new = tuple.__new__
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class UnreadableError(Exception):
-    """A record that can't be read as an event and never will be. The message is the reason."""
+    """The record is no event, and no retry can change that. The message is the reason."""
 
 
 class Event(NamedTuple, Generic[Data_co]):
-    """One event of the topic, as a downstream gets it.
+    """One event of the topic, as a downstream's handler gets it.
 
-    `id` is its idempotency key for whatever a handler does outside its transaction: stable over redeliveries. None
-    where the producer gave none: then `outbox_id` is all there is.
+    `id` stays the same over redeliveries: use it as the idempotency key for all that a handler does outside its
+    transaction, which happens at least once. It is None where the producer gave none: then use `outbox_id`.
     """
 
     outbox_id: int
     id: str | None  # a UUID
     type: str
     key: str  # the aggregate's id
-    seq: int | None  # 1, 2, 3 … within the aggregate; None where the producer gave none
-    data: Data_co  # decoded; bytes where there is no decoder for the type
-    raw: bytes
+    seq: int | None  # 1, 2, 3 … within the aggregate; None if the producer gave none
+    data: Data_co  # the decoded payload; its bytes if the type has no decoder
+    raw: bytes  # the payload's bytes
     headers: Headers
-    timestamp_ms: int
+    timestamp_ms: int  # of the record, since 1970
 
     @property
     def tenant_id(self) -> str:
-        """Whose event it is."""
+        """The tenant that the event belongs to; empty if the producer gave none."""
         return dict(self.headers).get("tenant-id", b"").decode(errors="replace")
 
     @property
     def trace_id(self) -> str:
-        """The trace that it is part of."""
+        """The trace that the event is part of; empty if the producer gave none."""
         return dict(self.headers).get("trace-id", b"").decode(errors="replace")
 
     @property
     def occurred_at(self) -> datetime:
-        """When it happened, as its payload says; else when its record was sent, by PostgreSQL's clock."""
+        """When it happened, by its payload; else when its record was sent, by PostgreSQL's clock. In UTC."""
         if (value := self._time) is not None:
             return value.ToDatetime(tzinfo=UTC)  # type: ignore[no-any-return]
         return _EPOCH + timedelta(milliseconds=self.timestamp_ms)
 
     @property
     def occurred_s(self) -> float:
-        """The same in seconds since 1970, at a fraction of the cost."""
+        """`occurred_at` in seconds since 1970, at a fraction of the cost."""
         if (value := self._time) is not None:
             return float(value.seconds + value.nanos / 1e9)
         return self.timestamp_ms / 1000
@@ -85,7 +85,7 @@ class Event(NamedTuple, Generic[Data_co]):
 
 
 def order_headers(outbox_id: int, order: OrderCreated, *, node: str) -> Headers:
-    """Return the headers of an order's record, as a producer without event ids sends it."""
+    """Return the headers of an order's record, as a producer without event ids writes them."""
     return headers_for(
         outbox_id,
         aggregate_id(order.order_id),
@@ -97,12 +97,12 @@ def order_headers(outbox_id: int, order: OrderCreated, *, node: str) -> Headers:
 
 
 def is_uuid(text: str) -> bool:
-    """Say whether a text is a UUID as PostgreSQL, and not just Python, reads it."""
+    """Tell whether a text is a UUID with dashes, which PostgreSQL reads too."""
     return _is_uuid(text.encode(errors="replace"))
 
 
 def _is_uuid(raw: bytes) -> bool:
-    # Each event has two, and a regular expression takes twice as long. Every fifth place from the ninth has a dash.
+    # A regular expression takes twice as long, and each event has two UUIDs. Bytes 8, 13, 18 and 23 are dashes.
     return len(raw) == _UUID_LENGTH and raw.translate(None, _HEX) == raw[8:24:5] == b"----"
 
 
@@ -117,7 +117,7 @@ def parse_order(payload: bytes) -> OrderCreated:
         order = OrderCreated.FromString(payload)
     except DecodeError:
         raise UnreadableError("payload is not an OrderCreated") from None
-    # Empty bytes, and many a foreign message, parse as a message with nothing in it.
+    # Empty bytes, and many messages of other types, parse as a message without fields.
     if not _is_uuid(order.order_id.encode()):
         raise UnreadableError("payload has no order_id that is a UUID")
     return order
@@ -134,7 +134,7 @@ def parse_cancelled(payload: bytes) -> OrderCancelled:
     return cancelled
 
 
-# Of the story's own events: their messages, and how each is read.
+# The messages of the story's own events, and their decoders.
 MESSAGES: Mapping[str, Any] = {ORDER_CREATED: OrderCreated, ORDER_CANCELLED: OrderCancelled}
 DECODERS: Mapping[str, Decoder] = {
     ORDER_CREATED: parse_order,
@@ -155,9 +155,9 @@ def headers_for(
     traceparent: str | None = None,
     content_type: str | None = None,
 ) -> Headers:
-    """Return the contract's headers in the contract's order: seven, then those of the last three that are known.
+    """Return a record's headers in the contract's order: seven, then those of the last three that have a value.
 
-    `node` is the publishing replica.
+    `node`: the publishing replica.
     """
     headers = [
         ("outbox-id", str(outbox_id).encode()),
@@ -185,12 +185,12 @@ def read(
     *,
     decoders: Mapping[bytes, Decoder],
 ) -> Event[Any] | None:
-    """Read a record as an event of one of the types that have a decoder here; None where it is of another type.
+    """Read a record as an event; None if `decoders` has no decoder for its type.
 
-    Raises UnreadableError with the reason where nobody can ever read it.
+    Raises UnreadableError with the reason if it is no event.
     """
     by_name = dict(headers)
-    # Compared as bytes: what is right needs no decoding, and what is wrong is looked at more closely.
+    # Headers are compared as bytes: only a wrong one is decoded, for the message.
     get = by_name.get
     raw_type = get("event-type", b"")
     decoder = decoders.get(raw_type)
@@ -200,7 +200,7 @@ def read(
     own = raw_type.decode()
     if get("content-type") != _CONTENT_TYPE and own in DECODERS:
         raise UnreadableError(f"content-type is {_text(by_name, 'content-type')[:80]!r}, not {CONTENT_TYPE}")
-    # A number is mostly short and has nothing but digits; what is not so is looked at in `_number`.
+    # Most numbers are short and have only digits; `_number` checks the others.
     raw = get("outbox-id", b"")
     outbox_id = int(raw) if raw.isdigit() and len(raw) < _DIGITS and raw[0] != _ZERO else _number(by_name, "outbox-id")
     event_id = seq = None
@@ -212,7 +212,7 @@ def read(
         plain = raw_seq.isdigit() and len(raw_seq) < _DIGITS and raw_seq[0] != _ZERO
         seq = int(raw_seq) if plain else _number(by_name, "aggregate-seq")
     name = _key(key or get("aggregate-id", b""))
-    if not value and (value is None or own in DECODERS):  # an own message may well have nothing in it
+    if not value and (value is None or own in DECODERS):  # a message of another type may have no fields
         raise UnreadableError("value is empty")
     try:
         data = decoder(value)
@@ -221,7 +221,7 @@ def read(
     except Exception as error:
         said = " ".join(str(error).split())[:200]
         raise UnreadableError(f"payload is no {own} ({type(error).__name__}: {said})") from error
-    # As Event(…) does, without a call in Python for each.
+    # The same as Event(…), without its Python call.
     return _new(Event, (outbox_id, event_id, own, name, seq, data, value, headers, timestamp_ms))
 
 

@@ -1,7 +1,7 @@
-"""Presence: each replica keeps a row in `nodes` that says who it is, what it has done, and that it is there.
+"""Keeps a row in `nodes` for each replica: its name and address, its counts, and that it is alive.
 
-For whoever looks on. The flow itself relies on none of it, but for a cancel during an upgrade: a row that can't be
-written is written later, and a stop waits for the last one about a second.
+The tools read it. The flow itself does not, but for a cancel during an upgrade: so a row that can't be written is
+written later, and a stop waits about a second for the last write.
 """
 
 import contextlib
@@ -31,38 +31,37 @@ _FORGET_EVERY_S = 3600.0
 
 @dataclass(frozen=True)
 class Work:
-    """What a replica has done since its start."""
+    """A replica's counts since its start, and its trouble now."""
 
     processed: int = 0  # records, or outbox rows
-    effects: int = 0  # rows published, or what a downstream has done
+    effects: int = 0  # rows published, or effects of a downstream
     skipped: int = 0  # records that needed no effect
-    dead: int = 0  # set aside
-    trouble: str = ""  # what keeps it from its work
+    dead: int = 0  # rows set aside, or records that are dead letters or parked
+    trouble: str = ""  # what keeps it from its work; empty if nothing does
 
 
 @dataclass(frozen=True)
 class Replica:
-    """A process that plays a role."""
+    """A running process of a role."""
 
     node: str
     role: str  # order, publisher, or a downstream's group
     address: str = ""  # where it listens
-    publishes: bool = False  # the outbox's rows
+    publishes: bool = False  # whether it publishes the outbox's rows
 
 
 @contextlib.contextmanager
 def kept(
     settings: Settings, replica: Replica, work: Callable[[], Work], *, inbox: Settings | None = None
 ) -> Iterator[None]:
-    """Keep the row while the block runs, written every second, and at its end with `stopped_at`.
+    """Write the row every second while the block runs, and at its end with `stopped_at`.
 
-    `inbox`: the database in which the replica writes to the inbox's tables; what is old in them is deleted.
-    A process that is killed leaves a row without that, which grows old; so does one that could not write its last row
-    within about a second.
+    `inbox`: the database with the inbox's tables of this replica: old redeliveries in it are deleted every hour.
+    A process that is killed leaves a row without `stopped_at`, as does one whose last write takes over a second.
     """
     over = threading.Event()
     writer = _Writer(settings.impatient, replica, work, inbox=inbox and inbox.impatient)
-    # A daemon: a connection attempt that is under way holds up no exit.
+    # A daemon thread: an open connection attempt does not delay the exit.
     thread = threading.Thread(target=writer.run, args=(over,), name="presence", daemon=True)
     thread.start()
     try:
@@ -94,7 +93,7 @@ class _Writer:
         self._given_up = False
 
     def run(self, over: threading.Event) -> None:
-        """Write until `over` is set, and once more: where the connection is lost just then, by another one."""
+        """Write until `over` is set, and once more, over a new connection if the last one is lost."""
         last = False
         while not last and not self._given_up:
             last = over.is_set()
@@ -107,7 +106,7 @@ class _Writer:
                 over.wait(EVERY_S)
 
     def give_up(self, *, within_s: float) -> None:
-        """Leave the last row unwritten: its statement, which may wait at a lock, ends in the server too."""
+        """Give up the last write, and make PostgreSQL cancel its statement, which may wait for a lock."""
         self._given_up = True
         if connection := self._connection:
             connection.end_statement(within_s=within_s)
@@ -127,7 +126,7 @@ class _Writer:
                 self._write(stopped=True)
 
     def _forget_elsewhere(self) -> None:
-        """Delete old redeliveries in a database of the inbox's own, also while the story's is away."""
+        """Delete old redeliveries in the downstream's own database, also while the story's is away."""
         if self._elsewhere and time.monotonic() >= self._forget_elsewhere_at:
             self._forget_elsewhere_at = time.monotonic() + _FORGET_EVERY_S
             with contextlib.suppress(BrewError), database.connect(self._elsewhere, name=self._who["node"]) as own:

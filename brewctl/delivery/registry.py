@@ -1,7 +1,7 @@
-"""Which downstreams there are: those that the settings name, found as MODULE:NAME.
+"""Finds downstreams by their names, MODULE:NAME, and lists those that the settings name.
 
-The working directory, or another folder, is searched as uvicorn and celery do, but for this import alone: what lies
-there is found first, and never taken for a module of Python's or brewctl's that is imported already or later.
+The working directory, or another folder, is searched as by uvicorn and celery, but for this import alone: its modules
+are found before installed ones, and never imported in place of Python's or brewctl's own.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from brewctl.errors import BrewError, ModuleError, UsageError
 def configured(settings: Settings) -> tuple[Downstream, ...]:
     """Return the downstreams that the settings name, in their order.
 
-    Raises UsageError where one is not there, or where two have the same group.
+    Raises UsageError if one does not exist, or two have the same group.
     """
     by_group: dict[str, str] = {}
     found = []
@@ -42,24 +42,24 @@ def configured(settings: Settings) -> tuple[Downstream, ...]:
 
 
 def further(settings: Settings) -> tuple[Downstream, ...]:
-    """Return the configured ones beside the story's own. Imports nothing where there are none."""
+    """Return the configured downstreams that are not the story's own. Imports nothing if there are none."""
     own = set(DEFAULT_DOWNSTREAMS)
     return tuple(find(name) for name in settings.downstreams if name not in own)
 
 
 def kafka_groups(settings: Settings) -> tuple[str, ...]:
-    """Return what Kafka calls the groups of the configured downstreams."""
+    """Return the names in Kafka of the configured downstreams' groups."""
     return tuple(kafka_group(settings, downstream) for downstream in configured(settings))
 
 
 def kafka_name(settings: Settings, group: str) -> str:
-    """Return what Kafka calls a group that a user names: of a configured downstream without the prefix, too."""
+    """Return the name in Kafka of a group that a user names: with the prefix, if it is a configured downstream's."""
     own = {downstream.group for downstream in configured(settings)} if settings.group_prefix else ()
     return settings.group_prefix + group if group in own else group
 
 
 def started_as(settings: Settings, group: str) -> str:
-    """Return what `brewctl start` is told to run a node of a group, by the group's name in Kafka."""
+    """Return the argument with which `brewctl start` runs a node of a group; `group`: its name in Kafka."""
     for name in settings.downstreams:
         if kafka_group(settings, find(name)) == group:
             return short_name(name)
@@ -67,7 +67,7 @@ def started_as(settings: Settings, group: str) -> str:
 
 
 def kafka_group(settings: Settings, downstream: Downstream) -> str:
-    """Return what Kafka calls a downstream's consumer group."""
+    """Return the name in Kafka of a downstream's consumer group: with the prefix of the settings."""
     return settings.group_prefix + downstream.group
 
 
@@ -77,15 +77,15 @@ def full_name(name: str) -> str:
 
 
 def is_own(name: str) -> bool:
-    """Say whether a name is that of one of the story's own downstreams."""
+    """Tell whether a name is that of one of the story's own downstreams."""
     return full_name(name) in DEFAULT_DOWNSTREAMS
 
 
 def find(name: str, app_dir: str = "") -> Downstream:
-    """Return the downstream that MODULE:NAME, or a short name, is.
+    """Return the downstream with this MODULE:NAME, or short name.
 
-    `app_dir`: searched in place of BREW_APP_DIR and the working directory. Raises UsageError where it is
-    none, or where its group is that of one of the story's own.
+    `app_dir`: the folder to search in place of BREW_APP_DIR and the working directory. Raises UsageError if there is
+    none, or if its group is one of the story's own; ModuleError if the module can't be imported.
     """
     found = _find(full_name(name), "" if is_own(name) else _folder(app_dir))
     if not is_own(name):
@@ -157,7 +157,7 @@ def _import(name: str, folder: str) -> types.ModuleType:
                 near = f"{name.replace('.', '/')}.py"
                 hint = f"is there a {near} in {folder}? --app-dir names another folder"
                 raise UsageError(f"there is no module {error.name!r}", hint=hint) from None
-            if isinstance(error, BrewError):  # a decorator's own words
+            if isinstance(error, BrewError):  # raised by @downstream
                 raise UsageError(f"module {name}: {error.message}", hint=error.hint) from error
             said = " ".join(traceback.format_exception_only(error)[-1].split())
             if isinstance(error, SyntaxError):
@@ -167,13 +167,13 @@ def _import(name: str, folder: str) -> types.ModuleType:
 
 
 def _is_part(missing: str | None, name: str) -> bool:
-    """Say whether a module that is missing is the one that was asked for, or a package that it is in."""
+    """Tell whether the missing module is the one asked for, or a package that contains it."""
     return missing is not None and f"{name}.".startswith(f"{missing}.")
 
 
 @contextlib.contextmanager
 def _searched(folder: str) -> Iterator[None]:
-    """Search a folder for modules, behind Python's own and before what is installed."""
+    """Put a folder on sys.path while the block runs: after Python's own modules, before installed ones."""
     installed = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     place = next((number for number, each in enumerate(sys.path) if each in installed), len(sys.path))
     sys.path.insert(place, folder)

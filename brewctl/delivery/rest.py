@@ -1,44 +1,44 @@
-"""Rest: how long work in the background leaves the processor to others, by what the work was measured to cost.
+"""Chooses how long a publisher or a consumer rests after each batch, by the measured cost of the batch.
 
-Each transaction, poll and wake-up costs the same for one order as for twenty. A publisher, or a consumer, that took
-each as it came would, at a hundred a second, take more of a slow machine than the calls that made them. What is
-measured is long on a slow machine, or a busy one, and so is the rest; while it lasts more gathers, and is done
-together. What comes after the rest is over waits for nothing.
+A transaction, a poll and a wake-up cost the same for one order as for twenty. Without a rest, at a hundred orders a
+second, a publisher or consumer takes more of a slow machine than the calls that create the orders. On a slow or busy
+machine work takes longer, and so does the rest: more rows gather meanwhile, and share a transaction. A row that comes
+after the end of the rest does not wait.
 """
 
 import threading
 import time
 from collections.abc import Callable
 
-# So many times as long as the work took: where there is room, and where it is crowded. Then a quarter of the time is
-# worked.
+# A rest takes so many times as long as the work took: on an idle machine, and on a full one, where a quarter of the
+# time is work.
 _TIMES_ROOMY = 0.5
 _TIMES = 3.0
-# So many times as long as this process computed meanwhile. Less than the above where the work waited for a server far
-# away: then a longer rest only makes the next events late.
+# The bound of a rest: so many times the processor time that this process used. It is the shorter one if the work
+# waited for a distant server, where a long rest saves nothing and delays the next events.
 _TIMES_COMPUTED = 8.0
-# So many rows, or records, cost about as much as a transaction that has one. A rest saves transactions, not rows: the
-# more of them one had, the less there is to save, and the more of them wait.
+# So many rows, or records, cost about as much as a transaction. A rest saves transactions, not rows: the more rows a
+# transaction had, the shorter the rest.
 _AS_MUCH = 100
 
 
 class Rest:
-    """When one that has done all there was looks for more. Not for two threads at a time."""
+    """The pause before the next look for work. Not for two threads at a time."""
 
     def __init__(self, *, crowding: Callable[[], float], most_s: float | None = None) -> None:
-        """`most_s`: a bound of each rest; without one it is what this process computed that bounds it.
+        """`most_s`: the longest rest, in seconds; default: a multiple of the processor time used.
 
-        `crowding`: from 0, where nobody waits for a processor, to 1.
+        `crowding`: returns 0 for an idle machine, up to 1 for a full one.
         """
         self._most_s = most_s
         self._crowding = crowding
         self._cost_s, self._count = 0.0, 0  # since the last rest
         self._computed_before_s = time.process_time()
         self._until = 0.0
-        self.last_s = 0.0  # how long the last rest was to be
+        self.last_s = 0.0  # the length of the last rest
 
     def worked(self, took_s: float, *, count: int = 0) -> None:
-        """Note work that has just ended: how long it took, for how many rows or records. A rest counts from here."""
+        """Note work that has just ended: its seconds, and its rows or records. The rest begins now."""
         self._cost_s += took_s
         self._count += count
         most_s = self._most_s
@@ -49,7 +49,7 @@ class Rest:
         self._until = time.monotonic() + self.last_s
 
     def take(self, stop: threading.Event) -> None:
-        """Wait for the end of the rest, or a stop. After a pause that was longer than that nothing waits."""
+        """Wait for the end of the rest, or a stop. Returns at once if the rest is over."""
         self._cost_s, self._count = 0.0, 0
         if (left_s := self._until - time.monotonic()) > 0:
             stop.wait(left_s)

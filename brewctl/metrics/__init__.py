@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 EXTRA = "pip install 'brewctl[metrics]'"
 
 
-class Failure(StrEnum):
+class PublishFailure(StrEnum):
     """Why rows of the outbox were not published: the values of a label."""
 
     REFUSED = "refused"  # Kafka will never take the row, which is set aside
@@ -26,7 +26,7 @@ class Failure(StrEnum):
     POSTGRES = "postgres"
 
 
-class Retry(StrEnum):
+class RetryReason(StrEnum):
     """Why a consumer tries a batch again: the values of a label."""
 
     STOPPED = "stopped"  # so many events in a row failed that the downstream stops
@@ -47,17 +47,17 @@ class Counted(Protocol):
     parked: int
 
 
-class Outbox:
+class OutboxCounters:
     """What a publisher tells."""
 
     def published(self, rows: int, took_s: float) -> None:
         """So many rows were published by one transaction."""
 
-    def failed(self, failure: Failure, count: int = 1) -> None:
+    def failed(self, failure: PublishFailure, count: int = 1) -> None:
         """A try failed, or, where Kafka refused rows, so many of them."""
 
 
-class Inbox:
+class InboxCounters:
     """What a consumer tells."""
 
     def records(self, before: Counted, now: Counted) -> None:
@@ -69,7 +69,7 @@ class Inbox:
     def delivered(self, events: Sequence[Any], new: int) -> None:
         """The effects of so many `new` events among these are committed."""
 
-    def retried(self, retry: Retry) -> None:
+    def retried(self, retry: RetryReason) -> None:
         """A batch is tried again."""
 
     def overtaken(self, records: int) -> None:
@@ -86,7 +86,7 @@ class Calls(Protocol):
         """A call came for a method that is not there."""
 
 
-_NO_OUTBOX, _NO_INBOX = Outbox(), Inbox()
+_NO_OUTBOX, _NO_INBOX = OutboxCounters(), InboxCounters()
 _instruments: "Instruments | None" = None
 # Names the folder with the numbers of processes whose sum is shown, in prometheus-client's own words.
 SHARED = "PROMETHEUS_MULTIPROC_DIR"
@@ -117,12 +117,12 @@ def summed(folder: Path, *, role: str, version: str) -> "Sum":
     return sum_
 
 
-def outbox() -> Outbox:
+def outbox() -> OutboxCounters:
     """Return what a publisher tells what it does."""
     return _instruments.outbox() if _instruments else _NO_OUTBOX
 
 
-def inbox(consumer: str) -> Inbox:
+def inbox(consumer: str) -> InboxCounters:
     """Return what a consumer of this group tells what it does."""
     return _instruments.inbox(consumer) if _instruments else _NO_INBOX
 

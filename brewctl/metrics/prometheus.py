@@ -52,9 +52,9 @@ class Instruments:
             _make_room(Path(os.environ[metrics.SHARED]))
         else:
             _about_process(self._registry, role=role, version=version)
-        self.outbox = cache(lambda: Outbox(self._registry))
+        self.outbox = cache(lambda: OutboxInstruments(self._registry))
         self.calls = cache(lambda: Calls(self._registry))
-        self.inbox = cache(lambda consumer: Inbox(consumer, self._registry))
+        self.inbox = cache(lambda consumer: InboxInstruments(consumer, self._registry))
 
     def exposed(self) -> bytes:
         """Return all of it, as a scraper reads it."""
@@ -140,7 +140,7 @@ class Calls:
         times.observe(took_s)
 
 
-class Outbox(metrics.Outbox):
+class OutboxInstruments(metrics.OutboxCounters):
     """What a publisher tells."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -158,19 +158,19 @@ class Outbox(metrics.Outbox):
             registry=registry,
         )
         # All of them now: a rate needs a zero to begin with.
-        self._failures = {failure: failures.labels(failure.value) for failure in metrics.Failure}
+        self._failures = {failure: failures.labels(failure.value) for failure in metrics.PublishFailure}
 
     def published(self, rows: int, took_s: float) -> None:
         """Count rows, and time their transaction."""
         self._published.inc(rows)
         self._publish_s.observe(took_s)
 
-    def failed(self, failure: metrics.Failure, count: int = 1) -> None:
+    def failed(self, failure: metrics.PublishFailure, count: int = 1) -> None:
         """Count a try, or rows."""
         self._failures[failure].inc(count)
 
 
-class Inbox(metrics.Inbox):
+class InboxInstruments(metrics.InboxCounters):
     """What a consumer tells."""
 
     def __init__(self, consumer: str, registry: CollectorRegistry) -> None:
@@ -206,7 +206,7 @@ class Inbox(metrics.Inbox):
         self._batch_s = batch_s.labels(consumer)
         self._delivery_s = delivery_s.labels(consumer)
         self._overtaken = overtaken.labels(consumer)
-        self._retries = {retry: retries.labels(consumer, retry.value) for retry in metrics.Retry}
+        self._retries = {retry: retries.labels(consumer, retry.value) for retry in metrics.RetryReason}
 
     def records(self, before: metrics.Counted, now: metrics.Counted) -> None:
         """Count records."""
@@ -235,7 +235,7 @@ class Inbox(metrics.Inbox):
             # By another machine's clock it may be yet to come.
             observe(now - since if now > since else 0.0)
 
-    def retried(self, retry: metrics.Retry) -> None:
+    def retried(self, retry: metrics.RetryReason) -> None:
         """Count a batch that is tried again."""
         self._retries[retry].inc()
 

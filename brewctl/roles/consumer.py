@@ -1,9 +1,9 @@
-"""A consumer: runs any downstream. Many replicas, one group.
+"""The consumer role: runs any downstream, as one of many nodes of its group.
 
-Kafka ──the downstream's group──► this node's partitions
-                                    └──one commit: processed_events + the effects──► the downstream's PostgreSQL
+    Kafka ──the downstream's group──► this node's partitions
+                                        └──one commit: processed_events + the effects──► the downstream's PostgreSQL
 
-No consumer knows of another: each has a group of its own on the same topic.
+Each downstream has a group of its own on the same topic.
 """
 
 import threading
@@ -11,7 +11,7 @@ import threading
 from brewctl.config import Settings
 from brewctl.delivery import registry
 from brewctl.delivery.downstream import Downstream
-from brewctl.delivery.inbox.consumption import consume
+from brewctl.delivery.inbox.node import consume
 from brewctl.delivery.schema import registration
 from brewctl.probes.health import Health
 
@@ -25,10 +25,10 @@ def run(
     node: str,
     health: Health | None = None,
 ) -> None:
-    """Consume until `stop` is set, as the downstream that `name`, its MODULE:NAME, is; `health` hears how it is.
+    """Consume until `stop` is set. `name`: the downstream's MODULE:NAME. `health` is told what it depends on.
 
-    Raises UnreachableError or BrewError where it can't start: its database has no tables of it, or its group is
-    another downstream's; and what its lifespan raises.
+    Raises UnreachableError if a server is away, BrewError if its database lacks its tables or its group is another
+    downstream's, and what its lifespan raises.
     """
     with downstream.alive(node):
         _run(settings, downstream, stop, name=name, node=node, health=health)
@@ -40,7 +40,7 @@ def _run(
     registration.check(settings, downstream, name)
     own = registration.home(settings, downstream, name)
     tables = registration.tables(settings, own, downstream)
-    # Its row in `nodes` is in the story's database, which may be away.
+    # The node's row in `nodes` is in the story's database: rights to it are needed here only if this is that one.
     here = own.database_url == settings.database_url
     needs = [
         "inbox",

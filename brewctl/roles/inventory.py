@@ -1,7 +1,7 @@
-"""inventory-service: reserves the ingredients of each order once. Many replicas, one group.
+"""The downstream `inventory`: reserves the ingredients of each order once, and releases those of a cancelled one.
 
 Kafka ──group "inventory"──► this node's partitions
-                               └──one commit: processed_events + inventory_reservations──► PostgreSQL
+└──one commit: processed_events + inventory_reservations──► PostgreSQL
 """
 
 from brewctl.delivery.downstream import Downstream

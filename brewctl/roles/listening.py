@@ -1,4 +1,4 @@
-"""How order-service listens: with which certificate, for whose tokens, and whether other machines reach it."""
+"""Checks how order-service listens: its certificate, its tokens, and plain text to other machines."""
 
 import ipaddress
 import socket
@@ -13,7 +13,7 @@ CERTIFICATE, KEY, CLIENT_CA, TOKENS, INSECURE = (
     "--tokens",
     "--insecure",
 )
-# What gives the options of files, where they are not given themselves.
+# The environment variables of the options that name files.
 VARIABLES = (
     "BREW_SERVE_TLS_CERT_FILE",
     "BREW_SERVE_TLS_KEY_FILE",
@@ -24,7 +24,7 @@ VARIABLES = (
 
 @dataclass(frozen=True)
 class Security:
-    """Files of a server, by their names: their content may change while it runs. None: not given."""
+    """The names of a server's files, whose content may change while it runs; None: not given."""
 
     certificate: str | None = None
     key: str | None = None
@@ -34,22 +34,22 @@ class Security:
 
     @property
     def encrypts(self) -> bool:
-        """Whether it is TLS."""
+        """Whether the server uses TLS."""
         return self.certificate is not None
 
     @property
     def has_files(self) -> bool:
-        """Whether there are files to be looked at while it runs."""
+        """Whether there are files to read again while it runs."""
         return self.encrypts or self.tokens is not None
 
     def arguments(self) -> list[str]:
-        """Return the options that say the same to another process."""
+        """Return these options as arguments for another process."""
         files = {CERTIFICATE: self.certificate, KEY: self.key, CLIENT_CA: self.client_ca, TOKENS: self.tokens}
         words = [word for option, path in files.items() if path is not None for word in (option, path)]
         return [*words, *([INSECURE] if self.insecure else [])]
 
     def check(self, host: str) -> None:
-        """Refuse what does not go together, and a port that others reach without TLS. Raises UsageError."""
+        """Raise UsageError for options that exclude each other, and for a port that others reach without TLS."""
         if (self.certificate is None) != (self.key is None):
             given, lacking = (CERTIFICATE, KEY) if self.key is None else (KEY, CERTIFICATE)
             raise UsageError(f"{given} is given without {lacking}", hint="a certificate and its key go together")
@@ -68,7 +68,7 @@ class Security:
 
 
 def is_loopback(host: str) -> bool:
-    """Say whether this machine alone reaches an address; a host that is unknown is left to who listens on it."""
+    """Tell whether only this machine reaches an address. True for an unknown host: listening on it fails anyway."""
     bare = host.strip("[]")
     try:
         return ipaddress.ip_address(bare).is_loopback

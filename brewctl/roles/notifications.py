@@ -1,10 +1,9 @@
-"""notification-service: tells each customer once that the order was accepted.
+"""The downstream `notifications`: tells each customer once that an order was accepted, and once of its cancel.
 
     Kafka ──group "notifications"──► this node's partitions
                                        └──one commit: processed_events + notifications_log──► PostgreSQL
 
-A group of its own on the same topic: order-service and inventory-service don't know that it exists. Its channel is a
-setting of all nodes and tools alike: the log, which is the table alone, or calls of a webhook.
+Its channel is the log, which is the table alone, or calls of a webhook: set the same for all nodes and tools.
 """
 
 import os
@@ -33,7 +32,7 @@ LOG = Downstream(
 
 
 def _chosen(text: str) -> Downstream:
-    """Return the downstream with a channel. Raises UsageError."""
+    """Return the downstream for a channel; empty: the log. Raises UsageError."""
     if text in {"", Channel.LOG}:
         return LOG
     if text != Channel.WEBHOOK:

@@ -1,4 +1,4 @@
-"""What a role shows of itself while it runs: `--http` with /metrics, /livez, /readyz, and what systemd is told."""
+"""Serves a role's `--http`: /metrics, /livez and /readyz, and tells systemd that the role is up and alive."""
 
 import contextlib
 import os
@@ -25,12 +25,12 @@ _NOTIFY_SOCKET = "NOTIFY_SOCKET"
 def observed(where: "Address | None", stop: threading.Event, *, node: str, role: str) -> Iterator[Health]:
     """Serve the three pages while the block runs; without `where` nothing is served or counted.
 
-    Raises PortError for a taken port, UsageError without prometheus-client.
+    Raises PortError if the port is taken, UsageError if prometheus-client is not installed.
     """
     health = Health(stop)
     with contextlib.ExitStack() as held:
         if where:
-            os.environ.pop(metrics.SHARED, None)  # somebody else's
+            os.environ.pop(metrics.SHARED, None)  # set for another program
             shown = metrics.enable(role=role, version=__version__)
             held.enter_context(_served(where, node, shown, health.livez, health.readyz))
         held.enter_context(managed(stop, health))
@@ -39,14 +39,14 @@ def observed(where: "Address | None", stop: threading.Event, *, node: str, role:
 
 @contextlib.contextmanager
 def managed(stop: threading.Event, health: Health, livez: Page | None = None) -> Iterator[None]:
-    """Tell systemd, where that has started this process and wants to know, how it is while the block runs.
+    """While the block runs, tell systemd that this process is up and alive, if systemd asks for that.
 
-    It is alive as long as `livez`, its page of this name, says so; default: that of `health`.
+    `livez`: the page that decides whether it is alive; default: that of `health`.
     """
     if not os.environ.get(_NOTIFY_SOCKET):
         yield
         return
-    from brewctl.probes import systemd  # noqa: PLC0415 - only where somebody is told
+    from brewctl.probes import systemd  # noqa: PLC0415 - only under systemd
 
     with systemd.told(stop, livez or health.livez) as manager:
         health.on_up, health.on_wait = manager.ready, manager.waits
@@ -55,9 +55,9 @@ def managed(stop: threading.Event, health: Health, livez: Page | None = None) ->
 
 @contextlib.contextmanager
 def observed_worker(stop: threading.Event, *, node: str, role: str) -> Iterator[Health]:
-    """Let the process that started this one sum up its numbers, and ask how it is, where that wants to.
+    """Share a worker's metrics and health with the process that started it, if that serves `--http`.
 
-    Raises BrewError where the folder for that can't be used, or has no room.
+    Raises BrewError if the folder for that can't be used, or is full.
     """
     health = Health(stop)
     folder = Path(os.environ.get(metrics.SHARED, ""))
@@ -82,10 +82,10 @@ def observed_worker(stop: threading.Event, *, node: str, role: str) -> Iterator[
 def observed_crew(
     where: "Address | None", stop: threading.Event, *, node: str, role: str, names: Sequence[str], within_s: float
 ) -> Iterator[tuple[Path | None, Health]]:
-    """Serve the three pages for several processes while the block runs.
+    """Serve the three pages for several worker processes while the block runs.
 
-    Yield their folder, None without `where`, and what is to hear that all of them are up. A worker that does not answer
-    within `within_s` is stuck; without `where` none is asked. Raises what `observed` raises.
+    Yield the folder that they share, None without `where`, and the health to be told that all of them are up. A worker
+    that does not answer within `within_s` seconds is stuck; without `where` none is asked. Raises what `observed` does.
     """
     health = Health(stop)
     with contextlib.ExitStack() as held:
@@ -126,7 +126,7 @@ def _served(where: "Address", node: str, shown: _Shown, livez: Page, readyz: Pag
 
 
 class _Crew:
-    """Asks every worker. One that is dead is replaced by who started it: it is not ready, and nobody is stuck."""
+    """Asks every worker. A dead one counts as not ready, and not as stuck: its parent replaces it."""
 
     def __init__(self, folder: Path, names: Sequence[str], stop: threading.Event, *, within_s: float) -> None:
         self._folder = folder
@@ -163,5 +163,5 @@ class _Crew:
 
 
 def _socket(folder: Path, worker: str) -> Path:
-    # A socket's path is short, a node's name may be long.
+    # The path of a Unix socket has about 100 bytes at most, and a node's name may be long.
     return folder / f"{worker.rpartition('.')[2]}.sock"

@@ -1,4 +1,4 @@
-"""`--watch`: a consumer that starts again when the file of its downstream changes."""
+"""Restarts a consumer when a file of its downstream changes: `brewctl consume --watch`."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ _EVERY_S = 0.5
 
 
 class Files:
-    """The files of a downstream: those of the modules that came with its import, else all modules of its folder."""
+    """The files of a downstream: of the modules in its folder that its import loaded, else all in its folder."""
 
     def __init__(self, folder: str) -> None:
         self._folder = Path(folder or ".").resolve()
@@ -19,11 +19,11 @@ class Files:
         self._state = self._look()
 
     def imported(self) -> None:
-        """Take note of the modules that the import has brought."""
+        """Note the modules that the import has loaded."""
         self._state = self._look()
 
     def changed(self) -> bool:
-        """Say whether one of them is another one than at the last note."""
+        """Tell whether a file has changed since `imported`."""
         return self._look() != self._state
 
     def _look(self) -> dict[str, tuple[int, int] | None]:
@@ -41,14 +41,14 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 
 class Changes:
-    """Whether a change has ended a run."""
+    """Whether a change of a file ended a run."""
 
     seen = False
 
 
 @contextlib.contextmanager
 def watched(files: Files, stop: threading.Event, changes: Changes) -> Iterator[None]:
-    """Set `stop`, and say so in `changes`, as soon as a file changes while the block runs."""
+    """Set `stop` and `changes.seen` as soon as a file changes while the block runs."""
     over = threading.Event()
 
     def look() -> None:
@@ -67,7 +67,7 @@ def watched(files: Files, stop: threading.Event, changes: Changes) -> Iterator[N
 
 
 def await_change(files: Files, stop: threading.Event) -> bool:
-    """Wait until a file changes; False where `stop` is set before."""
+    """Wait until a file changes. Return False if `stop` is set first."""
     while not stop.wait(_EVERY_S):
         if files.changed():
             return True
@@ -75,7 +75,7 @@ def await_change(files: Files, stop: threading.Event) -> bool:
 
 
 def restart() -> None:
-    """Become the same command anew: the process keeps its id, and nothing of its memory."""
+    """Run the same command again in place of this process, which keeps its id."""
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - ourselves

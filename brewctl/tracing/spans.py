@@ -52,17 +52,17 @@ class Tracing:
         context = trace.get_current_span().get_span_context()
         return _traceparent(context) if context.is_valid else None
 
-    def sends(self, topic: str, created: Sequence[bytes | None]) -> "Batch":
+    def sends(self, topic: str, created: Sequence[bytes | None]) -> "BatchSpans":
         """Begin the span of records that are sent at once; `created`: the traceparent of each."""
         return self._batch(SpanKind.PRODUCER, "send", topic, created, {})
 
-    def processes(self, topic: str, created: Sequence[bytes | None], *, group: str) -> "Batch":
+    def processes(self, topic: str, created: Sequence[bytes | None], *, group: str) -> "BatchSpans":
         """Begin the span of a try of records that were polled at once; `created`: the traceparent of each."""
         return self._batch(SpanKind.CONSUMER, "process", topic, created, {"messaging.consumer.group.name": group})
 
     def processes_one(
         self, topic: str, created: bytes | None, attributes: Mapping[str, str | int], *, group: str, began_ns: int
-    ) -> "One":
+    ) -> "EventSpan":
         """Begin the span of one event, below the span that created it."""
         context = _context(created)
         span = self._tracer.start_span(
@@ -72,11 +72,11 @@ class Tracing:
             {**self._said("process", topic), "messaging.consumer.group.name": group, **attributes},
             start_time=began_ns,
         )
-        return One(span)
+        return EventSpan(span)
 
     def _batch(
         self, kind: SpanKind, operation: str, topic: str, created: Sequence[bytes | None], more: Mapping[str, str]
-    ) -> "Batch":
+    ) -> "BatchSpans":
         """Begin one span, or several where it would have more links than a span may.
 
         Only sampled contexts are linked. Where there are contexts and none is sampled, the span isn't either.
@@ -99,10 +99,10 @@ class Tracing:
             links.append(Link(context))
         parts.append((first, len(created), links))
         if known and not links:
-            return Batch([Part(self._unsampled(), 0, len(created))])
+            return BatchSpans([Part(self._unsampled(), 0, len(created))])
         attributes = {**self._said(operation, topic), **more}
         began_ns = time.time_ns()
-        return Batch(
+        return BatchSpans(
             [
                 Part(
                     self._tracer.start_span(
@@ -154,7 +154,7 @@ class Called:
         self._span.end()
 
 
-class Batch:
+class BatchSpans:
     """The spans of one batch, nearly always one."""
 
     __slots__ = ("parts",)
@@ -185,7 +185,7 @@ class Batch:
             part.span.end()
 
 
-class One:
+class EventSpan:
     """The span of one event."""
 
     __slots__ = ("_ended_ns", "_failed", "_span")

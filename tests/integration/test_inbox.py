@@ -20,9 +20,10 @@ from brewctl.delivery import database, events
 from brewctl.delivery.broker import Record
 from brewctl.delivery.database import Pool
 from brewctl.delivery.inbox import parking
+from brewctl.delivery.inbox.batch import Batch
 from brewctl.delivery.inbox.effects import effect_of
-from brewctl.delivery.inbox.failures import FailingError, StoppedError
-from brewctl.delivery.inbox.inbox import SLOW, Batch, Inbox
+from brewctl.delivery.inbox.failures import SLOW, FailingError, StoppedError
+from brewctl.delivery.inbox.inbox import Inbox
 from brewctl.proto.orders_pb2 import OrderCreated
 from brewctl.roles import inventory, notifications
 from tests.conftest import Rig, limited
@@ -256,7 +257,7 @@ def test_what_postgres_rejects_for_itself_alone_is_parked_and_the_rest_goes_thro
     assert sorted((each.key.encode(), each.value) for each in found) == sorted(
         (each.key or b"", each.value or b"") for each in rejected
     )
-    assert {each.record_headers == rejected[0].headers for each in found if each.outbox_id == 1} == {True}
+    assert {each.record.headers == rejected[0].headers for each in found if each.outbox_id == 1} == {True}
     assert {(each.reason, each.attempts) for each in found} == {("postgres rejected its effect: no stock", 5)}
     assert rows(rig, "processed_events") == 30
     assert read_topic(rig.settings, dead_letters=True) == []

@@ -14,7 +14,7 @@ from brewctl.delivery import database, events
 from brewctl.delivery.downstream import Later, Reject
 from brewctl.delivery.events import Event
 from brewctl.delivery.inbox import parking
-from brewctl.delivery.inbox.waiting_events import Rows
+from brewctl.delivery.inbox.waiting_events import WaitingEvents
 from tests.conftest import Rig
 from tests.integration.lanes_tools import Gate, Receiver, ids, record, until
 
@@ -181,14 +181,14 @@ def test_while_postgres_is_away_nothing_counts_and_a_call_that_was_made_is_not_m
     (order,) = ids(1)
     receiver = Receiver(laned, attempts=1, writes=False)
     away = iter(range(3))
-    finish = Rows.finish
+    finish = WaitingEvents.finish
 
-    def refuse(self: Rows, *words: Any) -> None:
+    def refuse(self: WaitingEvents, *words: Any) -> None:
         if next(away, None) is not None:
             raise psycopg.OperationalError("connection refused")
         finish(self, *words)
 
-    monkeypatch.setattr(Rows, "finish", refuse)
+    monkeypatch.setattr(WaitingEvents, "finish", refuse)
     with receiver.running():
         receiver.take(record(order))
         until("it is handled", lambda: not receiver.rows())
@@ -201,14 +201,14 @@ def test_a_handler_whose_transaction_can_not_be_committed_is_called_again_and_no
     (order,) = ids(1)
     receiver = Receiver(laned, attempts=1)
     away = iter(range(2))
-    finish = Rows.finish
+    finish = WaitingEvents.finish
 
-    def refuse(self: Rows, connection: Any, waiting: Any) -> None:
+    def refuse(self: WaitingEvents, connection: Any, waiting: Any) -> None:
         if next(away, None) is not None:
             connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
         finish(self, connection, waiting)
 
-    monkeypatch.setattr(Rows, "finish", refuse)
+    monkeypatch.setattr(WaitingEvents, "finish", refuse)
     with receiver.running():
         receiver.take(record(order))
         until("it is handled", lambda: not receiver.rows())

@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from brewctl import tracing
 from brewctl.delivery.downstream import Later
 from brewctl.delivery.events import Event
-from brewctl.delivery.inbox.waiting_events import Rows
+from brewctl.delivery.inbox.waiting_events import WaitingEvents
 from brewctl.delivery.schema.homes import Home
 from brewctl.errors import BrewError
 from brewctl.exporter import postgres
@@ -123,7 +123,7 @@ def test_what_a_process_does_whose_lease_is_lost_is_not_kept(
         next(gates)(event)
 
     receiver.answers[order] = answer
-    monkeypatch.setattr(Rows, "renew", lambda *_: set())
+    monkeypatch.setattr(WaitingEvents, "renew", lambda *_: set())
     with receiver.running("n-1") as one:
         receiver.take(record(order), record(order, seq=2))
         assert first.reached.wait(30)

@@ -15,8 +15,9 @@ from brewctl.delivery import database
 from brewctl.delivery.broker import PARTITIONS, Consumer, Record
 from brewctl.delivery.broker.kafka_python.client import connection
 from brewctl.delivery.downstream import Downstream
+from brewctl.delivery.inbox.batch import Batch
 from brewctl.delivery.inbox.consumption import Consumption
-from brewctl.delivery.inbox.inbox import Batch, Inbox
+from brewctl.delivery.inbox.inbox import Inbox
 from brewctl.limits import Limits
 from brewctl.roles import inventory
 from tests.conftest import Rig, limited

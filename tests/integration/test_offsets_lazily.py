@@ -21,8 +21,9 @@ from brewctl.config import Settings, environment
 from brewctl.delivery import database, rest
 from brewctl.delivery.broker.kafka_python.client import connection
 from brewctl.delivery.inbox import consumption
+from brewctl.delivery.inbox.batch import Batch, Tally
 from brewctl.delivery.inbox.consumption import Consumption
-from brewctl.delivery.inbox.inbox import Batch, Inbox, Tally
+from brewctl.delivery.inbox.inbox import Inbox
 from brewctl.roles import inventory
 from tests.conftest import Rig, limited
 from tests.integration.kafka_tools import committed_offsets, finish, good_record, kafka_admin
@@ -37,7 +38,7 @@ VICTIM = f"""
 import os, threading
 from brewctl import config
 from brewctl.limits import Limits
-from brewctl.delivery.consumption import consume
+from brewctl.delivery.inbox.node import consume
 from brewctl.roles import inventory
 
 limits = Limits(session_s=3.0, offset_commit_s={NEVER_S})

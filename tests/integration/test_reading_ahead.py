@@ -13,8 +13,9 @@ from brewctl.delivery import database
 from brewctl.delivery.broker import Consumer, Record
 from brewctl.delivery.broker.kafka_python.client import connection
 from brewctl.delivery.inbox import consumption
+from brewctl.delivery.inbox.batch import Batch
 from brewctl.delivery.inbox.consumption import Consumption
-from brewctl.delivery.inbox.inbox import Batch, Inbox
+from brewctl.delivery.inbox.inbox import Inbox
 from brewctl.roles import inventory
 from tests.conftest import Rig, limited
 from tests.integration.kafka_tools import committed_offsets, good_record, kafka_admin
@@ -64,7 +65,7 @@ class Member:
         """Whether the thread that polls stands still until the batch is written."""
         frame = sys._current_frames().get(self._thread.ident or 0)
         while frame:
-            if frame.f_code is Consumption._finish.__code__:
+            if frame.f_code is Consumption._await_batch.__code__:
                 return True
             frame = frame.f_back
         return False

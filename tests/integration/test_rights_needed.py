@@ -107,7 +107,7 @@ def texts(role: str) -> list[str]:
             assert isinstance(effect, effects._Statement)
             found.append(effect._text)
     if role == "laned":
-        found.append(waiting_events.Taking("laned", "n", most=1)._text)
+        found.append(waiting_events.Intake("laned", "n", most=1)._text)
     if role == "reader":
         found += (*sql.doctor_queries.values(), *sql.exporter_queries.values())
         found += [downstream.done for downstream in shipped]

@@ -18,8 +18,8 @@ from brewctl.delivery.broker.kafka_python.client import connection
 from brewctl.delivery.database import Pool
 from brewctl.delivery.downstream import Downstream
 from brewctl.delivery.inbox.consumption import Consumption
-from brewctl.delivery.inbox.failures import StoppedError
-from brewctl.delivery.inbox.inbox import SLOW, Inbox
+from brewctl.delivery.inbox.failures import SLOW, StoppedError
+from brewctl.delivery.inbox.inbox import Inbox
 from brewctl.lab.nodes import Nodes
 from tests.conftest import Rig, limited, open_rig
 from tests.integration.kafka_tools import good_record

@@ -23,8 +23,8 @@ from brewctl.delivery.database import Pool
 from brewctl.delivery.downstream import Downstream, Later, Reject
 from brewctl.delivery.events import Event
 from brewctl.delivery.inbox import traced_inbox
-from brewctl.delivery.inbox.consumption import consume
 from brewctl.delivery.inbox.inbox import Inbox
+from brewctl.delivery.inbox.node import consume
 from brewctl.lifecycle import beside, wait_until
 from brewctl.proto import orders_pb2, orders_pb2_grpc
 from brewctl.proto.orders_pb2 import OrderCreated

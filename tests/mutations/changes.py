@@ -248,7 +248,7 @@ def consumer_stuck(group: str) -> Change:
 
 def batch_dropped(group: str) -> Change:
     """Commit the offsets of batches that were never written."""
-    return in_group(group, lambda: _put(inbox.Inbox, "_transact", lambda _inbox, part, *_: (len(part), 0)))
+    return in_group(group, lambda: _put(inbox.Inbox, "_commit_part", lambda _inbox, part, *_: (len(part), 0)))
 
 
 def parked_overtaken(group: str) -> Change:

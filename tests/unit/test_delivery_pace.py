@@ -4,17 +4,17 @@ import dataclasses
 
 import pytest
 
-from brewctl.delivery.inbox.batch_size import Pace
+from brewctl.delivery.inbox.batch_size import BatchSize
 from brewctl.limits import Limits
 
 LIMITS = dataclasses.replace(Limits(), consume_records=2000)
 
 
-def grown() -> Pace:
-    pace = Pace(LIMITS)
-    while pace.size < LIMITS.consume_records:
-        pace.note(pace.size, 0.01)
-    return pace
+def grown() -> BatchSize:
+    batch_size = BatchSize(LIMITS)
+    while batch_size.size < LIMITS.consume_records:
+        batch_size.note(batch_size.size, 0.01)
+    return batch_size
 
 
 def test_quick_transactions_grow_to_the_most_at_once() -> None:
@@ -23,41 +23,41 @@ def test_quick_transactions_grow_to_the_most_at_once() -> None:
 
 
 def test_a_timeout_halves_down_to_one_event(capfd: pytest.CaptureFixture[str]) -> None:
-    pace = grown()
+    batch_size = grown()
     sizes = []
     for _ in range(13):
-        pace.note_timeout(pace.size, "statement timeout")
-        sizes.append(pace.size)
+        batch_size.note_timeout(batch_size.size, "statement timeout")
+        sizes.append(batch_size.size)
     assert sizes == [1000, 500, 250, 125, 62, 31, 15, 7, 3, 1, 1, 1, 1]
     assert capfd.readouterr().out.count("effect_slow") == 1
     for _ in range(11):
-        pace.note(pace.size, 0.01)
-    assert pace.size == LIMITS.consume_records
+        batch_size.note(batch_size.size, 0.01)
+    assert batch_size.size == LIMITS.consume_records
 
 
 @pytest.mark.parametrize("effect_s", [0.0005, 0.002, 0.02, 0.3, 20.0])
 def test_a_steady_effect_settles_where_everyone_can_wait_for_a_transaction(effect_s: float) -> None:
-    pace = grown()
+    batch_size = grown()
     for _ in range(20):
-        pace.note(pace.size, pace.size * effect_s)
-    took_s = pace.size * effect_s
-    assert pace.size in {1, LIMITS.consume_records} or pace.target_s / 4 <= took_s <= pace.target_s
-    assert took_s <= max(pace.target_s, effect_s)
-    assert pace.target_s <= min(LIMITS.drain_s, LIMITS.session_s, LIMITS.database_statement_s) / 4
+        batch_size.note(batch_size.size, batch_size.size * effect_s)
+    took_s = batch_size.size * effect_s
+    assert batch_size.size in {1, LIMITS.consume_records} or batch_size.target_s / 4 <= took_s <= batch_size.target_s
+    assert took_s <= max(batch_size.target_s, effect_s)
+    assert batch_size.target_s <= min(LIMITS.drain_s, LIMITS.session_s, LIMITS.database_statement_s) / 4
 
 
 def test_few_events_that_are_quick_say_nothing_of_many() -> None:
-    pace = Pace(LIMITS)
-    first = pace.size
-    pace.note(first - 1, 0.01)
-    assert pace.size == first
+    batch_size = BatchSize(LIMITS)
+    first = batch_size.size
+    batch_size.note(first - 1, 0.01)
+    assert batch_size.size == first
 
 
 def test_a_slow_effect_is_named_until_all_that_was_read_is_done_quickly() -> None:
-    pace = grown()
-    pace.note(pace.size, 2 * pace.target_s)
-    assert pace.trouble.startswith("its effect is slow: 2000 events, took 5.0 s")
-    pace.note_batch(pace.target_s)
-    assert pace.trouble
-    pace.note_batch(pace.target_s / 10)
-    assert pace.trouble == ""
+    batch_size = grown()
+    batch_size.note(batch_size.size, 2 * batch_size.target_s)
+    assert batch_size.trouble.startswith("its effect is slow: 2000 events, took 5.0 s")
+    batch_size.note_batch(batch_size.target_s)
+    assert batch_size.trouble
+    batch_size.note_batch(batch_size.target_s / 10)
+    assert batch_size.trouble == ""

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from brewctl import metrics
 from brewctl.delivery.events import Event
-from brewctl.delivery.inbox.inbox import Tally
+from brewctl.delivery.inbox.batch import Tally
 from brewctl.metrics import prometheus
 from brewctl.proto.orders_pb2 import OrderCancelled, OrderCreated
 
@@ -23,9 +23,9 @@ import sys
 from brewctl import metrics
 import brewctl.cli.main, brewctl.roles.consumer, brewctl.roles.order, brewctl.roles.publisher, brewctl.roles.workers
 metrics.outbox().published(1, 0.1)
-metrics.outbox().failed(metrics.Failure.KAFKA)
+metrics.outbox().failed(metrics.PublishFailure.KAFKA)
 metrics.inbox("g").delivered([object()], 1)
-metrics.inbox("g").retried(metrics.Retry.EFFECT)
+metrics.inbox("g").retried(metrics.RetryReason.EFFECT)
 assert metrics.calls() is None
 print([name for name in ("prometheus_client", "http.server", "brewctl.probes.endpoint") if name in sys.modules])
 """
@@ -102,8 +102,8 @@ def test_every_reason_is_there_from_the_start(instruments: prometheus.Instrument
     metrics.outbox()
     metrics.inbox("g")
     found = samples(instruments.exposed())
-    assert all(found[f"brew_outbox_failures_total['{reason}']"] == 0 for reason in metrics.Failure)
-    assert all(found[f"brew_inbox_retries_total{sorted(('g', reason.value))}"] == 0 for reason in metrics.Retry)
+    assert all(found[f"brew_outbox_failures_total['{reason}']"] == 0 for reason in metrics.PublishFailure)
+    assert all(found[f"brew_inbox_retries_total{sorted(('g', reason.value))}"] == 0 for reason in metrics.RetryReason)
     assert not any("_created" in name for name in found)
 
 

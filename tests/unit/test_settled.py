@@ -8,7 +8,7 @@ import pytest
 
 from brewctl.delivery.broker import Record
 from brewctl.delivery.inbox import settled_offsets
-from brewctl.delivery.inbox.settled_offsets import Settled
+from brewctl.delivery.inbox.settled_offsets import SettledOffsets
 from brewctl.limits import Limits
 
 LIMITS = dataclasses.replace(Limits(), offset_commit_s=1.0, consume_records=10, redelivery_records=50)
@@ -28,7 +28,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 def test_the_first_offsets_are_due_at_once_and_the_next_a_second_after_the_last_commit(clock: SimpleNamespace) -> None:
-    position = Settled(LIMITS)
+    position = SettledOffsets(LIMITS)
     assert position.due_in_s(NEVER) == math.inf, "nothing to commit"
     position.note(records(0, 1), new=1, assignment=1)
     assert position.due_in_s(NEVER) == 0
@@ -43,7 +43,7 @@ def test_the_first_offsets_are_due_at_once_and_the_next_a_second_after_the_last_
 
 
 def test_the_last_record_of_each_partition_is_committed() -> None:
-    position = Settled(LIMITS)
+    position = SettledOffsets(LIMITS)
     position.note([*records(5, 3), *records(40, 2, partition=1)], new=5, assignment=1)
     position.note(records(8, 1), new=1, assignment=1)
     position.note([], new=0, assignment=1)
@@ -52,7 +52,7 @@ def test_the_last_record_of_each_partition_is_committed() -> None:
 
 
 def test_offsets_of_an_earlier_assignment_are_not_committed() -> None:
-    position = Settled(LIMITS)
+    position = SettledOffsets(LIMITS)
     position.note(records(0, 3), new=3, assignment=1)
     assert position.take(assignment=2) == []
     position.note(records(0, 3), new=3, assignment=2)
@@ -62,7 +62,7 @@ def test_offsets_of_an_earlier_assignment_are_not_committed() -> None:
 
 def test_a_commit_is_due_before_more_records_than_the_bound_would_come_again(clock: SimpleNamespace) -> None:
     """Two batches of ten may be in the database beyond those that were noted."""
-    position = Settled(LIMITS)
+    position = SettledOffsets(LIMITS)
     position.note(records(0, 29), new=29, assignment=1)
     assert position.due_in_s(clock.s) == 1.0
     position.note(records(0, 30), new=1, assignment=1)
@@ -73,6 +73,6 @@ def test_a_commit_is_due_before_more_records_than_the_bound_would_come_again(clo
 
 
 def test_where_the_bound_is_less_than_two_batches_each_is_committed(clock: SimpleNamespace) -> None:
-    position = Settled(dataclasses.replace(LIMITS, redelivery_records=10))
+    position = SettledOffsets(dataclasses.replace(LIMITS, redelivery_records=10))
     position.note(records(0, 1), new=1, assignment=1)
     assert position.due_in_s(clock.s) == 0

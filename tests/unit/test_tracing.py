@@ -65,8 +65,8 @@ def test_without_them_nothing_of_the_library_is_imported_and_nothing_is_wrapped(
 import sys
 import brewctl.cli.main, brewctl.roles.order, brewctl.roles.consumer, brewctl.roles.publisher
 from brewctl import tracing
-from brewctl.delivery import traced_inbox
-from brewctl.delivery.traced_sending import traced
+from brewctl.delivery.inbox import traced_inbox
+from brewctl.delivery.broker.traced_producer import traced
 from brewctl.roles.order import traced as calls
 with tracing.kept("order-service", node="order-1"):
     producer = object()

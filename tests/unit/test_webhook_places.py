@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from brewctl.errors import UsageError
-from brewctl.roles.webhook import places
+from brewctl.roles.webhook import receivers
 
 SECRET = base64.b64encode(b"a" * 32).decode()
 URL = "https://shop.example/hooks/T0K3N"
 
 
-def read(**named: str) -> places.Place:
-    return places.from_environment({"BREW_WEBHOOK_URL": URL, "BREW_WEBHOOK_SECRET": SECRET, **named})
+def read(**named: str) -> receivers.Receiver:
+    return receivers.from_environment({"BREW_WEBHOOK_URL": URL, "BREW_WEBHOOK_SECRET": SECRET, **named})
 
 
 @pytest.mark.parametrize(

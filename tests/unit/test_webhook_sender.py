@@ -11,7 +11,7 @@ import pytest
 
 from brewctl import Later, Reject
 from brewctl.lifecycle import wait_until
-from brewctl.roles.webhook import places
+from brewctl.roles.webhook import receivers
 from brewctl.roles.webhook.circuit import Circuit
 from brewctl.roles.webhook.sender import Sender, SendError
 from tests.webhook_receiver import (
@@ -38,9 +38,9 @@ def receiver() -> Iterator[Receiver]:
         yield receiver
 
 
-def place(url: str, *, secret: str = SECRET, timeout_s: float = 5.0, **more: str) -> places.Place:
-    named = {places.URL: url, places.SECRET: secret, places.TIMEOUT: str(timeout_s)}
-    return places.from_environment({**named, **more})
+def place(url: str, *, secret: str = SECRET, timeout_s: float = 5.0, **more: str) -> receivers.Receiver:
+    named = {receivers.URL: url, receivers.SECRET: secret, receivers.TIMEOUT: str(timeout_s)}
+    return receivers.from_environment({**named, **more})
 
 
 @pytest.fixture
@@ -246,7 +246,7 @@ def test_the_circuit_opens_after_events_in_a_row_and_not_after_one_that_fails_ag
     assert 1.5 <= circuit.failed("e") <= 2.5, "twice as long"
     clock.now += 3
     assert circuit.enter() == 0
-    circuit.left()
+    circuit.abandoned()
     assert circuit.enter() == 0, "one that was cut off is followed by another"
     assert circuit.succeeded()
     assert [circuit.enter() for _ in range(3)] == [0, 0, 0]

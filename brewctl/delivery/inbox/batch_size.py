@@ -1,4 +1,4 @@
-"""How many events one transaction of a consumer has, by the time that the last ones took."""
+"""Chooses how many events `inbox` puts into one transaction, by how long the last transactions took."""
 
 import time
 
@@ -10,22 +10,22 @@ logger = log.get(__name__)
 _SAY_EVERY_S = 60.0
 
 
-class Pace:
-    """Halves what runs into a timeout, and grows again, by the time that the last transactions took.
+class BatchSize:
+    """The number of events in the next transaction: halved by a timeout, grown again by quick transactions.
 
-    A stop and a rebalance wait for the transaction in hand. So it is to take at most a quarter of the drain's bound, of
-    the session, and of what its own statement may take.
+    A stop and a rebalance wait for the open transaction. So it should take at most a quarter of the drain timeout, of
+    the session timeout and of the statement timeout.
     """
 
     def __init__(self, limits: Limits) -> None:
         self._most = limits.consume_records
         self.target_s = min(limits.database_statement_s, limits.session_s, limits.drain_s) / 4
         self.size = min(limits.consume_records_first, self._most)
-        self.trouble = ""  # says that the effect is slow, where it is
+        self.trouble = ""  # how slow the effect is; empty while it is not
         self._said_at = -_SAY_EVERY_S
 
     def note(self, events: int, took_s: float) -> None:
-        """Take note of a transaction that was committed."""
+        """Note a committed transaction: how many events it had, and how many seconds it took."""
         full = events >= self.size
         if took_s > self.target_s:
             self.size = max(1, min(self.size, int(events * self.target_s / took_s)))
@@ -35,21 +35,21 @@ class Pace:
             self._complain(events, f"took {took_s:.1f} s")
 
     def note_timeout(self, events: int, reason: str) -> None:
-        """Take note of a transaction that did not end in time: the next has half as many events."""
+        """Note a transaction that ran into a timeout: the next has half as many events."""
         self.halve(events)
         self._complain(events, f"not done in time ({reason})")
 
     def halve(self, events: int) -> None:
-        """Let the next transaction have half as many events, whatever it was that this one waited for."""
+        """Give the next transaction half as many events as this one had."""
         self.size = max(1, events // 2)
 
     def note_batch(self, took_s: float) -> None:
-        """Take note of all that was read at a time, in one transaction or many: done quickly, nothing is slow."""
+        """Note how long a whole batch took, in one transaction or several: a quick one ends the trouble."""
         if took_s <= self.target_s / 2:
             self.trouble = ""
 
     def _complain(self, events: int, what: str) -> None:
-        # One line when it begins: how it goes on is for the presence row, and `doctor`, to tell.
+        # One line when it begins; the presence row and `doctor` show how it goes on.
         now = time.monotonic()
         if not self.trouble and now >= self._said_at + _SAY_EVERY_S:
             self._said_at = now

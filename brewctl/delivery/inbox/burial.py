@@ -1,4 +1,4 @@
-"""Burial: records that nobody can read go to the dead-letter topic, acknowledged before their offsets are committed."""
+"""Writes unreadable records to the dead-letter topic, for `inbox`, before their offsets are committed."""
 
 from brewctl import log
 from brewctl.config import Settings
@@ -10,7 +10,7 @@ logger = log.get(__name__)
 
 
 class Burial:
-    """Sends dead letters for one consumer. Not for two threads at a time."""
+    """Writes the dead letters of one consumer. Not for two threads at a time."""
 
     def __init__(self, settings: Settings, group: str, *, node: str) -> None:
         self._settings = settings
@@ -19,12 +19,12 @@ class Burial:
         self._dead_letters: Producer | None = None
 
     def close(self) -> None:
-        """Let the connection to the dead-letter topic go."""
+        """Close the connection to the dead-letter topic."""
         if self._dead_letters:
             self._dead_letters.close()
 
     def bury(self, dead: list[tuple[Record, str]]) -> None:
-        """Have records, and why each died, acknowledged; those that are not stay in the list.
+        """Write records, each with its reason. Those that Kafka did not acknowledge stay in the list.
 
         Raises UnavailableError for them, BrewError where Kafka will never take one.
         """
@@ -36,12 +36,12 @@ class Burial:
         outcomes = self._dead_letters.send(letters, timeout_s=timeout_s)
         for position, letter in enumerate(letters):
             if isinstance(outcomes[position], ClockError):
-                # This machine's clock is wrong: the record's own time was good enough for Kafka.
+                # This machine's clock is wrong: use the record's own time, which Kafka has accepted before.
                 record, _ = dead[position]
                 letters[position] = letter = letter._replace(timestamp_ms=record.timestamp_ms)  # noqa: PLW2901
                 (outcomes[position],) = self._dead_letters.send([letter], timeout_s=timeout_s)
             if isinstance(outcomes[position], RefusedError):
-                # Too large even compressed: its reason and its place are kept, the record itself is in the topic.
+                # Too large even compressed: keep its reason and its offset; the record itself is still in the topic.
                 bare = dead_letter.without_value(letter)
                 (outcomes[position],) = self._dead_letters.send([bare], timeout_s=timeout_s)
         pairs = list(zip(dead, outcomes, strict=True))

@@ -1,4 +1,7 @@
-"""A dead letter: a record that a group can't handle, as it is in the dead-letter topic, with where and why it died."""
+"""The format of a dead letter: a record that a group can't read, with headers that say where and why.
+
+`burial` writes dead letters, and `repair.dead_letters` reads them.
+"""
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -13,12 +16,12 @@ _REASON, _GROUP, _TOPIC, _PARTITION, _OFFSET = (
 _OMITTED = "dlq-omitted"
 _NOTES = frozenset({_REASON, _GROUP, _TOPIC, _PARTITION, _OFFSET, _OMITTED})
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_LAST_MS = 253_402_300_799_999  # the end of the year 9999: any clock may have written a letter
+_LAST_MS = 253_402_300_799_999  # the end of the year 9999: a letter's timestamp may come from a wrong clock
 _DIGITS = 18
 
 
 def letter_for(record: Record, reason: str, *, group: str, topic: str) -> Record:
-    """Make the dead letter of a record: key, value and headers as they were, then where and why it died."""
+    """Make the dead letter of a record: its key, value and headers, then headers that say where and why it died."""
     notes = {
         _REASON: reason,
         _GROUP: group,
@@ -32,22 +35,22 @@ def letter_for(record: Record, reason: str, *, group: str, topic: str) -> Record
 
 
 def open_producer(settings: Settings, *, node: str) -> Producer:
-    """Open what sends letters, and redrives them: each for itself, whatever became of others of its key.
+    """Open the producer that writes and redrives letters: one that fails holds up no other of its key.
 
-    Compressed, so that what once fitted does so still, with its notes. Raises what Producer raises.
+    It compresses, so that a record that once fitted still fits with the headers added. Raises what Producer raises.
     """
     return Producer(settings, node=node, ordered=False, compressed=True)
 
 
 def without_value(letter: Record) -> Record:
-    """Make a letter that is too large for its topic one that fits: the record itself is where it died."""
+    """Return a letter without its value, for one too large for its topic: the record is still where it died."""
     omitted = (_OMITTED, f"value of {len(letter.value or b'')} bytes".encode())
     return letter._replace(value=None, headers=[*letter.headers, omitted])
 
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """A dead letter: the record that died, where and why, and what became of it."""
+    """A dead letter: the record that died, where and why, and whether it was redriven or dropped."""
 
     partition: int  # of the letter, in the dead-letter topic
     offset: int
@@ -57,10 +60,10 @@ class Letter:
     died_at: tuple[str, int, int]  # topic, partition, offset
     key: bytes | None
     value: bytes | None
-    headers: Headers = field(default_factory=list)  # without the notes on its death
-    omitted: str = ""  # what was too large to be kept
-    outcome: str = ""  # redriven, dropped, or still open
-    new_place: Place | None = None  # of a redriven one, in the topic that it had died in
+    headers: Headers = field(default_factory=list)  # the record's own, without the dlq- headers
+    omitted: str = ""  # the part that was too large to be kept
+    outcome: str = ""  # redriven, dropped, or "": still open
+    new_place: Place | None = None  # where a redriven one is now, in the topic that it died in
 
     @property
     def id(self) -> str:
@@ -77,13 +80,13 @@ class Letter:
 
     @property
     def original(self) -> tuple[object, ...]:
-        """What the letters of one record have in common."""
-        # The place alone is not enough: a topic that is made anew gives it to another record.
+        """An identity that all letters of one record share."""
+        # Topic, partition and offset are not enough: a topic that is made anew gives them to another record.
         return (*self.died_at, hash((self.key, self.value, tuple(self.headers))))
 
 
 def read(record: Record) -> Letter:
-    """Read a letter; one that somebody else wrote lacks what its headers don't say."""
+    """Read a letter. A header that is missing, as another program may have written it, leaves its field empty."""
     notes = {name: value.decode(errors="replace") for name, value in record.headers if name in _NOTES}
     return Letter(
         partition=record.partition,

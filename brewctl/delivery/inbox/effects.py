@@ -1,8 +1,10 @@
-"""How an effect is run, in each of its three forms: in one transaction with the dedup rows, or not at all.
+"""Runs a downstream's effect, in each of its three forms, in one transaction with the dedup rows.
 
 sql      one statement, one round trip: dedup rows, then the downstream's statement over `fresh`
 batch    BEGIN, dedup rows, one call with the fresh events, COMMIT
 handler  BEGIN, dedup rows, a call for each fresh event, COMMIT
+
+`inbox` runs it for batches, and `parking` for a redrive.
 """
 
 import operator
@@ -24,7 +26,7 @@ from brewctl.delivery.events import Event
 from brewctl.errors import UsageError
 from brewctl.sql import queries
 
-# Of a statement's `%` only these are ours; any other is the user's own.
+# A `%` that begins none of these parameters is the user's own, and is escaped.
 _PERCENT = re.compile(r"%(?!\((?:node|consumer)\)s)")
 _TIMESTAMP = "google.protobuf.Timestamp"
 _TYPES = {
@@ -41,7 +43,7 @@ _TYPES = {
 
 
 class _Column(NamedTuple):
-    """A column of `fresh`: its type in PostgreSQL, and what an event has there."""
+    """A column of `fresh`: its type in PostgreSQL, and how to get an event's value."""
 
     kind: str
     of: Callable[[Event[Any]], Any]
@@ -58,21 +60,21 @@ _IDS = frozenset({"outbox_id", "event_id"})
 
 
 class Effect(Protocol):
-    """The effect of a downstream."""
+    """The effect of a downstream, with its dedup rows."""
 
     def __call__(
         self, connection: BoundedConnection, part: Sequence[Event[Any]], repeats: Counter[int], *, looked: bool = False
     ) -> int:
-        """Commit dedup rows and effects of events, no two of one outbox id; return how many were fresh.
+        """Commit dedup rows and effects of events, no two with one outbox id. Return how many were fresh.
 
-        `repeats`: how often else an event is in the batch, by its outbox id. `looked`: none of their keys has parked
-        events; else, where the consumer has some, KeysParkedError is raised. Raises what psycopg and a handler raise:
-        then nothing was written, unless the connection was lost at the commit.
+        `repeats`: further copies of each event in the batch, by outbox id. `looked`: the caller knows that their keys
+        have no parked events; without it KeysParkedError is raised if the consumer has any. Raises what psycopg and a
+        handler raise: then nothing was written, unless the connection was lost at the commit.
         """
 
 
 def distinct(sequence: Iterable[Event[Any]]) -> Iterator[list[Event[Any]]]:
-    """Cut a sequence where an outbox id comes again, for an effect: two events of one id, after a restore, say."""
+    """Split a sequence so that no part has an outbox id twice: after a restore two events may have the same."""
     part: dict[int, Event[Any]] = {}
     for event in sequence:
         if event.outbox_id in part:
@@ -84,12 +86,12 @@ def distinct(sequence: Iterable[Event[Any]]) -> Iterator[list[Event[Any]]]:
 
 
 def effect_of(downstream: Downstream, *, node: str, beat: Callable[[], None] = lambda: None) -> Effect:
-    """Return the effect of a downstream, as this node has it. `beat` is called before each call of a handler."""
+    """Return the effect of a downstream, for one node. `beat` is called before each call of a handler."""
     return _Statement(downstream, node) if downstream.sql is not None else _Calls(downstream, node, beat)
 
 
 class KeysParkedError(Exception):
-    """The consumer has parked events. Nothing was written: the keys must be looked at first."""
+    """The consumer has parked events, and nothing was written: look up the keys first."""
 
 
 class _Statement:
@@ -103,7 +105,7 @@ class _Statement:
         take = taking({name: column.kind for name, column in self._columns.items()})
         if effect.recursive:
             take = take.replace("WITH ", "WITH RECURSIVE ", 1)
-        # Its own WITH goes on where ours ends: what writes may only stand in the outermost one.
+        # Its own WITH is appended to ours: PostgreSQL allows a writing query only in the outermost WITH.
         own = f"{_PERCENT.sub('%%', effect.queries)}, " if effect.queries else ""
         statement = _PERCENT.sub("%%", effect.statement)
         self._text = f"{take}, {own}brew_effect AS (\n{statement}\n)\n{queries['taken']}"
@@ -121,7 +123,7 @@ class _Statement:
 
 
 class _Calls:
-    """The forms that call a handler."""
+    """The two forms that call a handler: with one event, and with a batch."""
 
     def __init__(self, downstream: Downstream, node: str, beat: Callable[[], None]) -> None:
         self._consumer, self._node, self._beat = downstream.group, node, beat
@@ -143,14 +145,14 @@ class _Calls:
                     self._batch(fresh, tx)
             elif self._handler:
                 for event in fresh:
-                    self._beat()  # many may take longer together than one may
+                    self._beat()  # the loop's bound is for one call
                     with lent(connection) as tx:
                         self._handler(event, tx)
         return len(fresh)
 
 
 def taking(columns: Mapping[str, str]) -> LiteralString:
-    """Return the statement that takes events, with these columns of theirs and their types."""
+    """Return the statement that inserts dedup rows and yields `fresh`. `columns`: their names, and types."""
     arrays = "".join(
         f", %(column_{name}){'s' if kind in _LITERALS else 'b'}::{kind}[]" for name, kind in columns.items()
     )
@@ -161,7 +163,7 @@ def taking(columns: Mapping[str, str]) -> LiteralString:
 def parameters(
     consumer: str, node: str, part: Sequence[Event[Any]], repeats: Counter[int], *, looked: bool
 ) -> dict[str, Any]:
-    """Return what that statement is given, but for its columns."""
+    """Return the parameters of that statement, without those of the columns."""
     return {
         "looked": looked,
         "consumer": consumer,
@@ -173,9 +175,9 @@ def parameters(
 
 
 def array(kind: str, values: list[Any]) -> Any:
-    """Return values as psycopg is to send them: where none needs escaping, in PostgreSQL's own text for an array.
+    """Return an array parameter: PostgreSQL's own text for an array where no value needs escaping, else the list.
 
-    psycopg looks at each element of a list by itself, which took as long as all else that is done here.
+    psycopg adapts each element of a list separately, which took as long as the rest of this module together.
     """
     if kind not in _LITERALS:
         return values
@@ -187,15 +189,15 @@ def array(kind: str, values: list[Any]) -> Any:
         plain = values and "\\" not in text and text.count('"') == 2 * (len(values) - 1)
         return f'{{"{text}"}}' if plain else values
     text = ",".join(map(str, values)).replace("None", "NULL")
-    # Not where a foreign value would be read as two: psycopg quotes it, and PostgreSQL says what is wrong with it.
+    # A value with a comma would be read as two: psycopg quotes it, and PostgreSQL reports what is wrong with it.
     return f"{{{text}}}" if text.count(",") == len(values) - 1 else values
 
 
 def _columns(downstream: Downstream, words: frozenset[str]) -> dict[str, _Column]:
-    """Return what `fresh` has besides the ids, of what a statement names: of each event, and of its payload's fields.
+    """Return the columns of `fresh`, besides the ids, that a statement names: the event's, and its payload's fields.
 
-    A field whose name an event's own column has is `data_` and its name. Raises UsageError where a field is of one
-    type in one message and of another in the next.
+    A field with the name of an event's own column is called `data_` and its name. Raises UsageError where a field has
+    one type in one message and another type in another.
     """
     found = {name: column for name, column in _OF_EACH.items() if name in words or "*" in words}
     readers: dict[str, dict[str, tuple[Any, str, Callable[[Any], Any] | None]]] = {}
@@ -222,7 +224,7 @@ def _getter(
 ) -> Callable[[Event[Any]], Any]:
     names = {field.name for field, _, _ in readers.values()}
     if of_all and len(names) == 1 and all(reader is None for _, _, reader in readers.values()):
-        return operator.attrgetter(f"data.{names.pop()}")  # as most are, and by far the quickest
+        return operator.attrgetter(f"data.{names.pop()}")  # the usual case, and by far the quickest
     by_type = {
         event_type: reader or operator.attrgetter(field.name) for event_type, (field, _, reader) in readers.items()
     }
@@ -230,7 +232,7 @@ def _getter(
 
 
 def _message(downstream: Downstream, event_type: str) -> Any:
-    """Return the message class of an event type, by its decoder: Payment.FromString, or a function that says so."""
+    """Return the message class that an event type is decoded to: of Payment.FromString, or by a return annotation."""
     own = events.MESSAGES.get(event_type)
     decoder = downstream.decoders.get(event_type)
     message = getattr(decoder, "__self__", None) if decoder else own
@@ -243,7 +245,7 @@ def _message(downstream: Downstream, event_type: str) -> Any:
 
 
 def _kind(message: Any, field: Any) -> str:
-    """Return a field's type in PostgreSQL; empty where it has none."""
+    """Return a field's type in PostgreSQL; empty where it can't be a column."""
     if field.is_repeated:
         return ""
     if field.message_type is not None:
@@ -255,7 +257,7 @@ def _kind(message: Any, field: Any) -> str:
 
 
 def _reader(field: Any) -> Callable[[Any], Any] | None:
-    """Return how a field is read from a message; None where it is just its attribute."""
+    """Return how to read a field from a message; None where its attribute is the value."""
     name = field.name
     if field.message_type is not None:
         return lambda data: _time(name, getattr(data, name)) if data.HasField(name) else None
@@ -276,5 +278,5 @@ def _time(name: str, value: Any) -> datetime:
     try:
         return value.ToDatetime(tzinfo=UTC)  # type: ignore[no-any-return]
     except (ValueError, OverflowError) as error:
-        # As PostgreSQL would say it: the fault of this event, and of no other.
+        # The error that PostgreSQL would raise for this row: it blames this event alone.
         raise psycopg.DataError(f"{name} is no time: {' '.join(str(error).split())[:200]}") from None

@@ -1,9 +1,9 @@
-"""What becomes of an event whose effect fails: tried again, parked, or the downstream stops.
+"""Retries an event whose effect fails, parks it, or stops the downstream.
 
     fails ──► tried again, `attempts` times, with pauses ──still fails──► parked
       └── many in a row, with no success between ──► the downstream stops, and nothing more is parked
 
-Meanwhile later events of its key wait behind it, and other keys go on.
+Meanwhile later events of its key wait, and other keys go on. `inbox` and `lane_call` ask it about each failure.
 """
 
 from collections import Counter
@@ -11,25 +11,32 @@ from collections.abc import Iterable
 
 import psycopg
 
+from brewctl.delivery.database import UNAVAILABLE
 from brewctl.delivery.downstream import Downstream, Reject
+from brewctl.delivery.inbox.batch import Identity
 
+# PostgreSQL is there, and cancelled a statement, or ended its session, for taking longer than its timeout.
+SLOW = (
+    psycopg.errors.QueryCanceled,
+    psycopg.errors.LockNotAvailable,
+    psycopg.errors.TransactionTimeout,
+)
 _SHOWN_CHARACTERS = 300
-# Families of SQLSTATE beside data and integrity: cardinality (two rows where one may be), a view's check option,
-# a program limit (a key too long for its index), and what a trigger raises.
+# SQLSTATE classes beside data and integrity errors: cardinality (two rows where one may be), a view's check option,
+# a program limit (a key too long for its index), and errors that a trigger raises.
 _ROWS_FAULT = frozenset({"21", "44", "54", "P0"})
-Identity = tuple[int, str | None]  # of an event: its outbox id and its event id
 
 
 class FailingError(Exception):
-    """Events of a batch whose effect failed, and which are to be tried again. The message says how many, and why."""
+    """Effects of events failed, and are to be tried again. The message says how many, and why."""
 
 
 class StoppedError(FailingError):
-    """So many events in a row failed that none of them is at fault. The message says how many, and why."""
+    """Too many events in a row failed for one event to be at fault. The message says how many, and why."""
 
 
 class Failures:
-    """Counts the tries of one downstream that failed. Not for two threads at a time."""
+    """Counts the failed tries of one downstream. Not for two threads at a time."""
 
     def __init__(self, downstream: Downstream, *, most_in_a_row: int) -> None:
         self._downstream = downstream
@@ -39,22 +46,22 @@ class Failures:
         self.trouble = ""
 
     def succeeded(self) -> None:
-        """Note a transaction that had effects: what failed before it failed for itself."""
+        """Note a transaction that had effects: earlier failures were those of single events."""
         self._in_a_row.clear()
         self.trouble = ""
 
     def failed(self, identity: Identity, error: Exception, *, before: int | None = None) -> int | None:
-        """Note a try that failed for one event alone; `before`: tries that failed already, where others count them.
+        """Note a failed try of one event. `before`: its earlier failed tries, where the caller counts them.
 
-        Return how many tries there were where the event is to be parked now, None where it is tried again. Raises
-        StoppedError where it is no event's fault.
+        Return how many tries it has had if it is to be parked now, None if it is to be tried again. Raises
+        StoppedError where the fault is not the event's.
         """
         if before is not None:
             self._tries[identity] = before
         if isinstance(error, Reject):
             return self._forget(identity) + 1
         self._in_a_row.add(identity)
-        if _is_everyones(error) or len(self._in_a_row) >= self._most:
+        if _fails_for_all(error) or len(self._in_a_row) >= self._most:
             several = "s" if len(self._in_a_row) > 1 else ""
             self.trouble = f"stopped: {len(self._in_a_row)} event{several} in a row failed: {reason_of(error)}"
             raise StoppedError(self.trouble) from error
@@ -62,7 +69,7 @@ class Failures:
         return self._forget(identity) if self._tries[identity] >= self._downstream.attempts else None
 
     def settled(self, part: Iterable[Identity]) -> None:
-        """Forget the tries of events that are done, or are another's to do."""
+        """Forget the tries of events that are processed, or belong to another node now."""
         if self._tries:
             for identity in part:
                 self._forget(identity)
@@ -71,13 +78,20 @@ class Failures:
         return self._tries.pop(identity, 0)
 
 
-def _is_everyones(error: Exception) -> bool:
-    """Say whether the next event would fail the same way: a table is not there, or may not be written."""
+def is_countable(error: Exception) -> bool:
+    """Tell whether a failed try counts against the event, or the downstream: PostgreSQL was neither away nor slow."""
+    if isinstance(error, psycopg.Error) and blames_a_row(error):
+        return True  # psycopg makes some of these OperationalErrors
+    return not isinstance(error, (*SLOW, *UNAVAILABLE))
+
+
+def _fails_for_all(error: Exception) -> bool:
+    """Tell whether every event would fail with this error: a table is missing, or may not be written."""
     return isinstance(error, psycopg.Error) and not blames_a_row(error)
 
 
 def blames_a_row(error: psycopg.Error) -> bool:
-    """Say whether PostgreSQL rejects the data of a row, not the statement, and is neither away nor overloaded."""
+    """Tell whether PostgreSQL rejects a row's data, and not the statement, and is neither away nor overloaded."""
     if isinstance(error, psycopg.DataError | psycopg.IntegrityError):
         return True
     if not error.sqlstate:
@@ -86,12 +100,12 @@ def blames_a_row(error: psycopg.Error) -> bool:
     try:
         psycopg.errors.lookup(f"{family}000")
     except KeyError:
-        return True  # no family of PostgreSQL's: a trigger's own RAISE … USING ERRCODE
+        return True  # no class of PostgreSQL's: a trigger's own RAISE … USING ERRCODE
     return family in _ROWS_FAULT
 
 
 def reason_of(error: Exception) -> str:
-    """Say in a line why an effect failed. Of PostgreSQL's message the main part: its details may name other rows."""
+    """Return in one line why an effect failed. PostgreSQL's DETAIL is left out: it may show other rows."""
     if isinstance(error, psycopg.Error):
         said = f"postgres rejected its effect: {error.diag.message_primary or error}"
     elif isinstance(error, Reject):

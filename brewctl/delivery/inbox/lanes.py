@@ -1,9 +1,10 @@
-"""Lanes: threads that call a downstream's handler for many keys at once, outside the consumer's loop.
+"""Runs lanes: threads that call a downstream's handler for many keys at once, outside the consumer's loop.
 
-    waiting_events ──lease the oldest of each key──► lanes: handler(event, tx) ──► done, put back, or parked
-                          every process of the group does so; leases are renewed while a handler runs
+    waiting_events ──lease the oldest of each key──► lanes: handler(event, tx) ──► handled, put back, or parked
+                          in every process of the group; leases are renewed while a handler runs
 
-A call that takes long holds up its own key alone: no batch, no other key, no partition waits for it.
+A long call delays only its own key: no batch, no other key and no partition waits for it. `waiting_events` has the
+rows, `lane_call` makes one call.
 """
 
 import contextlib
@@ -19,10 +20,9 @@ from brewctl.config import Settings
 from brewctl.delivery import database
 from brewctl.delivery.database import UNAVAILABLE, Pool
 from brewctl.delivery.downstream import Downstream
-from brewctl.delivery.inbox.failures import Failures
-from brewctl.delivery.inbox.inbox import SLOW
-from brewctl.delivery.inbox.lane_call import Call, Done
-from brewctl.delivery.inbox.waiting_events import Rows, WaitingEvent
+from brewctl.delivery.inbox.failures import SLOW, Failures
+from brewctl.delivery.inbox.lane_call import LaneCalls, LaneTally
+from brewctl.delivery.inbox.waiting_events import WaitingEvent, WaitingEvents
 from brewctl.delivery.presence import Work
 from brewctl.delivery.schema import setup
 from brewctl.errors import BrewError
@@ -33,25 +33,25 @@ from brewctl.probes.health import Finding
 logger = log.get(__name__)
 
 _OUTAGE = (*UNAVAILABLE, *SLOW)
-# A look for due events that costs much is taken seldom: of the time, at most one part in so many.
+# After a look for due events, rest for up to so many times as long as it took: a costly look is rare.
 _REST_PARTS = 4
-_LOOK_S = 0.2  # how often one that waits looks for a stop
+_LOOK_S = 0.2  # how often a wait looks for a stop
 _STRAGGLERS_EVERY_S = 5.0
-_ROW_CONNECTIONS = 4  # for statements that take a moment each
+_ROW_CONNECTIONS = 4  # for short statements on waiting rows
 
 
 @contextlib.contextmanager
 def lanes_of(
     settings: Settings, own: Settings, downstream: Downstream, *, node: str, tables: Collection[str] | None
 ) -> Iterator["Lanes | None"]:
-    """Yield the lanes of a downstream, if it has some, with their connections to `own`, its database.
+    """Yield the lanes of a downstream, if it has some, with connections to `own`, its database.
 
-    Raises UnreachableError or BrewError where that is away, or lacks a table.
+    Raises UnreachableError where the database is away, BrewError where it lacks a table.
     """
     if not downstream.lanes:
         yield None
         return
-    # A handler's statements may read any table as they like; ours are those of a queue.
+    # Only the lanes' own statements, those of a queue, are bound to use an index: a handler's may read any table.
     ready = setup.required(own, tables)
     size = min(_ROW_CONNECTIONS, downstream.lanes + 1)
     with (
@@ -62,50 +62,50 @@ def lanes_of(
 
 
 class Lanes:
-    """The lanes of one process. `run` is their dispatcher: it leases events, and hands each to a lane that is free."""
+    """The lanes of one process. `run` is their dispatcher: it leases events, and hands each to a free lane."""
 
     def __init__(self, settings: Settings, pools: tuple[Pool, Pool], downstream: Downstream, *, node: str) -> None:
-        """`pools`: of connections for the rows, and of those for handlers."""
+        """`pools`: the connections for waiting rows, and those for handlers."""
         self._limits = settings.limits
         self._pool, handlers = pools
         self._downstream = downstream
-        self._rows = Rows(downstream.group, node, settings.limits)
-        self._done = Done(Failures(downstream, most_in_a_row=settings.limits.failures_in_a_row))
-        self._call = Call(downstream, self._rows, (self._pool, handlers), self._done, settings)
+        self._events = WaitingEvents(downstream.group, node, settings.limits)
+        self._tally = LaneTally(Failures(downstream, most_in_a_row=settings.limits.failures_in_a_row))
+        self._calls = LaneCalls(downstream, self._events, (self._pool, handlers), self._tally, settings)
         self._queue: queue.SimpleQueue[WaitingEvent | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
-        self._in_hand: dict[int, tuple[WaitingEvent, float]] = {}  # by id, and when it was leased
+        self._in_hand: dict[int, tuple[WaitingEvent, float]] = {}  # leased events by id, and when each was leased
         self._wake = threading.Event()
         self._trouble = ""
         self._stragglers_at = 0.0
-        self._again_last = False  # whether what was leased last had been put back before
+        self._again_last = False  # whether the last leased event had been put back before
 
     def wake(self) -> None:
-        """Say that there may be events to handle."""
+        """Make the dispatcher look for events now."""
         self._wake.set()
 
     def work(self, taken: Work) -> Work:
-        """Say what was done: what the inbox says of records, and of their effects what the lanes do."""
-        done = self._done
-        trouble = done.stopped or self._trouble or taken.trouble or done.put_off_for or self._slow()
-        return replace(taken, effects=done.effects, dead=taken.dead + done.parked, trouble=trouble)
+        """Return the inbox's counts of records, with the effects and parked events of the lanes."""
+        tally = self._tally
+        trouble = tally.stopped or self._trouble or taken.trouble or tally.put_off_for or self._slow_call()
+        return replace(taken, effects=tally.effects, dead=taken.dead + tally.parked, trouble=trouble)
 
     @property
     def lost(self) -> int:
-        """How many calls have lost their lease."""
-        return self._done.lost
+        """How many calls lost their lease."""
+        return self._tally.lost
 
     def findings(self) -> Iterator[Finding]:
-        """Say whether events are handled here."""
-        if stopped := self._done.stopped:
+        """Yield for /readyz whether the lanes handle events."""
+        if stopped := self._tally.stopped:
             yield Finding(ready=False, text=f"{stopped}; its lanes try one event at a time until one succeeds")
         elif self._trouble:
             yield Finding(ready=False, text=self._trouble)
         else:
             yield Finding(ready=True, text="its lanes handle events")
 
-    def _slow(self) -> str:
+    def _slow_call(self) -> str:
         with self._lock:
             oldest = min(self._in_hand.values(), key=lambda held: held[1], default=None)
         if oldest and (runs_s := time.monotonic() - oldest[1]) > self._limits.session_s:
@@ -113,9 +113,9 @@ class Lanes:
         return ""
 
     def run(self, stop: threading.Event) -> None:
-        """Handle events until `stop` is set; calls in hand are finished then, as far as there is time.
+        """Handle events until `stop` is set, then wait for the calls in hand, for as long as the drain allows.
 
-        Outages of PostgreSQL are retried for ever. Raises BrewError where calls had to be given up.
+        Outages of PostgreSQL are retried for ever. Raises BrewError where a call did not end in time.
         """
         over = threading.Event()
         renewing = threading.Thread(target=self._renew, args=(over,), name="leases", daemon=True)
@@ -146,35 +146,35 @@ class Lanes:
                 continue
             outage.reset()
             self._trouble = ""
-            if self._done.stopped:
+            if self._tally.stopped:
                 self._pause_stopped(stop, stopped)
                 continue
             stopped.reset()
-            # Those that finish meanwhile free their lanes together.
+            # Calls that end during this rest free their lanes for one look together.
             stop.wait(min(self._limits.publish_poll_s, _REST_PARTS * (time.monotonic() - began)))
             while not self._wake.wait(_LOOK_S) and not stop.is_set():
                 if time.monotonic() > began + self._limits.publish_poll_s:
                     break
 
     def _pause_stopped(self, stop: threading.Event, backoff: Backoff) -> None:
-        """Wait between two tries of a downstream that has stopped, and for the one that is tried."""
-        while self._held() and self._done.stopped and not stop.is_set():
+        """Wait for the one call of a downstream that has stopped, then pause before the next."""
+        while self._held() and self._tally.stopped and not stop.is_set():
             self._wake.wait(_LOOK_S)
             self._wake.clear()
             heartbeat.beat()
-        if self._done.stopped and backoff.pause() and not stop.is_set():
+        if self._tally.stopped and backoff.pause() and not stop.is_set():
             hint = "mend what they have in common: its lanes try one event at a time until one succeeds"
-            logger.error("downstream_stopped", reason=self._done.stopped, hint=hint)
+            logger.error("downstream_stopped", reason=self._tally.stopped, hint=hint)
 
     def _lease(self) -> None:
-        """Lease as many events as there are lanes free, and hand them over.
+        """Lease as many events as there are free lanes, and hand them over.
 
-        Those that were put back come first, and have half of the lanes at most: new events do not wait for receivers
-        that time out, and those that were put back do not wait until no new ones come. Where one event is tried at a
-        time, in a single lane or of a downstream that has stopped, the two kinds take turns.
+        Events that were put back come first, but have half of the lanes at most: so new events do not wait for failing
+        receivers, nor retries for a gap between new events. With a single lane, or once the downstream has stopped,
+        one event is tried at a time, and the two kinds take turns.
         """
         held = self._held()
-        lanes, stopped = self._downstream.lanes, bool(self._done.stopped)
+        lanes, stopped = self._downstream.lanes, bool(self._tally.stopped)
         free = (0 if held else 1) if stopped else lanes - len(held)
         if free <= 0:
             return
@@ -184,7 +184,7 @@ class Lanes:
         with self._pool.connection() as connection:
             for again in (again_first, not again_first):
                 if (limit := min(free, most_again) if again else free) > 0:
-                    found = self._rows.lease(connection, limit=limit, in_hand=in_hand, again=again)
+                    found = self._events.lease(connection, limit=limit, in_hand=in_hand, again=again)
                     free -= len(found)
                     self._again_last = again if found else self._again_last
                     for each in found:
@@ -208,8 +208,8 @@ class Lanes:
     def _lane(self) -> None:
         while waiting := self._queue.get():
             try:
-                self._call(waiting)
-            except Exception as error:  # a lane is never lost
+                self._calls.handle(waiting)
+            except Exception as error:  # the lane goes on
                 logger.exception("lane_failed", key=waiting.key, reason=str(error))
             finally:
                 with self._lock:
@@ -217,12 +217,12 @@ class Lanes:
                 self._wake.set()
 
     def _renew(self, over: threading.Event) -> None:
-        """Renew the leases of the calls in hand, well before they end."""
+        """Renew the leases of the calls in hand well before they run out, until `over` is set."""
         while not over.wait(self._limits.session_s / 5 * random.uniform(0.8, 1)):  # noqa: S311 - jitter, no secret
             if held := self._held():
                 try:
                     with self._pool.connection() as connection:
-                        self._rows.renew(connection, held)
+                        self._events.renew(connection, held)
                 except _OUTAGE as error:
                     logger.debug("leases_not_renewed", reason=str(error))
 
@@ -230,7 +230,7 @@ class Lanes:
         if time.monotonic() < self._stragglers_at:
             return
         with self._pool.connection() as connection:
-            self._done.note_parked(self._rows.park_stragglers(connection))
+            self._tally.note_parked(self._events.park_stragglers(connection))
         self._stragglers_at = time.monotonic() + _STRAGGLERS_EVERY_S
 
     def _drain(self, beat: Callable[[], None]) -> None:
@@ -240,7 +240,7 @@ class Lanes:
             self._wake.wait(_LOOK_S)
             self._wake.clear()
             beat()
-        self._call.stop()
+        self._calls.stop()
         if held := self._held():
             several = "s" if len(held) > 1 else ""
             try:
@@ -248,7 +248,7 @@ class Lanes:
                     self._pool.connection(limits.database_look_s) as connection,
                     connection.answering_within(limits.database_look_s),
                 ):
-                    self._rows.give_back(connection, held)
+                    self._events.give_back(connection, held)
             except _OUTAGE as error:
                 logger.warning("leases_kept", reason=str(error), hint=f"they end within {limits.session_s:g} s")
             raise BrewError(

@@ -1,13 +1,13 @@
-"""Parking: an event whose effect fails for itself alone waits in PostgreSQL, and later events of its key behind it.
+"""Parks an event whose effect alone keeps failing, with later events of its key, and redrives or drops them.
 
-    fails ──park──► parked_events, with its record ──redrive──► its effect, in order with all that is parked of its key
-                                                       └──drop──► none: it counts as processed
+    fails ──park──► parked_events, with its record ──redrive──► the effects of all parked events of its key, in order
+                                                       └──drop──► no effect: it counts as processed
 
-Parking is part of the transaction that would have had the effect. A lock of the key keeps those apart who park, redrive
-and drop: what is redriven is the whole sequence that was parked, and nothing of the key has its effect between.
+An event is parked in the transaction that would have had its effect. Park, redrive and drop lock the key: a redrive
+applies the whole parked sequence, and no other event of the key has its effect in between. `inbox` and `lane_call`
+park, and `brewctl dlq` redrives and drops.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,44 +16,44 @@ from typing import Any
 
 from psycopg.rows import class_row
 
-from brewctl.delivery import events
-from brewctl.delivery.broker import Record
 from brewctl.delivery.database import BoundedConnection
 from brewctl.delivery.database.lent_transaction import HandlerError
 from brewctl.delivery.downstream import Downstream
-from brewctl.delivery.events import Event, Headers
+from brewctl.delivery.events import Event
+from brewctl.delivery.inbox.batch import ReadEvent
 from brewctl.delivery.inbox.effects import Effect, distinct, effect_of
 from brewctl.delivery.inbox.failures import reason_of
+from brewctl.delivery.inbox.stored_event import StoredEvent, dumped
 from brewctl.delivery.schema import no_partition
 from brewctl.errors import BrewError
 from brewctl.sql import queries
 
 _AFTER_IT = "it is parked as before; redrive the others by their ids"
-Read = tuple[Record, Event[Any]]  # an event, and the record that it was read from
 
 
 class Parking:
-    """The parked events of one consumer, as its inbox sees them. Not for two threads at a time."""
+    """Parks events for one consumer's inbox. Not for two threads at a time."""
 
     def __init__(self, consumer: str) -> None:
         self._consumer = consumer
-        self.used = False  # whether some may be parked: then the keys of each batch are looked at
+        self.used = False  # whether events may be parked: then the keys of each batch are looked up
 
-    def park(self, connection: BoundedConnection, read: Read, reason: str, *, attempts: int) -> int:
-        """Commit an event, whose effect failed, as parked; 0 where it has had its effect, or is parked already."""
+    def park(self, connection: BoundedConnection, read: ReadEvent, reason: str, *, attempts: int) -> int:
+        """Commit a failed event as parked. Return 1, or 0 if it has had its effect, or is parked already."""
         with connection.transaction():
             lock(connection, self._consumer, [read[1].key])
             self.used = True
             return len(self._insert(connection, [read], reason, attempts=attempts))
 
-    def park_behind(self, connection: BoundedConnection, part: Sequence[Read]) -> tuple[list[Event[Any]], int]:
-        """Park events of keys that have parked ones, in the caller's transaction.
+    def park_behind(self, connection: BoundedConnection, part: Sequence[ReadEvent]) -> tuple[list[Event[Any]], int]:
+        """Park the events whose keys have parked events, in the caller's transaction.
 
-        Return the others, and how many were parked: neither has those that are parked, or have had their effect.
+        Return the events of other keys, and how many were parked now: an event that is parked already, or has had its
+        effect, is in neither.
         """
         keys = self._parked(connection, sorted({event.key for _, event in part}))
         if keys:
-            # Whoever redrives a key has its lock: what is parked of it is known once we have that.
+            # A redrive holds the key's lock: look again with the lock held.
             lock(connection, self._consumer, sorted(keys))
             keys = self._parked(connection, sorted(keys))
         else:
@@ -66,7 +66,9 @@ class Parking:
         rows = connection.execute(queries["parked_keys"], {"consumer": self._consumer, "keys": list(keys)})
         return {key for (key,) in rows}
 
-    def _insert(self, connection: BoundedConnection, part: Sequence[Read], reason: str, *, attempts: int) -> list[int]:
+    def _insert(
+        self, connection: BoundedConnection, part: Sequence[ReadEvent], reason: str, *, attempts: int
+    ) -> list[int]:
         columns = {
             "keys": [event.key for _, event in part],
             "seqs": [event.seq for _, event in part],
@@ -82,72 +84,47 @@ class Parking:
         }
         said = {"consumer": self._consumer, "reason": reason.replace("\0", "?"), "attempts": attempts}
         parked = [outbox_id for (outbox_id,) in connection.execute(queries["park"], {**columns, **said})]
-        if len(parked) < len(part):  # the others are there already, but a standby may not have them yet
+        if len(parked) < len(part):  # the others are parked already, but perhaps not yet on the standby
             connection.execute(queries["await_replication"])
         return parked
 
 
 def name(number: int, group: str, *, apart: bool) -> str:
-    """Return what commands call a parked event. Each database numbers its own: `apart` from the story's, say whose."""
+    """Return a parked event's name in commands. `apart`: with its group, as its database is not the story's."""
     return f"p{number}@{group}" if apart else f"p{number}"
 
 
 def lock(connection: BoundedConnection, consumer: str, keys: Sequence[str]) -> None:
-    """Lock keys of a consumer to the end of the transaction."""
+    """Lock keys of a consumer until the end of the transaction."""
     connection.execute(queries["lock_keys"], {"consumer": consumer, "keys": list(keys)})
 
 
 @dataclass(frozen=True, slots=True)
-class ParkedEvent:
-    """A parked event, with the record that it was read from."""
+class ParkedEvent(StoredEvent):
+    """A parked event."""
 
-    id: int
     group: str
-    key: str
     seq: int | None
-    outbox_id: int
-    event_id: str | None
-    event_type: str
-    topic: str
-    partition: int
-    offset: int
-    written_ms: int
-    value: bytes
-    headers: str
     reason: str
-    attempts: int  # 0: parked behind another event of its key
     parked_at: datetime
-    outcome: str  # redriven, dropped, or "": it waits
+    outcome: str  # redriven, dropped, or "": still parked
     apart: bool = False  # its database is not the story's
 
     @property
     def name(self) -> str:
-        """What commands call it."""
+        """Its name in commands."""
         return name(self.id, self.group, apart=self.apart)
-
-    @property
-    def record_headers(self) -> Headers:
-        """The headers of its record."""
-        return loaded(self.headers)
-
-    def event(self, downstream: Downstream) -> Event[Any]:
-        """Read it again, as its downstream reads it now. Raises UnreadableError."""
-        decoders = downstream.decoder_of
-        event = events.read(self.key.encode(), self.value, self.record_headers, self.written_ms, decoders=decoders)
-        if event is None:
-            raise events.UnreadableError(f"{self.group} takes no {self.event_type} any more")
-        return event
 
 
 @dataclass
-class Outcome:
-    """What became of the keys that were to be redriven or dropped."""
+class ParkingResult:
+    """The events that were redriven or dropped, and those that stay parked."""
 
     done: list[ParkedEvent] = field(default_factory=list)
-    refused: list[tuple[ParkedEvent, str]] = field(default_factory=list)  # the first of its key, and why it stays
+    refused: list[tuple[ParkedEvent, str]] = field(default_factory=list)  # the first event of a key, and the reason
 
-    def add(self, other: "Outcome", *, apart: bool) -> None:
-        """Add that of a database; `apart`: of one that is not the story's."""
+    def add(self, other: "ParkingResult", *, apart: bool) -> None:
+        """Add the result of another database; `apart`: one that is not the story's."""
         self.done += [replace(each, apart=apart) for each in other.done]
         self.refused += [(replace(each, apart=apart), why) for each, why in other.refused]
 
@@ -160,7 +137,7 @@ def find(
     key: str | None = None,
     settled: bool = False,
 ) -> list[ParkedEvent]:
-    """Read parked events, oldest first; `settled`: those that were redriven or dropped too."""
+    """Read parked events, oldest first; `settled`: with those that were redriven or dropped."""
     asked = {
         "consumers": list(groups),
         "ids": None if ids is None else list(ids),
@@ -171,25 +148,25 @@ def find(
         return cursor.execute(queries["parked_events"], asked).fetchall()
 
 
-def redrive(connection: BoundedConnection, downstream: Downstream, keys: Iterable[str], *, node: str) -> Outcome:
-    """Apply what is parked of each key, in order, by the downstream's own effect: a transaction a key.
+def redrive(connection: BoundedConnection, downstream: Downstream, keys: Iterable[str], *, node: str) -> ParkingResult:
+    """Apply the parked events of each key, in order, by the downstream's own effect: one transaction for each key.
 
-    A key whose effect fails stays parked as it was. An event that has had its effect has no other. Raises
-    psycopg.Error where the server is away, BrewError where a handler lost its session: then the keys before are done.
+    A key whose effect fails stays parked as it was. An event that has had its effect is not applied again. Raises
+    psycopg.Error where the server is away, BrewError where a handler lost its session: earlier keys stay redriven.
     """
     with downstream.alive(node):
         return _redrive(connection, downstream, keys, node=node)
 
 
-def _redrive(connection: BoundedConnection, downstream: Downstream, keys: Iterable[str], *, node: str) -> Outcome:
-    outcome = Outcome()
+def _redrive(connection: BoundedConnection, downstream: Downstream, keys: Iterable[str], *, node: str) -> ParkingResult:
+    result = ParkingResult()
     effect = effect_of(downstream, node=node)
     for key in keys:
         waiting: list[ParkedEvent] = []
         try:
             parked = find(connection, [downstream.group], key=key)
             if refused := _make_room(connection, parked):
-                outcome.refused += [(each, refused[each.outbox_id]) for each in parked if each.outbox_id in refused][:1]
+                result.refused += [(each, refused[each.outbox_id]) for each in parked if each.outbox_id in refused][:1]
                 continue
             with connection.transaction():
                 lock(connection, downstream.group, [key])
@@ -197,19 +174,19 @@ def _redrive(connection: BoundedConnection, downstream: Downstream, keys: Iterab
                 _apply(connection, effect, [parked.event(downstream) for parked in waiting])
                 _settle(connection, waiting, "redriven")
         except Exception as error:
-            if connection.closed and isinstance(error, HandlerError):  # it kept it for too long, or left it busy
+            if connection.closed and isinstance(error, HandlerError):  # held for too long, or left busy
                 raise BrewError(f"the redrive of {key} failed: {reason_of(error)}", hint=_AFTER_IT) from error
             if connection.closed or not waiting:
                 raise
-            outcome.refused.append((waiting[0], reason_of(error)))
+            result.refused.append((waiting[0], reason_of(error)))
         else:
-            outcome.done += waiting
-    return outcome
+            result.done += waiting
+    return result
 
 
-def drop(connection: BoundedConnection, parked: Sequence[ParkedEvent]) -> Outcome:
-    """Give parked events up: they count as processed, without an effect. Raises psycopg.Error."""
-    outcome = Outcome()
+def drop(connection: BoundedConnection, parked: Sequence[ParkedEvent]) -> ParkingResult:
+    """Count parked events as processed, without an effect. Raises psycopg.Error."""
+    result = ParkingResult()
     refused = _make_room(connection, parked)
     for each in parked:
         with connection.transaction():
@@ -218,12 +195,12 @@ def drop(connection: BoundedConnection, parked: Sequence[ParkedEvent]) -> Outcom
                 if each.outbox_id not in refused:
                     connection.execute(queries["count_as_processed"], {"ids": [each.id]})
                 _settle(connection, found, "dropped")
-                outcome.done += found
-    return outcome
+                result.done += found
+    return result
 
 
 def _make_room(connection: BoundedConnection, parked: Sequence[ParkedEvent]) -> dict[int, str]:
-    """Make the partitions that dedup rows of parked events lack; return outbox ids that none is made for, and why."""
+    """Make the partitions that dedup rows of parked events lack. Return outbox ids that may have none, and why."""
     ids = no_partition.without(connection, [each.outbox_id for each in parked])
     return {each: why for each in ids if (why := no_partition.make(connection, "processed_events", each))}
 
@@ -235,22 +212,3 @@ def _apply(connection: BoundedConnection, effect: Effect, sequence: Sequence[Eve
 
 def _settle(connection: BoundedConnection, parked: Sequence[ParkedEvent], outcome: str) -> None:
     connection.execute(queries["settle_parked"], {"outcome": outcome, "ids": [each.id for each in parked]})
-
-
-def dumped(headers: Headers) -> str:
-    """Write headers as the column has them."""
-    return json.dumps([_pair(name, value) for name, value in headers])
-
-
-def _pair(name: str, value: bytes) -> list[str | None]:
-    try:
-        return [name, value.decode()]
-    except UnicodeDecodeError:
-        return [name, None, value.hex()]
-
-
-def loaded(text: str) -> Headers:
-    """Read headers from the column."""
-    return [
-        (name, bytes.fromhex(rest[0]) if value is None else value.encode()) for name, value, *rest in json.loads(text)
-    ]

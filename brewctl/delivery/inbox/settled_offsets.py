@@ -1,7 +1,8 @@
-"""Offsets of records that need no redelivery: collected, and committed now and then.
+"""Collects the offsets of processed records for `consumption`, and says when to commit them.
 
 Kafka writes each commit as a record, and copies it to every replica: a commit for each batch is more work for the
-brokers than the batch itself. What is not committed when a process is killed comes again, and is skipped as duplicates.
+brokers than the batch itself. Records whose offsets were not committed when a process was killed are redelivered, and
+skipped as duplicates.
 """
 
 import math
@@ -12,19 +13,19 @@ from brewctl.delivery.broker import Record
 from brewctl.limits import Limits
 
 
-class Settled:
-    """How far one member has come since its last commit, in the partitions that it has now."""
+class SettledOffsets:
+    """The offsets that one group member has processed since its last commit, in the partitions assigned to it now."""
 
     def __init__(self, limits: Limits) -> None:
         self._every_s = limits.offset_commit_s
-        # Two batches may be in the database beyond what was noted: the one that is written, and the one before it.
+        # Two batches may be applied and not yet noted here: the one in the database, and the one before it.
         self._most = limits.redelivery_records - 2 * limits.consume_records
         self._last: dict[tuple[str, int], Record] = {}  # of each partition
         self._records = 0
         self._assignment = 0
 
     def note(self, records: Sequence[Record], *, new: int, assignment: int) -> None:
-        """Note settled records, so many of them for the first time, which were read by an assignment of partitions."""
+        """Note settled records that were read under `assignment`; `new` of them were not noted before."""
         if assignment != self._assignment:
             self._last.clear()
             self._records, self._assignment = 0, assignment
@@ -32,7 +33,7 @@ class Settled:
         self._records += new
 
     def due_in_s(self, committed_at: float) -> float:
-        """Say in how many seconds a commit is due, by when the last one was; math.inf where nothing is settled."""
+        """Return in how many seconds the next commit is due; math.inf where there is nothing to commit."""
         if not self._last:
             return math.inf
         if self._records >= self._most:
@@ -40,7 +41,7 @@ class Settled:
         return max(0.0, committed_at + self._every_s - time.monotonic())
 
     def take(self, *, assignment: int) -> list[Record]:
-        """Return the last settled record of each partition, to be committed; none where others are assigned by now."""
+        """Return the last settled record of each partition, for the commit; none after a rebalance."""
         taken = list(self._last.values()) if assignment == self._assignment else []
         self._last.clear()
         self._records = 0

@@ -1,6 +1,6 @@
-"""A span for each call of a handler in a lane, with a link to the span that created its event.
+"""Makes a span for each call of a handler in a lane, with a link to the span that created its event.
 
-With BREW_TRACE_PARENT it is below that span instead. What the handler instruments by itself is below its call.
+With BREW_TRACE_PARENT that span is its parent instead. Spans that the handler makes are children of its call's span.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ Around = Callable[[WaitingEvent], contextlib.AbstractContextManager[object]]
 
 
 def around(settings: Settings, downstream: Downstream) -> Around:
-    """Return what a call is made in: a span, where traces are wanted."""
+    """Return a context manager for each call: a span if traces are on, else nothing."""
     traces = tracing.in_force()
     if traces is None:
         return contextlib.nullcontext

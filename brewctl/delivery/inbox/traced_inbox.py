@@ -1,7 +1,7 @@
-"""An inbox whose tries have a span: one a try of a batch, with links to the spans that created its events.
+"""Makes a span for each try of a batch, with links to the spans that created its events.
 
-With BREW_TRACE_PARENT each event has a process span of its own instead, below the span that created it. A handler runs
-inside the span: what it instruments by itself is below that.
+With BREW_TRACE_PARENT each event has a process span of its own instead, as a child of the span that created it. A
+handler runs inside the span: spans that it makes are children of that.
 """
 
 import contextlib
@@ -18,19 +18,18 @@ from brewctl.delivery.broker.traced_producer import created_in
 from brewctl.delivery.database import Pool
 from brewctl.delivery.downstream import Downstream, Later
 from brewctl.delivery.events import Event
-from brewctl.delivery.inbox.failures import FailingError, Identity
-from brewctl.delivery.inbox.inbox import Batch, Inbox
-from brewctl.delivery.inbox.parking import Read
+from brewctl.delivery.inbox.batch import Batch, Identity, ReadEvent
+from brewctl.delivery.inbox.failures import FailingError
+from brewctl.delivery.inbox.inbox import Inbox
 
 if TYPE_CHECKING:
-    from brewctl.tracing.spans import Batch as Spans
-    from brewctl.tracing.spans import One, Tracing
+    from brewctl.tracing.spans import BatchSpans, EventSpan, Tracing
 
 _PARKED, _BEHIND, _DEAD = "parked", "parked_behind", "dead_lettered"
 
 
 def opened(settings: Settings, pool: Pool, downstream: Downstream, *, node: str) -> Inbox:
-    """Return the inbox of a downstream, with spans where traces are wanted."""
+    """Return the inbox of a downstream: one that makes spans if traces are on."""
     if traces := tracing.in_force():
         form = _OfEvents if traces.by_parent else _OfBatches
         return form(traces, settings, pool, downstream, node=node)
@@ -38,18 +37,18 @@ def opened(settings: Settings, pool: Pool, downstream: Downstream, *, node: str)
 
 
 class _OfBatches(Inbox):
-    """A span a try of a batch."""
+    """An inbox with a span for each try of a batch."""
 
     def __init__(self, traces: "Tracing", settings: Settings, pool: Pool, downstream: Downstream, *, node: str) -> None:
         super().__init__(settings, pool, downstream, node=node)
         self._traces = traces
         self._kafka_group = registry.kafka_group(settings, downstream)
-        self._span: Spans | None = None
+        self._span: BatchSpans | None = None
 
     def apply(self, batch: Batch) -> None:
-        """Do what an inbox does, in a span."""
+        """Apply a batch inside a span."""
         records = [record for record, _ in (*batch.readable.values(), *batch.dead)]
-        if not records:  # all of other types
+        if not records:  # all are of other types
             super().apply(batch)
             return
         created = [created_in(record) for record in records]
@@ -71,13 +70,13 @@ class _OfBatches(Inbox):
         assert self._span is not None
         self._span.event(name, attributes)
 
-    def _park(self, read: Read, reason: str, *, tries: int) -> int:
+    def _park(self, read: ReadEvent, reason: str, *, tries: int) -> int:
         if parked := super()._park(read, reason, tries=tries):
             self._note(_PARKED, {**_place(read[0]), "brew.outbox_id": read[1].outbox_id, "brew.reason": reason})
         return parked
 
-    def _transact(self, part: Sequence[Read], repeats: Any) -> tuple[int, int]:
-        effects, parked = super()._transact(part, repeats)
+    def _commit_part(self, part: Sequence[ReadEvent], repeats: Any) -> tuple[int, int]:
+        effects, parked = super()._commit_part(part, repeats)
         if parked:
             self._note(_BEHIND, {"brew.events": parked})
         return effects, parked
@@ -93,7 +92,7 @@ class _OfBatches(Inbox):
 
 
 class _OfEvents(Inbox):
-    """A span an event, and one for each call of a handler: an event that is tried again has several."""
+    """An inbox with a span for each event, and for each call of a handler: an event that is retried has several."""
 
     def __init__(self, traces: "Tracing", settings: Settings, pool: Pool, downstream: Downstream, *, node: str) -> None:
         if handler := downstream.handler:
@@ -106,12 +105,12 @@ class _OfEvents(Inbox):
         super().__init__(settings, pool, downstream, node=node)
         self._traces = traces
         self._kafka_group = registry.kafka_group(settings, downstream)
-        self._reads: dict[Identity, Read] = {}  # of the try in hand
+        self._reads: dict[Identity, ReadEvent] = {}  # the events of this try
         self._began_ns = 0
-        self._spans: dict[Identity, One] = {}
+        self._spans: dict[Identity, EventSpan] = {}
 
     def apply(self, batch: Batch) -> None:
-        """Do what an inbox does, with a span for each event."""
+        """Apply a batch with a span for each event."""
         self._reads, self._began_ns = dict(batch.readable), time.time_ns()
         dead = list(batch.dead)
         failure: BaseException | None = None
@@ -132,13 +131,13 @@ class _OfEvents(Inbox):
             for record, reason in dead:
                 self._end_dead(record, reason, buried=(record, reason) not in batch.dead)
 
-    def _of(self, identity: Identity) -> "One":
-        """Return the span of an event, begun with the try where it has none of its own."""
+    def _of(self, identity: Identity) -> "EventSpan":
+        """Return the span of an event: that of its handler's call, else one that began with the try."""
         if (span := self._spans.get(identity)) is None:
             span = self._spans[identity] = self._begin(*self._reads[identity], began_ns=self._began_ns)
         return span
 
-    def _begin(self, record: Record, event: Event[Any] | None, *, began_ns: int) -> "One":
+    def _begin(self, record: Record, event: Event[Any] | None, *, began_ns: int) -> "EventSpan":
         said = _place(record) | ({"messaging.message.id": event.id} if event and event.id else {})
         return self._traces.processes_one(
             record.topic, created_in(record), said, group=self._kafka_group, began_ns=began_ns
@@ -153,7 +152,7 @@ class _OfEvents(Inbox):
         with span.around():
             yield
 
-    def _park(self, read: Read, reason: str, *, tries: int) -> int:
+    def _park(self, read: ReadEvent, reason: str, *, tries: int) -> int:
         if parked := super()._park(read, reason, tries=tries):
             self._of((read[1].outbox_id, read[1].id)).event(_PARKED, {"brew.reason": reason})
         return parked
@@ -170,5 +169,5 @@ def _place(record: Record) -> dict[str, str | int]:
 
 
 def _reason(error: BaseException) -> BaseException:
-    """Return why a try failed: of several events that failed, why the first of them did."""
+    """Return the error of a try: the first event's, where effects of several events failed."""
     return error.__cause__ if isinstance(error, FailingError) and error.__cause__ else error

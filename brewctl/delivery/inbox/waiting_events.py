@@ -1,9 +1,9 @@
-"""Events that wait for the handler of a downstream with lanes, as rows of `waiting_events`.
+"""Reads and writes `waiting_events`: the events that wait for the lanes of a downstream.
 
-taken     its dedup row and its waiting row are one commit
-leased    a lane calls the handler; the lease is renewed meanwhile
-handled   what the handler wrote through `tx`, and the end of the waiting row, are one commit
-          or it is put back, to be tried again, or parked, and behind it what waits of its key
+taken     the dedup row and the waiting row are one commit: `Intake`, for `inbox`
+leased    a lane calls the handler, and the lease is renewed meanwhile: `WaitingEvents`, for `lanes` and `lane_call`
+handled   the handler's writes through `tx`, and the end of the waiting row, are one commit;
+          after a failure the event is put back for another try, or parked with the later events of its key
 """
 
 import uuid
@@ -15,79 +15,51 @@ from typing import Any, LiteralString
 
 from psycopg.rows import class_row
 
-from brewctl.delivery import events
 from brewctl.delivery.broker import Record
 from brewctl.delivery.database import BoundedConnection
 from brewctl.delivery.downstream import Downstream, Later
 from brewctl.delivery.events import Event
 from brewctl.delivery.inbox import parking
+from brewctl.delivery.inbox.batch import ReadEvent
 from brewctl.delivery.inbox.effects import KeysParkedError, array, parameters, taking
-from brewctl.delivery.inbox.parking import Read
+from brewctl.delivery.inbox.stored_event import StoredEvent, dumped
 from brewctl.errors import BrewError
 from brewctl.limits import Limits
 from brewctl.sql import queries
 
-# What a waiting row has besides the ids: of the event, and of the record.
+# The columns of a waiting row besides the ids: those of the event, and those of the record.
 _OF_EVENT = {"key": "text", "seq": "bigint", "type": "text", "value": "bytea", "headers": "text"}
 _OF_RECORD = {"topic": "text", "partition": "integer", "offset": "bigint", "written_ms": "bigint"}
 _COLUMNS = {**_OF_EVENT, **_OF_RECORD, "place": "integer"}
-_ROOM_AGAIN_S = 1.0  # how soon it is looked again whether there is room
+_ROOM_AGAIN_S = 1.0  # when to count again after too many events waited
 _KEYS_AT_A_TIME = 100
 _LOOK_ROWS = 256
 
 
 class LeaseLostError(Exception):
-    """A call took longer than its lease, which nobody renewed: another process has the event, or had it."""
+    """A lease ran out during a call: another process has leased the event, or had."""
 
 
 @dataclass(frozen=True, slots=True)
-class WaitingEvent:
-    """A waiting event that is leased, with the record that it was read from."""
+class WaitingEvent(StoredEvent):
+    """A leased waiting event."""
 
-    id: int
-    key: str
-    outbox_id: int
-    event_id: str | None
-    event_type: str
-    topic: str
-    partition: int
-    offset: int
-    written_ms: int
-    value: bytes
-    headers: str
-    attempts: int
     lease: uuid.UUID
-    again: bool  # it was put back, for whatever reason
-
-    @property
-    def record(self) -> Record:
-        """The record that it was read from."""
-        headers = parking.loaded(self.headers)
-        return Record(self.topic, self.key.encode(), self.value, headers, self.partition, self.offset, self.written_ms)
-
-    def event(self, downstream: Downstream) -> Event[Any]:
-        """Read it again, as its downstream reads it now. Raises UnreadableError."""
-        record = self.record
-        event = events.read(
-            record.key, record.value, record.headers, record.timestamp_ms, decoders=downstream.decoder_of
-        )
-        if event is None:
-            raise events.UnreadableError(f"{downstream.group} takes no {self.event_type} any more")
-        return event
+    again: bool  # whether it was put back before
 
 
-class Taking:
-    """The effect of a downstream with lanes, as its inbox has it: fresh events wait. Not for two threads at a time."""
+class Intake:
+    """The effect of a downstream with lanes: stores fresh events as waiting rows. Not for two threads at a time."""
 
     def __init__(self, consumer: str, node: str, *, most: int) -> None:
         self._consumer, self._node, self._most = consumer, node, most
         self._text = f"{taking(_COLUMNS)}, brew_effect AS (\n{queries['take_waiting']}\n)\n{queries['taken']}"
-        self._records: dict[tuple[int, str | None], Record] = {}  # of the events that are taken next
-        self._waiting = most  # at most so many: those that were there at the last look, and those taken since
+        self._records: dict[tuple[int, str | None], Record] = {}  # the records of the events that are taken next
+        self._waiting = most  # an upper bound: the rows at the last count, and those taken since
         self.trouble = ""
 
-    def expect(self, connection: BoundedConnection, part: Sequence[Read]) -> None:
-        """Take note of what is taken next. Raises Later where so many wait that no more are taken now."""
+    def expect(self, connection: BoundedConnection, part: Sequence[ReadEvent]) -> None:
+        """Note the events that are taken next. Raises Later where too many wait already."""
         if self._waiting + len(part) > self._most:
             self._waiting, _ = count(connection, self._consumer, most=self._most)
             if self._waiting and self._waiting + len(part) > self._most:
@@ -107,7 +79,7 @@ class Taking:
             "seq": [event.seq for event in part],
             "type": [event.type for event in part],
             "value": [event.raw for event in part],
-            "headers": [parking.dumped(record.headers) for record in records],
+            "headers": [dumped(record.headers) for record in records],
             "topic": [record.topic for record in records],
             "partition": [record.partition for record in records],
             "offset": [record.offset for record in records],
@@ -122,19 +94,19 @@ class Taking:
         return int(fresh)
 
 
-class Rows:
-    """The waiting rows of a consumer, as one node's lanes see them. For any number of threads; one of them leases."""
+class WaitingEvents:
+    """The waiting events of one consumer, for the lanes of one node. Thread-safe, but for `lease`."""
 
     def __init__(self, consumer: str, node: str, limits: Limits) -> None:
         self._consumer, self._node = consumer, node
         self._lasts_s = limits.session_s
-        # Of so many of the oldest rows the next ones are found: few, where those of one key are not in the way.
+        # How many of the oldest rows a lease looks at: few, unless many rows of the same keys stand first.
         self._look, self._most = _LOOK_ROWS, 2 * limits.waiting_events
 
     def lease(
         self, connection: BoundedConnection, *, limit: int, in_hand: Collection[int], again: bool
     ) -> list[WaitingEvent]:
-        """Lease the oldest events of up to `limit` keys; `again`: those that were put back, else the others."""
+        """Lease the oldest event of up to `limit` keys each: of those that were put back (`again`), or of new ones."""
         if again:
             return self._lease(connection, queries["lease_again"], limit, in_hand)
         found = self._lease(connection, queries["lease_waiting"], limit, in_hand)
@@ -162,16 +134,16 @@ class Rows:
             return sorted(cursor.execute(query, asked), key=attrgetter("id"))
 
     def renew(self, connection: BoundedConnection, held: Collection[WaitingEvent]) -> set[int]:
-        """Renew leases; return the ids of those that are still ours."""
+        """Renew leases. Return the ids of those that this node still holds."""
         asked = {**_leases(held), "lasts_s": self._lasts_s}
         return {number for (number,) in connection.execute(queries["renew_leases"], asked)}
 
     def give_back(self, connection: BoundedConnection, held: Collection[WaitingEvent]) -> None:
-        """End leases: another process may have these events at once."""
+        """End leases, so that another process may lease these events at once."""
         connection.execute(queries["give_leases_back"], _leases(held))
 
     def finish(self, connection: BoundedConnection, waiting: WaitingEvent) -> None:
-        """Note an event as handled, in the caller's transaction or in one of its own. Raises LeaseLostError."""
+        """Delete the row of a handled event, in the caller's transaction if there is one. Raises LeaseLostError."""
         asked = {"id": waiting.id, "lease": waiting.lease}
         if connection.execute(queries["finish_waiting"], asked).fetchone() != (1,):
             raise LeaseLostError
@@ -185,7 +157,10 @@ class Rows:
         failure: str | None,
         counted: bool,
     ) -> None:
-        """Let an event be tried again after `pause_s`; `failure`: why, where a try failed. Raises LeaseLostError."""
+        """Have an event tried again after `pause_s` seconds. Raises LeaseLostError.
+
+        `failure`: why the try failed. `counted`: whether it counts as one of the event's tries.
+        """
         asked = {
             "id": waiting.id,
             "lease": waiting.lease,
@@ -197,7 +172,7 @@ class Rows:
             raise LeaseLostError
 
     def park(self, connection: BoundedConnection, waiting: WaitingEvent, reason: str, *, attempts: int) -> int:
-        """Park an event, and what waits behind it; return how many were parked. Raises LeaseLostError."""
+        """Park an event, and the waiting events of its key. Return how many were parked. Raises LeaseLostError."""
         with connection.transaction():
             parking.lock(connection, self._consumer, [waiting.key])
             if not connection.execute(queries["hold_waiting"], {"id": waiting.id, "lease": waiting.lease}).fetchone():
@@ -205,13 +180,13 @@ class Rows:
             return self._park(connection, waiting.key, number=waiting.id, reason=reason, attempts=attempts)
 
     def park_stragglers(self, connection: BoundedConnection) -> int:
-        """Park events that wait behind a parked one of their key: they were taken as that was parked."""
+        """Park waiting events whose key has a parked event: they were taken while that one was parked."""
         asked = {"consumer": self._consumer, "limit": _KEYS_AT_A_TIME}
         parked = 0
         for (key,) in connection.execute(queries["keys_behind_parked"], asked).fetchall():
             with connection.transaction():
                 named = {"consumer": self._consumer, "key": key}
-                # A redrive has the lock for as long as its handler runs: then they wait here meanwhile.
+                # A redrive holds the key's lock while its handler runs: then the next turn parks them.
                 locked = connection.execute(queries["try_lock_key"], named).fetchone() == (True,)
                 if locked and connection.execute(queries["parked_keys"], {**named, "keys": [key]}).fetchone():
                     parked += self._park(connection, key)
@@ -226,7 +201,7 @@ class Rows:
 
 
 def require_none_waiting(connection: BoundedConnection, consumer: str) -> None:
-    """Raise BrewError where events wait for lanes, of a downstream that has none now: nothing would handle them."""
+    """Raise BrewError if events wait for the lanes of a downstream that has none now: they would wait for ever."""
     if connection.execute(queries["any_waiting"], {"consumer": consumer}).fetchone() == (True,):
         raise BrewError(
             f"downstream {consumer} has no lanes, and events that wait for them",
@@ -235,25 +210,22 @@ def require_none_waiting(connection: BoundedConnection, consumer: str) -> None:
 
 
 def note_lanes(connection: BoundedConnection, downstream: Downstream, name: str) -> None:
-    """Note whether the nodes of a downstream have lanes, as the one that starts does: see `without_lanes`.
-
-    `name`: its MODULE:NAME.
-    """
+    """Store whether a downstream has lanes, as its node starts; `name`: its MODULE:NAME. `without_lanes` reads it."""
     asked = {"consumer": downstream.group, "name": name, "lanes": bool(downstream.lanes)}
     connection.execute(queries["note_lanes"], asked)
 
 
 def without_lanes(connection: BoundedConnection, downstreams: Iterable[Downstream]) -> list[str]:
-    """Name the groups of these whose nodes have lanes, and that have none here.
+    """Return the groups of those downstreams that have no lanes here, and whose nodes run with lanes.
 
-    What their handler does outside the database would not be done here: they are as another configuration has them.
+    Their nodes have another configuration: a redrive from here would not run the handler that they run.
     """
     groups = [each.group for each in downstreams if not each.lanes]
     return [group for (group,) in connection.execute(queries["noted_lanes"], {"consumers": groups})]
 
 
 def count(connection: BoundedConnection, consumer: str, *, most: int) -> tuple[int, float | None]:
-    """Return how many events of a consumer wait, `most` at most, and for how long the oldest has."""
+    """Count a consumer's waiting events, up to `most`. Return also how many seconds the oldest has waited."""
     found = connection.execute(queries["count_waiting"], {"consumer": consumer, "most": most}).fetchone()
     return found or (0, None)
 

@@ -42,7 +42,7 @@ from brewctl.delivery.rest import Rest
 from brewctl.delivery.schema import no_partition
 from brewctl.errors import BrewError
 from brewctl.lifecycle import Backoff
-from brewctl.metrics import Failure
+from brewctl.metrics import PublishFailure
 from brewctl.probes import heartbeat
 from brewctl.sql import queries
 
@@ -100,7 +100,7 @@ class Publisher:
             try:
                 producer = traced(Producer(self._settings, node=self._node, seen=self._partitions))
             except BrewError as error:
-                self._failed(Failure.KAFKA, f"kafka is away: {error.message}")
+                self._failed(PublishFailure.KAFKA, f"kafka is away: {error.message}")
                 if backoff.pause():
                     logger.warning("kafka_unreachable", reason=error.message, hint="orders are accepted and wait")
                 continue
@@ -115,14 +115,14 @@ class Publisher:
                 self._lead.forget()
                 is_kafka = isinstance(error, UnavailableError)
                 said = f"{'kafka' if is_kafka else 'postgres'} took no rows: {log.reason(error)}"
-                self._failed(Failure.KAFKA if is_kafka else Failure.POSTGRES, said)
+                self._failed(PublishFailure.KAFKA if is_kafka else PublishFailure.POSTGRES, said)
                 if backoff.pause():
                     reason = str(error).strip()
                     if isinstance(error, UnavailableError):
                         reason = broker.reason(self._settings, error)
                     logger.warning("publish_failed", reason=reason, hint="the rows stay and are retried")
 
-    def _failed(self, failure: Failure, trouble: str) -> None:
+    def _failed(self, failure: PublishFailure, trouble: str) -> None:
         self.trouble = trouble
         self._metrics.failed(failure)
 
@@ -211,7 +211,7 @@ class Publisher:
         for row_id, failure in refused.items():
             logger.error("set_aside", outbox_id=row_id, reason=failure, hint="see `brewctl outbox list --failed`")
         if refused:
-            self._metrics.failed(Failure.REFUSED, len(refused))
+            self._metrics.failed(PublishFailure.REFUSED, len(refused))
         if published:
             self._metrics.published(len(published), took_s)
             self._done.add(rows=len(published), batches=1, took_ms=round(took_s * 1000))
@@ -256,7 +256,7 @@ class Publisher:
             self._absent.pop(topic, None)
         for topic, outcome in unsent.items():
             backoff, _ = self._absent.get(topic) or (Backoff(self._wake, longest_s=_LONGEST_ABSENCE_S), 0.0)
-            self._metrics.failed(Failure.CLOCK if isinstance(outcome, ClockError) else Failure.NO_TOPIC)
+            self._metrics.failed(PublishFailure.CLOCK if isinstance(outcome, ClockError) else PublishFailure.NO_TOPIC)
             pause_s, worth_a_line = backoff.next()
             # One broker's clock may be wrong, and those of the other partitions right.
             self._absent[topic] = (backoff, 0.0 if topic in taken else time.monotonic() + pause_s)

@@ -1,9 +1,10 @@
-"""Notifications over HTTP: each is a signed call of a receiver, made once a change of an order.
+"""Sends notifications over HTTP: a signed call of the receiver for each change of an order, at least once.
 
     event ──POST, signed, Idempotency-Key: the event's id──► receiver ──2xx──► one commit: dedup row + notifications_log
 
-Written with what `from brewctl import …` gives to anybody. A crash between the 2xx and the commit sends the
-notification again, under the same key: nobody can do better from outside the receiver's own transaction.
+A crash between the 2xx and the commit sends the notification again, with the same idempotency key. This room imports
+only public names of `brewctl`, as any downstream may. `sender` makes the calls, `receivers` reads the settings,
+`circuit` stops calls while the receiver is down, and `shares` limits the calls for one customer.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 CONCURRENCY = "BREW_WEBHOOK_CONCURRENCY"
 _AT_ONCE = range(1, 257)
-# Merged by seq: a late repeat changes nothing.
+# Only an event with a higher seq changes the row: a late repeat changes nothing.
 _TOLD = """
 INSERT INTO notifications_log AS n (order_id, node_id, channel, seq, state, cancelled_at)
 VALUES (%(order_id)s, %(node)s, 'webhook', %(seq)s, %(state)s,
@@ -36,7 +37,7 @@ ON CONFLICT (order_id) DO UPDATE
 
 
 def concurrency(environ: Mapping[str, str] = os.environ) -> int:
-    """Return how many calls a node makes at once. Raises UsageError."""
+    """Return how many calls a node makes at once, from the environment. Raises UsageError."""
     text = environ.get(CONCURRENCY, "").strip() or "16"
     if not text.isascii() or not text.isdigit() or int(text) not in _AT_ONCE:
         raise UsageError(f"{CONCURRENCY}: {text[:80]!r} is no number of calls", hint=f"use 1 to {_AT_ONCE[-1]}")
@@ -44,7 +45,7 @@ def concurrency(environ: Mapping[str, str] = os.environ) -> int:
 
 
 class Webhook:
-    """The handler, and what it needs while its node runs."""
+    """The downstream's handler and its lifespan."""
 
     def __init__(self, *, lanes: int) -> None:
         self._lanes = lanes
@@ -54,20 +55,20 @@ class Webhook:
 
     @contextlib.contextmanager
     def opened(self, node: str) -> Iterator[None]:
-        """Hold what calls need while the block runs. Raises UsageError for settings that are missing or wrong."""
+        """Hold a connection to the receiver while the block runs. Raises UsageError for missing or wrong settings."""
         try:
-            # Here: who only looks at notifications needs no HTTP.
-            from brewctl.roles.webhook import places, sender  # noqa: PLC0415
+            # Imported here: tools that only read notifications need no HTTP client.
+            from brewctl.roles.webhook import receivers, sender  # noqa: PLC0415
         except ModuleNotFoundError as error:
             hint = "run `pip install 'brewctl[webhook]'`"
             raise UsageError(f"--channel webhook: there is no module {error.name}", hint=hint) from error
-        with sender.Sender(places.from_environment(), concurrency=self._lanes) as self._sender:
+        with sender.Sender(receivers.from_environment(), concurrency=self._lanes) as self._sender:
             self._node = node
             yield
         self._sender = None
 
     def notify(self, event: Event[OrderCreated | OrderCancelled], tx: "psycopg.Connection[Any]") -> None:
-        """Tell the receiver, and then note that it was told."""
+        """Call the receiver, then write the notification's row through `tx`."""
         assert self._sender is not None
         cancelled = isinstance(event.data, OrderCancelled)
         state, default_seq = ("cancelled", 2) if cancelled else ("created", 1)
@@ -87,12 +88,12 @@ class Webhook:
 
 
 def identity_of(event: Event[Any]) -> str:
-    """Return what identifies a notification: the same whenever it is sent."""
+    """Return a notification's idempotency key: the same each time it is sent."""
     return event.id or f"outbox-{event.outbox_id}"
 
 
 def body_of(event: Event[OrderCreated | OrderCancelled], state: str) -> str:
-    """Return the JSON of a notification: the same whenever it is sent, or a receiver would see a key used twice."""
+    """Return a notification's JSON: the same each time it is sent, for a receiver that compares bodies by key."""
     data = {"order_id": event.data.order_id, "state": state}
     if isinstance(event.data, OrderCreated):
         data["customer_id"] = event.data.customer_id

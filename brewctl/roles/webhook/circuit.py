@@ -1,15 +1,15 @@
-"""Whether the receiver is called at all: after failures of several customers in a row it is left alone for a while.
+"""A circuit breaker for the receiver: after failures for several customers in a row, no calls are made for a while.
 
     closed ──5 customers in a row, or nothing listens──► open ──its time is over──► half open: one call
       ▲                                                     ▲                            │
       └──────────────────────── 2xx ────────────────────────┼────────────────────────────┤
                                                             └── fails: twice as long ────┘
 
-Customers are counted, not calls: an event that fails again and again alone is at fault itself, and a receiver that is
-slow for one customer is no reason to delay the others.
+Customers are counted, not calls: one event that keeps failing is itself at fault, and a receiver that is slow for one
+customer should not delay the others.
 
-The libraries do not fit. pybreaker holds its lock for as long as a call takes, so that one slow call delays all
-others; purgatory is for asyncio; neither can count customers, or tell for how long it will be open.
+The libraries do not fit. pybreaker holds its lock during a call, so that one slow call delays all others; purgatory is
+for asyncio; neither can count customers, or tell for how long it will be open.
 """
 
 import random
@@ -21,7 +21,7 @@ _LONGEST_S = 30.0
 
 
 class Circuit:
-    """Of one receiver. For many threads."""
+    """The circuit breaker of one receiver. Thread-safe."""
 
     def __init__(
         self, *, most_in_a_row: int = 5, first_s: float = 1.0, clock: Callable[[], float] = time.monotonic
@@ -32,13 +32,14 @@ class Circuit:
         self._changed = threading.Condition()
         self._in_a_row: set[str] = set()
         self._open_until: float | None = None  # None: closed
-        self._open_s = 0.0  # how long it was open last
+        self._open_s = 0.0  # for how long it was last opened
         self._probing = False
 
     def enter(self, *, patience_s: float = 0.0) -> float:
-        """Return 0 for a call now, whose end is told to `succeeded`, `failed` or `left`; else when to ask again.
+        """Return 0 if a call may be made now, else in how many seconds to ask again.
 
-        It is waited for `patience_s` at most: while the receiver is called by nobody, nobody is delayed by that.
+        Report the end of the call to `succeeded`, `failed` or `abandoned`. While the circuit is open, this waits for up
+        to `patience_s` seconds before it answers.
         """
         until = time.monotonic() + patience_s
         with self._changed:
@@ -58,14 +59,14 @@ class Circuit:
         self._probing = True
         return 0.0
 
-    def left(self) -> None:
-        """Note a call that ended without an answer of either kind, such as one that was cancelled."""
+    def abandoned(self) -> None:
+        """Note a call that says nothing of the receiver, such as a cancelled one."""
         with self._changed:
             self._probing = False
             self._changed.notify_all()
 
     def succeeded(self) -> bool:
-        """Note an answer that says done; return whether the circuit was open until now."""
+        """Note a successful call, and close the circuit. Return whether it was open until now."""
         with self._changed:
             opened = self._open_until is not None
             self._open_until, self._open_s, self._probing = None, 0.0, False
@@ -74,20 +75,20 @@ class Circuit:
             return opened
 
     def failed(self, party: str, *, away: bool = False, pause_s: float = 0.0) -> float:
-        """Note a failure; return for how many seconds the circuit is open now, 0 where it is closed.
+        """Note a failed call. Return for how many seconds the circuit is open now; 0 if it is closed.
 
-        `party`: the customer, or the event, with whom. `away`: nothing was sent, so that it is no event's fault.
-        `pause_s`: what the receiver asked for.
+        `party`: the call's customer, or its event. `away`: nothing was sent, so that the fault is not the event's.
+        `pause_s`: the pause that the receiver asked for.
         """
         with self._changed:
             self._in_a_row.add(party)
             if self._open_until is not None and not self._probing:
-                return max(0.0, self._open_until - self._clock())  # of a call that began before it was opened
+                return max(0.0, self._open_until - self._clock())  # the call began before the circuit was opened
             if not (away or self._probing or len(self._in_a_row) >= self._most):
                 return 0.0
             self._probing = False
             self._open_s = min(_LONGEST_S, 2 * self._open_s or self._first_s)
-            # Several nodes do not come back at one moment.
+            # Jitter: several nodes do not call again at one moment.
             seconds = max(self._open_s * random.uniform(0.75, 1.25), pause_s)  # noqa: S311 - no secret
             self._open_until = self._clock() + seconds
             self._changed.notify_all()

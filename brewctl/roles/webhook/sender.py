@@ -1,4 +1,4 @@
-"""One call of the receiver, and what its answer means for the event.
+"""Calls the receiver, and raises what its answer means for the event.
 
     2xx                                        done
     429, 503 with Retry-After                  later, when the receiver said: nothing is counted
@@ -6,9 +6,8 @@
     408, 425, 5xx, 3xx, no or half an answer   failed: tried again, and parked in the end
     any other 4xx                              refused: parked at once, with what the receiver said
 
-The calls run on an event loop in a thread of their own: asyncio alone can end a call at its deadline wherever it is,
-in a look-up of the host's name too, or while the receiver sends a byte a second. A timeout of a synchronous client
-is one of each read.
+The calls run on an asyncio loop in a thread of its own, which can end a call at its deadline wherever it stands: also
+in a DNS look-up, or while the receiver sends a byte a second. A synchronous client's timeout is one for each read.
 """
 
 import asyncio
@@ -29,15 +28,15 @@ import httpx2
 
 from brewctl import Later, Reject, UsageError, __version__
 from brewctl.roles.webhook.circuit import Circuit
-from brewctl.roles.webhook.places import Place, origin
+from brewctl.roles.webhook.receivers import Receiver, origin
 
 logger = logging.getLogger(__name__)
-# It logs the whole URL of each call, whose path is a secret with some receivers.
+# httpx2 logs the URL of each call, whose path is a secret with some receivers.
 logging.getLogger("httpx2").setLevel(logging.WARNING)
 
-_MOST_BYTES = 64 * 1024  # of an answer's body: what is more is not read
+_MOST_BYTES = 64 * 1024  # of an answer's body; the rest is not read
 _SHOWN_CHARACTERS = 200
-_LONGEST_PAUSE_S = 300.0  # what a receiver may ask for at most
+_LONGEST_PAUSE_S = 300.0  # the longest pause that a receiver may ask for
 _PAUSE_S = 1.0
 _SUCCESS, _REDIRECT, _CLIENT_ERROR, _SERVER_ERROR = range(200, 300), range(300, 400), range(400, 500), range(500, 600)
 _TOO_MANY, _UNAVAILABLE = 429, 503
@@ -45,7 +44,7 @@ _TRY_AGAIN = frozenset({408, 425})
 
 
 class SendError(Exception):
-    """A call failed, and may succeed another time. The message says why."""
+    """A call failed, and a retry may succeed. The message says why."""
 
 
 @dataclass(frozen=True)
@@ -57,22 +56,22 @@ class _Answer:
 
 
 class Sender:
-    """Calls one receiver, from many threads. Open as long as its block runs."""
+    """Calls one receiver, while its block runs. Thread-safe."""
 
-    def __init__(self, place: Place, *, concurrency: int, circuit: Circuit | None = None) -> None:
-        self._place = place
+    def __init__(self, receiver: Receiver, *, concurrency: int, circuit: Circuit | None = None) -> None:
+        self._receiver = receiver
         self._circuit = circuit or Circuit()
         self._limits = httpx2.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
 
     def __enter__(self) -> Self:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="webhook", daemon=True)
-        whole_s = self._place.timeout_s
+        whole_s = self._receiver.timeout_s
         self._client = httpx2.AsyncClient(
-            # A host that can't be reached is told from one that does not answer: nothing was sent to it.
+            # A shorter connect timeout: a host that can't be reached was sent nothing, unlike one that does not answer.
             timeout=httpx2.Timeout(whole_s, connect=whole_s / 2),
             limits=self._limits,
-            follow_redirects=False,  # who is at the other end of one was not configured, nor asked for its certificate
+            follow_redirects=False,  # its target was not configured
             headers={"user-agent": f"brewctl/{__version__}", "accept-encoding": "identity"},
         )
         self._thread.start()
@@ -83,44 +82,44 @@ class Sender:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         with contextlib.suppress(TimeoutError):
-            asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(self._place.timeout_s)
+            asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(self._receiver.timeout_s)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
     async def _look_up(self) -> None:
-        """Say at the start where the receiver's host is not known: it may be later, and until then all waits."""
-        url = self._place.url
+        """Log at the start if the host's name has no address yet: notifications wait until it has one."""
+        url = self._receiver.url
         try:
             await self._loop.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
         except OSError as error:
-            logger.warning("webhook: %s: the host's name leads nowhere yet: %s", self._place.name, _reason(error))
+            logger.warning("webhook: %s: the host's name leads nowhere yet: %s", self._receiver.name, _reason(error))
 
     def send(self, identity: str, body: str, headers: Mapping[str, str] | None = None, *, of: str = "") -> None:
-        """Send a notification, under an identity that is the same each time it is sent; `of`: whose it is.
+        """Send a notification. `identity`: its idempotency key. `of`: its customer.
 
-        Raises Later, Reject or SendError where the receiver did not say that it has it.
+        Raises Later, Reject or SendError unless the receiver confirmed it.
         """
         if wait_s := self._circuit.enter(patience_s=_PAUSE_S):
-            raise Later(wait_s, f"no calls for a while, after failures ({self._place.name})")
+            raise Later(wait_s, f"no calls for a while, after failures ({self._receiver.name})")
         try:
             self._judge(self._call(identity, body, headers or {}))
         except Later as later:
             if isinstance(later.__cause__, UsageError | concurrent.futures.CancelledError):
-                self._circuit.left()  # the receiver was not called, or did not get the time to answer
+                self._circuit.abandoned()  # the receiver was not called, or did not get the time to answer
                 raise
             seconds = self._failed(of or identity, later.why, away=not isinstance(later, _Asked), pause_s=later.seconds)
             raise Later(max(seconds, later.seconds), later.why) from later.__cause__
         except (Reject, SendError) as error:
             if seconds := self._failed(of or identity, str(error)):
-                # So many in a row: nothing is counted against this one.
+                # The circuit is open: the failure does not count against this event.
                 raise Later(seconds, str(error)) from error
             raise
         except BaseException:
-            self._circuit.left()
+            self._circuit.abandoned()
             raise
         if self._circuit.succeeded():
-            logger.warning("webhook: %s takes notifications again", self._place.name)
+            logger.warning("webhook: %s takes notifications again", self._receiver.name)
 
     def _failed(self, party: str, why: str, *, away: bool = False, pause_s: float = 0.0) -> float:
         seconds = self._circuit.failed(party, away=away, pause_s=pause_s)
@@ -129,7 +128,7 @@ class Sender:
         return seconds
 
     def _call(self, identity: str, body: str, headers: Mapping[str, str]) -> _Answer:
-        name = self._place.name
+        name = self._receiver.name
         own = {
             **headers,
             "content-type": "application/json",
@@ -137,11 +136,11 @@ class Sender:
             "webhook-id": identity,
         }
         try:
-            if self._place.signed:
+            if self._receiver.signed:
                 now = datetime.now(UTC)
                 own["webhook-timestamp"] = str(int(now.timestamp()))
-                own["webhook-signature"] = self._place.signatures(identity, now, body)
-        except UsageError as error:  # of a file that was replaced; never sent without a signature
+                own["webhook-signature"] = self._receiver.signatures(identity, now, body)
+        except UsageError as error:  # a secret's file was replaced by a wrong one: nothing is sent unsigned
             logger.warning("webhook: nothing is sent: %s", error)
             raise Later(_PAUSE_S, str(error)) from error
         try:
@@ -149,7 +148,7 @@ class Sender:
         except concurrent.futures.CancelledError as error:
             raise Later(0, "the node stops") from error
         except TimeoutError as error:
-            raise SendError(f"no whole answer within {self._place.timeout_s:g} s ({name})") from error
+            raise SendError(f"no whole answer within {self._receiver.timeout_s:g} s ({name})") from error
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError) as error:
             raise Later(0, f"can't be reached: {_reason(error)} ({name})") from error
         except (httpx2.HTTPError, ssl.SSLError, OSError) as error:
@@ -157,8 +156,8 @@ class Sender:
 
     async def _post(self, body: bytes, headers: Mapping[str, str]) -> _Answer:
         async with (
-            asyncio.timeout(self._place.timeout_s),
-            self._client.stream("POST", self._place.url, content=body, headers=headers) as response,
+            asyncio.timeout(self._receiver.timeout_s),
+            self._client.stream("POST", self._receiver.url, content=body, headers=headers) as response,
         ):
             read = bytearray()
             async for chunk in response.aiter_raw():
@@ -173,23 +172,23 @@ class Sender:
             )
 
     def _judge(self, answer: _Answer) -> None:
-        """Raise what an answer means, unless it says that the receiver has the notification."""
+        """Raise Later, Reject or SendError, unless the answer confirms the notification."""
         status = answer.status
         if status in _SUCCESS:
             return
-        said = f"HTTP {status}{_shown(answer.body)} ({self._place.name})"
+        said = f"HTTP {status}{_shown(answer.body)} ({self._receiver.name})"
         if status == _TOO_MANY or (status == _UNAVAILABLE and answer.retry_after):
             raise _Asked(_pause_s(answer.retry_after), said)
         if status in _REDIRECT:
             target = self._target(answer.location)
-            raise SendError(f"HTTP {status} points to {target}, which is never followed ({self._place.name})")
+            raise SendError(f"HTTP {status} points to {target}, which is never followed ({self._receiver.name})")
         if status in _CLIENT_ERROR and status not in _TRY_AGAIN:
             raise Reject(said)
         raise SendError(said)
 
     def _target(self, location: str) -> str:
         try:
-            return _clean(origin(self._place.url.join(location)), _SHOWN_CHARACTERS) if location else "nowhere"
+            return _clean(origin(self._receiver.url.join(location)), _SHOWN_CHARACTERS) if location else "nowhere"
         except (httpx2.InvalidURL, ValueError):
             return "what is no URL"
 
@@ -202,11 +201,11 @@ class Sender:
 
 
 class _Asked(Later):
-    """The receiver itself asks to be called later."""
+    """The receiver asks to be called later."""
 
 
 def _pause_s(retry_after: str) -> float:
-    """Return the seconds that a Retry-After says, of either form, within bounds."""
+    """Return the seconds of a Retry-After, a number or a date, within bounds."""
     text = retry_after.strip()
     try:
         seconds = float(text) if text.isdecimal() else _until(text)
@@ -226,7 +225,7 @@ def _shown(body: bytes) -> str:
 
 
 def _clean(text: str, most: int) -> str:
-    """Return the beginning of a foreign text on one line, without characters that a terminal acts on."""
+    """Return the beginning of a text on one line, without control characters that a terminal would act on."""
     return " ".join("".join(each if each.isprintable() else " " for each in text).split())[:most]
 
 

@@ -1,4 +1,4 @@
-"""Where notifications are sent, and with which secrets they are signed: the settings, and what is wrong with them."""
+"""Reads the receiver's settings from the environment, and checks them: its URL, the signing secrets, the timeout."""
 
 import base64
 import binascii
@@ -16,7 +16,7 @@ from brewctl import Secret, UsageError
 
 URL, SECRET = "BREW_WEBHOOK_URL", "BREW_WEBHOOK_SECRET"
 UNSIGNED, PLAIN_HTTP, TIMEOUT = "BREW_WEBHOOK_UNSIGNED", "BREW_WEBHOOK_PLAIN_HTTP", "BREW_WEBHOOK_TIMEOUT"
-TIMEOUT_S = 5.0  # a call that is at work when the node is stopped ends within its drain
+TIMEOUT_S = 5.0  # shorter than the drain: an open call ends before its node stops
 _LONGEST_S = 60.0
 _KEY_BYTES = range(24, 65)  # as Standard Webhooks has it
 _LONGEST_URL = 2000
@@ -26,8 +26,8 @@ _MAKE_ONE = "make one with `openssl rand -base64 32`"
 
 
 @dataclass(frozen=True)
-class Place:
-    """The receiver. `secret` is read for each call: its file may change while the node runs."""
+class Receiver:
+    """The receiver of notifications. `secret` is read for each call: its file may change while the node runs."""
 
     url: httpx2.URL = field(repr=False)  # with some receivers its path is a secret
     secret: Secret
@@ -36,7 +36,7 @@ class Place:
 
     @property
     def name(self) -> str:
-        """The receiver in messages: without its path, which with some receivers is a secret."""
+        """The receiver's name in messages: its URL without the path, which with some receivers is a secret."""
         return origin(self.url)
 
     def signatures(self, identity: str, at: datetime, body: str) -> str:
@@ -44,20 +44,20 @@ class Place:
         return " ".join(key.sign(identity, at, body) for key in _keys(self.secret))
 
 
-def from_environment(environ: Mapping[str, str] = os.environ) -> Place:
-    """Read the settings. Raises UsageError."""
-    place = Place(
+def from_environment(environ: Mapping[str, str] = os.environ) -> Receiver:
+    """Return the receiver that the environment names. Raises UsageError for missing or wrong settings."""
+    receiver = Receiver(
         url=_url(Secret.of(URL, environ).read().strip(), plain_http=_switch(PLAIN_HTTP, environ)),
         secret=Secret.of(SECRET, environ),
         signed=not _switch(UNSIGNED, environ),
         timeout_s=_timeout(environ.get(TIMEOUT, "").strip()),
     )
-    if place.signed and not place.secret:
+    if receiver.signed and not receiver.secret:
         hint = f"{_MAKE_ONE} and set {SECRET}_FILE to its file, or add --unsigned"
         raise UsageError(f"{SECRET} is not set: the receiver could not tell whose call it is", hint=hint)
-    if place.signed:
-        place.signatures("", datetime.now(UTC), "")
-    return place
+    if receiver.signed:
+        receiver.signatures("", datetime.now(UTC), "")
+    return receiver
 
 
 def origin(url: httpx2.URL) -> str:
@@ -104,7 +104,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _keys(secret: Secret) -> list[Webhook]:
-    """Return what signs, for each of the secrets, which are separated by a blank."""
+    """Return a signing key for each of the secrets, which are separated by a blank. Raises UsageError."""
     keys = []
     for text in secret.read().split():
         try:
