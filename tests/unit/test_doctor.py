@@ -23,7 +23,7 @@ from brewctl.cli.main import app
 from brewctl.delivery.broker import Member, Partition, Unreached
 from brewctl.delivery.repair.republish import Missing, Summary
 from brewctl.delivery.schema import parts
-from brewctl.delivery.schema.versions import Standing
+from brewctl.delivery.schema.versions import MigrationState
 from brewctl.delivery.topics.group_progress import Progress
 from brewctl.doctor import (
     Finding,
@@ -229,7 +229,7 @@ def test_the_version_of_postgres(number: str, verdict: str) -> None:
 )
 def test_the_schema(lacking: list[str], left: set[str], verdict: str) -> None:
     lacking_parts = [part for part in parts.PARTS if part.name in {*lacking, *left}]
-    finding = postgres.schema_finding(Standing(frozenset(), tuple(lacking_parts), is_empty=False))
+    finding = postgres.schema_finding(MigrationState(frozenset(), tuple(lacking_parts), is_empty=False))
     assert verdicts(finding) == [verdict]
     assert ("brewctl db migrate" in finding.mend) == (verdict != "ok")
 

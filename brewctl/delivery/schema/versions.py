@@ -29,7 +29,7 @@ _log = log.get(__name__)
 
 
 @dataclass(frozen=True)
-class Standing:
+class MigrationState:
     """How far a database is. `recorded`: the migrations that have a row; `lacking`: what `brewctl db migrate` adds."""
 
     recorded: frozenset[int]
@@ -63,12 +63,12 @@ class Standing:
         return self.is_newer or not (self.lacking or self.unrecorded)
 
 
-def standing(connection: "Connection", tables: Collection[str] | None = None) -> Standing:
+def standing(connection: "Connection", tables: Collection[str] | None = None) -> MigrationState:
     """Look how far a database is. Locks no table of a role's. `tables`: those that it needs; default: all."""
     numbers = recorded(connection)
     found = _left_out(connection, completion.missing(connection, tables), numbers)
     wanted = {name for name in parts.TABLES if tables is None or name in tables}
-    return Standing(numbers, tuple(found), wanted <= {part.name for part in found if part.kind is Kind.TABLE})
+    return MigrationState(numbers, tuple(found), wanted <= {part.name for part in found if part.kind is Kind.TABLE})
 
 
 def recorded(connection: "Connection") -> frozenset[int]:
@@ -107,7 +107,9 @@ def tell_of_newer(connection: "Connection") -> None:
         _log.warning("the database is newer than this program", database=newest, program=PROGRAM, hint=hint)
 
 
-def bring_up(connection: "BoundedConnection", tell: Tell = nobody, tables: Collection[str] | None = None) -> Standing:
+def bring_up(
+    connection: "BoundedConnection", tell: Tell = nobody, tables: Collection[str] | None = None
+) -> MigrationState:
     """Add what is missing, migration by migration, and write a row for each that is complete.
 
     Returns what was there before: as this session began to migrate, or, without that, as it looked.
