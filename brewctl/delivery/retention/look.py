@@ -76,7 +76,7 @@ def last_order(connection: BoundedConnection, partition: str) -> datetime | None
     return row[0] if row else None
 
 
-class Look:
+class Evidence:
     """What is known of Kafka and of the homes, at one moment."""
 
     def __init__(
@@ -266,7 +266,7 @@ class Look:
 @contextlib.contextmanager
 def open_look(
     settings: Settings, connection: BoundedConnection, *, gone: Collection[str] = (), lost_to: Collection[str] = ()
-) -> Iterator[Look]:
+) -> Iterator[Evidence]:
     """Ask Kafka now. Raises UnreachableError, BrewError where a topic, or a right, is missing."""
     with open_admin(settings) as admin:
-        yield Look(settings, connection, admin, gone=gone, lost_to=lost_to)
+        yield Evidence(settings, connection, admin, gone=gone, lost_to=lost_to)

@@ -20,7 +20,7 @@ from psycopg.rows import namedtuple_row
 
 from brewctl.config import Settings
 from brewctl.delivery.database import BoundedConnection, Connection, table_locks
-from brewctl.delivery.retention.look import Look, last_order, open_look, partitions, sequence
+from brewctl.delivery.retention.look import Evidence, last_order, open_look, partitions, sequence
 from brewctl.delivery.retention.plan import Partition, Verdict, stray
 from brewctl.delivery.retention.turn import Turn
 from brewctl.delivery.schema import homes, no_partition
@@ -134,7 +134,7 @@ class Run:
         )
         return outcome
 
-    def _finish(self, look: Look) -> Verdict | None:
+    def _finish(self, look: Evidence) -> Verdict | None:
         """Finish what an earlier run has begun. Return the partition that must stay after all."""
         begun = state(self._connection)
         if not begun.dropping:
@@ -146,7 +146,7 @@ class Run:
         partition = Partition(begun.dropping, begun.dropping_from, begun.dropping_until)
         return self._remove_outbox(look, partition)
 
-    def _drop_outbox(self, look: Look, verdict: Verdict) -> Verdict | None:
+    def _drop_outbox(self, look: Evidence, verdict: Verdict) -> Verdict | None:
         partition = verdict.partition
         latest = [at for at in (verdict.newest, last_order(self._connection, partition.name)) if at]
         self._turn.renew()
@@ -160,7 +160,7 @@ class Run:
         self._connection.execute(retention_queries["begin_drop"], began)
         return self._remove_outbox(look, partition)
 
-    def _remove_outbox(self, look: Look, partition: Partition) -> Verdict | None:
+    def _remove_outbox(self, look: Evidence, partition: Partition) -> Verdict | None:
         """Detach a partition of the outbox and drop it, unless a row of it has to stay: then attach it again."""
         self._detach(self._connection, _OUTBOX, partition.name)
         if _relation(self._connection, partition.name):
