@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from brewctl.delivery.retention.expiry import Forgotten
-    from brewctl.delivery.retention.plan import Verdict
+    from brewctl.delivery.retention.plan import PartitionVerdict
     from brewctl.delivery.retention.retention import Outcome
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -230,7 +230,7 @@ def _plan(settings: config.Settings, asked: dict[str, list[str]], *, as_json: bo
         raise BrewError(f"nothing would be dropped: {wrong.partition.name}: {reason.text}", hint=reason.todo)
 
 
-def _as_json(verdict: "Verdict") -> dict[str, object]:
+def _as_json(verdict: "PartitionVerdict") -> dict[str, object]:
     partition = verdict.partition
     return {
         "name": partition.name,
@@ -247,7 +247,7 @@ def _as_json(verdict: "Verdict") -> dict[str, object]:
     }
 
 
-def _draw(verdicts: "Sequence[Verdict]", watermark: int) -> None:
+def _draw(verdicts: "Sequence[PartitionVerdict]", watermark: int) -> None:
     output.emit(f"watermark {watermark}: rows with smaller ids were dropped")
     looked = [verdict for verdict in verdicts if verdict.looked]
     for verdict in looked:
@@ -258,7 +258,7 @@ def _draw(verdicts: "Sequence[Verdict]", watermark: int) -> None:
         output.emit(f"{names}: about {count} rows, {size}: {'stays' if len(behind) == 1 else 'stay'} as well")
 
 
-def _draw_one(verdict: "Verdict", whose: str = "") -> None:
+def _draw_one(verdict: "PartitionVerdict", whose: str = "") -> None:
     partition = verdict.partition
     first = "the first" if partition.low is None else str(partition.low)
     age = f", {_age(verdict.oldest)} old" if verdict.oldest else ""

@@ -19,7 +19,17 @@ from brewctl.delivery.broker import Admin, open_admin
 from brewctl.delivery.database import BoundedConnection, table_locks
 from brewctl.delivery.inbox.dead_letter import Letter
 from brewctl.delivery.repair.dead_letters import Filter, open_dead_letters
-from brewctl.delivery.retention.plan import Content, Group, Known, Partition, Reason, Topic, Verdict, judge, misplaced
+from brewctl.delivery.retention.plan import (
+    Content,
+    Group,
+    Known,
+    Partition,
+    PartitionVerdict,
+    Reason,
+    Topic,
+    judge,
+    misplaced,
+)
 from brewctl.delivery.schema import homes
 from brewctl.delivery.schema.homes import Home
 from brewctl.delivery.topics import keeping
@@ -106,7 +116,7 @@ class Evidence:
         self._letters: list[Buried] | None = None
         self._newest = [Content(name, "", None, rows) for name, rows in connection.execute(retention_queries["newest"])]
 
-    def verdicts(self, *, whole: bool = True) -> Iterator[Verdict]:
+    def verdicts(self, *, whole: bool = True) -> Iterator[PartitionVerdict]:
         """Judge the partitions of the outbox, from the oldest to the first that must stay; then only name the rest.
 
         `whole`: the last one too, which rows are written to.
@@ -116,25 +126,25 @@ class Evidence:
         for partition in partitions(self._connection, "outbox"):
             if stays:
                 if whole:
-                    yield Verdict(partition, looked=False)
+                    yield PartitionVerdict(partition, looked=False)
                 continue
             verdict = self.judged(partition, last)
             stays = not verdict.may_go
             yield verdict
 
-    def judged(self, partition: Partition, last: int) -> Verdict:
+    def judged(self, partition: Partition, last: int) -> PartitionVerdict:
         """Judge one partition of the outbox, by `last`, the last id that was given out."""
         if partition.high > last:
             stays = Reason("rows are still written to it", "nothing")
-            return Verdict(partition, contents(self._connection, partition), [stays])
+            return PartitionVerdict(partition, contents(self._connection, partition), [stays])
         if writer := self._writer(partition):
-            return Verdict(partition, contents(self._connection, partition), [writer])
+            return PartitionVerdict(partition, contents(self._connection, partition), [writer])
         return self.of_rows(partition)
 
-    def of_rows(self, partition: Partition, *, detached: bool = False) -> Verdict:
+    def of_rows(self, partition: Partition, *, detached: bool = False) -> PartitionVerdict:
         """Judge a partition that nobody writes to any more, by its rows."""
         found = contents(self._connection, partition, detached=detached)
-        verdict = Verdict(partition, found)
+        verdict = PartitionVerdict(partition, found)
         if found and (reason := misplaced([*found, *self._newest], self._settings.topic)):
             verdict.reasons.append(reason)
             return verdict

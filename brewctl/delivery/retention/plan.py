@@ -84,7 +84,7 @@ class Partition:
 
 
 @dataclass
-class Verdict:
+class PartitionVerdict:
     """What may become of a partition. Without reasons it may go."""
 
     partition: Partition
@@ -216,14 +216,14 @@ def _group(contents: Sequence[Content], topic: Topic, group: Group) -> Iterator[
             return
 
 
-def stray(partition: Partition) -> Verdict:
+def stray(partition: Partition) -> PartitionVerdict:
     """Say why a dedup partition is there whose ids go far beyond the outbox's, and when it goes."""
     whose = "its ids go far beyond the outbox's: they are another outbox's, or rubbish"
     todo = f"nothing; where they are rubbish, in psql: DROP TABLE {partition.name}"
     if partition.low is None:  # it has rows of this outbox too, as the table had both before it got partitions
         todo = "nothing; to make it smaller, delete its rows with an outbox_id below the watermark in psql"
     reason = Reason(f"{whose}; it goes once the watermark has come to {partition.high}", todo)
-    return Verdict(partition, reasons=[reason], looked=False)
+    return PartitionVerdict(partition, reasons=[reason], looked=False)
 
 
 def misplaced(newest: Sequence[Content], topic: str) -> Reason | None:

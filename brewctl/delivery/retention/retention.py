@@ -21,7 +21,7 @@ from psycopg.rows import namedtuple_row
 from brewctl.config import Settings
 from brewctl.delivery.database import BoundedConnection, Connection, table_locks
 from brewctl.delivery.retention.look import Evidence, last_order, open_look, partitions, sequence
-from brewctl.delivery.retention.plan import Partition, Verdict, stray
+from brewctl.delivery.retention.plan import Partition, PartitionVerdict, stray
 from brewctl.delivery.retention.turn import Turn
 from brewctl.delivery.schema import homes, no_partition
 from brewctl.delivery.schema.homes import Home
@@ -45,7 +45,7 @@ class Outcome:
     """What a run has done."""
 
     dropped: list[str] = field(default_factory=list)
-    kept: Verdict | None = None  # the first partition that must stay, where it is full
+    kept: PartitionVerdict | None = None  # the first partition that must stay, where it is full
     refused: bool = False
     away: list[str] = field(default_factory=list)  # homes that a later run does
     watermark: int = 0
@@ -75,13 +75,13 @@ def size(settings: Settings, connection: BoundedConnection, rows: int) -> None:
             own.execute(retention_queries["size_partitions"], {"rows": rows})
 
 
-def plan(settings: Settings, connection: BoundedConnection, **asked: Sequence[str]) -> list[Verdict]:
+def plan(settings: Settings, connection: BoundedConnection, **asked: Sequence[str]) -> list[PartitionVerdict]:
     """Say of each partition of the outbox whether it may go. Changes nothing. `asked`: as `open_look` has it."""
     with open_look(settings, connection, **asked) as look:
         return list(look.verdicts())
 
 
-def strays(settings: Settings, connection: BoundedConnection) -> list[tuple[Home, Verdict]]:
+def strays(settings: Settings, connection: BoundedConnection) -> list[tuple[Home, PartitionVerdict]]:
     """Return the dedup partitions for ids that the outbox is far from. Changes nothing.
 
     A home that can't be asked is left out: where that keeps a partition of the outbox, its verdict says so.
@@ -134,7 +134,7 @@ class Run:
         )
         return outcome
 
-    def _finish(self, look: Evidence) -> Verdict | None:
+    def _finish(self, look: Evidence) -> PartitionVerdict | None:
         """Finish what an earlier run has begun. Return the partition that must stay after all."""
         begun = state(self._connection)
         if not begun.dropping:
@@ -146,7 +146,7 @@ class Run:
         partition = Partition(begun.dropping, begun.dropping_from, begun.dropping_until)
         return self._remove_outbox(look, partition)
 
-    def _drop_outbox(self, look: Evidence, verdict: Verdict) -> Verdict | None:
+    def _drop_outbox(self, look: Evidence, verdict: PartitionVerdict) -> PartitionVerdict | None:
         partition = verdict.partition
         latest = [at for at in (verdict.newest, last_order(self._connection, partition.name)) if at]
         self._turn.renew()
@@ -160,7 +160,7 @@ class Run:
         self._connection.execute(retention_queries["begin_drop"], began)
         return self._remove_outbox(look, partition)
 
-    def _remove_outbox(self, look: Evidence, partition: Partition) -> Verdict | None:
+    def _remove_outbox(self, look: Evidence, partition: Partition) -> PartitionVerdict | None:
         """Detach a partition of the outbox and drop it, unless a row of it has to stay: then attach it again."""
         self._detach(self._connection, _OUTBOX, partition.name)
         if _relation(self._connection, partition.name):
