@@ -21,7 +21,7 @@ from brewctl.delivery.inbox.dead_letter import Letter
 from brewctl.delivery.repair.dead_letters import Filter, open_dead_letters
 from brewctl.delivery.retention.plan import (
     Content,
-    Group,
+    GroupOffsets,
     Known,
     Partition,
     PartitionVerdict,
@@ -106,7 +106,7 @@ class Evidence:
         self._lost_to = frozenset(lost_to)
         self._homes = homes.of(settings)
         self._groups = [
-            Group(name := registry.kafka_group(settings, each), each.group, frozenset(each.events),
+            GroupOffsets(name := registry.kafka_group(settings, each), each.group, frozenset(each.events),
                   admin.committed(name, settings.topic))
             for each in registry.configured(settings)
         ]  # fmt: skip
@@ -269,7 +269,7 @@ class Evidence:
                 )
                 yield Reason(text, todo, refused=True)
 
-    def _of(self, home: Home) -> list[Group]:
+    def _of(self, home: Home) -> list[GroupOffsets]:
         return [each for each in self._groups if each.consumer in home.groups]
 
 

@@ -51,7 +51,7 @@ class Topic:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class GroupOffsets:
     """A consumer group of the story's topic."""
 
     name: str  # in Kafka
@@ -66,7 +66,7 @@ class Known:
 
     topic: str  # the story's
     topics: Mapping[str, Topic]
-    groups: Sequence[Group]
+    groups: Sequence[GroupOffsets]
     now: datetime
     gone: frozenset[str] = frozenset()
 
@@ -194,7 +194,7 @@ def _unplaced(contents: Sequence[Content], topic: Topic, now: datetime) -> Itera
         yield Reason(text, "nothing: they may go when they are older than that")
 
 
-def _group(contents: Sequence[Content], topic: Topic, group: Group) -> Iterator[Reason]:
+def _group(contents: Sequence[Content], topic: Topic, group: GroupOffsets) -> Iterator[Reason]:
     last = _last([each for each in contents if each.type in group.types])
     resume = f"start it: `brewctl start {group.consumer}`; see `brewctl groups`"
     republish = f"`brewctl outbox republish --missing` publishes what {group.name} lacks"
