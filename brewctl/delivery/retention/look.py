@@ -23,9 +23,9 @@ from brewctl.delivery.retention.plan import (
     Content,
     GroupOffsets,
     Known,
-    Partition,
     PartitionVerdict,
     Reason,
+    TablePartition,
     Topic,
     judge,
     misplaced,
@@ -52,9 +52,9 @@ class Buried:
     given_up: bool  # what has not processed it is to do without it, or it is decided later
 
 
-def partitions(connection: BoundedConnection, table: str) -> list[Partition]:
+def partitions(connection: BoundedConnection, table: str) -> list[TablePartition]:
     """Return a table's partitions, in their order."""
-    with connection.cursor(row_factory=class_row(Partition)) as cursor:
+    with connection.cursor(row_factory=class_row(TablePartition)) as cursor:
         return cursor.execute(retention_queries["partitions"], {"table": table}).fetchall()
 
 
@@ -64,7 +64,7 @@ def sequence(connection: BoundedConnection) -> int:
     return int(last)
 
 
-def _rows(partition: Partition, *, detached: bool) -> sql.Composable:
+def _rows(partition: TablePartition, *, detached: bool) -> sql.Composable:
     """Return what stands for the rows of a partition in a query: by its ids, readers may have them too."""
     if detached:
         return sql.Identifier(partition.name)
@@ -72,7 +72,7 @@ def _rows(partition: Partition, *, detached: bool) -> sql.Composable:
     return sql.SQL("(SELECT * FROM outbox WHERE {}id < {}) AS part").format(low, sql.Literal(partition.high))
 
 
-def contents(connection: BoundedConnection, partition: Partition, *, detached: bool = False) -> list[Content]:
+def contents(connection: BoundedConnection, partition: TablePartition, *, detached: bool = False) -> list[Content]:
     """Read a partition of the outbox from one end to the other, as long as schema_s at most."""
     query = sql.SQL(retention_queries["contents"]).format(partition=_rows(partition, detached=detached))
     with table_locks.bounded(connection), connection.cursor(row_factory=class_row(Content)) as cursor:
@@ -132,7 +132,7 @@ class Evidence:
             stays = not verdict.may_go
             yield verdict
 
-    def judged(self, partition: Partition, last: int) -> PartitionVerdict:
+    def judged(self, partition: TablePartition, last: int) -> PartitionVerdict:
         """Judge one partition of the outbox, by `last`, the last id that was given out."""
         if partition.high > last:
             stays = Reason("rows are still written to it", "nothing")
@@ -141,7 +141,7 @@ class Evidence:
             return PartitionVerdict(partition, contents(self._connection, partition), [writer])
         return self.of_rows(partition)
 
-    def of_rows(self, partition: Partition, *, detached: bool = False) -> PartitionVerdict:
+    def of_rows(self, partition: TablePartition, *, detached: bool = False) -> PartitionVerdict:
         """Judge a partition that nobody writes to any more, by its rows."""
         found = contents(self._connection, partition, detached=detached)
         verdict = PartitionVerdict(partition, found)
@@ -169,7 +169,7 @@ class Evidence:
         kept = keeping.look(self._admin, name)
         return Topic(name, ends=self._admin.ends(name), keeps_ms=kept.keep_ms, compacted=kept.compacts)
 
-    def _writer(self, partition: Partition) -> Reason | None:
+    def _writer(self, partition: TablePartition) -> Reason | None:
         """Wait for the transactions that may have taken an id of it before it was full."""
         asked = {"partition": partition.name}
 
@@ -188,7 +188,7 @@ class Evidence:
         whose = f"prepared transaction {gid!r}" if gid else f"a transaction of session {pid}"
         return Reason(f"{whose} may still write to it", "end it, or wait for it: `brewctl doctor` names old ones")
 
-    def _parked(self, partition: Partition) -> Iterator[Reason]:
+    def _parked(self, partition: TablePartition) -> Iterator[Reason]:
         asked = {"low": partition.low or 0, "high": partition.high}
         for home in self._homes:
             try:
@@ -203,7 +203,7 @@ class Evidence:
                 # What is parked there, and what was processed, can't be known.
                 yield Reason(f"a database is away: {error.message}", error.hint)
 
-    def _dead(self, partition: Partition) -> Iterator[Reason]:
+    def _dead(self, partition: TablePartition) -> Iterator[Reason]:
         low = partition.low or 0
         keeping = [each for each in self._buried() if each.what and low <= each.outbox_id < partition.high]
         if keeping:
@@ -233,7 +233,7 @@ class Evidence:
                 what = f"the topic still has a redriven copy, {place.partition}@{place.offset},"
         return Buried(int(named), letter.group, what, letter.id, letter.outcome != "redriven")
 
-    def _lacking(self, partition: Partition, *, detached: bool) -> Iterator[Reason]:
+    def _lacking(self, partition: TablePartition, *, detached: bool) -> Iterator[Reason]:
         """Compare the rows with what each group has processed: an overtaken group goes on as if nothing were lost."""
         lacking: dict[str, list[int]] = {each.consumer: [] for each in self._groups}
         page = sql.SQL(retention_queries["page"]).format(partition=_rows(partition, detached=detached))

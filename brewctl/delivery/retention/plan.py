@@ -72,7 +72,7 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Partition:
+class TablePartition:
     """A partition of a table: `low` is its first id, `high` the first id behind it; `low` is None of the first one."""
 
     name: str
@@ -87,7 +87,7 @@ class Partition:
 class PartitionVerdict:
     """What may become of a partition. Without reasons it may go."""
 
-    partition: Partition
+    partition: TablePartition
     contents: Sequence[Content] = ()
     reasons: list[Reason] = field(default_factory=list)
     looked: bool = True  # False: one before it must stay, so it was not looked into
@@ -216,7 +216,7 @@ def _group(contents: Sequence[Content], topic: Topic, group: GroupOffsets) -> It
             return
 
 
-def stray(partition: Partition) -> PartitionVerdict:
+def stray(partition: TablePartition) -> PartitionVerdict:
     """Say why a dedup partition is there whose ids go far beyond the outbox's, and when it goes."""
     whose = "its ids go far beyond the outbox's: they are another outbox's, or rubbish"
     todo = f"nothing; where they are rubbish, in psql: DROP TABLE {partition.name}"

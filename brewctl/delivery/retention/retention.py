@@ -21,7 +21,7 @@ from psycopg.rows import namedtuple_row
 from brewctl.config import Settings
 from brewctl.delivery.database import BoundedConnection, Connection, table_locks
 from brewctl.delivery.retention.look import Evidence, last_order, open_look, partitions, sequence
-from brewctl.delivery.retention.plan import Partition, PartitionVerdict, stray
+from brewctl.delivery.retention.plan import PartitionVerdict, TablePartition, stray
 from brewctl.delivery.retention.turn import Turn
 from brewctl.delivery.schema import homes, no_partition
 from brewctl.delivery.schema.homes import Home
@@ -143,7 +143,7 @@ class Run:
         if not begun.dropping.startswith(f"{_OUTBOX}_p"):
             self._remove(self._connection, _DEDUP, begun.dropping)
             return None
-        partition = Partition(begun.dropping, begun.dropping_from, begun.dropping_until)
+        partition = TablePartition(begun.dropping, begun.dropping_from, begun.dropping_until)
         return self._remove_outbox(look, partition)
 
     def _drop_outbox(self, look: Evidence, verdict: PartitionVerdict) -> PartitionVerdict | None:
@@ -160,7 +160,7 @@ class Run:
         self._connection.execute(retention_queries["begin_drop"], began)
         return self._remove_outbox(look, partition)
 
-    def _remove_outbox(self, look: Evidence, partition: Partition) -> PartitionVerdict | None:
+    def _remove_outbox(self, look: Evidence, partition: TablePartition) -> PartitionVerdict | None:
         """Detach a partition of the outbox and drop it, unless a row of it has to stay: then attach it again."""
         self._detach(self._connection, _OUTBOX, partition.name)
         if _relation(self._connection, partition.name):
@@ -230,7 +230,7 @@ class Run:
         self._outcome.dropped.append(name)
         self._tell(f"dropped {name}")
 
-    def _take_back(self, partition: Partition) -> None:
+    def _take_back(self, partition: TablePartition) -> None:
         bound = sql.SQL("MINVALUE") if partition.low is None else sql.Literal(partition.low)
         attach = sql.SQL("ALTER TABLE {} ATTACH PARTITION {} FOR VALUES FROM ({}) TO ({})").format(
             sql.Identifier(_OUTBOX), sql.Identifier(partition.name), bound, sql.Literal(partition.high)
@@ -271,7 +271,7 @@ class Run:
             self._tell(no_partition.said(error))
 
 
-def _holding(connection: BoundedConnection, table: str, row_id: int) -> Partition | None:
+def _holding(connection: BoundedConnection, table: str, row_id: int) -> TablePartition | None:
     """Return the partition that an id is in, where there is one."""
     for each in partitions(connection, table):
         if (each.low is None or each.low <= row_id) and row_id < each.high:
