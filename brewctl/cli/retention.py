@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from brewctl.delivery.retention.expiry import Forgotten
     from brewctl.delivery.retention.plan import PartitionVerdict
-    from brewctl.delivery.retention.retention import Outcome
+    from brewctl.delivery.retention.retention import RetentionOutcome
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _SPAN = re.compile(r"([0-9]{1,9})([smhd])|0")
@@ -116,7 +116,7 @@ def _once(
     *,
     tell: "Callable[[str], None]",
     stop: "threading.Event | None" = None,
-) -> "tuple[Outcome, Forgotten]":
+) -> "tuple[RetentionOutcome, Forgotten]":
     from brewctl.delivery import database
     from brewctl.delivery.retention import expiry
     from brewctl.delivery.retention import retention as work
@@ -172,12 +172,12 @@ def _loop(
             stop.wait(every)
 
 
-def _kept(outcome: "Outcome") -> str:
+def _kept(outcome: "RetentionOutcome") -> str:
     kept = outcome.kept
     return f"{kept.partition.name}: {kept.reasons[0].text}" if kept else ""
 
 
-def _problem(outcome: "Outcome") -> BrewError | None:
+def _problem(outcome: "RetentionOutcome") -> BrewError | None:
     if outcome.refused and outcome.kept:
         reason = outcome.kept.reasons[0]
         return BrewError(f"nothing was dropped: {outcome.kept.partition.name}: {reason.text}", hint=reason.todo)
@@ -186,7 +186,7 @@ def _problem(outcome: "Outcome") -> BrewError | None:
     return None
 
 
-def _show(outcome: "Outcome", forgotten: "Forgotten", *, as_json: bool) -> None:
+def _show(outcome: "RetentionOutcome", forgotten: "Forgotten", *, as_json: bool) -> None:
     if as_json:
         output.emit_json(
             {

@@ -8,7 +8,7 @@ from brewctl.delivery import database
 from brewctl.delivery.database import BoundedConnection
 from brewctl.delivery.retention import retention
 from brewctl.delivery.retention.plan import PartitionVerdict
-from brewctl.delivery.retention.retention import Outcome
+from brewctl.delivery.retention.retention import RetentionOutcome
 from brewctl.delivery.retention.turn import take_turn
 from tests.integration.chain_tools import Chain, Row
 
@@ -65,7 +65,7 @@ def park(connection: BoundedConnection, consumer: str, outbox_id: int) -> None:
     connection.execute(insert.encode(), (consumer, outbox_id))
 
 
-def run(settings: Settings, **asked: Sequence[str]) -> Outcome:
+def run(settings: Settings, **asked: Sequence[str]) -> RetentionOutcome:
     """Run retention once."""
     with database.connect(settings) as connection, take_turn(connection) as turn:
         return retention.Run(settings, connection, turn, lambda _text: None).drop(**asked)

@@ -146,7 +146,7 @@ def test_a_row_that_is_committed_late_keeps_its_partition(chain: Chain, monkeypa
     late = psycopg.connect(chain.rig.settings.database_url)
     insert = "INSERT INTO outbox (id, aggregate_id, topic, payload) OVERRIDING SYSTEM VALUE VALUES (4, 'late', %s, 'x')"
     late.execute(insert, [chain.rig.settings.topic])
-    found: list[retention.Outcome] = []
+    found: list[retention.RetentionOutcome] = []
     thread = threading.Thread(target=lambda: found.append(run(chain.rig.settings)))
     thread.start()
     try:

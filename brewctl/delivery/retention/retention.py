@@ -41,7 +41,7 @@ Tell = table_locks.Tell
 
 
 @dataclass
-class Outcome:
+class RetentionOutcome:
     """What a run has done."""
 
     dropped: list[str] = field(default_factory=list)
@@ -103,9 +103,9 @@ class Run:
         self._connection = connection
         self._turn = ours
         self._tell = tell
-        self._outcome = Outcome()
+        self._outcome = RetentionOutcome()
 
-    def drop(self, **asked: Sequence[str]) -> Outcome:
+    def drop(self, **asked: Sequence[str]) -> RetentionOutcome:
         """Make partitions ahead, drop what may go, then do the same in every home. `asked`: as `open_look` has it.
 
         Raises UnreachableError, and BrewError where a partition can't be detached as somebody uses the table for long.
