@@ -7,7 +7,7 @@ from brewctl.config import Settings
 from brewctl.delivery import registry
 from brewctl.delivery.broker import Admin, Member
 from brewctl.delivery.topics import group_progress
-from brewctl.delivery.topics.group_progress import Progress
+from brewctl.delivery.topics.group_progress import GroupProgress
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class GroupView:
     state: str  # Kafka's word, as in broker.Group
     assignor: str
     members: tuple[Member, ...]
-    partitions: tuple[Progress, ...]
+    partitions: tuple[GroupProgress, ...]
 
     @property
     def positions(self) -> dict[int, int]:

@@ -24,7 +24,7 @@ from brewctl.delivery.broker import Member, Partition, Unreached
 from brewctl.delivery.repair.republish import Missing, Summary
 from brewctl.delivery.schema import parts
 from brewctl.delivery.schema.versions import MigrationState
-from brewctl.delivery.topics.group_progress import Progress
+from brewctl.delivery.topics.group_progress import GroupProgress
 from brewctl.doctor import (
     Finding,
     Verdict,
@@ -437,7 +437,7 @@ def test_a_group_that_nobody_is_in() -> None:
 )
 def test_a_group_whose_offset_is_gone(committed: int, says: str) -> None:
     member = Member("inventory-1", (3,), "127.0.0.1")
-    fine, lost = (Progress(number, "inventory-1", at, 25, 30) for number, at in ((2, 25), (3, committed)))
+    fine, lost = (GroupProgress(number, "inventory-1", at, 25, 30) for number, at in ((2, 25), (3, committed)))
     finding = kafka._group(GroupView("inventory", "Stable", "roundrobin", (member,), (fine, lost)), "inventory")
     assert (finding.verdict, finding.found) == (Verdict.FAIL, says)
     assert "`brewctl outbox republish --missing`" in finding.mend
