@@ -26,7 +26,7 @@ from brewctl.delivery.broker.librdkafka.failures import ends, failed, passes
 from brewctl.delivery.broker.librdkafka.fetching import fetching
 from brewctl.delivery.broker.librdkafka.patience import Patience
 from brewctl.delivery.broker.librdkafka.progress import MemberProgress
-from brewctl.delivery.broker.librdkafka.records import Reading
+from brewctl.delivery.broker.librdkafka.records import RecordConverter
 from brewctl.delivery.broker.outcomes import UnavailableError
 from brewctl.delivery.broker.overtaken import Overtaken, Told
 from brewctl.delivery.broker.record import Record
@@ -66,7 +66,7 @@ class Member:
         self._rebalances = 0  # assignments and revocations
         self._progress = MemberProgress()
         self._refusals = Refusals(settings)
-        self._reading = Reading(settings, name=node)
+        self._reading = RecordConverter(settings, name=node)
         self._kept: list[Record] = []  # came while nothing was to be read
         self._paused = False
         self._lost: dict[int, int] = {}  # offsets that are not in their partition any more

@@ -14,7 +14,7 @@ from brewctl.delivery.events import Headers
 _headers_of = methodcaller("headers")
 
 
-class Reading:
+class RecordConverter:
     """Makes our records of one topic, for one consumer."""
 
     def __init__(self, settings: Settings, *, name: str) -> None:
