@@ -8,7 +8,7 @@ import pytest
 
 from brewctl import overview
 from brewctl.delivery import registry
-from brewctl.delivery.broker import Setting
+from brewctl.delivery.broker import TopicSetting
 from brewctl.delivery.topics import keeping
 from brewctl.delivery.topics.group_progress import GroupProgress
 from brewctl.delivery.topics.keeping import FOREVER_MS, Kept
@@ -31,7 +31,7 @@ AS_BROKERS_SAY = {
 def kept(**changed: str) -> Kept:
     """Take settings of a topic, `retention_ms="-1"` for retention.ms."""
     changed = {name.replace("_", "."): value for name, value in changed.items()}
-    return Kept({name: Setting(value, "broker") for name, value in (AS_BROKERS_SAY | changed).items()})
+    return Kept({name: TopicSetting(value, "broker") for name, value in (AS_BROKERS_SAY | changed).items()})
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from brewctl.delivery.broker.kafka_python.admin import (
     require_topic,
 )
 from brewctl.delivery.broker.kafka_python.client import explained, require_files
-from brewctl.delivery.broker.kafka_python.topic_settings import Setting
+from brewctl.delivery.broker.kafka_python.topic_settings import TopicSetting
 from brewctl.delivery.broker.membership import Consumer
 from brewctl.delivery.broker.outcomes import (
     ClockError,
@@ -60,7 +60,7 @@ __all__ = [
     "Record",
     "RefusedError",
     "Rule",
-    "Setting",
+    "TopicSetting",
     "UnavailableError",
     "Unreached",
     "UnsentError",

@@ -16,7 +16,7 @@ from brewctl.delivery.broker.kafka_python.acls import Rule
 from brewctl.delivery.broker.kafka_python.admin_client import EARLIEST, LATEST, AdminClient
 from brewctl.delivery.broker.kafka_python.client import connection, explained, require_headers
 from brewctl.delivery.broker.kafka_python.forgetting import GroupSubscribedToTopicError
-from brewctl.delivery.broker.kafka_python.topic_settings import Setting
+from brewctl.delivery.broker.kafka_python.topic_settings import TopicSetting
 from brewctl.delivery.broker.partitions import PARTITIONS
 from brewctl.delivery.broker.reasons import absent
 from brewctl.delivery.broker.record import DEAD_LETTER_BYTES
@@ -206,7 +206,7 @@ class Admin:
         """Return what a topic is configured with, Kafka's defaults included. BrewError where there is no such topic."""
         return {name: each.value for name, each in self.topic_settings(topic).items()}
 
-    def topic_settings(self, topic: str) -> dict[str, Setting]:
+    def topic_settings(self, topic: str) -> dict[str, TopicSetting]:
         """Return the same, each with where it comes from."""
         (answer,) = self._patiently(
             lambda: self._client.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
