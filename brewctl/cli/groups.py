@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Group
     from rich.text import Text
 
-    from brewctl.delivery.broker import Admin, Member
+    from brewctl.delivery.broker import Admin, GroupMember
     from brewctl.delivery.topics.group_progress import GroupProgress
     from brewctl.overview import GroupView
 
@@ -80,7 +80,7 @@ def _drawn(views: list["GroupView"]) -> "Group":
 
 
 def _rows(
-    members: tuple["Member", ...], partitions: tuple["GroupProgress", ...], colours: dict[str, str]
+    members: tuple["GroupMember", ...], partitions: tuple["GroupProgress", ...], colours: dict[str, str]
 ) -> Iterator["Text"]:
     """Draw a strip for each member, and below what the group has read of each partition."""
     from rich.text import Text

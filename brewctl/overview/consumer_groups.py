@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from brewctl.config import Settings
 from brewctl.delivery import registry
-from brewctl.delivery.broker import Admin, Member
+from brewctl.delivery.broker import Admin, GroupMember
 from brewctl.delivery.topics import group_progress
 from brewctl.delivery.topics.group_progress import GroupProgress
 
@@ -17,7 +17,7 @@ class GroupView:
     name: str
     state: str  # Kafka's word, as in broker.Group
     assignor: str
-    members: tuple[Member, ...]
+    members: tuple[GroupMember, ...]
     partitions: tuple[GroupProgress, ...]
 
     @property

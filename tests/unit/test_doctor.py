@@ -20,7 +20,7 @@ import typer.main
 from brewctl import doctor
 from brewctl.cli import doctor as command
 from brewctl.cli.main import app
-from brewctl.delivery.broker import Member, Partition, Unreached
+from brewctl.delivery.broker import GroupMember, Partition, Unreached
 from brewctl.delivery.repair.republish import Missing, Summary
 from brewctl.delivery.schema import parts
 from brewctl.delivery.schema.versions import MigrationState
@@ -332,7 +332,7 @@ def test_the_isolation_level(ours: str, others: tuple[str, str] | None, verdict:
 
 
 def test_a_member_that_is_no_node() -> None:
-    members = (Member("inventory-1", (0, 1), "10.0.0.1"), Member("loyalty-7", (2,), "10.0.0.7"))
+    members = (GroupMember("inventory-1", (0, 1), "10.0.0.1"), GroupMember("loyalty-7", (2,), "10.0.0.7"))
     groups = [GroupView("inventory", "Stable", "roundrobin", members, ())]
     (finding,) = deployments._strangers(groups, {"inventory-1"})
     assert finding.verdict is Verdict.WARN
@@ -424,7 +424,7 @@ def test_a_group_that_nobody_is_in() -> None:
     finding = kafka._group(GroupView("inventory", "Empty", "", (), ()), "inventory")
     assert finding.verdict is Verdict.WARN
     assert "brewctl start inventory" in finding.mend
-    member = Member("inventory-1", (0, 1), "127.0.0.1")
+    member = GroupMember("inventory-1", (0, 1), "127.0.0.1")
     assert verdicts(kafka._group(GroupView("inventory", "Stable", "roundrobin", (member,), ()), "inventory")) == ["ok"]
 
 
@@ -436,7 +436,7 @@ def test_a_group_that_nobody_is_in() -> None:
     ],
 )
 def test_a_group_whose_offset_is_gone(committed: int, says: str) -> None:
-    member = Member("inventory-1", (3,), "127.0.0.1")
+    member = GroupMember("inventory-1", (3,), "127.0.0.1")
     fine, lost = (GroupProgress(number, "inventory-1", at, 25, 30) for number, at in ((2, 25), (3, committed)))
     finding = kafka._group(GroupView("inventory", "Stable", "roundrobin", (member,), (fine, lost)), "inventory")
     assert (finding.verdict, finding.found) == (Verdict.FAIL, says)

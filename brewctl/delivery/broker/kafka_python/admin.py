@@ -46,7 +46,7 @@ class Partition:
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class GroupMember:
     """A member of a consumer group and the partitions of our topic that it owns."""
 
     client_id: str
@@ -65,7 +65,7 @@ class Group:
     name: str
     state: str
     assignor: str  # empty where the group has no members
-    members: tuple[Member, ...]  # by client_id
+    members: tuple[GroupMember, ...]  # by client_id
 
     @property
     def owners(self) -> dict[int, str]:
@@ -162,7 +162,7 @@ class Admin:
             assignment = member.member_assignment
             owned = dict(assignment.assignment) if assignment else {}
             members.append(
-                Member(member.client_id, tuple(sorted(owned.get(topic, ()))), member.client_host.removeprefix("/"))
+                GroupMember(member.client_id, tuple(sorted(owned.get(topic, ()))), member.client_host.removeprefix("/"))
             )
         return Group(
             name, described.state, described.protocol, tuple(sorted(members, key=lambda member: member.client_id))
