@@ -163,7 +163,7 @@ def _last_argument(words: list[str]) -> list[str]:
     return last
 
 
-class Effect(NamedTuple):
+class EffectSql(NamedTuple):
     """A statement over `fresh`, in the parts that another WITH can take."""
 
     queries: str  # of its own WITH: `name AS (…), …`; empty where it has none
@@ -172,7 +172,7 @@ class Effect(NamedTuple):
     words: frozenset[str]  # the names in it, in lower case; "*" where it takes a whole row
 
 
-def effect(text: str) -> Effect:
+def effect(text: str) -> EffectSql:
     """Read the one statement of a downstream. Raises ValueError where it is none, more than one, or outlasts itself."""
     found = list(tokens(text))
     first = found[0][1].lower() if found else ""
@@ -188,13 +188,13 @@ def effect(text: str) -> Effect:
             raise ValueError("sql must be one statement")
     words = _names(found)
     if first != "with":
-        return Effect("", recursive=False, statement=text[:end], words=words)
+        return EffectSql("", recursive=False, statement=text[:end], words=words)
     recursive = len(found) > 1 and found[1][1].lower() == "recursive"
     _, word, start = found[1] if recursive else found[0]
     main = next((place for _, word, place in outermost if word.lower() in _MAIN), None)
     if main is None:
         raise ValueError("sql must be one INSERT, UPDATE, DELETE or MERGE over `fresh`, also behind its WITH")
-    return Effect(text[start + len(word) : main], recursive=recursive, statement=text[main:end], words=words)
+    return EffectSql(text[start + len(word) : main], recursive=recursive, statement=text[main:end], words=words)
 
 
 def _outermost(found: list[Token]) -> list[Token]:
