@@ -16,7 +16,7 @@ from brewctl import __version__, log, sql
 from brewctl.delivery.database import table_locks
 from brewctl.delivery.database.table_locks import Tell, nobody
 from brewctl.delivery.schema import completion, parts
-from brewctl.delivery.schema.parts import Kind, Part
+from brewctl.delivery.schema.parts import Kind, SchemaPart
 from brewctl.errors import BrewError
 from brewctl.sql import queries
 
@@ -33,7 +33,7 @@ class MigrationState:
     """How far a database is. `recorded`: the migrations that have a row; `lacking`: what `brewctl db migrate` adds."""
 
     recorded: frozenset[int]
-    lacking: tuple[Part, ...]
+    lacking: tuple[SchemaPart, ...]
     is_empty: bool  # none of the tables is there
 
     @property
@@ -78,13 +78,13 @@ def recorded(connection: "Connection") -> frozenset[int]:
     return frozenset(number for (number,) in connection.execute(queries["versions"]))
 
 
-def lacking(connection: "Connection", tables: Collection[str] | None = None) -> list[Part]:
+def lacking(connection: "Connection", tables: Collection[str] | None = None) -> list[SchemaPart]:
     """Name what is missing for this program, in a database that may be a newer one's. Locks no table."""
     found = completion.missing(connection, tables)
     return _left_out(connection, found, recorded(connection)) if found else found
 
 
-def _left_out(connection: "Connection", found: list[Part], numbers: frozenset[int]) -> list[Part]:
+def _left_out(connection: "Connection", found: list[SchemaPart], numbers: frozenset[int]) -> list[SchemaPart]:
     """Leave out what a newer migration may have replaced by something better: bodies of functions, and indexes."""
     if max(numbers, default=0) <= PROGRAM:
         return found
