@@ -6,6 +6,7 @@ BREW_KAFKA_CLIENT chooses (`clients`); nothing outside knows which. Administrati
 
 from brewctl.delivery.broker.advertised import Unreached, unreached, why_not
 from brewctl.delivery.broker.clients import library
+from brewctl.delivery.broker.failure_reasons import forbidden, is_forbidden, reason
 from brewctl.delivery.broker.kafka_python.acls import Rule
 from brewctl.delivery.broker.kafka_python.admin import (
     MIN_IN_SYNC_REPLICAS,
@@ -18,7 +19,7 @@ from brewctl.delivery.broker.kafka_python.admin import (
     open_admin,
     require_topic,
 )
-from brewctl.delivery.broker.kafka_python.client import explained, require_files
+from brewctl.delivery.broker.kafka_python.connection_settings import explained, require_files
 from brewctl.delivery.broker.kafka_python.topic_settings import TopicSetting
 from brewctl.delivery.broker.membership import Consumer
 from brewctl.delivery.broker.outcomes import (
@@ -34,7 +35,6 @@ from brewctl.delivery.broker.outcomes import (
 from brewctl.delivery.broker.overtaken import REPUBLISH, Overtaken
 from brewctl.delivery.broker.partitions import PARTITIONS
 from brewctl.delivery.broker.reading import Reader, open_reader
-from brewctl.delivery.broker.reasons import forbidden, is_forbidden, reason
 from brewctl.delivery.broker.record import Record
 from brewctl.delivery.broker.sending import Producer
 

@@ -10,15 +10,15 @@ from kafka import errors
 from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
 
 from brewctl.config import Settings
-from brewctl.delivery.broker import reasons
+from brewctl.delivery.broker import failure_reasons
+from brewctl.delivery.broker.failure_reasons import absent
 from brewctl.delivery.broker.kafka_python import acls, topic_settings
 from brewctl.delivery.broker.kafka_python.acls import Rule
 from brewctl.delivery.broker.kafka_python.admin_client import EARLIEST, LATEST, AdminClient
-from brewctl.delivery.broker.kafka_python.client import connection, explained, require_headers
+from brewctl.delivery.broker.kafka_python.connection_settings import connection, explained, require_headers
 from brewctl.delivery.broker.kafka_python.forgetting import GroupSubscribedToTopicError
 from brewctl.delivery.broker.kafka_python.topic_settings import TopicSetting
 from brewctl.delivery.broker.partitions import PARTITIONS
-from brewctl.delivery.broker.reasons import absent
 from brewctl.delivery.broker.record import DEAD_LETTER_BYTES
 from brewctl.errors import BrewError
 
@@ -305,6 +305,6 @@ def require_topic(settings: Settings) -> None:
     with open_admin(settings) as admin:
         missing = sorted({settings.topic, settings.dead_letter_topic} - admin.topics())
         if hidden := [topic for topic in missing if admin.is_hidden(topic)]:
-            raise reasons.forbidden(settings, f"DESCRIBE topic {' and '.join(hidden)}")
+            raise failure_reasons.forbidden(settings, f"DESCRIBE topic {' and '.join(hidden)}")
     if missing:
         raise absent(*missing)

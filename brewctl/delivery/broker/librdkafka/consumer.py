@@ -13,7 +13,7 @@ from confluent_kafka import Consumer as Library
 
 from brewctl import log
 from brewctl.config import Settings
-from brewctl.delivery.broker.librdkafka.client import (
+from brewctl.delivery.broker.librdkafka.connection_settings import (
     Refusals,
     connection,
     error_of,
