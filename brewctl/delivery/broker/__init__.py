@@ -2,6 +2,9 @@
 
 The only place that imports a client library. Producer, Consumer and Reader are one of two clients, which
 BREW_KAFKA_CLIENT chooses (`clients`); nothing outside knows which. Administration is kafka-python-ng's in either case.
+
+Read `clients` first: the protocols that both clients fulfil. Then `sending` and `outcomes` (a producer), `membership`
+(a consumer) and `reading`; then one client, such as `librdkafka`; most modules have the same names in both.
 """
 
 from brewctl.delivery.broker.advertised import Unreached, unreached, why_not

@@ -87,7 +87,7 @@ def last_order(connection: BoundedConnection, partition: str) -> datetime | None
 
 
 class Evidence:
-    """What is known of Kafka and of the homes, at one moment."""
+    """The state of Kafka and of the homes at one moment, by which partitions are judged."""
 
     def __init__(
         self,

@@ -85,7 +85,7 @@ class TablePartition:
 
 @dataclass
 class PartitionVerdict:
-    """What may become of a partition. Without reasons it may go."""
+    """Whether a partition may be dropped: it may where there is no reason to keep it."""
 
     partition: TablePartition
     contents: Sequence[Content] = ()
