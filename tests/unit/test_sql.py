@@ -110,7 +110,7 @@ def test_a_verification_writes_only_to_its_own_tables(statement: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("package", "named"), [("verify", verify_queries), ("doctor", doctor_queries), ("delivery", retention_queries)]
+    ("package", "named"), [("verify", verify_queries), ("doctor", doctor_queries), ("retention", retention_queries)]
 )
 def test_every_query_of_a_package_is_used(package: str, named: dict[str, str]) -> None:
     source = "".join(path.read_text("utf-8") for path in SOURCES if path.parent.name == package)
