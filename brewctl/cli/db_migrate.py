@@ -11,7 +11,7 @@ from brewctl.errors import BrewError, UnreachableError, UsageError
 
 if TYPE_CHECKING:
     from brewctl.delivery.schema.homes import Home
-    from brewctl.delivery.schema.versions import Standing
+    from brewctl.delivery.schema.versions import MigrationState
 
 # A row that says that a migration is complete must not be written where a step before it failed.
 _FOR_PSQL = "\\set ON_ERROR_STOP on\n"
@@ -171,7 +171,7 @@ def _named(home: "Home", place: str) -> str:
     return f"{home.whose}, {place}" if home.apart else place
 
 
-def _said(found: "Standing") -> str:
+def _said(found: "MigrationState") -> str:
     """Say in a few words how far a database is."""
     from brewctl.delivery.schema import versions
 
@@ -186,7 +186,7 @@ def _said(found: "Standing") -> str:
     return said
 
 
-def _missing(found: "Standing") -> Iterator[str]:
+def _missing(found: "MigrationState") -> Iterator[str]:
     from brewctl import sql
     from brewctl.delivery.schema.parts import Kind
 
@@ -198,7 +198,7 @@ def _missing(found: "Standing") -> Iterator[str]:
             yield f"  {name}: to be dropped {', '.join(left)}"
 
 
-def _described(found: "Standing") -> dict[str, object]:
+def _described(found: "MigrationState") -> dict[str, object]:
     state = "newer" if found.is_newer else "empty" if found.is_empty else "behind" if found.lacking else "current"
     return {
         "state": state,

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from rich.console import Group
     from rich.text import Text
 
-    from brewctl.delivery.broker import Admin, Member
-    from brewctl.delivery.topics.group_progress import Progress
+    from brewctl.delivery.broker import Admin, GroupMember
+    from brewctl.delivery.topics.group_progress import GroupProgress
     from brewctl.overview.consumer_groups import GroupView
 
 _EVERY_S = 1.0
@@ -80,7 +80,7 @@ def _drawn(views: list["GroupView"]) -> "Group":
 
 
 def _rows(
-    members: tuple["Member", ...], partitions: tuple["Progress", ...], colours: dict[str, str]
+    members: tuple["GroupMember", ...], partitions: tuple["GroupProgress", ...], colours: dict[str, str]
 ) -> Iterator["Text"]:
     """Draw a strip for each member, and below what the group has read of each partition."""
     from rich.text import Text

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from brewctl.delivery.retention.expiry import Forgotten
-    from brewctl.delivery.retention.plan import Verdict
-    from brewctl.delivery.retention.retention import Outcome
+    from brewctl.delivery.retention.plan import PartitionVerdict
+    from brewctl.delivery.retention.retention import RetentionOutcome
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _SPAN = re.compile(r"([0-9]{1,9})([smhd])|0")
@@ -116,7 +116,7 @@ def _once(
     *,
     tell: "Callable[[str], None]",
     stop: "threading.Event | None" = None,
-) -> "tuple[Outcome, Forgotten]":
+) -> "tuple[RetentionOutcome, Forgotten]":
     from brewctl.delivery import database
     from brewctl.delivery.retention import expiry
     from brewctl.delivery.retention import retention as work
@@ -172,12 +172,12 @@ def _loop(
             stop.wait(every)
 
 
-def _kept(outcome: "Outcome") -> str:
+def _kept(outcome: "RetentionOutcome") -> str:
     kept = outcome.kept
     return f"{kept.partition.name}: {kept.reasons[0].text}" if kept else ""
 
 
-def _problem(outcome: "Outcome") -> BrewError | None:
+def _problem(outcome: "RetentionOutcome") -> BrewError | None:
     if outcome.refused and outcome.kept:
         reason = outcome.kept.reasons[0]
         return BrewError(f"nothing was dropped: {outcome.kept.partition.name}: {reason.text}", hint=reason.todo)
@@ -186,7 +186,7 @@ def _problem(outcome: "Outcome") -> BrewError | None:
     return None
 
 
-def _show(outcome: "Outcome", forgotten: "Forgotten", *, as_json: bool) -> None:
+def _show(outcome: "RetentionOutcome", forgotten: "Forgotten", *, as_json: bool) -> None:
     if as_json:
         output.emit_json(
             {
@@ -230,7 +230,7 @@ def _plan(settings: config.Settings, asked: dict[str, list[str]], *, as_json: bo
         raise BrewError(f"nothing would be dropped: {wrong.partition.name}: {reason.text}", hint=reason.todo)
 
 
-def _as_json(verdict: "Verdict") -> dict[str, object]:
+def _as_json(verdict: "PartitionVerdict") -> dict[str, object]:
     partition = verdict.partition
     return {
         "name": partition.name,
@@ -247,7 +247,7 @@ def _as_json(verdict: "Verdict") -> dict[str, object]:
     }
 
 
-def _draw(verdicts: "Sequence[Verdict]", watermark: int) -> None:
+def _draw(verdicts: "Sequence[PartitionVerdict]", watermark: int) -> None:
     output.emit(f"watermark {watermark}: rows with smaller ids were dropped")
     looked = [verdict for verdict in verdicts if verdict.looked]
     for verdict in looked:
@@ -258,7 +258,7 @@ def _draw(verdicts: "Sequence[Verdict]", watermark: int) -> None:
         output.emit(f"{names}: about {count} rows, {size}: {'stays' if len(behind) == 1 else 'stay'} as well")
 
 
-def _draw_one(verdict: "Verdict", whose: str = "") -> None:
+def _draw_one(verdict: "PartitionVerdict", whose: str = "") -> None:
     partition = verdict.partition
     first = "the first" if partition.low is None else str(partition.low)
     age = f", {_age(verdict.oldest)} old" if verdict.oldest else ""

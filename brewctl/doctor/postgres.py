@@ -11,7 +11,7 @@ from brewctl.delivery.database import Connection
 from brewctl.delivery.schema import homes, registration, versions
 from brewctl.delivery.schema.homes import Home
 from brewctl.delivery.schema.parts import Kind
-from brewctl.delivery.schema.versions import Standing
+from brewctl.delivery.schema.versions import MigrationState
 from brewctl.doctor import clocks, dedup, identity, in_force, partitions, replicas, sessions
 from brewctl.doctor.finding import Finding, fail, ok, warn
 from brewctl.errors import UsageError
@@ -101,7 +101,7 @@ def judge_version(settings: Mapping[str, Setting], where: str) -> Finding:
     return ok("postgres", found)
 
 
-def schema_finding(standing: Standing) -> Finding:
+def schema_finding(standing: MigrationState) -> Finding:
     """Judge how far the story's database is migrated."""
     lacking = [str(part) for part in standing.lacking if part.kind is not Kind.LEFTOVER]
     mend = f"run `{versions.command(lacking)}`"

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from brewctl.config import Settings
 from brewctl.delivery import registry
-from brewctl.delivery.broker import Admin, Member
+from brewctl.delivery.broker import Admin, GroupMember
 from brewctl.delivery.topics import group_progress
-from brewctl.delivery.topics.group_progress import Progress
+from brewctl.delivery.topics.group_progress import GroupProgress
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,8 @@ class GroupView:
     name: str
     state: str  # Kafka's word, as in broker.Group
     assignor: str
-    members: tuple[Member, ...]
-    partitions: tuple[Progress, ...]
+    members: tuple[GroupMember, ...]
+    partitions: tuple[GroupProgress, ...]
 
     @property
     def positions(self) -> dict[int, int]:

@@ -111,7 +111,7 @@ SELECT outbox_add(%(topic)s, 'order-' || id, %(event_type)s, %(payload)s, tenant
 -- unpublished row, is among these rows and no other publisher holds it, and no row in between is set aside or of a topic
 -- that is left out. Who has locked the head has the run behind it: with any number of publishers no row can overtake one
 -- of its aggregate. All parts read so many rows as `limit` says, however rows are spread over aggregates.
--- What is locked but over `bytes` is free again at the end of the transaction; `next_id` is its first row. One row comes
+-- Rows beyond `bytes` are locked until the transaction ends, and not returned; `next_id` is the first of them. One row comes
 -- back also where none may be taken, with the number of ready rows that were read (`read`) and the id up to which rows
 -- were looked at (`last`). `now_ms` becomes the records' time: this server's clock, one for all publishers.
 -- Plans must hold with any statistics, for a plan is kept while the table grows from nothing to millions. So a session
@@ -619,7 +619,7 @@ UPDATE parked_events
  WHERE id = ANY(%(ids)s) AND outcome IS NULL
 
 -- settled_letters --
--- What became of these dead letters; no row where one is open.
+-- How these dead letters were settled; no row for an open one.
 SELECT s."partition", s."offset", s.outcome, s.new_partition, s.new_offset
   FROM unnest(%(partitions)s::integer[], %(offsets)s::bigint[], %(written)s::timestamptz[])
        AS letter ("partition", "offset", written_at)
@@ -647,7 +647,7 @@ DELETE FROM nodes
  WHERE seen_at < clock_timestamp() - interval '1 day'
 
 -- forget_redeliveries --
--- What came again a week ago.
+-- Redeliveries older than a week.
 DELETE FROM redeliveries
  USING set_config('synchronous_commit', 'off', true)
  WHERE came_at < clock_timestamp() - interval '7 days'
@@ -715,7 +715,7 @@ SELECT id, consumer AS group, outbox_id, reason, parked_at, coalesce(outcome, ''
  ORDER BY id
 
 -- traced_waiting --
--- What a group has taken and not handled yet.
+-- Events that a group has taken and not handled yet.
 SELECT consumer AS group, outbox_id, taken_at, attempts, coalesce(failure, '') AS failure,
        CASE WHEN lease_until >= clock_timestamp() THEN node_id ELSE '' END AS node
   FROM waiting_events

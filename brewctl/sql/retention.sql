@@ -80,7 +80,7 @@ SELECT partition_rows, dropped_below, dropped_until, dropping, dropping_from, dr
   FROM retention
 
 -- watermark --
--- And how many ids a new partition has.
+-- The id below which rows were dropped, and how many ids a new partition has.
 SELECT coalesce(max(dropped_below), 0), coalesce(max(partition_rows), 1000000) FROM retention
 
 -- size_partitions --

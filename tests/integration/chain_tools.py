@@ -15,7 +15,7 @@ from kafka.structs import OffsetAndMetadata
 
 from brewctl.delivery import database, events
 from brewctl.delivery.broker import Reader, open_reader
-from brewctl.delivery.broker.kafka_python.client import connection
+from brewctl.delivery.broker.kafka_python.connection_settings import connection
 from brewctl.delivery.database import Pool
 from brewctl.delivery.downstream import Downstream
 from brewctl.delivery.inbox.inbox import Inbox

@@ -12,7 +12,7 @@ import psycopg
 from brewctl.config import Settings
 from brewctl.delivery import database
 from brewctl.delivery.database import Pool
-from brewctl.delivery.database.availability import Watch
+from brewctl.delivery.database.availability import Availability
 from brewctl.delivery.orders.alone import Submission
 from brewctl.delivery.orders.group_commit import GroupCommit
 from brewctl.lifecycle import wait_until
@@ -110,7 +110,7 @@ def held_node(rig: Rig, settings: Settings | None = None) -> Iterator[HeldNode]:
     notified: list[None] = []
     with pools(settings) as (writing, single):
         writer = Writer(settings, writing, single, notify=lambda: None)
-        watch = Watch(settings, (single, writing), name="watch")
+        watch = Availability(settings, (single, writing), name="watch")
         orders = OrderService(
             settings, single, watch, writer, Cancelling(settings, single, notify=lambda: notified.append(None))
         )

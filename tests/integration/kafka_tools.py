@@ -25,7 +25,7 @@ from psycopg import sql
 from brewctl.config import Settings
 from brewctl.delivery import events
 from brewctl.delivery.broker import PARTITIONS, open_admin
-from brewctl.delivery.broker.kafka_python.client import connection
+from brewctl.delivery.broker.kafka_python.connection_settings import connection
 from brewctl.lab.nodes import Node
 from brewctl.lifecycle import wait_until
 from brewctl.proto.orders_pb2 import ORDER_STATUS_NEW, OrderCreated

@@ -4,7 +4,7 @@ from kafka import KafkaConsumer, TopicPartition
 
 from brewctl.config import Settings
 from brewctl.delivery.broker import Record
-from brewctl.delivery.broker.kafka_python.client import connection
+from brewctl.delivery.broker.kafka_python.connection_settings import connection
 
 
 def read_topic(settings: Settings, *, dead_letters: bool = False) -> list[Record]:

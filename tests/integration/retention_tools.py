@@ -7,8 +7,8 @@ from brewctl.config import Settings
 from brewctl.delivery import database
 from brewctl.delivery.database import BoundedConnection
 from brewctl.delivery.retention import retention
-from brewctl.delivery.retention.plan import Verdict
-from brewctl.delivery.retention.retention import Outcome
+from brewctl.delivery.retention.plan import PartitionVerdict
+from brewctl.delivery.retention.retention import RetentionOutcome
 from brewctl.delivery.retention.turn import take_turn
 from tests.integration.chain_tools import Chain, Row
 
@@ -65,13 +65,13 @@ def park(connection: BoundedConnection, consumer: str, outbox_id: int) -> None:
     connection.execute(insert.encode(), (consumer, outbox_id))
 
 
-def run(settings: Settings, **asked: Sequence[str]) -> Outcome:
+def run(settings: Settings, **asked: Sequence[str]) -> RetentionOutcome:
     """Run retention once."""
     with database.connect(settings) as connection, take_turn(connection) as turn:
         return retention.Run(settings, connection, turn, lambda _text: None).drop(**asked)
 
 
-def plan(settings: Settings, **asked: Sequence[str]) -> list[Verdict]:
+def plan(settings: Settings, **asked: Sequence[str]) -> list[PartitionVerdict]:
     """Say of each partition whether it may go."""
     with database.connect(settings) as connection:
         return retention.plan(settings, connection, **asked)

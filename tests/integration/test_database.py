@@ -11,7 +11,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from brewctl.config import Settings
 from brewctl.delivery import database
 from brewctl.delivery.database import BoundedConnection, NoAnswerError
-from brewctl.delivery.database.availability import Watch
+from brewctl.delivery.database.availability import Availability
 from brewctl.errors import UnreachableError
 from brewctl.lifecycle import wait_until
 from brewctl.limits import Limits
@@ -108,7 +108,7 @@ def test_a_pool_hands_out_no_connection_that_the_server_has_ended(rig: Rig, sett
 def test_the_watch_calls_a_silent_server_away_and_finds_it_back(settings: Settings, proxy: Proxy) -> None:
     told: list[bool] = []
     stop = threading.Event()
-    watch = Watch(settings, (), name="watch")
+    watch = Availability(settings, (), name="watch")
     watch.on_change = told.append
     thread = threading.Thread(target=watch.run, args=(stop,))
     assert not watch.away

@@ -9,7 +9,7 @@ import pytest
 from kafka import KafkaProducer, errors
 
 from brewctl.delivery.broker import Admin, open_admin
-from brewctl.delivery.broker.kafka_python.client import connection
+from brewctl.delivery.broker.kafka_python.connection_settings import connection
 from brewctl.delivery.repair import group_reset
 from brewctl.delivery.repair.group_reset import Target, Where
 from brewctl.errors import BrewError

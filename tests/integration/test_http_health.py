@@ -12,7 +12,7 @@ import pytest
 from kafka import KafkaProducer
 
 from brewctl.config import Settings
-from brewctl.delivery.broker.kafka_python.client import connection
+from brewctl.delivery.broker.kafka_python.connection_settings import connection
 from brewctl.delivery.downstream import Downstream
 from brewctl.delivery.schema import registration
 from brewctl.delivery.topics import topics

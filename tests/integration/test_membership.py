@@ -13,7 +13,7 @@ from kafka import KafkaProducer
 from brewctl.config import KafkaClient, Settings
 from brewctl.delivery import database
 from brewctl.delivery.broker import PARTITIONS, Consumer, Record
-from brewctl.delivery.broker.kafka_python.client import connection
+from brewctl.delivery.broker.kafka_python.connection_settings import connection
 from brewctl.delivery.downstream import Downstream
 from brewctl.delivery.inbox.batch import Batch
 from brewctl.delivery.inbox.consumption import Consumption

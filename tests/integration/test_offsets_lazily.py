@@ -19,7 +19,7 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from brewctl.config import Settings, environment
 from brewctl.delivery import database, rest
-from brewctl.delivery.broker.kafka_python.client import connection
+from brewctl.delivery.broker.kafka_python.connection_settings import connection
 from brewctl.delivery.inbox import consumption
 from brewctl.delivery.inbox.batch import Batch, Tally
 from brewctl.delivery.inbox.consumption import Consumption

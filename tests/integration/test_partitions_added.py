@@ -11,7 +11,7 @@ from confluent_kafka.admin import AdminClient, NewPartitions  # type: ignore[att
 from brewctl.config import Settings
 from brewctl.delivery import database, events
 from brewctl.delivery.broker import Producer, Record
-from brewctl.delivery.broker.kafka_python.client import connection
+from brewctl.delivery.broker.kafka_python.connection_settings import connection
 from brewctl.delivery.broker.partitions import partition_for
 from brewctl.delivery.database import Pool
 from brewctl.delivery.inbox.burial import Burial

@@ -17,7 +17,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from brewctl.config import Settings, environment
 from brewctl.delivery import database
 from brewctl.delivery.database import BoundedConnection
-from brewctl.delivery.database.availability import Watch
+from brewctl.delivery.database.availability import Availability
 from brewctl.delivery.orders import acceptance, store
 from brewctl.delivery.schema import setup
 from brewctl.doctor import Verdict, postgres
@@ -197,7 +197,7 @@ def test_a_pooler_of_statements_is_named(rig: Rig) -> None:
         assert "pool_mode = transaction" in caught.value.hint
 
 
-class Counting(Watch):
+class Counting(Availability):
     """Keeps why it had no connection."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

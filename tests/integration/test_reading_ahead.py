@@ -11,7 +11,7 @@ from kafka import KafkaProducer
 from brewctl.config import Settings
 from brewctl.delivery import database
 from brewctl.delivery.broker import Consumer, Record
-from brewctl.delivery.broker.kafka_python.client import connection
+from brewctl.delivery.broker.kafka_python.connection_settings import connection
 from brewctl.delivery.inbox import consumption
 from brewctl.delivery.inbox.batch import Batch
 from brewctl.delivery.inbox.consumption import Consumption

@@ -9,7 +9,7 @@ from kafka import KafkaConsumer
 
 from brewctl.config import Settings
 from brewctl.delivery.broker import Admin, open_admin
-from brewctl.delivery.broker.kafka_python.client import connection
+from brewctl.delivery.broker.kafka_python.connection_settings import connection
 from brewctl.delivery.topics import topics
 from brewctl.errors import BrewError
 from brewctl.lifecycle import wait_until

@@ -140,13 +140,13 @@ def test_of_two_loops_one_works_and_the_other_waits_its_turn(chain: Chain) -> No
 
 def test_a_row_that_is_committed_late_keeps_its_partition(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its transaction took an id before the partition was full, and is not seen before the partition is detached."""
-    monkeypatch.setattr(look.Look, "_writer", lambda _self, _partition: None)
+    monkeypatch.setattr(look.Evidence, "_writer", lambda _self, _partition: None)
     chain.execute("DELETE FROM outbox WHERE id = 4")
     chain.execute("DELETE FROM orders o WHERE NOT EXISTS (SELECT FROM outbox WHERE aggregate_id = 'order-' || o.id)")
     late = psycopg.connect(chain.rig.settings.database_url)
     insert = "INSERT INTO outbox (id, aggregate_id, topic, payload) OVERRIDING SYSTEM VALUE VALUES (4, 'late', %s, 'x')"
     late.execute(insert, [chain.rig.settings.topic])
-    found: list[retention.Outcome] = []
+    found: list[retention.RetentionOutcome] = []
     thread = threading.Thread(target=lambda: found.append(run(chain.rig.settings)))
     thread.start()
     try:

@@ -14,7 +14,7 @@ from psycopg.conninfo import make_conninfo
 
 from brewctl.config import Settings
 from brewctl.delivery import database
-from brewctl.delivery.broker.kafka_python.client import connection
+from brewctl.delivery.broker.kafka_python.connection_settings import connection
 from brewctl.delivery.database import Pool
 from brewctl.delivery.downstream import Downstream
 from brewctl.delivery.inbox.consumption import Consumption

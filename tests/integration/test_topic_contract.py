@@ -13,7 +13,7 @@ from kafka.coordinator.assignors.range import RangePartitionAssignor
 from kafka.structs import OffsetAndMetadata
 
 from brewctl.delivery.broker import PARTITIONS
-from brewctl.delivery.broker.kafka_python.client import connection
+from brewctl.delivery.broker.kafka_python.connection_settings import connection
 from brewctl.proto import orders_pb2, orders_pb2_grpc
 from tests.conftest import Rig
 from tests.integration.kafka_tools import (

@@ -12,7 +12,7 @@ import pytest
 from kafka import KafkaProducer
 
 from brewctl.delivery import events
-from brewctl.delivery.broker.kafka_python.client import connection
+from brewctl.delivery.broker.kafka_python.connection_settings import connection
 from brewctl.lab.nodes import Node
 from brewctl.lifecycle import wait_until
 from brewctl.proto.orders_pb2 import OrderCancelled

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from brewctl.config import Settings
-from brewctl.delivery.broker import bare
+from brewctl.delivery.broker import baseline
 from brewctl.errors import BrewError
 from brewctl.lab.bench import clients, cpu, drains, flow, machine, workers
 from brewctl.lab.bench.figures import Figure
@@ -209,8 +209,8 @@ def test_each_kafka_client_that_is_installed_is_measured(monkeypatch: pytest.Mon
     monkeypatch.setattr(drains, "_records", lambda _ground: [1])
     monkeypatch.setattr(drains, "_bytes", lambda _record: 1)
     monkeypatch.setattr(drains, "_tables", lambda _ground: _Nothing())
-    monkeypatch.setattr(bare, "produce", lambda *_: 1.0)
-    monkeypatch.setattr(bare, "fetch", lambda *_: 1.0)
+    monkeypatch.setattr(baseline, "produce", lambda *_: 1.0)
+    monkeypatch.setattr(baseline, "fetch", lambda *_: 1.0)
     monkeypatch.setattr(tools, "KafkaTools", Java)
     ground: Any = SimpleNamespace(
         reset=lambda: None, tell=lambda _text: None, settings=Settings(), require_one_database=lambda: None

@@ -8,7 +8,7 @@ from xml.etree import ElementTree as ET
 import pytest
 from rich.console import Console
 
-from brewctl.delivery.broker import Member
+from brewctl.delivery.broker import GroupMember
 from brewctl.errors import BrewError
 from brewctl.lab.cast import STORY
 from brewctl.lab.demo import chart, narration
@@ -128,7 +128,7 @@ def screen() -> Screen:
         screen.say(text)
     screen.ask(narration.prompt(6))
     states = dict.fromkeys(STORY.nodes, "runs") | {"inventory-1": "killed"}
-    owners = [Member("inventory-1", (0, 2, 4), ""), Member("inventory-2", (1, 3, 5), "")]
+    owners = [GroupMember("inventory-1", (0, 2, 4), ""), GroupMember("inventory-2", (1, 3, 5), "")]
     pids = dict.fromkeys(STORY.nodes, PID)
     screen.show(Scene(200, played(), Counts(200, 0, 150, 200), {"order-1": 100}, owners, states, pids))
     return screen

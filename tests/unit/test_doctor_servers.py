@@ -2,11 +2,11 @@
 
 import pytest
 
-from brewctl.delivery.broker import Member, Partition, Unreached
+from brewctl.delivery.broker import GroupMember, Partition, Unreached
 from brewctl.delivery.repair.republish import Missing, Summary
 from brewctl.delivery.schema import parts
-from brewctl.delivery.schema.versions import Standing
-from brewctl.delivery.topics.group_progress import Progress
+from brewctl.delivery.schema.versions import MigrationState
+from brewctl.delivery.topics.group_progress import GroupProgress
 from brewctl.doctor import (
     Finding,
     Verdict,
@@ -72,7 +72,7 @@ def test_what_a_server_has(finding: Finding, verdict: str) -> None:
 )
 def test_the_schema(lacking: list[str], left: set[str], verdict: str) -> None:
     lacking_parts = [part for part in parts.PARTS if part.name in {*lacking, *left}]
-    finding = postgres.schema_finding(Standing(frozenset(), tuple(lacking_parts), is_empty=False))
+    finding = postgres.schema_finding(MigrationState(frozenset(), tuple(lacking_parts), is_empty=False))
     assert verdicts(finding) == [verdict]
     assert ("brewctl db migrate" in finding.mend) == (verdict != "ok")
 
@@ -160,7 +160,7 @@ def test_the_isolation_level(ours: str, others: tuple[str, str] | None, verdict:
 
 
 def test_a_member_that_is_no_node() -> None:
-    members = (Member("inventory-1", (0, 1), "10.0.0.1"), Member("loyalty-7", (2,), "10.0.0.7"))
+    members = (GroupMember("inventory-1", (0, 1), "10.0.0.1"), GroupMember("loyalty-7", (2,), "10.0.0.7"))
     groups = [GroupView("inventory", "Stable", "roundrobin", members, ())]
     (finding,) = deployments.strangers(groups, {"inventory-1"})
     assert finding.verdict is Verdict.WARN
@@ -249,7 +249,7 @@ def test_a_group_that_nobody_is_in() -> None:
     finding = kafka.judge_group(GroupView("inventory", "Empty", "", (), ()), "inventory")
     assert finding.verdict is Verdict.WARN
     assert "brewctl start inventory" in finding.mend
-    member = Member("inventory-1", (0, 1), "127.0.0.1")
+    member = GroupMember("inventory-1", (0, 1), "127.0.0.1")
     assert verdicts(kafka.judge_group(GroupView("inventory", "Stable", "roundrobin", (member,), ()), "inventory")) == [
         "ok"
     ]
@@ -263,8 +263,8 @@ def test_a_group_that_nobody_is_in() -> None:
     ],
 )
 def test_a_group_whose_offset_is_gone(committed: int, says: str) -> None:
-    member = Member("inventory-1", (3,), "127.0.0.1")
-    fine, lost = (Progress(number, "inventory-1", at, 25, 30) for number, at in ((2, 25), (3, committed)))
+    member = GroupMember("inventory-1", (3,), "127.0.0.1")
+    fine, lost = (GroupProgress(number, "inventory-1", at, 25, 30) for number, at in ((2, 25), (3, committed)))
     finding = kafka.judge_group(GroupView("inventory", "Stable", "roundrobin", (member,), (fine, lost)), "inventory")
     assert (finding.verdict, finding.found) == (Verdict.FAIL, says)
     assert "`brewctl outbox republish --missing`" in finding.mend

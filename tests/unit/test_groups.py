@@ -8,9 +8,9 @@ from rich.console import Console
 
 from brewctl.cli.groups import _drawn, _print
 from brewctl.cli.groups_reset import _note_consequences, _target
-from brewctl.delivery.broker import Group, Member
+from brewctl.delivery.broker import Group, GroupMember
 from brewctl.delivery.repair.group_reset import Target, Where
-from brewctl.delivery.topics.group_progress import Progress, progress
+from brewctl.delivery.topics.group_progress import GroupProgress, progress
 from brewctl.errors import UsageError
 from brewctl.overview.consumer_groups import GroupView
 
@@ -29,15 +29,15 @@ NOON_MS = 1_795_608_000_000  # 2026-11-25T12:00 UTC
     ],
 )
 def test_a_consumer_goes_on_at_its_offset_or_at_the_first_record(committed: int | None, position: int) -> None:
-    here = Progress(0, "", committed, first=10, end=20)
+    here = GroupProgress(0, "", committed, first=10, end=20)
     assert (here.position, here.lag) == (position, 20 - position)
 
 
 def test_a_partition_has_its_owner_and_its_offset() -> None:
-    group = Group("inventory", "Stable", "roundrobin", (Member("inventory-1", (0,), "127.0.0.1"),))
+    group = Group("inventory", "Stable", "roundrobin", (GroupMember("inventory-1", (0,), "127.0.0.1"),))
     assert progress(group, {1: 3}, {1: (0, 5), 0: (0, 4)}) == [
-        Progress(0, "inventory-1", None, 0, 4, known=True),
-        Progress(1, "", 3, 0, 5, known=True),
+        GroupProgress(0, "inventory-1", None, 0, 4, known=True),
+        GroupProgress(1, "", 3, 0, 5, known=True),
     ]
 
 
@@ -83,8 +83,11 @@ def test_what_is_no_place(text: str) -> None:
 
 @pytest.fixture
 def views() -> list[GroupView]:
-    members = (Member("inventory-1", (0, 2), "127.0.0.1"), Member("inv\x1b[31m" + "y" * 40, (1, 10), "127.0.0.1"))
-    here = [Progress(number, "inventory-1", None if number else 12, 0, 12_345_678) for number in range(12)]
+    members = (
+        GroupMember("inventory-1", (0, 2), "127.0.0.1"),
+        GroupMember("inv\x1b[31m" + "y" * 40, (1, 10), "127.0.0.1"),
+    )
+    here = [GroupProgress(number, "inventory-1", None if number else 12, 0, 12_345_678) for number in range(12)]
     return [GroupView("inventory", "PreparingRebalance", "roundrobin", members, tuple(here))]
 
 
@@ -152,5 +155,5 @@ def test_what_a_reset_comes_to(
 def test_what_retention_removed_before_a_group_read_it(
     committed: int | None, known: bool, overtaken: int, lost: str
 ) -> None:
-    here = Progress(0, "", committed, first=10, end=20, known=known)
+    here = GroupProgress(0, "", committed, first=10, end=20, known=known)
     assert (here.overtaken, here.lost) == (overtaken, lost)

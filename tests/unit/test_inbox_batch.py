@@ -11,8 +11,8 @@ from brewctl.delivery import events
 from brewctl.delivery.broker import ClockError, Outcome, Place, Record, RefusedError, UnavailableError
 from brewctl.delivery.downstream import Downstream, Reject
 from brewctl.delivery.inbox import burial, dead_letter
+from brewctl.delivery.inbox.batch import Batch
 from brewctl.delivery.inbox.failures import Failures, StoppedError
-from brewctl.delivery.inbox.inbox import Batch
 from brewctl.errors import BrewError
 from brewctl.proto.orders_pb2 import OrderCreated
 

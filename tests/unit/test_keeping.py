@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from brewctl.delivery import registry
-from brewctl.delivery.broker import Setting
+from brewctl.delivery.broker import TopicSetting
 from brewctl.delivery.topics import keeping
-from brewctl.delivery.topics.group_progress import Progress
+from brewctl.delivery.topics.group_progress import GroupProgress
 from brewctl.delivery.topics.keeping import FOREVER_MS, Kept
 from brewctl.doctor import Verdict
 from brewctl.doctor import keeping as doctor
@@ -31,7 +31,7 @@ AS_BROKERS_SAY = {
 def kept(**changed: str) -> Kept:
     """Take settings of a topic, `retention_ms="-1"` for retention.ms."""
     changed = {name.replace("_", "."): value for name, value in changed.items()}
-    return Kept({name: Setting(value, "broker") for name, value in (AS_BROKERS_SAY | changed).items()})
+    return Kept({name: TopicSetting(value, "broker") for name, value in (AS_BROKERS_SAY | changed).items()})
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_a_group_is_late_by_the_age_of_what_it_has_not_read_and_not_by_its_count
         return {0: 5 if age_ms > 6 * DAY_MS else 8}
 
     def view(name: str, position: int) -> GroupView:
-        progress = Progress(0, owner="", committed=position, first=0, end=10)
+        progress = GroupProgress(0, owner="", committed=position, first=0, end=10)
         return GroupView(name, "Empty", "", (), (progress,))
 
     views = [view("inventory", 3), view("notifications", 5), view("lazy", 8)]

@@ -13,7 +13,7 @@ from kafka.cluster import ClusterMetadata
 from kafka.coordinator.heartbeat import Heartbeat
 from kafka.protocol.metadata import MetadataRequest_v4
 
-from brewctl.delivery.broker.kafka_python import patches
+from brewctl.delivery.broker.kafka_python import library_patches
 
 # Of records, and of a thread that we do not use.
 REAL_TIME = {"kafka.record.default_records", "kafka.record.legacy_records", "kafka.protocol.message"}
@@ -37,7 +37,7 @@ def test_a_clock_that_is_set_back_stops_no_heartbeat(monkeypatch: pytest.MonkeyP
         time.sleep(0.01)
     assert heartbeat.should_heartbeat()
     assert metadata.ttl() == 0
-    assert abs(patches._SteadyTime.time() - time.monotonic() - patches._SteadyTime._epoch) < 60
+    assert abs(library_patches._SteadyTime.time() - time.monotonic() - library_patches._SteadyTime._epoch) < 60
 
 
 def test_the_one_sleep_of_a_connection_is_that_before_the_answer_to_the_question_for_the_version() -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 from kafka.metrics.stats.sensor import Sensor
 
-from brewctl.delivery.broker.kafka_python import patches
-from brewctl.delivery.broker.kafka_python.client import Selector
+from brewctl.delivery.broker.kafka_python import library_patches
+from brewctl.delivery.broker.kafka_python.connection_settings import Selector
 from brewctl.delivery.broker.kafka_python.consumer import _Client
 from brewctl.delivery.broker.kafka_python.polling import PollingConsumer
 
@@ -125,6 +125,6 @@ def test_a_connection_that_was_closed_as_it_sent_is_watched_no_more() -> None:
 
 
 def test_no_metric_is_counted() -> None:
-    assert patches
-    assert Sensor.record.__module__ == patches.__name__
+    assert library_patches
+    assert Sensor.record.__module__ == library_patches.__name__
     assert Sensor.record(object(), 1.0) is None

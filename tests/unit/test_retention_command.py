@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from brewctl.cli.retention import _age, _delta, _size, _span, retention
-from brewctl.delivery.retention.plan import Content, Partition, Reason, Verdict
+from brewctl.delivery.retention.plan import Content, PartitionVerdict, Reason, TablePartition
 from brewctl.errors import UsageError
 
 
@@ -48,10 +48,10 @@ def test_sizes_and_ages_are_short() -> None:
 
 
 def test_a_verdict_counts_what_it_has_looked_at_and_estimates_the_rest() -> None:
-    partition = Partition("outbox_p0", None, 10, estimate=7)
+    partition = TablePartition("outbox_p0", None, 10, estimate=7)
     contents = [Content("t", "order.created", 0, 3), Content("t", "order.cancelled", 0, 2)]
-    looked = Verdict(partition, contents)
+    looked = PartitionVerdict(partition, contents)
     assert (looked.rows, looked.created, looked.may_go) == (5, 3, True)
-    unseen = Verdict(partition, looked=False)
+    unseen = PartitionVerdict(partition, looked=False)
     assert (unseen.rows, unseen.may_go) == (7, False)
-    assert not Verdict(partition, contents, [Reason("it stays", "nothing")]).may_go
+    assert not PartitionVerdict(partition, contents, [Reason("it stays", "nothing")]).may_go

@@ -5,16 +5,16 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from brewctl.delivery.retention.plan import Content, Group, Known, Reason, Topic, judge, misplaced
+from brewctl.delivery.retention.plan import Content, GroupOffsets, Known, Reason, Topic, judge, misplaced
 
 NOW = datetime(2026, 11, 27, 12, tzinfo=UTC)
 ROWS = Content("orders", "order.created", 0, 3, last_offset=9, last_published=NOW - timedelta(days=9))
 TOPIC = Topic("orders", ends={0: (10, 20), 1: (0, 0)}, keeps_ms=7 * 86_400_000)
-GROUP = Group("x-stock", "stock", frozenset({"order.created"}), {0: 10})
+GROUP = GroupOffsets("x-stock", "stock", frozenset({"order.created"}), {0: 10})
 KNOWN = Known("orders", {"orders": TOPIC}, [GROUP], NOW)
 
 
-def reasons(*contents: Content, topic: Topic = TOPIC, group: Group = GROUP, **known: object) -> list[Reason]:
+def reasons(*contents: Content, topic: Topic = TOPIC, group: GroupOffsets = GROUP, **known: object) -> list[Reason]:
     asked = replace(KNOWN, topics={**KNOWN.topics, "orders": topic}, groups=[group])
     return judge(contents or (ROWS,), replace(asked, **known))  # type: ignore[arg-type]
 

@@ -7,7 +7,7 @@ import pytest
 from brewctl.delivery.database import table_locks
 from brewctl.delivery.database.table_locks import Holder
 from brewctl.delivery.schema import parts
-from brewctl.delivery.schema.parts import Kind, Part
+from brewctl.delivery.schema.parts import Kind, SchemaPart
 
 
 def test_every_statement_of_the_schema_is_a_part() -> None:
@@ -35,15 +35,15 @@ def test_a_table_may_have_no_key() -> None:
 @pytest.mark.parametrize(
     ("part", "needed"),
     [
-        (Part(Kind.TABLE, "t", "t", ""), True),
-        (Part(Kind.COLUMN, "c", "t", ""), True),
-        (Part(Kind.KEY, "t_pkey", "t", ""), True),
-        (Part(Kind.INDEX, "i", "t", "CREATE UNIQUE INDEX i"), True),
-        (Part(Kind.INDEX, "i", "t", "CREATE INDEX i"), False),
-        (Part(Kind.LEFTOVER, "i", "i", "DROP INDEX i"), False),
+        (SchemaPart(Kind.TABLE, "t", "t", ""), True),
+        (SchemaPart(Kind.COLUMN, "c", "t", ""), True),
+        (SchemaPart(Kind.KEY, "t_pkey", "t", ""), True),
+        (SchemaPart(Kind.INDEX, "i", "t", "CREATE UNIQUE INDEX i"), True),
+        (SchemaPart(Kind.INDEX, "i", "t", "CREATE INDEX i"), False),
+        (SchemaPart(Kind.LEFTOVER, "i", "i", "DROP INDEX i"), False),
     ],
 )
-def test_what_a_role_can_not_do_without(part: Part, needed: bool) -> None:
+def test_what_a_role_can_not_do_without(part: SchemaPart, needed: bool) -> None:
     assert part.is_needed == needed
 
 

@@ -19,7 +19,7 @@ def test_a_connection_that_broke_before_its_first_words_is_followed_by_one_that_
         port = server.getsockname()[1]
         security = KafkaSecurity(Protocol.SASL_PLAINTEXT, username="brew", password=Secret(text="secret"))
         options = secured.options(security, [f"127.0.0.1:{port}"])
-        connection = secured.Connection(
+        connection = secured.SecuredConnection(
             "127.0.0.1", port, socket.AF_INET, **options, api_version=(2, 5, 0), reconnect_backoff_ms=0
         )
 
@@ -37,7 +37,7 @@ def test_a_connection_that_broke_before_its_first_words_is_followed_by_one_that_
         connection.close()
 
 
-def connect(connection: secured.Connection, wanted: ConnectionStates) -> None:
+def connect(connection: secured.SecuredConnection, wanted: ConnectionStates) -> None:
     """Go on connecting until it comes to that."""
     deadline = time.monotonic() + 20
     connection.connect()

@@ -4,7 +4,7 @@ import contextlib
 import selectors
 import socket
 
-from brewctl.delivery.broker.kafka_python.client import Selector
+from brewctl.delivery.broker.kafka_python.connection_settings import Selector
 
 
 def test_a_socket_that_is_closed_is_neither_watched_nor_an_error() -> None:

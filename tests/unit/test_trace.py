@@ -10,7 +10,7 @@ from brewctl import overview
 from brewctl.cli.trace import _Timeline
 from brewctl.config import Settings
 from brewctl.delivery import registry
-from brewctl.delivery.broker import Group, Member
+from brewctl.delivery.broker import Group, GroupMember
 from brewctl.delivery.topics import group_progress
 from brewctl.errors import BrewError, UsageError
 from brewctl.overview import consumer_groups
@@ -175,8 +175,8 @@ def test_a_payload_that_can_not_be_read_has_no_trace(payload: bytes) -> None:
     assert unreadable.steps()[0] == Step(NOON, "created", "tenant tea")
 
 
-def member(name: str, *partitions: int) -> Member:
-    return Member(name, partitions, "127.0.0.1")
+def member(name: str, *partitions: int) -> GroupMember:
+    return GroupMember(name, partitions, "127.0.0.1")
 
 
 def node(name: str, *, silent_s: float) -> overview.NodeRow:
@@ -207,7 +207,7 @@ READS, SILENT = node("inventory-1", silent_s=0.5), node("inventory-2", silent_s=
         ([member("of-another-version", 3)], Standing(f"{NEXT}, which of-another-version reads")),
     ],
 )
-def test_what_a_group_waits_for_is_who_owns_the_partition(members: list[Member], said: Standing) -> None:
+def test_what_a_group_waits_for_is_who_owns_the_partition(members: list[GroupMember], said: Standing) -> None:
     notified = dataclasses.replace(
         life([event(5)]),
         dedup=[Dedup("notifications", 5, NOON, 0, NOON)],
@@ -228,7 +228,7 @@ def test_what_a_group_waits_for_is_who_owns_the_partition(members: list[Member],
         ([member("inventory-1", 3)], "it comes after at most 7 records in partition 3, which inventory-1 reads"),
     ],
 )
-def test_a_member_may_be_further_than_the_offset_that_it_has_committed(members: list[Member], said: str) -> None:
+def test_a_member_may_be_further_than_the_offset_that_it_has_committed(members: list[GroupMember], said: str) -> None:
     group = Group("inventory", "Stable" if members else "Empty", "roundrobin", tuple(members))
     progress = group_progress.progress(group, {3: 50}, {3: (0, 58)})
     view = consumer_groups.GroupView(group.name, group.state, group.assignor, group.members, tuple(progress))

@@ -2,10 +2,14 @@
 
 The only place that imports a client library. Producer, Consumer and Reader are one of two clients, which
 BREW_KAFKA_CLIENT chooses (`clients`); nothing outside knows which. Administration is kafka-python-ng's in either case.
+
+Read `clients` first: the protocols that both clients fulfil. Then `sending` and `outcomes` (a producer), `membership`
+(a consumer) and `reading`; then one client, such as `librdkafka`; most modules have the same names in both.
 """
 
 from brewctl.delivery.broker.advertised import Unreached, unreached, why_not
 from brewctl.delivery.broker.clients import library
+from brewctl.delivery.broker.failure_reasons import forbidden, is_forbidden, reason
 from brewctl.delivery.broker.kafka_python.acls import Rule
 from brewctl.delivery.broker.kafka_python.admin import (
     MIN_IN_SYNC_REPLICAS,
@@ -13,13 +17,13 @@ from brewctl.delivery.broker.kafka_python.admin import (
     Admin,
     Broker,
     Group,
-    Member,
+    GroupMember,
     Partition,
     open_admin,
     require_topic,
 )
-from brewctl.delivery.broker.kafka_python.client import explained, require_files
-from brewctl.delivery.broker.kafka_python.topic_settings import Setting
+from brewctl.delivery.broker.kafka_python.connection_settings import explained, require_files
+from brewctl.delivery.broker.kafka_python.topic_settings import TopicSetting
 from brewctl.delivery.broker.membership import Consumer
 from brewctl.delivery.broker.outcomes import (
     ClockError,
@@ -34,7 +38,6 @@ from brewctl.delivery.broker.outcomes import (
 from brewctl.delivery.broker.overtaken import REPUBLISH, Overtaken
 from brewctl.delivery.broker.partitions import PARTITIONS
 from brewctl.delivery.broker.reading import Reader, open_reader
-from brewctl.delivery.broker.reasons import forbidden, is_forbidden, reason
 from brewctl.delivery.broker.record import Record
 from brewctl.delivery.broker.sending import Producer
 
@@ -49,8 +52,8 @@ __all__ = [
     "Consumer",
     "ForbiddenError",
     "Group",
+    "GroupMember",
     "HeldError",
-    "Member",
     "Outcome",
     "Overtaken",
     "Partition",
@@ -60,7 +63,7 @@ __all__ = [
     "Record",
     "RefusedError",
     "Rule",
-    "Setting",
+    "TopicSetting",
     "UnavailableError",
     "Unreached",
     "UnsentError",

@@ -139,10 +139,10 @@ def _advertised(address: str, security: KafkaSecurity, options: Mapping[str, Any
     refused = getattr(connection, "refused", False)
     if not ended and not refused:
         return []
-    from brewctl.delivery.broker import refusal  # noqa: PLC0415 - few need it
+    from brewctl.delivery.broker import listener_probe  # noqa: PLC0415 - few need it
 
     # Who is the user, only a broker that refuses can have found wrong.
-    return refusal.find(address, security, connection.why if refused else None) or []
+    return listener_probe.find(address, security, connection.why if refused else None) or []
 
 
 def _kind(options: Mapping[str, Any]) -> Any:

@@ -1,4 +1,9 @@
-"""PostgreSQL: connections that end every wait, and its errors in the user's words."""
+"""PostgreSQL: connections that end every wait, and its errors in the user's words.
+
+Read `bounded` first: the connection that all of brewctl uses. Then `session` (the settings that it asks for),
+`connecting` (one connection, or a pool), `errors`, and `availability` (an outage is noticed at once). The transactions
+build on these: `short_transaction` (two round trips), `lent_transaction` and `lazy_transaction` (what a handler gets).
+"""
 
 from brewctl.delivery.database.address import conninfo, place
 from brewctl.delivery.database.bounded import BoundedConnection, Connection, NoAnswerError

@@ -18,7 +18,7 @@ logger = log.get(__name__)
 _SLICE_S = 0.2  # also the longest that a stop waits
 
 
-class Watch:
+class Availability:
     """Keeps a connection of its own, and calls the database away while it can't have one.
 
     A server that goes is noticed at once, for that closes the connection; one that falls silent within twice

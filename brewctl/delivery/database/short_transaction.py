@@ -35,7 +35,7 @@ def _name_of(query: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Rows:
     """What a statement returned."""
 
     rows: list[TupleRow]
@@ -57,12 +57,12 @@ class ShortTransaction:
         self._connection = connection
         self.began = False  # and not over
 
-    def execute(self, query: str, parameters: Mapping[str, Any] | None = None) -> Answer:
+    def execute(self, query: str, parameters: Mapping[str, Any] | None = None) -> Rows:
         """Run a statement, with BEGIN if it is the first one. Raises psycopg.Error."""
         before, text = self._texts(query, parameters or {})
         return self._send([*before, *self._begin(), text])
 
-    def peek(self, query: str, parameters: Mapping[str, Any]) -> Answer:
+    def peek(self, query: str, parameters: Mapping[str, Any]) -> Rows:
         """Run a statement before the transaction begins, in one round trip. Raises psycopg.Error."""
         before, text = self._texts(query, parameters)
         if not self._connection.pooled:
@@ -136,7 +136,7 @@ class ShortTransaction:
             return f"'{arrays.of_numbers(value)}'"
         return sql.Literal(value).as_string(self._connection)
 
-    def _send(self, statements: Sequence[str], last: Sequence[str] = ()) -> Answer:
+    def _send(self, statements: Sequence[str], last: Sequence[str] = ()) -> Rows:
         """Send statements in one message and wait for the answers, within the connection's bounds.
 
         Returns the answer of the one before `last`.
@@ -151,7 +151,7 @@ class ShortTransaction:
                 raise psycopg.errors.error_from_result(result)
         result = results[-1 - len(last)]
         if result.status != ExecStatus.TUPLES_OK:
-            return Answer([])
+            return Rows([])
         loader = Transformer(connection)
         loader.set_pgresult(result)
-        return Answer(loader.load_rows(0, result.ntuples, tuple))
+        return Rows(loader.load_rows(0, result.ntuples, tuple))

@@ -19,7 +19,17 @@ from brewctl.delivery.broker import Admin, open_admin
 from brewctl.delivery.database import BoundedConnection, table_locks
 from brewctl.delivery.inbox.dead_letter import Letter
 from brewctl.delivery.repair.dead_letters import Filter, open_dead_letters
-from brewctl.delivery.retention.plan import Content, Group, Known, Partition, Reason, Topic, Verdict, judge, misplaced
+from brewctl.delivery.retention.plan import (
+    Content,
+    GroupOffsets,
+    Known,
+    PartitionVerdict,
+    Reason,
+    TablePartition,
+    Topic,
+    judge,
+    misplaced,
+)
 from brewctl.delivery.schema import homes
 from brewctl.delivery.schema.homes import Home
 from brewctl.delivery.topics import keeping
@@ -42,9 +52,9 @@ class Buried:
     given_up: bool  # what has not processed it is to do without it, or it is decided later
 
 
-def partitions(connection: BoundedConnection, table: str) -> list[Partition]:
+def partitions(connection: BoundedConnection, table: str) -> list[TablePartition]:
     """Return a table's partitions, in their order."""
-    with connection.cursor(row_factory=class_row(Partition)) as cursor:
+    with connection.cursor(row_factory=class_row(TablePartition)) as cursor:
         return cursor.execute(retention_queries["partitions"], {"table": table}).fetchall()
 
 
@@ -54,7 +64,7 @@ def sequence(connection: BoundedConnection) -> int:
     return int(last)
 
 
-def _rows(partition: Partition, *, detached: bool) -> sql.Composable:
+def _rows(partition: TablePartition, *, detached: bool) -> sql.Composable:
     """Return what stands for the rows of a partition in a query: by its ids, readers may have them too."""
     if detached:
         return sql.Identifier(partition.name)
@@ -62,7 +72,7 @@ def _rows(partition: Partition, *, detached: bool) -> sql.Composable:
     return sql.SQL("(SELECT * FROM outbox WHERE {}id < {}) AS part").format(low, sql.Literal(partition.high))
 
 
-def contents(connection: BoundedConnection, partition: Partition, *, detached: bool = False) -> list[Content]:
+def contents(connection: BoundedConnection, partition: TablePartition, *, detached: bool = False) -> list[Content]:
     """Read a partition of the outbox from one end to the other, as long as schema_s at most."""
     query = sql.SQL(retention_queries["contents"]).format(partition=_rows(partition, detached=detached))
     with table_locks.bounded(connection), connection.cursor(row_factory=class_row(Content)) as cursor:
@@ -76,8 +86,8 @@ def last_order(connection: BoundedConnection, partition: str) -> datetime | None
     return row[0] if row else None
 
 
-class Look:
-    """What is known of Kafka and of the homes, at one moment."""
+class Evidence:
+    """The state of Kafka and of the homes at one moment, by which partitions are judged."""
 
     def __init__(
         self,
@@ -96,7 +106,7 @@ class Look:
         self._lost_to = frozenset(lost_to)
         self._homes = homes.of(settings)
         self._groups = [
-            Group(name := registry.kafka_group(settings, each), each.group, frozenset(each.events),
+            GroupOffsets(name := registry.kafka_group(settings, each), each.group, frozenset(each.events),
                   admin.committed(name, settings.topic))
             for each in registry.configured(settings)
         ]  # fmt: skip
@@ -106,7 +116,7 @@ class Look:
         self._letters: list[Buried] | None = None
         self._newest = [Content(name, "", None, rows) for name, rows in connection.execute(retention_queries["newest"])]
 
-    def verdicts(self, *, whole: bool = True) -> Iterator[Verdict]:
+    def verdicts(self, *, whole: bool = True) -> Iterator[PartitionVerdict]:
         """Judge the partitions of the outbox, from the oldest to the first that must stay; then only name the rest.
 
         `whole`: the last one too, which rows are written to.
@@ -116,25 +126,25 @@ class Look:
         for partition in partitions(self._connection, "outbox"):
             if stays:
                 if whole:
-                    yield Verdict(partition, looked=False)
+                    yield PartitionVerdict(partition, looked=False)
                 continue
             verdict = self.judged(partition, last)
             stays = not verdict.may_go
             yield verdict
 
-    def judged(self, partition: Partition, last: int) -> Verdict:
+    def judged(self, partition: TablePartition, last: int) -> PartitionVerdict:
         """Judge one partition of the outbox, by `last`, the last id that was given out."""
         if partition.high > last:
             stays = Reason("rows are still written to it", "nothing")
-            return Verdict(partition, contents(self._connection, partition), [stays])
+            return PartitionVerdict(partition, contents(self._connection, partition), [stays])
         if writer := self._writer(partition):
-            return Verdict(partition, contents(self._connection, partition), [writer])
+            return PartitionVerdict(partition, contents(self._connection, partition), [writer])
         return self.of_rows(partition)
 
-    def of_rows(self, partition: Partition, *, detached: bool = False) -> Verdict:
+    def of_rows(self, partition: TablePartition, *, detached: bool = False) -> PartitionVerdict:
         """Judge a partition that nobody writes to any more, by its rows."""
         found = contents(self._connection, partition, detached=detached)
-        verdict = Verdict(partition, found)
+        verdict = PartitionVerdict(partition, found)
         if found and (reason := misplaced([*found, *self._newest], self._settings.topic)):
             verdict.reasons.append(reason)
             return verdict
@@ -159,7 +169,7 @@ class Look:
         kept = keeping.look(self._admin, name)
         return Topic(name, ends=self._admin.ends(name), keeps_ms=kept.keep_ms, compacted=kept.compacts)
 
-    def _writer(self, partition: Partition) -> Reason | None:
+    def _writer(self, partition: TablePartition) -> Reason | None:
         """Wait for the transactions that may have taken an id of it before it was full."""
         asked = {"partition": partition.name}
 
@@ -178,7 +188,7 @@ class Look:
         whose = f"prepared transaction {gid!r}" if gid else f"a transaction of session {pid}"
         return Reason(f"{whose} may still write to it", "end it, or wait for it: `brewctl doctor` names old ones")
 
-    def _parked(self, partition: Partition) -> Iterator[Reason]:
+    def _parked(self, partition: TablePartition) -> Iterator[Reason]:
         asked = {"low": partition.low or 0, "high": partition.high}
         for home in self._homes:
             try:
@@ -193,7 +203,7 @@ class Look:
                 # What is parked there, and what was processed, can't be known.
                 yield Reason(f"a database is away: {error.message}", error.hint)
 
-    def _dead(self, partition: Partition) -> Iterator[Reason]:
+    def _dead(self, partition: TablePartition) -> Iterator[Reason]:
         low = partition.low or 0
         keeping = [each for each in self._buried() if each.what and low <= each.outbox_id < partition.high]
         if keeping:
@@ -223,7 +233,7 @@ class Look:
                 what = f"the topic still has a redriven copy, {place.partition}@{place.offset},"
         return Buried(int(named), letter.group, what, letter.id, letter.outcome != "redriven")
 
-    def _lacking(self, partition: Partition, *, detached: bool) -> Iterator[Reason]:
+    def _lacking(self, partition: TablePartition, *, detached: bool) -> Iterator[Reason]:
         """Compare the rows with what each group has processed: an overtaken group goes on as if nothing were lost."""
         lacking: dict[str, list[int]] = {each.consumer: [] for each in self._groups}
         page = sql.SQL(retention_queries["page"]).format(partition=_rows(partition, detached=detached))
@@ -259,14 +269,14 @@ class Look:
                 )
                 yield Reason(text, todo, refused=True)
 
-    def _of(self, home: Home) -> list[Group]:
+    def _of(self, home: Home) -> list[GroupOffsets]:
         return [each for each in self._groups if each.consumer in home.groups]
 
 
 @contextlib.contextmanager
 def open_look(
     settings: Settings, connection: BoundedConnection, *, gone: Collection[str] = (), lost_to: Collection[str] = ()
-) -> Iterator[Look]:
+) -> Iterator[Evidence]:
     """Ask Kafka now. Raises UnreachableError, BrewError where a topic, or a right, is missing."""
     with open_admin(settings) as admin:
-        yield Look(settings, connection, admin, gone=gone, lost_to=lost_to)
+        yield Evidence(settings, connection, admin, gone=gone, lost_to=lost_to)

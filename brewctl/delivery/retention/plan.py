@@ -51,7 +51,7 @@ class Topic:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class GroupOffsets:
     """A consumer group of the story's topic."""
 
     name: str  # in Kafka
@@ -66,13 +66,13 @@ class Known:
 
     topic: str  # the story's
     topics: Mapping[str, Topic]
-    groups: Sequence[Group]
+    groups: Sequence[GroupOffsets]
     now: datetime
     gone: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
-class Partition:
+class TablePartition:
     """A partition of a table: `low` is its first id, `high` the first id behind it; `low` is None of the first one."""
 
     name: str
@@ -84,10 +84,10 @@ class Partition:
 
 
 @dataclass
-class Verdict:
-    """What may become of a partition. Without reasons it may go."""
+class PartitionVerdict:
+    """Whether a partition may be dropped: it may where there is no reason to keep it."""
 
-    partition: Partition
+    partition: TablePartition
     contents: Sequence[Content] = ()
     reasons: list[Reason] = field(default_factory=list)
     looked: bool = True  # False: one before it must stay, so it was not looked into
@@ -194,7 +194,7 @@ def _unplaced(contents: Sequence[Content], topic: Topic, now: datetime) -> Itera
         yield Reason(text, "nothing: they may go when they are older than that")
 
 
-def _group(contents: Sequence[Content], topic: Topic, group: Group) -> Iterator[Reason]:
+def _group(contents: Sequence[Content], topic: Topic, group: GroupOffsets) -> Iterator[Reason]:
     last = _last([each for each in contents if each.type in group.types])
     resume = f"start it: `brewctl start {group.consumer}`; see `brewctl groups`"
     republish = f"`brewctl outbox republish --missing` publishes what {group.name} lacks"
@@ -216,14 +216,14 @@ def _group(contents: Sequence[Content], topic: Topic, group: Group) -> Iterator[
             return
 
 
-def stray(partition: Partition) -> Verdict:
+def stray(partition: TablePartition) -> PartitionVerdict:
     """Say why a dedup partition is there whose ids go far beyond the outbox's, and when it goes."""
     whose = "its ids go far beyond the outbox's: they are another outbox's, or rubbish"
     todo = f"nothing; where they are rubbish, in psql: DROP TABLE {partition.name}"
     if partition.low is None:  # it has rows of this outbox too, as the table had both before it got partitions
         todo = "nothing; to make it smaller, delete its rows with an outbox_id below the watermark in psql"
     reason = Reason(f"{whose}; it goes once the watermark has come to {partition.high}", todo)
-    return Verdict(partition, reasons=[reason], looked=False)
+    return PartitionVerdict(partition, reasons=[reason], looked=False)
 
 
 def misplaced(newest: Sequence[Content], topic: str) -> Reason | None:

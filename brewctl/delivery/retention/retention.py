@@ -20,8 +20,8 @@ from psycopg.rows import namedtuple_row
 
 from brewctl.config import Settings
 from brewctl.delivery.database import BoundedConnection, Connection, table_locks
-from brewctl.delivery.retention.look import Look, last_order, open_look, partitions, sequence
-from brewctl.delivery.retention.plan import Partition, Verdict, stray
+from brewctl.delivery.retention.look import Evidence, last_order, open_look, partitions, sequence
+from brewctl.delivery.retention.plan import PartitionVerdict, TablePartition, stray
 from brewctl.delivery.retention.turn import Turn
 from brewctl.delivery.schema import homes, no_partition
 from brewctl.delivery.schema.homes import Home
@@ -41,11 +41,11 @@ Tell = table_locks.Tell
 
 
 @dataclass
-class Outcome:
+class RetentionOutcome:
     """What a run has done."""
 
     dropped: list[str] = field(default_factory=list)
-    kept: Verdict | None = None  # the first partition that must stay, where it is full
+    kept: PartitionVerdict | None = None  # the first partition that must stay, where it is full
     refused: bool = False
     away: list[str] = field(default_factory=list)  # homes that a later run does
     watermark: int = 0
@@ -75,13 +75,13 @@ def size(settings: Settings, connection: BoundedConnection, rows: int) -> None:
             own.execute(retention_queries["size_partitions"], {"rows": rows})
 
 
-def plan(settings: Settings, connection: BoundedConnection, **asked: Sequence[str]) -> list[Verdict]:
+def plan(settings: Settings, connection: BoundedConnection, **asked: Sequence[str]) -> list[PartitionVerdict]:
     """Say of each partition of the outbox whether it may go. Changes nothing. `asked`: as `open_look` has it."""
     with open_look(settings, connection, **asked) as look:
         return list(look.verdicts())
 
 
-def strays(settings: Settings, connection: BoundedConnection) -> list[tuple[Home, Verdict]]:
+def strays(settings: Settings, connection: BoundedConnection) -> list[tuple[Home, PartitionVerdict]]:
     """Return the dedup partitions for ids that the outbox is far from. Changes nothing.
 
     A home that can't be asked is left out: where that keeps a partition of the outbox, its verdict says so.
@@ -103,9 +103,9 @@ class Run:
         self._connection = connection
         self._turn = ours
         self._tell = tell
-        self._outcome = Outcome()
+        self._outcome = RetentionOutcome()
 
-    def drop(self, **asked: Sequence[str]) -> Outcome:
+    def drop(self, **asked: Sequence[str]) -> RetentionOutcome:
         """Make partitions ahead, drop what may go, then do the same in every home. `asked`: as `open_look` has it.
 
         Raises UnreachableError, and BrewError where a partition can't be detached as somebody uses the table for long.
@@ -134,7 +134,7 @@ class Run:
         )
         return outcome
 
-    def _finish(self, look: Look) -> Verdict | None:
+    def _finish(self, look: Evidence) -> PartitionVerdict | None:
         """Finish what an earlier run has begun. Return the partition that must stay after all."""
         begun = state(self._connection)
         if not begun.dropping:
@@ -143,10 +143,10 @@ class Run:
         if not begun.dropping.startswith(f"{_OUTBOX}_p"):
             self._remove(self._connection, _DEDUP, begun.dropping)
             return None
-        partition = Partition(begun.dropping, begun.dropping_from, begun.dropping_until)
+        partition = TablePartition(begun.dropping, begun.dropping_from, begun.dropping_until)
         return self._remove_outbox(look, partition)
 
-    def _drop_outbox(self, look: Look, verdict: Verdict) -> Verdict | None:
+    def _drop_outbox(self, look: Evidence, verdict: PartitionVerdict) -> PartitionVerdict | None:
         partition = verdict.partition
         latest = [at for at in (verdict.newest, last_order(self._connection, partition.name)) if at]
         self._turn.renew()
@@ -160,7 +160,7 @@ class Run:
         self._connection.execute(retention_queries["begin_drop"], began)
         return self._remove_outbox(look, partition)
 
-    def _remove_outbox(self, look: Look, partition: Partition) -> Verdict | None:
+    def _remove_outbox(self, look: Evidence, partition: TablePartition) -> PartitionVerdict | None:
         """Detach a partition of the outbox and drop it, unless a row of it has to stay: then attach it again."""
         self._detach(self._connection, _OUTBOX, partition.name)
         if _relation(self._connection, partition.name):
@@ -230,7 +230,7 @@ class Run:
         self._outcome.dropped.append(name)
         self._tell(f"dropped {name}")
 
-    def _take_back(self, partition: Partition) -> None:
+    def _take_back(self, partition: TablePartition) -> None:
         bound = sql.SQL("MINVALUE") if partition.low is None else sql.Literal(partition.low)
         attach = sql.SQL("ALTER TABLE {} ATTACH PARTITION {} FOR VALUES FROM ({}) TO ({})").format(
             sql.Identifier(_OUTBOX), sql.Identifier(partition.name), bound, sql.Literal(partition.high)
@@ -271,7 +271,7 @@ class Run:
             self._tell(no_partition.said(error))
 
 
-def _holding(connection: BoundedConnection, table: str, row_id: int) -> Partition | None:
+def _holding(connection: BoundedConnection, table: str, row_id: int) -> TablePartition | None:
     """Return the partition that an id is in, where there is one."""
     for each in partitions(connection, table):
         if (each.low is None or each.low <= row_id) and row_id < each.high:

@@ -18,7 +18,7 @@ from brewctl.delivery.schema import partitioning
 from brewctl.delivery.schema.parts import (
     PARTS,
     Kind,
-    Part,
+    SchemaPart,
     adopting_statement,
     columns_statement,
     concurrent_statement,
@@ -34,7 +34,7 @@ _HAS_PARTITIONS = psycopg.errors.FeatureNotSupported  # since a moment ago: anot
 _STATE = ("kinds", "tables", "names", "columns")
 
 
-def missing(connection: "Connection", tables: Collection[str] | None = None) -> list[Part]:
+def missing(connection: "Connection", tables: Collection[str] | None = None) -> list[SchemaPart]:
     """Name what is not as the migrations want it, leftovers too, in its order. Takes no lock of any table.
 
     Of a table that is missing, its columns, key and indexes are not named. `tables`: only these, and no function.
@@ -44,7 +44,7 @@ def missing(connection: "Connection", tables: Collection[str] | None = None) -> 
     return [part for part in lacking if part.kind is Kind.TABLE or part.table not in new]
 
 
-def state(connection: "Connection", parts: Sequence[Part]) -> list[Part]:
+def state(connection: "Connection", parts: Sequence[SchemaPart]) -> list[SchemaPart]:
     """Return those of some parts that are not as they are wanted. Looks into the catalog alone."""
     rows = [(part.kind.value, part.table, part.name, part.body or ",".join(part.columns)) for part in parts]
     asked = dict(zip(_STATE, map(list, zip(*rows, strict=True)), strict=True))
@@ -104,7 +104,7 @@ def _counted(noun: str, things: Sequence[str]) -> str:
     return f"{len(things)} {noun}{'s' * (len(things) > 1)}"
 
 
-def _create(connection: "BoundedConnection", parts: Sequence[Part]) -> None:
+def _create(connection: "BoundedConnection", parts: Sequence[SchemaPart]) -> None:
     """Create tables with all that is theirs, or a function, in one transaction. A key is in its table's statement."""
 
     def attempt() -> bool:
@@ -120,7 +120,7 @@ def _create(connection: "BoundedConnection", parts: Sequence[Part]) -> None:
     until_free(connection, attempt, lambda: in_use("the schema", []))
 
 
-def _build(connection: "BoundedConnection", part: Part, tell: Tell) -> None:
+def _build(connection: "BoundedConnection", part: SchemaPart, tell: Tell) -> None:
     """Build an index beside writers, or drop a leftover; one that a crash has left half-built is dropped, and built."""
     if partitions := partitioning.partitions(connection, part.table):
         _build_in(connection, partitions, part, tell)
@@ -148,7 +148,9 @@ def _build(connection: "BoundedConnection", part: Part, tell: Tell) -> None:
             _build(connection, part, tell)
 
 
-def _build_in(connection: "BoundedConnection", partitions: Sequence[LiteralString], part: Part, tell: Tell) -> None:
+def _build_in(
+    connection: "BoundedConnection", partitions: Sequence[LiteralString], part: SchemaPart, tell: Tell
+) -> None:
     """Build an index of a partitioned table, or drop a leftover.
 
     Only that of a partition is built concurrently. The table's then takes these for its own, and builds nothing.
@@ -162,20 +164,20 @@ def _build_in(connection: "BoundedConnection", partitions: Sequence[LiteralStrin
         change(connection, [part.table], part.statement, tell)
 
 
-def _build_key(connection: "BoundedConnection", part: Part, tell: Tell) -> None:
+def _build_key(connection: "BoundedConnection", part: SchemaPart, tell: Tell) -> None:
     """Build a primary key beside writers: its index, which the table then takes for it."""
     if partitions := partitioning.partitions(connection, part.table):
         for partition in partitions:
             _build_key(connection, of_partition(part, partition), tell)
         adopt = whole_key_statement(part)
     else:
-        _build(connection, Part(Kind.INDEX, part.name, part.table, part.statement), tell)
+        _build(connection, SchemaPart(Kind.INDEX, part.name, part.table, part.statement), tell)
         adopt = adopting_statement(part)
     with contextlib.suppress(*_HAS_A_KEY, _HAS_PARTITIONS):  # another session was quicker
         change(connection, [part.table], adopt, tell)
 
 
-def _concurrently(connection: "BoundedConnection", part: Part, statement: LiteralString) -> None:
+def _concurrently(connection: "BoundedConnection", part: SchemaPart, statement: LiteralString) -> None:
     """Build or drop an index. It waits for open transactions, up to schema_s; no writer waits behind it."""
     limits = connection.limits
     bound, own = connection.execute(queries["statement_bound"]).fetchone() or ("0ms", False)

@@ -40,7 +40,7 @@ class Home:
 
     @property
     def whose(self) -> str:
-        """Whose it is, for a message."""
+        """The downstreams that keep their state here, for a message."""
         return f"downstream{'s' if len(self.groups) > 1 else ''} {', '.join(self.groups)}"
 
 

@@ -6,7 +6,7 @@ from typing import LiteralString
 
 from brewctl import __version__, sql
 from brewctl.delivery.schema import partitioning, parts
-from brewctl.delivery.schema.parts import Kind, Part
+from brewctl.delivery.schema.parts import Kind, SchemaPart
 from brewctl.limits import Limits
 from brewctl.sql import queries
 
@@ -30,7 +30,7 @@ _WHOLE = f"{_FOR_A_MOMENT}; no row is read or rewritten, as those of the partiti
 Partitions = Mapping[str, Sequence[LiteralString]]
 
 
-def from_nothing() -> list[Part]:
+def from_nothing() -> list[SchemaPart]:
     """Return what is missing in an empty database: the tables have the rest with them."""
     tables = [part for part in parts.PARTS if part.kind is Kind.TABLE]
     others = [part for part in parts.PARTS if part.kind is Kind.FUNCTION and part.table not in parts.TABLES]
@@ -38,7 +38,7 @@ def from_nothing() -> list[Part]:
 
 
 def lines(
-    lacking: Sequence[Part], recorded: Collection[int], limits: Limits, partitions: Partitions | None = None
+    lacking: Sequence[SchemaPart], recorded: Collection[int], limits: Limits, partitions: Partitions | None = None
 ) -> Iterator[str]:
     """Write the SQL, migration by migration, each with the row that says that it is complete.
 
@@ -55,7 +55,7 @@ def lines(
             yield f"INSERT INTO schema_version (number, name, program) VALUES {row} ON CONFLICT (number) DO NOTHING;\n"  # noqa: S608 - of our own
 
 
-def _step(name: str, step: Sequence[Part], limits: Limits, partitions: Partitions) -> Iterator[str]:
+def _step(name: str, step: Sequence[SchemaPart], limits: Limits, partitions: Partitions) -> Iterator[str]:
     part = step[0]
     match part.kind:
         case Kind.TABLE:
@@ -79,23 +79,23 @@ def _step(name: str, step: Sequence[Part], limits: Limits, partitions: Partition
             yield from _index(name, part, limits, partitions)
 
 
-def _key(name: str, part: Part, limits: Limits, partitions: Partitions) -> Iterator[str]:
+def _key(name: str, part: SchemaPart, limits: Limits, partitions: Partitions) -> Iterator[str]:
     for partition in (own := partitions.get(part.table, ())):
         yield from _key(name, parts.of_partition(part, partition), limits, {})
     if not own:
-        yield from _index(name, Part(Kind.INDEX, part.name, part.table, part.statement), limits, {})
+        yield from _index(name, SchemaPart(Kind.INDEX, part.name, part.table, part.statement), limits, {})
     yield _comment(name, str(part), part, limits, _WHOLE if own else "")
     yield from _transaction([parts.whole_key_statement(part) if own else parts.adopting_statement(part)], limits)
 
 
-def _comment(name: str, what: str, part: Part, limits: Limits, locks: str = "") -> str:
+def _comment(name: str, what: str, part: SchemaPart, limits: Limits, locks: str = "") -> str:
     """Say in a line before the statements what they add, lock and read."""
     lock_ms = round(limits.schema_lock_s * 1000)
     said = (locks or LOCKS[part.kind]).format(table=part.table, lock_ms=lock_ms, whole_s=limits.schema_s)
     return f"-- {name}: {what}: {said}."
 
 
-def _index(name: str, part: Part, limits: Limits, partitions: Partitions) -> Iterator[str]:
+def _index(name: str, part: SchemaPart, limits: Limits, partitions: Partitions) -> Iterator[str]:
     """Build an index, or drop one, in no transaction. One whose build was cut off is dropped first.
 
     Where a table has partitions, theirs are built like that.
@@ -113,7 +113,7 @@ def _index(name: str, part: Part, limits: Limits, partitions: Partitions) -> Ite
         yield from _transaction([part.statement], limits)
         return
     if part.invalid:
-        half_built = Part(Kind.LEFTOVER, part.name, part.table, f"DROP INDEX IF EXISTS {part.name}")
+        half_built = SchemaPart(Kind.LEFTOVER, part.name, part.table, f"DROP INDEX IF EXISTS {part.name}")
         yield from _index(name, half_built, limits, {})
     yield _comment(name, what, part, limits)
     yield f"{parts.concurrent_statement(part.statement)};\n"

@@ -1,4 +1,4 @@
-"""What a downstream's own `schema` makes, and who may use it."""
+"""The tables that a downstream's own `schema` makes, and the roles that may use them."""
 
 import re
 from dataclasses import dataclass

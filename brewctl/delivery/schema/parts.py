@@ -47,7 +47,7 @@ _KEY = re.compile(r"(\w+) [^,]*?\bPRIMARY KEY|\bPRIMARY KEY \(([^)]*)\)")
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class SchemaPart:
     """One thing of the schema, and the statement that makes it so. A leftover's table is that of the part before."""
 
     kind: Kind
@@ -90,9 +90,9 @@ class Part:
 _NEEDED = {"outbox_ready"}
 
 
-def parse(text: LiteralString, migration: int = 0) -> list[Part]:
+def parse(text: LiteralString, migration: int = 0) -> list[SchemaPart]:
     """Split a migration into its parts, in their order. Raises ValueError at a statement of an unknown form."""
-    parts: list[Part] = []
+    parts: list[SchemaPart] = []
     for piece in _STATEMENT.findall(_COMMENT.sub("", text)):
         if not (statement := " ".join(piece.split())):
             continue
@@ -104,7 +104,7 @@ def parse(text: LiteralString, migration: int = 0) -> list[Part]:
                     table = _COME_WITH.get(table, table)
                 body = _BODY.search(statement)
                 text_of_body = body[1].strip() if body else ""
-                parts.append(Part(kind, named["name"], table, statement, body=text_of_body, migration=migration))
+                parts.append(SchemaPart(kind, named["name"], table, statement, body=text_of_body, migration=migration))
                 break
         else:
             raise ValueError(f"a statement of no known form: {statement[:60]}")
@@ -113,18 +113,18 @@ def parse(text: LiteralString, migration: int = 0) -> list[Part]:
     return parts
 
 
-def _key(table: str, statement: LiteralString, migration: int) -> Part | None:
+def _key(table: str, statement: LiteralString, migration: int) -> SchemaPart | None:
     if not (found := _KEY.search(statement.partition("(")[2])):
         return None
     columns = tuple(column.strip(' "') for column in (found[1] or found[2]).split(","))
     quoted = ", ".join(f'"{column}"' for column in columns)
     index = f"CREATE UNIQUE INDEX IF NOT EXISTS {table}_pkey ON {table} ({quoted})"
-    return Part(Kind.KEY, f"{table}_pkey", table, index, columns, migration=migration)
+    return SchemaPart(Kind.KEY, f"{table}_pkey", table, index, columns, migration=migration)
 
 
-def wanted(migrations: Mapping[int, LiteralString]) -> list[Part]:
+def wanted(migrations: Mapping[int, LiteralString]) -> list[SchemaPart]:
     """Return the parts of the schema after these migrations: of two that name the same thing, the later one."""
-    found: dict[tuple[str, str], Part] = {}
+    found: dict[tuple[str, str], SchemaPart] = {}
     for number, text in migrations.items():
         for part in parse(text, number):
             kind = Kind.INDEX if part.kind is Kind.LEFTOVER else part.kind
@@ -155,7 +155,7 @@ INBOX_TABLES = frozenset(
 _LAST = {Kind.LEFTOVER: 1, Kind.PARTITIONS: 2}
 
 
-def steps(lacking: Sequence[Part]) -> Iterator[list[Part]]:
+def steps(lacking: Sequence[SchemaPart]) -> Iterator[list[SchemaPart]]:
     """Split what is missing into what is run together, in the order in which it is run: migration by migration.
 
     New tables with all that is theirs, whichever migration says so: nobody uses them yet. The columns of a table. Each
@@ -174,7 +174,7 @@ def steps(lacking: Sequence[Part]) -> Iterator[list[Part]]:
         yield from ([part] for part in sorted(others, key=lambda part: _LAST.get(part.kind, 0)))
 
 
-def columns_statement(parts: Sequence[Part]) -> LiteralString:
+def columns_statement(parts: Sequence[SchemaPart]) -> LiteralString:
     """Return the one statement that adds columns to a table, which is locked once for all of them."""
     first, *others = parts
     statement = first.statement
@@ -183,12 +183,12 @@ def columns_statement(parts: Sequence[Part]) -> LiteralString:
     return statement
 
 
-def adopting_statement(key: Part) -> LiteralString:
+def adopting_statement(key: SchemaPart) -> LiteralString:
     """Return the statement that makes a table's primary key of the unique index that was built for it."""
     return f"ALTER TABLE {key.table} ADD PRIMARY KEY USING INDEX {key.name}"
 
 
-def whole_key_statement(key: Part) -> LiteralString:
+def whole_key_statement(key: SchemaPart) -> LiteralString:
     """Return the statement that makes a partitioned table's primary key of those of its partitions."""
     columns = ", ".join(f'"{column}"' for column in key.columns)
     return f"ALTER TABLE {key.table} ADD PRIMARY KEY ({columns})"
@@ -199,7 +199,7 @@ def concurrent_statement(statement: LiteralString) -> LiteralString:
     return statement.replace(" INDEX IF", " INDEX CONCURRENTLY IF", 1)
 
 
-def of_partition(part: Part, partition: LiteralString) -> Part:
+def of_partition(part: SchemaPart, partition: LiteralString) -> SchemaPart:
     """Return the part of one partition that an index or key is made of."""
     name = part.name + partition.removeprefix(part.table)
     statement = part.statement.replace(f" {part.name} ON {part.table} ", f" {name} ON {partition} ", 1)

@@ -16,7 +16,7 @@ from brewctl import __version__, log, sql
 from brewctl.delivery.database import table_locks
 from brewctl.delivery.database.table_locks import Tell, nobody
 from brewctl.delivery.schema import completion, parts
-from brewctl.delivery.schema.parts import Kind, Part
+from brewctl.delivery.schema.parts import Kind, SchemaPart
 from brewctl.errors import BrewError
 from brewctl.sql import queries
 
@@ -29,11 +29,11 @@ _log = log.get(__name__)
 
 
 @dataclass(frozen=True)
-class Standing:
+class MigrationState:
     """How far a database is. `recorded`: the migrations that have a row; `lacking`: what `brewctl db migrate` adds."""
 
     recorded: frozenset[int]
-    lacking: tuple[Part, ...]
+    lacking: tuple[SchemaPart, ...]
     is_empty: bool  # none of the tables is there
 
     @property
@@ -63,12 +63,12 @@ class Standing:
         return self.is_newer or not (self.lacking or self.unrecorded)
 
 
-def standing(connection: "Connection", tables: Collection[str] | None = None) -> Standing:
+def standing(connection: "Connection", tables: Collection[str] | None = None) -> MigrationState:
     """Look how far a database is. Locks no table of a role's. `tables`: those that it needs; default: all."""
     numbers = recorded(connection)
     found = _left_out(connection, completion.missing(connection, tables), numbers)
     wanted = {name for name in parts.TABLES if tables is None or name in tables}
-    return Standing(numbers, tuple(found), wanted <= {part.name for part in found if part.kind is Kind.TABLE})
+    return MigrationState(numbers, tuple(found), wanted <= {part.name for part in found if part.kind is Kind.TABLE})
 
 
 def recorded(connection: "Connection") -> frozenset[int]:
@@ -78,13 +78,13 @@ def recorded(connection: "Connection") -> frozenset[int]:
     return frozenset(number for (number,) in connection.execute(queries["versions"]))
 
 
-def lacking(connection: "Connection", tables: Collection[str] | None = None) -> list[Part]:
+def lacking(connection: "Connection", tables: Collection[str] | None = None) -> list[SchemaPart]:
     """Name what is missing for this program, in a database that may be a newer one's. Locks no table."""
     found = completion.missing(connection, tables)
     return _left_out(connection, found, recorded(connection)) if found else found
 
 
-def _left_out(connection: "Connection", found: list[Part], numbers: frozenset[int]) -> list[Part]:
+def _left_out(connection: "Connection", found: list[SchemaPart], numbers: frozenset[int]) -> list[SchemaPart]:
     """Leave out what a newer migration may have replaced by something better: bodies of functions, and indexes."""
     if max(numbers, default=0) <= PROGRAM:
         return found
@@ -107,7 +107,9 @@ def tell_of_newer(connection: "Connection") -> None:
         _log.warning("the database is newer than this program", database=newest, program=PROGRAM, hint=hint)
 
 
-def bring_up(connection: "BoundedConnection", tell: Tell = nobody, tables: Collection[str] | None = None) -> Standing:
+def bring_up(
+    connection: "BoundedConnection", tell: Tell = nobody, tables: Collection[str] | None = None
+) -> MigrationState:
     """Add what is missing, migration by migration, and write a row for each that is complete.
 
     Returns what was there before: as this session began to migrate, or, without that, as it looked.

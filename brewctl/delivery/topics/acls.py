@@ -1,4 +1,4 @@
-"""Who may do what in Kafka: a user for each role, with the same names as the roles of PostgreSQL.
+"""The rights in Kafka: a user for each role, with the same names as the roles of PostgreSQL.
 
 Kafka knows no roles: each rule names a user. READ, WRITE, DELETE and ALTER include
 DESCRIBE, and ALTER_CONFIGS includes DESCRIBE_CONFIGS.

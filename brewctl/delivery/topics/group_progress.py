@@ -7,7 +7,7 @@ from brewctl.delivery.broker import Group
 
 
 @dataclass(frozen=True)
-class Progress:
+class GroupProgress:
     """How far a group has come in a partition."""
 
     partition: int
@@ -46,10 +46,10 @@ class Progress:
         return self.end - self.position
 
 
-def progress(group: Group, committed: Mapping[int, int], ends: Mapping[int, tuple[int, int]]) -> list[Progress]:
+def progress(group: Group, committed: Mapping[int, int], ends: Mapping[int, tuple[int, int]]) -> list[GroupProgress]:
     """Put together how far a group has come. `committed` must be the older of the two, else lags are too small."""
     owners = group.owners
     return [
-        Progress(partition, owners.get(partition, ""), committed.get(partition), first, end, bool(committed))
+        GroupProgress(partition, owners.get(partition, ""), committed.get(partition), first, end, bool(committed))
         for partition, (first, end) in sorted(ends.items())
     ]

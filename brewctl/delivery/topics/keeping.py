@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from brewctl.delivery.broker import Admin, Setting
+from brewctl.delivery.broker import Admin, TopicSetting
 from brewctl.errors import UsageError
 
 DEFAULT = "7d"
@@ -79,7 +79,7 @@ def _segment_ms(keep_ms: int) -> int:
 class Kept:
     """What is in force for a topic."""
 
-    settings: Mapping[str, Setting]
+    settings: Mapping[str, TopicSetting]
 
     @property
     def keep_ms(self) -> int:

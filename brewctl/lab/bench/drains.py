@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from brewctl.config import SHORT_NAMES
 from brewctl.delivery import database, events, registry
-from brewctl.delivery.broker import Record, bare, open_reader
+from brewctl.delivery.broker import Record, baseline, open_reader
 from brewctl.delivery.inbox.inbox import Inbox
 from brewctl.delivery.schema import registration
 from brewctl.errors import BrewError
@@ -51,7 +51,7 @@ def publish(ground: Ground) -> Iterator[Figure]:
     ours = of_client[_FIRST]
     records = _records(ground)
     ground.tell("the bare producer loop")
-    floor = bare.produce(ground.settings, records)
+    floor = baseline.produce(ground.settings, records)
     size = sum(_bytes(record) for record in records) // len(records)
     ground.tell("Kafka's ProducerPerformance")
     kafkas = _by_java(ground, lambda java: java.produce(ground.settings.topic, records=5 * WAITING, size=size))
@@ -82,7 +82,7 @@ def consume(ground: Ground) -> Iterator[Figure]:
     of_form = {name: medians[name, _FIRST] for name in forms}
     one = of_form[_BUILT_IN]
     ground.tell("the bare fetch loop")
-    floor = bare.fetch(ground.settings, WAITING)
+    floor = baseline.fetch(ground.settings, WAITING)
     ground.tell("Kafka's ConsumerPerformance")
     kafkas = _by_java(ground, lambda java: java.consume(ground.settings.topic, records=WAITING))
     ground.tell("a transaction per record")

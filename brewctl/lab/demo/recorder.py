@@ -8,7 +8,7 @@ from typing import Protocol
 from brewctl import overview
 from brewctl.config import Settings
 from brewctl.delivery import registry
-from brewctl.delivery.broker import Admin, Member
+from brewctl.delivery.broker import Admin, GroupMember
 from brewctl.delivery.schema.homes import Databases
 from brewctl.lab.demo import narration
 from brewctl.lab.history import Act, Event, Ownership, Sample
@@ -23,7 +23,7 @@ class Scene:
     record: Act
     counts: overview.Counts = field(default_factory=lambda: overview.Counts(0, 0, 0, 0))
     work: dict[str, int] = field(default_factory=dict)
-    owners: list[Member] = field(default_factory=list)
+    owners: list[GroupMember] = field(default_factory=list)
     # node → "starts", "runs", "killed", "stopped"
     states: dict[str, str] = field(default_factory=dict)
     pids: dict[str, int] = field(default_factory=dict)

@@ -21,7 +21,7 @@ from brewctl.config import Settings
 from brewctl.delivery import database, presence
 from brewctl.delivery.broker import require_topic
 from brewctl.delivery.database import rights
-from brewctl.delivery.database.availability import Watch
+from brewctl.delivery.database.availability import Availability
 from brewctl.delivery.orders.group_commit import GroupCommit
 from brewctl.delivery.outbox.publisher import Publisher
 from brewctl.delivery.schema import readiness, registration, setup, versions
@@ -87,7 +87,7 @@ def run(
         notify = publisher.notify if publisher else _nobody
         writer = GroupCommit(settings, writing, alone, notify=notify)
         cancelling = Cancelling(settings, cancels, notify=notify)
-        watch = Watch(settings, pools, name=node)
+        watch = Availability(settings, pools, name=node)
         service = OrderService(settings, reading, watch, writer, cancelling)
         if not ready():
             return

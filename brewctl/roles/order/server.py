@@ -14,7 +14,7 @@ import grpc
 
 from brewctl import metrics
 from brewctl.config import Settings
-from brewctl.delivery.database.availability import Watch
+from brewctl.delivery.database.availability import Availability
 from brewctl.errors import PortError
 from brewctl.proto import orders_pb2
 from brewctl.roles.order import health, reflection, service, traced
@@ -44,7 +44,7 @@ class Server:
         self,
         settings: Settings,
         orders: service.OrderService,
-        watch: Watch,
+        watch: Availability,
         stop: threading.Event,
         *,
         host: str,
@@ -224,7 +224,12 @@ class _Admission(grpc.ServerInterceptor):  # type: ignore[misc] # grpc has no ty
     """Turns a call away before anybody waits for its message."""
 
     def __init__(
-        self, watch: Watch, stop: threading.Event, *, stopping: Callable[[Call], None], away: Callable[[Call], None]
+        self,
+        watch: Availability,
+        stop: threading.Event,
+        *,
+        stopping: Callable[[Call], None],
+        away: Callable[[Call], None],
     ) -> None:
         self._watch = watch
         self._stop = stop

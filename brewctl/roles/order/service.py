@@ -13,7 +13,7 @@ from brewctl import log
 from brewctl.config import Settings
 from brewctl.delivery import database
 from brewctl.delivery.database import Pool, rights
-from brewctl.delivery.database.availability import Watch
+from brewctl.delivery.database.availability import Availability
 from brewctl.delivery.orders import acceptance, cancellation, refusals, store
 from brewctl.delivery.orders.group_commit import GroupCommit
 from brewctl.proto import orders_pb2
@@ -44,7 +44,7 @@ class OrderService:
     """What the methods do once their message is there. Orders go through the writer, the rest through threads."""
 
     def __init__(
-        self, settings: Settings, reading: Pool, watch: Watch, writer: GroupCommit, cancelling: Cancelling
+        self, settings: Settings, reading: Pool, watch: Availability, writer: GroupCommit, cancelling: Cancelling
     ) -> None:
         """Read with connections of `reading`."""
         self._limits = settings.limits

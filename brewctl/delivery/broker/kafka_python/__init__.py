@@ -1,8 +1,8 @@
 """The client kafka-python-ng, mended where it has faults that no setting mends."""
 
-from brewctl.delivery.broker.kafka_python import assumed, batches, fetching, patches, records  # noqa: F401 - first
-from brewctl.delivery.broker.kafka_python.bare import fetch, produce
-from brewctl.delivery.broker.kafka_python.client import explained, library
+from brewctl.delivery.broker.kafka_python import assumed, batches, fetching, library_patches, records  # noqa: F401 - first
+from brewctl.delivery.broker.kafka_python.baseline import fetch, produce
+from brewctl.delivery.broker.kafka_python.connection_settings import explained, library
 from brewctl.delivery.broker.kafka_python.consumer import Member
 from brewctl.delivery.broker.kafka_python.producer import Wire
 from brewctl.delivery.broker.kafka_python.reader import Topics

@@ -10,15 +10,15 @@ from kafka import errors
 from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
 
 from brewctl.config import Settings
-from brewctl.delivery.broker import reasons
+from brewctl.delivery.broker import failure_reasons
+from brewctl.delivery.broker.failure_reasons import absent
 from brewctl.delivery.broker.kafka_python import acls, topic_settings
 from brewctl.delivery.broker.kafka_python.acls import Rule
 from brewctl.delivery.broker.kafka_python.admin_client import EARLIEST, LATEST, AdminClient
-from brewctl.delivery.broker.kafka_python.client import connection, explained, require_headers
+from brewctl.delivery.broker.kafka_python.connection_settings import connection, explained, require_headers
 from brewctl.delivery.broker.kafka_python.forgetting import GroupSubscribedToTopicError
-from brewctl.delivery.broker.kafka_python.topic_settings import Setting
+from brewctl.delivery.broker.kafka_python.topic_settings import TopicSetting
 from brewctl.delivery.broker.partitions import PARTITIONS
-from brewctl.delivery.broker.reasons import absent
 from brewctl.delivery.broker.record import DEAD_LETTER_BYTES
 from brewctl.errors import BrewError
 
@@ -46,7 +46,7 @@ class Partition:
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class GroupMember:
     """A member of a consumer group and the partitions of our topic that it owns."""
 
     client_id: str
@@ -65,7 +65,7 @@ class Group:
     name: str
     state: str
     assignor: str  # empty where the group has no members
-    members: tuple[Member, ...]  # by client_id
+    members: tuple[GroupMember, ...]  # by client_id
 
     @property
     def owners(self) -> dict[int, str]:
@@ -162,7 +162,7 @@ class Admin:
             assignment = member.member_assignment
             owned = dict(assignment.assignment) if assignment else {}
             members.append(
-                Member(member.client_id, tuple(sorted(owned.get(topic, ()))), member.client_host.removeprefix("/"))
+                GroupMember(member.client_id, tuple(sorted(owned.get(topic, ()))), member.client_host.removeprefix("/"))
             )
         return Group(
             name, described.state, described.protocol, tuple(sorted(members, key=lambda member: member.client_id))
@@ -206,7 +206,7 @@ class Admin:
         """Return what a topic is configured with, Kafka's defaults included. BrewError where there is no such topic."""
         return {name: each.value for name, each in self.topic_settings(topic).items()}
 
-    def topic_settings(self, topic: str) -> dict[str, Setting]:
+    def topic_settings(self, topic: str) -> dict[str, TopicSetting]:
         """Return the same, each with where it comes from."""
         (answer,) = self._patiently(
             lambda: self._client.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
@@ -305,6 +305,6 @@ def require_topic(settings: Settings) -> None:
     with open_admin(settings) as admin:
         missing = sorted({settings.topic, settings.dead_letter_topic} - admin.topics())
         if hidden := [topic for topic in missing if admin.is_hidden(topic)]:
-            raise reasons.forbidden(settings, f"DESCRIBE topic {' and '.join(hidden)}")
+            raise failure_reasons.forbidden(settings, f"DESCRIBE topic {' and '.join(hidden)}")
     if missing:
         raise absent(*missing)

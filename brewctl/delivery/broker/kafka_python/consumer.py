@@ -14,10 +14,16 @@ from kafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from kafka.structs import OffsetAndMetadata
 
 from brewctl.config import Settings
-from brewctl.delivery.broker import reasons
-from brewctl.delivery.broker.kafka_python.client import FORBIDDEN, connection, explained, require_headers, words
+from brewctl.delivery.broker import failure_reasons
+from brewctl.delivery.broker.kafka_python.committable import Passed
+from brewctl.delivery.broker.kafka_python.connection_settings import (
+    FORBIDDEN,
+    connection,
+    explained,
+    require_headers,
+    words,
+)
 from brewctl.delivery.broker.kafka_python.heartbeats import Coordinator
-from brewctl.delivery.broker.kafka_python.passed import Passed
 from brewctl.delivery.broker.kafka_python.polling import PollingConsumer
 from brewctl.delivery.broker.outcomes import UnavailableError
 from brewctl.delivery.broker.overtaken import Overtaken, Told
@@ -140,7 +146,7 @@ class Member:
             yield
         except _FATAL as error:
             if isinstance(error, errors.InconsistentGroupProtocolError):
-                raise reasons.other_protocol(self._group) from error
+                raise failure_reasons.other_protocol(self._group) from error
             raise BrewError(f"kafka refused consumer group {self._group}: {words(error)}") from error
         except FORBIDDEN as error:
             raise self._forbidden(error) from error
@@ -150,7 +156,7 @@ class Member:
     def _forbidden(self, error: Exception) -> BrewError:
         of_group = isinstance(error, errors.GroupAuthorizationFailedError)
         what = f"group {self._group}" if of_group else f"topic {self._settings.topic}"
-        return reasons.forbidden(self._settings, f"READ {what}")
+        return failure_reasons.forbidden(self._settings, f"READ {what}")
 
     def commit(self, ends: Mapping[tuple[str, int], int]) -> str:
         """Commit offsets; the reason where Kafka would not."""

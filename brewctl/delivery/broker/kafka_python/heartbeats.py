@@ -13,7 +13,7 @@ import weakref
 
 from kafka.coordinator import base, consumer
 
-from brewctl.delivery.broker.kafka_python import patches  # noqa: F401 - first: it sets the clock that is read here
+from brewctl.delivery.broker.kafka_python import library_patches  # noqa: F401 - first: it sets the clock that is read here
 
 
 class HeartbeatThread(base.HeartbeatThread):  # type: ignore[misc]

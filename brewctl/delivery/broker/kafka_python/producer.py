@@ -8,7 +8,13 @@ from typing import Any
 from kafka import KafkaProducer, TopicPartition, errors
 
 from brewctl.config import Settings
-from brewctl.delivery.broker.kafka_python.client import FORBIDDEN, connection, explained, require_headers, words
+from brewctl.delivery.broker.kafka_python.connection_settings import (
+    FORBIDDEN,
+    connection,
+    explained,
+    require_headers,
+    words,
+)
 from brewctl.delivery.broker.outcomes import (
     Outcome,
     Place,

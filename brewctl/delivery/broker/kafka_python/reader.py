@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from kafka import KafkaConsumer, TopicPartition, errors
 
 from brewctl.config import Settings
+from brewctl.delivery.broker.failure_reasons import absent, open_transaction
 from brewctl.delivery.broker.kafka_python.admin import open_admin
-from brewctl.delivery.broker.kafka_python.client import connection, explained, require_headers
-from brewctl.delivery.broker.reasons import absent, open_transaction
+from brewctl.delivery.broker.kafka_python.connection_settings import connection, explained, require_headers
 from brewctl.delivery.broker.record import Record
 from brewctl.errors import BrewError, UnreachableError
 

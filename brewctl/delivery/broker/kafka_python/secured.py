@@ -93,7 +93,7 @@ def _as_connection_error() -> Any:
         raise _TlsError(told(error)) from error
 
 
-class Connection(BrokerConnection):  # type: ignore[misc]
+class SecuredConnection(BrokerConnection):  # type: ignore[misc]
     """A connection to one broker. `why`: what ended it first."""
 
     why: Exception | None = None
@@ -175,7 +175,7 @@ class Connection(BrokerConnection):  # type: ignore[misc]
 class _Authentication:
     """One connection's exchange with its broker, in Kafka's newer form, which tells the reason of a refusal."""
 
-    def __init__(self, connection: Connection, future: Future) -> None:
+    def __init__(self, connection: SecuredConnection, future: Future) -> None:
         self._connection = connection
         self._future = future
 
@@ -228,11 +228,11 @@ class _Sasl:
     """What the library wants of a mechanism."""
 
     @staticmethod
-    def validate_config(_connection: Connection) -> None:
+    def validate_config(_connection: SecuredConnection) -> None:
         """Find nothing wrong: the settings were looked at before."""
 
     @staticmethod
-    def try_authenticate(connection: Connection, future: Future) -> None:
+    def try_authenticate(connection: SecuredConnection, future: Future) -> None:
         """Authenticate; the future has the outcome."""
         _Authentication(connection, future).begin()
 
@@ -261,4 +261,4 @@ def options(security: KafkaSecurity, brokers: Sequence[str]) -> dict[str, Any]:
 for _mechanism in Mechanism:
     sasl.MECHANISMS[_mechanism.value] = _Sasl
 conn.SaslHandShakeRequest = SaslHandShakeRequest[1:]  # what comes behind version 0 is not the newer form
-client_async.BrokerConnection = Connection
+client_async.BrokerConnection = SecuredConnection

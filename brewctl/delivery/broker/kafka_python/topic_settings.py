@@ -18,7 +18,7 @@ _TOPIC, _DEFAULT = 1, 5  # where a value comes from; what is between them is set
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class TopicSetting:
     """A value of a topic, and whether the topic itself, a broker, or nobody has set it."""
 
     value: str
@@ -81,10 +81,10 @@ def check(response: Any) -> None:
             raise errors.for_code(code)(message or topic)
 
 
-def read(answer: Any) -> tuple[int, dict[str, Setting]]:
+def read(answer: Any) -> tuple[int, dict[str, TopicSetting]]:
     """Return the error of an answer about one topic, and what the topic is configured with."""
     ((code, _message, _kind, _name, entries),) = answer.resources
-    return code, {name: Setting(value, _source(answer, rest)) for name, value, *rest in entries}
+    return code, {name: TopicSetting(value, _source(answer, rest)) for name, value, *rest in entries}
 
 
 def _source(answer: Any, rest: list[Any]) -> str:

@@ -1,7 +1,7 @@
 """The client librdkafka, by confluent-kafka: sends and reads in threads of its own, in C."""
 
-from brewctl.delivery.broker.librdkafka.bare import fetch, produce
-from brewctl.delivery.broker.librdkafka.client import explained, library
+from brewctl.delivery.broker.librdkafka.baseline import fetch, produce
+from brewctl.delivery.broker.librdkafka.connection_settings import explained, library
 from brewctl.delivery.broker.librdkafka.consumer import Member
 from brewctl.delivery.broker.librdkafka.producer import Wire
 from brewctl.delivery.broker.librdkafka.reader import Topics

@@ -13,7 +13,7 @@ from confluent_kafka import Consumer as Library
 
 from brewctl import log
 from brewctl.config import Settings
-from brewctl.delivery.broker.librdkafka.client import (
+from brewctl.delivery.broker.librdkafka.connection_settings import (
     Refusals,
     connection,
     error_of,
@@ -25,8 +25,8 @@ from brewctl.delivery.broker.librdkafka.client import (
 from brewctl.delivery.broker.librdkafka.failures import ends, failed, passes
 from brewctl.delivery.broker.librdkafka.fetching import fetching
 from brewctl.delivery.broker.librdkafka.patience import Patience
-from brewctl.delivery.broker.librdkafka.progress import Progress
-from brewctl.delivery.broker.librdkafka.records import Reading
+from brewctl.delivery.broker.librdkafka.progress import MemberProgress
+from brewctl.delivery.broker.librdkafka.records import RecordConverter
 from brewctl.delivery.broker.outcomes import UnavailableError
 from brewctl.delivery.broker.overtaken import Overtaken, Told
 from brewctl.delivery.broker.record import Record
@@ -64,9 +64,9 @@ class Member:
         self._beginning: set[int] = set()  # without a committed offset, and none was read
         self._assignments = 0
         self._rebalances = 0  # assignments and revocations
-        self._progress = Progress()
+        self._progress = MemberProgress()
         self._refusals = Refusals(settings)
-        self._reading = Reading(settings, name=node)
+        self._reading = RecordConverter(settings, name=node)
         self._kept: list[Record] = []  # came while nothing was to be read
         self._paused = False
         self._lost: dict[int, int] = {}  # offsets that are not in their partition any more

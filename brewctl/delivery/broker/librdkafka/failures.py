@@ -3,8 +3,8 @@
 from confluent_kafka import KafkaError
 
 from brewctl.config import Settings
-from brewctl.delivery.broker import reasons
-from brewctl.delivery.broker.librdkafka.client import FORBIDDEN, words
+from brewctl.delivery.broker import failure_reasons
+from brewctl.delivery.broker.librdkafka.connection_settings import FORBIDDEN, words
 from brewctl.delivery.broker.outcomes import UnavailableError
 from brewctl.errors import BrewError
 
@@ -44,10 +44,12 @@ def ends(error: KafkaError) -> bool:
 def failed(error: KafkaError, settings: Settings, *, group: str) -> Exception:
     """Return what a poll raises: BrewError where no retry mends it, ForbiddenError, else UnavailableError."""
     if error.code() == KafkaError.INCONSISTENT_GROUP_PROTOCOL:
-        return reasons.other_protocol(group)
+        return failure_reasons.other_protocol(group)
     if error.code() in FORBIDDEN:
         of_group = error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED
-        return reasons.forbidden(settings, f"READ {f'group {group}' if of_group else f'topic {settings.topic}'}")
+        return failure_reasons.forbidden(
+            settings, f"READ {f'group {group}' if of_group else f'topic {settings.topic}'}"
+        )
     if error.fatal() or error.code() in _FATAL:
         return BrewError(f"kafka refused consumer group {group}: {words(error)}")
     return UnavailableError(words(error))

@@ -8,7 +8,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from brewctl.config import Settings
-from brewctl.delivery.broker.librdkafka.client import (
+from brewctl.delivery.broker.librdkafka.connection_settings import (
     Refusals,
     connection,
     error_of,

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from brewctl.delivery.broker.record import Record
 
 
-class Progress:
+class MemberProgress:
     """Of one assignment, by partition. Each number is the offset that is read next."""
 
     def __init__(self) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from brewctl.config import Settings
+from brewctl.delivery.broker.failure_reasons import open_transaction
 from brewctl.delivery.broker.kafka_python.admin import open_admin
-from brewctl.delivery.broker.librdkafka.client import connection, explained, require_answer
+from brewctl.delivery.broker.librdkafka.connection_settings import connection, explained, require_answer
 from brewctl.delivery.broker.librdkafka.fetching import fetching
-from brewctl.delivery.broker.librdkafka.records import Reading
-from brewctl.delivery.broker.reasons import open_transaction
+from brewctl.delivery.broker.librdkafka.records import RecordConverter
 from brewctl.delivery.broker.record import Record
 from brewctl.errors import BrewError, UnreachableError
 
@@ -24,7 +24,7 @@ class Topics:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._reading = Reading(settings, name=_NAME)
+        self._reading = RecordConverter(settings, name=_NAME)
         self._positions: dict[int, int] = {}
         self._failure: Exception | None = None
         with explained(settings):

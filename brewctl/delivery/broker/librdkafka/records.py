@@ -5,7 +5,7 @@ from operator import methodcaller
 from typing import Any
 
 from brewctl.config import Settings
-from brewctl.delivery.broker.kafka_python.again import Again
+from brewctl.delivery.broker.kafka_python.header_reread import Again
 from brewctl.delivery.broker.record import Record
 from brewctl.delivery.events import Headers
 
@@ -14,7 +14,7 @@ from brewctl.delivery.events import Headers
 _headers_of = methodcaller("headers")
 
 
-class Reading:
+class RecordConverter:
     """Makes our records of one topic, for one consumer."""
 
     def __init__(self, settings: Settings, *, name: str) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaException, Message, Producer
 
 from brewctl.config import Settings
-from brewctl.delivery.broker.librdkafka.client import connection, explained
+from brewctl.delivery.broker.librdkafka.connection_settings import connection, explained
+from brewctl.delivery.broker.read_rate import WAIT_S, read_rate
 from brewctl.delivery.broker.record import Record
-from brewctl.delivery.broker.timed import WAIT_S, read_rate
 from brewctl.errors import UnreachableError
 
 _POLL_S = 0.5

@@ -5,7 +5,7 @@ import time
 from kafka import KafkaConsumer, TopicPartition
 
 from brewctl.config import Settings
-from brewctl.delivery.broker.kafka_python.client import connection, explained, require_headers
+from brewctl.delivery.broker.kafka_python.connection_settings import connection, explained, require_headers
 from brewctl.delivery.events import Headers
 from brewctl.errors import UnreachableError
 

@@ -1,4 +1,4 @@
-"""What all of it shares: how it connects, its log lines, and its errors in the user's words."""
+"""The library's settings for a connection, its log lines, and its errors in the user's words."""
 
 import contextlib
 import logging
@@ -12,7 +12,7 @@ from confluent_kafka import KafkaError, KafkaException
 
 from brewctl import log, security
 from brewctl.config import Settings
-from brewctl.delivery.broker.reasons import RIGHTS, forbidden, refused, unreachable
+from brewctl.delivery.broker.failure_reasons import RIGHTS, forbidden, refused, unreachable
 from brewctl.errors import BrewError, UsageError
 
 logger = log.get(__name__)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from kafka import KafkaConsumer, KafkaProducer
 
 from brewctl.config import Settings
-from brewctl.delivery.broker.kafka_python.client import connection, explained
+from brewctl.delivery.broker.kafka_python.connection_settings import connection, explained
+from brewctl.delivery.broker.read_rate import WAIT_S, read_rate
 from brewctl.delivery.broker.record import Record
-from brewctl.delivery.broker.timed import WAIT_S, read_rate
 
 
 def produce(settings: Settings, records: Sequence[Record], *, batch: int) -> float:

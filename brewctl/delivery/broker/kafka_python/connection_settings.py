@@ -1,4 +1,4 @@
-"""What all of it shares: how it connects, and the library's errors in the user's words."""
+"""The library's settings for a connection, and the library's errors in the user's words."""
 
 import contextlib
 import selectors
@@ -9,7 +9,7 @@ from typing import Any
 from kafka import errors
 
 from brewctl.config import Settings
-from brewctl.delivery.broker.reasons import RIGHTS, forbidden, unreachable
+from brewctl.delivery.broker.failure_reasons import RIGHTS, forbidden, unreachable
 from brewctl.errors import BrewError
 from brewctl.security import Protocol
 
