@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from brewctl.config import Settings
-    from brewctl.lab.cast import Cast
-    from brewctl.lab.chaos import Plan
-    from brewctl.lab.history import Act
-    from brewctl.lab.result import Result
-    from brewctl.lab.scenarios import Scenario
+    from brewctl.lab.chaos.chaos import Plan
+    from brewctl.lab.chaos.result import Result
+    from brewctl.lab.chaos.scenarios import Scenario
+    from brewctl.lab.play.cast import Cast
+    from brewctl.lab.record.history import Act
 
 # Columns of the table: what they are about, heading, width, field of a Result. 80 columns in all.
 _COLUMNS = (
@@ -72,8 +72,8 @@ def chaos(
 
     from brewctl import config
     from brewctl.errors import BrewError, UsageError
-    from brewctl.lab import scenarios
-    from brewctl.lab.cast import cast
+    from brewctl.lab.chaos import scenarios
+    from brewctl.lab.play.cast import cast
 
     settings = options.settings(downstreams=downstream)
     players = cast(settings)
@@ -86,7 +86,7 @@ def chaos(
         raise UsageError("chaos breaks servers: it runs on the sandbox alone", hint=f"unset {elsewhere}")
     seed = random.SystemRandom().randrange(10**6) if seed is None else seed
     from brewctl.cli.sandbox import borrowed
-    from brewctl.lab.chaos import Plan
+    from brewctl.lab.chaos.chaos import Plan
 
     home = config.home()
     plan = Plan(orders=orders, rate=rate, seed=seed, session_s=session_timeout, cancel=cancel)
@@ -111,9 +111,9 @@ def chaos(
 
 
 def _play(scenario: "Scenario", plan: "Plan", home: Path, downstream: "list[str] | None") -> "tuple[Result, Act]":
-    from brewctl.lab import chaos as play
-    from brewctl.lab.cast import cast
-    from brewctl.lab.stage import Servers
+    from brewctl.lab.chaos import chaos as play
+    from brewctl.lab.play.cast import cast
+    from brewctl.lab.play.servers import Servers
 
     settings = options.settings(downstreams=downstream)  # of the sandbox as it is now
     output.note(f"{scenario.name}: {scenario.title_for(cast(settings))}")
@@ -133,7 +133,7 @@ def _write(
     report: Path, acts: "Sequence[Act]", chosen: "Sequence[Scenario]", plan: "Plan", downstream: "list[str] | None"
 ) -> None:
     from brewctl.lab import report as reports
-    from brewctl.lab import scenarios
+    from brewctl.lab.chaos import scenarios
 
     names = "" if len(chosen) == len(scenarios.SCENARIOS) else "".join(f" --scenario {each.name}" for each in chosen)
     names += "".join(f" --downstream {name}" for name in downstream or ())

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from brewctl.config import Settings
     from brewctl.lab.demo.play import Verdict
     from brewctl.lab.demo.views import LiveView, PlainView
-    from brewctl.lab.history import Act
+    from brewctl.lab.record.history import Act
 
 
 class Speed(StrEnum):

@@ -11,8 +11,8 @@ from brewctl.cli import options, output
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from brewctl.lab.load import Load
-    from brewctl.lab.measure import Measurement, Result
+    from brewctl.lab.load.load import Load
+    from brewctl.lab.load.measure import Measurement, Result
 
 _PERCENTILES = (50, 90, 99, 99.9)
 _DURATION_S = 10.0
@@ -73,8 +73,8 @@ def load(
     if duration and orders:
         raise UsageError("--duration and --orders each end the load", hint="give one of them")
     settings = options.settings(order_addrs=",".join(addr or []))
-    from brewctl.lab.load import Load
-    from brewctl.lab.measure import Measurement
+    from brewctl.lab.load.load import Load
+    from brewctl.lab.load.measure import Measurement
     from brewctl.lifecycle import stop_on_signals
 
     used: dict[str, Any] = {

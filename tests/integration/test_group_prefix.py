@@ -5,7 +5,7 @@ from pathlib import Path
 
 from brewctl import overview
 from brewctl.delivery.broker import open_admin
-from brewctl.lab.nodes import Nodes
+from brewctl.lab.play.nodes import Nodes
 from tests.conftest import Rig, open_rig
 from tests.integration.kafka_tools import finish, good_record, raw_client, send_raw
 

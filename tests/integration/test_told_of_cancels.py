@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from brewctl.errors import BrewError
-from brewctl.lab import faults, verdict
-from brewctl.lab.cancels import Cancel
-from brewctl.lab.load import Outcome
+from brewctl.lab.chaos import faults, verdict
+from brewctl.lab.load.cancels import Cancel
+from brewctl.lab.load.load import Outcome
 from brewctl.verify import verify
 from tests.integration.chain_tools import Chain, Row, broken, open_chain
 

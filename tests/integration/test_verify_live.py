@@ -14,7 +14,7 @@ from kafka.admin import NewPartitions
 from brewctl.delivery import events
 from brewctl.delivery.broker import PARTITIONS, Reader
 from brewctl.delivery.broker.partitions import partition_for
-from brewctl.lab.load import History, Load, Outcome
+from brewctl.lab.load.load import History, Load, Outcome
 from brewctl.lifecycle import wait_until
 from brewctl.verify import verify
 from tests.conftest import Rig

@@ -16,8 +16,8 @@ from brewctl.delivery.broker import bare
 from brewctl.errors import BrewError
 from brewctl.lab.bench import clients, cpu, drains, flow, machine, workers
 from brewctl.lab.bench.figures import Figure
-from brewctl.lab.histogram import Histogram
-from brewctl.lab.measure import Result, together
+from brewctl.lab.load.histogram import Histogram
+from brewctl.lab.load.measure import Result, together
 from brewctl.sandbox import processes, state, tools
 from brewctl.sandbox.state import State
 from tests.order_server import serving

@@ -10,12 +10,12 @@ from rich.console import Console
 
 from brewctl.delivery.broker import Member
 from brewctl.errors import BrewError
-from brewctl.lab.cast import STORY
 from brewctl.lab.demo import chart, narration
 from brewctl.lab.demo.play import Verdict
 from brewctl.lab.demo.recorder import Scene
 from brewctl.lab.demo.views import Screen
-from brewctl.lab.history import Act, Claim, Fault, Mark, Sample
+from brewctl.lab.play.cast import STORY
+from brewctl.lab.record.history import Act, Claim, Fault, Mark, Sample
 from brewctl.overview import Counts
 
 KILL_S, REBALANCE_S, END_S = 5.0, 12.0, 15.0

@@ -7,11 +7,11 @@ from typing import cast
 import pytest
 
 from brewctl.config import Settings
-from brewctl.lab import chaos
-from brewctl.lab.history import Act, Sample
-from brewctl.lab.result import Result
-from brewctl.lab.stage import Stage
-from brewctl.lab.watch import Watch
+from brewctl.lab.chaos import chaos
+from brewctl.lab.chaos.result import Result
+from brewctl.lab.chaos.stage import Stage
+from brewctl.lab.record.history import Act, Sample
+from brewctl.lab.record.watch import Watch
 
 LOAD_END_S = 5.0
 

@@ -9,8 +9,8 @@ import grpc
 import pytest
 
 from brewctl.delivery.orders.cancellation import LONGEST_REASON
-from brewctl.lab.cancels import LATER_S
-from brewctl.lab.load import Call, History, Load, Outcome
+from brewctl.lab.load.cancels import LATER_S
+from brewctl.lab.load.load import Call, History, Load, Outcome
 from brewctl.lifecycle import wait_until
 from tests.order_server import serving
 

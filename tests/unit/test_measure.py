@@ -8,8 +8,8 @@ import pytest
 
 from brewctl.client import UnknownOutcomeError
 from brewctl.errors import BrewError, UnreachableError
-from brewctl.lab.load import Call, Load, Outcome
-from brewctl.lab.measure import Measurement, measure
+from brewctl.lab.load.load import Call, Load, Outcome
+from brewctl.lab.load.measure import Measurement, measure
 from tests.order_server import serving
 from tests.unit.test_load import STALL_S, stalls_first
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from brewctl.lab.pace import Pace
+from brewctl.lab.load.pace import Pace
 
 SINCE = 1000.0
 

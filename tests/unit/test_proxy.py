@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from brewctl.errors import BrewError
-from brewctl.lab.proxy import Proxy
+from brewctl.lab.network.proxy import Proxy
 from brewctl.lifecycle import wait_until
 
 PATIENCE_S = 30

@@ -12,7 +12,7 @@ import pytest
 
 from brewctl.errors import BrewError
 from brewctl.lab import report
-from brewctl.lab.history import Act, Claim, Event, Fault, Mark, Ownership, Sample
+from brewctl.lab.record.history import Act, Claim, Event, Fault, Mark, Ownership, Sample
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 NASTY = "<script>alert('1')</script>\"&\x1b[31m\x00\ud800 kafka"

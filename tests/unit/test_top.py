@@ -19,8 +19,8 @@ from textual.widgets import DataTable, Static
 from brewctl.config import DEFAULT_DOWNSTREAMS, Settings
 from brewctl.delivery.broker import Broker, Partition
 from brewctl.errors import BrewError
-from brewctl.lab.load import Call, Outcome
-from brewctl.lab.nodes import Role
+from brewctl.lab.load.load import Call, Outcome
+from brewctl.lab.play.nodes import Role
 from brewctl.lab.top import changes, controls, panels
 from brewctl.lab.top.app import Top
 from brewctl.lab.top.controls import Controls, LoadControl

@@ -8,11 +8,11 @@ import pytest
 
 from brewctl.cli import chaos as command
 from brewctl.config import Settings
-from brewctl.lab import chaos
-from brewctl.lab.history import Act
-from brewctl.lab.result import Cancels, Result
-from brewctl.lab.stage import Stage
-from brewctl.lab.watch import Watch
+from brewctl.lab.chaos import chaos
+from brewctl.lab.chaos.result import Cancels, Result
+from brewctl.lab.chaos.stage import Stage
+from brewctl.lab.record.history import Act
+from brewctl.lab.record.watch import Watch
 from brewctl.verify import Check, Facts, Verification
 
 NUMBERS = {field.name: 0 for field in dataclasses.fields(Facts) if field.type in {int, float}}

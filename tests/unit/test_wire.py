@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from brewctl.lab.wire import Connection, Cut, Faults
+from brewctl.lab.network.wire import Connection, Cut, Faults
 
 DATA, HEADERS, SETTINGS, PING = 0, 1, 4, 6
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"

@@ -6,7 +6,7 @@ import sys
 
 from brewctl.errors import BrewError
 from brewctl.lab.bench.clients import GO, READY
-from brewctl.lab.measure import measure
+from brewctl.lab.load.measure import measure
 
 
 def main(asked: str) -> None:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from brewctl.errors import BrewError
-from brewctl.lab.measure import Result, together
+from brewctl.lab.load.measure import Result, together
 
 READY = b"ready\n"
 GO = b"go\n"

@@ -11,8 +11,8 @@ from brewctl.delivery import database
 from brewctl.errors import BrewError
 from brewctl.lab.bench.figures import Figure
 from brewctl.lab.bench.ground import LONGER, Ground, empty_handler
-from brewctl.lab.cast import ORDER_NODES, STORY
-from brewctl.lab.measure import Result, measure
+from brewctl.lab.load.measure import Result, measure
+from brewctl.lab.play.cast import ORDER_NODES, STORY
 from brewctl.sandbox import tools
 from brewctl.sandbox.tools import Transactions
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from brewctl.lab.bench import cpu
 from brewctl.lab.bench.figures import Figure
 from brewctl.lab.bench.ground import LONGER, Ground, addresses
-from brewctl.lab.cast import ORDER_NODES, STORY
-from brewctl.lab.measure import Result, measure
-from brewctl.lab.nodes import Node
+from brewctl.lab.load.measure import Result, measure
+from brewctl.lab.play.cast import ORDER_NODES, STORY
+from brewctl.lab.play.nodes import Node
 from brewctl.roles import inventory
 from brewctl.sql import bench_queries
 

@@ -29,10 +29,10 @@ from brewctl.errors import BrewError
 from brewctl.lab.bench.figures import Figure
 from brewctl.lab.bench.ground import Ground, addresses
 from brewctl.lab.bench.memory import resident_mb
-from brewctl.lab.cast import STORY
-from brewctl.lab.load import Call, Load
-from brewctl.lab.measure import Measurement
-from brewctl.lab.nodes import Node
+from brewctl.lab.load.load import Call, Load
+from brewctl.lab.load.measure import Measurement
+from brewctl.lab.play.cast import STORY
+from brewctl.lab.play.nodes import Node
 from brewctl.lifecycle import beside
 from brewctl.sql import bench_queries
 from brewctl.verify import verify

@@ -17,7 +17,7 @@ from itertools import takewhile
 
 from rich.text import Text
 
-from brewctl.lab.history import Act, Sample
+from brewctl.lab.record.history import Act, Sample
 from brewctl.lab.report.geometry import Scale, lanes, tick_step, ticks
 
 HEIGHT = 13  # lines that it takes at most

@@ -18,13 +18,13 @@ from brewctl.delivery.schema import homes, registration
 from brewctl.delivery.schema.homes import Databases
 from brewctl.delivery.topics import topics
 from brewctl.errors import BrewError
-from brewctl.lab.cast import ORDER_NODES, STORY
 from brewctl.lab.demo import narration
 from brewctl.lab.demo.customer import Customer
 from brewctl.lab.demo.recorder import Recorder, View
-from brewctl.lab.history import Act, Claim, Fault, Mark
-from brewctl.lab.nodes import Node, Nodes
-from brewctl.lab.watch import standstill_s
+from brewctl.lab.play.cast import ORDER_NODES, STORY
+from brewctl.lab.play.nodes import Node, Nodes
+from brewctl.lab.record.history import Act, Claim, Fault, Mark
+from brewctl.lab.record.watch import standstill_s
 
 _LOOK_EVERY_S = 0.2
 _FORGET_S = 20.0  # longer than a session of any demo

@@ -11,8 +11,8 @@ from brewctl.delivery import registry
 from brewctl.delivery.broker import Admin, Member
 from brewctl.delivery.schema.homes import Databases
 from brewctl.lab.demo import narration
-from brewctl.lab.history import Act, Event, Ownership, Sample
-from brewctl.lab.nodes import Node
+from brewctl.lab.play.nodes import Node
+from brewctl.lab.record.history import Act, Event, Ownership, Sample
 
 
 @dataclass(frozen=True)

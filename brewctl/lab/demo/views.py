@@ -21,7 +21,7 @@ from brewctl.lab import look, report
 from brewctl.lab.demo import chart
 from brewctl.lab.demo.play import Verdict
 from brewctl.lab.demo.recorder import Scene
-from brewctl.lab.history import Act
+from brewctl.lab.record.history import Act
 from brewctl.overview import distribution_line
 
 _VERBS = {"order": "published", "inventory": "reserved", "notification": "notified"}

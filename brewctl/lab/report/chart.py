@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from brewctl.lab.history import Act
+from brewctl.lab.record.history import Act
 from brewctl.lab.report.curves import curves
 from brewctl.lab.report.geometry import Scale, lanes, shorten, text_width, tick_step, ticks
 from brewctl.lab.report.markup import Markup, join, leaf, number, tag

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from brewctl.lab.history import Sample
+from brewctl.lab.record.history import Sample
 from brewctl.lab.report.geometry import Point, Scale, thin, tick_step, ticks
 from brewctl.lab.report.markup import Markup, join, leaf, number, tag
 from brewctl.lab.report.panels import Entry, Frame, Panel, legend, stack

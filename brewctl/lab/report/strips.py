@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from brewctl.lab.history import Act, Fault, Ownership
+from brewctl.lab.record.history import Act, Fault, Ownership
 from brewctl.lab.report.geometry import text_width
 from brewctl.lab.report.markup import Markup, join, leaf, tag
 from brewctl.lab.report.panels import Entry, Frame, Panel, at, legend

@@ -23,7 +23,7 @@ from textual.widgets import DataTable, Static
 
 from brewctl.errors import BrewError, ExitCode
 from brewctl.lab import look
-from brewctl.lab.nodes import Role
+from brewctl.lab.play.nodes import Role
 from brewctl.lab.top import changes, keys, panels
 from brewctl.lab.top.controls import Controls, LoadControl
 from brewctl.lab.top.jobs import Jobs

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from brewctl.config import Settings
 from brewctl.errors import BrewError
-from brewctl.lab import background
-from brewctl.lab.load import Call, Load, Outcome
-from brewctl.lab.nodes import Role
-from brewctl.lab.stage import Servers
+from brewctl.lab.load.load import Call, Load, Outcome
+from brewctl.lab.play import background
+from brewctl.lab.play.nodes import Role
+from brewctl.lab.play.servers import Servers
 from brewctl.lab.top.snapshot import Process
 from brewctl.security import PLAINTEXT, OrderSecurity
 

@@ -18,14 +18,16 @@ from brewctl.config import Settings
 from brewctl.delivery.schema import homes, registration
 from brewctl.delivery.topics import topics
 from brewctl.errors import BrewError
-from brewctl.lab import databases, faults, history, ledger, scenarios, verdict
-from brewctl.lab.cast import cast
-from brewctl.lab.history import Act, Event
-from brewctl.lab.load import History, Load, Outcome
-from brewctl.lab.result import Result
-from brewctl.lab.scenarios import Scenario, Step
-from brewctl.lab.stage import Servers, SkippedError, Stage
-from brewctl.lab.watch import Watch
+from brewctl.lab.chaos import databases, faults, ledger, scenarios, verdict
+from brewctl.lab.chaos.result import Result
+from brewctl.lab.chaos.scenarios import Scenario, Step
+from brewctl.lab.chaos.stage import SkippedError, Stage
+from brewctl.lab.load.load import History, Load, Outcome
+from brewctl.lab.play.cast import cast
+from brewctl.lab.play.servers import Servers
+from brewctl.lab.record import history
+from brewctl.lab.record.history import Act, Event
+from brewctl.lab.record.watch import Watch
 from brewctl.lifecycle import wait_until
 from brewctl.verify import Check, Verification, verify
 

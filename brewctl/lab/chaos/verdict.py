@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from brewctl.delivery.database import Connection
 from brewctl.delivery.orders import acceptance
-from brewctl.lab.cancels import Cancel
-from brewctl.lab.load import Call, Outcome
-from brewctl.lab.result import Cancels
+from brewctl.lab.chaos.result import Cancels
+from brewctl.lab.load.cancels import Cancel
+from brewctl.lab.load.load import Call, Outcome
 from brewctl.sql import queries
 
 SHOWN = 5

@@ -4,9 +4,9 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from brewctl.lab import faults
-from brewctl.lab.cast import ORDER_NODES, Cast
-from brewctl.lab.faults import Fault
+from brewctl.lab.chaos import faults
+from brewctl.lab.chaos.faults import Fault
+from brewctl.lab.play.cast import ORDER_NODES, Cast
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from brewctl.affinity import on_one_core
 from brewctl.client import OrderClient, UnknownOutcomeError
 from brewctl.delivery.orders.cancellation import LONGEST_REASON
 from brewctl.errors import BrewError, UnreachableError, UsageError
-from brewctl.lab.cancels import Cancel, Cancels
-from brewctl.lab.pace import Pace
+from brewctl.lab.load.cancels import Cancel, Cancels
+from brewctl.lab.load.pace import Pace
 from brewctl.security import PLAINTEXT, OrderSecurity
 
 _SLICE_S = 0.1

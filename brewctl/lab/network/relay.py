@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 
 from brewctl import log
-from brewctl.lab.wire import Connection, Faults, Flow
+from brewctl.lab.network.wire import Connection, Faults, Flow
 
 logger = log.get(__name__)
 

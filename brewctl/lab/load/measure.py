@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from brewctl.client import UnknownOutcomeError
 from brewctl.errors import BrewError, UnreachableError
-from brewctl.lab.cancels import Cancel
-from brewctl.lab.histogram import Histogram
-from brewctl.lab.load import Call, Load, Outcome
+from brewctl.lab.load.cancels import Cancel
+from brewctl.lab.load.histogram import Histogram
+from brewctl.lab.load.load import Call, Load, Outcome
 
 # A server's own words may be new each time.
 _MOST_REASONS = 20

@@ -17,9 +17,9 @@ from brewctl.delivery import events
 from brewctl.delivery.broker import Producer, Record
 from brewctl.delivery.downstream import Downstream
 from brewctl.errors import BrewError
-from brewctl.lab.cast import ORDER_NODES
-from brewctl.lab.proxy import Proxy
-from brewctl.lab.stage import SkippedError, Stage
+from brewctl.lab.chaos.stage import SkippedError, Stage
+from brewctl.lab.network.proxy import Proxy
+from brewctl.lab.play.cast import ORDER_NODES
 from brewctl.lifecycle import wait_until
 from brewctl.proto.orders_pb2 import OrderCreated
 

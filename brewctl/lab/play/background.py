@@ -20,8 +20,8 @@ from brewctl import stdout
 from brewctl.config import Settings, environment
 from brewctl.delivery import registry
 from brewctl.errors import BrewError, PortError
-from brewctl.lab.nodes import ROLES, Role, program
-from brewctl.lab.nodes import role as role_of
+from brewctl.lab.play.nodes import ROLES, Role, program
+from brewctl.lab.play.nodes import role as role_of
 from brewctl.lifecycle import interrupts_held
 from brewctl.roles.listening import VARIABLES
 from brewctl.sandbox import processes, state

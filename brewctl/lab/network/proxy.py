@@ -20,8 +20,8 @@ from dataclasses import replace
 from typing import Any, Self
 
 from brewctl.errors import BrewError
-from brewctl.lab.relay import BACKLOG, Relay
-from brewctl.lab.wire import Cut
+from brewctl.lab.network.relay import BACKLOG, Relay
+from brewctl.lab.network.wire import Cut
 
 _HOST = "127.0.0.1"
 # The thread never blocks: only a bug makes a call wait so long.

@@ -7,7 +7,7 @@ from itertools import chain, count
 from brewctl.config import Settings, short_name
 from brewctl.delivery import registry
 from brewctl.delivery.downstream import Downstream
-from brewctl.lab import nodes
+from brewctl.lab.play import nodes
 
 ORDER_NODES = ("order-1", "order-2")
 

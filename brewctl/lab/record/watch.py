@@ -13,7 +13,7 @@ from brewctl.delivery import database, registry
 from brewctl.delivery.broker import open_admin
 from brewctl.delivery.schema import homes
 from brewctl.errors import BrewError
-from brewctl.lab.history import Ownership, Sample
+from brewctl.lab.record.history import Ownership, Sample
 from brewctl.lifecycle import beside
 
 _LOOK_EVERY_S = 0.2
