@@ -12,7 +12,7 @@ import pytest
 
 from brewctl.errors import BrewError
 from brewctl.lab import report
-from brewctl.lab.record.history import Act, Claim, Event, Fault, Mark, Ownership, Sample
+from brewctl.lab.record.history import Act, ActEvent, Claim, Fault, Mark, Ownership, Sample
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 NASTY = "<script>alert('1')</script>\"&\x1b[31m\x00\ud800 kafka"
@@ -35,7 +35,7 @@ def played(name: str = "kill-consumer", *, seconds: int = 30) -> Act:
         ownerships=[Ownership(0.7, "inventory", owners), Ownership(9.1, "inventory", moved)],
         faults=[Fault(3.0, 9.0, "kill -9 inventory-1", ("inventory-1",)), Fault(5.0, 5.0, "poison records")],
         marks=[Mark(9.1, "rebalance: 0, 2, 4 move")],
-        events=[Event(1.0, "[inventory-1] partitions assigned [0, 2, 4]"), Event(3.0, "kill -9 inventory-1")],
+        events=[ActEvent(1.0, "[inventory-1] partitions assigned [0, 2, 4]"), ActEvent(3.0, "kill -9 inventory-1")],
         figures=[("acknowledged", "1200"), ("lost", "0")],
     )
 
@@ -60,7 +60,7 @@ ODD = {
         faults=[Fault(0.0, 1.0, NASTY, (NASTY,))],
         marks=[Mark(0.5, NASTY)],
         claims=[Claim(NASTY, holds=False, found=NASTY)],
-        events=[Event(0.0, NASTY)],
+        events=[ActEvent(0.0, NASTY)],
         figures=[(NASTY, NASTY)],
         findings=[NASTY],
     ),

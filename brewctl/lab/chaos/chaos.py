@@ -26,7 +26,7 @@ from brewctl.lab.load.load import History, Load, Outcome
 from brewctl.lab.play.cast import cast
 from brewctl.lab.play.servers import Servers
 from brewctl.lab.record import history
-from brewctl.lab.record.history import Act, Event
+from brewctl.lab.record.history import Act, ActEvent
 from brewctl.lab.record.watch import Watch
 from brewctl.lifecycle import wait_until
 from brewctl.verify import Check, Verification, verify
@@ -85,7 +85,7 @@ def run(
         network=scenario.network,
         session_s=plan.session_s,
         chance=chance,
-        on_line=lambda line: act.events.append(Event(watch.now_s, line)),
+        on_line=lambda line: act.events.append(ActEvent(watch.now_s, line)),
     )
     with stage:
         try:
@@ -287,7 +287,7 @@ class _Play:
         result.findings += fell
 
     def _say(self, text: str) -> None:
-        self._act.events.append(Event(self._watch.now_s, text))
+        self._act.events.append(ActEvent(self._watch.now_s, text))
         self._tell(self._watch.now_s, text)
 
     def _await(self, what: str, condition: Callable[[], bool], timeout_s: float) -> None:

@@ -12,7 +12,7 @@ from brewctl.delivery.broker import Admin, Member
 from brewctl.delivery.schema.homes import Databases
 from brewctl.lab.demo import narration
 from brewctl.lab.play.nodes import Node
-from brewctl.lab.record.history import Act, Event, Ownership, Sample
+from brewctl.lab.record.history import Act, ActEvent, Ownership, Sample
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Recorder:
         self._view.ask(text)
 
     def _keep(self, text: str) -> None:
-        self.act.events.append(Event(self.now_s, text))
+        self.act.events.append(ActEvent(self.now_s, text))
 
     def look(self, settings: Settings, databases: Databases, admin: Admin, nodes: Sequence[Node]) -> None:
         """See how far everything is, in PostgreSQL, in Kafka and in the process table, and show it."""

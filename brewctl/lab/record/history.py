@@ -61,7 +61,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Event:
+class ActEvent:
     """A line of the log."""
 
     at_s: float
@@ -79,7 +79,7 @@ class Act:
     ownerships: list[Ownership] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     marks: list[Mark] = field(default_factory=list)
-    events: list[Event] = field(default_factory=list)
+    events: list[ActEvent] = field(default_factory=list)
     # What was measured, by name, as it is to be read: ("acknowledged", "1200"), ("without progress", "7.9 s").
     figures: list[tuple[str, str]] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
