@@ -15,7 +15,7 @@ from brewctl.lab.demo.play import Verdict
 from brewctl.lab.demo.recorder import Scene
 from brewctl.lab.demo.views import Screen
 from brewctl.lab.play.cast import STORY
-from brewctl.lab.record.history import Act, Claim, Fault, Mark, Sample
+from brewctl.lab.record.history import Act, Claim, FaultSpan, Mark, Sample
 from brewctl.overview import Counts
 
 KILL_S, REBALANCE_S, END_S = 5.0, 12.0, 15.0
@@ -35,7 +35,7 @@ def played() -> Act:
         "demo",
         "five nodes",
         samples=samples,
-        faults=[Fault(KILL_S, REBALANCE_S, "kill -9 inventory-1", ("inventory-1",))],
+        faults=[FaultSpan(KILL_S, REBALANCE_S, "kill -9 inventory-1", ("inventory-1",))],
         marks=[Mark(REBALANCE_S, "rebalance: 0, 2, 4 move to inventory-2")],
     )
 

@@ -216,7 +216,7 @@ class _Play:
         if step.for_s:
             self._say(f"over: {step.fault.label}")
         end_s = self._watch.now_s if step.for_s else since_s
-        self._act.faults.append(history.Fault(since_s, end_s, step.fault.label, step.fault.nodes))
+        self._act.faults.append(history.FaultSpan(since_s, end_s, step.fault.label, step.fault.nodes))
 
     def _flows(self) -> bool:
         return self._watch.has_flowed(self._plan.rate)

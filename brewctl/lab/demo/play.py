@@ -23,7 +23,7 @@ from brewctl.lab.demo.customer import Customer
 from brewctl.lab.demo.recorder import Recorder, View
 from brewctl.lab.play.cast import ORDER_NODES, STORY
 from brewctl.lab.play.nodes import Node, Nodes
-from brewctl.lab.record.history import Act, Claim, Fault, Mark
+from brewctl.lab.record.history import Act, Claim, FaultSpan, Mark
 from brewctl.lab.record.watch import standstill_s
 
 _LOOK_EVERY_S = 0.2
@@ -166,7 +166,7 @@ class _Play:
         victim = self._node(_VICTIM)
         killed_s = self._recorder.now_s
         victim.kill()
-        self._recorder.act.faults.append(Fault(killed_s, inf, f"kill -9 {_VICTIM}", (_VICTIM,)))
+        self._recorder.act.faults.append(FaultSpan(killed_s, inf, f"kill -9 {_VICTIM}", (_VICTIM,)))
         self._recorder.say(narration.killed(_VICTIM, victim.process.pid))
         self._recorder.say(narration.no_goodbye(victim.assignment))
         self._killed_s = killed_s

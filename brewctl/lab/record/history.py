@@ -33,7 +33,7 @@ class Ownership:
 
 
 @dataclass(frozen=True)
-class Fault:
+class FaultSpan:
     """What was broken on purpose. One that ends when it starts is an instant."""
 
     start_s: float
@@ -77,7 +77,7 @@ class Act:
     ok: bool = False
     samples: list[Sample] = field(default_factory=list)
     ownerships: list[Ownership] = field(default_factory=list)
-    faults: list[Fault] = field(default_factory=list)
+    faults: list[FaultSpan] = field(default_factory=list)
     marks: list[Mark] = field(default_factory=list)
     events: list[ActEvent] = field(default_factory=list)
     # What was measured, by name, as it is to be read: ("acknowledged", "1200"), ("without progress", "7.9 s").

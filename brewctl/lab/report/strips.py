@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from brewctl.lab.record.history import Act, Fault, Ownership
+from brewctl.lab.record.history import Act, FaultSpan, Ownership
 from brewctl.lab.report.geometry import text_width
 from brewctl.lab.report.markup import Markup, join, leaf, tag
 from brewctl.lab.report.panels import Entry, Frame, Panel, at, legend
@@ -51,7 +51,7 @@ def strips(act: Act, frame: Frame) -> list[Panel]:
 
 class _Strip:
     def __init__(
-        self, group: str, looks: Sequence[Ownership], faults: Sequence[Fault], frame: Frame, colours: dict[str, str]
+        self, group: str, looks: Sequence[Ownership], faults: Sequence[FaultSpan], frame: Frame, colours: dict[str, str]
     ) -> None:
         self._group = group
         self._faults = faults
