@@ -15,7 +15,7 @@ from brewctl.lab.demo.play import Verdict
 from brewctl.lab.demo.recorder import Scene
 from brewctl.lab.demo.views import Screen
 from brewctl.lab.play.cast import STORY
-from brewctl.lab.record.history import Act, Claim, FaultSpan, Mark, Sample
+from brewctl.lab.record.history import Act, Claim, FaultSpan, FlowSample, Mark
 from brewctl.overview import Counts
 
 KILL_S, REBALANCE_S, END_S = 5.0, 12.0, 15.0
@@ -30,7 +30,7 @@ def played() -> Act:
         at_s = tenth / 10
         orders = min(200, max(0, round((at_s - 2) * 40)))
         reserved = orders if at_s < KILL_S or at_s > REBALANCE_S else 120 + (orders - 120) // 4
-        samples.append(Sample(at_s, orders, 0, {"reservations": reserved, "notifications": orders}))
+        samples.append(FlowSample(at_s, orders, 0, {"reservations": reserved, "notifications": orders}))
     return Act(
         "demo",
         "five nodes",
@@ -57,7 +57,7 @@ def test_a_row_that_is_hardly_begun_is_not_reached() -> None:
     act = Act(
         "demo",
         "a gap",
-        samples=[Sample(at_s, 200, 0, {"reservations": 154, "notifications": 200}) for at_s in (0.0, 1.0)],
+        samples=[FlowSample(at_s, 200, 0, {"reservations": 154, "notifications": 200}) for at_s in (0.0, 1.0)],
     )
     rows = [line.partition("┤")[2] for line in chart.draw(act, 40).plain.splitlines() if "┤" in line]
     assert ["".join({*row}) for row in rows[:3]] == ["•", "░", "█"]
@@ -76,7 +76,7 @@ def test_the_chart_has_the_kill_and_the_rebalance_on_its_axis() -> None:
 
 def test_a_chart_of_nothing_is_nothing() -> None:
     assert chart.draw(Act("demo", "none"), 80).plain == ""
-    assert chart.draw(Act("demo", "none", samples=[Sample(at, 0, 0) for at in (0.0, 1.0)]), 80).plain == ""
+    assert chart.draw(Act("demo", "none", samples=[FlowSample(at, 0, 0) for at in (0.0, 1.0)]), 80).plain == ""
 
 
 @pytest.mark.parametrize("session_s", [6.0, 15.0])

@@ -10,14 +10,16 @@ from brewctl.config import Settings
 from brewctl.lab.chaos import chaos
 from brewctl.lab.chaos.result import Result
 from brewctl.lab.chaos.stage import Stage
-from brewctl.lab.record.history import Act, Sample
+from brewctl.lab.record.history import Act, FlowSample
 from brewctl.lab.record.watch import Watch
 
 LOAD_END_S = 5.0
 
 
-def sample(at_s: float, orders: int, reserved: int, notified: int, *, unpublished: int = 0, parked: int = 0) -> Sample:
-    return Sample(at_s, orders, unpublished, {"reservations": reserved, "notifications": notified}, parked)
+def sample(
+    at_s: float, orders: int, reserved: int, notified: int, *, unpublished: int = 0, parked: int = 0
+) -> FlowSample:
+    return FlowSample(at_s, orders, unpublished, {"reservations": reserved, "notifications": notified}, parked)
 
 
 def watched(*orders_reservations_notifications: tuple[int, int, int]) -> Watch:
@@ -104,7 +106,7 @@ READ = {"inventory": (3.0, 0), "notifications": (3.0, 0)}
     ],
 )
 def test_all_is_through_once_it_is_published_read_and_done(
-    seen: Sample, unread: dict[str, tuple[float, int]], settled: bool
+    seen: FlowSample, unread: dict[str, tuple[float, int]], settled: bool
 ) -> None:
     watch = Watch(Settings())
     watch.samples.append(seen)
@@ -117,7 +119,7 @@ def test_what_a_downstream_does_not_count_is_not_waited_for(tmp_path: Path, monk
     (tmp_path / "watched_loyalty.py").write_text(LOYALTY)
     monkeypatch.chdir(tmp_path)
     watch = Watch(Settings(downstreams=("watched_loyalty:points", "watched_loyalty:paid")))
-    watch.samples.append(Sample(2.0, 5, 0, {"loyalty": 3, "paid": 0}))
+    watch.samples.append(FlowSample(2.0, 5, 0, {"loyalty": 3, "paid": 0}))
     assert not watch.has_settled(1.0)
     watch._unread = {"loyalty": (3.0, 0), "paid": (3.0, 0)}
     assert watch.has_settled(1.0)

@@ -12,14 +12,14 @@ import pytest
 
 from brewctl.errors import BrewError
 from brewctl.lab import report
-from brewctl.lab.record.history import Act, ActEvent, Claim, FaultSpan, Mark, Ownership, Sample
+from brewctl.lab.record.history import Act, ActEvent, Claim, FaultSpan, FlowSample, Mark, Ownership
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 NASTY = "<script>alert('1')</script>\"&\x1b[31m\x00\ud800 kafka"
 
 
-def sample(at_s: float, orders: int, reserved: int, *, unpublished: int = 0) -> Sample:
-    return Sample(at_s, orders, unpublished, {"reservations": reserved, "notifications": orders})
+def sample(at_s: float, orders: int, reserved: int, *, unpublished: int = 0) -> FlowSample:
+    return FlowSample(at_s, orders, unpublished, {"reservations": reserved, "notifications": orders})
 
 
 def played(name: str = "kill-consumer", *, seconds: int = 30) -> Act:

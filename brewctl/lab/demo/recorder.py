@@ -12,7 +12,7 @@ from brewctl.delivery.broker import Admin, Member
 from brewctl.delivery.schema.homes import Databases
 from brewctl.lab.demo import narration
 from brewctl.lab.play.nodes import Node
-from brewctl.lab.record.history import Act, ActEvent, Ownership, Sample
+from brewctl.lab.record.history import Act, ActEvent, FlowSample, Ownership
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Recorder:
         if away:
             raise away
         done = {"reservations": counts.reservations, "notifications": counts.notifications}
-        self.act.samples.append(Sample(at_s, counts.orders, counts.outbox_unpublished, done))
+        self.act.samples.append(FlowSample(at_s, counts.orders, counts.outbox_unpublished, done))
         groups = [
             (downstream.group, admin.group(registry.kafka_group(settings, downstream), settings.topic))
             for downstream in registry.configured(settings)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class Sample:
+class FlowSample:
     """One look at the counters; `effects` of each downstream, by the name of its counter."""
 
     at_s: float
@@ -75,7 +75,7 @@ class Act:
     name: str
     title: str
     ok: bool = False
-    samples: list[Sample] = field(default_factory=list)
+    samples: list[FlowSample] = field(default_factory=list)
     ownerships: list[Ownership] = field(default_factory=list)
     faults: list[FaultSpan] = field(default_factory=list)
     marks: list[Mark] = field(default_factory=list)
