@@ -12,7 +12,7 @@ from brewctl.lab.chaos import chaos
 from brewctl.lab.chaos.result import Cancels, Result
 from brewctl.lab.chaos.stage import Stage
 from brewctl.lab.record.history import Act
-from brewctl.lab.record.watch import Watch
+from brewctl.lab.record.watch import FlowWatch
 from brewctl.verify import Check, Facts, Verification
 
 NUMBERS = {field.name: 0 for field in dataclasses.fields(Facts) if field.type in {int, float}}
@@ -32,7 +32,7 @@ def judged(monkeypatch: pytest.MonkeyPatch, *, ledger: int, **result: object) ->
     came_to = dataclasses.replace(Result("any", acknowledged=2, refused=1), **result)  # type: ignore[arg-type]
     stage = cast("Stage", SimpleNamespace())
     play = chaos._Play(
-        Settings(), stage, plan, came_to, Act("any", "any"), Watch(Settings()), lambda _at_s, _text: None
+        Settings(), stage, plan, came_to, Act("any", "any"), FlowWatch(Settings()), lambda _at_s, _text: None
     )
     play._judge([])
     return came_to.findings

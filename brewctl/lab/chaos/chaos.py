@@ -27,7 +27,7 @@ from brewctl.lab.play.cast import cast
 from brewctl.lab.play.servers import Servers
 from brewctl.lab.record import history
 from brewctl.lab.record.history import Act, ActEvent
-from brewctl.lab.record.watch import Watch
+from brewctl.lab.record.watch import FlowWatch
 from brewctl.lifecycle import wait_until
 from brewctl.verify import Check, Verification, verify
 
@@ -69,7 +69,7 @@ def run(
     players = cast(settings)
     steps = scenario.plan(chance, plan.session_s, players)
     result = Result(scenario.name, plan=[str(step) for step in steps])
-    watch = Watch(settings)
+    watch = FlowWatch(settings)
     act = Act(scenario.name, scenario.title_for(players))
     topics.await_empty_groups(settings, timeout_s=plan.session_s + _LEAVE_S)
     topics.create(settings, recreate=True)
@@ -117,7 +117,7 @@ def _of_groups(verification: Verification, name: str) -> list[Check]:
 
 class _Play:
     def __init__(
-        self, settings: Settings, stage: Stage, plan: Plan, result: Result, act: Act, watch: Watch, tell: Tell
+        self, settings: Settings, stage: Stage, plan: Plan, result: Result, act: Act, watch: FlowWatch, tell: Tell
     ) -> None:
         self._settings = settings
         self._stage = stage

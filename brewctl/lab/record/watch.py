@@ -20,7 +20,7 @@ _LOOK_EVERY_S = 0.2
 _ASK_EVERY_S = 0.7
 
 
-class Watch:
+class FlowWatch:
     """Two threads that look until told to stop; where a server is away there is nothing to be seen, and no sample."""
 
     def __init__(self, settings: Settings) -> None:
@@ -36,7 +36,7 @@ class Watch:
         self.ownerships: list[Ownership] = []
 
     @contextlib.contextmanager
-    def running(self) -> Iterator["Watch"]:
+    def running(self) -> Iterator["FlowWatch"]:
         """Look while the block runs."""
         self._began = time.monotonic()
         with beside({"count": self._count, "ask": self._ask}, self._stop):
