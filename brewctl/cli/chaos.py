@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from brewctl.config import Settings
     from brewctl.lab.chaos.chaos import Plan
-    from brewctl.lab.chaos.result import Result
+    from brewctl.lab.chaos.result import ScenarioResult
     from brewctl.lab.chaos.scenarios import Scenario
     from brewctl.lab.play.cast import Cast
     from brewctl.lab.record.history import Act
@@ -90,7 +90,7 @@ def chaos(
 
     home = config.home()
     plan = Plan(orders=orders, rate=rate, seed=seed, session_s=session_timeout, cancel=cancel)
-    played: list[tuple[Result, Act]] = []
+    played: list[tuple[ScenarioResult, Act]] = []
     try:
         with borrowed(home, keep=keep, secure=secure, databases=databases):
             output.note(f"seed {seed}, {rate:g} orders a second, sessions of {session_timeout:g} s")
@@ -110,7 +110,9 @@ def chaos(
         raise BrewError(f"{', '.join(failed)} failed", hint=f"the nodes' logs are in {home}/logs/chaos; {again}")
 
 
-def _play(scenario: "Scenario", plan: "Plan", home: Path, downstream: "list[str] | None") -> "tuple[Result, Act]":
+def _play(
+    scenario: "Scenario", plan: "Plan", home: Path, downstream: "list[str] | None"
+) -> "tuple[ScenarioResult, Act]":
     from brewctl.lab.chaos import chaos as play
     from brewctl.lab.play.cast import cast
     from brewctl.lab.play.servers import Servers
@@ -144,7 +146,7 @@ def _write(
     output.note(f"wrote {report}")
 
 
-def _document(result: "Result") -> dict[str, object]:
+def _document(result: "ScenarioResult") -> dict[str, object]:
     document = {"ok": result.ok, **asdict(result)}
     if result.cancels is None:
         del document["cancels"]
@@ -181,7 +183,7 @@ def _chosen(names: "Sequence[str]", known: "Sequence[Scenario]") -> "list[Scenar
     return [by_name[name] for name in names] or list(known)
 
 
-def _verdict(result: "Result") -> str:
+def _verdict(result: "ScenarioResult") -> str:
     if result.skipped:
         return f"skipped: {result.skipped}"
     catch_up = "never caught up" if result.catch_up_s is None else f"caught up {result.catch_up_s:.1f} s after the end"
@@ -196,7 +198,7 @@ def _verdict(result: "Result") -> str:
     return "\n    ".join(lines)
 
 
-def _table(results: "Sequence[Result]") -> None:
+def _table(results: "Sequence[ScenarioResult]") -> None:
     widths: dict[str, int] = {}
     for about, _, width, _ in _COLUMNS:
         widths[about] = widths.get(about, 0) + width
@@ -208,7 +210,7 @@ def _table(results: "Sequence[Result]") -> None:
         output.emit(f"{result.scenario:<19}{row} {verdict}")
 
 
-def _cell(result: "Result", field: str) -> str:
+def _cell(result: "ScenarioResult", field: str) -> str:
     value = getattr(result, field)
     if result.skipped or value is None:
         return "-"

@@ -8,7 +8,7 @@ import pytest
 
 from brewctl.config import Settings
 from brewctl.lab.chaos import chaos
-from brewctl.lab.chaos.result import Result
+from brewctl.lab.chaos.result import ScenarioResult
 from brewctl.lab.chaos.stage import Stage
 from brewctl.lab.record.history import Act, FlowSample
 from brewctl.lab.record.watch import FlowWatch
@@ -65,7 +65,7 @@ def test_what_was_seen_before_the_last_order_ends_no_wait(
     watch = FlowWatch(Settings())
     watch.samples.append(sample(at_s, 5, 5, 5))
     watch._unread = dict.fromkeys(("inventory", "notifications"), (at_s, 0))
-    result = Result("any")
+    result = ScenarioResult("any")
     stage = cast("Stage", SimpleNamespace(while_waiting=[]))
     plan = chaos.Plan(orders=5, rate=1.0, seed=1, session_s=6.0)
     play = chaos._Play(Settings(), stage, plan, result, Act("any", "any"), watch, lambda _at_s, _text: None)

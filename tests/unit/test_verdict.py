@@ -9,7 +9,7 @@ import pytest
 from brewctl.cli import chaos as command
 from brewctl.config import Settings
 from brewctl.lab.chaos import chaos
-from brewctl.lab.chaos.result import Cancels, Result
+from brewctl.lab.chaos.result import Cancels, ScenarioResult
 from brewctl.lab.chaos.stage import Stage
 from brewctl.lab.record.history import Act
 from brewctl.lab.record.watch import FlowWatch
@@ -29,7 +29,7 @@ def judged(monkeypatch: pytest.MonkeyPatch, *, ledger: int, **result: object) ->
     verification = Verification(checks, dataclasses.replace(FACTS, ledger=ledger))
     monkeypatch.setattr(chaos, "verify", lambda _settings, *, late_s: verification if late_s == 0 else None)
     plan = chaos.Plan(orders=2, rate=1.0, seed=1, session_s=6.0)
-    came_to = dataclasses.replace(Result("any", acknowledged=2, refused=1), **result)  # type: ignore[arg-type]
+    came_to = dataclasses.replace(ScenarioResult("any", acknowledged=2, refused=1), **result)  # type: ignore[arg-type]
     stage = cast("Stage", SimpleNamespace())
     play = chaos._Play(
         Settings(), stage, plan, came_to, Act("any", "any"), FlowWatch(Settings()), lambda _at_s, _text: None
@@ -62,7 +62,7 @@ def test_a_run_that_shows_nothing_says_so(
 
 def test_the_cancels_of_a_run_are_shown_where_there_are_any() -> None:
     """A run without them prints what it printed before there were any."""
-    plain, with_cancels = Result("any"), Result("any", cancels=Cancels(7, 5, 3, 2, 1))
+    plain, with_cancels = ScenarioResult("any"), ScenarioResult("any", cancels=Cancels(7, 5, 3, 2, 1))
     assert "cancels" not in command._document(plain)
     assert "cancels" not in command._verdict(plain)
     assert not [name for name, _ in plain.figures() if "cancels" in name]

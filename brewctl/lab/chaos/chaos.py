@@ -19,7 +19,7 @@ from brewctl.delivery.schema import homes, registration
 from brewctl.delivery.topics import topics
 from brewctl.errors import BrewError
 from brewctl.lab.chaos import databases, faults, ledger, scenarios, verdict
-from brewctl.lab.chaos.result import Result
+from brewctl.lab.chaos.result import ScenarioResult
 from brewctl.lab.chaos.scenarios import Scenario, Step
 from brewctl.lab.chaos.stage import SkippedError, Stage
 from brewctl.lab.load.load import History, Load, Outcome
@@ -60,7 +60,7 @@ Tell = Callable[[float, str], None]
 
 def run(
     settings: Settings, scenario: Scenario, plan: Plan, servers: Servers, *, logs: Path, tell: Tell
-) -> tuple[Result, Act]:
+) -> tuple[ScenarioResult, Act]:
     """Play one scenario on the sandbox, whose tables and topics it empties first. Leaves servers healed and no process.
 
     Raises BrewError where it can't be played at all, for example because a role does not start.
@@ -68,7 +68,7 @@ def run(
     chance = scenarios.chance(plan.seed, scenario.name)
     players = cast(settings)
     steps = scenario.plan(chance, plan.session_s, players)
-    result = Result(scenario.name, plan=[str(step) for step in steps])
+    result = ScenarioResult(scenario.name, plan=[str(step) for step in steps])
     watch = FlowWatch(settings)
     act = Act(scenario.name, scenario.title_for(players))
     topics.await_empty_groups(settings, timeout_s=plan.session_s + _LEAVE_S)
@@ -117,7 +117,14 @@ def _of_groups(verification: Verification, name: str) -> list[Check]:
 
 class _Play:
     def __init__(
-        self, settings: Settings, stage: Stage, plan: Plan, result: Result, act: Act, watch: FlowWatch, tell: Tell
+        self,
+        settings: Settings,
+        stage: Stage,
+        plan: Plan,
+        result: ScenarioResult,
+        act: Act,
+        watch: FlowWatch,
+        tell: Tell,
     ) -> None:
         self._settings = settings
         self._stage = stage

@@ -15,7 +15,7 @@ class Cancels:
 
 
 @dataclass
-class Result:
+class ScenarioResult:
     """What a scenario came to. Of a skipped one just the reason."""
 
     scenario: str
