@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from brewctl.delivery.database import Connection
 from brewctl.delivery.orders import acceptance
-from brewctl.lab.chaos.result import Cancels
+from brewctl.lab.chaos.result import CancelCounts
 from brewctl.lab.load.cancels import Cancel
 from brewctl.lab.load.load import Call, Outcome
 from brewctl.sql import queries
@@ -77,10 +77,10 @@ def _contradicted_cancels(connection: Connection, cancels: Sequence[Cancel]) -> 
     return sorted(acknowledged - cancelled), refused
 
 
-def counted(cancels: Sequence[Cancel], contradicted: Contradictions) -> Cancels:
+def counted(cancels: Sequence[Cancel], contradicted: Contradictions) -> CancelCounts:
     """Count what became of the cancels."""
     by_outcome = Counter(cancel.outcome for cancel in cancels)
-    return Cancels(
+    return CancelCounts(
         acknowledged=by_outcome[Outcome.ACKNOWLEDGED],
         refused=by_outcome[Outcome.FAILED],
         unknown=by_outcome[Outcome.UNKNOWN],
