@@ -20,7 +20,7 @@ from brewctl.delivery.topics import topics
 from brewctl.errors import BrewError
 from brewctl.lab.chaos import databases, faults, ledger, scenarios, verdict
 from brewctl.lab.chaos.result import ScenarioResult
-from brewctl.lab.chaos.scenarios import Scenario, Step
+from brewctl.lab.chaos.scenarios import PlannedFault, Scenario
 from brewctl.lab.chaos.stage import SkippedError, Stage
 from brewctl.lab.load.load import History, Load, Outcome
 from brewctl.lab.play.cast import cast
@@ -134,7 +134,7 @@ class _Play:
         self._tell = tell
         self._watch = watch
 
-    def run(self, steps: Sequence[Step]) -> None:
+    def run(self, steps: Sequence[PlannedFault]) -> None:
         """Play the steps under load, heal, wait, and judge."""
         self._stage.start_all()
         told, hastily = History(), History()
@@ -187,12 +187,12 @@ class _Play:
         self._measure(told, hastily, healed_s, load_end_s)
         self._judge(fell)
 
-    def _disturb(self, steps: Sequence[Step]) -> None:
+    def _disturb(self, steps: Sequence[PlannedFault]) -> None:
         """Begin and end each fault when the plan says so; whatever is interrupted is ended too."""
         order = count()
         agenda = [(step.at_s, next(order), step, True) for step in steps]
         heapq.heapify(agenda)
-        active: dict[int, tuple[Step, float]] = {}
+        active: dict[int, tuple[PlannedFault, float]] = {}
         began_s = self._watch.now_s
         try:
             while agenda:
@@ -212,13 +212,13 @@ class _Play:
             for step, since_s in active.values():
                 self._end(step, since_s)
 
-    def _begin(self, step: Step) -> None:
+    def _begin(self, step: PlannedFault) -> None:
         try:
             step.fault.begin(self._stage)
         except (psycopg.Error, OSError, subprocess.SubprocessError) as error:
             raise BrewError(f"{step.fault.label} can't be done: {' '.join(str(error).split())}") from error
 
-    def _end(self, step: Step, since_s: float) -> None:
+    def _end(self, step: PlannedFault, since_s: float) -> None:
         step.fault.end(self._stage)
         if step.for_s:
             self._say(f"over: {step.fault.label}")
