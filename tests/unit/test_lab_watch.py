@@ -68,7 +68,7 @@ def test_what_was_seen_before_the_last_order_ends_no_wait(
     result = ScenarioResult("any")
     stage = cast("Stage", SimpleNamespace(while_waiting=[]))
     plan = chaos.Plan(orders=5, rate=1.0, seed=1, session_s=6.0)
-    play = chaos._Play(Settings(), stage, plan, result, Act("any", "any"), watch, lambda _at_s, _text: None)
+    play = chaos._ScenarioRun(Settings(), stage, plan, result, Act("any", "any"), watch, lambda _at_s, _text: None)
     monkeypatch.setattr(FlowWatch, "now_s", property(lambda _watch: 10.0))
     play._catch_up()
     assert (result.findings == []) is done

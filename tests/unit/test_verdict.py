@@ -31,7 +31,7 @@ def judged(monkeypatch: pytest.MonkeyPatch, *, ledger: int, **result: object) ->
     plan = chaos.Plan(orders=2, rate=1.0, seed=1, session_s=6.0)
     came_to = dataclasses.replace(ScenarioResult("any", acknowledged=2, refused=1), **result)  # type: ignore[arg-type]
     stage = cast("Stage", SimpleNamespace())
-    play = chaos._Play(
+    play = chaos._ScenarioRun(
         Settings(), stage, plan, came_to, Act("any", "any"), FlowWatch(Settings()), lambda _at_s, _text: None
     )
     play._judge([])

@@ -89,7 +89,7 @@ def run(
     )
     with stage:
         try:
-            _Play(settings, stage, plan, result, act, watch, tell).run(steps)
+            _ScenarioRun(settings, stage, plan, result, act, watch, tell).run(steps)
         except SkippedError as skipped:
             result.skipped = act.skipped = str(skipped)
         except BrewError as error:
@@ -115,7 +115,7 @@ def _of_groups(verification: Verification, name: str) -> list[Check]:
     return [check for check in verification.checks if check.name.endswith(f"-{name}")]
 
 
-class _Play:
+class _ScenarioRun:
     def __init__(
         self,
         settings: Settings,
