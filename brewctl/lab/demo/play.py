@@ -73,7 +73,7 @@ def run(
         topics.create(settings, recreate=True)
         with open_admin(settings) as admin:
             recorder.say(narration.topic(len(admin.describe(settings.topic)[0].replicas)))
-            play = _Play(settings, recorder, databases, admin, logs, keys)
+            play = _DemoRun(settings, recorder, databases, admin, logs, keys)
             with play.nodes:
                 addresses = play.start_nodes()
                 # The flow is seen before the kill, which then hits nodes that are at work.
@@ -102,7 +102,7 @@ def _await_empty_groups(settings: Settings, recorder: Recorder) -> None:
         topics.await_empty_groups(settings, timeout_s=_FORGET_S)
 
 
-class _Play:
+class _DemoRun:
     def __init__(
         self,
         settings: Settings,
