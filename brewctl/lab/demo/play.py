@@ -33,7 +33,7 @@ _CATCH_UP_S = 60.0  # beyond the session timeout
 _SKIPPED = re.compile(r"skipped=(\d+)")
 
 
-class Keys(Protocol):
+class TourKeys(Protocol):
     """The keys of a terminal, for a tour that waits for one before each act."""
 
     def forget(self) -> None:
@@ -58,7 +58,7 @@ class Verdict:
 
 
 def run(
-    settings: Settings, view: View, *, orders: int, kill_at: int, logs: Path, keys: Keys | None = None
+    settings: Settings, view: View, *, orders: int, kill_at: int, logs: Path, keys: TourKeys | None = None
 ) -> tuple[Verdict, Act]:
     """Play it on servers that are up; destroys what is in the tables and topics. Leaves no process behind.
 
@@ -110,7 +110,7 @@ class _DemoRun:
         databases: Databases,
         admin: Admin,
         logs: Path,
-        keys: Keys | None,
+        keys: TourKeys | None,
     ) -> None:
         self._settings = settings
         self._recorder = recorder
