@@ -11,7 +11,7 @@ from rich.console import Console
 from brewctl.delivery.broker import Member
 from brewctl.errors import BrewError
 from brewctl.lab.demo import chart, narration
-from brewctl.lab.demo.play import Verdict
+from brewctl.lab.demo.play import DemoVerdict
 from brewctl.lab.demo.recorder import Scene
 from brewctl.lab.demo.views import Screen
 from brewctl.lab.play.cast import STORY
@@ -165,7 +165,7 @@ def test_the_screen_is_read_without_colours(screen: Screen) -> None:
 
 
 def test_the_picture_has_the_plateau_and_the_verdict_and_loads_nothing(screen: Screen, tmp_path: Path) -> None:
-    verdict = Verdict([Claim("none lost", holds=True), Claim("all agree", holds=False, found="3 of 4")], {}, 12.0)
+    verdict = DemoVerdict([Claim("none lost", holds=True), Claim("all agree", holds=False, found="3 of 4")], {}, 12.0)
     screen.begin(narration.title(6))
     screen.save(verdict, path := tmp_path / "demo.svg")
     picture = path.read_text("utf-8")

@@ -44,7 +44,7 @@ class TourKeys(Protocol):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class DemoVerdict:
     """How the play ended: what was claimed, and whether it holds."""
 
     claims: list[Claim]
@@ -59,7 +59,7 @@ class Verdict:
 
 def run(
     settings: Settings, view: View, *, orders: int, kill_at: int, logs: Path, keys: TourKeys | None = None
-) -> tuple[Verdict, Act]:
+) -> tuple[DemoVerdict, Act]:
     """Play it on servers that are up; destroys what is in the tables and topics. Leaves no process behind.
 
     With `keys` each act but the first waits for one, for as long as it takes; the nodes work on meanwhile.
@@ -190,7 +190,7 @@ class _DemoRun:
         else:
             say(narration.LATE)
 
-    def judge(self, acknowledged: list[str]) -> Verdict:
+    def judge(self, acknowledged: list[str]) -> DemoVerdict:
         """Stop the nodes and judge by what the tables say."""
         self._begin(6)
         self._recorder.say(narration.DRAINS)
@@ -200,7 +200,7 @@ class _DemoRun:
         if skipped := _SKIPPED.search("\n".join(self._node(_HEIR).lines)):
             self._recorder.say(narration.repeats(int(skipped[1]), _VICTIM, _HEIR))
         pause_s = standstill_s(self._recorder.act.samples, 0.0, "reservations")
-        verdict = Verdict(self._claims(acknowledged, unclean), shares, pause_s)
+        verdict = DemoVerdict(self._claims(acknowledged, unclean), shares, pause_s)
         self._record(verdict)
         return verdict
 
@@ -220,7 +220,7 @@ class _DemoRun:
             Claim("every other node drained cleanly", not unclean, ", ".join(node.name for node in unclean)),
         ]
 
-    def _record(self, verdict: Verdict) -> None:
+    def _record(self, verdict: DemoVerdict) -> None:
         act = self._recorder.act
         act.ok, act.claims = verdict.ok, verdict.claims
         act.figures = [

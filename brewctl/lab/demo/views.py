@@ -19,7 +19,7 @@ from brewctl import stdout
 from brewctl.delivery.broker import PARTITIONS
 from brewctl.lab import look, report
 from brewctl.lab.demo import chart
-from brewctl.lab.demo.play import Verdict
+from brewctl.lab.demo.play import DemoVerdict
 from brewctl.lab.demo.recorder import Scene
 from brewctl.lab.record.history import Act
 from brewctl.overview import distribution_line
@@ -101,7 +101,7 @@ class Screen:
             border_style="cyan",
         )
 
-    def save(self, verdict: Verdict, path: Path) -> None:
+    def save(self, verdict: DemoVerdict, path: Path) -> None:
         """Write an SVG: the last look at the plateau, before the survivor took over, and the verdict.
 
         Raises BrewError where the file can't be written.
@@ -138,7 +138,7 @@ class PlainView(Screen):
             stdout.put(line)
             self._counted, self._counted_at = line, now
 
-    def finish(self, verdict: Verdict, act: Act) -> None:
+    def finish(self, verdict: DemoVerdict, act: Act) -> None:
         """Print the chart, the distribution and the verdict."""
         stdout.put(chart.draw(act, _WIDTH).plain)
         stdout.put(distribution_line(verdict.shares))
@@ -162,7 +162,7 @@ class LiveView(Screen):
         """Show it while the block runs, and leave the last screen."""
         return Live(get_renderable=lambda: self.draw(*self._console.size), console=self._console, refresh_per_second=8)
 
-    def finish(self, verdict: Verdict, act: Act) -> None:
+    def finish(self, verdict: DemoVerdict, act: Act) -> None:
         """Print the chart and the verdict below the last screen."""
         if not _shows_chart(self._console.height):
             self._console.print(chart.draw(act, self._console.width))
@@ -217,7 +217,7 @@ def _nodes(scene: Scene) -> Table:
     return table
 
 
-def _judged(verdict: Verdict) -> Panel:
+def _judged(verdict: DemoVerdict) -> Panel:
     """Draw the claims, the distribution and how it ended."""
     lines = Text()
     for claim in verdict.claims:
@@ -231,6 +231,6 @@ def _judged(verdict: Verdict) -> Panel:
     )
 
 
-def _closing(verdict: Verdict) -> str:
+def _closing(verdict: DemoVerdict) -> str:
     pause = f"; the longest pause in reservations was {verdict.longest_pause_s:.1f} s"
     return f"verdict: {'nothing was lost, nothing happened twice' if verdict.ok else 'FAILED'}{pause}"
