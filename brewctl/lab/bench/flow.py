@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from brewctl.lab.bench import cpu
 from brewctl.lab.bench.figures import Figure
 from brewctl.lab.bench.ground import LONGER, Ground, addresses
-from brewctl.lab.load.measure import Result, measure
+from brewctl.lab.load.measure import LoadResult, measure
 from brewctl.lab.play.cast import ORDER_NODES, STORY
 from brewctl.lab.play.nodes import Node
 from brewctl.roles import inventory
@@ -68,7 +68,7 @@ def latency(ground: Ground) -> Iterator[Figure]:
 class _Took:
     """What one load of five nodes brought, and cost."""
 
-    result: Result
+    result: LoadResult
     busy: float | None  # share of all cores
     delays_ms: Sequence[float | None]  # from an order's commit to its reservation's, of _SHARES
     orders: int  # warm-up included, as in `spent_s`
@@ -113,7 +113,7 @@ def _watched(ground: Ground, nodes: Sequence[Node], *, in_flight: int = 64, rate
     return _Took(result, busy, delays_ms, orders, spent_s)
 
 
-def _closed(ground: Ground, nodes: Sequence[Node], in_flight: int, whom: str) -> Result:
+def _closed(ground: Ground, nodes: Sequence[Node], in_flight: int, whom: str) -> LoadResult:
     """Load in a closed loop; for longer, where no call succeeded in that time."""
     for times in LONGER:
         ground.tell(f"{whom}, {in_flight} in flight")
@@ -146,5 +146,5 @@ def _an_order_ms(took: _Took, part: str) -> float | None:
     return took.spent_s[part] * 1000 / took.orders
 
 
-def _rate(result: Result) -> float | None:
+def _rate(result: LoadResult) -> float | None:
     return result.rate_per_s or None
