@@ -10,7 +10,7 @@ import pytest
 
 from brewctl.delivery.orders.cancellation import LONGEST_REASON
 from brewctl.lab.load.cancels import LATER_S
-from brewctl.lab.load.load import Call, History, Load, Outcome
+from brewctl.lab.load.load import History, Load, LoadCall, Outcome
 from brewctl.lifecycle import wait_until
 from tests.order_server import serving
 
@@ -37,7 +37,7 @@ def run(load: Load, stop: threading.Event | None = None) -> None:
     assert not expired
 
 
-def number(call: Call) -> int:
+def number(call: LoadCall) -> int:
     return int(call.key.rpartition("-")[2])
 
 
@@ -232,7 +232,7 @@ def test_it_ends_when_told_to_and_has_every_answer() -> None:
 
 
 def test_a_record_that_raises_ends_it() -> None:
-    def record(_call: Call) -> None:
+    def record(_call: LoadCall) -> None:
         raise ZeroDivisionError
 
     with serving() as server, pytest.raises(ZeroDivisionError):

@@ -19,7 +19,7 @@ from textual.widgets import DataTable, Static
 from brewctl.config import DEFAULT_DOWNSTREAMS, Settings
 from brewctl.delivery.broker import Broker, Partition
 from brewctl.errors import BrewError
-from brewctl.lab.load.load import Call, Outcome
+from brewctl.lab.load.load import LoadCall, Outcome
 from brewctl.lab.play.nodes import Role
 from brewctl.lab.top import changes, controls, panels
 from brewctl.lab.top.app import Top
@@ -556,12 +556,12 @@ def test_a_load_without_an_order_service_says_what_to_do() -> None:
 class Answering:
     """Stands for a load, whose orders are all acknowledged."""
 
-    def __init__(self, addresses: Sequence[str], record: Callable[[Call], None], **_: object) -> None:
+    def __init__(self, addresses: Sequence[str], record: Callable[[LoadCall], None], **_: object) -> None:
         self._began = addresses, record
 
     def run(self, stop: threading.Event) -> None:
         _, record = self._began
-        record(Call("key", Outcome.ACKNOWLEDGED, "id", None, False, 0, 0, 0))
+        record(LoadCall("key", Outcome.ACKNOWLEDGED, "id", None, False, 0, 0, 0))
         assert stop.wait(10)
 
 

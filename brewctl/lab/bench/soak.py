@@ -29,7 +29,7 @@ from brewctl.errors import BrewError
 from brewctl.lab.bench.figures import Figure
 from brewctl.lab.bench.ground import Ground, addresses
 from brewctl.lab.bench.memory import resident_mb
-from brewctl.lab.load.load import Call, Load
+from brewctl.lab.load.load import Load, LoadCall
 from brewctl.lab.load.measure import Measurement
 from brewctl.lab.play.cast import STORY
 from brewctl.lab.play.nodes import Node
@@ -139,7 +139,7 @@ class _Soak:
                 if over.is_set():
                     break
 
-    def _record(self, call: Call) -> None:
+    def _record(self, call: LoadCall) -> None:
         self._window.record(call)
 
     def _look(self, at_s: float, seconds: float) -> None:

@@ -12,7 +12,7 @@ from brewctl.delivery.database import Connection
 from brewctl.delivery.orders import acceptance
 from brewctl.lab.chaos.result import CancelCounts
 from brewctl.lab.load.cancels import Cancel
-from brewctl.lab.load.load import Call, Outcome
+from brewctl.lab.load.load import LoadCall, Outcome
 from brewctl.sql import queries
 
 SHOWN = 5
@@ -23,7 +23,7 @@ class Contradictions:
     """Where the two differ; `written`: how many orders there are of calls whose outcome is unknown."""
 
     lost: list[str]  # ids of orders that were acknowledged, and are not there or not as acknowledged
-    refused_written: list[tuple[Call, str]]  # calls that surely wrote nothing, and the order that each wrote
+    refused_written: list[tuple[LoadCall, str]]  # calls that surely wrote nothing, and the order that each wrote
     written: int
     not_cancelled: list[str]  # ids of orders whose cancel was acknowledged, and that are not cancelled
     refused_cancelled: list[Cancel]  # cancels that surely wrote nothing, of orders that are cancelled
@@ -40,12 +40,12 @@ class Contradictions:
             yield f"the cancel of order {cancel.order_id} was refused ({_reason(cancel)}), and it is cancelled"
 
 
-def compare(connection: Connection, calls: Sequence[Call], cancels: Sequence[Cancel] = ()) -> Contradictions:
+def compare(connection: Connection, calls: Sequence[LoadCall], cancels: Sequence[Cancel] = ()) -> Contradictions:
     """Compare what the clients of these calls and cancels were told with the orders that there are.
 
     Nobody else may have cancelled one of these orders.
     """
-    by_outcome: dict[Outcome, list[Call]] = {outcome: [] for outcome in Outcome}
+    by_outcome: dict[Outcome, list[LoadCall]] = {outcome: [] for outcome in Outcome}
     for call in calls:
         by_outcome[call.outcome].append(call)
     acknowledged = by_outcome[Outcome.ACKNOWLEDGED]
@@ -101,11 +101,11 @@ def wrongly_parked(connection: Connection, *, cause: str) -> list[str]:
     ]
 
 
-def _orders(connection: Connection, calls: Sequence[Call]) -> dict[str, str]:
+def _orders(connection: Connection, calls: Sequence[LoadCall]) -> dict[str, str]:
     """Return the orders that the keys of these calls made."""
     parameters = {"tenant_id": acceptance.DEFAULT_TENANT, "keys": [call.key for call in calls]}
     return dict(connection.execute(queries["orders_of_keys"], parameters).fetchall())
 
 
-def _reason(call: Call | Cancel) -> str:
+def _reason(call: LoadCall | Cancel) -> str:
     return call.error.message[:120] if call.error else "without a reason"

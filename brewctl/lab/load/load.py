@@ -35,7 +35,7 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class LoadCall:
     """One order as its client saw it, retries included. Seconds since the load began, negative in the warm-up."""
 
     key: str
@@ -57,10 +57,10 @@ class History:
     """Every call of a load, and every cancel."""
 
     def __init__(self) -> None:
-        self.calls: list[Call] = []
+        self.calls: list[LoadCall] = []
         self.cancels: list[Cancel] = []
 
-    def record(self, call: Call) -> None:
+    def record(self, call: LoadCall) -> None:
         """Keep a call. Safe between threads."""
         self.calls.append(call)
 
@@ -88,7 +88,7 @@ class Load:
     def __init__(
         self,
         addresses: Sequence[str],
-        record: Callable[[Call], object],
+        record: Callable[[LoadCall], object],
         *,
         rate: float | None = None,
         concurrency: int = 64,
@@ -211,7 +211,7 @@ class Load:
                 return number, due, now
         return None
 
-    def _call(self, client: OrderClient, number: int, due: float, begun: float) -> Call:
+    def _call(self, client: OrderClient, number: int, due: float, begun: float) -> LoadCall:
         key = f"{self._seed}-{number}"
         currency = "NONE" if self._invalid_every and number % self._invalid_every == 0 else "EUR"
         order_id, outcome, error = "", Outcome.ACKNOWLEDGED, None
@@ -223,7 +223,7 @@ class Load:
         except BrewError as caught:
             error = caught.with_traceback(None)  # it would keep every frame
             outcome = Outcome.FAILED if _refused(caught, retried=self._this_call.retried) else Outcome.UNKNOWN
-        return Call(
+        return LoadCall(
             key,
             outcome,
             order_id,

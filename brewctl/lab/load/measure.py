@@ -10,7 +10,7 @@ from brewctl.client import UnknownOutcomeError
 from brewctl.errors import BrewError, UnreachableError
 from brewctl.lab.load.cancels import Cancel
 from brewctl.lab.load.histogram import Histogram
-from brewctl.lab.load.load import Call, Load, Outcome
+from brewctl.lab.load.load import Load, LoadCall, Outcome
 
 # A server's own words may be new each time.
 _MOST_REASONS = 20
@@ -95,7 +95,7 @@ class Measurement:
         self._cancels = Histogram()
         self._cancel_failures: Counter[str] = Counter()
 
-    def record(self, call: Call) -> None:
+    def record(self, call: LoadCall) -> None:
         """Count a call, unless it was begun in the warm-up.
 
         Raises the client's UnreachableError where no call before was answered either: there is nothing to measure.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from brewctl.config import Settings
 from brewctl.errors import BrewError
-from brewctl.lab.load.load import Call, Load, Outcome
+from brewctl.lab.load.load import Load, LoadCall, Outcome
 from brewctl.lab.play import background
 from brewctl.lab.play.nodes import Role
 from brewctl.lab.play.servers import Servers
@@ -107,7 +107,7 @@ class LoadControl:
         thread.start()
         self._threads = [thread, *(each for each in self._threads if each.is_alive())]
 
-    def _record(self, call: Call) -> None:
+    def _record(self, call: LoadCall) -> None:
         with self._counting:
             first = call.error is not None and not self.failed
             self._told[call.outcome] += 1
