@@ -10,7 +10,7 @@ import pytest
 
 from brewctl.delivery.orders.cancellation import LONGEST_REASON
 from brewctl.lab.load.cancels import LATER_S
-from brewctl.lab.load.load import History, Load, LoadCall, Outcome
+from brewctl.lab.load.load import CallOutcome, History, Load, LoadCall
 from brewctl.lifecycle import wait_until
 from tests.order_server import serving
 
@@ -56,7 +56,7 @@ def test_callers_of_a_closed_loop_wait_for_their_answers() -> None:
         told = History()
         run(Load([server.address], told.record, concurrency=3, orders=30))
     assert server.in_flight_at_most == 3
-    assert told.count(Outcome.ACKNOWLEDGED) == len(server.requests) == 30
+    assert told.count(CallOutcome.ACKNOWLEDGED) == len(server.requests) == 30
     assert all(call.intended_s == call.begun_s for call in told.calls)
 
 
@@ -73,7 +73,7 @@ def test_an_open_loop_does_not_wait_for_answers() -> None:
     with serving(lambda _at, _context: together.wait(20)) as server:
         told = History()
         run(Load([server.address], told.record, rate=500, concurrency=4, orders=8))
-    assert told.count(Outcome.ACKNOWLEDGED) == 8
+    assert told.count(CallOutcome.ACKNOWLEDGED) == 8
     assert server.in_flight_at_most == 4
 
 
@@ -167,10 +167,10 @@ def test_outcomes() -> None:
         told = History()
         run(Load([server.address], told.record, concurrency=1, orders=3))
     denied, retried, quick = told.calls
-    assert (denied.outcome, denied.retried) == (Outcome.FAILED, False)
+    assert (denied.outcome, denied.retried) == (CallOutcome.FAILED, False)
     assert "not you" in str(denied.error)
-    assert (retried.outcome, retried.retried, retried.error) == (Outcome.ACKNOWLEDGED, True, None)
-    assert (quick.outcome, quick.retried) == (Outcome.ACKNOWLEDGED, False)
+    assert (retried.outcome, retried.retried, retried.error) == (CallOutcome.ACKNOWLEDGED, True, None)
+    assert (quick.outcome, quick.retried) == (CallOutcome.ACKNOWLEDGED, False)
     assert all(bool(call.order_id) == (call.error is None) for call in told.calls)
 
 
@@ -178,7 +178,7 @@ def test_an_order_that_may_be_there() -> None:
     with serving(lambda _, context: context.abort(Code.INTERNAL, "who knows")) as server:
         told = History()
         run(Load([server.address], told.record, orders=1, timeout_s=0.3))
-    assert told.count(Outcome.UNKNOWN) == len(told.calls) == 1
+    assert told.count(CallOutcome.UNKNOWN) == len(told.calls) == 1
 
 
 @pytest.mark.parametrize("connections", [1, 2, 4])
@@ -228,7 +228,7 @@ def test_it_ends_when_told_to_and_has_every_answer() -> None:
     with serving(lambda at, _: stop.set() if at == 10 else None) as server:
         told = History()
         run(Load([server.address], told.record, concurrency=4, orders=MANY), stop)
-    assert told.count(Outcome.ACKNOWLEDGED) == len(server.requests) < MANY
+    assert told.count(CallOutcome.ACKNOWLEDGED) == len(server.requests) < MANY
 
 
 def test_a_record_that_raises_ends_it() -> None:
@@ -254,7 +254,7 @@ def test_a_refusal_after_a_lost_answer_does_not_say_that_nothing_was_written() -
         told = History()
         run(Load([server.address], told.record, concurrency=1, orders=1))
     assert len(server.requests) == 2
-    assert [call.outcome for call in told.calls] == [Outcome.UNKNOWN]
+    assert [call.outcome for call in told.calls] == [CallOutcome.UNKNOWN]
 
 
 @pytest.mark.parametrize("code", [Code.RESOURCE_EXHAUSTED, Code.INVALID_ARGUMENT, Code.FAILED_PRECONDITION])
@@ -262,7 +262,7 @@ def test_a_call_that_was_refused_at_every_try_wrote_nothing(code: grpc.StatusCod
     with serving(lambda _at, context: context.abort(code, "no")) as server:
         told = History()
         run(Load([server.address], told.record, concurrency=1, orders=1, timeout_s=0.5))
-    assert [call.outcome for call in told.calls] == [Outcome.FAILED]
+    assert [call.outcome for call in told.calls] == [CallOutcome.FAILED]
 
 
 def test_some_calls_ask_for_what_no_service_may_take() -> None:
@@ -287,7 +287,7 @@ def test_half_of_the_cancels_come_at_once_and_half_later() -> None:
     later = [cancel for cancel in told.cancels if not cancel.at_once]
     assert len(later) == 10
     for cancel in told.cancels:
-        assert (cancel.outcome, cancel.error) == (Outcome.ACKNOWLEDGED, None)
+        assert (cancel.outcome, cancel.error) == (CallOutcome.ACKNOWLEDGED, None)
         assert cancel.at_once or cancel.begun_s - answered[cancel.order_id] >= LATER_S
 
 
@@ -329,8 +329,8 @@ def test_what_a_cancel_was_told() -> None:
         load = Load([server.address], told.record, orders=2, concurrency=1, cancel=1, record_cancel=told.record_cancel)
         run(load)
     failed, retried = told.cancels
-    assert (failed.outcome, failed.retried) == (Outcome.FAILED, False)
-    assert (retried.outcome, retried.retried, retried.at_once) == (Outcome.ACKNOWLEDGED, True, False)
+    assert (failed.outcome, failed.retried) == (CallOutcome.FAILED, False)
+    assert (retried.outcome, retried.retried, retried.at_once) == (CallOutcome.ACKNOWLEDGED, True, False)
 
 
 def test_a_load_ends_where_nobody_takes_its_later_cancels() -> None:
@@ -346,4 +346,4 @@ def test_a_load_ends_where_nobody_takes_its_later_cancels() -> None:
             record_cancel=told.record_cancel,
         )
         run(load)
-    assert {cancel.outcome for cancel in told.cancels} <= {Outcome.FAILED, Outcome.UNKNOWN}
+    assert {cancel.outcome for cancel in told.cancels} <= {CallOutcome.FAILED, CallOutcome.UNKNOWN}

@@ -8,7 +8,7 @@ import pytest
 
 from brewctl.client import UnknownOutcomeError
 from brewctl.errors import BrewError, UnreachableError
-from brewctl.lab.load.load import Load, LoadCall, Outcome
+from brewctl.lab.load.load import CallOutcome, Load, LoadCall
 from brewctl.lab.load.measure import Measurement, measure
 from tests.order_server import serving
 from tests.unit.test_load import STALL_S, stalls_first
@@ -21,7 +21,11 @@ def call(
 ) -> LoadCall:
     intended_s = begun_s if intended_s is None else intended_s
     outcome = (
-        Outcome.UNKNOWN if isinstance(error, UnknownOutcomeError) else Outcome.FAILED if error else Outcome.ACKNOWLEDGED
+        CallOutcome.UNKNOWN
+        if isinstance(error, UnknownOutcomeError)
+        else CallOutcome.FAILED
+        if error
+        else CallOutcome.ACKNOWLEDGED
     )
     return LoadCall("k", outcome, "", error, tries > 1, intended_s, begun_s, intended_s + latency_s)
 

@@ -19,7 +19,7 @@ from textual.widgets import DataTable, Static
 from brewctl.config import DEFAULT_DOWNSTREAMS, Settings
 from brewctl.delivery.broker import Broker, Partition
 from brewctl.errors import BrewError
-from brewctl.lab.load.load import LoadCall, Outcome
+from brewctl.lab.load.load import CallOutcome, LoadCall
 from brewctl.lab.play.nodes import Role
 from brewctl.lab.top import changes, controls, panels
 from brewctl.lab.top.app import Top
@@ -561,7 +561,7 @@ class Answering:
 
     def run(self, stop: threading.Event) -> None:
         _, record = self._began
-        record(LoadCall("key", Outcome.ACKNOWLEDGED, "id", None, False, 0, 0, 0))
+        record(LoadCall("key", CallOutcome.ACKNOWLEDGED, "id", None, False, 0, 0, 0))
         assert stop.wait(10)
 
 

@@ -22,7 +22,7 @@ from brewctl.lab.chaos import databases, faults, ledger, scenarios, verdict
 from brewctl.lab.chaos.result import ScenarioResult
 from brewctl.lab.chaos.scenarios import PlannedFault, Scenario
 from brewctl.lab.chaos.stage import SkippedError, Stage
-from brewctl.lab.load.load import History, Load, Outcome
+from brewctl.lab.load.load import CallOutcome, History, Load
 from brewctl.lab.play.cast import cast
 from brewctl.lab.play.servers import Servers
 from brewctl.lab.record import history
@@ -249,9 +249,9 @@ class _ScenarioRun:
     def _measure(self, told: History, hastily: History, healed_s: float, load_end_s: float) -> None:
         result, act = self._result, self._act
         act.samples, act.ownerships = self._watch.samples, self._watch.ownerships
-        result.acknowledged = told.count(Outcome.ACKNOWLEDGED) + hastily.count(Outcome.ACKNOWLEDGED)
-        result.failed = told.count(Outcome.FAILED)
-        result.unknown = told.count(Outcome.UNKNOWN) + hastily.count(Outcome.UNKNOWN)
+        result.acknowledged = told.count(CallOutcome.ACKNOWLEDGED) + hastily.count(CallOutcome.ACKNOWLEDGED)
+        result.failed = told.count(CallOutcome.FAILED)
+        result.unknown = told.count(CallOutcome.UNKNOWN) + hastily.count(CallOutcome.UNKNOWN)
         result.standstill_s = self._watch.longest_standstill_s(load_end_s)
         result.slowest_answer_s = told.slowest_s
         result.catch_up_s = self._watch.catch_up_s(healed_s, backlog=max(2.0, self._plan.rate))
@@ -260,7 +260,7 @@ class _ScenarioRun:
             cancels = told.cancels + hastily.cancels
             contradicted = verdict.compare(connection, told.calls + hastily.calls, cancels)
             result.lost = len(contradicted.lost)
-            result.refused = result.failed + hastily.count(Outcome.FAILED)
+            result.refused = result.failed + hastily.count(CallOutcome.FAILED)
             result.refused_written = len(contradicted.refused_written)
             result.written = contradicted.written
             if self._plan.cancel:

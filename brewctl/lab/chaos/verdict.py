@@ -12,7 +12,7 @@ from brewctl.delivery.database import Connection
 from brewctl.delivery.orders import acceptance
 from brewctl.lab.chaos.result import CancelCounts
 from brewctl.lab.load.cancels import Cancel
-from brewctl.lab.load.load import LoadCall, Outcome
+from brewctl.lab.load.load import CallOutcome, LoadCall
 from brewctl.sql import queries
 
 SHOWN = 5
@@ -45,24 +45,26 @@ def compare(connection: Connection, calls: Sequence[LoadCall], cancels: Sequence
 
     Nobody else may have cancelled one of these orders.
     """
-    by_outcome: dict[Outcome, list[LoadCall]] = {outcome: [] for outcome in Outcome}
+    by_outcome: dict[CallOutcome, list[LoadCall]] = {outcome: [] for outcome in CallOutcome}
     for call in calls:
         by_outcome[call.outcome].append(call)
-    acknowledged = by_outcome[Outcome.ACKNOWLEDGED]
+    acknowledged = by_outcome[CallOutcome.ACKNOWLEDGED]
     told = {"keys": [call.key for call in acknowledged], "ids": [call.order_id for call in acknowledged]}
     lost = connection.execute(
         queries["contradicted_calls"], {"tenant_id": acceptance.DEFAULT_TENANT, **told}
     ).fetchall()
-    written = {outcome: _orders(connection, by_outcome[outcome]) for outcome in (Outcome.FAILED, Outcome.UNKNOWN)}
+    written = {
+        outcome: _orders(connection, by_outcome[outcome]) for outcome in (CallOutcome.FAILED, CallOutcome.UNKNOWN)
+    }
     refused = [
         (call, written[call.outcome][call.key])
-        for call in by_outcome[Outcome.FAILED]
+        for call in by_outcome[CallOutcome.FAILED]
         if call.key in written[call.outcome]
     ]
     return Contradictions(
         [str(order_id) for (order_id,) in lost],
         refused,
-        len(written[Outcome.UNKNOWN]),
+        len(written[CallOutcome.UNKNOWN]),
         *_contradicted_cancels(connection, cancels),
     )
 
@@ -70,9 +72,9 @@ def compare(connection: Connection, calls: Sequence[LoadCall], cancels: Sequence
 def _contradicted_cancels(connection: Connection, cancels: Sequence[Cancel]) -> tuple[list[str], list[Cancel]]:
     ids = list({cancel.order_id for cancel in cancels})
     cancelled = {order_id for (order_id,) in connection.execute(queries["cancelled_orders"], {"ids": ids})}
-    acknowledged = {cancel.order_id for cancel in cancels if cancel.outcome == Outcome.ACKNOWLEDGED}
+    acknowledged = {cancel.order_id for cancel in cancels if cancel.outcome == CallOutcome.ACKNOWLEDGED}
     # Where another cancel of the order was not refused, that one has cancelled it.
-    by_another = {cancel.order_id for cancel in cancels if cancel.outcome != Outcome.FAILED}
+    by_another = {cancel.order_id for cancel in cancels if cancel.outcome != CallOutcome.FAILED}
     refused = [cancel for cancel in cancels if cancel.order_id in cancelled - by_another]
     return sorted(acknowledged - cancelled), refused
 
@@ -81,9 +83,9 @@ def counted(cancels: Sequence[Cancel], contradicted: Contradictions) -> CancelCo
     """Count what became of the cancels."""
     by_outcome = Counter(cancel.outcome for cancel in cancels)
     return CancelCounts(
-        acknowledged=by_outcome[Outcome.ACKNOWLEDGED],
-        refused=by_outcome[Outcome.FAILED],
-        unknown=by_outcome[Outcome.UNKNOWN],
+        acknowledged=by_outcome[CallOutcome.ACKNOWLEDGED],
+        refused=by_outcome[CallOutcome.FAILED],
+        unknown=by_outcome[CallOutcome.UNKNOWN],
         not_cancelled=len(contradicted.not_cancelled),
         refused_cancelled=len(contradicted.refused_cancelled),
     )

@@ -26,7 +26,7 @@ _REASON = "the load changed its mind"
 _INVALID_CANCEL_EVERY = 3  # not 2: every other one comes at once, and both kinds are to be refused
 
 
-class Outcome(StrEnum):
+class CallOutcome(StrEnum):
     """What a client knows of its order."""
 
     ACKNOWLEDGED = "acknowledged"
@@ -39,7 +39,7 @@ class LoadCall:
     """One order as its client saw it, retries included. Seconds since the load began, negative in the warm-up."""
 
     key: str
-    outcome: Outcome
+    outcome: CallOutcome
     order_id: str
     error: BrewError | None
     retried: bool
@@ -68,7 +68,7 @@ class History:
         """Keep a cancel. Safe between threads."""
         self.cancels.append(cancel)
 
-    def count(self, outcome: Outcome) -> int:
+    def count(self, outcome: CallOutcome) -> int:
         """Count the calls that ended so."""
         return sum(call.outcome is outcome for call in self.calls)
 
@@ -180,7 +180,7 @@ class Load:
             while turn := self._next():
                 call = self._call(client, *turn)
                 self._record(call)
-                if call.outcome is Outcome.ACKNOWLEDGED and self._cancels.chosen(call.order_id):
+                if call.outcome is CallOutcome.ACKNOWLEDGED and self._cancels.chosen(call.order_id):
                     self._cancel(client, call.order_id, at_once=True)
                 while order_id := self._cancels.due():
                     self._cancel(client, order_id, at_once=False)
@@ -214,7 +214,7 @@ class Load:
     def _call(self, client: OrderClient, number: int, due: float, begun: float) -> LoadCall:
         key = f"{self._seed}-{number}"
         currency = "NONE" if self._invalid_every and number % self._invalid_every == 0 else "EUR"
-        order_id, outcome, error = "", Outcome.ACKNOWLEDGED, None
+        order_id, outcome, error = "", CallOutcome.ACKNOWLEDGED, None
         self._this_call.retried = False
         try:
             order_id = client.create(
@@ -222,7 +222,7 @@ class Load:
             )
         except BrewError as caught:
             error = caught.with_traceback(None)  # it would keep every frame
-            outcome = Outcome.FAILED if _refused(caught, retried=self._this_call.retried) else Outcome.UNKNOWN
+            outcome = CallOutcome.FAILED if _refused(caught, retried=self._this_call.retried) else CallOutcome.UNKNOWN
         return LoadCall(
             key,
             outcome,
@@ -237,13 +237,13 @@ class Load:
     def _cancel(self, client: OrderClient, order_id: str, *, at_once: bool) -> BrewError | None:
         begun = time.monotonic()
         invalid = self._invalid_every and next(self._cancel_numbers) % _INVALID_CANCEL_EVERY == 0
-        outcome, error = Outcome.ACKNOWLEDGED, None
+        outcome, error = CallOutcome.ACKNOWLEDGED, None
         self._this_call.retried = False
         try:
             client.cancel(order_id, reason="x" * (LONGEST_REASON + 1) if invalid else _REASON)
         except BrewError as caught:
             error = caught.with_traceback(None)  # it would keep every frame
-            outcome = Outcome.FAILED if _refused(caught, retried=self._this_call.retried) else Outcome.UNKNOWN
+            outcome = CallOutcome.FAILED if _refused(caught, retried=self._this_call.retried) else CallOutcome.UNKNOWN
         times = (begun - self._began, time.monotonic() - self._began)
         self._record_cancel(Cancel(order_id, outcome, error, self._this_call.retried, at_once, *times))
         return error

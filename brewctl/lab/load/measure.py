@@ -10,7 +10,7 @@ from brewctl.client import UnknownOutcomeError
 from brewctl.errors import BrewError, UnreachableError
 from brewctl.lab.load.cancels import Cancel
 from brewctl.lab.load.histogram import Histogram
-from brewctl.lab.load.load import Load, LoadCall, Outcome
+from brewctl.lab.load.load import CallOutcome, Load, LoadCall
 
 # A server's own words may be new each time.
 _MOST_REASONS = 20
@@ -101,7 +101,7 @@ class Measurement:
         Raises the client's UnreachableError where no call before was answered either: there is nothing to measure.
         """
         if not self._reached:
-            if call.outcome is Outcome.FAILED and isinstance(call.error, UnreachableError):
+            if call.outcome is CallOutcome.FAILED and isinstance(call.error, UnreachableError):
                 raise call.error
             self._reached = True
         if call.begun_s < 0:

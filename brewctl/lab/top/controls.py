@@ -8,7 +8,7 @@ from pathlib import Path
 
 from brewctl.config import Settings
 from brewctl.errors import BrewError
-from brewctl.lab.load.load import Load, LoadCall, Outcome
+from brewctl.lab.load.load import CallOutcome, Load, LoadCall
 from brewctl.lab.play import background
 from brewctl.lab.play.nodes import Role
 from brewctl.lab.play.servers import Servers
@@ -32,14 +32,14 @@ class LoadControl:
         self._threads: list[threading.Thread] = []
         self._addresses: Sequence[str] = ()
         self._counting = threading.Lock()
-        self._told = Counter[Outcome]()  # what became of the calls since the start
+        self._told = Counter[CallOutcome]()  # what became of the calls since the start
         self.rate = 20
         self.wanted = False  # it is, until it is stopped: it waits where no order-service runs
 
     @property
     def failed(self) -> int:
         """How many calls since the start were refused, or not answered in time."""
-        return self._told[Outcome.FAILED] + self._told[Outcome.UNKNOWN]
+        return self._told[CallOutcome.FAILED] + self._told[CallOutcome.UNKNOWN]
 
     @property
     def answering(self) -> bool:
