@@ -17,7 +17,7 @@ from brewctl.affinity import on_one_core
 from brewctl.client import OrderClient, UnknownOutcomeError
 from brewctl.delivery.orders.cancellation import LONGEST_REASON
 from brewctl.errors import BrewError, UnreachableError, UsageError
-from brewctl.lab.load.cancels import Cancel, Cancels
+from brewctl.lab.load.cancels import Cancel, CancelPlan
 from brewctl.lab.load.pace import Pace
 from brewctl.security import PLAINTEXT, OrderSecurity
 
@@ -119,7 +119,7 @@ class Load:
         self._timeout_s = timeout_s
         self._seed = seed or uuid.uuid4().hex[:8]
         self._invalid_every = invalid_every
-        self._cancels = Cancels(cancel)
+        self._cancels = CancelPlan(cancel)
         self._cancel_numbers = itertools.count()
         self._record_cancel = record_cancel
         self._connections = connections
