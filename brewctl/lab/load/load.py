@@ -18,7 +18,7 @@ from brewctl.client import OrderClient, UnknownOutcomeError
 from brewctl.delivery.orders.cancellation import LONGEST_REASON
 from brewctl.errors import BrewError, UnreachableError, UsageError
 from brewctl.lab.load.cancels import Cancel, CancelPlan
-from brewctl.lab.load.pace import Pace
+from brewctl.lab.load.pace import CallSchedule
 from brewctl.security import PLAINTEXT, OrderSecurity
 
 _SLICE_S = 0.1
@@ -125,7 +125,7 @@ class Load:
         self._connections = connections
         self._security = security
         self._began = 0.0
-        self._pace: Pace | None = None
+        self._pace: CallSchedule | None = None
         self._turn = threading.Lock()
         self._over = threading.Event()
         self._this_call = threading.local()
@@ -139,7 +139,7 @@ class Load:
         """
         now = time.monotonic()
         self._began = now + self._warmup_s
-        self._pace = Pace(self._rate, now) if self._rate else None
+        self._pace = CallSchedule(self._rate, now) if self._rate else None
         with (
             on_one_core(),
             OrderClient(

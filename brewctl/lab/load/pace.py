@@ -4,7 +4,7 @@ from collections import deque
 from itertools import pairwise
 
 
-class Pace:
+class CallSchedule:
     """A schedule at `rate` calls a second from `since` on. Times are time.monotonic()'s.
 
     `set_rate` may be called by any thread, the rest by one at a time.
