@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 
 from brewctl import log
-from brewctl.lab.network.wire import Connection, Faults, Flow
+from brewctl.lab.network.wire import ByteStream, Connection, Faults
 
 logger = log.get(__name__)
 
@@ -138,14 +138,14 @@ class Relay:
             flow.release()
             self._send(connection, flow)
 
-    def _on_events(self, connection: Connection, reads: Flow, writes: Flow, events: int) -> None:
+    def _on_events(self, connection: Connection, reads: ByteStream, writes: ByteStream, events: int) -> None:
         if events & selectors.EVENT_WRITE:
             connection.look_connected()
             self._send(connection, writes)
         if events & selectors.EVENT_READ:
             self._read(connection, reads)
 
-    def _read(self, connection: Connection, flow: Flow) -> None:
+    def _read(self, connection: Connection, flow: ByteStream) -> None:
         faults = self.faults
         room = faults.room_bytes - flow.size
         if flow.ended or room <= 0:
@@ -172,7 +172,7 @@ class Relay:
         flow.put(faults.due(flow.way, len(piece or b"")), piece)
         self._send(connection, flow)
 
-    def _send(self, connection: Connection, flow: Flow) -> None:
+    def _send(self, connection: Connection, flow: ByteStream) -> None:
         if not connection.connected:
             return
         if flow.send(time.monotonic()) and flow is connection.request:
@@ -197,7 +197,7 @@ class Relay:
                 self._selector.register(reads.source, events, act)
                 reads.watched = events
 
-    def _forget(self, flow: Flow) -> None:
+    def _forget(self, flow: ByteStream) -> None:
         if flow.watched:
             flow.watched = 0
             self._selector.unregister(flow.source)
