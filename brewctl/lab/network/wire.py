@@ -130,7 +130,7 @@ class ByteStream:
         self.pieces = deque((0.0, piece) for _, piece in self.pieces)
 
 
-class Connection:
+class ProxiedConnection:
     """A client's connection, the one to upstream that belongs to it, and the flows between the two."""
 
     def __init__(self, client: socket.socket) -> None:
