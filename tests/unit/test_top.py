@@ -28,7 +28,7 @@ from brewctl.lab.top.keys import adding, line
 from brewctl.lab.top.observer import Observer
 from brewctl.lab.top.processes import processes_of
 from brewctl.lab.top.rates import Rates
-from brewctl.lab.top.snapshot import Counters, Group, Place, Process, Snapshot
+from brewctl.lab.top.snapshot import Counters, Group, GroupPartition, Process, Snapshot
 from brewctl.overview import NodeRow
 from brewctl.sandbox.server import Server
 from brewctl.sandbox.state import State
@@ -49,8 +49,8 @@ def replica(name: str, role: str = "inventory", state: str = "runs", **more: Any
     return Process(name, role, state, **{**known, **more})
 
 
-def places(*owners: str, lag: int = 0) -> tuple[Place, ...]:
-    return tuple(Place(number, owner, lag, None) for number, owner in enumerate(owners))
+def places(*owners: str, lag: int = 0) -> tuple[GroupPartition, ...]:
+    return tuple(GroupPartition(number, owner, lag, None) for number, owner in enumerate(owners))
 
 
 SNAPSHOT = Snapshot(
@@ -141,7 +141,11 @@ def test_the_map_says_that_it_has_not_room_for_all() -> None:
 
 def test_the_map_shows_what_stands_still() -> None:
     gone = replace(SNAPSHOT, processes=(replica("inventory-1", state="gone"),))
-    owned = (Place(0, "inventory-1", 123, 12.2), Place(1, "inventory-1", 12_345, 720), Place(2, "", 3, 1.0))
+    owned = (
+        GroupPartition(0, "inventory-1", 123, 12.2),
+        GroupPartition(1, "inventory-1", 12_345, 720),
+        GroupPartition(2, "", 3, 1.0),
+    )
     drawn = panels.partitions(
         replace(gone, groups=(Group("inventory", "PreparingRebalance", owned),)), {}, 80, most=5
     ).plain

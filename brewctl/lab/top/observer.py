@@ -23,7 +23,7 @@ from brewctl.delivery.schema import homes
 from brewctl.errors import BrewError, UnreachableError
 from brewctl.lab.top.counting import Counting, Effects
 from brewctl.lab.top.processes import processes_of
-from brewctl.lab.top.snapshot import Counters, Group, Place, Process, Snapshot
+from brewctl.lab.top.snapshot import Counters, Group, GroupPartition, Process, Snapshot
 from brewctl.lifecycle import beside
 from brewctl.overview import GroupView
 from brewctl.sandbox import state
@@ -48,7 +48,7 @@ class _Owners:
 
     since: dict[int, tuple[str, float | None]] = field(default_factory=dict)
 
-    def places(self, group: GroupView, now: float) -> Iterator[Place]:
+    def places(self, group: GroupView, now: float) -> Iterator[GroupPartition]:
         """Return the group's partitions as they are now, and remember their owners."""
         first = not self.since
         for part in group.partitions:
@@ -56,7 +56,7 @@ class _Owners:
             if part.owner != owner or part.partition not in self.since:
                 since = None if first else now
                 self.since[part.partition] = part.owner, since
-            yield Place(part.partition, part.owner, part.lag, None if since is None else now - since)
+            yield GroupPartition(part.partition, part.owner, part.lag, None if since is None else now - since)
 
 
 class Observer:

@@ -6,7 +6,7 @@ from rich.text import Text
 
 from brewctl.lab import look
 from brewctl.lab.top.rates import Rates
-from brewctl.lab.top.snapshot import Counters, Group, Place, Process, Snapshot
+from brewctl.lab.top.snapshot import Counters, Group, GroupPartition, Process, Snapshot
 
 _LABEL, _VALUE, _RATE = 14, 12, 11
 _CELL = 10
@@ -106,7 +106,7 @@ def _group(group: Group, shown: list[int], colours: Mapping[str, str], states: M
     return line
 
 
-def _cell(place: Place, colour: str, state: str) -> Text:
+def _cell(place: GroupPartition, colour: str, state: str) -> Text:
     if not place.owner:
         return Text(f"{f'-  +{place.lag}':<{_CELL}}", style="dim" if not place.lag else "yellow")
     # The number of an owner tells it from its peers where colours don't, and a sign one that does nothing.

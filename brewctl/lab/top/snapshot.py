@@ -41,7 +41,7 @@ class Process:
 
 
 @dataclass(frozen=True)
-class Place:
+class GroupPartition:
     """A partition, as a group has it."""
 
     partition: int
@@ -56,7 +56,7 @@ class Group:
 
     name: str
     state: str  # Kafka's word
-    places: tuple[Place, ...]
+    places: tuple[GroupPartition, ...]
 
 
 @dataclass(frozen=True)
