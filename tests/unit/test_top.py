@@ -28,7 +28,7 @@ from brewctl.lab.top.keys import adding, line
 from brewctl.lab.top.observer import Observer
 from brewctl.lab.top.processes import processes_of
 from brewctl.lab.top.rates import Rates
-from brewctl.lab.top.snapshot import Counters, Group, GroupPartition, Process, Snapshot
+from brewctl.lab.top.snapshot import Counters, GroupPartition, Process, ShownGroup, Snapshot
 from brewctl.overview import NodeRow
 from brewctl.sandbox.server import Server
 from brewctl.sandbox.state import State
@@ -64,7 +64,7 @@ SNAPSHOT = Snapshot(
         Process("kafka-1", "kafka", "runs", 1, ours=True, place="127.0.0.1:1", leads=(0, 3), in_sync=6, holds=6),
         Process("postgres", "postgres", "runs", 2, ours=True, place="127.0.0.1:2/brew"),
     ),
-    groups=(Group("inventory", "Stable", places(*["inventory-1", "inventory-2"] * 3)),),
+    groups=(ShownGroup("inventory", "Stable", places(*["inventory-1", "inventory-2"] * 3)),),
 )
 
 
@@ -132,7 +132,7 @@ def test_the_map_of_partitions_tells_owners_without_colours() -> None:
 
 
 def test_the_map_says_that_it_has_not_room_for_all() -> None:
-    wide = replace(SNAPSHOT, groups=(Group("inventory", "Stable", places(*["inventory-1"] * 12)),))
+    wide = replace(SNAPSHOT, groups=(ShownGroup("inventory", "Stable", places(*["inventory-1"] * 12)),))
     narrow, wider = (panels.partitions(wide, {}, width, most=5).plain.splitlines() for width in (80, 150))
     assert narrow[0].split() == ["first", "6", "of", "12", *"012345"]
     assert wider[0].split() == ["partition", *map(str, range(12))]
@@ -147,7 +147,7 @@ def test_the_map_shows_what_stands_still() -> None:
         GroupPartition(2, "", 3, 1.0),
     )
     drawn = panels.partitions(
-        replace(gone, groups=(Group("inventory", "PreparingRebalance", owned),)), {}, 80, most=5
+        replace(gone, groups=(ShownGroup("inventory", "PreparingRebalance", owned),)), {}, 80, most=5
     ).plain
     assert drawn.splitlines()[1].split() == ["inventory…", "1✗+123", "12s", "1✗+12k", "12m", "-", "+3"]
 
@@ -247,7 +247,7 @@ def test_a_process_that_takes_the_place_of_a_gone_one() -> None:
 
 def test_partitions_that_move() -> None:
     def owned(*owners: str) -> Snapshot:
-        return replace(SNAPSHOT, groups=(Group("inventory", "Stable", places(*owners)),))
+        return replace(SNAPSHOT, groups=(ShownGroup("inventory", "Stable", places(*owners)),))
 
     assert list(changes.between(Snapshot(0.0, processes=SNAPSHOT.processes), owned("a", "b", "a"))) == [
         "inventory: 0 2 assigned to a",
@@ -407,7 +407,7 @@ def number(event: Event[OrderCreated], tx) -> None: ...
 
 
 def with_effects(**effects: int | None) -> Snapshot:
-    groups = tuple(Group(name, "Stable", places(*[f"{name}-1"] * 6)) for name in effects)
+    groups = tuple(ShownGroup(name, "Stable", places(*[f"{name}-1"] * 6)) for name in effects)
     counters = replace(COUNTERS, effects=effects)
     return replace(SNAPSHOT, counters=counters, groups=groups, downstreams=tuple(effects))
 

@@ -23,7 +23,7 @@ from brewctl.delivery.schema import homes
 from brewctl.errors import BrewError, UnreachableError
 from brewctl.lab.top.counting import Counting, Effects
 from brewctl.lab.top.processes import processes_of
-from brewctl.lab.top.snapshot import Counters, Group, GroupPartition, Process, Snapshot
+from brewctl.lab.top.snapshot import Counters, GroupPartition, Process, ShownGroup, Snapshot
 from brewctl.lifecycle import beside
 from brewctl.overview import GroupView
 from brewctl.sandbox import state
@@ -113,7 +113,9 @@ class Observer:
                 for process in processes_of(self._settings, known, rows, cluster.brokers, cluster.partitions, troubles)
             ),
             groups=tuple(
-                Group(group.name, group.state, tuple(self._owners.setdefault(group.name, _Owners()).places(group, now)))
+                ShownGroup(
+                    group.name, group.state, tuple(self._owners.setdefault(group.name, _Owners()).places(group, now))
+                )
                 for group in cluster.groups
             ),
             troubles=troubles,

@@ -6,7 +6,7 @@ from rich.text import Text
 
 from brewctl.lab import look
 from brewctl.lab.top.rates import Rates
-from brewctl.lab.top.snapshot import Counters, Group, GroupPartition, Process, Snapshot
+from brewctl.lab.top.snapshot import Counters, GroupPartition, Process, ShownGroup, Snapshot
 
 _LABEL, _VALUE, _RATE = 14, 12, 11
 _CELL = 10
@@ -94,7 +94,7 @@ def partitions(snapshot: Snapshot, colours: Mapping[str, str], width: int, *, mo
     return _joined([head, *rows], width)
 
 
-def _group(group: Group, shown: list[int], colours: Mapping[str, str], states: Mapping[str, str]) -> Text:
+def _group(group: ShownGroup, shown: list[int], colours: Mapping[str, str], states: Mapping[str, str]) -> Text:
     steady = group.state in {"Stable", "Empty", "Dead"}
     name = _fitted(group.name) if steady else f"{group.name[: _LABEL - 1]}…"
     line = Text(f"{name:<{_LABEL}}", style="bold" if steady else "bold yellow")

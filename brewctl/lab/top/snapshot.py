@@ -51,7 +51,7 @@ class GroupPartition:
 
 
 @dataclass(frozen=True)
-class Group:
+class ShownGroup:
     """A consumer group."""
 
     name: str
@@ -68,7 +68,7 @@ class Snapshot:
     downstreams: tuple[str, ...] = ()  # the names of their counters
     dead_letters: int | None = None  # records of their topic
     processes: tuple[Process, ...] = ()
-    groups: tuple[Group, ...] = ()
+    groups: tuple[ShownGroup, ...] = ()
     troubles: dict[str, str] = field(default_factory=dict)  # of postgres, of kafka
 
     def process(self, name: str) -> Process | None:
