@@ -38,7 +38,7 @@ def read(
     `follow`: go on for ever, with what is written meanwhile, and by nodes that start meanwhile. A log that is truncated
     or replaced is read on from its new beginning. Raises BrewError for one that can't be read.
     """
-    logs: dict[str, _Log] = {}
+    logs: dict[str, _FollowedLog] = {}
     with ExitStack() as stack:
         while True:
             lines = []
@@ -46,7 +46,7 @@ def read(
                 if names and name not in names:
                     continue
                 if name not in logs:
-                    logs[name] = _Log(name, path, tail)
+                    logs[name] = _FollowedLog(name, path, tail)
                     stack.callback(logs[name].close)
                 lines.append(logs[name].lines(unfinished=not follow))
             if tail is not None:
@@ -58,7 +58,7 @@ def read(
             time.sleep(_LOOK_EVERY_S)
 
 
-class _Log:
+class _FollowedLog:
     """A log that is read on from where it was read to."""
 
     def __init__(self, node: str, path: Path, tail: int | None) -> None:
