@@ -130,7 +130,7 @@ def logs(
             raise BrewError(f"no log of {name[:80]!r} in {home / 'logs'}", hint=hint)
     if not known:
         output.note(f"no logs in {home / 'logs'}")
-    shown = _Shown(nodes or known)
+    shown = _LinePrinter(nodes or known)
     for line in files.read(home, nodes or (), tail=tail, follow=follow):
         shown.emit(line.node, line.text)
 
@@ -197,7 +197,7 @@ def _await_ready(home: Path, settings: "Settings", started: "Sequence[Server]") 
     return late
 
 
-class _Shown:
+class _LinePrinter:
     """Prints lines of many nodes, each behind its node's name, which in a terminal has a colour."""
 
     def __init__(self, nodes: Iterable[str]) -> None:
