@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from brewctl.lab.play.cast import Cast
     from brewctl.lab.record.history import Act
 
-# Columns of the table: what they are about, heading, width, field of a Result. 80 columns in all.
+# Columns of the table: what they are about, heading, width, field of a ScenarioResult. 80 columns in all.
 _COLUMNS = (
     ("orders", "acked", 6, "acknowledged"),
     ("orders", "fail", 5, "failed"),

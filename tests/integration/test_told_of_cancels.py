@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from brewctl.errors import BrewError
-from brewctl.lab.chaos import faults, verdict
+from brewctl.lab.chaos import record_faults, verdict
 from brewctl.lab.load.cancels import Cancel
 from brewctl.lab.load.load import CallOutcome
 from brewctl.verify import verify
@@ -73,10 +73,10 @@ def test_a_refused_cancel_of_an_order_that_another_has_cancelled_is_right(chain:
 
 
 def wrongly_parked(chain: Chain) -> list[str]:
-    return verdict.wrongly_parked(chain.rig.connection, cause=faults.REFUSING)
+    return verdict.wrongly_parked(chain.rig.connection, cause=record_faults.REFUSING)
 
 
-@pytest.mark.parametrize("constraint", [faults.REFUSING, "another"])
+@pytest.mark.parametrize("constraint", [record_faults.REFUSING, "another"])
 def test_only_events_that_were_refused_on_purpose_may_have_been_parked(chain: Chain, constraint: str) -> None:
     good, bad = chain.order(), chain.order()
     chain.execute(
@@ -96,5 +96,5 @@ def test_only_events_that_were_refused_on_purpose_may_have_been_parked(chain: Ch
     settled = wrongly_parked(chain)
     chain.execute("DELETE FROM parked_events")
     assert [" was parked by inventory: " in line for line in settled] == (
-        [] if constraint == faults.REFUSING else [True] * 2
+        [] if constraint == record_faults.REFUSING else [True] * 2
     )

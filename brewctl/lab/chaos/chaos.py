@@ -18,15 +18,14 @@ from brewctl.config import Settings
 from brewctl.delivery.schema import homes, registration
 from brewctl.delivery.topics import topics
 from brewctl.errors import BrewError
-from brewctl.lab.chaos import databases, faults, ledger, scenarios, verdict
+from brewctl.lab.chaos import databases, ledger, record_faults, scenarios, verdict
 from brewctl.lab.chaos.result import ScenarioResult
 from brewctl.lab.chaos.scenarios import PlannedFault, Scenario
 from brewctl.lab.chaos.stage import SkippedError, Stage
 from brewctl.lab.load.load import CallOutcome, History, Load
 from brewctl.lab.play.cast import cast
 from brewctl.lab.play.servers import Servers
-from brewctl.lab.record import history
-from brewctl.lab.record.history import Act, ActEvent
+from brewctl.lab.record.history import Act, ActEvent, FaultSpan
 from brewctl.lab.record.watch import FlowWatch
 from brewctl.lifecycle import wait_until
 from brewctl.verify import Check, Verification, verify
@@ -163,7 +162,7 @@ class _ScenarioRun:
             asking = executor.submit(hasty.run, stop)
             healed_s = 0.0
             try:
-                self._await("the first orders", self._flows, _STEADY_S)
+                self._await("the first orders", lambda: self._watch.has_flowed(self._plan.rate), _STEADY_S)
                 self._disturb(steps)
                 healed_s = self._watch.now_s
                 self._stage.wait_ready()
@@ -223,10 +222,7 @@ class _ScenarioRun:
         if step.for_s:
             self._say(f"over: {step.fault.label}")
         end_s = self._watch.now_s if step.for_s else since_s
-        self._act.faults.append(history.FaultSpan(since_s, end_s, step.fault.label, step.fault.nodes))
-
-    def _flows(self) -> bool:
-        return self._watch.has_flowed(self._plan.rate)
+        self._act.faults.append(FaultSpan(since_s, end_s, step.fault.label, step.fault.nodes))
 
     def _catch_up(self) -> None:
         last_s = began_s = self._watch.now_s
@@ -268,7 +264,7 @@ class _ScenarioRun:
             result.findings += contradicted.findings()
             for home in found.homes:
                 with found.to(home) as there:
-                    result.findings += verdict.wrongly_parked(there, cause=faults.REFUSING)
+                    result.findings += verdict.wrongly_parked(there, cause=record_faults.REFUSING)
             result.slowest_s = databases.slowest_s(found)
 
     def _judge(self, fell: Sequence[str]) -> None:

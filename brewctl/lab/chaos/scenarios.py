@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from brewctl.lab.chaos import faults
+from brewctl.lab.chaos import disk_faults, faults, record_faults
 from brewctl.lab.chaos.faults import Fault
 from brewctl.lab.play.cast import ORDER_NODES, Cast
 
@@ -119,9 +119,9 @@ def _cut(_chance: random.Random, _session_s: float, _cast: Cast) -> Sequence[Pla
 
 def _poison(_chance: random.Random, _session_s: float, cast: Cast) -> Sequence[PlannedFault]:
     return [
-        PlannedFault(0, 0, faults.poison()),
-        PlannedFault(2, 6, faults.reject_effects(cast.sharing)),
-        PlannedFault(5, 0, faults.poison()),
+        PlannedFault(0, 0, record_faults.poison()),
+        PlannedFault(2, 6, record_faults.reject_effects(cast.sharing)),
+        PlannedFault(5, 0, record_faults.poison()),
     ]
 
 
@@ -138,7 +138,7 @@ def _mixed(chance: random.Random, session_s: float, cast: Cast) -> Sequence[Plan
         lambda: (3.0, faults.swallow(chance.choice(("postgres", "kafka", "clients")))),
         lambda: (0.0, faults.reset(chance.choice(("postgres", "kafka", "clients")))),
         lambda: (3.0, faults.cut_responses(chance.choice(("postgres", "kafka", "clients")))),
-        lambda: (0.0, faults.poison()),
+        lambda: (0.0, record_faults.poison()),
     ]
     # Every kind once, in an order of the seed's, then a few again.
     kinds = [*chance.sample(menu, len(menu)), *chance.choices(menu, k=4)]
@@ -184,9 +184,11 @@ SCENARIOS = (
     Scenario("narrow-network", "little bandwidth", _narrow, network=True),
     Scenario("cut-responses", "answers cut in the middle: what was done is asked for again", _cut, network=True),
     Scenario("poison-records", "records nobody can read, effects refused, then redriven", _poison),
-    Scenario("full-disk-postgres", "PostgreSQL's disk is full (needs root)", _once(faults.fill_postgres_disk, 6)),
+    Scenario("full-disk-postgres", "PostgreSQL's disk is full (needs root)", _once(disk_faults.fill_postgres_disk, 6)),
     Scenario(
-        "full-disk-broker", "a broker's disk is full (needs root)", _once(lambda: faults.fill_broker_disk("kafka-3"), 6)
+        "full-disk-broker",
+        "a broker's disk is full (needs root)",
+        _once(lambda: disk_faults.fill_broker_disk("kafka-3"), 6),
     ),
     Scenario("mixed", "all of it at random, from the seed", _mixed, network=True),
 )

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
-from typing import Protocol
 
 from brewctl import overview
 from brewctl.config import Settings
@@ -20,7 +19,7 @@ from brewctl.delivery.topics import topics
 from brewctl.errors import BrewError
 from brewctl.lab.demo import narration
 from brewctl.lab.demo.customer import Customer
-from brewctl.lab.demo.recorder import Recorder, View
+from brewctl.lab.demo.recorder import Recorder, TourKeys, View
 from brewctl.lab.play.cast import ORDER_NODES, STORY
 from brewctl.lab.play.nodes import Node, Nodes
 from brewctl.lab.record.history import Act, Claim, FaultSpan, Mark
@@ -31,16 +30,6 @@ _FORGET_S = 20.0  # longer than a session of any demo
 _CATCH_UP_S = 60.0  # beyond the session timeout
 (_VICTIM, _HEIR), (_NOTIFIER,) = STORY.consumers
 _SKIPPED = re.compile(r"skipped=(\d+)")
-
-
-class TourKeys(Protocol):
-    """The keys of a terminal, for a tour that waits for one before each act."""
-
-    def forget(self) -> None:
-        """Forget those that were pressed up to now."""
-
-    def pressed(self) -> bool:
-        """Say whether one was. Raises KeyboardInterrupt where it means the end."""
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,16 @@ class View(Protocol):
         """Show where everything stands."""
 
 
+class TourKeys(Protocol):
+    """The keys of a terminal, for a tour that waits for one before each act."""
+
+    def forget(self) -> None:
+        """Forget those that were pressed up to now."""
+
+    def pressed(self) -> bool:
+        """Say whether one was. Raises KeyboardInterrupt where it means the end."""
+
+
 class Recorder:
     """Hands on to a view what happens, and keeps it. Its clock starts with it; any thread may say and tell."""
 

@@ -1,4 +1,4 @@
-"""Pace: when each call of an open loop is due, also while the rate changes."""
+"""When each call of an open loop is due, also while the rate changes."""
 
 from collections import deque
 from itertools import pairwise
