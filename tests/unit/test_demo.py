@@ -10,7 +10,7 @@ from rich.console import Console
 
 from brewctl.delivery.broker import Member
 from brewctl.errors import BrewError
-from brewctl.lab.demo import chart, narration
+from brewctl.lab.demo import narration, text_chart
 from brewctl.lab.demo.play import DemoVerdict
 from brewctl.lab.demo.recorder import Scene
 from brewctl.lab.demo.views import Screen
@@ -42,9 +42,9 @@ def played() -> Act:
 
 @pytest.mark.parametrize("width", [40, 60, 80])
 def test_the_chart_has_three_curves_that_need_no_colour(width: int) -> None:
-    lines = chart.draw(played(), width).plain.splitlines()
+    lines = text_chart.draw(played(), width).plain.splitlines()
     assert max(map(len, lines)) <= width
-    assert len(lines) <= chart.HEIGHT
+    assert len(lines) <= text_chart.HEIGHT
     assert "░ orders 200   █ reservations" in lines[0]
     highest = lines[1].partition("┤")[2]
     # From left to right: nothing yet; all notified, not reserved; all reserved.
@@ -59,12 +59,12 @@ def test_a_row_that_is_hardly_begun_is_not_reached() -> None:
         "a gap",
         samples=[FlowSample(at_s, 200, 0, {"reservations": 154, "notifications": 200}) for at_s in (0.0, 1.0)],
     )
-    rows = [line.partition("┤")[2] for line in chart.draw(act, 40).plain.splitlines() if "┤" in line]
+    rows = [line.partition("┤")[2] for line in text_chart.draw(act, 40).plain.splitlines() if "┤" in line]
     assert ["".join({*row}) for row in rows[:3]] == ["•", "░", "█"]
 
 
 def test_the_chart_has_the_kill_and_the_rebalance_on_its_axis() -> None:
-    *_, axis, _, kill, rebalance = chart.draw(played(), 80).plain.splitlines()
+    *_, axis, _, kill, rebalance = text_chart.draw(played(), 80).plain.splitlines()
     assert kill.strip() == "▲ kill -9 inventory-1, 5.0 s"
     assert rebalance.strip() == "▲ rebalance: 0, 2, 4 move to inventory-2, 12.0 s"
     first, second = (column for column, sign in enumerate(axis) if sign == "▲")
@@ -75,8 +75,8 @@ def test_the_chart_has_the_kill_and_the_rebalance_on_its_axis() -> None:
 
 
 def test_a_chart_of_nothing_is_nothing() -> None:
-    assert chart.draw(Act("demo", "none"), 80).plain == ""
-    assert chart.draw(Act("demo", "none", samples=[FlowSample(at, 0, 0) for at in (0.0, 1.0)]), 80).plain == ""
+    assert text_chart.draw(Act("demo", "none"), 80).plain == ""
+    assert text_chart.draw(Act("demo", "none", samples=[FlowSample(at, 0, 0) for at in (0.0, 1.0)]), 80).plain == ""
 
 
 @pytest.mark.parametrize("session_s", [6.0, 15.0])

@@ -133,7 +133,7 @@ def _figures(took: _Took, name: str, *, of: str = "", judged: bool = False) -> I
     yield Figure(f"end to end p99, {name}", p99, "ms", at_most=_P99_MS if judged else None)
     ours = [_an_order_ms(took, part) for part in (_ORDER, _CONSUMERS)]
     five = sum(part for part in ours if part is not None) if None not in ours else None
-    # "-" of servers whose processes are not known here: they are somebody else's.
+    # "-" for servers that are not the sandbox's: their processes are not known here.
     yield Figure(f"CPU of five nodes, {name}", five, "ms", optional=True)
     for part in _PARTS:
         yield Figure(f"CPU of {part}, {name}", _an_order_ms(took, part), "ms", optional=True)

@@ -27,7 +27,7 @@ class Scenario:
 
     name: str
     title: str
-    # Of the seed, the session timeout in seconds, and who plays.
+    # Called with the random source, the session timeout in seconds, and the cast.
     plan: Callable[[random.Random, float, Cast], Sequence[PlannedFault]]
     network: bool = False
 

@@ -83,7 +83,7 @@ def run(
 
 
 def _await_empty_groups(settings: Settings, recorder: Recorder) -> None:
-    """Wait until Kafka has forgotten who was killed in an earlier run that was broken off."""
+    """Wait until the groups are empty: Kafka keeps the members that an interrupted run has killed for a session."""
     try:
         topics.await_empty_groups(settings, timeout_s=0)
     except BrewError:
@@ -107,7 +107,7 @@ class _DemoRun:
         self._databases = databases
         self._admin = admin
         self._keys = keys
-        # Not yet: inf.
+        # inf until it happens.
         self._killed_s = self._moved_s = self._late_s = inf
 
     def start_nodes(self) -> list[str]:

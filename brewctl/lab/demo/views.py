@@ -18,7 +18,7 @@ from rich.text import Text
 from brewctl import stdout
 from brewctl.delivery.broker import PARTITIONS
 from brewctl.lab import look, report
-from brewctl.lab.demo import chart
+from brewctl.lab.demo import text_chart
 from brewctl.lab.demo.play import DemoVerdict
 from brewctl.lab.demo.recorder import Scene
 from brewctl.lab.record.history import Act
@@ -81,7 +81,7 @@ class Screen:
         if self._scene:
             parts += [_heading("Brew orders"), _counters(self._scene), _nodes(self._scene)]
             if _shows_chart(height):
-                parts.append(chart.draw(self._scene.record, width))
+                parts.append(text_chart.draw(self._scene.record, width))
         shown = [*self._events][-_room(height) :]
         return Group(*parts, _heading("what happens"), Text("\n".join(shown), overflow="ellipsis", no_wrap=True))
 
@@ -140,7 +140,7 @@ class PlainView(Screen):
 
     def finish(self, verdict: DemoVerdict, act: Act) -> None:
         """Print the chart, the distribution and the verdict."""
-        stdout.put(chart.draw(act, _WIDTH).plain)
+        stdout.put(text_chart.draw(act, _WIDTH).plain)
         stdout.put(distribution_line(verdict.shares))
         for claim in verdict.claims:
             stdout.put(f"ok   {claim.text}" if claim.holds else f"FAIL {claim.text}: {claim.found}")
@@ -165,17 +165,17 @@ class LiveView(Screen):
     def finish(self, verdict: DemoVerdict, act: Act) -> None:
         """Print the chart and the verdict below the last screen."""
         if not _shows_chart(self._console.height):
-            self._console.print(chart.draw(act, self._console.width))
+            self._console.print(text_chart.draw(act, self._console.width))
         self._console.print(_judged(verdict))
 
 
 def _shows_chart(height: int) -> bool:
-    return height - _OTHER_LINES >= chart.HEIGHT + _FEW_EVENTS
+    return height - _OTHER_LINES >= text_chart.HEIGHT + _FEW_EVENTS
 
 
 def _room(height: int) -> int:
     """Return how many events there is room for."""
-    return max(3, height - _OTHER_LINES - (chart.HEIGHT if _shows_chart(height) else 0))
+    return max(3, height - _OTHER_LINES - (text_chart.HEIGHT if _shows_chart(height) else 0))
 
 
 def _heading(text: str) -> Rule:

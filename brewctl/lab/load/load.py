@@ -30,8 +30,8 @@ class CallOutcome(StrEnum):
     """What a client knows of its order."""
 
     ACKNOWLEDGED = "acknowledged"
-    FAILED = "failed"  # surely not written, by no try of the call
-    UNKNOWN = "unknown"  # no answer that tells to at least one try: it may be there
+    FAILED = "failed"  # no try of the call has written it
+    UNKNOWN = "unknown"  # at least one try got no answer: it may be written
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,13 +188,13 @@ class Load:
                 time.sleep(min(left_s, _SLICE_S))
                 order_id = self._cancels.due()
                 if order_id and isinstance(self._cancel(client, order_id, at_once=False), UnreachableError):
-                    break  # nobody is there: the rest would take as long, one by one
+                    break  # no server answers: each of the rest would wait as long
         finally:
             self._over.set()
 
     def _next(self) -> tuple[int, float, float] | None:
         """Wait for the next call: its number, when it is due, and the time. None once the load is over."""
-        # One caller waits until the call is due, the others wait for him: idle callers cost nothing.
+        # One caller waits until the call is due; the others wait for the lock, which costs no CPU.
         with self._turn:
             while not self._over.is_set():
                 now = time.monotonic()

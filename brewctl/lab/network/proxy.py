@@ -149,7 +149,7 @@ class Proxy:
         try:
             while not self._closed:
                 self._relay.turn()
-            self._obey()  # who called just before the end is not left waiting
+            self._obey()  # a call made just before the end still gets its answer
         finally:
             self._relay.close()
             self._alarm.close()
@@ -157,7 +157,7 @@ class Proxy:
     def _obey(self) -> None:
         with contextlib.suppress(BlockingIOError):
             self._alarm.recv(1024)
-        self._relay.accept()  # who connected before the call is concerned by it
+        self._relay.accept()  # the fault also applies to connections made before the call
         while self._commands:
             action, done = self._commands.popleft()
             try:

@@ -57,7 +57,7 @@ class Relay:
         self._listener.close()
 
     def accept(self) -> None:
-        """Take in all who have connected."""
+        """Accept all waiting connections."""
         for _ in range(BACKLOG):
             try:
                 client = self._listener.accept()[0]
@@ -88,7 +88,7 @@ class Relay:
             self._guard(self._watch, connection)  # there may be more room now, or less
 
     def heal(self) -> None:
-        """Have no faults: what waits goes, and who lost something is broken."""
+        """Remove all faults. Waiting bytes are sent; connections that lost bytes are reset."""
         self.faults = Faults()
         for connection in list(self.connections):
             self._guard(self._resume, connection)

@@ -155,7 +155,7 @@ class ProxiedConnection:
         if not self.connected:
             if error := self.upstream.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
                 raise OSError(error, os.strerror(error))
-            # With nobody there, a local port connects to itself now and then: both ends are the same.
+            # Without a listener, a local port sometimes connects to itself: both ends are the same.
             if self.upstream.getsockname() == self.upstream.getpeername():
                 raise ConnectionRefusedError
             self.connected = True

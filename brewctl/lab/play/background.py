@@ -1,7 +1,7 @@
 """Nodes in the background: `brewctl` processes that outlive the command that started them.
 
-Each has a log, and a place in its home's state beside the sandbox's servers. Which servers it works on it is told by
-its environment, where secrets are nobody else's to read.
+Each has a log, and a place in its home's state beside the sandbox's servers. Its environment
+names the servers, since other users can't read the secrets there.
 """
 
 import itertools
@@ -41,7 +41,7 @@ class Condition(StrEnum):
 
     RUNS = "runs"
     PAUSED = "paused"
-    GONE = "gone"  # it ended, and nobody stopped it
+    GONE = "gone"  # it ended without `brewctl stop`
 
 
 class Ending(StrEnum):

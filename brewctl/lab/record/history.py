@@ -25,7 +25,7 @@ class FlowSample:
 
 @dataclass(frozen=True)
 class Ownership:
-    """Who owned each partition of a group from `at_s` on, as Kafka says. "" is nobody, as is a partition left out."""
+    """The owner of each partition of a group from `at_s` on, by Kafka. "", or a partition left out: none."""
 
     at_s: float
     group: str
@@ -37,9 +37,9 @@ class FaultSpan:
     """What was broken on purpose. One that ends when it starts is an instant."""
 
     start_s: float
-    end_s: float  # math.inf: never mended
+    end_s: float  # math.inf: never ended
     label: str
-    # Who could not work meanwhile: what Kafka still lets them own stands still.
+    # The nodes that could not work meanwhile: the partitions that they still own make no progress.
     nodes: tuple[str, ...] = ()
 
 

@@ -1,4 +1,4 @@
-"""Looking on while the flow is disturbed: the counters and who owns what, as PostgreSQL and Kafka have them."""
+"""Samples of the flow while it is disturbed: counters from PostgreSQL, owners of partitions from Kafka."""
 
 import contextlib
 import threading
@@ -21,7 +21,7 @@ _ASK_EVERY_S = 0.7
 
 
 class FlowWatch:
-    """Two threads that look until told to stop; where a server is away there is nothing to be seen, and no sample."""
+    """Takes samples in two threads until it is stopped. While a server is away there is no sample."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings.impatient
@@ -71,7 +71,7 @@ class FlowWatch:
             settled_s = sample.at_s
         if settled_s is None or len(self._unread) < len(self._downstreams):
             return False
-        # Asked later than all was published: what was published meanwhile had not been read.
+        # A lag asked for before all was published does not count the records published since.
         return all(at_s >= settled_s and not lag for at_s, lag in self._unread.values())
 
     def _is_complete(self, sample: FlowSample) -> bool:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from brewctl.lab.record.history import FlowSample
 from brewctl.lab.report.geometry import Point, Scale, thin, tick_step, ticks
+from brewctl.lab.report.layout import Entry, Frame, Panel, legend, stack
 from brewctl.lab.report.markup import Markup, join, leaf, number, tag
-from brewctl.lab.report.panels import Entry, Frame, Panel, legend, stack
 
 _MOST_POINTS = 600
 _READINGS = 120

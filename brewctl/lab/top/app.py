@@ -97,7 +97,7 @@ class Top(App[None]):
         self._events: deque[str] = deque(maxlen=_EVENTS)
         self._shown: list[str] = []  # names of processes, in their rows
         self.snapshot = Snapshot(time.monotonic())
-        self.failure: Exception | None = None  # what nobody foresaw, and has ended it
+        self.failure: Exception | None = None  # the unexpected error that has ended it
 
     def compose(self) -> ComposeResult:
         """Lay the parts out."""

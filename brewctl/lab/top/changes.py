@@ -12,7 +12,7 @@ _MEANS = {
     "gone": "killed, or crashed",
     "stopped": "it drained",
 }
-# Of whom that can't be said: who owns no partitions, and who may have been asked to end and keeps no row of it.
+# Not said of these: they own no partitions, or keep no row that tells a drain from a crash.
 _MAY_DIFFER = {("paused", "order"), ("paused", "postgres"), ("gone", "kafka"), ("gone", "postgres")}
 
 

@@ -58,7 +58,7 @@ class LoadControl:
         self._send_to(addresses)
 
     def follow(self, addresses: Sequence[str]) -> None:
-        """Send to the order-services that there are now, for who listens where one was may be anybody's; or wait."""
+        """Send to the order-services that run now, since another process may have an ended one's port; or wait."""
         if not self.wanted or set(addresses) == set(self._addresses):
             return
         if addresses:
@@ -146,5 +146,5 @@ class Controls:
 
     def _start(self, role: str | Role, *, name: str = "") -> None:
         (node,) = background.start(self._home, self._settings, [role], name=name)
-        if node.port:  # which somebody else may take first
+        if node.port:  # which another process may take first
             background.settle(self._home, self._settings, node)

@@ -44,7 +44,7 @@ class Cluster:
 
 @dataclass
 class _Owners:
-    """Who owned each partition of a group, and since when."""
+    """The owner of each partition of a group, and since when."""
 
     since: dict[int, tuple[str, float | None]] = field(default_factory=dict)
 
@@ -194,6 +194,6 @@ class Observer:
 
 
 def _later(process: Process, seconds: float) -> Process:
-    """Return what is known of a process so long after its row was read: nobody has heard of it since."""
+    """Return what is known of a process so long after its row was read: it has not written its row since."""
     row = process.row
     return replace(process, row=replace(row, silent_s=row.silent_s + seconds)) if row else process

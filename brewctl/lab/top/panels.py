@@ -79,7 +79,7 @@ def _line(name: str, value: str, beside: str, history: Sequence[float], width: i
 
 
 def partitions(snapshot: Snapshot, colours: Mapping[str, str], width: int, *, most: int) -> Text:
-    """Draw the map of each group's partitions, of at most so many groups: who owns each, how far behind, since when."""
+    """Draw the map of each group's partitions, of at most so many groups: owner, lag, since when."""
     numbers = sorted({place.partition for group in snapshot.groups for place in group.places})
     shown = numbers[: max(1, (width - _LABEL) // (_CELL + 1))]
     label = "partition" if shown == numbers else f"first {len(shown)} of {len(numbers)}"

@@ -45,7 +45,7 @@ class GroupPartition:
     """A partition, as a group has it."""
 
     partition: int
-    owner: str  # "" is nobody
+    owner: str  # "": none
     lag: int
     moved_s: float | None  # since it came to its owner; None where that was before the first look
 
@@ -76,7 +76,7 @@ class Snapshot:
         return next((process for process in self.processes if process.name == name), None)
 
     def with_killed(self, pids: Mapping[str, int | None]) -> "Snapshot":
-        """Say of who is gone that it was killed where that is known: `pids` are those of processes, by name."""
+        """Return a copy in which gone processes that a key has killed are `killed`; `pids` by their names."""
         return replace(
             self,
             processes=tuple(
