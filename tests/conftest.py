@@ -29,7 +29,7 @@ from brewctl.delivery.broker import open_admin
 from brewctl.delivery.schema import setup
 from brewctl.delivery.schema.homes import Databases
 from brewctl.delivery.topics import topics
-from brewctl.lab.nodes import Node, Nodes
+from brewctl.lab.play.nodes import Node, Nodes
 from brewctl.roles import listening
 from brewctl.security import KafkaSecurity, Secret
 from tests import template

@@ -14,7 +14,7 @@ from brewctl.errors import BrewError, UsageError
 if TYPE_CHECKING:
     from brewctl.config import Settings
     from brewctl.delivery.downstream import Downstream
-    from brewctl.lab.background import Stopped
+    from brewctl.lab.play.background import Stopped
     from brewctl.sandbox.server import Server
 
 _MOST_NODES = 100
@@ -52,7 +52,7 @@ def start(
         raise UsageError("--node names a single node", hint="leave it out, or start one role at a time")
     found = _downstreams(wanted, app_dir)
     settings = options.settings(database_url=database_url, brokers=brokers, topic=topic)
-    from brewctl.lab import background, nodes
+    from brewctl.lab.play import background, nodes
 
     _require_servers(settings, wanted, found)
     cast = [nodes.role(name, found.get(name), app_dir=app_dir) for name in wanted]
@@ -75,7 +75,7 @@ def stop(
 
     Exit 1 where one was gone before, or had to be killed.
     """
-    from brewctl.lab import background
+    from brewctl.lab.play import background
 
     home = config.home()
     there = list(background.nodes(home))
@@ -92,7 +92,7 @@ def stop(
 
 def report(stopped: "Sequence[Stopped]") -> None:
     """Print how nodes were stopped."""
-    from brewctl.lab.background import STOP_S, Ending
+    from brewctl.lab.play.background import STOP_S, Ending
 
     for node in stopped:
         match node.ending:
@@ -120,7 +120,7 @@ def logs(
 
     Those of ended ones too. A line without a time, as those that a role says on stdout, stays behind the one before it.
     """
-    from brewctl.lab import logs as files
+    from brewctl.lab.play import logs as files
 
     home = config.home()
     known = files.known(home)
@@ -130,7 +130,7 @@ def logs(
             raise BrewError(f"no log of {name[:80]!r} in {home / 'logs'}", hint=hint)
     if not known:
         output.note(f"no logs in {home / 'logs'}")
-    shown = _Shown(nodes or known)
+    shown = _LinePrinter(nodes or known)
     for line in files.read(home, nodes or (), tail=tail, follow=follow):
         shown.emit(line.node, line.text)
 
@@ -152,7 +152,7 @@ def _counted(words: Sequence[str]) -> list[str]:
 def _downstreams(roles: Sequence[str], app_dir: str) -> "dict[str, Downstream]":
     """Find the downstreams of the user's own, by their names. Raises UsageError for a role that there is not."""
     from brewctl.delivery import registry
-    from brewctl.lab.nodes import ROLES
+    from brewctl.lab.play.nodes import ROLES
 
     known = (*ROLES, *config.SHORT_NAMES)
     for role in roles:
@@ -180,7 +180,7 @@ def _require_servers(settings: "Settings", roles: Sequence[str], downstreams: "M
 
 def _await_ready(home: Path, settings: "Settings", started: "Sequence[Server]") -> list[str]:
     """Print each node once it is ready. Returns the names of those that did not get ready in time."""
-    from brewctl.lab import background
+    from brewctl.lab.play import background
 
     width = max(len(node.name) for node in started)
     output.emit(f"{'node':<{width}}{'pid':>9}  {'at':<17}log")
@@ -197,7 +197,7 @@ def _await_ready(home: Path, settings: "Settings", started: "Sequence[Server]") 
     return late
 
 
-class _Shown:
+class _LinePrinter:
     """Prints lines of many nodes, each behind its node's name, which in a terminal has a colour."""
 
     def __init__(self, nodes: Iterable[str]) -> None:

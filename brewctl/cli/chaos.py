@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from brewctl.config import Settings
-    from brewctl.lab.cast import Cast
-    from brewctl.lab.chaos import Plan
-    from brewctl.lab.history import Act
-    from brewctl.lab.result import Result
-    from brewctl.lab.scenarios import Scenario
+    from brewctl.lab.chaos.chaos import Plan
+    from brewctl.lab.chaos.result import ScenarioResult
+    from brewctl.lab.chaos.scenarios import Scenario
+    from brewctl.lab.play.cast import Cast
+    from brewctl.lab.record.history import Act
 
-# Columns of the table: what they are about, heading, width, field of a Result. 80 columns in all.
+# Columns of the table: what they are about, heading, width, field of a ScenarioResult. 80 columns in all.
 _COLUMNS = (
     ("orders", "acked", 6, "acknowledged"),
     ("orders", "fail", 5, "failed"),
@@ -72,8 +72,8 @@ def chaos(
 
     from brewctl import config
     from brewctl.errors import BrewError, UsageError
-    from brewctl.lab import scenarios
-    from brewctl.lab.cast import cast
+    from brewctl.lab.chaos import scenarios
+    from brewctl.lab.play.cast import cast
 
     settings = options.settings(downstreams=downstream)
     players = cast(settings)
@@ -86,11 +86,11 @@ def chaos(
         raise UsageError("chaos breaks servers: it runs on the sandbox alone", hint=f"unset {elsewhere}")
     seed = random.SystemRandom().randrange(10**6) if seed is None else seed
     from brewctl.cli.sandbox import borrowed
-    from brewctl.lab.chaos import Plan
+    from brewctl.lab.chaos.chaos import Plan
 
     home = config.home()
     plan = Plan(orders=orders, rate=rate, seed=seed, session_s=session_timeout, cancel=cancel)
-    played: list[tuple[Result, Act]] = []
+    played: list[tuple[ScenarioResult, Act]] = []
     try:
         with borrowed(home, keep=keep, secure=secure, databases=databases):
             output.note(f"seed {seed}, {rate:g} orders a second, sessions of {session_timeout:g} s")
@@ -110,10 +110,12 @@ def chaos(
         raise BrewError(f"{', '.join(failed)} failed", hint=f"the nodes' logs are in {home}/logs/chaos; {again}")
 
 
-def _play(scenario: "Scenario", plan: "Plan", home: Path, downstream: "list[str] | None") -> "tuple[Result, Act]":
-    from brewctl.lab import chaos as play
-    from brewctl.lab.cast import cast
-    from brewctl.lab.stage import Servers
+def _play(
+    scenario: "Scenario", plan: "Plan", home: Path, downstream: "list[str] | None"
+) -> "tuple[ScenarioResult, Act]":
+    from brewctl.lab.chaos import chaos as play
+    from brewctl.lab.play.cast import cast
+    from brewctl.lab.play.servers import Servers
 
     settings = options.settings(downstreams=downstream)  # of the sandbox as it is now
     output.note(f"{scenario.name}: {scenario.title_for(cast(settings))}")
@@ -133,7 +135,7 @@ def _write(
     report: Path, acts: "Sequence[Act]", chosen: "Sequence[Scenario]", plan: "Plan", downstream: "list[str] | None"
 ) -> None:
     from brewctl.lab import report as reports
-    from brewctl.lab import scenarios
+    from brewctl.lab.chaos import scenarios
 
     names = "" if len(chosen) == len(scenarios.SCENARIOS) else "".join(f" --scenario {each.name}" for each in chosen)
     names += "".join(f" --downstream {name}" for name in downstream or ())
@@ -144,7 +146,7 @@ def _write(
     output.note(f"wrote {report}")
 
 
-def _document(result: "Result") -> dict[str, object]:
+def _document(result: "ScenarioResult") -> dict[str, object]:
     document = {"ok": result.ok, **asdict(result)}
     if result.cancels is None:
         del document["cancels"]
@@ -181,7 +183,7 @@ def _chosen(names: "Sequence[str]", known: "Sequence[Scenario]") -> "list[Scenar
     return [by_name[name] for name in names] or list(known)
 
 
-def _verdict(result: "Result") -> str:
+def _verdict(result: "ScenarioResult") -> str:
     if result.skipped:
         return f"skipped: {result.skipped}"
     catch_up = "never caught up" if result.catch_up_s is None else f"caught up {result.catch_up_s:.1f} s after the end"
@@ -196,7 +198,7 @@ def _verdict(result: "Result") -> str:
     return "\n    ".join(lines)
 
 
-def _table(results: "Sequence[Result]") -> None:
+def _table(results: "Sequence[ScenarioResult]") -> None:
     widths: dict[str, int] = {}
     for about, _, width, _ in _COLUMNS:
         widths[about] = widths.get(about, 0) + width
@@ -208,7 +210,7 @@ def _table(results: "Sequence[Result]") -> None:
         output.emit(f"{result.scenario:<19}{row} {verdict}")
 
 
-def _cell(result: "Result", field: str) -> str:
+def _cell(result: "ScenarioResult", field: str) -> str:
     value = getattr(result, field)
     if result.skipped or value is None:
         return "-"

@@ -23,7 +23,7 @@ _HASTY = Limits(
 
 def roles(incomplete: str) -> list[str]:
     """Offer the roles, and the downstreams that the settings name."""
-    from brewctl.lab.nodes import ROLES
+    from brewctl.lab.play.nodes import ROLES
 
     def named() -> list[str]:
         return [config.short_name(name) for name in options.configured_downstreams()]
@@ -34,14 +34,14 @@ def roles(incomplete: str) -> list[str]:
 
 def nodes(incomplete: str) -> list[str]:
     """Offer the background nodes that were not stopped."""
-    from brewctl.lab import background
+    from brewctl.lab.play import background
 
     return _beginning(incomplete, lambda: background.nodes(config.home()))
 
 
 def logged_nodes(incomplete: str) -> list[str]:
     """Offer the background nodes that have a log, ended ones too."""
-    from brewctl.lab import logs
+    from brewctl.lab.play import logs
 
     return _beginning(incomplete, lambda: logs.known(config.home()))
 

@@ -13,9 +13,9 @@ from brewctl.cli import options, output
 
 if TYPE_CHECKING:
     from brewctl.config import Settings
-    from brewctl.lab.demo.play import Verdict
+    from brewctl.lab.demo.play import DemoVerdict
     from brewctl.lab.demo.views import LiveView, PlainView
-    from brewctl.lab.history import Act
+    from brewctl.lab.record.history import Act
 
 
 class Speed(StrEnum):
@@ -100,7 +100,7 @@ def _view() -> "LiveView | PlainView":
 
 def _play(
     settings: "Settings", view: "LiveView | PlainView", *, orders: int, kill_at: int, step: bool, logs: Path
-) -> "tuple[Verdict, Act]":
+) -> "tuple[DemoVerdict, Act]":
     from brewctl.cli.keys import open_keys
     from brewctl.lab.demo import play
 

@@ -11,8 +11,8 @@ from brewctl.cli import options, output
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from brewctl.lab.load import Load
-    from brewctl.lab.measure import Measurement, Result
+    from brewctl.lab.load.load import Load
+    from brewctl.lab.load.measure import LoadResult, Measurement
 
 _PERCENTILES = (50, 90, 99, 99.9)
 _DURATION_S = 10.0
@@ -73,8 +73,8 @@ def load(
     if duration and orders:
         raise UsageError("--duration and --orders each end the load", hint="give one of them")
     settings = options.settings(order_addrs=",".join(addr or []))
-    from brewctl.lab.load import Load
-    from brewctl.lab.measure import Measurement
+    from brewctl.lab.load.load import Load
+    from brewctl.lab.load.measure import Measurement
     from brewctl.lifecycle import stop_on_signals
 
     used: dict[str, Any] = {
@@ -111,7 +111,7 @@ def load(
         raise BrewError(f"{result.not_cancelled:,} of {result.cancels.count:,} cancels failed")
 
 
-def _figures(result: "Result") -> dict[str, Any]:
+def _figures(result: "LoadResult") -> dict[str, Any]:
     return {
         "rate_per_s": round(result.rate_per_s, 1),
         "seconds": round(result.seconds, 3),
@@ -124,12 +124,12 @@ def _figures(result: "Result") -> dict[str, Any]:
     }
 
 
-def _latencies_ms(result: "Result") -> dict[str, float]:
+def _latencies_ms(result: "LoadResult") -> dict[str, float]:
     percentiles = {f"p{percent:g}": result.percentile_ms(percent) for percent in _PERCENTILES}
     return {**percentiles, "max": result.max_ms, "mean": result.mean_ms}
 
 
-def _cancels(result: "Result") -> dict[str, Any]:
+def _cancels(result: "LoadResult") -> dict[str, Any]:
     return {
         "count": result.cancels.count,
         "acknowledged": result.cancels.count - result.not_cancelled,
@@ -139,12 +139,12 @@ def _cancels(result: "Result") -> dict[str, Any]:
     }
 
 
-def _cancel_latencies_ms(result: "Result") -> dict[str, float]:
+def _cancel_latencies_ms(result: "LoadResult") -> dict[str, float]:
     percentiles = {f"p{percent:g}": result.cancels.percentile_s(percent) * 1000 for percent in _PERCENTILES}
     return {**percentiles, "max": result.cancels.max_s * 1000, "mean": result.cancels.mean_s * 1000}
 
 
-def _cancels_shown(result: "Result") -> list[str]:
+def _cancels_shown(result: "LoadResult") -> list[str]:
     count = result.cancels.count
     lines = [
         f"cancels     {count - result.not_cancelled:,} of {count:,} acknowledged",
@@ -155,7 +155,7 @@ def _cancels_shown(result: "Result") -> list[str]:
     return lines
 
 
-def _shown(result: "Result") -> list[str]:
+def _shown(result: "LoadResult") -> list[str]:
     latencies = _latencies_ms(result)
     lines = [
         f"orders      {result.count:,} in {result.seconds:,.1f} s, {result.rate_per_s:,.1f} created a second",

@@ -15,7 +15,7 @@ from brewctl.errors import BrewError, ExitCode, UnreachableError, UsageError
 
 if TYPE_CHECKING:
     from brewctl.config import Settings
-    from brewctl.lab.background import NodeStatus, Stopped
+    from brewctl.lab.play.background import NodeStatus, Stopped
     from brewctl.sandbox.cluster import Health, Options
     from brewctl.sandbox.state import State
 
@@ -71,7 +71,7 @@ def down(
 
     Their data stay, unless --purge.
     """
-    from brewctl.lab import background as lab
+    from brewctl.lab.play import background as lab
     from brewctl.sandbox import cluster, state
 
     home = config.home()
@@ -99,7 +99,7 @@ def status(as_json: options.AsJson = False) -> None:
 
     Exit 1 unless all servers answer and all nodes run. With --json a server has `answers`, a node `role` and `state`.
     """
-    from brewctl.lab import background as lab
+    from brewctl.lab.play import background as lab
     from brewctl.sandbox import cluster, state
 
     home = config.home()
@@ -155,7 +155,7 @@ def env(
     """
     import shlex
 
-    from brewctl.lab import background as lab
+    from brewctl.lab.play import background as lab
     from brewctl.sandbox import state
 
     home = config.home()
@@ -176,7 +176,7 @@ def borrowed(
     home: Path, *, keep: bool, secure: bool | None = None, databases: options.Databases = None
 ) -> Iterator[None]:
     """A running sandbox: what is started for this is stopped after it, unless `keep`."""
-    from brewctl.lab import background as lab
+    from brewctl.lab.play import background as lab
     from brewctl.sandbox import cluster
 
     ran_before = cluster.running(home)
@@ -239,7 +239,7 @@ def _refuse_own(command: str, settings: "Settings") -> None:
 
 def _refuse_nodes(home: Path) -> None:
     # They would take part, and their groups can't be emptied.
-    from brewctl.lab import background as lab
+    from brewctl.lab.play import background as lab
 
     if running := [node.name for node in lab.status(home) if node.pid]:
         raise BrewError(f"nodes run in the background ({', '.join(running)})", hint="run `brewctl stop --all`")

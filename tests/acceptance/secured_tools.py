@@ -14,7 +14,7 @@ from confluent_kafka import admin as librdkafka
 from psycopg.conninfo import make_conninfo
 
 from brewctl.config import Settings, environment, resolve
-from brewctl.lab.nodes import Node, Nodes
+from brewctl.lab.play.nodes import Node, Nodes
 from brewctl.sandbox import secured, state
 from tests.acceptance.conftest import environment as exported
 from tests.acceptance.conftest import status

@@ -18,11 +18,12 @@ from brewctl.delivery import database, registry
 from brewctl.delivery.broker import open_admin
 from brewctl.delivery.schema import setup
 from brewctl.delivery.topics import topics
-from brewctl.lab import faults, ledger
-from brewctl.lab.cast import ORDER_NODES, STORY
-from brewctl.lab.faults import Fault
-from brewctl.lab.load import Load
-from brewctl.lab.stage import Servers, Stage
+from brewctl.lab.chaos import faults, ledger, record_faults
+from brewctl.lab.chaos.faults import Fault
+from brewctl.lab.chaos.stage import Stage
+from brewctl.lab.load.load import Load
+from brewctl.lab.play.cast import ORDER_NODES, STORY
+from brewctl.lab.play.servers import Servers
 from brewctl.lifecycle import wait_until
 from brewctl.roles import inventory
 from brewctl.sandbox.processes import free_port
@@ -261,7 +262,7 @@ def test_each_alert_fires_by_its_fault_and_clears(play: Play) -> None:
     play.all_clear()
 
     with play.during(open_transaction(), nobody_handles()):
-        with play.during(faults.poison(), faults.reject_effects(inventory.DOWNSTREAM), refused_rows()):
+        with play.during(record_faults.poison(), record_faults.reject_effects(inventory.DOWNSTREAM), refused_rows()):
             play.fires("BrewDeadLettersOpen", group="inventory")
             play.fires("BrewEventsParked", consumer="inventory")
             play.fires("BrewConsumerRetries", consumer="inventory", reason="effect")

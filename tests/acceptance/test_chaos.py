@@ -10,8 +10,8 @@ import psutil
 import psycopg
 import pytest
 
-from brewctl.lab.cast import STORY
-from brewctl.lab.scenarios import SCENARIOS, chance
+from brewctl.lab.chaos.scenarios import SCENARIOS, chance
+from brewctl.lab.play.cast import STORY
 from brewctl.lifecycle import wait_until
 from tests.acceptance.conftest import brewctl, environment, status
 from tests.conftest import begin, run

@@ -15,7 +15,7 @@ from brewctl.config import Settings, resolve
 from brewctl.delivery import database
 from brewctl.delivery.schema import setup
 from brewctl.delivery.topics import topics
-from brewctl.lab.nodes import Node, Nodes
+from brewctl.lab.play.nodes import Node, Nodes
 from brewctl.lifecycle import wait_until
 from tests.acceptance.conftest import brewctl, environment, pid
 from tests.conftest import begin

@@ -15,7 +15,7 @@ from brewctl.delivery import database
 from brewctl.delivery.broker import open_admin
 from brewctl.delivery.schema import setup
 from brewctl.delivery.topics import topics
-from brewctl.lab.nodes import Node, Nodes
+from brewctl.lab.play.nodes import Node, Nodes
 from brewctl.lifecycle import wait_until
 from brewctl.verify import verify
 from tests.conftest import run

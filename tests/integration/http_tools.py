@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from brewctl.lab.nodes import Node
+from brewctl.lab.play.nodes import Node
 from brewctl.lifecycle import wait_until
 
 HTTP = ("--http", "127.0.0.1:0")

@@ -26,7 +26,7 @@ from brewctl.config import Settings
 from brewctl.delivery import events
 from brewctl.delivery.broker import PARTITIONS, open_admin
 from brewctl.delivery.broker.kafka_python.connection_settings import connection
-from brewctl.lab.nodes import Node
+from brewctl.lab.play.nodes import Node
 from brewctl.lifecycle import wait_until
 from brewctl.proto.orders_pb2 import ORDER_STATUS_NEW, OrderCreated
 from tests import conftest

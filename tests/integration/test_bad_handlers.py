@@ -6,7 +6,7 @@ import pytest
 from kafka import KafkaProducer
 
 from brewctl.delivery.broker.kafka_python.connection_settings import connection
-from brewctl.lab.nodes import Node
+from brewctl.lab.play.nodes import Node
 from tests.conftest import Rig, open_rig
 from tests.integration.kafka_tools import good_record
 

@@ -32,8 +32,8 @@ from brewctl.lab.bench import (
     workers,
 )
 from brewctl.lab.bench.ground import Ground, Sizes
-from brewctl.lab.cast import STORY
-from brewctl.lab.handlers import TABLE
+from brewctl.lab.bench.handlers import TABLE
+from brewctl.lab.play.cast import STORY
 from brewctl.lifecycle import wait_until
 from brewctl.sandbox import tools
 from tests.conftest import Rig

@@ -15,7 +15,7 @@ from brewctl.delivery import events
 from brewctl.delivery.broker import Record
 from brewctl.delivery.database import Pool
 from brewctl.delivery.inbox.inbox import Inbox
-from brewctl.lab.nodes import Nodes
+from brewctl.lab.play.nodes import Nodes
 from brewctl.proto.orders_pb2 import OrderCancelled, OrderCreated
 from brewctl.roles import inventory, notifications
 from tests.conftest import Rig

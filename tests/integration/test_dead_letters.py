@@ -12,7 +12,7 @@ from kafka import KafkaProducer
 
 from brewctl.delivery.broker import PARTITIONS, Record, open_admin
 from brewctl.delivery.broker.kafka_python.connection_settings import connection
-from brewctl.lab.nodes import Node
+from brewctl.lab.play.nodes import Node
 from brewctl.proto.orders_pb2 import OrderCreated
 from tests.conftest import Rig, open_rig
 from tests.integration.kafka_tools import (

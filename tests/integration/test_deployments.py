@@ -15,7 +15,7 @@ from brewctl.delivery import database, presence
 from brewctl.delivery.presence import Replica, Work
 from brewctl.delivery.schema import setup
 from brewctl.doctor import Finding, Verdict, deployments
-from brewctl.lab.nodes import Nodes
+from brewctl.lab.play.nodes import Nodes
 from tests.conftest import Rig, run
 
 

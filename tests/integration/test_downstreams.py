@@ -14,7 +14,7 @@ import pytest
 from brewctl.config import environment
 from brewctl.delivery import database
 from brewctl.errors import BrewError
-from brewctl.lab import background
+from brewctl.lab.play import background
 from brewctl.lifecycle import wait_until
 from brewctl.sql import queries
 from tests.conftest import Rig, begin, run

@@ -12,7 +12,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from brewctl.delivery.broker.kafka_python.connection_settings import connection
-from brewctl.lab.nodes import Node, Nodes
+from brewctl.lab.play.nodes import Node, Nodes
 from tests.conftest import Rig
 from tests.integration.held_node import by_way_of
 from tests.integration.kafka_tools import good_record

@@ -18,7 +18,7 @@ from brewctl.delivery.inbox import dead_letter
 from brewctl.errors import UnreachableError
 from brewctl.exporter.collector import Collector
 from brewctl.exporter.letters import Letters
-from brewctl.lab.proxy import Proxy
+from brewctl.lab.network.proxy import Proxy
 from brewctl.lifecycle import wait_until
 from brewctl.sql import exporter_queries
 from tests.conftest import Rig, begin

@@ -10,7 +10,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from brewctl.config import environment
-from brewctl.lab.nodes import Nodes
+from brewctl.lab.play.nodes import Nodes
 from brewctl.lifecycle import wait_until
 from tests.conftest import run
 from tests.integration.failover_tools import WAIT_S, Flow, open_flow

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from brewctl.delivery.broker import open_admin
-from brewctl.lab.nodes import Nodes
+from brewctl.lab.play.nodes import Nodes
 from brewctl.overview import consumer_groups
 from tests.conftest import Rig, open_rig
 from tests.integration.kafka_tools import finish, good_record, raw_client, send_raw

@@ -16,7 +16,7 @@ from cryptography import x509
 
 from brewctl.client import OrderClient
 from brewctl.errors import BrewError, UnreachableError
-from brewctl.lab.nodes import Node
+from brewctl.lab.play.nodes import Node
 from brewctl.lifecycle import wait_until
 from brewctl.proto import orders_pb2_grpc
 from brewctl.security import PLAINTEXT, OrderSecurity

@@ -11,7 +11,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from brewctl.lab.nodes import Node
+from brewctl.lab.play.nodes import Node
 from brewctl.lifecycle import wait_until
 from brewctl.proto import orders_pb2
 from tests.certificates import put

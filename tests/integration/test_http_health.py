@@ -16,8 +16,8 @@ from brewctl.delivery.broker.kafka_python.connection_settings import connection
 from brewctl.delivery.downstream import Downstream
 from brewctl.delivery.schema import registration
 from brewctl.delivery.topics import topics
-from brewctl.lab.nodes import Node, Nodes
-from brewctl.lab.proxy import Proxy
+from brewctl.lab.network.proxy import Proxy
+from brewctl.lab.play.nodes import Node, Nodes
 from brewctl.probes import endpoint
 from brewctl.probes.health import Health
 from brewctl.roles import consumer

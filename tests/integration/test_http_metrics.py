@@ -10,7 +10,7 @@ from kafka import KafkaProducer
 
 from brewctl import __version__
 from brewctl.delivery.broker.kafka_python.connection_settings import connection
-from brewctl.lab.nodes import Node
+from brewctl.lab.play.nodes import Node
 from tests.conftest import Rig, open_rig, run
 from tests.integration.grpc_tools import SERVICE, Service, dialled, order
 from tests.integration.http_tools import HTTP, numbers, place

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from brewctl import __version__
-from brewctl.lab.nodes import Node
+from brewctl.lab.play.nodes import Node
 from tests.conftest import Rig, run
 from tests.integration.grpc_tools import dialled, locked_orders, order, wait_for_blocked
 from tests.integration.http_tools import HTTP, numbers, page, place, wait_for

@@ -36,7 +36,7 @@ from brewctl.delivery.inbox import burial
 from brewctl.delivery.topics import acls, topics
 from brewctl.doctor import Verdict, keeping
 from brewctl.errors import BrewError
-from brewctl.lab.nodes import Node, Nodes
+from brewctl.lab.play.nodes import Node, Nodes
 from brewctl.security import KafkaSecurity, Mechanism, Protocol, Secret
 from tests.conftest import Rig, run
 from tests.integration.kafka_tools import good_record

@@ -11,7 +11,7 @@ import pytest
 from brewctl.client import OrderClient
 from brewctl.config import KafkaClient
 from brewctl.delivery.broker import Place, Producer, Record, open_admin
-from brewctl.lab.proxy import Proxy
+from brewctl.lab.network.proxy import Proxy
 from brewctl.security import Mechanism, Secret
 from tests.conftest import Rig, open_rig
 from tests.integration.secured_broker import PASSWORD, USER, Secured, locked, secured_broker

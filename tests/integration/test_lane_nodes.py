@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from brewctl.lab.nodes import Node, Nodes
+from brewctl.lab.play.nodes import Node, Nodes
 from tests.conftest import Rig, limited
 from tests.integration.lanes_tools import until
 from tests.integration.retention_tools import park

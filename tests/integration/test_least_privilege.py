@@ -13,7 +13,7 @@ import pytest
 from brewctl.delivery.broker import Place, Producer, Record
 from brewctl.delivery.orders import refusals
 from brewctl.delivery.schema.parts import PARTITION_FUNCTIONS, TABLES
-from brewctl.lab.nodes import Node, Nodes
+from brewctl.lab.play.nodes import Node, Nodes
 from tests.conftest import Rig, run
 from tests.integration.rights_tools import Roles, dropped
 

@@ -7,7 +7,7 @@ from brewctl.delivery.broker import PARTITIONS, Producer, open_admin
 from brewctl.delivery.database import Pool
 from brewctl.delivery.outbox.publisher import Publisher
 from brewctl.delivery.topics import topics
-from brewctl.lab.nodes import Node
+from brewctl.lab.play.nodes import Node
 from brewctl.verify import verify
 from tests.conftest import Rig
 from tests.integration.http_tools import HTTP, numbers, place

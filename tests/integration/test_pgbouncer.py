@@ -22,7 +22,7 @@ from brewctl.delivery.orders import acceptance, store
 from brewctl.delivery.schema import setup
 from brewctl.doctor import Verdict, postgres
 from brewctl.errors import BrewError
-from brewctl.lab.nodes import Nodes
+from brewctl.lab.play.nodes import Nodes
 from brewctl.lifecycle import wait_until
 from brewctl.limits import Limits
 from tests.conftest import Rig, limited, open_rig, run

@@ -14,7 +14,7 @@ from brewctl.client import OrderClient
 from brewctl.config import Settings, environment, resolve
 from brewctl.delivery import database
 from brewctl.errors import ExitCode, UnreachableError, UsageError
-from brewctl.lab.nodes import Nodes
+from brewctl.lab.play.nodes import Nodes
 from brewctl.lifecycle import wait_until
 from tests.conftest import Rig, open_rig, run
 from tests.integration.tls_postgres import PASSWORD, TlsPostgres, tls_postgres

@@ -11,7 +11,7 @@ from psycopg.conninfo import make_conninfo
 
 from brewctl.client import OrderClient
 from brewctl.config import KafkaClient, Settings, resolve
-from brewctl.lab.nodes import Nodes
+from brewctl.lab.play.nodes import Nodes
 from tests.conftest import Rig, open_rig, run
 from tests.integration.secured_broker import Secured, locked, secured_broker
 

@@ -15,7 +15,7 @@ import pytest
 
 from brewctl import overview
 from brewctl.config import SHORT_NAMES, environment, own_database_variable
-from brewctl.lab.nodes import Nodes
+from brewctl.lab.play.nodes import Nodes
 from brewctl.security import Secret
 from tests.conftest import Rig
 

@@ -20,7 +20,7 @@ from brewctl.delivery.downstream import Downstream
 from brewctl.delivery.inbox.consumption import Consumption
 from brewctl.delivery.inbox.failures import SLOW, StoppedError
 from brewctl.delivery.inbox.inbox import Inbox
-from brewctl.lab.nodes import Nodes
+from brewctl.lab.play.nodes import Nodes
 from tests.conftest import Rig, limited, open_rig
 from tests.integration.kafka_tools import good_record
 from tests.integration.test_inbox import record

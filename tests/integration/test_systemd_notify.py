@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from brewctl.lab.nodes import ROLES
+from brewctl.lab.play.nodes import ROLES
 from tests.conftest import Rig, begin, run
 from tests.integration.http_tools import HTTP
 from tests.integration.test_workers import workers_of

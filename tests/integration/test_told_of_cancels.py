@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from brewctl.errors import BrewError
-from brewctl.lab import faults, verdict
-from brewctl.lab.cancels import Cancel
-from brewctl.lab.load import Outcome
+from brewctl.lab.chaos import record_faults, verdict
+from brewctl.lab.load.cancels import Cancel
+from brewctl.lab.load.load import CallOutcome
 from brewctl.verify import verify
 from tests.integration.chain_tools import Chain, Row, broken, open_chain
 
@@ -21,8 +21,8 @@ def chain(servers: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> 
         yield chain
 
 
-def told(order: Row, outcome: Outcome) -> Cancel:
-    error = None if outcome is Outcome.ACKNOWLEDGED else BrewError("order-service answered so")
+def told(order: Row, outcome: CallOutcome) -> Cancel:
+    error = None if outcome is CallOutcome.ACKNOWLEDGED else BrewError("order-service answered so")
     return Cancel(order.order_id, outcome, error, retried=False, at_once=True, begun_s=0.0, answered_s=0.1)
 
 
@@ -45,38 +45,38 @@ def contradictions(chain: Chain, *cancels: Cancel) -> tuple[list[str], list[str]
 
 def test_what_is_so_is_no_contradiction(chain: Chain) -> None:
     new, cancelled = orders(chain)
-    assert contradictions(chain, told(new, Outcome.FAILED), told(cancelled, Outcome.ACKNOWLEDGED)) == ([], [])
+    assert contradictions(chain, told(new, CallOutcome.FAILED), told(cancelled, CallOutcome.ACKNOWLEDGED)) == ([], [])
 
 
 def test_a_cancel_whose_answer_was_lost_may_be_either(chain: Chain) -> None:
     new, cancelled = orders(chain)
-    assert contradictions(chain, told(new, Outcome.UNKNOWN), told(cancelled, Outcome.UNKNOWN)) == ([], [])
+    assert contradictions(chain, told(new, CallOutcome.UNKNOWN), told(cancelled, CallOutcome.UNKNOWN)) == ([], [])
 
 
 def test_an_acknowledged_cancel_of_an_order_that_is_not_cancelled_is_found(chain: Chain) -> None:
     new, _ = orders(chain)
-    assert contradictions(chain, told(new, Outcome.ACKNOWLEDGED)) == ([new.order_id], [])
+    assert contradictions(chain, told(new, CallOutcome.ACKNOWLEDGED)) == ([new.order_id], [])
 
 
 def test_a_refused_cancel_of_an_order_that_is_cancelled_is_found(chain: Chain) -> None:
     _, cancelled = orders(chain)
-    assert contradictions(chain, told(cancelled, Outcome.FAILED)) == ([], [cancelled.order_id])
+    assert contradictions(chain, told(cancelled, CallOutcome.FAILED)) == ([], [cancelled.order_id])
 
 
-@pytest.mark.parametrize("outcome", [Outcome.ACKNOWLEDGED, Outcome.UNKNOWN])
-def test_a_refused_cancel_of_an_order_that_another_has_cancelled_is_right(chain: Chain, outcome: Outcome) -> None:
+@pytest.mark.parametrize("outcome", [CallOutcome.ACKNOWLEDGED, CallOutcome.UNKNOWN])
+def test_a_refused_cancel_of_an_order_that_another_has_cancelled_is_right(chain: Chain, outcome: CallOutcome) -> None:
     _, cancelled = orders(chain)
-    assert contradictions(chain, told(cancelled, Outcome.FAILED), told(cancelled, outcome)) == ([], [])
+    assert contradictions(chain, told(cancelled, CallOutcome.FAILED), told(cancelled, outcome)) == ([], [])
 
 
 # Parked events
 
 
 def wrongly_parked(chain: Chain) -> list[str]:
-    return verdict.wrongly_parked(chain.rig.connection, cause=faults.REFUSING)
+    return verdict.wrongly_parked(chain.rig.connection, cause=record_faults.REFUSING)
 
 
-@pytest.mark.parametrize("constraint", [faults.REFUSING, "another"])
+@pytest.mark.parametrize("constraint", [record_faults.REFUSING, "another"])
 def test_only_events_that_were_refused_on_purpose_may_have_been_parked(chain: Chain, constraint: str) -> None:
     good, bad = chain.order(), chain.order()
     chain.execute(
@@ -96,5 +96,5 @@ def test_only_events_that_were_refused_on_purpose_may_have_been_parked(chain: Ch
     settled = wrongly_parked(chain)
     chain.execute("DELETE FROM parked_events")
     assert [" was parked by inventory: " in line for line in settled] == (
-        [] if constraint == faults.REFUSING else [True] * 2
+        [] if constraint == record_faults.REFUSING else [True] * 2
     )

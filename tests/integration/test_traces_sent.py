@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from brewctl.lab.nodes import Node, Nodes
+from brewctl.lab.play.nodes import Node, Nodes
 from brewctl.lifecycle import wait_until
 from tests.conftest import Rig
 from tests.integration.grpc_tools import PARENT, TRACE, dialled

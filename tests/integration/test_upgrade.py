@@ -15,7 +15,7 @@ from brewctl.client import OrderClient
 from brewctl.delivery.database import Pool
 from brewctl.delivery.inbox.inbox import Inbox
 from brewctl.delivery.schema import setup
-from brewctl.lab.nodes import Node, Nodes
+from brewctl.lab.play.nodes import Node, Nodes
 from brewctl.roles import inventory, notifications
 from tests.conftest import Rig
 from tests.integration.kafka_tools import finish

@@ -14,7 +14,7 @@ from kafka.admin import NewPartitions
 from brewctl.delivery import events
 from brewctl.delivery.broker import PARTITIONS, Reader
 from brewctl.delivery.broker.partitions import partition_for
-from brewctl.lab.load import History, Load, Outcome
+from brewctl.lab.load.load import CallOutcome, History, Load
 from brewctl.lifecycle import wait_until
 from brewctl.verify import verify
 from tests.conftest import Rig
@@ -54,7 +54,7 @@ def test_a_healthy_system_under_load_is_ok_at_any_moment(rig: Rig) -> None:
             stop.set()
         sending.result()
     assert [answer for answer in answers if answer[0] or answer[2]] == []
-    assert told.count(Outcome.ACKNOWLEDGED) > 0
+    assert told.count(CallOutcome.ACKNOWLEDGED) > 0
 
     shown = rig.brewctl("verify", "--wait", "60", "--late", "0")
     assert (shown.returncode, shown.stderr) == (0, ""), shown.stdout

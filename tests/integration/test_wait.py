@@ -17,7 +17,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from brewctl.config import Settings, environment
 from brewctl.delivery import broker
-from brewctl.lab.nodes import Node
+from brewctl.lab.play.nodes import Node
 from brewctl.lifecycle import wait_until
 from brewctl.sandbox.processes import free_port
 from tests.conftest import Rig, begin, run

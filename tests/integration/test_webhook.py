@@ -13,7 +13,7 @@ from kafka import KafkaProducer
 
 from brewctl.delivery import events
 from brewctl.delivery.broker.kafka_python.connection_settings import connection
-from brewctl.lab.nodes import Node
+from brewctl.lab.play.nodes import Node
 from brewctl.lifecycle import wait_until
 from brewctl.proto.orders_pb2 import OrderCancelled
 from tests.conftest import Rig, open_rig, run

@@ -14,7 +14,7 @@ import pytest
 
 from brewctl.config import LogFormat
 from brewctl.errors import DrainTimeoutError
-from brewctl.lab.nodes import Node
+from brewctl.lab.play.nodes import Node
 from brewctl.lifecycle import wait_until
 from brewctl.limits import Limits
 from brewctl.roles.workers import Workers

@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from brewctl.config import LogFormat, environment
 from brewctl.errors import BrewError
-from brewctl.lab.nodes import Node
+from brewctl.lab.play.nodes import Node
 from brewctl.lifecycle import wait_until
 from brewctl.limits import Limits
 from brewctl.roles.workers import Workers

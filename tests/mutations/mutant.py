@@ -6,7 +6,7 @@ Its consumers keep the ledger, as those of `brewctl chaos` do.
 import os
 import runpy
 
-from brewctl.lab import ledger
+from brewctl.lab.chaos import ledger
 from tests.mutations.changes import CHANGES
 
 MODULE = "tests.mutations.mutant"

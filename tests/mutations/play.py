@@ -16,11 +16,11 @@ from pathlib import Path
 from unittest import mock
 
 from brewctl.client import failed_call
-from brewctl.lab import ledger, verdict
-from brewctl.lab.load import History, Load
-from brewctl.lab.nodes import Node, Nodes
-from brewctl.lab.nodes import role as role_of
-from brewctl.lab.proxy import Proxy
+from brewctl.lab.chaos import ledger, verdict
+from brewctl.lab.load.load import History, Load
+from brewctl.lab.network.proxy import Proxy
+from brewctl.lab.play.nodes import Node, Nodes
+from brewctl.lab.play.nodes import role as role_of
 from brewctl.lifecycle import wait_until
 from tests.conftest import Rig, open_rig
 from tests.mutations import mutant

@@ -2,7 +2,7 @@
 
 import threading
 
-from brewctl.lab.load import Call, Load
+from brewctl.lab.load.load import Load, LoadCall
 
 
 def run(load: Load, stop: threading.Event | None = None) -> None:
@@ -23,5 +23,5 @@ def run(load: Load, stop: threading.Event | None = None) -> None:
     assert not expired
 
 
-def number(call: Call) -> int:
+def number(call: LoadCall) -> int:
     return int(call.key.rpartition("-")[2])

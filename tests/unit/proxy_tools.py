@@ -11,7 +11,7 @@ from contextlib import ExitStack, suppress
 
 import pytest
 
-from brewctl.lab.proxy import Proxy
+from brewctl.lab.network.proxy import Proxy
 from brewctl.lifecycle import wait_until
 
 PATIENCE_S = 30

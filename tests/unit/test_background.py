@@ -11,8 +11,8 @@ import pytest
 
 from brewctl.config import Settings
 from brewctl.errors import BrewError
-from brewctl.lab import background
-from brewctl.lab.background import Condition, Ending
+from brewctl.lab.play import background
+from brewctl.lab.play.background import Condition, Ending
 from brewctl.lifecycle import wait_until
 from brewctl.sandbox import cluster, processes, state
 from brewctl.sandbox.server import Server

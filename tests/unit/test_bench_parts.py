@@ -16,8 +16,8 @@ from brewctl.delivery.broker import baseline
 from brewctl.errors import BrewError
 from brewctl.lab.bench import clients, cpu, drains, flow, machine, workers
 from brewctl.lab.bench.figures import Figure
-from brewctl.lab.histogram import Histogram
-from brewctl.lab.measure import Result, together
+from brewctl.lab.load.histogram import Histogram
+from brewctl.lab.load.measure import LoadResult, together
 from brewctl.sandbox import processes, state, tools
 from brewctl.sandbox.state import State
 from tests.order_server import serving
@@ -26,7 +26,7 @@ TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 WORKING = "import time\nwhile time.process_time() < 0.2: pass\n"
 
 
-def result(*latencies_s: float, **others: Any) -> Result:
+def result(*latencies_s: float, **others: Any) -> LoadResult:
     histogram = Histogram()
     for latency_s in latencies_s:
         histogram.record(latency_s)
@@ -40,7 +40,7 @@ def result(*latencies_s: float, **others: Any) -> Result:
         "cancels": Histogram(),
         "cancel_failures": {},
     }
-    return Result(**{**known, **others})
+    return LoadResult(**{**known, **others})
 
 
 def clients_left() -> list[psutil.Process]:
@@ -148,7 +148,7 @@ def test_workers_are_judged_where_there_are_cores_for_them(
 ) -> None:
     loaded: list[int] = []
 
-    def load(_ground: object, count: int) -> tuple[Result, float]:
+    def load(_ground: object, count: int) -> tuple[LoadResult, float]:
         loaded.append(count)
         return result(0.1), 1000.0
 

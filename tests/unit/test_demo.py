@@ -10,12 +10,12 @@ from rich.console import Console
 
 from brewctl.delivery.broker import GroupMember
 from brewctl.errors import BrewError
-from brewctl.lab.cast import STORY
-from brewctl.lab.demo import chart, narration
-from brewctl.lab.demo.play import Verdict
+from brewctl.lab.demo import narration, text_chart
+from brewctl.lab.demo.play import DemoVerdict
 from brewctl.lab.demo.recorder import Scene
 from brewctl.lab.demo.views import Screen
-from brewctl.lab.history import Act, Claim, Fault, Mark, Sample
+from brewctl.lab.play.cast import STORY
+from brewctl.lab.record.history import Act, Claim, FaultSpan, FlowSample, Mark
 from brewctl.overview import Counts
 
 KILL_S, REBALANCE_S, END_S = 5.0, 12.0, 15.0
@@ -30,21 +30,21 @@ def played() -> Act:
         at_s = tenth / 10
         orders = min(200, max(0, round((at_s - 2) * 40)))
         reserved = orders if at_s < KILL_S or at_s > REBALANCE_S else 120 + (orders - 120) // 4
-        samples.append(Sample(at_s, orders, 0, {"reservations": reserved, "notifications": orders}))
+        samples.append(FlowSample(at_s, orders, 0, {"reservations": reserved, "notifications": orders}))
     return Act(
         "demo",
         "five nodes",
         samples=samples,
-        faults=[Fault(KILL_S, REBALANCE_S, "kill -9 inventory-1", ("inventory-1",))],
+        faults=[FaultSpan(KILL_S, REBALANCE_S, "kill -9 inventory-1", ("inventory-1",))],
         marks=[Mark(REBALANCE_S, "rebalance: 0, 2, 4 move to inventory-2")],
     )
 
 
 @pytest.mark.parametrize("width", [40, 60, 80])
 def test_the_chart_has_three_curves_that_need_no_colour(width: int) -> None:
-    lines = chart.draw(played(), width).plain.splitlines()
+    lines = text_chart.draw(played(), width).plain.splitlines()
     assert max(map(len, lines)) <= width
-    assert len(lines) <= chart.HEIGHT
+    assert len(lines) <= text_chart.HEIGHT
     assert "░ orders 200   █ reservations" in lines[0]
     highest = lines[1].partition("┤")[2]
     # From left to right: nothing yet; all notified, not reserved; all reserved.
@@ -57,14 +57,14 @@ def test_a_row_that_is_hardly_begun_is_not_reached() -> None:
     act = Act(
         "demo",
         "a gap",
-        samples=[Sample(at_s, 200, 0, {"reservations": 154, "notifications": 200}) for at_s in (0.0, 1.0)],
+        samples=[FlowSample(at_s, 200, 0, {"reservations": 154, "notifications": 200}) for at_s in (0.0, 1.0)],
     )
-    rows = [line.partition("┤")[2] for line in chart.draw(act, 40).plain.splitlines() if "┤" in line]
+    rows = [line.partition("┤")[2] for line in text_chart.draw(act, 40).plain.splitlines() if "┤" in line]
     assert ["".join({*row}) for row in rows[:3]] == ["•", "░", "█"]
 
 
 def test_the_chart_has_the_kill_and_the_rebalance_on_its_axis() -> None:
-    *_, axis, _, kill, rebalance = chart.draw(played(), 80).plain.splitlines()
+    *_, axis, _, kill, rebalance = text_chart.draw(played(), 80).plain.splitlines()
     assert kill.strip() == "▲ kill -9 inventory-1, 5.0 s"
     assert rebalance.strip() == "▲ rebalance: 0, 2, 4 move to inventory-2, 12.0 s"
     first, second = (column for column, sign in enumerate(axis) if sign == "▲")
@@ -75,8 +75,8 @@ def test_the_chart_has_the_kill_and_the_rebalance_on_its_axis() -> None:
 
 
 def test_a_chart_of_nothing_is_nothing() -> None:
-    assert chart.draw(Act("demo", "none"), 80).plain == ""
-    assert chart.draw(Act("demo", "none", samples=[Sample(at, 0, 0) for at in (0.0, 1.0)]), 80).plain == ""
+    assert text_chart.draw(Act("demo", "none"), 80).plain == ""
+    assert text_chart.draw(Act("demo", "none", samples=[FlowSample(at, 0, 0) for at in (0.0, 1.0)]), 80).plain == ""
 
 
 @pytest.mark.parametrize("session_s", [6.0, 15.0])
@@ -165,7 +165,7 @@ def test_the_screen_is_read_without_colours(screen: Screen) -> None:
 
 
 def test_the_picture_has_the_plateau_and_the_verdict_and_loads_nothing(screen: Screen, tmp_path: Path) -> None:
-    verdict = Verdict([Claim("none lost", holds=True), Claim("all agree", holds=False, found="3 of 4")], {}, 12.0)
+    verdict = DemoVerdict([Claim("none lost", holds=True), Claim("all agree", holds=False, found="3 of 4")], {}, 12.0)
     screen.begin(narration.title(6))
     screen.save(verdict, path := tmp_path / "demo.svg")
     picture = path.read_text("utf-8")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from brewctl.lab.histogram import Histogram
+from brewctl.lab.load.histogram import Histogram
 
 ERROR = 1 + 1 / 256
 PERCENTS = (0, 50, 90, 99, 99.9, 100)

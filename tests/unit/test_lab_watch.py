@@ -7,22 +7,24 @@ from typing import cast
 import pytest
 
 from brewctl.config import Settings
-from brewctl.lab import chaos
-from brewctl.lab.history import Act, Sample
-from brewctl.lab.result import Result
-from brewctl.lab.stage import Stage
-from brewctl.lab.watch import Watch
+from brewctl.lab.chaos import chaos
+from brewctl.lab.chaos.result import ScenarioResult
+from brewctl.lab.chaos.stage import Stage
+from brewctl.lab.record.history import Act, FlowSample
+from brewctl.lab.record.watch import FlowWatch
 
 LOAD_END_S = 5.0
 
 
-def sample(at_s: float, orders: int, reserved: int, notified: int, *, unpublished: int = 0, parked: int = 0) -> Sample:
-    return Sample(at_s, orders, unpublished, {"reservations": reserved, "notifications": notified}, parked)
+def sample(
+    at_s: float, orders: int, reserved: int, notified: int, *, unpublished: int = 0, parked: int = 0
+) -> FlowSample:
+    return FlowSample(at_s, orders, unpublished, {"reservations": reserved, "notifications": notified}, parked)
 
 
-def watched(*orders_reservations_notifications: tuple[int, int, int]) -> Watch:
+def watched(*orders_reservations_notifications: tuple[int, int, int]) -> FlowWatch:
     """A watch that has looked once a second."""
-    watch = Watch(Settings())
+    watch = FlowWatch(Settings())
     for second, (orders, reserved, notified) in enumerate(orders_reservations_notifications, start=1):
         watch.samples.append(
             sample(float(second), orders, reserved, notified, unpublished=orders - min(reserved, notified))
@@ -60,14 +62,14 @@ def test_what_was_seen_before_the_last_order_ends_no_wait(
     monkeypatch: pytest.MonkeyPatch, at_s: float, done: bool
 ) -> None:
     monkeypatch.setattr(chaos, "_CATCH_UP_S", 0.2)
-    watch = Watch(Settings())
+    watch = FlowWatch(Settings())
     watch.samples.append(sample(at_s, 5, 5, 5))
     watch._unread = dict.fromkeys(("inventory", "notifications"), (at_s, 0))
-    result = Result("any")
+    result = ScenarioResult("any")
     stage = cast("Stage", SimpleNamespace(while_waiting=[]))
     plan = chaos.Plan(orders=5, rate=1.0, seed=1, session_s=6.0)
-    play = chaos._Play(Settings(), stage, plan, result, Act("any", "any"), watch, lambda _at_s, _text: None)
-    monkeypatch.setattr(Watch, "now_s", property(lambda _watch: 10.0))
+    play = chaos._ScenarioRun(Settings(), stage, plan, result, Act("any", "any"), watch, lambda _at_s, _text: None)
+    monkeypatch.setattr(FlowWatch, "now_s", property(lambda _watch: 10.0))
     play._catch_up()
     assert (result.findings == []) is done
 
@@ -104,9 +106,9 @@ READ = {"inventory": (3.0, 0), "notifications": (3.0, 0)}
     ],
 )
 def test_all_is_through_once_it_is_published_read_and_done(
-    seen: Sample, unread: dict[str, tuple[float, int]], settled: bool
+    seen: FlowSample, unread: dict[str, tuple[float, int]], settled: bool
 ) -> None:
-    watch = Watch(Settings())
+    watch = FlowWatch(Settings())
     watch.samples.append(seen)
     watch._unread = unread
     assert watch.has_settled(1.0) is settled
@@ -116,8 +118,8 @@ def test_what_a_downstream_does_not_count_is_not_waited_for(tmp_path: Path, monk
     """Of one without a `done` query its group must have read all; of one of other events the orders say nothing."""
     (tmp_path / "watched_loyalty.py").write_text(LOYALTY)
     monkeypatch.chdir(tmp_path)
-    watch = Watch(Settings(downstreams=("watched_loyalty:points", "watched_loyalty:paid")))
-    watch.samples.append(Sample(2.0, 5, 0, {"loyalty": 3, "paid": 0}))
+    watch = FlowWatch(Settings(downstreams=("watched_loyalty:points", "watched_loyalty:paid")))
+    watch.samples.append(FlowSample(2.0, 5, 0, {"loyalty": 3, "paid": 0}))
     assert not watch.has_settled(1.0)
     watch._unread = {"loyalty": (3.0, 0), "paid": (3.0, 0)}
     assert watch.has_settled(1.0)

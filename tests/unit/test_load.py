@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import pytest
 
-from brewctl.lab.load import Call, History, Load, Outcome
+from brewctl.lab.load.load import CallOutcome, History, Load, LoadCall
 from brewctl.lifecycle import wait_until
 from tests.order_server import serving
 from tests.unit.load_runs import number, run
@@ -33,7 +33,7 @@ def test_callers_of_a_closed_loop_wait_for_their_answers() -> None:
         told = History()
         run(Load([server.address], told.record, concurrency=3, orders=30))
     assert server.in_flight_at_most == 3
-    assert told.count(Outcome.ACKNOWLEDGED) == len(server.requests) == 30
+    assert told.count(CallOutcome.ACKNOWLEDGED) == len(server.requests) == 30
     assert all(call.intended_s == call.begun_s for call in told.calls)
 
 
@@ -50,7 +50,7 @@ def test_an_open_loop_does_not_wait_for_answers() -> None:
     with serving(lambda _at, _context: together.wait(20)) as server:
         told = History()
         run(Load([server.address], told.record, rate=500, concurrency=4, orders=8))
-    assert told.count(Outcome.ACKNOWLEDGED) == 8
+    assert told.count(CallOutcome.ACKNOWLEDGED) == 8
     assert server.in_flight_at_most == 4
 
 
@@ -144,10 +144,10 @@ def test_outcomes() -> None:
         told = History()
         run(Load([server.address], told.record, concurrency=1, orders=3))
     denied, retried, quick = told.calls
-    assert (denied.outcome, denied.retried) == (Outcome.FAILED, False)
+    assert (denied.outcome, denied.retried) == (CallOutcome.FAILED, False)
     assert "not you" in str(denied.error)
-    assert (retried.outcome, retried.retried, retried.error) == (Outcome.ACKNOWLEDGED, True, None)
-    assert (quick.outcome, quick.retried) == (Outcome.ACKNOWLEDGED, False)
+    assert (retried.outcome, retried.retried, retried.error) == (CallOutcome.ACKNOWLEDGED, True, None)
+    assert (quick.outcome, quick.retried) == (CallOutcome.ACKNOWLEDGED, False)
     assert all(bool(call.order_id) == (call.error is None) for call in told.calls)
 
 
@@ -155,7 +155,7 @@ def test_an_order_that_may_be_there() -> None:
     with serving(lambda _, context: context.abort(Code.INTERNAL, "who knows")) as server:
         told = History()
         run(Load([server.address], told.record, orders=1, timeout_s=0.3))
-    assert told.count(Outcome.UNKNOWN) == len(told.calls) == 1
+    assert told.count(CallOutcome.UNKNOWN) == len(told.calls) == 1
 
 
 @pytest.mark.parametrize("connections", [1, 2, 4])
@@ -205,11 +205,11 @@ def test_it_ends_when_told_to_and_has_every_answer() -> None:
     with serving(lambda at, _: stop.set() if at == 10 else None) as server:
         told = History()
         run(Load([server.address], told.record, concurrency=4, orders=MANY), stop)
-    assert told.count(Outcome.ACKNOWLEDGED) == len(server.requests) < MANY
+    assert told.count(CallOutcome.ACKNOWLEDGED) == len(server.requests) < MANY
 
 
 def test_a_record_that_raises_ends_it() -> None:
-    def record(_call: Call) -> None:
+    def record(_call: LoadCall) -> None:
         raise ZeroDivisionError
 
     with serving() as server, pytest.raises(ZeroDivisionError):

@@ -6,8 +6,8 @@ import grpc
 import pytest
 
 from brewctl.delivery.orders.cancellation import LONGEST_REASON
-from brewctl.lab.cancels import LATER_S
-from brewctl.lab.load import History, Load, Outcome
+from brewctl.lab.load.cancels import LATER_S
+from brewctl.lab.load.load import CallOutcome, History, Load
 from tests.order_server import serving
 from tests.unit.load_runs import run
 
@@ -26,7 +26,7 @@ def test_a_refusal_after_a_lost_answer_does_not_say_that_nothing_was_written() -
         told = History()
         run(Load([server.address], told.record, concurrency=1, orders=1))
     assert len(server.requests) == 2
-    assert [call.outcome for call in told.calls] == [Outcome.UNKNOWN]
+    assert [call.outcome for call in told.calls] == [CallOutcome.UNKNOWN]
 
 
 @pytest.mark.parametrize("code", [Code.RESOURCE_EXHAUSTED, Code.INVALID_ARGUMENT, Code.FAILED_PRECONDITION])
@@ -34,7 +34,7 @@ def test_a_call_that_was_refused_at_every_try_wrote_nothing(code: grpc.StatusCod
     with serving(lambda _at, context: context.abort(code, "no")) as server:
         told = History()
         run(Load([server.address], told.record, concurrency=1, orders=1, timeout_s=0.5))
-    assert [call.outcome for call in told.calls] == [Outcome.FAILED]
+    assert [call.outcome for call in told.calls] == [CallOutcome.FAILED]
 
 
 def test_some_calls_ask_for_what_no_service_may_take() -> None:
@@ -56,7 +56,7 @@ def test_half_of_the_cancels_come_at_once_and_half_later() -> None:
     later = [cancel for cancel in told.cancels if not cancel.at_once]
     assert len(later) == 10
     for cancel in told.cancels:
-        assert (cancel.outcome, cancel.error) == (Outcome.ACKNOWLEDGED, None)
+        assert (cancel.outcome, cancel.error) == (CallOutcome.ACKNOWLEDGED, None)
         assert cancel.at_once or cancel.begun_s - answered[cancel.order_id] >= LATER_S
 
 
@@ -98,8 +98,8 @@ def test_what_a_cancel_was_told() -> None:
         load = Load([server.address], told.record, orders=2, concurrency=1, cancel=1, record_cancel=told.record_cancel)
         run(load)
     failed, retried = told.cancels
-    assert (failed.outcome, failed.retried) == (Outcome.FAILED, False)
-    assert (retried.outcome, retried.retried, retried.at_once) == (Outcome.ACKNOWLEDGED, True, False)
+    assert (failed.outcome, failed.retried) == (CallOutcome.FAILED, False)
+    assert (retried.outcome, retried.retried, retried.at_once) == (CallOutcome.ACKNOWLEDGED, True, False)
 
 
 def test_a_load_ends_where_nobody_takes_its_later_cancels() -> None:
@@ -115,4 +115,4 @@ def test_a_load_ends_where_nobody_takes_its_later_cancels() -> None:
             record_cancel=told.record_cancel,
         )
         run(load)
-    assert {cancel.outcome for cancel in told.cancels} <= {Outcome.FAILED, Outcome.UNKNOWN}
+    assert {cancel.outcome for cancel in told.cancels} <= {CallOutcome.FAILED, CallOutcome.UNKNOWN}

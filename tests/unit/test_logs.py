@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from brewctl.errors import BrewError
-from brewctl.lab import logs
+from brewctl.lab.play import logs
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pytest
 
 from brewctl.client import UnknownOutcomeError
 from brewctl.errors import BrewError, UnreachableError
-from brewctl.lab.load import Call, Load, Outcome
-from brewctl.lab.measure import Measurement, measure
+from brewctl.lab.load.load import CallOutcome, Load, LoadCall
+from brewctl.lab.load.measure import Measurement, measure
 from tests.order_server import serving
 from tests.unit.test_load import STALL_S, stalls_first
 
@@ -18,15 +18,19 @@ NOWHERE = "127.0.0.1:1"
 
 def call(
     begun_s: float, latency_s: float, *, intended_s: float | None = None, error: BrewError | None = None, tries: int = 1
-) -> Call:
+) -> LoadCall:
     intended_s = begun_s if intended_s is None else intended_s
     outcome = (
-        Outcome.UNKNOWN if isinstance(error, UnknownOutcomeError) else Outcome.FAILED if error else Outcome.ACKNOWLEDGED
+        CallOutcome.UNKNOWN
+        if isinstance(error, UnknownOutcomeError)
+        else CallOutcome.FAILED
+        if error
+        else CallOutcome.ACKNOWLEDGED
     )
-    return Call("k", outcome, "", error, tries > 1, intended_s, begun_s, intended_s + latency_s)
+    return LoadCall("k", outcome, "", error, tries > 1, intended_s, begun_s, intended_s + latency_s)
 
 
-def measured(*calls: Call) -> Measurement:
+def measured(*calls: LoadCall) -> Measurement:
     measurement = Measurement()
     for each in calls:
         measurement.record(each)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from brewctl.errors import BrewError
-from brewctl.lab.stage import Servers
+from brewctl.lab.play.servers import Servers
 from brewctl.sandbox import parts
 
 SAYS = r"^the sandbox's parts are not installed \(no-such-java missing\): run `pip install 'brewctl\[sandbox\]'`"

@@ -13,9 +13,9 @@ import psutil
 import pytest
 
 from brewctl.errors import BrewError
-from brewctl.lab.proxy import Proxy
-from brewctl.lab.relay import Relay
-from brewctl.lab.wire import Flow
+from brewctl.lab.network.proxy import Proxy
+from brewctl.lab.network.relay import Relay
+from brewctl.lab.network.wire import ByteStream
 from brewctl.lifecycle import wait_until
 from tests.unit import proxy_tools
 from tests.unit.proxy_tools import (
@@ -158,7 +158,7 @@ def test_what_goes_wrong_ends_one_connection(echoing: Proxy, connect: Connect, m
     assert answers(well)
     assert answers(ill)
     with monkeypatch.context() as patch:
-        patch.setattr(Flow, "send", lambda *_: 1 // 0)
+        patch.setattr(ByteStream, "send", lambda *_: 1 // 0)
         ill.sendall(b"x")
         assert is_reset(ill)
     assert answers(well)

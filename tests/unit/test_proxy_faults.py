@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 import grpc
 
-from brewctl.lab.proxy import Proxy
+from brewctl.lab.network.proxy import Proxy
 from tests.unit import proxy_tools
 from tests.unit.proxy_tools import (
     PATIENCE_S,

@@ -12,14 +12,14 @@ import pytest
 
 from brewctl.errors import BrewError
 from brewctl.lab import report
-from brewctl.lab.history import Act, Claim, Event, Fault, Mark, Ownership, Sample
+from brewctl.lab.record.history import Act, ActEvent, Claim, FaultSpan, FlowSample, Mark, Ownership
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 NASTY = "<script>alert('1')</script>\"&\x1b[31m\x00\ud800 kafka"
 
 
-def sample(at_s: float, orders: int, reserved: int, *, unpublished: int = 0) -> Sample:
-    return Sample(at_s, orders, unpublished, {"reservations": reserved, "notifications": orders})
+def sample(at_s: float, orders: int, reserved: int, *, unpublished: int = 0) -> FlowSample:
+    return FlowSample(at_s, orders, unpublished, {"reservations": reserved, "notifications": orders})
 
 
 def played(name: str = "kill-consumer", *, seconds: int = 30) -> Act:
@@ -33,9 +33,9 @@ def played(name: str = "kill-consumer", *, seconds: int = 30) -> Act:
         ok=True,
         samples=samples,
         ownerships=[Ownership(0.7, "inventory", owners), Ownership(9.1, "inventory", moved)],
-        faults=[Fault(3.0, 9.0, "kill -9 inventory-1", ("inventory-1",)), Fault(5.0, 5.0, "poison records")],
+        faults=[FaultSpan(3.0, 9.0, "kill -9 inventory-1", ("inventory-1",)), FaultSpan(5.0, 5.0, "poison records")],
         marks=[Mark(9.1, "rebalance: 0, 2, 4 move")],
-        events=[Event(1.0, "[inventory-1] partitions assigned [0, 2, 4]"), Event(3.0, "kill -9 inventory-1")],
+        events=[ActEvent(1.0, "[inventory-1] partitions assigned [0, 2, 4]"), ActEvent(3.0, "kill -9 inventory-1")],
         figures=[("acknowledged", "1200"), ("lost", "0")],
     )
 
@@ -44,12 +44,12 @@ ODD = {
     "empty": Act("empty", "nothing at all"),
     "one sample": Act("one", "one look", samples=[sample(0.0, 0, 0)]),
     "only owners": Act("owners", "no look", ownerships=[Ownership(1.0, "inventory", {0: "inventory-1"})]),
-    "never mended": dataclasses.replace(played(), faults=[Fault(1.0, math.inf, "kill -9 kafka-1")]),
+    "never mended": dataclasses.replace(played(), faults=[FaultSpan(1.0, math.inf, "kill -9 kafka-1")]),
     "claims": dataclasses.replace(
         played(),
         claims=[Claim("none lost", holds=True, found="unsaid"), Claim("all agree", holds=False, found="3 of 4")],
     ),
-    "many faults": dataclasses.replace(played(), faults=[Fault(at / 9, at / 9 + 2, f"f{at}") for at in range(200)]),
+    "many faults": dataclasses.replace(played(), faults=[FaultSpan(at / 9, at / 9 + 2, f"f{at}") for at in range(200)]),
     "skipped": Act("full-disk", "a full disk", skipped="needs root"),
     "failed": dataclasses.replace(played("zombie"), ok=False, findings=["order 1 was acknowledged and is not there"]),
     "nasty": Act(
@@ -57,10 +57,10 @@ ODD = {
         NASTY,
         samples=[sample(0.0, 1, 1, unpublished=1), sample(9.0, 2, 2)],
         ownerships=[Ownership(0.0, NASTY, {0: NASTY})],
-        faults=[Fault(0.0, 1.0, NASTY, (NASTY,))],
+        faults=[FaultSpan(0.0, 1.0, NASTY, (NASTY,))],
         marks=[Mark(0.5, NASTY)],
         claims=[Claim(NASTY, holds=False, found=NASTY)],
-        events=[Event(0.0, NASTY)],
+        events=[ActEvent(0.0, NASTY)],
         figures=[(NASTY, NASTY)],
         findings=[NASTY],
     ),

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from brewctl.config import DEFAULT_DOWNSTREAMS, Settings
-from brewctl.lab.cast import STORY, Cast, cast
-from brewctl.lab.scenarios import SCENARIOS, Scenario, chance
+from brewctl.lab.chaos.scenarios import SCENARIOS, Scenario, chance
+from brewctl.lab.play.cast import STORY, Cast, cast
 from tests.conftest import run
 
 # What the project says that it survives, by the scenario that does it.

@@ -2,11 +2,11 @@
 
 from brewctl.lab.bench import soak
 from brewctl.lab.bench.figures import Figure
-from brewctl.lab.bench.soak import Look
+from brewctl.lab.bench.soak import SoakLook
 
 
-def look(mb: float, p99_ms: float, *, effect_ms: float | None = 30.0) -> Look:
-    return Look(
+def look(mb: float, p99_ms: float, *, effect_ms: float | None = 30.0) -> SoakLook:
+    return SoakLook(
         at_s=60,
         table_mb={"outbox": mb, "processed_events": mb / 2},
         partitions={"outbox": 5, "processed_events": 5},
@@ -21,7 +21,7 @@ def look(mb: float, p99_ms: float, *, effect_ms: float | None = 30.0) -> Look:
     )
 
 
-def found(looks: list[Look], *, judged: bool = True, failed: int = 0) -> dict[str, Figure]:
+def found(looks: list[SoakLook], *, judged: bool = True, failed: int = 0) -> dict[str, Figure]:
     return {each.name: each for each in soak.figures(looks, failed=failed, judged=judged)}
 
 

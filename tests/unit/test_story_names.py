@@ -19,7 +19,6 @@ MAY = {
     "roles/webhook/__init__.py",
     "overview/counters.py",  # the contract's lines: four counters, the inventory distribution
     "cli/counts.py",  # the same, as JSON
-    "lab/handlers.py",  # what the bench compares inventory with
 }
 MAY_ALL = ("lab/demo/", "lab/bench/")  # they play and measure the story
 # Statements of the two, of the contract's lines; and what empties every table.

@@ -14,7 +14,7 @@ from textual.widgets import DataTable, Static
 
 from brewctl.config import Settings
 from brewctl.errors import BrewError
-from brewctl.lab.nodes import Role
+from brewctl.lab.play.nodes import Role
 from brewctl.lab.top import app, controls
 from brewctl.lab.top.app import Top
 from brewctl.lab.top.controls import Controls

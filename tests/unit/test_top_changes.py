@@ -12,7 +12,7 @@ from brewctl.config import Settings
 from brewctl.delivery.broker import Broker, Partition
 from brewctl.lab.top import changes
 from brewctl.lab.top.processes import processes_of
-from brewctl.lab.top.snapshot import Group, Process, Snapshot
+from brewctl.lab.top.snapshot import Process, ShownGroup, Snapshot
 from brewctl.overview import NodeRow
 from brewctl.sandbox.server import Server
 from brewctl.sandbox.state import State
@@ -95,7 +95,7 @@ def test_a_process_that_takes_the_place_of_a_gone_one() -> None:
 
 def test_partitions_that_move() -> None:
     def owned(*owners: str) -> Snapshot:
-        return replace(SNAPSHOT, groups=(Group("inventory", "Stable", places(*owners)),))
+        return replace(SNAPSHOT, groups=(ShownGroup("inventory", "Stable", places(*owners)),))
 
     assert list(changes.between(Snapshot(0.0, processes=SNAPSHOT.processes), owned("a", "b", "a"))) == [
         "inventory: 0 2 assigned to a",

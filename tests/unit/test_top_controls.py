@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from brewctl.config import DEFAULT_DOWNSTREAMS, Settings
-from brewctl.lab.load import Call, Outcome
+from brewctl.lab.load.load import CallOutcome, LoadCall
 from brewctl.lab.top import controls
 from brewctl.lab.top.controls import LoadControl
 from brewctl.lab.top.keys import adding, line
@@ -49,12 +49,12 @@ def test_each_downstream_has_a_key_of_its_own(tmp_path: Path, monkeypatch: pytes
 class Answering:
     """Stands for a load, whose orders are all acknowledged."""
 
-    def __init__(self, addresses: Sequence[str], record: Callable[[Call], None], **_: object) -> None:
+    def __init__(self, addresses: Sequence[str], record: Callable[[LoadCall], None], **_: object) -> None:
         self._began = addresses, record
 
     def run(self, stop: threading.Event) -> None:
         _, record = self._began
-        record(Call("key", Outcome.ACKNOWLEDGED, "id", None, False, 0, 0, 0))
+        record(LoadCall("key", CallOutcome.ACKNOWLEDGED, "id", None, False, 0, 0, 0))
         assert stop.wait(10)
 
 

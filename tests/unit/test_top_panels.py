@@ -7,7 +7,7 @@ import pytest
 
 from brewctl.lab.top import panels
 from brewctl.lab.top.rates import Rates
-from brewctl.lab.top.snapshot import Group, Place, Snapshot
+from brewctl.lab.top.snapshot import GroupPartition, ShownGroup, Snapshot
 from tests.unit.top_tools import COUNTERS, EFFECTS, SNAPSHOT, places, replica, with_effects
 
 AWAY = {"postgres": "postgres h:1/b refused"}
@@ -74,15 +74,19 @@ def test_the_map_tells_each_partitions_owner_and_lag() -> None:
 
 
 def test_the_map_says_that_it_has_not_room_for_all() -> None:
-    wide = replace(SNAPSHOT, groups=(Group("inventory", "Stable", places(*["inventory-1"] * 12)),))
+    wide = replace(SNAPSHOT, groups=(ShownGroup("inventory", "Stable", places(*["inventory-1"] * 12)),))
     assert partitions(wide)[0] == ["first", "6", "of", "12", *"012345"]
     assert partitions(wide, 150)[0] == ["partition", *map(str, range(12))]
 
 
 def test_the_map_shows_what_stands_still() -> None:
     gone = replace(SNAPSHOT, processes=(replica("inventory-1", state="gone"),))
-    owned = (Place(0, "inventory-1", 123, 12.2), Place(1, "inventory-1", 12_345, 720), Place(2, "", 3, 1.0))
-    drawn = partitions(replace(gone, groups=(Group("inventory", "PreparingRebalance", owned),)))
+    owned = (
+        GroupPartition(0, "inventory-1", 123, 12.2),
+        GroupPartition(1, "inventory-1", 12_345, 720),
+        GroupPartition(2, "", 3, 1.0),
+    )
+    drawn = partitions(replace(gone, groups=(ShownGroup("inventory", "PreparingRebalance", owned),)))
     assert drawn[1] == ["inventory…", "1✗+123", "12s", "1✗+12k", "12m", "-", "+3"]
 
 

@@ -8,11 +8,11 @@ import pytest
 
 from brewctl.cli import chaos as command
 from brewctl.config import Settings
-from brewctl.lab import chaos
-from brewctl.lab.history import Act
-from brewctl.lab.result import Cancels, Result
-from brewctl.lab.stage import Stage
-from brewctl.lab.watch import Watch
+from brewctl.lab.chaos import chaos
+from brewctl.lab.chaos.result import CancelCounts, ScenarioResult
+from brewctl.lab.chaos.stage import Stage
+from brewctl.lab.record.history import Act
+from brewctl.lab.record.watch import FlowWatch
 from brewctl.verify import Check, Facts, Verification
 
 NUMBERS = {field.name: 0 for field in dataclasses.fields(Facts) if field.type in {int, float}}
@@ -29,10 +29,10 @@ def judged(monkeypatch: pytest.MonkeyPatch, *, ledger: int, **result: object) ->
     verification = Verification(checks, dataclasses.replace(FACTS, ledger=ledger))
     monkeypatch.setattr(chaos, "verify", lambda _settings, *, late_s: verification if late_s == 0 else None)
     plan = chaos.Plan(orders=2, rate=1.0, seed=1, session_s=6.0)
-    came_to = dataclasses.replace(Result("any", acknowledged=2, refused=1), **result)  # type: ignore[arg-type]
+    came_to = dataclasses.replace(ScenarioResult("any", acknowledged=2, refused=1), **result)  # type: ignore[arg-type]
     stage = cast("Stage", SimpleNamespace())
-    play = chaos._Play(
-        Settings(), stage, plan, came_to, Act("any", "any"), Watch(Settings()), lambda _at_s, _text: None
+    play = chaos._ScenarioRun(
+        Settings(), stage, plan, came_to, Act("any", "any"), FlowWatch(Settings()), lambda _at_s, _text: None
     )
     play._judge([])
     return came_to.findings
@@ -40,7 +40,7 @@ def judged(monkeypatch: pytest.MonkeyPatch, *, ledger: int, **result: object) ->
 
 def test_a_run_that_shows_everything_is_ok(monkeypatch: pytest.MonkeyPatch) -> None:
     assert judged(monkeypatch, ledger=4) == []
-    assert judged(monkeypatch, ledger=4, cancels=Cancels(1, 1, 1, 0, 0)) == []
+    assert judged(monkeypatch, ledger=4, cancels=CancelCounts(1, 1, 1, 0, 0)) == []
 
 
 @pytest.mark.parametrize(
@@ -49,8 +49,8 @@ def test_a_run_that_shows_everything_is_ok(monkeypatch: pytest.MonkeyPatch) -> N
         (3, {}, "the ledger has 3 of 4 effects"),
         (4, {"refused": 0}, "no call was refused"),
         (4, {"acknowledged": 0}, "no order was acknowledged"),
-        (4, {"cancels": Cancels(0, 1, 0, 0, 0)}, "no cancel was acknowledged"),
-        (4, {"cancels": Cancels(1, 0, 0, 0, 0)}, "no cancel was refused"),
+        (4, {"cancels": CancelCounts(0, 1, 0, 0, 0)}, "no cancel was acknowledged"),
+        (4, {"cancels": CancelCounts(1, 0, 0, 0, 0)}, "no cancel was refused"),
     ],
 )
 def test_a_run_that_shows_nothing_says_so(
@@ -62,7 +62,7 @@ def test_a_run_that_shows_nothing_says_so(
 
 def test_the_cancels_of_a_run_are_shown_where_there_are_any() -> None:
     """A run without them prints what it printed before there were any."""
-    plain, with_cancels = Result("any"), Result("any", cancels=Cancels(7, 5, 3, 2, 1))
+    plain, with_cancels = ScenarioResult("any"), ScenarioResult("any", cancels=CancelCounts(7, 5, 3, 2, 1))
     assert "cancels" not in command._document(plain)
     assert "cancels" not in command._verdict(plain)
     assert not [name for name, _ in plain.figures() if "cancels" in name]

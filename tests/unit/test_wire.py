@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from brewctl.lab.wire import Connection, Cut, Faults
+from brewctl.lab.network.wire import Cut, Faults, ProxiedConnection
 
 DATA, HEADERS, SETTINGS, PING = 0, 1, 4, 6
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -23,14 +23,14 @@ NOISE = frame(SETTINGS, b"", 0) + frame(PING, bytes(8), 0) + frame(DATA, b"")
 
 
 @pytest.fixture
-def connection() -> Iterator[Connection]:
+def connection() -> Iterator[ProxiedConnection]:
     with socket.socket() as client:
-        connection = Connection(client)
+        connection = ProxiedConnection(client)
         yield connection
         connection.upstream.close()
 
 
-def let_through(connection: Connection, pieces: list[bytes], cut: Cut) -> bytes:
+def let_through(connection: ProxiedConnection, pieces: list[bytes], cut: Cut) -> bytes:
     """What the client gets of a stream."""
     passed = b""
     for piece in pieces:
@@ -53,7 +53,7 @@ def test_an_http2_answer_is_found_however_the_stream_is_chopped(data: st.DataObj
         at for at in range(len(stream)) if stream[at:].startswith((frame(DATA, b"result"), frame(DATA, bytes(300))))
     ]
     with socket.socket() as client:
-        connection = Connection(client)
+        connection = ProxiedConnection(client)
         with connection.upstream:
             connection.note_request(PREFACE)
             passed = let_through(connection, pieces, Cut(after_bytes, nth, 1))
@@ -66,19 +66,19 @@ def test_an_http2_answer_is_found_however_the_stream_is_chopped(data: st.DataObj
 
 
 @pytest.mark.parametrize(("after_bytes", "passed"), [(0, b""), (3, b"ans"), (5, b"answe"), (6, b"answer")])
-def test_of_a_plain_answer_so_many_bytes_pass(connection: Connection, after_bytes: int, passed: bytes) -> None:
+def test_of_a_plain_answer_so_many_bytes_pass(connection: ProxiedConnection, after_bytes: int, passed: bytes) -> None:
     connection.note_request(b"question")
     connection.note_sent()
     assert let_through(connection, [b"answer"], Cut(after_bytes, 1, 1)) == passed
 
 
-def test_an_answer_in_pieces_is_one(connection: Connection) -> None:
+def test_an_answer_in_pieces_is_one(connection: ProxiedConnection) -> None:
     connection.note_request(b"question")
     connection.note_sent()
     assert let_through(connection, [b"a", b"ns", b"wer"], Cut(4, 1, 1)) == b"answ"
 
 
-def test_a_shorter_answer_passes(connection: Connection) -> None:
+def test_a_shorter_answer_passes(connection: ProxiedConnection) -> None:
     cut = Cut(6, 1, 1)
     connection.note_request(b"question")
     for answer, passed in ((b"answer", b"answer"), (b"longer answer", b"longer")):
@@ -86,18 +86,18 @@ def test_a_shorter_answer_passes(connection: Connection) -> None:
         assert let_through(connection, [answer], cut) == passed
 
 
-def test_what_nobody_asked_for_is_no_answer(connection: Connection) -> None:
+def test_what_nobody_asked_for_is_no_answer(connection: ProxiedConnection) -> None:
     assert let_through(connection, [b"hello", b"are you there?"], Cut(0, 1, 1)) == b"helloare you there?"
 
 
-def test_an_answer_that_had_begun_before_passes(connection: Connection) -> None:
+def test_an_answer_that_had_begun_before_passes(connection: ProxiedConnection) -> None:
     connection.note_request(b"question")
     connection.note_sent()
     assert connection.breaks_at(b"ans", None) is None
     assert let_through(connection, [b"wer"], Cut(0, 1, 1)) == b"wer"
 
 
-def test_settings_that_come_before_the_client_speaks(connection: Connection) -> None:
+def test_settings_that_come_before_the_client_speaks(connection: ProxiedConnection) -> None:
     """A gRPC server does not wait for the client's preface."""
     cut = Cut(0, 1, 1)
     assert let_through(connection, [NOISE[:20], NOISE[20:]], cut) == NOISE

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from brewctl.lab.top.snapshot import Counters, Group, Place, Process, Snapshot
+from brewctl.lab.top.snapshot import Counters, GroupPartition, Process, ShownGroup, Snapshot
 from brewctl.overview import NodeRow
 
 EFFECTS = {"reservations": 1200, "notifications": 1210}
@@ -23,8 +23,8 @@ def replica(name: str, role: str = "inventory", state: str = "runs", **more: Any
     return Process(name, role, state, **{**known, **more})
 
 
-def places(*owners: str, lag: int = 0) -> tuple[Place, ...]:
-    return tuple(Place(number, owner, lag, None) for number, owner in enumerate(owners))
+def places(*owners: str, lag: int = 0) -> tuple[GroupPartition, ...]:
+    return tuple(GroupPartition(number, owner, lag, None) for number, owner in enumerate(owners))
 
 
 SNAPSHOT = Snapshot(
@@ -38,11 +38,11 @@ SNAPSHOT = Snapshot(
         Process("kafka-1", "kafka", "runs", 1, ours=True, place="127.0.0.1:1", leads=(0, 3), in_sync=6, holds=6),
         Process("postgres", "postgres", "runs", 2, ours=True, place="127.0.0.1:2/brew"),
     ),
-    groups=(Group("inventory", "Stable", places(*["inventory-1", "inventory-2"] * 3)),),
+    groups=(ShownGroup("inventory", "Stable", places(*["inventory-1", "inventory-2"] * 3)),),
 )
 
 
 def with_effects(**effects: int | None) -> Snapshot:
-    groups = tuple(Group(name, "Stable", places(*[f"{name}-1"] * 6)) for name in effects)
+    groups = tuple(ShownGroup(name, "Stable", places(*[f"{name}-1"] * 6)) for name in effects)
     counters = replace(COUNTERS, effects=effects)
     return replace(SNAPSHOT, counters=counters, groups=groups, downstreams=tuple(effects))

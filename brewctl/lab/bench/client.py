@@ -6,7 +6,7 @@ import sys
 
 from brewctl.errors import BrewError
 from brewctl.lab.bench.clients import GO, READY
-from brewctl.lab.measure import measure
+from brewctl.lab.load.measure import measure
 
 
 def main(asked: str) -> None:
@@ -14,7 +14,7 @@ def main(asked: str) -> None:
     sys.stdout.buffer.write(READY)
     sys.stdout.buffer.flush()
     if sys.stdin.buffer.readline() != GO:
-        return  # who started it has gone
+        return  # the process that started it has ended
     try:
         result = measure(**json.loads(asked))
     except BrewError as error:

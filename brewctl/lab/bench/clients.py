@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from brewctl.errors import BrewError
-from brewctl.lab.measure import Result, together
+from brewctl.lab.load.measure import LoadResult, together
 
 READY = b"ready\n"
 GO = b"go\n"
@@ -21,7 +21,7 @@ _LATE_S = 60.0
 
 def load(
     address: str, *, clients: int, in_flight: int, connections: int, warmup_s: float, duration_s: float
-) -> tuple[Result, float]:
+) -> tuple[LoadResult, float]:
     """Load an order-service by so many processes at a time, each with so many calls in flight over so many connections.
 
     Returns what all of them measured, and the orders a second. Raises BrewError with the words of one that fails.
@@ -67,7 +67,7 @@ def _started(count: int, asked: str) -> Iterator[Sequence[subprocess.Popen[bytes
         yield processes
 
 
-def _result(process: subprocess.Popen[bytes], *, within_s: float) -> Result:
+def _result(process: subprocess.Popen[bytes], *, within_s: float) -> LoadResult:
     try:
         said, words = process.communicate(timeout=within_s)
     except subprocess.TimeoutExpired:
@@ -75,7 +75,7 @@ def _result(process: subprocess.Popen[bytes], *, within_s: float) -> Result:
     if process.returncode:
         raise _failed(process, words)
     result = pickle.loads(said)  # noqa: S301 - our own process wrote it
-    assert isinstance(result, Result)
+    assert isinstance(result, LoadResult)
     return result
 
 

@@ -11,8 +11,8 @@ from brewctl.delivery import database
 from brewctl.errors import BrewError
 from brewctl.lab.bench.figures import Figure
 from brewctl.lab.bench.ground import LONGER, Ground, empty_handler
-from brewctl.lab.cast import ORDER_NODES, STORY
-from brewctl.lab.measure import Result, measure
+from brewctl.lab.load.measure import LoadResult, measure
+from brewctl.lab.play.cast import ORDER_NODES, STORY
 from brewctl.sandbox import tools
 from brewctl.sandbox.tools import Transactions
 
@@ -62,7 +62,7 @@ def run(ground: Ground) -> Iterator[Figure]:
         yield Figure(f"create p99, {count} in flight", p99, "ms", floor, "empty handler", at_most=2.0 if most else None)
 
 
-def _load(ground: Ground, address: str, in_flight: int, whom: str) -> Result:
+def _load(ground: Ground, address: str, in_flight: int, whom: str) -> LoadResult:
     """Load it; for longer, where no call succeeded in that time."""
     for times in LONGER:
         ground.tell(f"{whom}, {in_flight} in flight")
@@ -88,9 +88,9 @@ def _insert(ground: Ground, script: Path, clients: int) -> Transactions | None:
     return None
 
 
-def _rate(result: Result) -> float | None:
+def _rate(result: LoadResult) -> float | None:
     return result.rate_per_s or None
 
 
-def _ms(result: Result, percent: float) -> float | None:
+def _ms(result: LoadResult, percent: float) -> float | None:
     return result.percentile_ms(percent) or None

@@ -20,7 +20,7 @@ from brewctl.delivery.schema import registration
 from brewctl.errors import BrewError
 from brewctl.lab.bench.figures import Figure
 from brewctl.lab.bench.ground import Ground
-from brewctl.lab.handlers import INSERT, TABLE
+from brewctl.lab.bench.handlers import INSERT, TABLE
 from brewctl.proto.orders_pb2 import OrderCreated
 from brewctl.roles import inventory
 from brewctl.sandbox import tools
@@ -37,7 +37,7 @@ _SECOND, _SECOND_MODULE = "librdkafka", "confluent_kafka"
 # Of what Kafka's own tools in Java do, with the second client.
 _PRODUCED, _CONSUMED = 0.8, 0.6
 # The forms that call a handler.
-HANDLERS = {"batch": "brewctl.lab.handlers:batch", "event": "brewctl.lab.handlers:each"}
+HANDLERS = {"batch": "brewctl.lab.bench.handlers:batch", "event": "brewctl.lab.bench.handlers:each"}
 
 
 def publish(ground: Ground) -> Iterator[Figure]:

@@ -43,7 +43,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchRow:
     """A figure over all runs that measured it: the medians, and the spread. Judged by the median of the ratios.
 
     Each ratio is of one run, whose floor was measured beside its value. A run in which a figure was not to be judged,
@@ -111,12 +111,12 @@ class Row:
         return f"≥ {judged.at_least:g}" if judged.at_least is not None else f"≤ {judged.at_most:g}"
 
 
-def rows(figures: Iterable[Figure]) -> list[Row]:
+def rows(figures: Iterable[Figure]) -> list[BenchRow]:
     """Put the figures of the same name, one of each run, together."""
     found: dict[str, list[Figure]] = {}
     for figure in figures:
         found.setdefault(figure.name, []).append(figure)
-    return [Row(runs) for runs in found.values()]
+    return [BenchRow(runs) for runs in found.values()]
 
 
 def to_json(figures: Sequence[Figure], machine: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def to_json(figures: Sequence[Figure], machine: Mapping[str, Any]) -> dict[str, 
     return {"version": _VERSION, "machine": dict(machine), "figures": [_described(row) for row in rows(figures)]}
 
 
-def _described(row: Row) -> dict[str, Any]:
+def _described(row: BenchRow) -> dict[str, Any]:
     last = next((figure for figure in reversed(row.runs) if figure.judged), row.runs[-1])
     lowest, highest = row.spread or (None, None)
     return {

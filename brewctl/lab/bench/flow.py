@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from brewctl.lab.bench import cpu
 from brewctl.lab.bench.figures import Figure
 from brewctl.lab.bench.ground import LONGER, Ground, addresses
-from brewctl.lab.cast import ORDER_NODES, STORY
-from brewctl.lab.measure import Result, measure
-from brewctl.lab.nodes import Node
+from brewctl.lab.load.measure import LoadResult, measure
+from brewctl.lab.play.cast import ORDER_NODES, STORY
+from brewctl.lab.play.nodes import Node
 from brewctl.roles import inventory
 from brewctl.sql import bench_queries
 
@@ -68,7 +68,7 @@ def latency(ground: Ground) -> Iterator[Figure]:
 class _Took:
     """What one load of five nodes brought, and cost."""
 
-    result: Result
+    result: LoadResult
     busy: float | None  # share of all cores
     delays_ms: Sequence[float | None]  # from an order's commit to its reservation's, of _SHARES
     orders: int  # warm-up included, as in `spent_s`
@@ -113,7 +113,7 @@ def _watched(ground: Ground, nodes: Sequence[Node], *, in_flight: int = 64, rate
     return _Took(result, busy, delays_ms, orders, spent_s)
 
 
-def _closed(ground: Ground, nodes: Sequence[Node], in_flight: int, whom: str) -> Result:
+def _closed(ground: Ground, nodes: Sequence[Node], in_flight: int, whom: str) -> LoadResult:
     """Load in a closed loop; for longer, where no call succeeded in that time."""
     for times in LONGER:
         ground.tell(f"{whom}, {in_flight} in flight")
@@ -133,7 +133,7 @@ def _figures(took: _Took, name: str, *, of: str = "", judged: bool = False) -> I
     yield Figure(f"end to end p99, {name}", p99, "ms", at_most=_P99_MS if judged else None)
     ours = [_an_order_ms(took, part) for part in (_ORDER, _CONSUMERS)]
     five = sum(part for part in ours if part is not None) if None not in ours else None
-    # "-" of servers whose processes are not known here: they are somebody else's.
+    # "-" for servers that are not the sandbox's: their processes are not known here.
     yield Figure(f"CPU of five nodes, {name}", five, "ms", optional=True)
     for part in _PARTS:
         yield Figure(f"CPU of {part}, {name}", _an_order_ms(took, part), "ms", optional=True)
@@ -146,5 +146,5 @@ def _an_order_ms(took: _Took, part: str) -> float | None:
     return took.spent_s[part] * 1000 / took.orders
 
 
-def _rate(result: Result) -> float | None:
+def _rate(result: LoadResult) -> float | None:
     return result.rate_per_s or None

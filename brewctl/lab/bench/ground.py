@@ -18,8 +18,8 @@ from brewctl.delivery.schema import registration
 from brewctl.delivery.schema.homes import Databases
 from brewctl.delivery.topics import topics
 from brewctl.errors import BrewError
-from brewctl.lab.cast import ORDER_NODES, STORY
-from brewctl.lab.nodes import Node, Nodes
+from brewctl.lab.play.cast import ORDER_NODES, STORY
+from brewctl.lab.play.nodes import Node, Nodes
 from brewctl.lifecycle import wait_until
 from brewctl.proto.orders_pb2 import CreateRequest
 from brewctl.roles.listening import VARIABLES

@@ -10,7 +10,7 @@ from brewctl.delivery.schema import partitioning
 from brewctl.lab.bench import drains
 from brewctl.lab.bench.figures import Figure
 from brewctl.lab.bench.ground import Ground
-from brewctl.lab.measure import measure
+from brewctl.lab.load.measure import measure
 from brewctl.sql import bench_queries
 
 _FEW, _MANY, _DEAD = 10_000, 1_000_000, 200_000

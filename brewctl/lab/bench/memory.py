@@ -7,9 +7,9 @@ from pathlib import Path
 
 from brewctl.lab.bench.figures import Figure
 from brewctl.lab.bench.ground import Ground, addresses
-from brewctl.lab.cast import STORY
-from brewctl.lab.measure import measure
-from brewctl.lab.nodes import Node
+from brewctl.lab.load.measure import measure
+from brewctl.lab.play.cast import STORY
+from brewctl.lab.play.nodes import Node
 from brewctl.lifecycle import beside
 
 _ORDERS = 100_000

@@ -8,7 +8,7 @@ import psycopg
 from brewctl.delivery import database
 from brewctl.lab.bench.figures import Figure
 from brewctl.lab.bench.ground import Ground, addresses
-from brewctl.lab.measure import measure
+from brewctl.lab.load.measure import measure
 from brewctl.lifecycle import wait_until
 from brewctl.sql import bench_queries
 

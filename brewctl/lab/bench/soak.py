@@ -29,10 +29,10 @@ from brewctl.errors import BrewError
 from brewctl.lab.bench.figures import Figure
 from brewctl.lab.bench.ground import Ground, addresses
 from brewctl.lab.bench.memory import resident_mb
-from brewctl.lab.cast import STORY
-from brewctl.lab.load import Call, Load
-from brewctl.lab.measure import Measurement
-from brewctl.lab.nodes import Node
+from brewctl.lab.load.load import Load, LoadCall
+from brewctl.lab.load.measure import Measurement
+from brewctl.lab.play.cast import STORY
+from brewctl.lab.play.nodes import Node
 from brewctl.lifecycle import beside
 from brewctl.sql import bench_queries
 from brewctl.verify import verify
@@ -53,7 +53,7 @@ _MB = 1e6
 
 
 @dataclass(frozen=True)
-class Look:
+class SoakLook:
     """What was there at a moment, and what the time since the look before it brought."""
 
     at_s: float
@@ -110,7 +110,7 @@ class _Soak:
     """A load, and the looks at what it leaves."""
 
     def __init__(self, ground: Ground, nodes: Sequence[Node], admin: Admin) -> None:
-        self.looks: list[Look] = []
+        self.looks: list[SoakLook] = []
         self.failed = 0
         self._ground = ground
         self._nodes = nodes
@@ -139,7 +139,7 @@ class _Soak:
                 if over.is_set():
                     break
 
-    def _record(self, call: Call) -> None:
+    def _record(self, call: LoadCall) -> None:
         self._window.record(call)
 
     def _look(self, at_s: float, seconds: float) -> None:
@@ -149,7 +149,7 @@ class _Soak:
         sizes = {name: self._sizes(name) for name in _TABLES}
         wal_bytes, now = self._ground.ask("wal_bytes"), self._ground.now()
         p50, p99 = self._delays(now)
-        look = Look(
+        look = SoakLook(
             at_s=round(at_s, 1),
             table_mb={name: size / _MB for name, (size, _, _) in sizes.items()},
             partitions={name: count for name, (_, count, _) in sizes.items()},
@@ -214,7 +214,7 @@ _HEAD = (
 )
 
 
-def _line(look: Look) -> str:
+def _line(look: SoakLook) -> str:
     effect = "-" if look.effect_p99_ms is None else f"{look.effect_p99_ms:.0f}"
     outbox, dedup = (f"{look.table_mb[name]:.1f} MB" for name in _TABLES)
     return (
@@ -224,15 +224,15 @@ def _line(look: Look) -> str:
     )
 
 
-def figures(looks: Sequence[Look], *, failed: int, judged: bool) -> Iterator[Figure]:
+def figures(looks: Sequence[SoakLook], *, failed: int, judged: bool) -> Iterator[Figure]:
     """Compare the last third of the looks with the first: the most of what is to level off, the median of times."""
     third = max(1, len(looks) // 3)
     first, last = looks[:third], looks[-third:]
 
     def compared(
-        name: str, unit: str, of: Callable[[Look], float | None], most: float | None, *, peak: bool = False
+        name: str, unit: str, of: Callable[[SoakLook], float | None], most: float | None, *, peak: bool = False
     ) -> Figure:
-        def taken(some: Sequence[Look]) -> float | None:
+        def taken(some: Sequence[SoakLook]) -> float | None:
             values = [value for look in some if (value := of(look)) is not None]
             return (max(values) if peak else statistics.median(values)) if values else None
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from brewctl.lab.bench.figures import Row
+from brewctl.lab.bench.figures import BenchRow
 
 _WIDTH = 80
 NAME_COLUMNS = 33
@@ -12,7 +12,7 @@ _MARKS = {True: "ok", False: "miss", None: ""}
 _INDENT = 4
 
 
-def lines(rows: Sequence[Row], before: Mapping[str, float], machine: Mapping[str, Any]) -> Iterator[str]:
+def lines(rows: Sequence[BenchRow], before: Mapping[str, float], machine: Mapping[str, Any]) -> Iterator[str]:
     """Write the machine, then a line a figure; of one that was measured several times, its spread below it.
 
     `before` has the medians of an earlier bench, by name.
@@ -53,7 +53,7 @@ def amount(value: float | None, unit: str) -> str:
     return f"{value:,.0f} {unit}" if value >= _MANY_DIGITS else f"{value:,.2f} {unit}"
 
 
-def _spread(row: Row) -> str:
+def _spread(row: BenchRow) -> str:
     """Write the lowest and the highest value and ratio of the runs; "" where no run has a value."""
     if row.spread is None:
         return ""

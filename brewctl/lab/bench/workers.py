@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from brewctl.lab.bench import clients, machine
 from brewctl.lab.bench.figures import Figure
 from brewctl.lab.bench.ground import LONGER, Ground
-from brewctl.lab.cast import ORDER_NODES, STORY
-from brewctl.lab.measure import Result
-from brewctl.lab.nodes import Node
+from brewctl.lab.load.measure import LoadResult
+from brewctl.lab.play.cast import ORDER_NODES, STORY
+from brewctl.lab.play.nodes import Node
 
 _NODE = ORDER_NODES[0]
 # The node itself says so once all its workers listen; each worker says it for itself before.
@@ -60,7 +60,7 @@ def cores_for(workers: int) -> int:
     return 2 * workers
 
 
-def _load(ground: Ground, count: int) -> tuple[Result, float]:
+def _load(ground: Ground, count: int) -> tuple[LoadResult, float]:
     """Load so many workers by as many clients; for longer, where no call succeeded in that time."""
     command = (*STORY.commands[_NODE], "--workers", str(count))
     with ground.nodes(_NODE, arguments=command) as (node,):

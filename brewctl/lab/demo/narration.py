@@ -61,7 +61,7 @@ def progress(counts: Counts) -> str:
 
 
 def threat(victim: str, pid: int, kill_at: int) -> str:
-    """Say who will be killed, and when."""
+    """Say which node will be killed, and when."""
     return f"orders go on; after order {kill_at} {victim}, process {pid}, is killed"
 
 
@@ -94,7 +94,7 @@ def piled_up(counts: Counts, owned: Iterable[int]) -> str:
 
 
 def moved(owned: Iterable[int], heir: str, after_s: float) -> str:
-    """Say when the partitions moved, and to whom."""
+    """Say when the partitions moved, and to which node."""
     return f"{after_s:.1f} s after the kill Kafka moves {listed(owned)} to {heir}: the rebalance"
 
 

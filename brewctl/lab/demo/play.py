@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
-from typing import Protocol
 
 from brewctl import overview
 from brewctl.config import Settings
@@ -18,13 +17,13 @@ from brewctl.delivery.schema import homes, registration
 from brewctl.delivery.schema.homes import Databases
 from brewctl.delivery.topics import topics
 from brewctl.errors import BrewError
-from brewctl.lab.cast import ORDER_NODES, STORY
 from brewctl.lab.demo import narration
 from brewctl.lab.demo.customer import Customer
-from brewctl.lab.demo.recorder import Recorder, View
-from brewctl.lab.history import Act, Claim, Fault, Mark
-from brewctl.lab.nodes import Node, Nodes
-from brewctl.lab.watch import standstill_s
+from brewctl.lab.demo.recorder import Recorder, TourKeys, View
+from brewctl.lab.play.cast import ORDER_NODES, STORY
+from brewctl.lab.play.nodes import Node, Nodes
+from brewctl.lab.record.history import Act, Claim, FaultSpan, Mark
+from brewctl.lab.record.watch import standstill_s
 
 _LOOK_EVERY_S = 0.2
 _FORGET_S = 20.0  # longer than a session of any demo
@@ -33,18 +32,8 @@ _CATCH_UP_S = 60.0  # beyond the session timeout
 _SKIPPED = re.compile(r"skipped=(\d+)")
 
 
-class Keys(Protocol):
-    """The keys of a terminal, for a tour that waits for one before each act."""
-
-    def forget(self) -> None:
-        """Forget those that were pressed up to now."""
-
-    def pressed(self) -> bool:
-        """Say whether one was. Raises KeyboardInterrupt where it means the end."""
-
-
 @dataclass(frozen=True)
-class Verdict:
+class DemoVerdict:
     """How the play ended: what was claimed, and whether it holds."""
 
     claims: list[Claim]
@@ -58,8 +47,8 @@ class Verdict:
 
 
 def run(
-    settings: Settings, view: View, *, orders: int, kill_at: int, logs: Path, keys: Keys | None = None
-) -> tuple[Verdict, Act]:
+    settings: Settings, view: View, *, orders: int, kill_at: int, logs: Path, keys: TourKeys | None = None
+) -> tuple[DemoVerdict, Act]:
     """Play it on servers that are up; destroys what is in the tables and topics. Leaves no process behind.
 
     With `keys` each act but the first waits for one, for as long as it takes; the nodes work on meanwhile.
@@ -73,7 +62,7 @@ def run(
         topics.create(settings, recreate=True)
         with open_admin(settings) as admin:
             recorder.say(narration.topic(len(admin.describe(settings.topic)[0].replicas)))
-            play = _Play(settings, recorder, databases, admin, logs, keys)
+            play = _DemoRun(settings, recorder, databases, admin, logs, keys)
             with play.nodes:
                 addresses = play.start_nodes()
                 # The flow is seen before the kill, which then hits nodes that are at work.
@@ -94,7 +83,7 @@ def run(
 
 
 def _await_empty_groups(settings: Settings, recorder: Recorder) -> None:
-    """Wait until Kafka has forgotten who was killed in an earlier run that was broken off."""
+    """Wait until the groups are empty: Kafka keeps the members that an interrupted run has killed for a session."""
     try:
         topics.await_empty_groups(settings, timeout_s=0)
     except BrewError:
@@ -102,7 +91,7 @@ def _await_empty_groups(settings: Settings, recorder: Recorder) -> None:
         topics.await_empty_groups(settings, timeout_s=_FORGET_S)
 
 
-class _Play:
+class _DemoRun:
     def __init__(
         self,
         settings: Settings,
@@ -110,7 +99,7 @@ class _Play:
         databases: Databases,
         admin: Admin,
         logs: Path,
-        keys: Keys | None,
+        keys: TourKeys | None,
     ) -> None:
         self._settings = settings
         self._recorder = recorder
@@ -118,7 +107,7 @@ class _Play:
         self._databases = databases
         self._admin = admin
         self._keys = keys
-        # Not yet: inf.
+        # inf until it happens.
         self._killed_s = self._moved_s = self._late_s = inf
 
     def start_nodes(self) -> list[str]:
@@ -166,7 +155,7 @@ class _Play:
         victim = self._node(_VICTIM)
         killed_s = self._recorder.now_s
         victim.kill()
-        self._recorder.act.faults.append(Fault(killed_s, inf, f"kill -9 {_VICTIM}", (_VICTIM,)))
+        self._recorder.act.faults.append(FaultSpan(killed_s, inf, f"kill -9 {_VICTIM}", (_VICTIM,)))
         self._recorder.say(narration.killed(_VICTIM, victim.process.pid))
         self._recorder.say(narration.no_goodbye(victim.assignment))
         self._killed_s = killed_s
@@ -190,7 +179,7 @@ class _Play:
         else:
             say(narration.LATE)
 
-    def judge(self, acknowledged: list[str]) -> Verdict:
+    def judge(self, acknowledged: list[str]) -> DemoVerdict:
         """Stop the nodes and judge by what the tables say."""
         self._begin(6)
         self._recorder.say(narration.DRAINS)
@@ -200,7 +189,7 @@ class _Play:
         if skipped := _SKIPPED.search("\n".join(self._node(_HEIR).lines)):
             self._recorder.say(narration.repeats(int(skipped[1]), _VICTIM, _HEIR))
         pause_s = standstill_s(self._recorder.act.samples, 0.0, "reservations")
-        verdict = Verdict(self._claims(acknowledged, unclean), shares, pause_s)
+        verdict = DemoVerdict(self._claims(acknowledged, unclean), shares, pause_s)
         self._record(verdict)
         return verdict
 
@@ -220,7 +209,7 @@ class _Play:
             Claim("every other node drained cleanly", not unclean, ", ".join(node.name for node in unclean)),
         ]
 
-    def _record(self, verdict: Verdict) -> None:
+    def _record(self, verdict: DemoVerdict) -> None:
         act = self._recorder.act
         act.ok, act.claims = verdict.ok, verdict.claims
         act.figures = [

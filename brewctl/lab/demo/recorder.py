@@ -11,8 +11,8 @@ from brewctl.delivery import registry
 from brewctl.delivery.broker import Admin, GroupMember
 from brewctl.delivery.schema.homes import Databases
 from brewctl.lab.demo import narration
-from brewctl.lab.history import Act, Event, Ownership, Sample
-from brewctl.lab.nodes import Node
+from brewctl.lab.play.nodes import Node
+from brewctl.lab.record.history import Act, ActEvent, FlowSample, Ownership
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,16 @@ class View(Protocol):
 
     def show(self, scene: Scene) -> None:
         """Show where everything stands."""
+
+
+class TourKeys(Protocol):
+    """The keys of a terminal, for a tour that waits for one before each act."""
+
+    def forget(self) -> None:
+        """Forget those that were pressed up to now."""
+
+    def pressed(self) -> bool:
+        """Say whether one was. Raises KeyboardInterrupt where it means the end."""
 
 
 class Recorder:
@@ -83,7 +93,7 @@ class Recorder:
         self._view.ask(text)
 
     def _keep(self, text: str) -> None:
-        self.act.events.append(Event(self.now_s, text))
+        self.act.events.append(ActEvent(self.now_s, text))
 
     def look(self, settings: Settings, databases: Databases, admin: Admin, nodes: Sequence[Node]) -> None:
         """See how far everything is, in PostgreSQL, in Kafka and in the process table, and show it."""
@@ -91,7 +101,7 @@ class Recorder:
         if away:
             raise away
         done = {"reservations": counts.reservations, "notifications": counts.notifications}
-        self.act.samples.append(Sample(at_s, counts.orders, counts.outbox_unpublished, done))
+        self.act.samples.append(FlowSample(at_s, counts.orders, counts.outbox_unpublished, done))
         groups = [
             (downstream.group, admin.group(registry.kafka_group(settings, downstream), settings.topic))
             for downstream in registry.configured(settings)

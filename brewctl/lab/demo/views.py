@@ -18,10 +18,10 @@ from rich.text import Text
 from brewctl import stdout
 from brewctl.delivery.broker import PARTITIONS
 from brewctl.lab import look, report
-from brewctl.lab.demo import chart
-from brewctl.lab.demo.play import Verdict
+from brewctl.lab.demo import text_chart
+from brewctl.lab.demo.play import DemoVerdict
 from brewctl.lab.demo.recorder import Scene
-from brewctl.lab.history import Act
+from brewctl.lab.record.history import Act
 from brewctl.overview import distribution_line
 
 _VERBS = {"order": "published", "inventory": "reserved", "notification": "notified"}
@@ -81,7 +81,7 @@ class Screen:
         if self._scene:
             parts += [_heading("Brew orders"), _counters(self._scene), _nodes(self._scene)]
             if _shows_chart(height):
-                parts.append(chart.draw(self._scene.record, width))
+                parts.append(text_chart.draw(self._scene.record, width))
         shown = [*self._events][-_room(height) :]
         return Group(*parts, _heading("what happens"), Text("\n".join(shown), overflow="ellipsis", no_wrap=True))
 
@@ -101,7 +101,7 @@ class Screen:
             border_style="cyan",
         )
 
-    def save(self, verdict: Verdict, path: Path) -> None:
+    def save(self, verdict: DemoVerdict, path: Path) -> None:
         """Write an SVG: the last look at the plateau, before the survivor took over, and the verdict.
 
         Raises BrewError where the file can't be written.
@@ -138,9 +138,9 @@ class PlainView(Screen):
             stdout.put(line)
             self._counted, self._counted_at = line, now
 
-    def finish(self, verdict: Verdict, act: Act) -> None:
+    def finish(self, verdict: DemoVerdict, act: Act) -> None:
         """Print the chart, the distribution and the verdict."""
-        stdout.put(chart.draw(act, _WIDTH).plain)
+        stdout.put(text_chart.draw(act, _WIDTH).plain)
         stdout.put(distribution_line(verdict.shares))
         for claim in verdict.claims:
             stdout.put(f"ok   {claim.text}" if claim.holds else f"FAIL {claim.text}: {claim.found}")
@@ -162,20 +162,20 @@ class LiveView(Screen):
         """Show it while the block runs, and leave the last screen."""
         return Live(get_renderable=lambda: self.draw(*self._console.size), console=self._console, refresh_per_second=8)
 
-    def finish(self, verdict: Verdict, act: Act) -> None:
+    def finish(self, verdict: DemoVerdict, act: Act) -> None:
         """Print the chart and the verdict below the last screen."""
         if not _shows_chart(self._console.height):
-            self._console.print(chart.draw(act, self._console.width))
+            self._console.print(text_chart.draw(act, self._console.width))
         self._console.print(_judged(verdict))
 
 
 def _shows_chart(height: int) -> bool:
-    return height - _OTHER_LINES >= chart.HEIGHT + _FEW_EVENTS
+    return height - _OTHER_LINES >= text_chart.HEIGHT + _FEW_EVENTS
 
 
 def _room(height: int) -> int:
     """Return how many events there is room for."""
-    return max(3, height - _OTHER_LINES - (chart.HEIGHT if _shows_chart(height) else 0))
+    return max(3, height - _OTHER_LINES - (text_chart.HEIGHT if _shows_chart(height) else 0))
 
 
 def _heading(text: str) -> Rule:
@@ -217,7 +217,7 @@ def _nodes(scene: Scene) -> Table:
     return table
 
 
-def _judged(verdict: Verdict) -> Panel:
+def _judged(verdict: DemoVerdict) -> Panel:
     """Draw the claims, the distribution and how it ended."""
     lines = Text()
     for claim in verdict.claims:
@@ -231,6 +231,6 @@ def _judged(verdict: Verdict) -> Panel:
     )
 
 
-def _closing(verdict: Verdict) -> str:
+def _closing(verdict: DemoVerdict) -> str:
     pause = f"; the longest pause in reservations was {verdict.longest_pause_s:.1f} s"
     return f"verdict: {'nothing was lost, nothing happened twice' if verdict.ok else 'FAILED'}{pause}"

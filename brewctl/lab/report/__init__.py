@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 
 from brewctl.errors import BrewError
-from brewctl.lab.history import Act
+from brewctl.lab.record.history import Act
 from brewctl.lab.report import chart, page
 
 _FONTS = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', 'Liberation Mono', monospace"

@@ -13,11 +13,11 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from brewctl.lab.history import Act
+from brewctl.lab.record.history import Act
 from brewctl.lab.report.curves import curves
 from brewctl.lab.report.geometry import Scale, lanes, shorten, text_width, tick_step, ticks
+from brewctl.lab.report.layout import TEXT, Frame, Panel, at, stack
 from brewctl.lab.report.markup import Markup, join, leaf, number, tag
-from brewctl.lab.report.panels import TEXT, Frame, Panel, at, stack
 from brewctl.lab.report.strips import hatches, strips
 
 WIDE, NARROW = 960.0, 380.0  # pixels: for a screen or paper, for a phone

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from brewctl.lab.history import Sample
+from brewctl.lab.record.history import FlowSample
 from brewctl.lab.report.geometry import Point, Scale, thin, tick_step, ticks
+from brewctl.lab.report.layout import Entry, Frame, Panel, legend, stack
 from brewctl.lab.report.markup import Markup, join, leaf, number, tag
-from brewctl.lab.report.panels import Entry, Frame, Panel, legend, stack
 
 _MOST_POINTS = 600
 _READINGS = 120
@@ -20,10 +20,10 @@ class _Counter:
 
     style: str
     label: str
-    read: Callable[[Sample], int]
+    read: Callable[[FlowSample], int]
     filled: bool = False
 
-    def points(self, samples: Sequence[Sample]) -> list[Point]:
+    def points(self, samples: Sequence[FlowSample]) -> list[Point]:
         return [(sample.at_s, float(self.read(sample))) for sample in samples]
 
 
@@ -31,7 +31,7 @@ _ORDERS = _Counter("orders", "orders", lambda sample: sample.orders, filled=True
 _OUTBOX = _Counter("outbox", "unpublished outbox rows", lambda sample: sample.outbox_unpublished, filled=True)
 
 
-def _growing(sample: Sample) -> list[_Counter]:
+def _growing(sample: FlowSample) -> list[_Counter]:
     """Return orders and effects in the order of drawing: each leaves gaps or edges to see those below it by."""
     effects = [
         _Counter(f"effects{number % _STYLES + 1}", name, lambda sample, name=name: sample.value(name))  # type: ignore[misc]
@@ -40,7 +40,7 @@ def _growing(sample: Sample) -> list[_Counter]:
     return [_ORDERS, *effects]
 
 
-def curves(samples: Sequence[Sample], frame: Frame) -> Panel:
+def curves(samples: Sequence[FlowSample], frame: Frame) -> Panel:
     """Draw the counters over time; what one look saw is told to a pointer that rests on its moment."""
     if not samples:
         said = tag("text", "the counters were not looked at", class_="quiet", x=frame.left, y=14)
@@ -61,7 +61,7 @@ def _entry(counter: _Counter, value: str) -> Entry:
     return Entry(leaf("path", class_=f"line {counter.style}", d="M0 0H20"), counter.label, value)
 
 
-def _plot(counters: Sequence[_Counter], samples: Sequence[Sample], frame: Frame, *, height: float) -> Panel:
+def _plot(counters: Sequence[_Counter], samples: Sequence[FlowSample], frame: Frame, *, height: float) -> Panel:
     highest = max(counter.read(sample) for sample in samples for counter in counters)
     step = tick_step(max(highest, 1), at_most=int(height // 30))
     marks = ticks(max(highest, 1) + step * 0.999, step)  # to the tick that no counter passes
@@ -100,7 +100,9 @@ def _line(counter: _Counter, points: Sequence[Point], *, bottom: float) -> Marku
     )
 
 
-def _readings(counters: Sequence[_Counter], samples: Sequence[Sample], frame: Frame, height: float) -> Iterator[Markup]:
+def _readings(
+    counters: Sequence[_Counter], samples: Sequence[FlowSample], frame: Frame, height: float
+) -> Iterator[Markup]:
     """Cover the plots with invisible columns, each of which tells what was seen in it last."""
     columns = int(min(_READINGS, max(len(samples), 1)))
     seen = {

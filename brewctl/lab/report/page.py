@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from brewctl.lab.history import Act, Claim
+from brewctl.lab.record.history import Act, Claim
 from brewctl.lab.report.chart import NARROW, WIDE, picture
 from brewctl.lab.report.markup import Markup, leaf, tag
 

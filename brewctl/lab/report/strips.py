@@ -1,13 +1,13 @@
-"""Who owned each partition, one row a partition; and while its owner could not work."""
+"""The owner of each partition over time, one row a partition, and when that owner could not work."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from brewctl.lab.history import Act, Fault, Ownership
+from brewctl.lab.record.history import Act, FaultSpan, Ownership
 from brewctl.lab.report.geometry import text_width
+from brewctl.lab.report.layout import Entry, Frame, Panel, at, legend
 from brewctl.lab.report.markup import Markup, join, leaf, tag
-from brewctl.lab.report.panels import Entry, Frame, Panel, at, legend
 
 _ROW = 15.0
 _GAP = 2.0
@@ -25,7 +25,7 @@ class _Stretch:
 
 
 def hatches(key: str) -> Markup:
-    """Define the two fills that are no colours: owned by nobody, and owned by one who can't work."""
+    """Define the two hatched fills: owned by no node, and owned by a node that can't work."""
     return tag("defs", *(_hatch(f"{key}-{name}", name) for name in ("nobody", "down")))
 
 
@@ -51,7 +51,7 @@ def strips(act: Act, frame: Frame) -> list[Panel]:
 
 class _Strip:
     def __init__(
-        self, group: str, looks: Sequence[Ownership], faults: Sequence[Fault], frame: Frame, colours: dict[str, str]
+        self, group: str, looks: Sequence[Ownership], faults: Sequence[FaultSpan], frame: Frame, colours: dict[str, str]
     ) -> None:
         self._group = group
         self._faults = faults

@@ -19,15 +19,16 @@ from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.events import Resize
 from textual.pilot import Pilot
-from textual.widgets import DataTable, Static
+from textual.widgets import Static
 
 from brewctl.errors import BrewError, ExitCode
 from brewctl.lab import look
-from brewctl.lab.nodes import Role
+from brewctl.lab.play.nodes import Role
 from brewctl.lab.top import changes, keys, panels
 from brewctl.lab.top.controls import Controls, LoadControl
 from brewctl.lab.top.jobs import Jobs
 from brewctl.lab.top.observer import EVERY_S, Observer
+from brewctl.lab.top.process_table import ProcessTable
 from brewctl.lab.top.rates import Rates
 from brewctl.lab.top.snapshot import Process, Snapshot
 from brewctl.security import PLAINTEXT, OrderSecurity
@@ -37,8 +38,6 @@ _EVENTS = 200
 # What the parts have beside lines of downstreams: two bars, five lines of counters and partitions; then the fewest
 # lines of processes and of events.
 _FIXED, _FEWEST_PROCESSES, _FEWEST_EVENTS = 7, 4, 2
-# Columns of the processes, their padding included; the last one takes the rest, up to the scroll bar.
-_COLUMNS = {"name": 17, "    pid": 9, "state": 10}
 
 
 class Top(App[None]):
@@ -95,16 +94,16 @@ class Top(App[None]):
         self._killed: dict[str, int | None] = {}  # by a key: the pid
         self._rates = Rates()
         self._events: deque[str] = deque(maxlen=_EVENTS)
-        self._shown: list[str] = []  # names of processes, in their rows
+        self._table = ProcessTable()
         self.snapshot = Snapshot(time.monotonic())
-        self.failure: Exception | None = None  # what nobody foresaw, and has ended it
+        self.failure: Exception | None = None  # the unexpected error that has ended it
 
     def compose(self) -> ComposeResult:
         """Lay the parts out."""
         yield Static(id="small")
         yield Static(id="title")
         yield Static(id="counters")
-        yield DataTable(id="processes", cursor_type="row", cell_padding=0)
+        yield self._table
         yield Static(id="partitions")
         yield Static(id="events")
         yield Static(id="keys")
@@ -114,11 +113,7 @@ class Top(App[None]):
         self.theme = "ansi-dark"  # the terminal's own colours, light or dark
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             asyncio.get_running_loop().add_signal_handler(number, self.action_interrupt)
-        table = self.query_one(DataTable)
-        for name, width in _COLUMNS.items():
-            table.add_column(name, key=name, width=width)
-        table.add_column("what it does", key="what")
-        table.focus()
+        self._table.focus()
         with self._guarded():
             self.snapshot = self._observer.look()
             self._rates.add(self.snapshot)
@@ -198,7 +193,7 @@ class Top(App[None]):
         said = keys.line(self._adds) if self._controls else keys.ELSEWHERE
         self.query_one("#keys", Static).update(f"{said:<{width}}")
         self.query_one("#counters", Static).update(panels.counters(snapshot, self._rates, width, most=most))
-        self._show_processes(colours)
+        self._table.show(snapshot.processes, colours)
         self.query_one("#partitions", Static).update(panels.partitions(snapshot, colours, width, most=most))
         events = self.query_one("#events", Static)
         events.update(panels.events(list(self._events), events.size.height, width))
@@ -209,35 +204,13 @@ class Top(App[None]):
         most = max(1, (height - _FIXED - _FEWEST_PROCESSES - _FEWEST_EVENTS) // 2)
         left = height - _FIXED - 2 * min(there, most) - 1
         in_log = self.screen.has_class("log")
-        self.query_one(DataTable).styles.max_height = height // 2 if in_log else min(height // 2, left)
+        self._table.styles.max_height = height // 2 if in_log else min(height // 2, left)
         return most
 
     def _title(self) -> str:
         left, right = f"brewctl top  {self._where}", f"{self._load}  {time.strftime('%H:%M:%S')}"
         room = self.size.width - len(right) - 1
         return f"{left[:room]:<{room}} {right}"
-
-    def _show_processes(self, colours: dict[str, str]) -> None:
-        table, processes = self.query_one(DataTable), self.snapshot.processes
-        names = [process.name for process in processes]
-        if names != self._shown:
-            selected = self._selected_name()
-            table.clear()
-            for name in names:
-                table.add_row(*[""] * len(table.columns), key=name)
-            self._shown = names
-            if selected in names:
-                table.move_cursor(row=names.index(selected))
-        widths = [width - 1 for width in _COLUMNS.values()]
-        widths.append(self.size.width - sum(_COLUMNS.values()) - 1)
-        for process in processes:
-            cells = panels.process(process, colours.get(process.name, ""), widths)
-            for column, cell in zip(table.columns, cells, strict=True):
-                table.update_cell(process.name, column, cell, update_width=column.value == "what")
-
-    def _selected_name(self) -> str:
-        row = self.query_one(DataTable).cursor_row
-        return self._shown[row] if 0 <= row < len(self._shown) else ""
 
     def _tell(self, text: str) -> None:
         """Add to the log, from any thread; the next look shows it."""
@@ -297,7 +270,7 @@ class Top(App[None]):
 
     def action_pause(self) -> None:
         """Pause what is selected, or let it go on."""
-        process = self.snapshot.process(self._selected_name())
+        process = self.snapshot.process(self._table.selected)
         if process and process.state == "paused":
             self._send(signal.SIGCONT, "SIGCONT")
         else:
@@ -323,7 +296,7 @@ class Top(App[None]):
         self._show()
 
     def _selected(self) -> Process | None:
-        process = self.snapshot.process(self._selected_name())
+        process = self.snapshot.process(self._table.selected)
         if process and not process.ours:
             self._tell(f"{process.name} was not started by `brewctl start`: it is left alone")
             self._show()

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from brewctl.lab.top.snapshot import Group, Process, Snapshot
+from brewctl.lab.top.snapshot import Process, ShownGroup, Snapshot
 
 _WORKS = {"runs", "starts"}
 _EXPECTED = {*_WORKS, "stopped"}  # after which a start mends nothing
@@ -12,7 +12,7 @@ _MEANS = {
     "gone": "killed, or crashed",
     "stopped": "it drained",
 }
-# Of whom that can't be said: who owns no partitions, and who may have been asked to end and keeps no row of it.
+# Not said of these: they own no partitions, or keep no row that tells a drain from a crash.
 _MAY_DIFFER = {("paused", "order"), ("paused", "postgres"), ("gone", "kafka"), ("gone", "postgres")}
 
 
@@ -50,7 +50,7 @@ def _became(before: Process, after: Process) -> str:
     return after.state
 
 
-def _owners(owned: Mapping[int, str], after: Group) -> Iterator[str]:
+def _owners(owned: Mapping[int, str], after: ShownGroup) -> Iterator[str]:
     moved: dict[tuple[str, str], list[int]] = {}
     for place in after.places:
         if (owner := owned.get(place.partition, "")) != place.owner:

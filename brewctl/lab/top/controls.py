@@ -8,10 +8,10 @@ from pathlib import Path
 
 from brewctl.config import Settings
 from brewctl.errors import BrewError
-from brewctl.lab import background
-from brewctl.lab.load import Call, Load, Outcome
-from brewctl.lab.nodes import Role
-from brewctl.lab.stage import Servers
+from brewctl.lab.load.load import CallOutcome, Load, LoadCall
+from brewctl.lab.play import background
+from brewctl.lab.play.nodes import Role
+from brewctl.lab.play.servers import Servers
 from brewctl.lab.top.snapshot import Process
 from brewctl.security import PLAINTEXT, OrderSecurity
 
@@ -32,14 +32,14 @@ class LoadControl:
         self._threads: list[threading.Thread] = []
         self._addresses: Sequence[str] = ()
         self._counting = threading.Lock()
-        self._told = Counter[Outcome]()  # what became of the calls since the start
+        self._told = Counter[CallOutcome]()  # what became of the calls since the start
         self.rate = 20
         self.wanted = False  # it is, until it is stopped: it waits where no order-service runs
 
     @property
     def failed(self) -> int:
         """How many calls since the start were refused, or not answered in time."""
-        return self._told[Outcome.FAILED] + self._told[Outcome.UNKNOWN]
+        return self._told[CallOutcome.FAILED] + self._told[CallOutcome.UNKNOWN]
 
     @property
     def answering(self) -> bool:
@@ -58,7 +58,7 @@ class LoadControl:
         self._send_to(addresses)
 
     def follow(self, addresses: Sequence[str]) -> None:
-        """Send to the order-services that there are now, for who listens where one was may be anybody's; or wait."""
+        """Send to the order-services that run now, since another process may have an ended one's port; or wait."""
         if not self.wanted or set(addresses) == set(self._addresses):
             return
         if addresses:
@@ -107,7 +107,7 @@ class LoadControl:
         thread.start()
         self._threads = [thread, *(each for each in self._threads if each.is_alive())]
 
-    def _record(self, call: Call) -> None:
+    def _record(self, call: LoadCall) -> None:
         with self._counting:
             first = call.error is not None and not self.failed
             self._told[call.outcome] += 1
@@ -146,5 +146,5 @@ class Controls:
 
     def _start(self, role: str | Role, *, name: str = "") -> None:
         (node,) = background.start(self._home, self._settings, [role], name=name)
-        if node.port:  # which somebody else may take first
+        if node.port:  # which another process may take first
             background.settle(self._home, self._settings, node)

@@ -12,7 +12,7 @@ class Jobs:
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
         self._threads: dict[str, threading.Thread] = {}
-        self.failure: Exception | None = None  # the last that nobody foresaw
+        self.failure: Exception | None = None  # the last unexpected one
 
     def begin(self, name: str, do: Callable[[], object]) -> bool:
         """Do something for `name` in a thread. False, and it is not done, while another thing is done for it."""
@@ -24,7 +24,7 @@ class Jobs:
 
     @property
     def running(self) -> list[str]:
-        """For whom something is being done."""
+        """The names that have a job at work."""
         return [name for name, thread in self._threads.items() if thread.is_alive()]
 
     def wait(self) -> None:
@@ -37,5 +37,5 @@ class Jobs:
             do()
         except BrewError as error:
             self._say(str(error).splitlines()[0])
-        except Exception as error:  # noqa: BLE001 - raised by who looks at it
+        except Exception as error:  # noqa: BLE001 - raised by the reader of `failure`
             self.failure = error

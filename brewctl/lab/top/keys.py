@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from brewctl.config import Settings, short_name
 from brewctl.delivery import registry
-from brewctl.lab import nodes
-from brewctl.lab.nodes import Role
+from brewctl.lab.play import nodes
+from brewctl.lab.play.nodes import Role
 
 ELSEWHERE = "q quit  e log"
 _OWN = frozenset("qltkpre")

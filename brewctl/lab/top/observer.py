@@ -23,7 +23,7 @@ from brewctl.delivery.schema import homes
 from brewctl.errors import BrewError, UnreachableError
 from brewctl.lab.top.counting import Counting, Effects
 from brewctl.lab.top.processes import processes_of
-from brewctl.lab.top.snapshot import Counters, Group, Place, Process, Snapshot
+from brewctl.lab.top.snapshot import Counters, GroupPartition, Process, ShownGroup, Snapshot
 from brewctl.lifecycle import beside
 from brewctl.overview import consumer_groups
 from brewctl.overview.consumer_groups import GroupView
@@ -45,11 +45,11 @@ class Cluster:
 
 @dataclass
 class _Owners:
-    """Who owned each partition of a group, and since when."""
+    """The owner of each partition of a group, and since when."""
 
     since: dict[int, tuple[str, float | None]] = field(default_factory=dict)
 
-    def places(self, group: GroupView, now: float) -> Iterator[Place]:
+    def places(self, group: GroupView, now: float) -> Iterator[GroupPartition]:
         """Return the group's partitions as they are now, and remember their owners."""
         first = not self.since
         for part in group.partitions:
@@ -57,7 +57,7 @@ class _Owners:
             if part.owner != owner or part.partition not in self.since:
                 since = None if first else now
                 self.since[part.partition] = part.owner, since
-            yield Place(part.partition, part.owner, part.lag, None if since is None else now - since)
+            yield GroupPartition(part.partition, part.owner, part.lag, None if since is None else now - since)
 
 
 class Observer:
@@ -114,7 +114,9 @@ class Observer:
                 for process in processes_of(self._settings, known, rows, cluster.brokers, cluster.partitions, troubles)
             ),
             groups=tuple(
-                Group(group.name, group.state, tuple(self._owners.setdefault(group.name, _Owners()).places(group, now)))
+                ShownGroup(
+                    group.name, group.state, tuple(self._owners.setdefault(group.name, _Owners()).places(group, now))
+                )
                 for group in cluster.groups
             ),
             troubles=troubles,
@@ -193,6 +195,6 @@ class Observer:
 
 
 def _later(process: Process, seconds: float) -> Process:
-    """Return what is known of a process so long after its row was read: nobody has heard of it since."""
+    """Return what is known of a process so long after its row was read: it has not written its row since."""
     row = process.row
     return replace(process, row=replace(row, silent_s=row.silent_s + seconds)) if row else process

@@ -6,7 +6,7 @@ from rich.text import Text
 
 from brewctl.lab import look
 from brewctl.lab.top.rates import Rates
-from brewctl.lab.top.snapshot import Counters, Group, Place, Process, Snapshot
+from brewctl.lab.top.snapshot import Counters, GroupPartition, Process, ShownGroup, Snapshot
 
 _LABEL, _VALUE, _RATE = 14, 12, 11
 _CELL = 10
@@ -79,7 +79,7 @@ def _line(name: str, value: str, beside: str, history: Sequence[float], width: i
 
 
 def partitions(snapshot: Snapshot, colours: Mapping[str, str], width: int, *, most: int) -> Text:
-    """Draw the map of each group's partitions, of at most so many groups: who owns each, how far behind, since when."""
+    """Draw the map of each group's partitions, of at most so many groups: owner, lag, since when."""
     numbers = sorted({place.partition for group in snapshot.groups for place in group.places})
     shown = numbers[: max(1, (width - _LABEL) // (_CELL + 1))]
     label = "partition" if shown == numbers else f"first {len(shown)} of {len(numbers)}"
@@ -94,7 +94,7 @@ def partitions(snapshot: Snapshot, colours: Mapping[str, str], width: int, *, mo
     return _joined([head, *rows], width)
 
 
-def _group(group: Group, shown: list[int], colours: Mapping[str, str], states: Mapping[str, str]) -> Text:
+def _group(group: ShownGroup, shown: list[int], colours: Mapping[str, str], states: Mapping[str, str]) -> Text:
     steady = group.state in {"Stable", "Empty", "Dead"}
     name = _fitted(group.name) if steady else f"{group.name[: _LABEL - 1]}…"
     line = Text(f"{name:<{_LABEL}}", style="bold" if steady else "bold yellow")
@@ -106,7 +106,7 @@ def _group(group: Group, shown: list[int], colours: Mapping[str, str], states: M
     return line
 
 
-def _cell(place: Place, colour: str, state: str) -> Text:
+def _cell(place: GroupPartition, colour: str, state: str) -> Text:
     if not place.owner:
         return Text(f"{f'-  +{place.lag}':<{_CELL}}", style="dim" if not place.lag else "yellow")
     # The number of an owner tells it from its peers where colours don't, and a sign one that does nothing.

@@ -1,4 +1,4 @@
-"""Who runs: the rows that replicas keep of themselves, the state file, Kafka's members, and the process table."""
+"""What runs: the rows that replicas keep of themselves, the state file, Kafka's members, and the process table."""
 
 import socket
 from collections.abc import Iterator, Mapping, Sequence
@@ -71,7 +71,7 @@ def _replicas(nodes: Mapping[str, Server], rows: Sequence[NodeRow]) -> Iterator[
 
 
 def _found(row: NodeRow | None) -> psutil.Process | None:
-    """Find the process of a replica on this machine that somebody else started."""
+    """Find the process of a replica on this machine that was not started by `brewctl start`."""
     if row is None or row.host != socket.gethostname():
         return None
     try:

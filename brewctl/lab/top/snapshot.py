@@ -41,22 +41,22 @@ class Process:
 
 
 @dataclass(frozen=True)
-class Place:
+class GroupPartition:
     """A partition, as a group has it."""
 
     partition: int
-    owner: str  # "" is nobody
+    owner: str  # "": none
     lag: int
     moved_s: float | None  # since it came to its owner; None where that was before the first look
 
 
 @dataclass(frozen=True)
-class Group:
+class ShownGroup:
     """A consumer group."""
 
     name: str
     state: str  # Kafka's word
-    places: tuple[Place, ...]
+    places: tuple[GroupPartition, ...]
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Snapshot:
     downstreams: tuple[str, ...] = ()  # the names of their counters
     dead_letters: int | None = None  # records of their topic
     processes: tuple[Process, ...] = ()
-    groups: tuple[Group, ...] = ()
+    groups: tuple[ShownGroup, ...] = ()
     troubles: dict[str, str] = field(default_factory=dict)  # of postgres, of kafka
 
     def process(self, name: str) -> Process | None:
@@ -76,7 +76,7 @@ class Snapshot:
         return next((process for process in self.processes if process.name == name), None)
 
     def with_killed(self, pids: Mapping[str, int | None]) -> "Snapshot":
-        """Say of who is gone that it was killed where that is known: `pids` are those of processes, by name."""
+        """Return a copy in which gone processes that a key has killed are `killed`; `pids` by their names."""
         return replace(
             self,
             processes=tuple(

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 
 from brewctl import log
-from brewctl.lab.wire import Connection, Faults, Flow
+from brewctl.lab.network.wire import ByteStream, Faults, ProxiedConnection
 
 logger = log.get(__name__)
 
@@ -32,7 +32,7 @@ class Relay:
         self, listener: socket.socket, upstream: tuple[str, int], *, alarm: socket.socket, on_alarm: Callable[[], None]
     ) -> None:
         self.faults = Faults()
-        self.connections: set[Connection] = set()
+        self.connections: set[ProxiedConnection] = set()
         self.cuts = 0
         self._listener = listener
         self._upstream = upstream
@@ -57,7 +57,7 @@ class Relay:
         self._listener.close()
 
     def accept(self) -> None:
-        """Take in all who have connected."""
+        """Accept all waiting connections."""
         for _ in range(BACKLOG):
             try:
                 client = self._listener.accept()[0]
@@ -70,7 +70,7 @@ class Relay:
                     self._at(time.monotonic() + _ACCEPT_AGAIN_S, self._listen)
                 return
             try:
-                connection = None if self.faults.refuses else Connection(client)
+                connection = None if self.faults.refuses else ProxiedConnection(client)
             except OSError:
                 connection = None
             if connection:
@@ -88,7 +88,7 @@ class Relay:
             self._guard(self._watch, connection)  # there may be more room now, or less
 
     def heal(self) -> None:
-        """Have no faults: what waits goes, and who lost something is broken."""
+        """Remove all faults. Waiting bytes are sent; connections that lost bytes are reset."""
         self.faults = Faults()
         for connection in list(self.connections):
             self._guard(self._resume, connection)
@@ -104,7 +104,7 @@ class Relay:
     def _at(self, when: float, act: Callable[[], None]) -> None:
         heapq.heappush(self._timers, (when, next(self._tickets), act))
 
-    def _guard(self, act: Callable[..., None], connection: Connection, *more: object) -> None:
+    def _guard(self, act: Callable[..., None], connection: ProxiedConnection, *more: object) -> None:
         """Do something for a connection. What goes wrong ends that one, and nothing else."""
         if connection not in self.connections:
             return
@@ -120,7 +120,7 @@ class Relay:
             logger.exception("proxy_failed")
             self._drop(connection, broken=True)
 
-    def _start(self, connection: Connection) -> None:
+    def _start(self, connection: ProxiedConnection) -> None:
         if self.faults.swallows:
             return
         connection.started = True
@@ -129,7 +129,7 @@ class Relay:
             raise OSError(error, os.strerror(error))
         connection.request.blocked = True
 
-    def _resume(self, connection: Connection) -> None:
+    def _resume(self, connection: ProxiedConnection) -> None:
         if connection.lost:
             raise ConnectionResetError
         if not connection.started:
@@ -138,14 +138,14 @@ class Relay:
             flow.release()
             self._send(connection, flow)
 
-    def _on_events(self, connection: Connection, reads: Flow, writes: Flow, events: int) -> None:
+    def _on_events(self, connection: ProxiedConnection, reads: ByteStream, writes: ByteStream, events: int) -> None:
         if events & selectors.EVENT_WRITE:
             connection.look_connected()
             self._send(connection, writes)
         if events & selectors.EVENT_READ:
             self._read(connection, reads)
 
-    def _read(self, connection: Connection, flow: Flow) -> None:
+    def _read(self, connection: ProxiedConnection, flow: ByteStream) -> None:
         faults = self.faults
         room = faults.room_bytes - flow.size
         if flow.ended or room <= 0:
@@ -172,7 +172,7 @@ class Relay:
         flow.put(faults.due(flow.way, len(piece or b"")), piece)
         self._send(connection, flow)
 
-    def _send(self, connection: Connection, flow: Flow) -> None:
+    def _send(self, connection: ProxiedConnection, flow: ByteStream) -> None:
         if not connection.connected:
             return
         if flow.send(time.monotonic()) and flow is connection.request:
@@ -181,7 +181,7 @@ class Relay:
             flow.wake_at = due
             self._at(due, functools.partial(self._guard, self._send, connection, flow))
 
-    def _watch(self, connection: Connection) -> None:
+    def _watch(self, connection: ProxiedConnection) -> None:
         """Wait for what can be dealt with, and for nothing else: else the thread would never sleep."""
         room = self.faults.room_bytes
         for reads, writes in (connection.flows, connection.flows[::-1]):
@@ -197,12 +197,12 @@ class Relay:
                 self._selector.register(reads.source, events, act)
                 reads.watched = events
 
-    def _forget(self, flow: Flow) -> None:
+    def _forget(self, flow: ByteStream) -> None:
         if flow.watched:
             flow.watched = 0
             self._selector.unregister(flow.source)
 
-    def _drop(self, connection: Connection, *, broken: bool) -> None:
+    def _drop(self, connection: ProxiedConnection, *, broken: bool) -> None:
         self.connections.discard(connection)
         for flow in connection.flows:
             self._forget(flow)

@@ -17,7 +17,7 @@ from itertools import takewhile
 
 from rich.text import Text
 
-from brewctl.lab.history import Act, Sample
+from brewctl.lab.record.history import Act, FlowSample
 from brewctl.lab.report.geometry import Scale, lanes, tick_step, ticks
 
 HEIGHT = 13  # lines that it takes at most
@@ -51,12 +51,12 @@ def draw(act: Act, width: int) -> Text:
     return drawn
 
 
-def _legend(last: Sample) -> str:
+def _legend(last: FlowSample) -> str:
     counters = ((_WAITS, "orders"), (_RESERVED, "reservations"), (_NOTIFIED, "notifications"))
     return " " * _LEFT + "   ".join(f"{sign} {name} {last.value(name)}" for sign, name in counters)
 
 
-def _plot(samples: Sequence[Sample], time: Scale) -> Iterator[str]:
+def _plot(samples: Sequence[FlowSample], time: Scale) -> Iterator[str]:
     highest = samples[-1].orders
     row = Scale((0.0, highest), (0.0, float(_ROWS)))
     seen = [_seen(samples, time, column) for column in range(int(time.length) + 1)]
@@ -65,12 +65,12 @@ def _plot(samples: Sequence[Sample], time: Scale) -> Iterator[str]:
         yield f"{name:>{_LEFT}}" + "".join(_cell(sample, row, number) for sample in seen)
 
 
-def _seen(samples: Sequence[Sample], time: Scale, column: int) -> Sample:
+def _seen(samples: Sequence[FlowSample], time: Scale, column: int) -> FlowSample:
     """Return the last sample of a column, or the one before."""
     return samples[max(0, bisect_left(samples, column + 1.0, key=lambda sample: time(sample.at_s)) - 1)]
 
 
-def _cell(sample: Sample, row: Scale, number: int) -> str:
+def _cell(sample: FlowSample, row: Scale, number: int) -> str:
     """Say what a row shows of a sample. What is notified shows only where it isn't level with what is reserved."""
     counters = ("orders", "reservations", "notifications")
     orders, reserved, notified = (round(row(sample.value(name))) for name in counters)

@@ -17,8 +17,8 @@ from brewctl.affinity import on_one_core
 from brewctl.client import OrderClient, UnknownOutcomeError
 from brewctl.delivery.orders.cancellation import LONGEST_REASON
 from brewctl.errors import BrewError, UnreachableError, UsageError
-from brewctl.lab.cancels import Cancel, Cancels
-from brewctl.lab.pace import Pace
+from brewctl.lab.load.cancels import Cancel, CancelPlan
+from brewctl.lab.load.pace import CallSchedule
 from brewctl.security import PLAINTEXT, OrderSecurity
 
 _SLICE_S = 0.1
@@ -26,20 +26,20 @@ _REASON = "the load changed its mind"
 _INVALID_CANCEL_EVERY = 3  # not 2: every other one comes at once, and both kinds are to be refused
 
 
-class Outcome(StrEnum):
+class CallOutcome(StrEnum):
     """What a client knows of its order."""
 
     ACKNOWLEDGED = "acknowledged"
-    FAILED = "failed"  # surely not written, by no try of the call
-    UNKNOWN = "unknown"  # no answer that tells to at least one try: it may be there
+    FAILED = "failed"  # no try of the call has written it
+    UNKNOWN = "unknown"  # at least one try got no answer: it may be written
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class LoadCall:
     """One order as its client saw it, retries included. Seconds since the load began, negative in the warm-up."""
 
     key: str
-    outcome: Outcome
+    outcome: CallOutcome
     order_id: str
     error: BrewError | None
     retried: bool
@@ -57,10 +57,10 @@ class History:
     """Every call of a load, and every cancel."""
 
     def __init__(self) -> None:
-        self.calls: list[Call] = []
+        self.calls: list[LoadCall] = []
         self.cancels: list[Cancel] = []
 
-    def record(self, call: Call) -> None:
+    def record(self, call: LoadCall) -> None:
         """Keep a call. Safe between threads."""
         self.calls.append(call)
 
@@ -68,7 +68,7 @@ class History:
         """Keep a cancel. Safe between threads."""
         self.cancels.append(cancel)
 
-    def count(self, outcome: Outcome) -> int:
+    def count(self, outcome: CallOutcome) -> int:
         """Count the calls that ended so."""
         return sum(call.outcome is outcome for call in self.calls)
 
@@ -88,7 +88,7 @@ class Load:
     def __init__(
         self,
         addresses: Sequence[str],
-        record: Callable[[Call], object],
+        record: Callable[[LoadCall], object],
         *,
         rate: float | None = None,
         concurrency: int = 64,
@@ -119,13 +119,13 @@ class Load:
         self._timeout_s = timeout_s
         self._seed = seed or uuid.uuid4().hex[:8]
         self._invalid_every = invalid_every
-        self._cancels = Cancels(cancel)
+        self._cancels = CancelPlan(cancel)
         self._cancel_numbers = itertools.count()
         self._record_cancel = record_cancel
         self._connections = connections
         self._security = security
         self._began = 0.0
-        self._pace: Pace | None = None
+        self._pace: CallSchedule | None = None
         self._turn = threading.Lock()
         self._over = threading.Event()
         self._this_call = threading.local()
@@ -139,7 +139,7 @@ class Load:
         """
         now = time.monotonic()
         self._began = now + self._warmup_s
-        self._pace = Pace(self._rate, now) if self._rate else None
+        self._pace = CallSchedule(self._rate, now) if self._rate else None
         with (
             on_one_core(),
             OrderClient(
@@ -180,7 +180,7 @@ class Load:
             while turn := self._next():
                 call = self._call(client, *turn)
                 self._record(call)
-                if call.outcome is Outcome.ACKNOWLEDGED and self._cancels.chosen(call.order_id):
+                if call.outcome is CallOutcome.ACKNOWLEDGED and self._cancels.chosen(call.order_id):
                     self._cancel(client, call.order_id, at_once=True)
                 while order_id := self._cancels.due():
                     self._cancel(client, order_id, at_once=False)
@@ -188,13 +188,13 @@ class Load:
                 time.sleep(min(left_s, _SLICE_S))
                 order_id = self._cancels.due()
                 if order_id and isinstance(self._cancel(client, order_id, at_once=False), UnreachableError):
-                    break  # nobody is there: the rest would take as long, one by one
+                    break  # no server answers: each of the rest would wait as long
         finally:
             self._over.set()
 
     def _next(self) -> tuple[int, float, float] | None:
         """Wait for the next call: its number, when it is due, and the time. None once the load is over."""
-        # One caller waits until the call is due, the others wait for him: idle callers cost nothing.
+        # One caller waits until the call is due; the others wait for the lock, which costs no CPU.
         with self._turn:
             while not self._over.is_set():
                 now = time.monotonic()
@@ -211,10 +211,10 @@ class Load:
                 return number, due, now
         return None
 
-    def _call(self, client: OrderClient, number: int, due: float, begun: float) -> Call:
+    def _call(self, client: OrderClient, number: int, due: float, begun: float) -> LoadCall:
         key = f"{self._seed}-{number}"
         currency = "NONE" if self._invalid_every and number % self._invalid_every == 0 else "EUR"
-        order_id, outcome, error = "", Outcome.ACKNOWLEDGED, None
+        order_id, outcome, error = "", CallOutcome.ACKNOWLEDGED, None
         self._this_call.retried = False
         try:
             order_id = client.create(
@@ -222,8 +222,8 @@ class Load:
             )
         except BrewError as caught:
             error = caught.with_traceback(None)  # it would keep every frame
-            outcome = Outcome.FAILED if _refused(caught, retried=self._this_call.retried) else Outcome.UNKNOWN
-        return Call(
+            outcome = CallOutcome.FAILED if _refused(caught, retried=self._this_call.retried) else CallOutcome.UNKNOWN
+        return LoadCall(
             key,
             outcome,
             order_id,
@@ -237,13 +237,13 @@ class Load:
     def _cancel(self, client: OrderClient, order_id: str, *, at_once: bool) -> BrewError | None:
         begun = time.monotonic()
         invalid = self._invalid_every and next(self._cancel_numbers) % _INVALID_CANCEL_EVERY == 0
-        outcome, error = Outcome.ACKNOWLEDGED, None
+        outcome, error = CallOutcome.ACKNOWLEDGED, None
         self._this_call.retried = False
         try:
             client.cancel(order_id, reason="x" * (LONGEST_REASON + 1) if invalid else _REASON)
         except BrewError as caught:
             error = caught.with_traceback(None)  # it would keep every frame
-            outcome = Outcome.FAILED if _refused(caught, retried=self._this_call.retried) else Outcome.UNKNOWN
+            outcome = CallOutcome.FAILED if _refused(caught, retried=self._this_call.retried) else CallOutcome.UNKNOWN
         times = (begun - self._began, time.monotonic() - self._began)
         self._record_cancel(Cancel(order_id, outcome, error, self._this_call.retried, at_once, *times))
         return error

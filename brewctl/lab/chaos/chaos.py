@@ -18,14 +18,15 @@ from brewctl.config import Settings
 from brewctl.delivery.schema import homes, registration
 from brewctl.delivery.topics import topics
 from brewctl.errors import BrewError
-from brewctl.lab import databases, faults, history, ledger, scenarios, verdict
-from brewctl.lab.cast import cast
-from brewctl.lab.history import Act, Event
-from brewctl.lab.load import History, Load, Outcome
-from brewctl.lab.result import Result
-from brewctl.lab.scenarios import Scenario, Step
-from brewctl.lab.stage import Servers, SkippedError, Stage
-from brewctl.lab.watch import Watch
+from brewctl.lab.chaos import databases, ledger, record_faults, scenarios, verdict
+from brewctl.lab.chaos.result import ScenarioResult
+from brewctl.lab.chaos.scenarios import PlannedFault, Scenario
+from brewctl.lab.chaos.stage import SkippedError, Stage
+from brewctl.lab.load.load import CallOutcome, History, Load
+from brewctl.lab.play.cast import cast
+from brewctl.lab.play.servers import Servers
+from brewctl.lab.record.history import Act, ActEvent, FaultSpan
+from brewctl.lab.record.watch import FlowWatch
 from brewctl.lifecycle import wait_until
 from brewctl.verify import Check, Verification, verify
 
@@ -58,7 +59,7 @@ Tell = Callable[[float, str], None]
 
 def run(
     settings: Settings, scenario: Scenario, plan: Plan, servers: Servers, *, logs: Path, tell: Tell
-) -> tuple[Result, Act]:
+) -> tuple[ScenarioResult, Act]:
     """Play one scenario on the sandbox, whose tables and topics it empties first. Leaves servers healed and no process.
 
     Raises BrewError where it can't be played at all, for example because a role does not start.
@@ -66,8 +67,8 @@ def run(
     chance = scenarios.chance(plan.seed, scenario.name)
     players = cast(settings)
     steps = scenario.plan(chance, plan.session_s, players)
-    result = Result(scenario.name, plan=[str(step) for step in steps])
-    watch = Watch(settings)
+    result = ScenarioResult(scenario.name, plan=[str(step) for step in steps])
+    watch = FlowWatch(settings)
     act = Act(scenario.name, scenario.title_for(players))
     topics.await_empty_groups(settings, timeout_s=plan.session_s + _LEAVE_S)
     topics.create(settings, recreate=True)
@@ -83,11 +84,11 @@ def run(
         network=scenario.network,
         session_s=plan.session_s,
         chance=chance,
-        on_line=lambda line: act.events.append(Event(watch.now_s, line)),
+        on_line=lambda line: act.events.append(ActEvent(watch.now_s, line)),
     )
     with stage:
         try:
-            _Play(settings, stage, plan, result, act, watch, tell).run(steps)
+            _ScenarioRun(settings, stage, plan, result, act, watch, tell).run(steps)
         except SkippedError as skipped:
             result.skipped = act.skipped = str(skipped)
         except BrewError as error:
@@ -113,9 +114,16 @@ def _of_groups(verification: Verification, name: str) -> list[Check]:
     return [check for check in verification.checks if check.name.endswith(f"-{name}")]
 
 
-class _Play:
+class _ScenarioRun:
     def __init__(
-        self, settings: Settings, stage: Stage, plan: Plan, result: Result, act: Act, watch: Watch, tell: Tell
+        self,
+        settings: Settings,
+        stage: Stage,
+        plan: Plan,
+        result: ScenarioResult,
+        act: Act,
+        watch: FlowWatch,
+        tell: Tell,
     ) -> None:
         self._settings = settings
         self._stage = stage
@@ -125,7 +133,7 @@ class _Play:
         self._tell = tell
         self._watch = watch
 
-    def run(self, steps: Sequence[Step]) -> None:
+    def run(self, steps: Sequence[PlannedFault]) -> None:
         """Play the steps under load, heal, wait, and judge."""
         self._stage.start_all()
         told, hastily = History(), History()
@@ -154,7 +162,7 @@ class _Play:
             asking = executor.submit(hasty.run, stop)
             healed_s = 0.0
             try:
-                self._await("the first orders", self._flows, _STEADY_S)
+                self._await("the first orders", lambda: self._watch.has_flowed(self._plan.rate), _STEADY_S)
                 self._disturb(steps)
                 healed_s = self._watch.now_s
                 self._stage.wait_ready()
@@ -178,12 +186,12 @@ class _Play:
         self._measure(told, hastily, healed_s, load_end_s)
         self._judge(fell)
 
-    def _disturb(self, steps: Sequence[Step]) -> None:
+    def _disturb(self, steps: Sequence[PlannedFault]) -> None:
         """Begin and end each fault when the plan says so; whatever is interrupted is ended too."""
         order = count()
         agenda = [(step.at_s, next(order), step, True) for step in steps]
         heapq.heapify(agenda)
-        active: dict[int, tuple[Step, float]] = {}
+        active: dict[int, tuple[PlannedFault, float]] = {}
         began_s = self._watch.now_s
         try:
             while agenda:
@@ -203,21 +211,18 @@ class _Play:
             for step, since_s in active.values():
                 self._end(step, since_s)
 
-    def _begin(self, step: Step) -> None:
+    def _begin(self, step: PlannedFault) -> None:
         try:
             step.fault.begin(self._stage)
         except (psycopg.Error, OSError, subprocess.SubprocessError) as error:
             raise BrewError(f"{step.fault.label} can't be done: {' '.join(str(error).split())}") from error
 
-    def _end(self, step: Step, since_s: float) -> None:
+    def _end(self, step: PlannedFault, since_s: float) -> None:
         step.fault.end(self._stage)
         if step.for_s:
             self._say(f"over: {step.fault.label}")
         end_s = self._watch.now_s if step.for_s else since_s
-        self._act.faults.append(history.Fault(since_s, end_s, step.fault.label, step.fault.nodes))
-
-    def _flows(self) -> bool:
-        return self._watch.has_flowed(self._plan.rate)
+        self._act.faults.append(FaultSpan(since_s, end_s, step.fault.label, step.fault.nodes))
 
     def _catch_up(self) -> None:
         last_s = began_s = self._watch.now_s
@@ -240,9 +245,9 @@ class _Play:
     def _measure(self, told: History, hastily: History, healed_s: float, load_end_s: float) -> None:
         result, act = self._result, self._act
         act.samples, act.ownerships = self._watch.samples, self._watch.ownerships
-        result.acknowledged = told.count(Outcome.ACKNOWLEDGED) + hastily.count(Outcome.ACKNOWLEDGED)
-        result.failed = told.count(Outcome.FAILED)
-        result.unknown = told.count(Outcome.UNKNOWN) + hastily.count(Outcome.UNKNOWN)
+        result.acknowledged = told.count(CallOutcome.ACKNOWLEDGED) + hastily.count(CallOutcome.ACKNOWLEDGED)
+        result.failed = told.count(CallOutcome.FAILED)
+        result.unknown = told.count(CallOutcome.UNKNOWN) + hastily.count(CallOutcome.UNKNOWN)
         result.standstill_s = self._watch.longest_standstill_s(load_end_s)
         result.slowest_answer_s = told.slowest_s
         result.catch_up_s = self._watch.catch_up_s(healed_s, backlog=max(2.0, self._plan.rate))
@@ -251,7 +256,7 @@ class _Play:
             cancels = told.cancels + hastily.cancels
             contradicted = verdict.compare(connection, told.calls + hastily.calls, cancels)
             result.lost = len(contradicted.lost)
-            result.refused = result.failed + hastily.count(Outcome.FAILED)
+            result.refused = result.failed + hastily.count(CallOutcome.FAILED)
             result.refused_written = len(contradicted.refused_written)
             result.written = contradicted.written
             if self._plan.cancel:
@@ -259,7 +264,7 @@ class _Play:
             result.findings += contradicted.findings()
             for home in found.homes:
                 with found.to(home) as there:
-                    result.findings += verdict.wrongly_parked(there, cause=faults.REFUSING)
+                    result.findings += verdict.wrongly_parked(there, cause=record_faults.REFUSING)
             result.slowest_s = databases.slowest_s(found)
 
     def _judge(self, fell: Sequence[str]) -> None:
@@ -285,7 +290,7 @@ class _Play:
         result.findings += fell
 
     def _say(self, text: str) -> None:
-        self._act.events.append(Event(self._watch.now_s, text))
+        self._act.events.append(ActEvent(self._watch.now_s, text))
         self._tell(self._watch.now_s, text)
 
     def _await(self, what: str, condition: Callable[[], bool], timeout_s: float) -> None:

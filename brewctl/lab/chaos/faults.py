@@ -1,29 +1,20 @@
-"""Faults, as production has them: each has a beginning and an end, and works on real processes and sockets."""
+"""Faults of processes, servers and the network: each has a beginning and an end."""
 
 import contextlib
-import shutil
 import signal
-import subprocess
 import threading
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import psycopg
-from psycopg import sql
 
-from brewctl.delivery import events
-from brewctl.delivery.broker import Producer, Record
-from brewctl.delivery.downstream import Downstream
 from brewctl.errors import BrewError
-from brewctl.lab.cast import ORDER_NODES
-from brewctl.lab.proxy import Proxy
-from brewctl.lab.stage import SkippedError, Stage
+from brewctl.lab.chaos.stage import SkippedError, Stage
+from brewctl.lab.network.proxy import Proxy
+from brewctl.lab.play.cast import ORDER_NODES
 from brewctl.lifecycle import wait_until
-from brewctl.proto.orders_pb2 import OrderCreated
 
-Act = Callable[[Stage], None]
+StageAction = Callable[[Stage], None]
 
 
 def _nothing(_stage: Stage) -> None:
@@ -35,9 +26,9 @@ class Fault:
     """One thing that goes wrong. `end` also runs where the scenario is interrupted, and may run twice."""
 
     label: str
-    begin: Act
-    end: Act = _nothing
-    nodes: tuple[str, ...] = ()  # whom it keeps from work
+    begin: StageAction
+    end: StageAction = _nothing
+    nodes: tuple[str, ...] = ()  # that can't work meanwhile
 
 
 # Processes
@@ -89,7 +80,7 @@ def kill_between_acknowledgement_and_commit(name: str) -> Fault:
                 ).format(psycopg.sql.Literal(name))
             )
             try:
-                _wait(f"{name} at its UPDATE", is_held)
+                wait(f"{name} at its UPDATE", is_held)
                 stage.kill(name)
             finally:
                 # The dead one's backend is still in the queue: it must not get through.
@@ -130,16 +121,16 @@ def kill_brokers(*names: str) -> Fault:
 
     def begin(stage: Stage) -> None:
         if len(names) > 1 or len(stage.servers.brokers) == 1:
-            _require_brokers(stage, len(names))
+            require_brokers(stage, len(names))
         for name in names:
             stage.servers.end(name)
 
-    return Fault(f"kill -9 {', '.join(names)}", begin, _restore)
+    return Fault(f"kill -9 {', '.join(names)}", begin, restore)
 
 
 def crash_postgres() -> Fault:
     """Stop PostgreSQL as `immediate` does: no checkpoint, crash recovery at its start."""
-    return Fault("postgres stops at once", lambda stage: stage.servers.end("postgres", signal.SIGQUIT), _restore)
+    return Fault("postgres stops at once", lambda stage: stage.servers.end("postgres", signal.SIGQUIT), restore)
 
 
 def terminate_backends(name: str) -> Fault:
@@ -179,7 +170,7 @@ def exhaust_connections() -> Fault:
         full.clear()
         threads.append(threading.Thread(target=hog, args=(stage,), name="hog"))
         threads[-1].start()
-        _wait("the last connection", full.is_set)
+        wait("the last connection", full.is_set)
 
     def end(_stage: Stage) -> None:
         over.set()
@@ -189,11 +180,13 @@ def exhaust_connections() -> Fault:
     return Fault("too many clients", begin, end)
 
 
-def _restore(stage: Stage) -> None:
+def restore(stage: Stage) -> None:
+    """Start the servers that do not run."""
     stage.servers.restore()
 
 
-def _require_brokers(stage: Stage, count: int) -> None:
+def require_brokers(stage: Stage, count: int) -> None:
+    """Raise SkippedError where the sandbox has too few brokers to lose so many."""
     if len(stage.servers.brokers) < max(count, 3):
         raise SkippedError(f"needs a sandbox of 3 brokers, not {len(stage.servers.brokers)}")
 
@@ -250,183 +243,8 @@ def _proxies(stage: Stage, targets: tuple[str, ...]) -> list[Proxy]:
     return [stage.proxies[name] for target in targets for name in names.get(target, (target,))]
 
 
-# Records
-
-
-def poison() -> Fault:
-    """Put records into the topic that no consumer can read, and events of another type."""
-
-    def begin(stage: Stage) -> None:
-        producer = Producer(stage.settings, node="chaos")
-        try:
-            outcomes = producer.send([_poisoned(stage, kind) for kind in _POISONS for _ in range(3)], timeout_s=30)
-        finally:
-            producer.close()
-        if failed := [outcome for outcome in outcomes if isinstance(outcome, Exception)]:
-            raise BrewError(f"kafka did not take a poison record: {failed[0]}")
-
-    return Fault("poison records", begin)
-
-
-_POISONS = ("payload", "outbox-id", "content-type", "tombstone", "no headers", "event-type")
-
-
-def _poisoned(stage: Stage, kind: str) -> Record:
-    order = OrderCreated(order_id=str(uuid.UUID(int=stage.chance.getrandbits(128), version=4)), tenant_id="brew")
-    key = events.aggregate_id(order.order_id)
-    headers = dict(events.order_headers(2**62 + stage.chance.getrandbits(32), order, node="chaos"))
-    value: bytes | None = order.SerializeToString()
-    match kind:
-        case "payload":
-            value = b"\xff rubbish"
-        case "tombstone":
-            value = None
-        case "no headers":
-            headers = {}
-        case _:
-            headers[kind] = {"outbox-id": b"-1", "content-type": b"text/plain"}.get(kind, b"order.paid")
-    return Record(stage.settings.topic, key.encode(), value, list(headers.items()))
-
-
-# The constraint that refuses effects: it is in the reason for which their events are parked.
-REFUSING = "chaos_refuses"
-
-
-def reject_effects(downstream: Downstream) -> Fault:
-    """Let PostgreSQL refuse every 20th effect of a downstream; afterwards `dlq redrive` brings them back."""
-    what = downstream.counter.removesuffix("s") or f"effect of {downstream.group}"
-
-    def begin(stage: Stage) -> None:
-        with stage.postgres(downstream) as connection:
-            # Whatever tables its effects are in: a dedup row is part of each.
-            connection.execute(
-                sql.SQL(
-                    "ALTER TABLE processed_events ADD CONSTRAINT {}"
-                    " CHECK (consumer <> {} OR outbox_id % 20 <> 0) NOT VALID"
-                ).format(sql.Identifier(REFUSING), downstream.group)
-            )
-
-    def redrive(stage: Stage) -> None:
-        stage.brewctl("dlq", "redrive", "--group", downstream.group, "--reason", "postgres rejected")
-
-    def end(stage: Stage) -> None:
-        with stage.postgres(downstream) as connection:
-            connection.execute(f"ALTER TABLE processed_events DROP CONSTRAINT IF EXISTS {REFUSING}")
-        stage.while_waiting.append(lambda: redrive(stage))
-
-    return Fault(f"every 20th {what} refused", begin, end)
-
-
-# Disks
-
-_DISK_BYTES = 64 * 1024 * 1024
-
-
-def fill_postgres_disk() -> Fault:
-    """Move the tables to a small disk, and fill it."""
-
-    def begin(stage: Stage) -> None:
-        disk = stage.servers.home / "chaos-disk"
-        owner = (stage.servers.home / "postgres" / "data").stat()
-        _mount(disk, f"size={_DISK_BYTES},mode=0700,uid={owner.st_uid},gid={owner.st_gid}")
-        with stage.postgres() as connection:
-            connection.execute(
-                psycopg.sql.SQL("CREATE TABLESPACE chaos LOCATION {}").format(psycopg.sql.Literal(str(disk)))
-            )
-            _move_tables(connection, "chaos")
-        _fill(disk)
-
-    def end(stage: Stage) -> None:
-        disk = stage.servers.home / "chaos-disk"
-        if not disk.exists():
-            return
-        _ballast(disk).unlink(missing_ok=True)
-        with stage.postgres() as connection:
-            _move_tables(connection, "pg_default")
-            connection.execute("DROP TABLESPACE IF EXISTS chaos")
-        _unmount(disk)
-
-    return Fault("postgres's disk full", begin, end)
-
-
-def _move_tables(connection: psycopg.Connection[tuple[object, ...]], space: str) -> None:
-    for table in ("orders", "outbox"):
-        connection.execute(
-            psycopg.sql.SQL("ALTER TABLE {} SET TABLESPACE {}").format(
-                psycopg.sql.Identifier(table), psycopg.sql.Identifier(space)
-            )
-        )
-
-
-def fill_broker_disk(name: str) -> Fault:
-    """Let a broker's data lie on a small disk, and fill it: the broker ends itself."""
-
-    def folder(stage: Stage) -> Path:
-        return stage.servers.home / "kafka" / name.removeprefix("kafka-")
-
-    def begin(stage: Stage) -> None:
-        _require_brokers(stage, 3)
-        data, kept = folder(stage) / "data", folder(stage) / "data.kept"
-        stage.servers.end(name)
-        data.rename(kept)
-        try:
-            _mount(data, f"size={_DISK_BYTES},mode=0755")
-        except SkippedError:
-            kept.rename(data)
-            _restore(stage)
-            raise
-        _copy(kept, data)
-        _restore(stage)
-        _fill(data)
-        _wait(f"the end of {name}", lambda: not stage.servers.runs(name))
-
-    def end(stage: Stage) -> None:
-        data, kept = folder(stage) / "data", folder(stage) / "data.kept"
-        if not kept.exists():
-            return
-        stage.servers.end(name)
-        _ballast(data).unlink(missing_ok=True)
-        shutil.rmtree(kept)
-        _copy(data, kept)
-        _unmount(data)
-        kept.rename(data)
-        _restore(stage)
-
-    return Fault(f"{name}'s disk full", begin, end)
-
-
-def _mount(folder: Path, options: str) -> None:
-    folder.mkdir(mode=0o700, exist_ok=True)
-    mount = shutil.which("mount")
-    done = mount and subprocess.run(  # noqa: S603
-        [mount, "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, text=True, check=False
-    )
-    if not done or done.returncode:
-        folder.rmdir()
-        why = " ".join(done.stderr.split()) if done else "no mount command"
-        raise SkippedError(f"needs a small disk, which only root can mount ({why})")
-
-
-def _unmount(folder: Path) -> None:
-    subprocess.run(["umount", str(folder)], capture_output=True, check=True)  # noqa: S603, S607
-    folder.rmdir()
-
-
-def _ballast(folder: Path) -> Path:
-    return folder / "ballast"
-
-
-def _fill(folder: Path) -> None:
-    with contextlib.suppress(OSError), _ballast(folder).open("wb", buffering=0) as file:
-        while True:
-            file.write(bytes(4096))
-
-
-def _copy(source: Path, target: Path) -> None:
-    subprocess.run(["cp", "-a", "--sparse=always", f"{source}/.", str(target)], capture_output=True, check=True)  # noqa: S603, S607
-
-
-def _wait(what: str, condition: Callable[[], bool]) -> None:
+def wait(what: str, condition: Callable[[], bool]) -> None:
+    """Wait until the condition holds. Raises BrewError where it takes longer than 30 s."""
     try:
         wait_until(what, condition, timeout_s=30)
     except TimeoutError as error:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from brewctl.client import UnknownOutcomeError
 from brewctl.errors import BrewError, UnreachableError
-from brewctl.lab.cancels import Cancel
-from brewctl.lab.histogram import Histogram
-from brewctl.lab.load import Call, Load, Outcome
+from brewctl.lab.load.cancels import Cancel
+from brewctl.lab.load.histogram import Histogram
+from brewctl.lab.load.load import CallOutcome, Load, LoadCall
 
 # A server's own words may be new each time.
 _MOST_REASONS = 20
@@ -18,7 +18,7 @@ _OTHERS = "other reasons"
 
 
 @dataclass(frozen=True)
-class Result:
+class LoadResult:
     """What was measured: the calls begun after the warm-up, failed ones included."""
 
     seconds: float  # from the end of the warm-up to the last answer
@@ -60,7 +60,7 @@ class Result:
         return self.latencies.percentile_s(percent) * 1000
 
 
-def together(results: Sequence[Result]) -> Result:
+def together(results: Sequence[LoadResult]) -> LoadResult:
     """Return what several clients measured at the same time, as one result."""
     failures: Counter[str] = Counter()
     cancel_failures: Counter[str] = Counter()
@@ -70,7 +70,7 @@ def together(results: Sequence[Result]) -> Result:
         cancel_failures.update(result.cancel_failures)
         latencies.add(result.latencies)
         cancels.add(result.cancels)
-    return Result(
+    return LoadResult(
         seconds=max((result.seconds for result in results), default=0.0),
         count=sum(result.count for result in results),
         failures=dict(failures.most_common()),
@@ -95,13 +95,13 @@ class Measurement:
         self._cancels = Histogram()
         self._cancel_failures: Counter[str] = Counter()
 
-    def record(self, call: Call) -> None:
+    def record(self, call: LoadCall) -> None:
         """Count a call, unless it was begun in the warm-up.
 
         Raises the client's UnreachableError where no call before was answered either: there is nothing to measure.
         """
         if not self._reached:
-            if call.outcome is Outcome.FAILED and isinstance(call.error, UnreachableError):
+            if call.outcome is CallOutcome.FAILED and isinstance(call.error, UnreachableError):
                 raise call.error
             self._reached = True
         if call.begun_s < 0:
@@ -128,10 +128,10 @@ class Measurement:
         with self._lock:
             return self._failures.total()
 
-    def result(self, *, unsent: int = 0) -> Result:
+    def result(self, *, unsent: int = 0) -> LoadResult:
         """Return what was measured so far."""
         with self._lock:
-            return Result(
+            return LoadResult(
                 seconds=self._seconds,
                 count=self._latencies.count,
                 failures=dict(self._failures.most_common()),
@@ -158,7 +158,7 @@ def measure(
     duration_s: float | None = None,
     orders: int | None = None,
     connections: int = 1,
-) -> Result:
+) -> LoadResult:
     """Load order-service until `duration_s` or `orders` ends it, and return what was measured.
 
     Each address gets so many `connections`; the callers take them in turn.

@@ -201,7 +201,7 @@ class Nodes:
         log = self._logs / f"{name}.log"
         if all(node.name != name for node in self.started):
             log.unlink(missing_ok=True)  # an earlier run's
-        with interrupts_held():  # else one that is running might be nobody's to stop
+        with interrupts_held():  # else an interrupt could leave a running process that is not in `started`
             node = Node(
                 name, arguments, self._settings, log=log, on_line=self._on_line, module=self._module, env=self._env
             )

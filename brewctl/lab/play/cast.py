@@ -1,4 +1,4 @@
-"""Who plays in the lab: two order-services, two nodes of the first downstream, one of each other."""
+"""The cast: two order-services, two nodes of the first downstream, one of each other."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from itertools import chain, count
 from brewctl.config import Settings, short_name
 from brewctl.delivery import registry
 from brewctl.delivery.downstream import Downstream
-from brewctl.lab import nodes
+from brewctl.lab.play import nodes
 
 ORDER_NODES = ("order-1", "order-2")
 
@@ -32,7 +32,7 @@ class Cast:
 
 
 def cast(settings: Settings) -> Cast:
-    """Return who plays with the downstreams that the settings name. Raises UsageError where one is not there.
+    """Return the cast for the downstreams that the settings name. Raises UsageError for one that is not found.
 
     One of them at least has two nodes, which share its partitions out: a fault of one moves them to the other.
     """

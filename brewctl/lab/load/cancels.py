@@ -32,7 +32,7 @@ class Cancel:
         return self.answered_s - self.begun_s
 
 
-class Cancels:
+class CancelPlan:
     """Which orders of a load are cancelled, and when. Safe between threads."""
 
     def __init__(self, share: float) -> None:

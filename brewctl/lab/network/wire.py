@@ -78,7 +78,7 @@ class Faults:
         return int(min(_ROOM_BYTES, self.bytes_per_s * (self.latency_s + self.jitter_s) + 2 * self.piece_bytes))
 
 
-class Flow:
+class ByteStream:
     """One direction of a connection: what came from `source` and waits, in order, to be sent to `target`.
 
     Each piece has the time before which it may not go. An empty one is the source's FIN, None its RST.
@@ -130,7 +130,7 @@ class Flow:
         self.pieces = deque((0.0, piece) for _, piece in self.pieces)
 
 
-class Connection:
+class ProxiedConnection:
     """A client's connection, the one to upstream that belongs to it, and the flows between the two."""
 
     def __init__(self, client: socket.socket) -> None:
@@ -138,8 +138,8 @@ class Connection:
         for end in (client, self.upstream):
             end.setblocking(False)
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.request = Flow(client, self.upstream, way=0)
-        self.response = Flow(self.upstream, client, way=1)
+        self.request = ByteStream(client, self.upstream, way=0)
+        self.response = ByteStream(self.upstream, client, way=1)
         self.flows = (self.request, self.response)
         self.started = False  # connecting to upstream, or connected
         self.connected = False
@@ -155,7 +155,7 @@ class Connection:
         if not self.connected:
             if error := self.upstream.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
                 raise OSError(error, os.strerror(error))
-            # With nobody there, a local port connects to itself now and then: both ends are the same.
+            # Without a listener, a local port sometimes connects to itself: both ends are the same.
             if self.upstream.getsockname() == self.upstream.getpeername():
                 raise ConnectionRefusedError
             self.connected = True

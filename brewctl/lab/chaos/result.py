@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass
-class Cancels:
+class CancelCounts:
     """What the cancels of a scenario came to."""
 
     acknowledged: int
@@ -15,7 +15,7 @@ class Cancels:
 
 
 @dataclass
-class Result:
+class ScenarioResult:
     """What a scenario came to. Of a skipped one just the reason."""
 
     scenario: str
@@ -36,7 +36,7 @@ class Result:
     slowest_s: float = 0.0  # from the acceptance of an order to the last of its effects
     slowest_answer_s: float = 0.0  # from the time when an order should have been sent, with all retries
     findings: list[str] = field(default_factory=list)
-    cancels: Cancels | None = None  # where orders were cancelled
+    cancels: CancelCounts | None = None  # where orders were cancelled
 
     @property
     def ok(self) -> bool:

@@ -17,7 +17,7 @@ _LONGEST_BYTES = 64 * 1024
 _TIME = re.compile(rb"ts=(\S+)")
 
 
-class Line(NamedTuple):
+class LogLine(NamedTuple):
     """A line of a node's log, without its end."""
 
     at: bytes  # its time, as it is written; of a line that has none, that of the line before it
@@ -30,13 +30,15 @@ def known(home: Path) -> dict[str, Path]:
     return {path.stem: path for path in sorted((home / "logs").glob("*.log"))}
 
 
-def read(home: Path, names: Collection[str] = (), *, tail: int | None = None, follow: bool = False) -> Iterator[Line]:
+def read(
+    home: Path, names: Collection[str] = (), *, tail: int | None = None, follow: bool = False
+) -> Iterator[LogLine]:
     """Yield the lines of these nodes, or of all, by their time; of each node the last `tail` at first.
 
     `follow`: go on for ever, with what is written meanwhile, and by nodes that start meanwhile. A log that is truncated
     or replaced is read on from its new beginning. Raises BrewError for one that can't be read.
     """
-    logs: dict[str, _Log] = {}
+    logs: dict[str, _FollowedLog] = {}
     with ExitStack() as stack:
         while True:
             lines = []
@@ -44,7 +46,7 @@ def read(home: Path, names: Collection[str] = (), *, tail: int | None = None, fo
                 if names and name not in names:
                     continue
                 if name not in logs:
-                    logs[name] = _Log(name, path, tail)
+                    logs[name] = _FollowedLog(name, path, tail)
                     stack.callback(logs[name].close)
                 lines.append(logs[name].lines(unfinished=not follow))
             if tail is not None:
@@ -56,7 +58,7 @@ def read(home: Path, names: Collection[str] = (), *, tail: int | None = None, fo
             time.sleep(_LOOK_EVERY_S)
 
 
-class _Log:
+class _FollowedLog:
     """A log that is read on from where it was read to."""
 
     def __init__(self, node: str, path: Path, tail: int | None) -> None:
@@ -73,7 +75,7 @@ class _Log:
             self._file.close()
         self._file = None
 
-    def lines(self, *, unfinished: bool) -> Iterator[Line]:
+    def lines(self, *, unfinished: bool) -> Iterator[LogLine]:
         """Yield what is new; `unfinished`: the last line also where its end is missing."""
         # Asked first: nothing is added any more to what was replaced.
         replaced = self._replaced()
@@ -100,7 +102,7 @@ class _Log:
             return False
         return (there.st_dev, there.st_ino) != (read.st_dev, read.st_ino) or there.st_size < self._file.tell()
 
-    def _rest(self, *, unfinished: bool) -> Iterator[Line]:
+    def _rest(self, *, unfinished: bool) -> Iterator[LogLine]:
         while self._file and (part := self._file.readline(_LONGEST_BYTES)):
             self._begun += part
             if part.endswith(b"\n") or len(self._begun) >= _LONGEST_BYTES:
@@ -108,11 +110,11 @@ class _Log:
         if unfinished and self._begun:
             yield self._line()
 
-    def _line(self) -> Line:
+    def _line(self) -> LogLine:
         text, self._begun = self._begun.rstrip(b"\r\n"), b""
         if found := _TIME.match(text):
             self._at = found[1]
-        return Line(self._at, self._node, text)
+        return LogLine(self._at, self._node, text)
 
 
 def _near_end(log: BinaryIO, lines: int) -> None:

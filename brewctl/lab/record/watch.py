@@ -1,4 +1,4 @@
-"""Looking on while the flow is disturbed: the counters and who owns what, as PostgreSQL and Kafka have them."""
+"""Samples of the flow while it is disturbed: counters from PostgreSQL, owners of partitions from Kafka."""
 
 import contextlib
 import threading
@@ -13,7 +13,7 @@ from brewctl.delivery import database, registry
 from brewctl.delivery.broker import open_admin
 from brewctl.delivery.schema import homes
 from brewctl.errors import BrewError
-from brewctl.lab.history import Ownership, Sample
+from brewctl.lab.record.history import FlowSample, Ownership
 from brewctl.lifecycle import beside
 from brewctl.overview import consumer_groups
 
@@ -21,8 +21,8 @@ _LOOK_EVERY_S = 0.2
 _ASK_EVERY_S = 0.7
 
 
-class Watch:
-    """Two threads that look until told to stop; where a server is away there is nothing to be seen, and no sample."""
+class FlowWatch:
+    """Takes samples in two threads until it is stopped. While a server is away there is no sample."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings.impatient
@@ -33,11 +33,11 @@ class Watch:
         self._following = [each.counted_as for each in self._downstreams if each.follows_orders]
         self._unread: dict[str, tuple[float, int]] = {}  # of each group: when it was asked, and its lag
         self._wants_unread = threading.Event()
-        self.samples: list[Sample] = []
+        self.samples: list[FlowSample] = []
         self.ownerships: list[Ownership] = []
 
     @contextlib.contextmanager
-    def running(self) -> Iterator["Watch"]:
+    def running(self) -> Iterator["FlowWatch"]:
         """Look while the block runs."""
         self._began = time.monotonic()
         with beside({"count": self._count, "ask": self._ask}, self._stop):
@@ -49,9 +49,9 @@ class Watch:
         return time.monotonic() - self._began
 
     @property
-    def newest(self) -> Sample:
+    def newest(self) -> FlowSample:
         """The last sample, zeros where there is none."""
-        return self.samples[-1] if self.samples else Sample(0.0, 0, 0)
+        return self.samples[-1] if self.samples else FlowSample(0.0, 0, 0)
 
     def has_flowed(self, orders: float) -> bool:
         """Say whether so many orders have come through, to every downstream that has an effect of each."""
@@ -72,10 +72,10 @@ class Watch:
             settled_s = sample.at_s
         if settled_s is None or len(self._unread) < len(self._downstreams):
             return False
-        # Asked later than all was published: what was published meanwhile had not been read.
+        # A lag asked for before all was published does not count the records published since.
         return all(at_s >= settled_s and not lag for at_s, lag in self._unread.values())
 
-    def _is_complete(self, sample: Sample) -> bool:
+    def _is_complete(self, sample: FlowSample) -> bool:
         counted = [each.counted_as for each in self._downstreams if each.done and each.follows_orders]
         waiting = sample.outbox_unpublished or sample.parked
         return not waiting and all(sample.value(name) >= sample.orders for name in counted)
@@ -90,7 +90,9 @@ class Watch:
                 while True:
                     at_s = self.now_s  # before it is asked: an order from then on may be missing
                     seen = overview.flow(databases, self._downstreams)
-                    self.samples.append(Sample(at_s, seen.orders, seen.outbox_unpublished, seen.effects, seen.parked))
+                    self.samples.append(
+                        FlowSample(at_s, seen.orders, seen.outbox_unpublished, seen.effects, seen.parked)
+                    )
                     if self._stop.wait(_LOOK_EVERY_S):
                         return
 
@@ -121,7 +123,7 @@ class Watch:
         return None
 
 
-def standstill_s(samples: Sequence[Sample], load_end_s: float, counter: str) -> float:
+def standstill_s(samples: Sequence[FlowSample], load_end_s: float, counter: str) -> float:
     """Return the longest time in which a counter stood still though orders came, until `load_end_s`, or waited."""
     longest, since, before = 0.0, 0.0, 0
     for sample in samples:

@@ -1,7 +1,7 @@
 """Nodes in the background: `brewctl` processes that outlive the command that started them.
 
-Each has a log, and a place in its home's state beside the sandbox's servers. Which servers it works on it is told by
-its environment, where secrets are nobody else's to read.
+Each has a log, and a place in its home's state beside the sandbox's servers. Its environment
+names the servers, since other users can't read the secrets there.
 """
 
 import itertools
@@ -20,8 +20,8 @@ from brewctl import stdout
 from brewctl.config import Settings, environment
 from brewctl.delivery import registry
 from brewctl.errors import BrewError, PortError
-from brewctl.lab.nodes import ROLES, Role, program
-from brewctl.lab.nodes import role as role_of
+from brewctl.lab.play.nodes import ROLES, Role, program
+from brewctl.lab.play.nodes import role as role_of
 from brewctl.lifecycle import interrupts_held
 from brewctl.roles.listening import VARIABLES
 from brewctl.sandbox import processes, state
@@ -41,7 +41,7 @@ class Condition(StrEnum):
 
     RUNS = "runs"
     PAUSED = "paused"
-    GONE = "gone"  # it ended, and nobody stopped it
+    GONE = "gone"  # it ended without `brewctl stop`
 
 
 class Ending(StrEnum):

@@ -20,8 +20,8 @@ from dataclasses import replace
 from typing import Any, Self
 
 from brewctl.errors import BrewError
-from brewctl.lab.relay import BACKLOG, Relay
-from brewctl.lab.wire import Cut
+from brewctl.lab.network.relay import BACKLOG, Relay
+from brewctl.lab.network.wire import Cut
 
 _HOST = "127.0.0.1"
 # The thread never blocks: only a bug makes a call wait so long.
@@ -157,7 +157,7 @@ class Proxy:
         try:
             while not self._closed:
                 self._relay.turn()
-            self._obey()  # who called just before the end is not left waiting
+            self._obey()  # a call made just before the end still gets its answer
         finally:
             self._relay.close()
             self._alarm.close()
@@ -165,7 +165,7 @@ class Proxy:
     def _obey(self) -> None:
         with contextlib.suppress(BlockingIOError):
             self._alarm.recv(1024)
-        self._relay.accept()  # who connected before the call is concerned by it
+        self._relay.accept()  # the fault also applies to connections made before the call
         while self._commands:
             action, done = self._commands.popleft()
             try:

@@ -4,13 +4,13 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from brewctl.lab import faults
-from brewctl.lab.cast import ORDER_NODES, Cast
-from brewctl.lab.faults import Fault
+from brewctl.lab.chaos import disk_faults, faults, record_faults
+from brewctl.lab.chaos.faults import Fault
+from brewctl.lab.play.cast import ORDER_NODES, Cast
 
 
 @dataclass(frozen=True)
-class Step:
+class PlannedFault:
     """A fault that begins `at_s` seconds after the first one may, and lasts `for_s` seconds."""
 
     at_s: float
@@ -27,8 +27,8 @@ class Scenario:
 
     name: str
     title: str
-    # Of the seed, the session timeout in seconds, and who plays.
-    plan: Callable[[random.Random, float, Cast], Sequence[Step]]
+    # Called with the random source, the session timeout in seconds, and the cast.
+    plan: Callable[[random.Random, float, Cast], Sequence[PlannedFault]]
     network: bool = False
 
     def title_for(self, cast: Cast) -> str:
@@ -42,82 +42,90 @@ def chance(seed: int, name: str) -> random.Random:
     return random.Random(f"{seed}/{name}")  # noqa: S311 - repeatable on purpose
 
 
-def _once(fault: Callable[[], Fault], for_s: float) -> Callable[[random.Random, float, Cast], Sequence[Step]]:
-    return lambda _chance, _session_s, _cast: [Step(0, for_s, fault())]
+def _once(fault: Callable[[], Fault], for_s: float) -> Callable[[random.Random, float, Cast], Sequence[PlannedFault]]:
+    return lambda _chance, _session_s, _cast: [PlannedFault(0, for_s, fault())]
 
 
-def _kill_orders(chance: random.Random, _session_s: float, _cast: Cast) -> Sequence[Step]:
-    return [Step(3.0 * turn + chance.random(), 1.0, faults.kill_node(ORDER_NODES[turn % 2])) for turn in range(4)]
+def _kill_orders(chance: random.Random, _session_s: float, _cast: Cast) -> Sequence[PlannedFault]:
+    return [
+        PlannedFault(3.0 * turn + chance.random(), 1.0, faults.kill_node(ORDER_NODES[turn % 2])) for turn in range(4)
+    ]
 
 
-def _kill_consumer(chance: random.Random, session_s: float, cast: Cast) -> Sequence[Step]:
-    return [Step(0, session_s + 4, faults.kill_node(chance.choice(cast.peers)))]
+def _kill_consumer(chance: random.Random, session_s: float, cast: Cast) -> Sequence[PlannedFault]:
+    return [PlannedFault(0, session_s + 4, faults.kill_node(chance.choice(cast.peers)))]
 
 
-def _kill_roles(chance: random.Random, _session_s: float, cast: Cast) -> Sequence[Step]:
+def _kill_roles(chance: random.Random, _session_s: float, cast: Cast) -> Sequence[PlannedFault]:
     steps, at_s = [], 0.0
     for role in (*cast.consumers, ORDER_NODES):
         for name in role:
-            steps.append(Step(at_s, 1.0, faults.kill_node(name)))
+            steps.append(PlannedFault(at_s, 1.0, faults.kill_node(name)))
             at_s += chance.uniform(2.0, 4.0)
     return steps
 
 
-def _zombie(chance: random.Random, session_s: float, cast: Cast) -> Sequence[Step]:
-    return [Step(0, session_s + 3, faults.pause_node(chance.choice(cast.peers)))]
+def _zombie(chance: random.Random, session_s: float, cast: Cast) -> Sequence[PlannedFault]:
+    return [PlannedFault(0, session_s + 3, faults.pause_node(chance.choice(cast.peers)))]
 
 
-def _rolling_restart(chance: random.Random, _session_s: float, cast: Cast) -> Sequence[Step]:
+def _rolling_restart(chance: random.Random, _session_s: float, cast: Cast) -> Sequence[PlannedFault]:
     nodes = [*cast.nodes, *cast.nodes]
-    return [Step(2.5 * turn + chance.random(), 0.2, faults.terminate_node(name)) for turn, name in enumerate(nodes)]
-
-
-def _terminate_backends(chance: random.Random, _session_s: float, cast: Cast) -> Sequence[Step]:
-    return [Step(0.3 * turn, 0, faults.terminate_backends(chance.choice(cast.nodes))) for turn in range(40)]
-
-
-def _slow(_chance: random.Random, _session_s: float, _cast: Cast) -> Sequence[Step]:
     return [
-        Step(0, 8, faults.slow(0.02, "postgres")),
-        Step(8, 8, faults.slow(0.1, "kafka")),
-        Step(16, 8, faults.slow(0.05, "clients")),
+        PlannedFault(2.5 * turn + chance.random(), 0.2, faults.terminate_node(name)) for turn, name in enumerate(nodes)
     ]
 
 
-def _black_hole(_chance: random.Random, session_s: float, _cast: Cast) -> Sequence[Step]:
+def _terminate_backends(chance: random.Random, _session_s: float, cast: Cast) -> Sequence[PlannedFault]:
+    return [PlannedFault(0.3 * turn, 0, faults.terminate_backends(chance.choice(cast.nodes))) for turn in range(40)]
+
+
+def _slow(_chance: random.Random, _session_s: float, _cast: Cast) -> Sequence[PlannedFault]:
     return [
-        Step(0, 6, faults.swallow("postgres")),
-        Step(14, session_s + 4, faults.swallow("kafka")),
-        Step(session_s + 26, 4, faults.swallow("clients")),
+        PlannedFault(0, 8, faults.slow(0.02, "postgres")),
+        PlannedFault(8, 8, faults.slow(0.1, "kafka")),
+        PlannedFault(16, 8, faults.slow(0.05, "clients")),
     ]
 
 
-def _reset(chance: random.Random, _session_s: float, _cast: Cast) -> Sequence[Step]:
+def _black_hole(_chance: random.Random, session_s: float, _cast: Cast) -> Sequence[PlannedFault]:
+    return [
+        PlannedFault(0, 6, faults.swallow("postgres")),
+        PlannedFault(14, session_s + 4, faults.swallow("kafka")),
+        PlannedFault(session_s + 26, 4, faults.swallow("clients")),
+    ]
+
+
+def _reset(chance: random.Random, _session_s: float, _cast: Cast) -> Sequence[PlannedFault]:
     targets = ("postgres", "kafka", "clients")
-    return [Step(0.7 * turn, 0, faults.reset(chance.choice(targets))) for turn in range(20)]
+    return [PlannedFault(0.7 * turn, 0, faults.reset(chance.choice(targets))) for turn in range(20)]
 
 
-def _narrow(_chance: random.Random, _session_s: float, _cast: Cast) -> Sequence[Step]:
+def _narrow(_chance: random.Random, _session_s: float, _cast: Cast) -> Sequence[PlannedFault]:
     return [
-        Step(0, 8, faults.narrow(24 * 1024, "postgres")),
-        Step(8, 8, faults.narrow(16 * 1024, "kafka")),
-        Step(16, 8, faults.narrow(4 * 1024, "clients")),
+        PlannedFault(0, 8, faults.narrow(24 * 1024, "postgres")),
+        PlannedFault(8, 8, faults.narrow(16 * 1024, "kafka")),
+        PlannedFault(16, 8, faults.narrow(4 * 1024, "clients")),
     ]
 
 
-def _cut(_chance: random.Random, _session_s: float, _cast: Cast) -> Sequence[Step]:
+def _cut(_chance: random.Random, _session_s: float, _cast: Cast) -> Sequence[PlannedFault]:
     return [
-        Step(0, 8, faults.cut_responses("clients")),
-        Step(10, 6, faults.cut_responses("postgres")),
-        Step(18, 6, faults.cut_responses("kafka")),
+        PlannedFault(0, 8, faults.cut_responses("clients")),
+        PlannedFault(10, 6, faults.cut_responses("postgres")),
+        PlannedFault(18, 6, faults.cut_responses("kafka")),
     ]
 
 
-def _poison(_chance: random.Random, _session_s: float, cast: Cast) -> Sequence[Step]:
-    return [Step(0, 0, faults.poison()), Step(2, 6, faults.reject_effects(cast.sharing)), Step(5, 0, faults.poison())]
+def _poison(_chance: random.Random, _session_s: float, cast: Cast) -> Sequence[PlannedFault]:
+    return [
+        PlannedFault(0, 0, record_faults.poison()),
+        PlannedFault(2, 6, record_faults.reject_effects(cast.sharing)),
+        PlannedFault(5, 0, record_faults.poison()),
+    ]
 
 
-def _mixed(chance: random.Random, session_s: float, cast: Cast) -> Sequence[Step]:
+def _mixed(chance: random.Random, session_s: float, cast: Cast) -> Sequence[PlannedFault]:
     """Fifteen faults of every kind; some overlap, as they do where one causes the other."""
     menu: list[Callable[[], tuple[float, Fault]]] = [
         lambda: (1.0, faults.kill_node(chance.choice(cast.nodes))),
@@ -130,14 +138,14 @@ def _mixed(chance: random.Random, session_s: float, cast: Cast) -> Sequence[Step
         lambda: (3.0, faults.swallow(chance.choice(("postgres", "kafka", "clients")))),
         lambda: (0.0, faults.reset(chance.choice(("postgres", "kafka", "clients")))),
         lambda: (3.0, faults.cut_responses(chance.choice(("postgres", "kafka", "clients")))),
-        lambda: (0.0, faults.poison()),
+        lambda: (0.0, record_faults.poison()),
     ]
     # Every kind once, in an order of the seed's, then a few again.
     kinds = [*chance.sample(menu, len(menu)), *chance.choices(menu, k=4)]
     steps, at_s = [], 0.0
     for kind in kinds:
         for_s, fault = kind()
-        steps.append(Step(round(at_s, 1), for_s, fault))
+        steps.append(PlannedFault(round(at_s, 1), for_s, fault))
         at_s += chance.uniform(0.5, 5.0)
     return steps
 
@@ -148,8 +156,8 @@ SCENARIOS = (
         "kill-publisher",
         "kill -9 between Kafka's acknowledgement and the commit",
         lambda _c, _s, _cast: [
-            Step(0, 1, faults.kill_between_acknowledgement_and_commit("order-1")),
-            Step(5, 1, faults.kill_between_acknowledgement_and_commit("order-2")),
+            PlannedFault(0, 1, faults.kill_between_acknowledgement_and_commit("order-1")),
+            PlannedFault(5, 1, faults.kill_between_acknowledgement_and_commit("order-2")),
         ],
     ),
     Scenario("kill-consumer", "kill -9 of {a_consumer} replica, gone beyond its session", _kill_consumer),
@@ -176,9 +184,11 @@ SCENARIOS = (
     Scenario("narrow-network", "little bandwidth", _narrow, network=True),
     Scenario("cut-responses", "answers cut in the middle: what was done is asked for again", _cut, network=True),
     Scenario("poison-records", "records nobody can read, effects refused, then redriven", _poison),
-    Scenario("full-disk-postgres", "PostgreSQL's disk is full (needs root)", _once(faults.fill_postgres_disk, 6)),
+    Scenario("full-disk-postgres", "PostgreSQL's disk is full (needs root)", _once(disk_faults.fill_postgres_disk, 6)),
     Scenario(
-        "full-disk-broker", "a broker's disk is full (needs root)", _once(lambda: faults.fill_broker_disk("kafka-3"), 6)
+        "full-disk-broker",
+        "a broker's disk is full (needs root)",
+        _once(lambda: disk_faults.fill_broker_disk("kafka-3"), 6),
     ),
     Scenario("mixed", "all of it at random, from the seed", _mixed, network=True),
 )

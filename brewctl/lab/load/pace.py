@@ -1,10 +1,10 @@
-"""Pace: when each call of an open loop is due, also while the rate changes."""
+"""When each call of an open loop is due, also while the rate changes."""
 
 from collections import deque
 from itertools import pairwise
 
 
-class Pace:
+class CallSchedule:
     """A schedule at `rate` calls a second from `since` on. Times are time.monotonic()'s.
 
     `set_rate` may be called by any thread, the rest by one at a time.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class Sample:
+class FlowSample:
     """One look at the counters; `effects` of each downstream, by the name of its counter."""
 
     at_s: float
@@ -25,7 +25,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Ownership:
-    """Who owned each partition of a group from `at_s` on, as Kafka says. "" is nobody, as is a partition left out."""
+    """The owner of each partition of a group from `at_s` on, by Kafka. "", or a partition left out: none."""
 
     at_s: float
     group: str
@@ -33,13 +33,13 @@ class Ownership:
 
 
 @dataclass(frozen=True)
-class Fault:
+class FaultSpan:
     """What was broken on purpose. One that ends when it starts is an instant."""
 
     start_s: float
-    end_s: float  # math.inf: never mended
+    end_s: float  # math.inf: never ended
     label: str
-    # Who could not work meanwhile: what Kafka still lets them own stands still.
+    # The nodes that could not work meanwhile: the partitions that they still own make no progress.
     nodes: tuple[str, ...] = ()
 
 
@@ -61,7 +61,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Event:
+class ActEvent:
     """A line of the log."""
 
     at_s: float
@@ -75,11 +75,11 @@ class Act:
     name: str
     title: str
     ok: bool = False
-    samples: list[Sample] = field(default_factory=list)
+    samples: list[FlowSample] = field(default_factory=list)
     ownerships: list[Ownership] = field(default_factory=list)
-    faults: list[Fault] = field(default_factory=list)
+    faults: list[FaultSpan] = field(default_factory=list)
     marks: list[Mark] = field(default_factory=list)
-    events: list[Event] = field(default_factory=list)
+    events: list[ActEvent] = field(default_factory=list)
     # What was measured, by name, as it is to be read: ("acknowledged", "1200"), ("without progress", "7.9 s").
     figures: list[tuple[str, str]] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)

@@ -8,7 +8,7 @@ import math
 
 # Buckets of one power of two.
 _BUCKETS = 256
-# Seconds: nobody asks what is quicker, and zero has no logarithm.
+# Seconds. Shorter latencies count as this one: zero has no logarithm.
 _LOWEST_S = 1e-6
 
 

@@ -1,9 +1,9 @@
-"""A ledger of effects, one row each time one is done: what the story's own tables can't show.
+"""A ledger of effects: one row each time an effect is done, so that one done twice is seen.
 
-Their key is the order's id, and an effect passes over what is there: done twice it looks as if it was done once.
-`python -m brewctl.lab.ledger ARGUMENTS` is `brewctl ARGUMENTS` whose inbox also writes what it hands to the effect into
-a table without a key, in the same statement and so in the same commit. Where that table is,
-`verify` counts its rows.
+The story's own tables can't show it: their key is the order's id, and an effect skips an order that is there.
+`python -m brewctl.lab.chaos.ledger ARGUMENTS` is `brewctl ARGUMENTS`, and its inbox also inserts what it hands to the
+effect into a table without a key, in the same statement and so in the same commit. `verify` counts the rows of that
+table where it exists.
 """
 
 import runpy
@@ -11,7 +11,7 @@ import runpy
 from brewctl.delivery.database import Connection
 from brewctl.sql import queries
 
-MODULE = "brewctl.lab.ledger"
+MODULE = "brewctl.lab.chaos.ledger"
 
 
 def create(connection: Connection) -> None:

@@ -1,0 +1,1 @@
+"""A faulty network: TCP proxies that delay, narrow, swallow, reset or cut what goes through them."""

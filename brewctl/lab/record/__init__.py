@@ -1,0 +1,1 @@
+"""What a run of the lab records while it plays: samples, owners of partitions, faults, events."""
