@@ -8,7 +8,6 @@ called before the fork, only imported.
 import atexit
 import contextlib
 import gc
-import importlib
 import io
 import json
 import os
@@ -28,22 +27,6 @@ import typer
 from brewctl.cli import main
 
 BREWCTL = Path(sys.executable).with_name("brewctl")
-# What commands import when they run. Not brewctl.roles.notifications, which reads the environment at its import.
-_IMPORTED = (
-    "typer.rich_utils",
-    "rich.live",
-    "rich.progress",
-    "brewctl.certificates",
-    "brewctl.client",
-    "brewctl.doctor",
-    "brewctl.exporter",
-    "brewctl.lab.background",
-    "brewctl.lab.load",
-    "brewctl.lab.look",
-    "brewctl.probes.endpoint",
-    "brewctl.roles.consumer",
-    "brewctl.roles.order",
-)
 # Variables that are read when a command runs and not at an import: another value of any other needs a start of its own.
 _READ_LATE = ("BREW_", "COLUMNS", "HOME", "LINES", "NO_COLOR", "PATH", "PG", "PYTEST_", "TERM", "TMPDIR", "XDG_")
 
@@ -149,6 +132,22 @@ def _serve(requests: socket.socket) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
 
 
+def _import() -> None:
+    """Import what commands import when they run. Not brewctl.roles.notifications: it reads the environment then."""
+    import typer.rich_utils  # noqa: F401, PLC0415
+
+    import brewctl.certificates  # noqa: PLC0415
+    import brewctl.client  # noqa: PLC0415
+    import brewctl.doctor  # noqa: PLC0415
+    import brewctl.exporter  # noqa: PLC0415
+    import brewctl.lab.load.load  # noqa: PLC0415
+    import brewctl.lab.look  # noqa: PLC0415
+    import brewctl.lab.play.background  # noqa: PLC0415
+    import brewctl.probes.endpoint  # noqa: PLC0415
+    import brewctl.roles.consumer  # noqa: PLC0415
+    import brewctl.roles.order  # noqa: F401, PLC0415
+
+
 def _become(reply: int, *standard: int) -> NoReturn:
     """Take what the test said as one's own, and run the command as the installed script does."""
     with open(reply, "r+b", buffering=0) as test:
@@ -178,8 +177,7 @@ def _become(reply: int, *standard: int) -> NoReturn:
 
 if __name__ == "__main__":
     sys.path[0] = str(BREWCTL.parent)  # as of the installed script
-    for module in _IMPORTED:
-        importlib.import_module(module)
+    _import()
     # The tree of commands is made once, and tried, for what is imported by help and by a wrong flag.
     commands = main.root_command()
     main.root_command = lambda words=(): commands  # noqa: ARG005 - called by name

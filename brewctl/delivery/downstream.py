@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, LiteralString
 
-from brewctl.delivery import events
-from brewctl.delivery.database import sql_text
+from brewctl.delivery import events, sql_text
 from brewctl.delivery.events import Decoder, Event
 from brewctl.errors import UsageError
 

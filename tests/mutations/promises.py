@@ -110,7 +110,7 @@ PROMISES = [
     Broken(
         "offsets are committed after the database",
         "offsets of a batch are committed although it is not written",
-        "brewctl/delivery/inbox/inbox.py",
+        "brewctl/delivery/inbox/batch.py",
         "        if undone:\n            self.settled = [",
         "        if undone and not self.records:\n            self.settled = [",
         ("tests/integration/test_inbox.py::test_what_is_done_of_a_batch_that_is_given_up_need_not_come_again",),

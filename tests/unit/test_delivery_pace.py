@@ -22,14 +22,14 @@ def test_quick_transactions_grow_to_the_most_at_once() -> None:
     assert grown().trouble == ""
 
 
-def test_a_timeout_halves_down_to_one_event(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_timeout_halves_down_to_one_event(caplog: pytest.LogCaptureFixture) -> None:
     batch_size = grown()
     sizes = []
     for _ in range(13):
         batch_size.note_timeout(batch_size.size, "statement timeout")
         sizes.append(batch_size.size)
     assert sizes == [1000, 500, 250, 125, 62, 31, 15, 7, 3, 1, 1, 1, 1]
-    assert capfd.readouterr().out.count("effect_slow") == 1
+    assert caplog.text.count("effect_slow") == 1
     for _ in range(11):
         batch_size.note(batch_size.size, 0.01)
     assert batch_size.size == LIMITS.consume_records

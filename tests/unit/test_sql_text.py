@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from brewctl.delivery.database import sql_text
+from brewctl.delivery import sql_text
 
 REFUSED = {
     "COMMIT": "COMMIT",

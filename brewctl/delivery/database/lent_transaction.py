@@ -16,7 +16,8 @@ from psycopg.abc import RV, PQGen
 from psycopg.pq import ConnStatus, PipelineStatus, TransactionStatus
 from psycopg.rows import TupleRow, tuple_row
 
-from brewctl.delivery.database import BoundedConnection, Connection, NoAnswerError, has_news, sql_text
+from brewctl.delivery import sql_text
+from brewctl.delivery.database import BoundedConnection, Connection, NoAnswerError, has_news
 from brewctl.installed import require
 
 ASSUMED = {"psycopg:Connection": ("_adapters", "_prepared")}

@@ -18,8 +18,8 @@ from typing import Any, LiteralString, NamedTuple, Protocol
 import psycopg
 from google.protobuf.descriptor import FieldDescriptor
 
-from brewctl.delivery import events
-from brewctl.delivery.database import BoundedConnection, sql_text
+from brewctl.delivery import events, sql_text
+from brewctl.delivery.database import BoundedConnection
 from brewctl.delivery.database.lent_transaction import lent
 from brewctl.delivery.downstream import Downstream
 from brewctl.delivery.events import Event

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from brewctl.delivery.database import sql_text
+from brewctl.delivery import sql_text
 
 _KINDS = frozenset({"table", "view", "sequence"})
 _BEFORE_KIND = frozenset({"or", "replace", "unlogged", "materialized", "foreign", "recursive", "global", "local"})
