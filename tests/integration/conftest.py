@@ -1,5 +1,6 @@
 """One order node for all tests that only call it, and the parts of a node that others drive by hand."""
 
+import logging
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -53,3 +54,22 @@ def one_try(monkeypatch: pytest.MonkeyPatch) -> None:
             raise error.__cause__ or error from None
 
     monkeypatch.setattr(Inbox, "handle", handle)
+
+
+class _Printed(logging.Handler):
+    """Prints each line of brewctl's log, to be read by capfd: parts that run in the test's process have no stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"[{record.levelname.lower()}] {record.getMessage()}")
+
+
+@pytest.fixture(autouse=True)
+def printed_log() -> Iterator[None]:
+    """Print what the program logs while a test runs parts of it."""
+    logger, handler = logging.getLogger("brewctl"), _Printed()
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield
+    logger.removeHandler(handler)
+    logger.setLevel(before)

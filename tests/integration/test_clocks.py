@@ -36,10 +36,11 @@ main()
 # Without gRPC, whose core asks another clock than Python's.
 PUBLISHER = """
 from brewctl import config
-from brewctl.delivery import database, outbox
+from brewctl.delivery import database
+from brewctl.delivery.outbox.publisher import Publisher
 settings = config.resolve({}, os.environ, {})
 with database.open_pool(settings, name="order-1", size=2) as pool:
-    outbox.Publisher(settings, pool, node="order-1").run(threading.Event())
+    Publisher(settings, pool, node="order-1").run(threading.Event())
 """
 
 
