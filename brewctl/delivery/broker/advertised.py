@@ -13,6 +13,7 @@ from kafka.conn import BrokerConnection
 from kafka.protocol.metadata import MetadataRequest_v4
 
 from brewctl.config import Settings
+from brewctl.delivery.broker.outcomes import Refusal
 from brewctl.security import KafkaSecurity, Protocol
 
 _CONNECT_S, _LATE_S = 2.0, 2.5
@@ -55,18 +56,6 @@ def unreached(brokers: Sequence[tuple[int, str]]) -> list[Unreached]:
     """Try brokers, each with its id and address, at the same time; return those that can't be connected to."""
     reasons = _together(why_not, [address for _, address in brokers], _SILENT)
     return [Unreached(*broker, why) for broker, why in zip(brokers, reasons, strict=True) if why]
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """A broker that is there, what does not fit, and what to do about it."""
-
-    address: str
-    why: str
-    hint: str
-
-    def __str__(self) -> str:
-        return f"{self.address} {self.why}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from kafka.protocol.admin import SaslHandShakeRequest
 from kafka.protocol.parser import KafkaProtocol
 
 from brewctl.delivery.broker import certificates
-from brewctl.delivery.broker.advertised import Refusal
+from brewctl.delivery.broker.outcomes import Refusal
 from brewctl.delivery.certificate_faults import fault, told
 from brewctl.security import KAFKA, KafkaSecurity, Protocol
 

@@ -1,6 +1,7 @@
 """What becomes of a record that was sent, whichever client sent it."""
 
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -47,3 +48,15 @@ def refused_time(record: Record) -> ClockError:
     time_ms = time.time() * 1000 if record.timestamp_ms < 0 else record.timestamp_ms
     when = datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="seconds")
     return ClockError(f"topic {record.topic}: {when} is too far from the broker's clock to be a record's time")
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A broker that is there, what does not fit, and what to do about it."""
+
+    address: str
+    why: str
+    hint: str
+
+    def __str__(self) -> str:
+        return f"{self.address} {self.why}"
