@@ -111,7 +111,7 @@ class _Signals:
 
 @contextlib.contextmanager
 def interrupts_held() -> Iterator[None]:
-    """Let a signal that interrupts wait for the end of the block: what begins there is known to its owner afterwards.
+    """Deliver interrupting signals after the block, so that what the block starts is written down first.
 
     For short steps, such as to start a process and write it down. Signals reach the main thread alone: elsewhere this
     does nothing.
@@ -242,7 +242,7 @@ def run_together(actors: Mapping[str, Actor], stop: threading.Event, *, drain_ti
 
 @contextlib.contextmanager
 def beside(actors: Mapping[str, Actor], stop: threading.Event) -> Iterator[None]:
-    """Run the actors in threads while the block runs; then set `stop`, and wait for them, who must return soon."""
+    """Run the actors in threads while the block runs; then set `stop` and wait until they have returned."""
     threads = [threading.Thread(target=actor, name=name) for name, actor in actors.items()]
     for thread in threads:
         thread.start()

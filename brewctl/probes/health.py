@@ -68,7 +68,7 @@ class Health:
         return answer("ready", "not ready", findings)
 
     def _findings(self) -> list[Finding]:
-        with self._lock:  # who comes while others look gets what they find
+        with self._lock:  # of several questions at a time one is asked, and all get its answer
             if self._found_at is None or time.monotonic() >= self._found_at + self._fresh_s:
                 self._found = [finding for check in self._checks for finding in check()]
                 self._found_at = time.monotonic()

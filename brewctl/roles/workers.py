@@ -184,7 +184,7 @@ class Workers:
 
     def _await_all_ready(self, stop: threading.Event) -> bool:
         """Wait until every worker is ready: False where a stop came first. Raises BrewError for one that does not."""
-        # Counted from the last one that got ready: many of them take long on few cores.
+        # The time limit begins anew with each worker that gets ready: many of them take long on few cores.
         were, since = 0, time.monotonic()
         while not stop.wait(_SLICE_S / 10):
             with self._lock:
@@ -207,7 +207,7 @@ class Workers:
     def _keep(self, name: str, port: int, stop: threading.Event) -> None:
         """Start a worker, again and again, until a stop."""
         backoff = lifecycle.Backoff(stop)
-        # The first goes ahead: what keeps all of them from starting is said once.
+        # The first worker starts alone: what keeps all of them from starting is said once.
         while name != self._names[0] and not self._first_ready.wait(_SLICE_S) and not stop.is_set():
             pass
         while not stop.is_set():
@@ -286,7 +286,7 @@ class Workers:
 
 @contextlib.contextmanager
 def _held(host: str, port: int) -> Iterator[int]:
-    """Keep a port for sockets of this user that share it: it is nobody else's, also while no worker listens.
+    """Reserve a port for this user's sockets with SO_REUSEPORT, also while no worker listens.
 
     Port 0 takes a free one. Raises PortError where another server has it, or no address of the host is ours.
     """
@@ -308,7 +308,7 @@ def _held(host: str, port: int) -> Iterator[int]:
 
 @contextlib.contextmanager
 def _absence_allowed() -> Iterator[None]:
-    """Bear with an address that this machine has not, as gRPC does: `localhost` is also ::1, IPv6 or not."""
+    """Pass over an address that this machine does not have, as gRPC does: `localhost` may be ::1 without IPv6."""
     try:
         yield
     except OSError as error:
@@ -317,13 +317,13 @@ def _absence_allowed() -> Iterator[None]:
 
 
 def _hold(family: socket.AddressFamily, place: tuple[Any, ...]) -> socket.socket:
-    # Only who shares with nobody is told that there is another server: be one for a moment.
+    # With SO_REUSEPORT another server's socket is no error. So the port is first bound without it, for a moment.
     with socket.create_server(place, family=family) as alone:
         place = alone.getsockname()
     holder = socket.socket(family)
     try:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        # The last server's connections may still be fading away. Nobody comes in beside us by that door.
+        # Connections of the server before may still be in TIME_WAIT. SO_REUSEADDR is for this bind alone.
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         holder.bind(place)
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)

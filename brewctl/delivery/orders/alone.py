@@ -4,8 +4,8 @@
     held: at a lock, or at work for too long ──► half of the threads; each try waits create_lock_s for a lock
       └── behind: have the same idempotency key; go back to the writer once it is free
 
-So an order that waits for another transaction takes nothing from its neighbours: not their threads, not their
-connections, not their turn.
+So an order that waits for a lock of another transaction holds up no other order: it has a thread and a connection of
+its own.
 """
 
 import threading
@@ -52,10 +52,10 @@ class Teller(Protocol):
     """Tells submissions how they ended. Never raises."""
 
     def created(self, submission: Submission, order: Order) -> None:
-        """It is committed."""
+        """Tell that the order is committed."""
 
     def failed(self, submission: Submission, error: Exception) -> None:
-        """It is not."""
+        """Tell that the order is not written, or that this is not known."""
 
     def again(self, submission: Submission) -> None:
         """Put it into the next batch."""
@@ -197,7 +197,7 @@ class Alone:
         except PoolTimeout as error:
             self._finish(each, error)
             if wait_s >= limits.database_wait_s:
-                # Nor would these get a connection: they have waited as long.
+                # The others have waited for a connection as long: they would get none either.
                 for other in self._waiting():
                     if other.since <= began:
                         self._tell(other, error, at_work=False)

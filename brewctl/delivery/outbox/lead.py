@@ -1,4 +1,4 @@
-"""The lead: one node publishes for all while that is enough, and the others leave their commits to it.
+"""The publishing lease: while one node is enough it publishes every node's rows, and the others wait.
 
     node takes the lead ──renews it──► … ──gives it up, or is killed──► it ends by itself
       └── looks at the outbox again and again; the other nodes don't look while its lead lasts
@@ -28,10 +28,10 @@ _KEEP = 0.15
 
 
 class Lead:
-    """A node's view of it. Not for two threads at a time."""
+    """A node's view of the lease. Not thread-safe."""
 
     def __init__(self, limits: Limits, pool: Pool, *, node: str) -> None:
-        """Have no lead, and know of none."""
+        """Begin without the lease, and without knowing of another node's."""
         self._lasts_s = limits.publish_lead_s
         self._most_s = 4 * limits.publish_lead_s
         self._look_s = limits.publish_lead_s / 2

@@ -136,17 +136,17 @@ class Publisher:
             if (others_s := self._lead.others_s()) > 0:
                 stop.wait(others_s)
                 continue
-            # One that leads finds nothing most times that nobody of this process has told it of a commit.
+            # Without a commit of this process a look mostly finds nothing: first ask whether there is any row.
             self._expects = self._wake.is_set() or self._more or bool(self._polls and found)
             self._wake.clear()
             began = time.monotonic()
-            # To find none is no success: another publisher may hold the rows, and fail.
+            # A look that finds no row is no success: another publisher may hold the rows, and fail.
             if found := self.publish_batch(producer):
                 backoff.reset()
             self.trouble = ""
             took_s = time.monotonic() - began
             if self._more and not self._wake.is_set():
-                continue  # nobody commits here, whom it could hold up
+                continue  # no commit of this process waits for the processor
             if found and not self._more:
                 self._rest.worked(took_s, count=found)
                 gap_s = max(took_s, self._rest.last_s)
@@ -158,7 +158,7 @@ class Publisher:
                     self._wake.wait(gap_s)
                     gap_s = min(2 * gap_s, limits.publish_again_s)
             else:
-                # Who is not told looks again soon after a row, and less and less often while there is none.
+                # Without wake-ups the pause is short after a row, and grows while there is none.
                 idle_s = min(limits.publish_poll_s, limits.publish_again_s if found else 2 * idle_s)
                 pause_s = idle_s if self._polls else limits.publish_poll_s
                 self._wake.wait(pause_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, no secret

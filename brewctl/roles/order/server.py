@@ -95,8 +95,8 @@ class Server:
             ],
         )
 
-        # Counted when the message is there: a call without one is not in flight. The one thread that counts is also
-        # the one that adds: its count can't be outrun.
+        # A call counts as in flight once its message is there. gRPC's serving thread alone compares and adds, so no
+        # two calls can take the last free place.
         def admitted(handle: Callable[[R, Call], None]) -> Callable[[R, Call], None]:
             def admit(request: R, call: Call) -> None:
                 if orders.in_hand >= limits.concurrent_calls:

@@ -41,7 +41,7 @@ def retry_later(code: grpc.StatusCode, details: str, *, after_s: float) -> Statu
 
 
 class OrderService:
-    """What the methods do once their message is there. Orders go through the writer, the rest through threads."""
+    """Create, Cancel and Get, once their message is there. Creates go to the writer, the others to threads."""
 
     def __init__(
         self, settings: Settings, reading: Pool, watch: Availability, writer: GroupCommit, cancelling: Cancelling
@@ -153,12 +153,12 @@ class OrderService:
                 logger.debug("create_failed", exc_info=error)
                 code, details = grpc.StatusCode.INTERNAL, f"the commit failed: {again}"
         if code is grpc.StatusCode.UNAVAILABLE and not self._watch.away:
-            # Of a database that is away the watch has told.
+            # While the database is away, `Availability` has logged that already.
             self._turned_away.warn(answer=details, reason=log.reason(error))
         return retry_later(code, details, after_s=self._limits.retry_after_s)
 
     def _never(self, error: Exception) -> Status | None:
-        """Say why another try of the same would be in vain, if it would, in PostgreSQL's own words."""
+        """Return the status of a call that fails however often it is retried, in PostgreSQL's words; else None."""
         if isinstance(error, store.KeyReusedError):
             return Status(grpc.StatusCode.ALREADY_EXISTS, str(error))
         if isinstance(error, psycopg.errors.UndefinedTable):
@@ -203,7 +203,7 @@ class OrderService:
             self._reads -= 1
 
     def _early(self, call: Call) -> Status | None:
-        """Say how a call ends that need not be begun: it may have been queued since it was admitted."""
+        """Return the status of a call that is too late, or whose database is away; None where it can be begun."""
         if call.left_s() <= 0:
             return self.status_for(store.TooLateError(), call)
         if self._watch.away:
