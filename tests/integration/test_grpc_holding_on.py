@@ -306,7 +306,7 @@ def test_an_exception_ends_its_own_call_with_a_line(
         def fail(*_arguments: object, **_named: object) -> None:
             raise RuntimeError("something unforeseen")
 
-        for broken in ("brewctl.delivery.orders.store.acceptance.accept", "brewctl.delivery.orders.store.get"):
+        for broken in ("brewctl.delivery.orders.acceptance.accept", "brewctl.delivery.orders.store.get"):
             with monkeypatch.context() as patch:
                 patch.setattr(broken, fail)
                 failed = node.client.create() if broken.endswith("accept") else node.client.get(str(uuid.uuid4()))
