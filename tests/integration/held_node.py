@@ -16,6 +16,7 @@ from brewctl.delivery.database.availability import Availability
 from brewctl.delivery.orders.alone import Submission
 from brewctl.delivery.orders.group_commit import GroupCommit
 from brewctl.lifecycle import wait_until
+from brewctl.roles.order.admission import Admission
 from brewctl.roles.order.cancelling import Cancelling
 from brewctl.roles.order.server import Server
 from brewctl.roles.order.service import OrderService
@@ -37,6 +38,11 @@ class Writer(GroupCommit):
         """Its connections to the database: for batches, and for what a batch did not write."""
         return self._writing, self._single
 
+    @property
+    def queued(self) -> int:
+        """How many orders it has not looked at yet."""
+        return self._queue.qsize()
+
     def submit(self, submission: Submission) -> None:
         self.submitted.append(submission)
         super().submit(submission)
@@ -57,7 +63,7 @@ class HeldNode:
 
     client: Service
     server: Server
-    orders: OrderService
+    admission: Admission
     writer: Writer
     calls: list[Any] = field(default_factory=list)
     notified: list[None] = field(default_factory=list)  # one a commit of a cancel: the publisher would look now
@@ -66,7 +72,7 @@ class HeldNode:
         """Wait until so many orders wait for the writer, and nothing else is in hand."""
         wait_until(
             f"{size} orders that wait",
-            lambda: (self.writer.waiting, self.orders.in_hand) == (size, size),
+            lambda: (self.writer.queued, self.admission.in_hand) == (size, size),
             timeout_s=30,
             every_s=0.01,
         )
@@ -110,15 +116,17 @@ def held_node(rig: Rig, settings: Settings | None = None) -> Iterator[HeldNode]:
     notified: list[None] = []
     with pools(settings) as (writing, single):
         writer = Writer(settings, writing, single, notify=lambda: None)
-        watch = Availability(settings, (single, writing), name="watch")
+        availability = Availability(settings, (single, writing), name="watch")
+        admission = Admission(settings.limits, availability, stop)
+        cancelling = Cancelling(settings, single, notify=lambda: notified.append(None))
         orders = OrderService(
-            settings, single, watch, writer, Cancelling(settings, single, notify=lambda: notified.append(None))
+            settings, admission, reading=single, availability=availability, writer=writer, cancelling=cancelling
         )
-        server = Server(settings, orders, watch, stop, host="127.0.0.1", port=0, share_port=False)
+        server = Server(settings, orders, admission, host="127.0.0.1", port=0, share_port=False)
         try:
             with dialled(rig, server.address) as client:
-                yield HeldNode(client, server, orders, writer, notified=notified)
-                wait_until("no call in hand", lambda: orders.in_hand == 0, timeout_s=20, every_s=0.01)
+                yield HeldNode(client, server, admission, writer, notified=notified)
+                wait_until("no call in hand", lambda: admission.in_hand == 0, timeout_s=20, every_s=0.01)
         finally:
             stop.set()
             server.drain(settings.limits.drain_s / 2)

@@ -115,7 +115,7 @@ def test_an_order_that_is_known_to_be_held_has_no_more_first_tries(rig: Rig, mon
             first = [callers.submit(node.client.cancel, order_id, timeout=60) for _ in range(threads // 2)]
             rig.wait("every thread of later tries at work", lambda: tries() == (threads // 2, threads // 2))
             more = [callers.submit(node.client.cancel, order_id, timeout=60) for _ in range(threads)]
-            rig.wait("further cancels in hand", lambda: node.orders.in_hand == len(first) + len(more))
+            rig.wait("further cancels in hand", lambda: node.admission.in_hand == len(first) + len(more))
             assert node.client.cancel(other, timeout=20).code is OK
             assert tries() == (threads // 2, threads // 2)
         assert {call.result().code for call in [*first, *more]} <= {OK, grpc.StatusCode.UNAVAILABLE}

@@ -22,13 +22,12 @@ from tests.tcp_proxy import Proxy, proxied
 class Caller(Submission):
     """Waits for an order of a customer of its own, and keeps what it hears."""
 
-    def __init__(self, rig: Rig, *, key: str = "", on_told: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, rig: Rig, *, key: str = "") -> None:
         request = order(customer_id=somebody(), idempotency_key=key)
         self.new: NewOrder = acceptance.accept(request, tenant_id=None, traceparent=None)
         self.heard: list[str] = []
         self.rows: list[object] = []  # of it, as another session sees them at that moment
         self._rig = rig
-        self._on_told = on_told
 
     @property
     def customer(self) -> str:
@@ -50,7 +49,6 @@ class Caller(Submission):
 
     def _hear(self, what: str) -> None:
         self.rows.append(rows_of(self._rig, self.customer))
-        self._on_told()
         self.heard.append(what)
 
 
@@ -102,10 +100,8 @@ def test_what_waits_while_a_batch_is_written_is_the_next_one_in_one_transaction(
             wait_for_blocked(rig, 1)
             for each in others:
                 writer.submit(each)
-            assert writer.waiting == 1 + len(others)
             assert not first.heard
         wait_until_told(first, *others)
-        assert writer.waiting == 0
     ((mine, my_event),) = transactions_of(rig, first)
     theirs = transactions_of(rig, *others)
     assert len(theirs) == len(others), "each has one order and one event"
@@ -115,18 +111,6 @@ def test_what_waits_while_a_batch_is_written_is_the_next_one_in_one_transaction(
     assert all(each.heard == each.its_own for each in [first, *others])
     assert {tuple(each.rows) for each in [first, *others]} == {((1, 1),)}
     assert [notified.acquire(blocking=False) for _ in range(3)] == [True, True, False], "once a commit"
-
-
-def test_who_was_told_waits_no_more(rig: Rig) -> None:
-    """Else a client that asks again at once would find its own place still taken."""
-    waiting: list[int] = []
-    with a_writer(rig.settings) as writer:
-        callers = [Caller(rig, on_told=lambda: waiting.append(writer.waiting)) for _ in range(5)]
-        for each in callers:
-            writer.submit(each)
-        writer.begin()
-        wait_until_told(*callers)
-    assert waiting == [4, 3, 2, 1, 0]
 
 
 def test_a_lone_order_waits_for_nobody(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

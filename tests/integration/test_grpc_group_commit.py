@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from brewctl.lifecycle import wait_until
+from brewctl.roles.order.call import Call
 from tests.conftest import Rig, limited, open_rig
 from tests.integration.grpc_tools import (
     CONCURRENT_CALLS,
@@ -103,6 +104,25 @@ def test_equal_keys_of_a_batch_are_one_order_a_tenant_and_a_body(rig: Rig, node:
     assert [rows_of(rig, customer) for customer in (same, torn, shared)] == [(1, 1), (1, 1), (2, 2)]
 
 
+def test_an_order_gives_its_place_back_before_its_client_is_answered(
+    node: HeldNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a client that asks again at once could be refused for its own order before."""
+    in_hand: list[int] = []
+    answered = Call.answer
+
+    def noted(call: Call, message: bytes) -> None:
+        in_hand.append(node.admission.in_hand)
+        answered(call, message)
+
+    monkeypatch.setattr(Call, "answer", noted)
+    calls = [ask(node.client) for _ in range(5)]
+    node.wait_for_batch(5)
+    node.writer.begin()
+    assert {each.code for each in answers(calls)} == {OK}
+    assert in_hand == [4, 3, 2, 1, 0]
+
+
 def test_nothing_is_written_for_who_waits_no_more_in_the_queue(rig: Rig, node: HeldNode) -> None:
     late, gone, neighbours = somebody(), somebody(), [somebody(), somebody()]
     calls = [ask(node.client, customer_id=neighbours[0])]
@@ -116,7 +136,7 @@ def test_nothing_is_written_for_who_waits_no_more_in_the_queue(rig: Rig, node: H
     node.wait_for_gone(gone)
     node.writer.begin()
     assert {each.code for each in answers(calls)} == {OK}
-    wait_until("no call in hand", lambda: node.orders.in_hand == 0, timeout_s=20, every_s=0.01)
+    wait_until("no call in hand", lambda: node.admission.in_hand == 0, timeout_s=20, every_s=0.01)
     assert {rows_of(rig, customer) for customer in neighbours} == {(1, 1)}
     assert rows_of(rig, late) == rows_of(rig, gone) == (0, 0)
 

@@ -53,16 +53,12 @@ class GroupCommit:
         self._notify = notify
         self._alone = Alone(settings, alone, self, notify=self._committed)
         self._queue: queue.SimpleQueue[Submission] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self.waiting = 0  # submissions that nobody was told of yet
         self._batch: dict[Submission, None] = {}  # what the writer has in hand
         self._failure = log.Seldom(logger, "answer_failed")
         self._loop = heartbeat.Loop("writer", within_s=settings.limits.longest_turn_s)
 
     def submit(self, submission: Submission) -> None:
         """Hand an order to the writer. Returns at once; bounding how many wait is the caller's business."""
-        with self._lock:
-            self.waiting += 1
         self._queue.put(submission)
 
     def run(self, stop: threading.Event) -> None:
@@ -247,9 +243,6 @@ class GroupCommit:
 
     def _tell(self, submission: Submission, tell: Callable[[], None]) -> None:
         self._batch.pop(submission, None)
-        # Its place is free as it is told: a client that is answered may ask again at once.
-        with self._lock:
-            self.waiting -= 1
         try:
             tell()
         except Exception as error:  # noqa: BLE001 - one call's trouble; the others are to be told

@@ -30,6 +30,7 @@ from brewctl.lifecycle import run_together
 from brewctl.probes.health import Finding, Health
 from brewctl.roles.listening import Security
 from brewctl.roles.order import assumed  # noqa: F401 - before what uses those names
+from brewctl.roles.order.admission import Admission
 from brewctl.roles.order.cancelling import Cancelling
 from brewctl.roles.order.server import OPEN, Guard, Server
 from brewctl.roles.order.service import OrderService
@@ -87,12 +88,16 @@ def run(
         notify = publisher.notify if publisher else _nobody
         writer = GroupCommit(settings, writing, alone, notify=notify)
         cancelling = Cancelling(settings, cancels, notify=notify)
-        watch = Availability(settings, pools, name=node)
-        service = OrderService(settings, reading, watch, writer, cancelling)
+        availability = Availability(settings, pools, name=node)
+        admission = Admission(limits, availability, stop)
+        service = OrderService(
+            settings, admission, reading=reading, availability=availability, writer=writer, cancelling=cancelling
+        )
+        own.callback(service.shutdown)
         if not ready():
             return
-        server = Server(settings, service, watch, stop, host=host, port=port, share_port=share_port, guard=guard)
-        watch.on_change = server.tell_health
+        server = Server(settings, service, admission, host=host, port=port, share_port=share_port, guard=guard)
+        availability.on_change = server.tell_health
         log.say(node, f"order-service listening on {server.address}")
         drained = threading.Event()
 
@@ -118,7 +123,7 @@ def run(
                     "server": serve,
                     "writer": lambda: writer.run(drained),
                     **({"publisher": lambda: publisher.run(drained)} if publisher else {}),
-                    "watch": lambda: watch.run(drained),
+                    "watch": lambda: availability.run(drained),
                     **({"files": lambda: _look_at_files(looks, drained, limits.files_look_s)} if looks else {}),
                 },
                 stop,

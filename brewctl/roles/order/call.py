@@ -1,29 +1,22 @@
-"""One call of a client, from its beginning to its end, and the door that all of them come in by.
+"""One call of a client, from its beginning to its end.
 
-No thread waits for a client: not for its message, nor until it has read its answer. grpcio's own handlers do both, so
-a few clients that hold on would stop all others. The door takes grpcio's place behind its private edge: this module
-alone knows `grpc._server` (docs/decisions/0011).
+No thread waits for a client: neither for its message, nor until it has read its answer. grpcio's own handlers wait for
+both, so a few slow clients would stop all others. This module alone knows `grpc._server` (docs/decisions/0011).
 """
 
-import threading
 import time
-from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import Executor
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
 from grpc import _server
 from grpc._cython import cygrpc
 
-from brewctl import log
-from brewctl.limits import Limits
 from brewctl.probes import heartbeat
+from brewctl.roles.order.status import Status
 
 R = TypeVar("R")
-
-logger = log.get(__name__)
 
 _RECEIVE = _server._RECEIVE_MESSAGE_TOKEN  # noqa: SLF001
 _SEND = _server._SEND_MESSAGE_TOKEN  # noqa: SLF001
@@ -31,20 +24,33 @@ _SEND = _server._SEND_MESSAGE_TOKEN  # noqa: SLF001
 _Ended = tuple[Any, Any]  # what grpcio wants to hear from the end of an operation
 
 
-class Status(NamedTuple):
-    """How a call ends that is not answered with a message. `metadata` follows it."""
+# gRPC sends a timeout in steps of up to a hundredth of it, rounded up: a client ends its call a little before the
+# deadline that the server knows.
+_TIMEOUT_STEP = 0.01
+_LEAST_STEP_S = 0.002
 
-    code: grpc.StatusCode
-    details: str
-    metadata: tuple[tuple[str, str | bytes], ...] = ()
+
+class Watcher(Protocol):
+    """What a call tells that it waits for its client: the door that it came in by."""
+
+    serving: heartbeat.Loop  # of the thread in which calls begin
+
+    def waits(self, call: "Call", *, for_message: bool) -> None:
+        """Note that a call waits for its client from now on: for a message, or until its answer is read."""
+
+    def waits_no_more(self, call: Any) -> None:
+        """Note that its client has done what was waited for, or that the call is over."""
+
+    def failed(self, error: Exception) -> None:
+        """Say that a call ended by an exception, and why."""
 
 
 class Call:
     """A call that any thread may answer, once: what comes after its end is ignored. Nothing here waits."""
 
-    __slots__ = ("_door", "_event", "_state", "_until", "at_rest", "context", "tenant")
+    __slots__ = ("_allowed_s", "_door", "_event", "_state", "_until", "at_rest", "context", "tenant")
 
-    def __init__(self, door: "Door", event: Any, state: Any, *, within_s: float) -> None:
+    def __init__(self, door: Watcher, event: Any, state: Any, *, within_s: float) -> None:
         """It is to be answered `within_s` seconds, or before its caller's deadline where that is nearer."""
         self._door = door
         self._event = event
@@ -55,14 +61,18 @@ class Call:
         self.context: str | None = None
         # Whose token came with it; None where the server asks for none.
         self.tenant: str | None = None
-        self._until = time.monotonic() + min(within_s, self._remaining_s())
+        self._allowed_s = self._remaining_s()
+        self._until = time.monotonic() + min(within_s, self._allowed_s)
 
     @property
     def code(self) -> str:
-        """How it ended, in gRPC's words; of one without an answer, by its deadline or its client's cancel."""
+        """How it ended, in gRPC's words. One that its client ended was cancelled, unless its time was up.
+
+        A client that ends its call at its deadline says no more than one that cancels it.
+        """
         if self._state.statused:
             return str((self._state.code or grpc.StatusCode.OK).name)
-        late = self._remaining_s() <= 0
+        late = self._remaining_s() <= max(_LEAST_STEP_S, self._allowed_s * _TIMEOUT_STEP)
         return "DEADLINE_EXCEEDED" if late else "CANCELLED"
 
     def add_done_callback(self, done: Callable[[object], object]) -> None:
@@ -197,112 +207,3 @@ def with_message(parse: Callable[[bytes], R], handle: Callable[[R, Call], object
         call.receive(received)
 
     return method(begin)
-
-
-class Door(Executor):
-    """Stands where grpcio wants a pool of threads: takes each call, and ends the ones whose client holds on.
-
-    A call may wait `create_s` for its client: to send its message, or to read its answer. Where more than
-    `waiting_calls` of them do, those that have waited longest make room, and so do answers that are not read for a
-    tenth of that time.
-    """
-
-    def __init__(self, limits: Limits, *, full: Status) -> None:
-        """`full` is what a call is told that makes room before its message has come."""
-        self._within_s = limits.create_s
-        self._most = limits.waiting_calls
-        self._full = full
-        self._late = Status(grpc.StatusCode.DEADLINE_EXCEEDED, f"no message came within {limits.create_s:g} s")
-        self._lock = threading.Lock()
-        # Since when each waits for its client, longest first.
-        self._silent: dict[Call, float] = {}
-        self._unread: dict[Call, float] = {}
-        self._ended: Counter[str] = Counter()
-        self._held_on = log.Seldom(logger, "calls_ended")
-        self._failed = log.Seldom(logger, "call_failed")
-        # grpcio's serving thread, in which calls begin: it waits for the next one for as long as none comes.
-        self.serving = heartbeat.Loop("calls", within_s=limits.longest_turn_s)
-        self._loop = heartbeat.Loop("reaper", within_s=limits.longest_turn_s)
-        self._wake = threading.Event()
-        self._closed = False
-        self._reaper = threading.Thread(target=self._reap, name="reaper", daemon=True)
-        self._reaper.start()
-
-    def submit(self, _run: Any, _respond: Any = None, /, *args: Any, **_kwargs: Any) -> Any:
-        """Begin a call: grpcio hands over what a thread of its own would answer it with."""
-        event, state, begin, *_ = args
-        call = Call(self, event, state, within_s=self._within_s)
-        call.add_done_callback(self.waits_no_more)
-        self.serving.beat()
-        call.guarded(lambda: begin(call))
-        self.serving.rest()
-        return call
-
-    def waits(self, call: Call, *, for_message: bool) -> None:
-        """Note that a call waits for its client from now on: for a message, or until its answer is read."""
-        waiting = self._silent if for_message else self._unread
-        with self._lock:
-            self._silent.pop(call, None)
-            self._unread.pop(call, None)
-            waiting[call] = time.monotonic()
-            if len(waiting) > self._most:
-                self._wake.set()
-
-    def waits_no_more(self, call: Any) -> None:
-        """Note that its client has done what was waited for, or that the call is over."""
-        with self._lock:
-            self._silent.pop(call, None)
-            self._unread.pop(call, None)
-
-    def refuse(self, status: Status) -> None:
-        """End the calls whose message has not come."""
-        with self._lock:
-            silent = list(self._silent)
-        for call in silent:
-            call.end(status)
-
-    def failed(self, error: Exception) -> None:
-        """Say that a call ended by an exception, and why."""
-        self._failed.warn(reason=log.reason(error), hint="with -v the log says where")
-        logger.debug("call_failed", exc_info=error)
-
-    def close(self) -> None:
-        """Look after calls no longer."""
-        self._closed = True
-        self._wake.set()
-        self._reaper.join()
-
-    def _reap(self) -> None:
-        with self._loop:
-            while not self._closed:
-                self._loop.beat()
-                self._look_after()
-
-    def _look_after(self) -> None:
-        self._wake.wait(self._within_s / 20)
-        self._wake.clear()
-        with self._lock:
-            silent, unread = list(self._silent.items()), list(self._unread.items())
-        now = time.monotonic()
-        for number, (call, since) in enumerate(silent):
-            if since <= now - self._within_s:
-                self._give_up(call, call.at_rest or self._late)
-            elif number < len(silent) - self._most:
-                self._give_up(call, self._full)
-        for number, (call, since) in enumerate(unread):
-            shorter = number < len(unread) - self._most
-            if since <= now - self._within_s / (10 if shorter else 1):
-                self._hang_up(call)
-        hint = "their clients sent no message, or read no answer: nothing was written for the former"
-        if self._ended and self._held_on.warn(**self._ended, hint=hint):
-            self._ended.clear()
-
-    def _give_up(self, call: Call, status: Status) -> None:
-        if status.code is not grpc.StatusCode.OK:
-            self._ended["without_message"] += 1
-        call.guarded(lambda: call.end(status))
-
-    def _hang_up(self, call: Call) -> None:
-        self._ended["not_read"] += 1
-        self.waits_no_more(call)
-        call.guarded(call.cancel)

@@ -40,19 +40,12 @@ class Cancelling:
         self._first = ThreadPoolExecutor(lane, thread_name_prefix="cancelling")
         self._held = ThreadPoolExecutor(lane, thread_name_prefix="cancelling-held")
         self._lock = threading.Lock()
-        self._waiting = 0
         self._held_orders: set[str] = set()  # of cancels that wait for a lock; each leaves it when one of them ends
         self._held_up = log.Seldom(logger, "cancel_held")
-
-    @property
-    def waiting(self) -> int:
-        """How many cancels are not answered yet."""
-        return self._waiting
 
     def submit(self, wish: Cancellation, call: Call, told: Told) -> None:
         """Cancel an order for a call: `told` has the answer, None without such an order, or why there is none."""
         with self._lock:
-            self._waiting += 1
             lane = self._held if wish.order_id in self._held_orders else self._first
         lane.submit(self._try, wish, call, told)
 
@@ -104,5 +97,4 @@ class Cancelling:
     def _tell(self, wish: Cancellation, call: Call, told: Told, end: CancelResponse | Exception | None) -> None:
         call.guarded(lambda: told(end))
         with self._lock:
-            self._waiting -= 1
             self._held_orders.discard(wish.order_id)

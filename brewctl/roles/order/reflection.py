@@ -6,7 +6,8 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from brewctl.roles.order.call import Call, Status, method
+from brewctl.roles.order.call import Call, method
+from brewctl.roles.order.status import Status
 
 NAME = reflection.SERVICE_NAME
 _DONE = Status(grpc.StatusCode.OK, "")

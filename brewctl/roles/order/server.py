@@ -1,11 +1,10 @@
 """The gRPC server: one port, what is let in, and which part answers what.
 
-call ──► admission ──► door ──message──► OrderService ──► writer, or a thread that reads or cancels
-             │           ├─────────────► health, reflection: answered in the serving thread, they wait for nothing
-             └─ refused  └─ ended: its message does not come
+call ──► interceptors ──► door ──message──► admission ──► OrderService ──► writer, or a thread that reads or cancels
+             │              ├─────────────► health, reflection: answered in the serving thread, they wait for nothing
+             └─ refused     └─ ended: its message does not come
 """
 
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -14,13 +13,15 @@ import grpc
 
 from brewctl import metrics
 from brewctl.config import Settings
-from brewctl.delivery.database.availability import Availability
 from brewctl.errors import PortError
 from brewctl.proto import orders_pb2
 from brewctl.roles.order import health, reflection, service, traced
-from brewctl.roles.order.call import Call, Door, R, Status, method, with_message
+from brewctl.roles.order.admission import Admission
+from brewctl.roles.order.call import Call, method, with_message
+from brewctl.roles.order.door import Door
 from brewctl.roles.order.health import Health
 from brewctl.roles.order.reflection import Reflection
+from brewctl.roles.order.status import Status, retry_later
 
 # Above the request bound, so that a large request is answered INVALID_ARGUMENT with the reason.
 _TRANSPORT_BYTES = 5 * 1024 * 1024
@@ -44,8 +45,7 @@ class Server:
         self,
         settings: Settings,
         orders: service.OrderService,
-        watch: Availability,
-        stop: threading.Event,
+        admission: Admission,
         *,
         host: str,
         port: int,
@@ -55,17 +55,14 @@ class Server:
         """Listen; `port` 0 takes a free one. Raises PortError where it can't be had."""
         limits = settings.limits
         self._linger_s = limits.linger_s
+        self._admission = admission
 
-        def later(code: grpc.StatusCode, details: str) -> Status:
-            return service.retry_later(code, details, after_s=limits.retry_after_s)
+        def crowded(details: str) -> Status:
+            return retry_later(grpc.StatusCode.RESOURCE_EXHAUSTED, details, after_s=limits.retry_after_s)
 
-        exhausted = grpc.StatusCode.RESOURCE_EXHAUSTED
-        self._stopping = later(grpc.StatusCode.UNAVAILABLE, "this replica is stopping: retry")
-        full = later(exhausted, f"more than {limits.concurrent_calls} calls are in flight: retry later")
-        crowded = later(exhausted, f"more than {limits.waiting_calls} calls wait for their clients: retry later")
-        away = later(grpc.StatusCode.UNAVAILABLE, service.AWAY)
-        self._kept = _Kept()
-        self._door = Door(limits, full=crowded)
+        self._door = Door(
+            limits, full=crowded(f"more than {limits.waiting_calls} calls wait for their clients: retry later")
+        )
         calls = metrics.calls()
         self._server = grpc.server(
             self._door,
@@ -73,12 +70,7 @@ class Server:
                 *traced.interceptors(_METHODS),
                 *([_Counting(calls)] if calls else []),
                 *guard.interceptors,
-                _Admission(
-                    watch,
-                    stop,
-                    stopping=lambda call: self._kept.keep(call, self._stopping),
-                    away=lambda call: call.end(away),
-                ),
+                admission.interceptor(_METHODS),
             ],
             maximum_concurrent_rpcs=limits.transport_calls,
             options=[
@@ -94,28 +86,18 @@ class Server:
                 *([_aging(limits.connection_age_s)] if share_port else []),
             ],
         )
-
-        # A call counts as in flight once its message is there. gRPC's serving thread alone compares and adds, so no
-        # two calls can take the last free place.
-        def admitted(handle: Callable[[R, Call], None]) -> Callable[[R, Call], None]:
-            def admit(request: R, call: Call) -> None:
-                if orders.in_hand >= limits.concurrent_calls:
-                    call.end(full)
-                else:
-                    handle(request, call)
-
-            return admit
-
         self._add(
             service.NAME,
             {
-                "Create": with_message(orders_pb2.CreateRequest.FromString, admitted(orders.create)),
-                "Cancel": with_message(orders_pb2.CancelRequest.FromString, admitted(orders.cancel)),
-                "Get": with_message(orders_pb2.GetRequest.FromString, admitted(orders.get)),
+                "Create": with_message(orders_pb2.CreateRequest.FromString, admission.admitted(orders.create)),
+                "Cancel": with_message(orders_pb2.CancelRequest.FromString, admission.admitted(orders.cancel)),
+                "Get": with_message(orders_pb2.GetRequest.FromString, admission.admitted(orders.get)),
             },
         )
-        watchers = later(exhausted, f"more than {limits.health_watchers} clients watch: retry later")
-        self._health = Health(most=limits.health_watchers, full=watchers)
+        self._health = Health(
+            most=limits.health_watchers,
+            full=crowded(f"more than {limits.health_watchers} clients watch: retry later"),
+        )
         self._add(health.NAME, self._health.methods)
         self._add(reflection.NAME, Reflection((service.NAME, health.NAME, reflection.NAME)).methods)
         try:
@@ -154,9 +136,9 @@ class Server:
         # kept, and refused after it: a client that is told to retry must not come back in between.
         time.sleep(self._linger_s)
         stopped = self._server.stop(within_s)
-        self._kept.end(self._stopping)
-        self._door.refuse(self._stopping)
-        self._health.end_watches(self._stopping)
+        self._admission.end_kept()
+        self._door.refuse(self._admission.stopping)
+        self._health.end_watches(self._admission.stopping)
         stopped.wait(within_s)
         self._door.close()
 
@@ -197,56 +179,3 @@ def _aging(age_s: float) -> tuple[str, int]:
     on until they end, without a limit.
     """
     return "grpc.max_connection_age_ms", int(age_s * 1000)
-
-
-class _Kept:
-    """Calls that are refused, but not yet."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._calls: list[Call] | None = []
-
-    def keep(self, call: Call, status: Status) -> None:
-        with self._lock:
-            if self._calls is not None:
-                self._calls.append(call)
-                return
-        call.end(status)
-
-    def end(self, status: Status) -> None:
-        with self._lock:
-            calls, self._calls = self._calls or [], None
-        for call in calls:
-            call.end(status)
-
-
-class _Admission(grpc.ServerInterceptor):  # type: ignore[misc] # grpc has no types
-    """Turns a call away before anybody waits for its message."""
-
-    def __init__(
-        self,
-        watch: Availability,
-        stop: threading.Event,
-        *,
-        stopping: Callable[[Call], None],
-        away: Callable[[Call], None],
-    ) -> None:
-        self._watch = watch
-        self._stop = stop
-        self._stopping = method(stopping)
-        self._away = method(away)
-
-    def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler | None],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler | None:
-        """Choose what becomes of a call."""
-        handler = continuation(handler_call_details)
-        if handler is None or not handler_call_details.method.startswith(_METHODS):
-            return handler
-        if self._stop.is_set():
-            return self._stopping
-        if self._watch.away:
-            return self._away
-        return handler

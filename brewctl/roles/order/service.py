@@ -1,13 +1,9 @@
 """The contract's service: what each call does, and the status that tells its caller what to do next."""
 
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import psycopg
-from google.protobuf import any_pb2, duration_pb2
-from google.rpc import error_details_pb2, status_pb2
-from grpc_status import rpc_status
 
 from brewctl import log
 from brewctl.config import Settings
@@ -18,52 +14,43 @@ from brewctl.delivery.orders import acceptance, cancellation, refusals, store
 from brewctl.delivery.orders.group_commit import GroupCommit
 from brewctl.proto import orders_pb2
 from brewctl.proto.orders_pb2 import CancelResponse, Order
-from brewctl.roles.order.call import Call, Status
+from brewctl.roles.order.admission import Admission, Place
+from brewctl.roles.order.call import Call
 from brewctl.roles.order.cancelling import Cancelling
+from brewctl.roles.order.status import NEVER, Status, retry_later
 
 logger = log.get(__name__)
 
 NAME = orders_pb2.DESCRIPTOR.services_by_name["OrderService"].full_name
-AWAY = "the database is away: retry"
 _FULL = "the database's disk is full: retry"
 _SAME_KEY = "retry with the same idempotency key"
-_PUSHBACK = "grpc-retry-pushback-ms"
-_NEVER = ((_PUSHBACK, "-1"),)  # gRPC's word for: don't
-
-
-def retry_later(code: grpc.StatusCode, details: str, *, after_s: float) -> Status:
-    """Say after how many seconds to try again: as google.rpc.RetryInfo, and as gRPC's own pushback."""
-    detail = any_pb2.Any()
-    delay = duration_pb2.Duration(nanos=round(after_s % 1 * 1e9), seconds=int(after_s))
-    detail.Pack(error_details_pb2.RetryInfo(retry_delay=delay))
-    status = rpc_status.to_status(status_pb2.Status(code=code.value[0], message=details, details=[detail]))
-    return Status(code, details, (*status.trailing_metadata, (_PUSHBACK, str(round(after_s * 1000)))))
 
 
 class OrderService:
     """Create, Cancel and Get, once their message is there. Creates go to the writer, the others to threads."""
 
     def __init__(
-        self, settings: Settings, reading: Pool, watch: Availability, writer: GroupCommit, cancelling: Cancelling
+        self,
+        settings: Settings,
+        admission: Admission,
+        *,
+        reading: Pool,
+        availability: Availability,
+        writer: GroupCommit,
+        cancelling: Cancelling,
     ) -> None:
         """Read with connections of `reading`."""
         self._limits = settings.limits
+        self._admission = admission
         self._reading = reading
-        self._watch = watch
+        self._availability = availability
         self._writer = writer
         self._cancelling = cancelling
         self._readers = ThreadPoolExecutor(settings.limits.reading_threads, thread_name_prefix="reading")
-        self._lock = threading.Lock()
-        self._reads = 0
         self._turned_away = log.Seldom(logger, "turned_away")
         self._failed = log.Seldom(logger, "create_failed")
         self._commit_failed = log.Seldom(logger, "commit_failed")
         self._refused = log.Seldom(logger, "order_refused")
-
-    @property
-    def in_hand(self) -> int:
-        """How many calls are not answered yet."""
-        return self._reads + self._writer.waiting + self._cancelling.waiting
 
     def create(self, request: orders_pb2.CreateRequest, call: Call) -> None:
         """Acknowledge an order once it is committed, with its event, in PostgreSQL. Returns before that."""
@@ -81,7 +68,7 @@ class OrderService:
         if early := self._early(call):
             call.end(early)
             return
-        self._writer.submit(_Create(self, new, call))
+        self._writer.submit(_Create(self, new, call, self._admission.enter()))
 
     def cancel(self, request: orders_pb2.CancelRequest, call: Call) -> None:
         """Acknowledge a cancel once it is committed, with its event, in PostgreSQL. Returns before that.
@@ -100,14 +87,17 @@ class OrderService:
             call.end(early)
             return
 
+        place = self._admission.enter()
+
         def told(end: CancelResponse | Exception | None) -> None:
+            place.leave()
             match end:
                 case CancelResponse():
                     call.answer(end.SerializeToString())
                 case None:
                     call.end(_no_order(wish.order_id))
                 case cancellation.UnknownStatusError():
-                    call.end(Status(grpc.StatusCode.FAILED_PRECONDITION, str(end), _NEVER))
+                    call.end(Status(grpc.StatusCode.FAILED_PRECONDITION, str(end), NEVER))
                 case cancellation.OlderPublisherError():
                     call.end(retry_later(grpc.StatusCode.UNAVAILABLE, str(end), after_s=self._limits.retry_after_s))
                 case Exception():
@@ -117,12 +107,10 @@ class OrderService:
 
     def get(self, request: orders_pb2.GetRequest, call: Call) -> None:
         """Read one order, in a thread that waits for the database. Returns before that."""
-        with self._lock:
-            self._reads += 1
-        self._readers.submit(self._read, request, call).add_done_callback(lambda _done: self._has_read())
+        self._readers.submit(self._read, request, call, self._admission.enter())
 
     def shutdown(self) -> None:
-        """End the threads that read."""
+        """End the threads: reads are finished, cancels that no thread has begun are dropped."""
         self._readers.shutdown()
         self._cancelling.shutdown()
 
@@ -130,7 +118,8 @@ class OrderService:
         """Tell the caller what to do next. UNAVAILABLE: surely nothing was written. `again`: how to try it again."""
         if stands := self._never(error):
             return stands
-        code, details = grpc.StatusCode.UNAVAILABLE, _FULL if isinstance(error, psycopg.errors.DiskFull) else AWAY
+        full = isinstance(error, psycopg.errors.DiskFull)
+        code, details = grpc.StatusCode.UNAVAILABLE, _FULL if full else self._admission.away.details
         match error:
             case store.CommitFailedError():
                 self._commit_failed.warn(reason=str(error))
@@ -152,7 +141,7 @@ class OrderService:
                 self._failed.warn(reason=f"{type(error).__name__}: {log.reason(error)}")
                 logger.debug("create_failed", exc_info=error)
                 code, details = grpc.StatusCode.INTERNAL, f"the commit failed: {again}"
-        if code is grpc.StatusCode.UNAVAILABLE and not self._watch.away:
+        if code is grpc.StatusCode.UNAVAILABLE and not self._availability.away:
             # While the database is away, `Availability` has logged that already.
             self._turned_away.warn(answer=details, reason=log.reason(error))
         return retry_later(code, details, after_s=self._limits.retry_after_s)
@@ -163,17 +152,20 @@ class OrderService:
             return Status(grpc.StatusCode.ALREADY_EXISTS, str(error))
         if isinstance(error, psycopg.errors.UndefinedTable):
             self._failed.warn(reason=str(error).splitlines()[0], hint="run `brewctl db init`")
-            return Status(grpc.StatusCode.INTERNAL, "a table is missing: run `brewctl db init`", _NEVER)
+            return Status(grpc.StatusCode.INTERNAL, "a table is missing: run `brewctl db init`", NEVER)
         if not refusals.never_taken(error):
             return None
         said = refusals.words(error)
         if refusals.is_text(error):
             return Status(grpc.StatusCode.INVALID_ARGUMENT, f"postgres can't store this text: {said}")
         self._refused.warn(reason=said, sqlstate=error.sqlstate if isinstance(error, psycopg.Error) else None)
-        return Status(grpc.StatusCode.FAILED_PRECONDITION, f"postgres does not take this order: {said}", _NEVER)
+        return Status(grpc.StatusCode.FAILED_PRECONDITION, f"postgres does not take this order: {said}", NEVER)
 
-    def _read(self, request: orders_pb2.GetRequest, call: Call) -> None:
-        call.guarded(lambda: self._answer_get(request, call))
+    def _read(self, request: orders_pb2.GetRequest, call: Call, place: Place) -> None:
+        try:
+            call.guarded(lambda: self._answer_get(request, call))
+        finally:
+            place.leave()
 
     def _answer_get(self, request: orders_pb2.GetRequest, call: Call) -> None:
         if early := self._early(call):
@@ -198,17 +190,11 @@ class OrderService:
         if size > limit:
             raise acceptance.InvalidOrderError(f"request has {size} bytes; the limit is {limit}")
 
-    def _has_read(self) -> None:
-        with self._lock:
-            self._reads -= 1
-
     def _early(self, call: Call) -> Status | None:
         """Return the status of a call that is too late, or whose database is away; None where it can be begun."""
         if call.left_s() <= 0:
             return self.status_for(store.TooLateError(), call)
-        if self._watch.away:
-            return retry_later(grpc.StatusCode.UNAVAILABLE, AWAY, after_s=self._limits.retry_after_s)
-        return None
+        return self._admission.away if self._availability.away else None
 
 
 def _no_order(order_id: str) -> Status:
@@ -218,16 +204,21 @@ def _no_order(order_id: str) -> Status:
 class _Create:
     """An order on its way through the writer. It outlives its caller's deadline, but is not written after that."""
 
-    __slots__ = ("_call", "_service", "left_s", "new")
+    __slots__ = ("_call", "_place", "_service", "left_s", "new")
 
-    def __init__(self, service: OrderService, new: acceptance.NewOrder, call: Call) -> None:
+    def __init__(self, service: OrderService, new: acceptance.NewOrder, call: Call, place: Place) -> None:
         self._service = service
         self._call = call
+        self._place = place
         self.new = new
         self.left_s = call.left_s
 
+    # The place is free before the client is answered, which may then ask again at once.
+
     def on_created(self, order: Order) -> None:
+        self._place.leave()
         self._call.answer(orders_pb2.CreateResponse(order_id=order.order_id, status=order.status).SerializeToString())
 
     def on_failed(self, error: Exception) -> None:
+        self._place.leave()
         self._call.end(self._service.status_for(error, self._call))

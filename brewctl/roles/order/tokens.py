@@ -19,7 +19,8 @@ from brewctl.certificates import Named
 from brewctl.errors import UsageError
 from brewctl.roles import listening
 from brewctl.roles.order import health
-from brewctl.roles.order.call import Call, Status, method
+from brewctl.roles.order.call import Call, method
+from brewctl.roles.order.status import Status
 
 logger = log.get(__name__)
 
