@@ -1,7 +1,7 @@
 """What roles count, as a scraper reads it, beside what is in the database."""
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import grpc
@@ -104,6 +104,26 @@ def test_a_call_whose_client_goes_is_counted_by_why(rig: Rig, node: Node, client
         assert client.create(timeout=0.5).code is grpc.StatusCode.DEADLINE_EXCEEDED
         call.cancel()
         rig.nodes.started[0].wait_for("both", lambda _: [numbers(where)[name] for name in names] == [1, 1])
+
+
+@pytest.mark.parametrize("timeout_s", [0.2501, 1.0001])
+def test_a_deadline_that_grpc_rounds_up_is_no_cancel(rig: Rig, node: Node, client: Service, timeout_s: float) -> None:
+    """The client ends its call up to a hundredth of its time before the deadline that the server was told."""
+    where, calls = place(node), 20
+    before = numbers(where)
+    with rig.connection.transaction():
+        rig.connection.execute("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
+        late = [client.stub.Create.future(order(), timeout=timeout_s) for _ in range(calls)]
+        assert {call.exception().code() for call in late} == {grpc.StatusCode.DEADLINE_EXCEEDED}
+        rig.nodes.started[0].wait_for("all of them", lambda _: sum(ended(where, before)) == calls)
+    assert ended(where, before) == [0, calls]
+
+
+def ended(where: str, before: Mapping[str, float]) -> list[float]:
+    """How many Creates have ended since then: by their clients' cancel, and by their deadline."""
+    names = [f'brew_order_calls_total{{code="{code}",method="Create"}}' for code in ("CANCELLED", "DEADLINE_EXCEEDED")]
+    now = numbers(where)
+    return [now.get(name, 0) - before.get(name, 0) for name in names]
 
 
 def test_records_are_counted_by_what_became_of_them(rig: Rig, tmp_path: Path, client: Service) -> None:
