@@ -16,7 +16,8 @@ from brewctl.errors import BrewError, ExitCode, UnreachableError, UsageError
 if TYPE_CHECKING:
     from brewctl.config import Settings
     from brewctl.lab.play.background import NodeStatus, Stopped
-    from brewctl.sandbox.cluster import Health, Options
+    from brewctl.sandbox.cluster import Options
+    from brewctl.sandbox.health import ServerHealth
     from brewctl.sandbox.state import State
 
 
@@ -100,11 +101,11 @@ def status(as_json: options.AsJson = False) -> None:
     Exit 1 unless all servers answer and all nodes run. With --json a server has `answers`, a node `role` and `state`.
     """
     from brewctl.lab.play import background as lab
-    from brewctl.sandbox import cluster, state
+    from brewctl.sandbox import health, state
 
     home = config.home()
-    servers, nodes = cluster.status(home), lab.status(home)
-    rows: list[Health | NodeStatus] = [*servers, *nodes]
+    servers, nodes = health.of_servers(home), lab.status(home)
+    rows: list[ServerHealth | NodeStatus] = [*servers, *nodes]
     if as_json:
         output.emit_json([asdict(row) for row in rows])
     elif not rows:
@@ -122,7 +123,7 @@ def status(as_json: options.AsJson = False) -> None:
         raise typer.Exit(ExitCode.FAILED)
 
 
-def _table(width: int, kind: str, how: str, rows: "Iterable[tuple[Health | NodeStatus, str]]") -> None:
+def _table(width: int, kind: str, how: str, rows: "Iterable[tuple[ServerHealth | NodeStatus, str]]") -> None:
     """Print what there is of a kind, and in a column of its own how each is; nothing where there is none."""
     header = f"{kind:<{width}}{'pid':>8}{'port':>7}{'memory':>9}  {how:<9}log"
     for row, word in rows:

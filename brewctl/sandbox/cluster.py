@@ -1,4 +1,4 @@
-"""The sandbox as a whole: up, down, and how it is."""
+"""The sandbox as a whole: up and down."""
 
 import secrets
 import shutil
@@ -14,7 +14,18 @@ from brewctl.delivery.schema import registration, setup
 from brewctl.delivery.topics import topics
 from brewctl.errors import BrewError, UsageError
 from brewctl.lifecycle import interrupts_held
-from brewctl.sandbox import kafka, kafka_node, parts, postgres, postgres_tls, processes, secured, state, surroundings
+from brewctl.sandbox import (
+    kafka,
+    kafka_node,
+    parts,
+    ports,
+    postgres,
+    postgres_tls,
+    processes,
+    secured,
+    state,
+    surroundings,
+)
 from brewctl.sandbox.server import Server
 from brewctl.sandbox.state import State
 
@@ -23,6 +34,7 @@ _PARTS = ("postgres", "kafka", "logs", "nodes")
 _SECURED_PARTS = ("tls",)
 # Less is too little to begin with.
 ROOM_BYTES = 200 * 10**6
+_PORT_CHOICES = 3
 _LAST_CHILDREN_S = 5.0  # an ended server's own children go a moment later
 
 
@@ -38,19 +50,6 @@ class Options:
     separate: bool | None = None  # databases of their own for the story's downstreams
 
 
-@dataclass(frozen=True)
-class Health:
-    """One server of the sandbox."""
-
-    name: str
-    pid: int | None  # None where it doesn't run
-    port: int
-    memory_bytes: int
-    answers: bool
-    log: str
-    secured: bool  # it takes no connection without TLS and a password
-
-
 def up(home: Path, options: Options, progress: kafka.Progress) -> State:
     """Start what doesn't run, wait until every server answers, apply the schema, create the topics.
 
@@ -58,33 +57,47 @@ def up(home: Path, options: Options, progress: kafka.Progress) -> State:
     """
     with state.locked(home):
         known = state.load(home) or State.without_sandbox()
-        if not known.has_sandbox:
+        new = not known.has_sandbox
+        if new:
             known = replace(_new_state(options), nodes=known.nodes, home=home)
         _check(known, options)
-        missing = [name for name in known.ports if name not in known.servers or not processes.find(known.servers[name])]
-        if missing:
-            parts.require(java=options.java, secure=known.secure)
-            if known.secure:
-                postgres_tls.require()
-            _require(home, known, missing)
-        if not known.kafka_detours:
-            known.kafka_detours = [(processes.free_port(), processes.free_port()) for _ in known.kafka_ports]
-        _resume(known)
-        with _ended_on_failure(home, known, missing):
-            if known.secure:
-                _secure(home, known, missing, progress)
-            _start(home, known, missing, options, progress)
-            settings = known.settings
-            if missing:
-                progress.step("schema and topics")
-            with database.connect(settings) as connection:
-                # Only where need be: it locks tables that roles may be using.
-                if setup.missing_tables(connection, tables=registration.story_tables(settings)):
-                    registration.initialize_story(settings, connection)
-            for full in registration.apart(settings):
-                registration.initialize_apart(settings, full)
-            topics.create(settings)
+        for more in reversed(range(_PORT_CHOICES)):
+            try:
+                _bring_up(home, known, options, progress)
+                break
+            except processes.PortTakenError:
+                # Free when it was chosen, and taken before its server listened.
+                if not new or not more or options.postgres_port or options.kafka_port:
+                    raise
+                progress.step("a port was taken meanwhile: others are chosen")
+                known = replace(known, **_ports(options, len(known.kafka_ports), secure=known.secure))
     return known
+
+
+def _bring_up(home: Path, known: State, options: Options, progress: kafka.Progress) -> None:
+    missing = [name for name in known.ports if name not in known.servers or not processes.find(known.servers[name])]
+    if missing:
+        parts.require(java=options.java, secure=known.secure)
+        if known.secure:
+            postgres_tls.require()
+        _require(home, known, missing)
+    if not known.kafka_detours:
+        known.kafka_detours = [(processes.free_port(), processes.free_port()) for _ in known.kafka_ports]
+    _resume(known)
+    with _ended_on_failure(home, known, missing):
+        if known.secure:
+            _secure(home, known, missing, progress)
+        _start(home, known, missing, options, progress)
+        settings = known.settings
+        if missing:
+            progress.step("schema and topics")
+        with database.connect(settings) as connection:
+            # Only where need be: it locks tables that roles may be using.
+            if setup.missing_tables(connection, tables=registration.story_tables(settings)):
+                registration.initialize_story(settings, connection)
+        for full in registration.apart(settings):
+            registration.initialize_apart(settings, full)
+        topics.create(settings)
 
 
 def down(home: Path, *, purge: bool = False) -> list[str]:
@@ -132,33 +145,6 @@ def running(home: Path) -> bool:
     return known is not None and any(processes.find(server) for server in known.servers.values())
 
 
-def status(home: Path) -> list[Health]:
-    """Ask every server of the sandbox; empty where there is no sandbox."""
-    known = state.load(home)
-    if known is None or not known.has_sandbox:
-        return []
-    answering = kafka.answering(known) if known.servers else set()
-    rows = []
-    for name, (port, *_) in known.ports.items():
-        server = known.servers.get(name)
-        process = processes.find(server) if server else None
-        answers = False
-        if process:
-            answers = not postgres.refusal(known.database_url) if name == "postgres" else name in answering
-        rows.append(
-            Health(
-                name=name,
-                pid=process.pid if process else None,
-                port=port,
-                memory_bytes=processes.memory(process) if process else 0,
-                answers=answers,
-                log=server.log if server else "",
-                secured=known.secure,
-            )
-        )
-    return rows
-
-
 def _require(home: Path, known: State, missing: list[str]) -> None:
     """Raise BrewError where what is missing can't be started here, before anything is made or downloaded."""
     surroundings.require_usable(home, "BREW_HOME")
@@ -173,21 +159,20 @@ def _require(home: Path, known: State, missing: list[str]) -> None:
 
 
 def _new_state(options: Options) -> State:
-    count = options.brokers or 3
-    first = options.kafka_port
-    ports = [(first + number if first else processes.free_port(), processes.free_port()) for number in range(count)]
     secure = bool(options.secure)
     return State(
         password=secrets.token_urlsafe(24),
         cluster_id=kafka_node.new_id(),
-        postgres_port=options.postgres_port or processes.free_port(),
-        kafka_ports=ports,
         secure=secure,
         separate=bool(options.separate),
         kafka_password=secrets.token_urlsafe(24) if secure else "",
-        kafka_internal=[processes.free_port() for _ in ports] if secure else [],
         users={secured.name(role): secrets.token_urlsafe(24) for role in secured.ROLES} if secure else {},
+        **_ports(options, options.brokers or 3, secure=secure),
     )
+
+
+def _ports(options: Options, brokers: int, *, secure: bool) -> ports.Chosen:
+    return ports.choose(brokers, secure=secure, postgres=options.postgres_port, kafka=options.kafka_port)
 
 
 def _check(known: State, options: Options) -> None:

@@ -1,5 +1,6 @@
 """Child processes that outlive the command that started them. Ended by the pid that we started, never by name."""
 
+import errno
 import os
 import random
 import signal
@@ -22,6 +23,7 @@ _RECENT_BYTES = 64 * 1024
 _PORTS = (15_000, 32_000)
 _PORT_TRIES = 200
 _LOOK_EVERY_S = 0.05
+_PORT_TAKEN = os.strerror(errno.EADDRINUSE)  # Java and PostgreSQL log it in the system's words
 # What a server says of a bound of the shell or the disk, and what mends it.
 _MENDS = {
     "Too many open files": "raise `ulimit -n`",
@@ -29,6 +31,10 @@ _MENDS = {
     "Could not allocate": "raise `ulimit -v`, or let other programs have less memory",
     "No space left on device": "make room, or set BREW_HOME to a folder on another disk",
 }
+
+
+class PortTakenError(BrewError):
+    """Another program listens on the port of a server that was to be started."""
 
 
 def spawn(
@@ -129,9 +135,9 @@ def end(servers: Iterable[Server], steps: Sequence[tuple[signal.Signals, float]]
 
 
 def free_port() -> int:
-    """Return a port that nobody uses now, below those that systems give to outgoing connections.
+    """Return a port that no program uses now, below those that systems give to outgoing connections.
 
-    Such a one could be taken, while its server is down, by any client of anything.
+    A port of that range could be given to a connection of any program while its server is down.
     """
     for _ in range(_PORT_TRIES):
         port = random.randrange(*_PORTS)  # noqa: S311 - no secret
@@ -142,16 +148,16 @@ def free_port() -> int:
 
 
 def require_free(name: str, port: int) -> None:
-    """Raise BrewError where somebody listens on the port."""
+    """Raise PortTakenError where another program listens on the port."""
     try:
         _bind(port)
     except OSError as error:
         message = f"port {port} for {name} can't be used ({os.strerror(error.errno or 0).lower()})"
-        raise BrewError(message, hint="end what listens there, or `brewctl down --purge` for new ports") from error
+        raise PortTakenError(message, hint="end what listens there, or `brewctl down --purge` for new ports") from error
 
 
 def is_free(port: int) -> bool:
-    """Say whether nobody listens on the port."""
+    """Say whether no program listens on the port."""
     with suppress(OSError):
         _bind(port)
         return True
@@ -169,7 +175,8 @@ def wait_ready(
 ) -> None:
     """Wait until the servers answer their clients' question.
 
-    Where they don't, a BrewError has what the last try was told, which `why` returns, and the end of a log.
+    Raises BrewError with what the last try was told, which `why` returns, and the end of a log; PortTakenError for a
+    server that ended because its port is taken.
     """
     deadline = time.monotonic() + timeout_s
     while not answers():
@@ -181,7 +188,8 @@ def wait_ready(
                 reason = f" ({told})" if not ended and (told := why()) else ""
                 end = tail(server)
                 hint = next((mend for cause, mend in _MENDS.items() if cause in end), "")
-                raise BrewError(f"{server.name} {what}{reason}\n{end}\nthe whole log is {server.log}", hint=hint)
+                failure = PortTakenError if ended and _PORT_TAKEN in end else BrewError
+                raise failure(f"{server.name} {what}{reason}\n{end}\nthe whole log is {server.log}", hint=hint)
         time.sleep(_LOOK_EVERY_S)
 
 

@@ -194,9 +194,10 @@ def test_an_interrupted_up_leaves_nothing_behind_and_forgets_no_node(tmp_path: P
 
 
 def test_a_sandbox_with_a_database_for_each_service(tmp_path: Path) -> None:
-    made = brewctl(tmp_path, "up", "--brokers", "1", "--databases", "separate")
     try:
+        made = up_with_a_port_taken(tmp_path, "--brokers", "1", "--databases", "separate")
         assert made.returncode == 0, made.stderr
+        assert "a port was taken meanwhile" in made.stderr
         named = environment(tmp_path)
         for name in ("inventory", "notifications"):
             assert named[f"BREW_{name.upper()}_DATABASE_URL"].endswith(f"/{name}")
@@ -221,6 +222,19 @@ def test_a_sandbox_with_a_database_for_each_service(tmp_path: Path) -> None:
     finally:
         down = brewctl(tmp_path, "down", "--purge")
     assert down.returncode == 0, down.stderr
+
+
+def up_with_a_port_taken(home: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Make a new sandbox whose broker finds its port taken, which was free when it was chosen."""
+    process = begin("up", *options, env={"BREW_HOME": str(home)})
+    state = home / "state.json"
+    wait_until("a broker that starts", lambda: state.exists() and '"kafka-1"' in state.read_text(), timeout_s=60)
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", json.loads(state.read_text())["kafka_ports"][0][0]))
+        other.listen()
+        out, errors = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, errors)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has to become somebody else for PostgreSQL")

@@ -14,7 +14,7 @@ from brewctl.errors import BrewError
 from brewctl.lab.play import background
 from brewctl.lab.play.background import Condition, Ending
 from brewctl.lifecycle import wait_until
-from brewctl.sandbox import cluster, processes, state
+from brewctl.sandbox import cluster, health, processes, state
 from brewctl.sandbox.server import Server
 from brewctl.sandbox.state import State
 
@@ -241,7 +241,7 @@ def test_the_sandbox_ends_without_them(home: Path, monkeypatch: pytest.MonkeyPat
     start(home, "inventory")
     node = background.nodes(home)["inventory-1"]
     assert cluster.down(home) == []
-    assert cluster.status(home) == []
+    assert health.of_servers(home) == []
     assert condition(node) == Condition.RUNS
     assert background.nodes(home) == {"inventory-1": node}
     monkeypatch.setattr(cluster, "_LAST_CHILDREN_S", 0)
