@@ -15,22 +15,20 @@ neither, which keeps the process that only watches at half the size of one that 
 """
 
 import contextlib
-import errno
 import functools
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from brewctl import lifecycle, log, metrics, stdout, waiting
 from brewctl.config import HTTP_VARIABLE, LogFormat, Settings, environment
-from brewctl.errors import BrewError, PortError
+from brewctl.errors import BrewError
+from brewctl.roles import shared_port
 from brewctl.roles.listening import Security
 from brewctl.roles.observing import observed_crew
 
@@ -150,7 +148,7 @@ class Workers:
         """
         with (
             self._observed(stop) as (numbers, self._health),
-            _held(self._host, self._port) as port,
+            shared_port.held(self._host, self._port) as port,
         ):
             self._numbers = str(numbers or "")
             keepers = {name: functools.partial(self._keep, name, port, stop) for name in self._names}
@@ -282,52 +280,3 @@ class Workers:
                 log.say(self._node, said)
                 if self._health:
                     self._health.up()
-
-
-@contextlib.contextmanager
-def _held(host: str, port: int) -> Iterator[int]:
-    """Reserve a port for this user's sockets with SO_REUSEPORT, also while no worker listens.
-
-    Port 0 takes a free one. Raises PortError where another server has it, or no address of the host is ours.
-    """
-    with contextlib.ExitStack() as held:
-        bound = 0
-        try:
-            found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-            # The same address may be found twice.
-            for family, (address, _, *scope) in dict.fromkeys((family, place) for family, _, _, _, place in found):
-                with _absence_allowed():
-                    holder = _hold(family, (address, bound or port, *scope))
-                    bound = held.enter_context(holder).getsockname()[1]
-        except OSError:
-            bound = 0
-        if not bound:
-            raise PortError(host, port)
-        yield bound
-
-
-@contextlib.contextmanager
-def _absence_allowed() -> Iterator[None]:
-    """Pass over an address that this machine does not have, as gRPC does: `localhost` may be ::1 without IPv6."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
-            raise
-
-
-def _hold(family: socket.AddressFamily, place: tuple[Any, ...]) -> socket.socket:
-    # With SO_REUSEPORT another server's socket is no error. So the port is first bound without it, for a moment.
-    with socket.create_server(place, family=family) as alone:
-        place = alone.getsockname()
-    holder = socket.socket(family)
-    try:
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        # Connections of the server before may still be in TIME_WAIT. SO_REUSEADDR is for this bind alone.
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        holder.bind(place)
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
-    except OSError:
-        holder.close()
-        raise
-    return holder

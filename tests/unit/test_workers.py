@@ -10,9 +10,9 @@ from brewctl import lifecycle
 from brewctl.config import LogFormat, Settings
 from brewctl.errors import PortError
 from brewctl.roles import workers
+from brewctl.roles.shared_port import held
 
 HOST = "127.0.0.1"
-held = workers._held
 
 
 def sharing(port: int) -> socket.socket:
