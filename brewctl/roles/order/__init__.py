@@ -6,9 +6,12 @@
                            └── away? ──── watch ──looks─────────────────────│───────────────────────┘
                                                                             └──records──► Kafka
 
-A call never talks to Kafka: a Kafka outage leaves Create as fast as before. Nor does a call wait for a database
-that is away. On a stop new calls are refused and the ones in hand finished, then the publisher sends what they left.
-Without a publisher of its own (`--no-publisher`) the rows are left to `brewctl publish`.
+A call never talks to Kafka, so a Kafka outage does not slow Create down. Nor does a call wait for a database that is
+away. On a stop, new calls are refused and those in hand finished; then the publisher sends the rows they have written.
+With `--no-publisher` the rows are left to `brewctl publish`.
+
+Read a Create's way in this order: `server` (what stands before the port), `door` and `call` (how its message comes in),
+`admission` (whether there is room), `service` (what it does), and `delivery.orders.group_commit` (how it is written).
 """
 
 import contextlib
@@ -53,12 +56,10 @@ def run(
     ready: Callable[[], bool] = lambda: True,
     health: Health | None = None,
 ) -> None:
-    """Serve until `stop` is set; `port` 0 takes a free one, `share_port` lets others of the same user listen on it too.
-
-    `health` hears how it is.
+    """Serve until `stop` is set. Port 0 takes a free one; with `share_port` other processes may listen on it too.
 
     `ready` is called when only the port is left to open, and may wait: True opens it, False ends without having served.
-    Without `publishes` the outbox's rows are left to other nodes, and Kafka is not asked for.
+    Without `publishes` the outbox rows are left to other nodes, and Kafka is not needed. `health` gets checks.
 
     Raises UsageError for files of `security` that can't be used, UnreachableError without PostgreSQL, BrewError for a
     taken port, a missing table, right or topic.
@@ -108,7 +109,7 @@ def run(
             notify()
 
         def findings() -> Iterator[Finding]:
-            # It is ready all the same: the outbox takes the orders.
+            # The role stays ready: the outbox takes the orders.
             if publisher and publisher.trouble:
                 yield Finding(ready=True, text=f"orders are taken, and their events wait: {publisher.trouble}")
 
@@ -133,11 +134,11 @@ def run(
 
 
 def _nobody() -> None:
-    """Tell nobody of a commit: whoever publishes it looks by itself."""
+    """Ignore a commit: other nodes publish, and look for rows by themselves."""
 
 
 def _guard(security: Security) -> tuple[Guard, list[Callable[[], None]]]:
-    """Return what stands before the port, and what looks whether its files have changed."""
+    """Return what stands before the port, and the functions that read its files again when they change."""
     if not security.has_files:
         return OPEN, []
     # A server without them needs neither module.
@@ -165,5 +166,5 @@ def _look_at_kafka(settings: Settings) -> None:
     try:
         require_topic(settings)
     except UnreachableError as error:
-        # Orders are accepted without Kafka: a replica may be started, or restarted, while it is away.
+        # Orders are taken without Kafka, so a replica may start while Kafka is away.
         logger.warning("kafka_unreachable", reason=error.message, hint=error.hint)

@@ -1,4 +1,4 @@
-"""Which calls are let in, how many of them are in hand, and how the others end.
+"""Which calls are let in, how many are in hand, and how the others end.
 
 call ──► interceptor ──► message ──► admitted ──► in hand, until its Place is left
 ├─ stopping?               └─ full? RESOURCE_EXHAUSTED
@@ -103,7 +103,7 @@ class Place:
 
 
 class _Kept:
-    """Calls of the moment in which the server says goodbye: refused after it."""
+    """Calls that arrive while the server sends GOAWAY. They are refused after it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

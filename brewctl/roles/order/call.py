@@ -20,8 +20,8 @@ R = TypeVar("R")
 
 _RECEIVE = _server._RECEIVE_MESSAGE_TOKEN  # noqa: SLF001
 _SEND = _server._SEND_MESSAGE_TOKEN  # noqa: SLF001
-# The events of one call come in one thread, grpcio's serving thread; answers come from any.
-_Ended = tuple[Any, Any]  # what grpcio wants to hear from the end of an operation
+# What a callback of an operation returns to grpcio. All of these run in grpcio's one serving thread.
+_Ended = tuple[Any, Any]
 
 
 # gRPC sends a timeout in steps of up to a hundredth of it, rounded up: a client ends its call a little before the
@@ -42,24 +42,24 @@ class Watcher(Protocol):
         """Note that its client has done what was waited for, or that the call is over."""
 
     def failed(self, error: Exception) -> None:
-        """Say that a call ended by an exception, and why."""
+        """Log that a call ended by an exception, and why."""
 
 
 class Call:
-    """A call that any thread may answer, once: what comes after its end is ignored. Nothing here waits."""
+    """A call that any thread may answer, once: a second answer is ignored. No method waits."""
 
     __slots__ = ("_allowed_s", "_door", "_event", "_state", "_until", "at_rest", "context", "tenant")
 
     def __init__(self, door: Watcher, event: Any, state: Any, *, within_s: float) -> None:
-        """It is to be answered `within_s` seconds, or before its caller's deadline where that is nearer."""
+        """Its work may take `within_s` seconds, or until its caller's deadline if that is nearer."""
         self._door = door
         self._event = event
         self._state = state
-        # How it ends where no further message comes, if that is no fault of its client.
+        # How it ends if no further message comes and its client may leave it at that, as in reflection.
         self.at_rest: Status | None = None
-        # The traceparent of its own span, where it has one: what it writes was created there.
+        # The traceparent of its own span, if it has one: written with its order and event.
         self.context: str | None = None
-        # Whose token came with it; None where the server asks for none.
+        # The tenant of its token; None if the server asks for no tokens.
         self.tenant: str | None = None
         self._allowed_s = self._remaining_s()
         self._until = time.monotonic() + min(within_s, self._allowed_s)
@@ -76,7 +76,7 @@ class Call:
         return "DEADLINE_EXCEEDED" if late else "CANCELLED"
 
     def add_done_callback(self, done: Callable[[object], object]) -> None:
-        """Call `done` once the transport has nothing to do with the call any more: grpcio counts open calls so."""
+        """Call `done` once the transport has finished with the call."""
         with self._state.condition:
             if self._state.callbacks is not None:
                 self._state.callbacks.append(lambda: done(self))
@@ -84,25 +84,25 @@ class Call:
         done(self)
 
     def metadata(self) -> dict[str, str]:
-        """Return the caller's metadata that are text; of a name that comes twice, the first."""
+        """Return the caller's text metadata; of a name that comes twice, the first value."""
         return {key: value for key, value in reversed(self._event.invocation_metadata) if isinstance(value, str)}
 
     @property
     def active(self) -> bool:
-        """Whether it is not answered yet, and its caller has not gone."""
+        """Whether it is neither answered nor ended by its caller."""
         return bool(_server._is_rpc_state_active(self._state))  # noqa: SLF001
 
     def left_s(self) -> float:
-        """How many seconds are left for it: 0 once its caller has gone."""
+        """How many seconds are left for its work; 0 once its caller has ended it."""
         return max(0.0, self._until - time.monotonic()) if self.active else 0.0
 
     @property
     def given_up(self) -> bool:
-        """Whether its caller waits no more."""
+        """Whether its caller has ended it, or its deadline has passed."""
         return not self.active or self._remaining_s() <= 0
 
     def receive(self, then: Callable[[bytes | None], None]) -> None:
-        """Ask for a message. `then` has it, in the serving thread: None where the client sends no more."""
+        """Receive a message and call `then` with it, in the serving thread; with None if the client sends no more."""
         state = self._state
 
         def received(event: Any) -> _Ended:
@@ -124,7 +124,7 @@ class Call:
             state.due.add(_RECEIVE)
 
     def send(self, message: bytes, then: Callable[[], None]) -> None:
-        """Send one message of a stream; `then` is called when it has left, in the serving thread. One at a time."""
+        """Send a message of a stream; `then` is called in the serving thread once it was sent. One at a time."""
         state = self._state
 
         def sent(_event: object) -> _Ended:
@@ -161,11 +161,11 @@ class Call:
             self._end(None)
 
     def cancel(self) -> None:
-        """Forget the call, also one whose answer its client does not read."""
+        """Drop the call and the answer that its client does not read."""
         self._event.call.cancel()
 
     def guarded(self, step: Callable[[], object]) -> None:
-        """Take a step of the call: an exception ends this call alone, with a line in the log."""
+        """Run a step of the call. An exception is logged and ends this call alone."""
         try:
             step()
         except Exception as error:  # noqa: BLE001 - whatever it is, it is about this call
@@ -185,12 +185,12 @@ class Call:
 
 
 def method(begin: Callable[[Call], None]) -> grpc.RpcMethodHandler:
-    """Describe a method to grpcio: whatever its kind, `begin` is called with each call, in the serving thread."""
+    """Return a method, of any kind, whose calls `begin` has, in the serving thread."""
     return grpc.stream_stream_rpc_method_handler(begin)
 
 
 def with_message(parse: Callable[[bytes], R], handle: Callable[[R, Call], object]) -> grpc.RpcMethodHandler:
-    """Describe a method whose calls bring one message: `handle` has each call once its message is there."""
+    """Return a method whose calls bring one message; `handle` is called once that was received."""
 
     def begin(call: Call) -> None:
         def received(message: bytes | None) -> None:

@@ -1,9 +1,9 @@
-"""Cancels on their way to PostgreSQL: each in a transaction of its own, and in threads of their own.
+"""Cancels on their way to PostgreSQL: each in a transaction of its own, in threads that nothing else uses.
 
-    first try ─► half of the threads ──lock held─► the other half, again and again while somebody waits ──► told
+    first try ─► half of the threads ──row is locked─► the other half: retried until the caller's deadline ──► told
 
-So a transaction that holds one order's row takes nothing from the reads, nor for long from the cancels of other orders:
-a further cancel of an order that is known to be held has its first try in the other half too.
+So a transaction that has locked one order's row does not delay reads, nor for long the cancels of other orders. A
+second cancel of an order that is known to be locked goes to the other half at once.
 """
 
 import threading
@@ -28,10 +28,10 @@ Told = Callable[["CancelResponse | Exception | None"], None]
 
 
 class Cancelling:
-    """Has `cancelling_threads` threads, and as many connections of `pool` at most."""
+    """Cancels orders in `cancelling_threads` threads, with as many connections of `pool` at most."""
 
     def __init__(self, settings: Settings, pool: Pool, *, notify: Callable[[], None]) -> None:
-        """`notify` is called after each commit. The pool's sessions are to wait create_lock_s for a lock, no longer."""
+        """Call `notify` after each commit. The pool's sessions must wait no longer than create_lock_s for a lock."""
         self._settings = settings
         self._limits = settings.limits
         self._pool = pool
@@ -40,17 +40,17 @@ class Cancelling:
         self._first = ThreadPoolExecutor(lane, thread_name_prefix="cancelling")
         self._held = ThreadPoolExecutor(lane, thread_name_prefix="cancelling-held")
         self._lock = threading.Lock()
-        self._held_orders: set[str] = set()  # of cancels that wait for a lock; each leaves it when one of them ends
+        self._held_orders: set[str] = set()  # whose cancels wait for a lock; removed when one of these ends
         self._held_up = log.Seldom(logger, "cancel_held")
 
     def submit(self, wish: Cancellation, call: Call, told: Told) -> None:
-        """Cancel an order for a call: `told` has the answer, None without such an order, or why there is none."""
+        """Cancel an order for a call. `told` is called with the answer, None for an unknown order, or the error."""
         with self._lock:
             lane = self._held if wish.order_id in self._held_orders else self._first
         lane.submit(self._try, wish, call, told)
 
     def shutdown(self) -> None:
-        """End the threads, without what they have not begun: its time is up."""
+        """End the threads. Cancels that no thread has begun are dropped: their callers wait no more."""
         for lane in (self._first, self._held):
             lane.shutdown(wait=False, cancel_futures=True)
 
@@ -69,7 +69,7 @@ class Cancelling:
                 self._again(wish, call, told, began)
                 return
             self._tell(wish, call, told, error)
-        except Exception as error:  # noqa: BLE001 - its caller is told, and the thread goes on
+        except Exception as error:  # noqa: BLE001 - the caller gets it, and the thread goes on
             self._tell(wish, call, told, error)
         else:
             self._tell(wish, call, told, answer)
@@ -85,7 +85,7 @@ class Cancelling:
             self._held_orders.add(wish.order_id)
 
         def later() -> None:
-            # Refused without a wait, as by NOWAIT in a trigger: no hot loop.
+            # A lock may be refused at once, as by NOWAIT in a trigger: no retry in a hot loop.
             time.sleep(max(0.0, began + self._limits.create_lock_s - time.monotonic()))
             self._try(wish, call, told)
 

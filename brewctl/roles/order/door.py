@@ -18,27 +18,27 @@ logger = log.get(__name__)
 
 
 class Door(Executor):
-    """Stands where grpcio wants a pool of threads: takes each call, and ends the ones whose client holds on.
+    """The executor that grpcio hands its calls to, in place of a pool of threads.
 
-    A call may wait `create_s` for its client: to send its message, or to read its answer. Where more than
-    `waiting_calls` of them do, those that have waited longest make room, and so do answers that are not read for a
+    A call may wait `create_s` for its client to send its message or to read its answer. If more than `waiting_calls`
+    wait, those that have waited longest for a message are ended, and answers are dropped that were not read for a
     tenth of that time.
     """
 
     def __init__(self, limits: Limits, *, full: Status) -> None:
-        """`full` is what a call is told that makes room before its message has come."""
+        """`full` ends a call that waited for its message and made room for others."""
         self._within_s = limits.create_s
         self._most = limits.waiting_calls
         self._full = full
         self._late = Status(grpc.StatusCode.DEADLINE_EXCEEDED, f"no message came within {limits.create_s:g} s")
         self._lock = threading.Lock()
-        # Since when each waits for its client, longest first.
+        # Since when each call waits for its client's message, or for its answer to be read; longest first.
         self._silent: dict[Call, float] = {}
         self._unread: dict[Call, float] = {}
         self._ended: Counter[str] = Counter()
         self._held_on = log.Seldom(logger, "calls_ended")
         self._failed = log.Seldom(logger, "call_failed")
-        # grpcio's serving thread, in which calls begin: it waits for the next one for as long as none comes.
+        # grpcio's serving thread, in which calls begin.
         self.serving = heartbeat.Loop("calls", within_s=limits.longest_turn_s)
         self._loop = heartbeat.Loop("reaper", within_s=limits.longest_turn_s)
         self._wake = threading.Event()
@@ -47,7 +47,7 @@ class Door(Executor):
         self._reaper.start()
 
     def submit(self, _run: Any, _respond: Any = None, /, *args: Any, **_kwargs: Any) -> Any:
-        """Begin a call: grpcio hands over what a thread of its own would answer it with."""
+        """Begin a call, in this thread. The arguments are those of grpcio's own handler."""
         event, state, begin, *_ = args
         call = Call(self, event, state, within_s=self._within_s)
         call.add_done_callback(self.waits_no_more)
@@ -80,12 +80,12 @@ class Door(Executor):
             call.end(status)
 
     def failed(self, error: Exception) -> None:
-        """Say that a call ended by an exception, and why."""
+        """Log that a call ended by an exception, and why."""
         self._failed.warn(reason=log.reason(error), hint="with -v the log says where")
         logger.debug("call_failed", exc_info=error)
 
     def close(self) -> None:
-        """Look after calls no longer."""
+        """Stop ending calls that wait."""
         self._closed = True
         self._wake.set()
         self._reaper.join()

@@ -1,8 +1,9 @@
-"""grpc.health.v1: whether this replica takes orders, for who asks and for who watches.
+"""grpc.health.v1: whether this replica takes orders, for clients that ask once (Check) and that watch (Watch).
 
-grpcio's own servicer tells its watchers under the lock that the serving thread needs as soon as one hangs up, and
-waits for each to have read the last status: a client that reads nothing, or two that hang up at the wrong moment, stop
-the whole server. Here nobody waits for a watcher: one that is slow gets the newest status once it has read the last.
+grpcio's own servicer sends to its watchers while it holds a lock that the serving thread needs when a watcher hangs up,
+and waits until each watcher has read the last status. A client that reads nothing, or two that hang up at the wrong
+moment, stop the whole server. Here no thread waits for a watcher: a slow one gets the newest status once it has read
+the one before.
 """
 
 import threading
@@ -18,13 +19,13 @@ NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 
 class Health:
-    """What is known of each service by name, "" being the whole server. Safe from any thread."""
+    """Serves the status of each service by its name; "" is the whole server. Safe from any thread."""
 
     def __init__(self, *, most: int, full: Status) -> None:
-        """Take `most` watchers at a time; to a further one `full` is said."""
+        """Take `most` watchers at a time; a further one's call ends with `full`."""
         self._most = most
         self._full = full
-        self._lock = threading.Lock()  # held for a moment, never while a watcher is told
+        self._lock = threading.Lock()  # never held while a status is sent
         self._statuses: dict[str, HealthCheckResponse] = {}
         self._watchers: set[_Watcher] = set()
         self._stopping = False
@@ -35,7 +36,7 @@ class Health:
         }
 
     def set(self, service: str, *, serving: bool) -> None:
-        """Change what is known of a service, and tell its watchers. Nothing after `stop` counts."""
+        """Set a service's status and send it to its watchers. Ignored after `stop`."""
         with self._lock:
             if self._stopping:
                 return
@@ -45,7 +46,7 @@ class Health:
         self._tell()
 
     def stop(self) -> None:
-        """Say of every service, for good, that it does not serve."""
+        """Set every service to NOT_SERVING, for good."""
         with self._lock:
             self._stopping = True
             self._statuses = {
@@ -54,19 +55,19 @@ class Health:
         self._tell()
 
     def end_watches(self, status: Status) -> None:
-        """End the call of each watcher: a server that stops waits for open calls."""
+        """End the watchers' calls, which a server that stops would wait for."""
         with self._lock:
             watchers = list(self._watchers)
         for each in watchers:
             each.end(status)
 
     def status(self, service: str) -> HealthCheckResponse | None:
-        """Return what is known of a service."""
+        """Return a service's status; None for an unknown name."""
         return self._statuses.get(service)
 
     @property
     def watchers(self) -> int:
-        """How many watch."""
+        """How many clients watch."""
         return len(self._watchers)
 
     def _tell(self) -> None:
@@ -109,10 +110,10 @@ class _Watcher:
         self._service = service
         self._lock = threading.Lock()
         self._told: int | None = None
-        self._reading = False  # has not read the last status yet
+        self._reading = False  # a status was sent that the client has not read yet
 
     def tell(self) -> None:
-        """Send the status if the client has not heard it, or let that wait until it has read the last one."""
+        """Send the status if it is new to the client; later, if the client has not read the one before yet."""
         with self._lock:
             known = self._health.status(self._service) or HealthCheckResponse(
                 status=HealthCheckResponse.SERVICE_UNKNOWN
@@ -123,7 +124,7 @@ class _Watcher:
         self.call.send(known.SerializeToString(), self._has_read)
 
     def end(self, status: Status) -> None:
-        """End the watch. Its client is not waited for: one that has not read the last status is hung up on."""
+        """End the watch. The call of a client that has not read the last status is cancelled: nothing waits for it."""
         if self._reading:
             self.call.cancel()
         else:

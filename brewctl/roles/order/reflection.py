@@ -1,4 +1,4 @@
-"""Server reflection: the answers are grpcio's, the calls are ours, so that an open stream holds no thread."""
+"""Server reflection: answered by grpcio's servicer, in calls of our own, so that an open stream holds no thread."""
 
 from collections.abc import Iterable
 
@@ -14,7 +14,7 @@ _DONE = Status(grpc.StatusCode.OK, "")
 
 
 class Reflection:
-    """Answers each question of a stream before it takes the next one."""
+    """Answers the requests of a stream one after the other."""
 
     def __init__(self, services: Iterable[str]) -> None:
         self._servicer = reflection.ReflectionServicer(tuple(services))

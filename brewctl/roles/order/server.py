@@ -1,4 +1,4 @@
-"""The gRPC server: one port, what is let in, and which part answers what.
+"""The gRPC server: one port, what stands before it, and which part answers which call.
 
 call ──► interceptors ──► door ──message──► admission ──► OrderService ──► writer, or a thread that reads or cancels
              │              ├─────────────► health, reflection: answered in the serving thread, they wait for nothing
@@ -29,7 +29,7 @@ _METHODS = f"/{service.NAME}/"
 
 
 class Guard(NamedTuple):
-    """What stands before the port: a certificate, and what looks at each call before it is let in."""
+    """What stands before the port: a certificate, and interceptors that look at each call."""
 
     credentials: grpc.ServerCredentials | None = None
     interceptors: Sequence[grpc.ServerInterceptor] = ()
@@ -52,7 +52,7 @@ class Server:
         share_port: bool,
         guard: Guard = OPEN,
     ) -> None:
-        """Listen; `port` 0 takes a free one. Raises PortError where it can't be had."""
+        """Listen on a port; 0 takes a free one. Raises PortError if it can't be listened on."""
         limits = settings.limits
         self._linger_s = limits.linger_s
         self._admission = admission
@@ -74,14 +74,14 @@ class Server:
             ],
             maximum_concurrent_rpcs=limits.transport_calls,
             options=[
-                # On by default: a second server on the port would start, and steal half of the calls.
+                # gRPC's default is 1: a second server on the port would start and get half of the calls.
                 ("grpc.so_reuseport", int(share_port)),
                 ("grpc.max_receive_message_length", _TRANSPORT_BYTES),
-                # A client that is paused, or gone without a goodbye, would keep its connection for ever.
+                # A client that is paused, or lost without a FIN, would keep its connection for ever.
                 ("grpc.keepalive_time_ms", int(limits.client_silence_s * 1000)),
                 ("grpc.keepalive_permit_without_calls", 1),
-                # Bounds every ping, also the ones that gRPC measures bandwidth with: while one of those is
-                # unanswered, no other is sent, and keepalive's own timeout does not count.
+                # For every ping, also those that gRPC measures bandwidth with. While one of these is unanswered no
+                # keepalive ping is sent, and keepalive's own timeout does not apply.
                 ("grpc.http2.ping_timeout_ms", int(limits.client_silence_s * 1000)),
                 *([_aging(limits.connection_age_s)] if share_port else []),
             ],
@@ -121,19 +121,19 @@ class Server:
         self._server.add_registered_method_handlers(name, methods)
 
     def tell_health(self, there: bool) -> None:
-        """Answer health checks of the service, not of the process: restarting that would not bring a database back."""
+        """Set the service's health by whether the database is there. The process's own stays: a restart won't help."""
         self._health.set(service.NAME, serving=there)
 
     @property
     def watchers(self) -> int:
-        """How many clients watch the health of a service."""
+        """How many clients watch a service's health."""
         return self._health.watchers
 
     def drain(self, within_s: float) -> None:
-        """Refuse new calls and wait, at most `within_s` seconds, for the ones in hand."""
+        """Refuse new calls, and wait at most `within_s` seconds for those in hand."""
         self._health.stop()
-        # gRPC cancels, without a word, the calls that come while it says goodbye. So those of the last moment are
-        # kept, and refused after it: a client that is told to retry must not come back in between.
+        # gRPC cancels the calls that arrive while it sends GOAWAY, without a status. So calls of that moment are kept
+        # and refused after it: a client that was told to retry earlier would come back in between.
         time.sleep(self._linger_s)
         stopped = self._server.stop(within_s)
         self._admission.end_kept()
@@ -144,7 +144,7 @@ class Server:
 
 
 class _Counting(grpc.ServerInterceptor):  # type: ignore[misc] # grpc has no types
-    """Counts and times the calls of the service, also those that are turned away; not those of health."""
+    """Counts and times the service's calls, also those that are refused; not those of health."""
 
     def __init__(self, calls: metrics.Calls) -> None:
         self._calls = calls
@@ -154,10 +154,10 @@ class _Counting(grpc.ServerInterceptor):  # type: ignore[misc] # grpc has no typ
         continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler | None],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler | None:
-        """Add to a call's end that it is counted."""
+        """Return the call's method, counted at its end."""
         handler = continuation(handler_call_details)
         if handler is None:
-            self._calls.unknown()  # whatever the client called it, it is one label
+            self._calls.unknown()  # one label for all unknown names
             return None
         if not handler_call_details.method.startswith(_METHODS):
             return handler
@@ -172,10 +172,10 @@ class _Counting(grpc.ServerInterceptor):  # type: ignore[misc] # grpc has no typ
 
 
 def _aging(age_s: float) -> tuple[str, int]:
-    """Let clients connect again now and then, so that processes that share a port get their shares, whenever started.
+    """Return the option that ends old connections, so that clients spread over all processes that share the port.
 
-    A lone process would get each connection back. gRPC varies the age by a tenth, and says goodbye in two steps, so
-    that a client loses no call, unless it has switched off gRPC's own retries. Calls in flight and watches of health go
-    on until they end, without a limit.
+    A process that is alone on its port needs no such option: it would get each connection back. gRPC varies the age by
+    a tenth and sends GOAWAY twice, so a client loses no call, unless it has switched off gRPC's own retries. Calls in
+    flight and health watches go on until they end.
     """
     return "grpc.max_connection_age_ms", int(age_s * 1000)

@@ -1,4 +1,4 @@
-"""The contract's service: what each call does, and the status that tells its caller what to do next."""
+"""OrderService, as the contract has it: what each call does, and the status that tells its caller what to do next."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -27,7 +27,7 @@ _SAME_KEY = "retry with the same idempotency key"
 
 
 class OrderService:
-    """Create, Cancel and Get, once their message is there. Creates go to the writer, the others to threads."""
+    """Create, Cancel and Get, once their message was received. The writer writes orders; threads cancel and read."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class OrderService:
         self._refused = log.Seldom(logger, "order_refused")
 
     def create(self, request: orders_pb2.CreateRequest, call: Call) -> None:
-        """Acknowledge an order once it is committed, with its event, in PostgreSQL. Returns before that."""
+        """Hand an order to the writer. The call is answered once the order and its event are committed."""
         try:
             self._check_size(request.ByteSize())
             metadata = call.metadata()
@@ -71,10 +71,10 @@ class OrderService:
         self._writer.submit(_Create(self, new, call, self._admission.enter()))
 
     def cancel(self, request: orders_pb2.CancelRequest, call: Call) -> None:
-        """Acknowledge a cancel once it is committed, with its event, in PostgreSQL. Returns before that.
+        """Cancel an order in a thread. The call is answered once the cancel and its event are committed.
 
-        As with Get, an order is anyone's who knows its id, and with tokens its own tenant's alone: to others it is not
-        there. The event has the tenant of the order.
+        As with Get, any caller who knows an order's id may cancel it. With tokens only its own tenant may: others get
+        NOT_FOUND. The event has the tenant of the order.
         """
         try:
             self._check_size(request.ByteSize())
@@ -106,7 +106,7 @@ class OrderService:
         self._cancelling.submit(wish, call, told)
 
     def get(self, request: orders_pb2.GetRequest, call: Call) -> None:
-        """Read one order, in a thread that waits for the database. Returns before that."""
+        """Read an order in a thread, which answers the call."""
         self._readers.submit(self._read, request, call, self._admission.enter())
 
     def shutdown(self) -> None:
@@ -115,7 +115,7 @@ class OrderService:
         self._cancelling.shutdown()
 
     def status_for(self, error: Exception, call: Call, *, again: str = _SAME_KEY) -> Status:
-        """Tell the caller what to do next. UNAVAILABLE: surely nothing was written. `again`: how to try it again."""
+        """Return how a call ends that failed. UNAVAILABLE promises that nothing was written. `again`: how to retry."""
         if stands := self._never(error):
             return stands
         full = isinstance(error, psycopg.errors.DiskFull)
@@ -142,12 +142,12 @@ class OrderService:
                 logger.debug("create_failed", exc_info=error)
                 code, details = grpc.StatusCode.INTERNAL, f"the commit failed: {again}"
         if code is grpc.StatusCode.UNAVAILABLE and not self._availability.away:
-            # While the database is away, `Availability` has logged that already.
+            # If the database is away, `Availability` has logged that.
             self._turned_away.warn(answer=details, reason=log.reason(error))
         return retry_later(code, details, after_s=self._limits.retry_after_s)
 
     def _never(self, error: Exception) -> Status | None:
-        """Return the status of a call that fails however often it is retried, in PostgreSQL's words; else None."""
+        """Return the status, in PostgreSQL's words, of a call that no retry can help; else None."""
         if isinstance(error, store.KeyReusedError):
             return Status(grpc.StatusCode.ALREADY_EXISTS, str(error))
         if isinstance(error, psycopg.errors.UndefinedTable):
@@ -191,7 +191,7 @@ class OrderService:
             raise acceptance.InvalidOrderError(f"request has {size} bytes; the limit is {limit}")
 
     def _early(self, call: Call) -> Status | None:
-        """Return the status of a call that is too late, or whose database is away; None where it can be begun."""
+        """Return how a call ends whose time is up or whose database is away; None if its work can begin."""
         if call.left_s() <= 0:
             return self.status_for(store.TooLateError(), call)
         return self._admission.away if self._availability.away else None
@@ -202,7 +202,7 @@ def _no_order(order_id: str) -> Status:
 
 
 class _Create:
-    """An order on its way through the writer. It outlives its caller's deadline, but is not written after that."""
+    """An order in the writer's hands. It may outlive its caller's deadline, but is not written after that."""
 
     __slots__ = ("_call", "_place", "_service", "left_s", "new")
 
@@ -213,7 +213,7 @@ class _Create:
         self.new = new
         self.left_s = call.left_s
 
-    # The place is free before the client is answered, which may then ask again at once.
+    # The place is given back before the client is answered, which may then call again at once.
 
     def on_created(self, order: Order) -> None:
         self._place.leave()

@@ -1,4 +1,4 @@
-"""The server's certificate, which is replaced on disk while it serves: the next connection gets the new one."""
+"""The server's certificate. When its files are replaced while the server runs, the next connection gets the new one."""
 
 import math
 import threading
@@ -16,10 +16,10 @@ logger = log.get(__name__)
 
 
 class Certificates:
-    """A certificate with its key, and the authorities of the clients, as the files were when they last fitted."""
+    """A certificate with its key, and the clients' authorities, as of the last time that the files fitted together."""
 
     def __init__(self, security: Security) -> None:
-        """Read the files. Raises UsageError. A certificate that has expired is served: it is replaced while we run."""
+        """Read the files. Raises UsageError. An expired certificate is served: it may be replaced while we run."""
         assert security.certificate is not None
         assert security.key is not None
         self._certificate = Named(listening.CERTIFICATE, security.certificate)
@@ -38,16 +38,16 @@ class Certificates:
             logger.warning("key_readable_by_all", file=self._key.path, hint=f"chmod 600 {self._key.path}")
 
     def credentials(self) -> grpc.ServerCredentials:
-        """Return what a server listens with; where authorities are named, clients must show a certificate of theirs."""
+        """Return the server's credentials. If client authorities are set, clients must show a certificate of theirs."""
         return grpc.dynamic_ssl_server_credentials(self._configuration, self._fetch, self._ca is not None)
 
     def look(self) -> None:
-        """Read the files again where they have changed, and say what is wrong with them, or with the time."""
+        """Read the files again if they have changed; log what is wrong with them, or that the certificate expires."""
         self._look(says=True)
         self._tell_times()
 
     def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
-        """Return what is to be used from this connection on; None: what was. It is called before each handshake."""
+        """Return the new configuration, None if there is none. gRPC calls this before each handshake."""
         self._look(says=False)
         with self._lock:
             new, self._new = self._new, False
@@ -61,7 +61,7 @@ class Certificates:
             try:
                 self._configuration = self._read()
             except UsageError as error:
-                # Two files are replaced one after the other: said is what is still so at the next look.
+                # Two files are replaced one after the other. Only what is still wrong at the next look is logged.
                 if says and now == self._bad_stamp and self._said != error.message:
                     self._said = error.message
                     logger.warning(
@@ -81,7 +81,7 @@ class Certificates:
         return _configuration(pair, authorities)
 
     def _tell_times(self) -> None:
-        """Say once that the certificate expires soon, that it has, or that it is not valid yet."""
+        """Log once that the certificate expires soon, that it has expired, or that it is not valid yet."""
         with self._lock:
             event, words = _state(self._lifetime, time.time())
             if event == self._told:
@@ -97,7 +97,7 @@ def _configuration(pair: Pair, authorities: bytes | None) -> grpc.ServerCertific
 
 
 def _state(lifetime: Lifetime, now: float) -> tuple[str, dict[str, str]]:
-    """Return the event that tells of a certificate's time, and its words; "" where all is well."""
+    """Return the log event for a certificate's age, with its fields; "" if there is nothing to log."""
     if lifetime.too_early:
         return "certificate_not_valid_yet", {}
     if lifetime.expired:

@@ -1,11 +1,11 @@
-"""Bearer tokens: whose each is, from a file that is read again when it changes.
+"""Bearer tokens and their tenants, from a file that is read again when it changes.
 
     # TENANT TOKEN, or its digest: printf %s "$TOKEN" | sha256sum
     brew   5hVq…
     acme   sha256:9f86d0…
 
-A tenant may have several, so that a new one is known before the old one goes. Kept are digests alone. A token is looked
-up by its digest: the time that takes says nothing about the tokens, since nobody chooses the digest of what he sends.
+A tenant may have several tokens, so that a new one is valid before the old one is removed. Only digests are kept in
+memory. A token is looked up by its digest, so the time of a look-up tells an attacker nothing about the tokens.
 """
 
 import hashlib
@@ -34,10 +34,10 @@ _ASK = "send `authorization: Bearer TOKEN`"
 
 
 class Tokens:
-    """The tenants by the digests of their tokens, as the file said when it was last whole."""
+    """The tenants by the digests of their tokens, as of the last time that the file could be used."""
 
     def __init__(self, path: str) -> None:
-        """Read the file. Raises UsageError. One thread looks at it again."""
+        """Read the file. Raises UsageError. `look` may be called by one thread alone."""
         self._file = Named(listening.TOKENS, path)
         self._stamp = certificates.stamp(path)
         self._tenants = parse(self._file)
@@ -47,13 +47,13 @@ class Tokens:
             logger.warning("tokens_readable_by_all", file=path, hint=f"chmod 600 {path}")
 
     def tenant_of(self, token: str) -> str | None:
-        """Return whose token it is; None where it is nobody's."""
+        """Return the tenant of a token; None for an unknown one."""
         return self._tenants.get(_digest(token))
 
     def look(self) -> None:
-        """Read the file again where it has changed; one that can't be used changes nothing, and is said once."""
+        """Read the file again if it has changed. One that can't be used is logged once and changes nothing."""
         now = certificates.stamp(self._file.path)
-        # Not while it is written: a part of it may look whole, and would lock out the tenants of the rest.
+        # Not while it is being written: half of a file can be valid, and would lock out the other tenants.
         resting, self._seen = now == self._seen, now
         if now == self._stamp or not resting:
             return
@@ -69,14 +69,14 @@ class Tokens:
 
 
 def parse(file: Named) -> dict[bytes, str]:
-    """Read who has which token. Raises UsageError, which names a line and shows nothing of it."""
+    """Return the tenants by their tokens' digests. Raises UsageError, which names a line but shows nothing of it."""
     content = certificates.read(file)
     try:
         lines = content.decode().splitlines()
     except UnicodeDecodeError:
         raise file.refusal("is no UTF-8 text") from None
     if not content.endswith(b"\n"):
-        # A token that is cut off is a token too: this is how a file that is not written to its end is told.
+        # A token that is cut off looks like a token. The last newline is the only sign that the file is complete.
         raise file.refusal("does not end with a newline: it may not be written to its end")
     found: dict[bytes, str] = {}
     for number, line in enumerate(lines, 1):
@@ -101,7 +101,7 @@ def parse(file: Named) -> dict[bytes, str]:
 
 
 class TokenCheck(grpc.ServerInterceptor):  # type: ignore[misc] # grpc has no types
-    """Lets a call in as its token's tenant. Health is open: a probe has no token, and learns nothing of an order."""
+    """Refuses calls without a valid token; others get its tenant. Health needs none: it tells nothing of orders."""
 
     def __init__(self, tokens: Tokens) -> None:
         self._tokens = tokens
@@ -112,7 +112,7 @@ class TokenCheck(grpc.ServerInterceptor):  # type: ignore[misc] # grpc has no ty
         continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler | None],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler | None:
-        """Choose what becomes of a call."""
+        """Return the call's method, with the tenant noted, or what refuses the call."""
         if handler_call_details.method.startswith(_OPEN):
             return continuation(handler_call_details)
         told = self._whose(handler_call_details.invocation_metadata)

@@ -11,7 +11,7 @@ from brewctl.tracing import in_force
 if TYPE_CHECKING:
     from brewctl.tracing.spans import Tracing
 
-# The others are the caller's own fault, or no fault at all.
+# Errors of the server. The other codes are the caller's mistakes, or no errors.
 _FAULTS = frozenset(
     {
         grpc.StatusCode.UNKNOWN,
@@ -25,12 +25,12 @@ _FAULTS = frozenset(
 
 
 def interceptors(methods: str) -> list[grpc.ServerInterceptor]:
-    """Return what makes the spans of calls whose method begins so; nothing where no traces are wanted."""
+    """Return the interceptor that makes spans of calls whose method begins so; none if there are no traces."""
     return [_Traced(traces, methods)] if (traces := in_force()) else []
 
 
 class _Traced(grpc.ServerInterceptor):  # type: ignore[misc] # grpc has no types
-    """Begins a span when a call comes; it ends when the transport has nothing to do with the call any more."""
+    """Makes a span of each call, from its arrival until the transport has finished with it."""
 
     def __init__(self, traces: "Tracing", methods: str) -> None:
         self._traces = traces
@@ -41,7 +41,7 @@ class _Traced(grpc.ServerInterceptor):  # type: ignore[misc] # grpc has no types
         continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler | None],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler | None:
-        """Put the span around whatever becomes of a call."""
+        """Return the call's method within a span."""
         handler = continuation(handler_call_details)
         name: str = handler_call_details.method
         if handler is None or not name.startswith(self._methods):
