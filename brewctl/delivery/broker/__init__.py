@@ -16,13 +16,12 @@ from brewctl.delivery.broker.kafka_python.admin import (
     REPLICATION_FACTOR,
     Admin,
     Broker,
-    Group,
-    GroupMember,
     Partition,
     open_admin,
     require_topic,
 )
 from brewctl.delivery.broker.kafka_python.connection_settings import explained, require_files
+from brewctl.delivery.broker.kafka_python.groups import Group, GroupMember
 from brewctl.delivery.broker.kafka_python.topic_settings import TopicSetting
 from brewctl.delivery.broker.membership import Consumer
 from brewctl.delivery.broker.outcomes import (

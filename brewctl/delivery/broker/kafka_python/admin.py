@@ -17,10 +17,10 @@ from brewctl.delivery.broker.kafka_python.acls import Rule
 from brewctl.delivery.broker.kafka_python.admin_client import EARLIEST, LATEST, AdminClient
 from brewctl.delivery.broker.kafka_python.connection_settings import connection, explained, require_headers
 from brewctl.delivery.broker.kafka_python.forgetting import GroupSubscribedToTopicError
+from brewctl.delivery.broker.kafka_python.groups import Group, group_of, live_members
 from brewctl.delivery.broker.kafka_python.topic_settings import TopicSetting
 from brewctl.delivery.broker.partitions import PARTITIONS
 from brewctl.delivery.broker.record import DEAD_LETTER_BYTES
-from brewctl.errors import BrewError
 
 REPLICATION_FACTOR = 3
 MIN_IN_SYNC_REPLICAS = 2
@@ -43,34 +43,6 @@ class Partition:
     leader: int  # -1 where there is none
     replicas: tuple[int, ...]
     isr: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class GroupMember:
-    """A member of a consumer group and the partitions of our topic that it owns."""
-
-    client_id: str
-    partitions: tuple[int, ...]
-    host: str
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """A consumer group. `state` is Kafka's word: Stable, PreparingRebalance, CompletingRebalance, Empty, or Dead.
-
-    Dead is also what Kafka calls a group that there never was, and one of its newer protocol, whose members it does
-    not tell a client of the older one.
-    """
-
-    name: str
-    state: str
-    assignor: str  # empty where the group has no members
-    members: tuple[GroupMember, ...]  # by client_id
-
-    @property
-    def owners(self) -> dict[int, str]:
-        """The client id of the member that owns each partition; none of a partition that nobody owns."""
-        return {partition: member.client_id for member in self.members for partition in member.partitions}
 
 
 class Admin:
@@ -132,7 +104,7 @@ class Admin:
         try:
             self._patiently(lambda: self._client.delete_offsets(group, partitions))
         except GroupSubscribedToTopicError:
-            raise _alive(group) from None
+            raise live_members(group) from None
 
     def require_no_readers(self, topics: Collection[str], groups: Collection[str]) -> None:
         """Raise BrewError where one of these groups, or any other that Kafka knows, has members that read the topics.
@@ -145,7 +117,7 @@ class Admin:
             for member in described.members:
                 subscribed = getattr(member.member_metadata, "subscription", None)
                 if (not subscribed and described.group in groups) or wanted & set(subscribed or ()):
-                    raise _alive(described.group)
+                    raise live_members(described.group)
 
     def groups(self) -> list[str]:
         """Names of all consumer groups that have members or offsets, of whichever topic."""
@@ -157,16 +129,7 @@ class Admin:
     def group(self, name: str, topic: str) -> Group:
         """Describe a consumer group, with what each member owns of the topic."""
         (described,) = self._patiently(lambda: self._client.describe_consumer_groups([name]))
-        members = []
-        for member in described.members:
-            assignment = member.member_assignment
-            owned = dict(assignment.assignment) if assignment else {}
-            members.append(
-                GroupMember(member.client_id, tuple(sorted(owned.get(topic, ()))), member.client_host.removeprefix("/"))
-            )
-        return Group(
-            name, described.state, described.protocol, tuple(sorted(members, key=lambda member: member.client_id))
-        )
+        return group_of(described, topic)
 
     def committed(self, group: str, topic: str) -> dict[int, int]:
         """Return the group's committed offset of each partition that has one."""
@@ -178,7 +141,7 @@ class Admin:
         try:
             self._patiently(lambda: self._client.commit_offsets(group, topic, offsets))
         except errors.UnknownMemberIdError:
-            raise _alive(group) from None
+            raise live_members(group) from None
 
     def ends(self, topic: str) -> dict[int, tuple[int, int]]:
         """Return, for each partition, the first offset there is and the one that the next record will have.
@@ -275,11 +238,6 @@ class Admin:
 
 def _is_hidden(described: Mapping[str, object]) -> bool:
     return bool(described["error_code"] == errors.TopicAuthorizationFailedError.errno)
-
-
-def _alive(group: str) -> BrewError:
-    hint = "stop those that `brewctl groups` names; a killed one is a member until its session ends"
-    return BrewError(f"consumer group {group} has live members", hint=hint)
 
 
 @contextlib.contextmanager
