@@ -1,4 +1,4 @@
-"""The client kafka-python-ng, mended where it has faults that no setting mends."""
+"""The client kafka-python-ng, with patches for faults that no setting avoids."""
 
 from brewctl.delivery.broker.kafka_python import assumed, batches, fetching, library_patches, records  # noqa: F401 - first
 from brewctl.delivery.broker.kafka_python.baseline import fetch, produce

@@ -19,18 +19,18 @@ class GroupMember:
 class Group:
     """A consumer group. `state` is Kafka's word: Stable, PreparingRebalance, CompletingRebalance, Empty, or Dead.
 
-    Dead is also what Kafka calls a group that there never was, and one of its newer protocol, whose members it does
-    not tell a client of the older one.
+    Kafka also answers Dead for a group that never existed, and for a group of its newer protocol: this client speaks
+    the older one, and is not told the members.
     """
 
     name: str
     state: str
-    assignor: str  # empty where the group has no members
+    assignor: str  # empty if the group has no members
     members: tuple[GroupMember, ...]  # by client_id
 
     @property
     def owners(self) -> dict[int, str]:
-        """The client id of the member that owns each partition; none of a partition that nobody owns."""
+        """The client id of the owner of each partition; a partition without an owner is left out."""
         return {partition: member.client_id for member in self.members for partition in member.partitions}
 
 

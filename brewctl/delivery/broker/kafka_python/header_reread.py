@@ -1,4 +1,4 @@
-"""Reading single records a second time: their headers, for a client that can't read the names of these."""
+"""Reading a record's headers a second time, for librdkafka, which can't read header names that are not UTF-8."""
 
 import time
 
@@ -13,7 +13,7 @@ _POLL_MS = 500
 
 
 class Again:
-    """A consumer of no group, which keeps what came with a record: the next ones asked for are mostly behind it."""
+    """A consumer without a group. It keeps the headers of the records after the wanted one: they are often next."""
 
     def __init__(self, settings: Settings, *, name: str) -> None:
         """Connect. Raises UnreachableError, BrewError."""
@@ -49,5 +49,5 @@ class Again:
                     self._found[read.offset] = read.headers
 
     def close(self) -> None:
-        """Let the connections go."""
+        """Close the connections."""
         self._consumer.close(autocommit=False)

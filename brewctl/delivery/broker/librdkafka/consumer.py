@@ -1,4 +1,4 @@
-"""A member of a consumer group: the library sends heartbeats and fetches ahead in threads of its own."""
+"""A member of a consumer group on librdkafka, whose own threads send heartbeats and fetch records ahead."""
 
 import math
 import threading
@@ -38,7 +38,7 @@ _STAY_S = 0.05
 class Member:
     """One member of a group, as `membership.Consumer` describes it."""
 
-    idle_poll_s = 0.2  # nothing ends a wait of the library before its time
+    idle_poll_s = 0.2  # short, because a stop can't interrupt a poll of the library
 
     def __init__(
         self,
@@ -59,16 +59,16 @@ class Member:
         self._on_assigned = on_assigned
         self._on_revoked = on_revoked
         self._on_overtaken = on_overtaken
-        self._beginning: set[int] = set()  # without a committed offset, and none was read
+        self._beginning: set[int] = set()  # partitions without a committed offset of which no record was read yet
         self._assignments = 0
         self._rebalances = 0  # assignments and revocations
         self._progress = MemberProgress()
         self._polling = Polling(settings, group=group, node=node)
-        self._kept: list[Record] = []  # came while nothing was to be read
+        self._kept: list[Record] = []  # records that `keep_alive` received: the next poll returns them
         self._paused = False
         self.committed_at = -math.inf
         self._closing = False
-        self._leaving = ""  # how partitions leave, while they do
+        self._leaving = ""  # _REVOKED or _LOST while the library's callback takes partitions away
         with explained(settings):
             self._library = Library(
                 {
@@ -91,11 +91,11 @@ class Member:
                 on_lost=lambda *_: self._leave(_LOST),
             )
 
-    silent = False  # where brokers are away, a poll fails, or the partitions leave
+    silent = False  # not needed here: when brokers are away, a poll raises or the partitions are lost
 
     @property
     def assignments(self) -> int:
-        """How often partitions were assigned."""
+        """How many assignments of partitions there were."""
         return self._assignments
 
     @property
@@ -104,7 +104,7 @@ class Member:
         return bool(self._kept) or self._progress.is_behind(self._end_of)
 
     def _end_of(self, partition: int) -> int:
-        """Return the end of a partition as a broker last told it; negative where none has."""
+        """Return the end of a partition from the last answer of a broker; negative before the first answer."""
         found: Any = self._library.get_watermark_offsets(TopicPartition(self._topic, partition), cached=True)
         return int(found[1])
 
@@ -135,11 +135,11 @@ class Member:
         self._kept += records
 
     def stay_while_leaving(self) -> None:
-        """Wait a moment: heartbeats go on in another thread."""
+        """Wait a moment. The library's own thread sends heartbeats meanwhile."""
         time.sleep(_STAY_S)
 
     def commit(self, ends: Mapping[tuple[str, int], int]) -> str:
-        """Commit offsets; the reason where Kafka would not."""
+        """Commit offsets. Return why Kafka refused them, else ""."""
         offsets = [TopicPartition(topic, partition, end) for (topic, partition), end in ends.items()]
         if self._leaving == _LOST:
             return "the partitions are another member's already"
@@ -152,7 +152,7 @@ class Member:
         except KafkaException as raised:
             return words(error_of(raised))
         except TimeoutError:
-            # The library does nothing else until it has that answer.
+            # The library is blocked until that answer comes: this member can't be used any more.
             self._polling.failure = UnavailableError("no answer before the stop")
             return str(self._polling.failure)
         finally:
@@ -162,7 +162,7 @@ class Member:
         return refused
 
     def close(self) -> None:
-        """Leave the group, so that its partitions move at once."""
+        """Leave the group, so that other members get its partitions at once."""
         self._closing = True
         self._polling.close()
         late = time.monotonic() + self._limits.kafka_request_s
@@ -172,7 +172,7 @@ class Member:
             logger.debug("left_behind", group=self._group, reason="the library did not leave the group in time")
 
     def _read(self, timeout_s: float) -> list[Record]:
-        """Take what was fetched, or wait for it; serve a rebalance within."""
+        """Return fetched records, or wait for some. Rebalances happen within."""
         self._polling.renew_password(self._library)
         until = time.monotonic() + timeout_s
         records = self._take(0)
@@ -181,18 +181,19 @@ class Member:
         return records
 
     def _take(self, wait_s: float) -> list[Record]:
-        """Take at most consume_records, or what comes within `wait_s`, as soon as it comes."""
+        """Return at most consume_records fetched records; if none is fetched, the first that arrive in `wait_s`."""
         messages: list[Any] = []
         if wait_s:
-            # To wait for many would be to wait until there are so many, or until the time is up.
+            # `poll` waits for one message. `consume` would wait until it has as many as it was asked for.
             if (first := self._library.poll(wait_s)) is None:
                 return []
-            messages.append(first)  # which came behind a rebalance, if one was served in the wait
+            messages.append(first)  # it was fetched after any rebalance that happened in this wait
         before = self._rebalances
         records = self._polling.records(self._library, messages)
         if self._rebalances != before and (records or self._polling.reached):
-            # Read before or after it: they come again, from where the new assignment begins, and so do the ends: to
-            # begin at one of these would pass over the records before it, and to commit it would lose them.
+            # These records and ends may be from before the rebalance. They are dropped: the library reads again from
+            # where the new assignment begins. To go on at such an end would skip the records before it, and to commit
+            # it would lose them.
             records = []
             self._polling.reached.clear()
             self._begin_again()
@@ -212,7 +213,7 @@ class Member:
         self._polling.reached.clear()
 
     def _assigned(self, _library: Library, places: Sequence[TopicPartition]) -> None:
-        """Begin where the group has committed, else at the first record there is."""
+        """Start reading each partition at its committed offset, or at its first record if it has none."""
         self._assignments += 1
         self._rebalances += 1
         partitions = sorted(place.partition for place in places)
@@ -225,17 +226,17 @@ class Member:
         self._on_assigned(partitions)
 
     def _begin_again(self) -> None:
-        """Read from where the next records of each partition are; what was fetched ahead is dropped."""
+        """Tell the library the next offset of each partition. It drops the records that it has fetched ahead."""
         if places := self._places(with_offsets=True):
             self._library.assign(places)
-            # The library keeps a partition paused that left meanwhile, and `poll` resumes those that are here alone.
+            # A partition that left while it was paused comes back paused, and `poll` resumes only those it has then.
             (self._library.pause if self._paused else self._library.resume)(places)
 
     def _committed(self, places: Sequence[TopicPartition]) -> dict[int, int]:
         return committed_offsets.read(self._library, places, self._limits, self._patience)
 
     def _leave(self, how: str) -> None:
-        """Let the partitions go once what is in hand is finished. The library unassigns them behind it."""
+        """Let the caller finish its batch before the partitions leave. The library unassigns them afterwards."""
         self._rebalances += 1
         self._leaving = how
         try:
@@ -252,7 +253,7 @@ class Member:
         self._beginning = set()
 
     def _find_again(self) -> None:
-        """Go on at the first record of partitions whose next one is gone, and say so."""
+        """Go on at the first record of each partition whose next record was removed, and report the loss."""
         found = []
         for partition, wanted in self._polling.lost.items():
             first = self._first_of(partition)
@@ -263,9 +264,10 @@ class Member:
         self._begin_again()
 
     def _look_where_it_begins(self, records: Sequence[Record]) -> None:
-        """Tell where partitions without a committed offset begin behind records that are gone.
+        """Report partitions without a committed offset whose first records were removed before the group read them.
 
-        What was read of one first, or its end, says where it begins, unless markers or aborted records come before.
+        The first record read of a partition, or its end, shows where it begins. It may also follow transaction markers
+        or aborted records, so the broker is asked for the partition's first offset.
         """
         begins = dict(self._polling.reached)
         for record in reversed(records):
@@ -277,12 +279,12 @@ class Member:
             topic = self._library.list_topics(self._topic, timeout=self._limits.kafka_metadata_s).topics[self._topic]
             new = not self._committed([TopicPartition(self._topic, number) for number in topic.partitions])
             self._on_overtaken([replace(each, new=new) for each in found])
-            # It is told once: not again to those who get the partition before its first record was committed.
+            # Committed at once, so that the next owner of the partition does not report the same loss again.
             self.commit({(self._topic, each.partition): each.first for each in found})
         self._beginning -= read.keys()
 
     def _first_of(self, partition: int) -> int:
-        """Ask for the first offset of a partition."""
+        """Ask a broker for the first offset of a partition."""
         place = TopicPartition(self._topic, partition)
         found: Any = self._library.get_watermark_offsets(place, timeout=self._limits.kafka_metadata_s)
         if found is None:  # no answer in time

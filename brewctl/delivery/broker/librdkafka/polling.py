@@ -1,4 +1,4 @@
-"""Messages of the library, sorted into what a member needs: records, ends of partitions, lost offsets, failures."""
+"""Sorting the library's messages: into records, ends of partitions, lost offsets, and failures."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
