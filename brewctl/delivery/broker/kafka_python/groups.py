@@ -49,5 +49,5 @@ def group_of(described: Any, topic: str) -> Group:
 
 def live_members(group: str) -> BrewError:
     """Return the error of a change to a group that Kafka allows only while the group has no members."""
-    hint = "stop those that `brewctl groups` names; a killed one is a member until its session ends"
+    hint = "stop the members that `brewctl groups` names; a killed one is a member until its session ends"
     return BrewError(f"consumer group {group} has live members", hint=hint)

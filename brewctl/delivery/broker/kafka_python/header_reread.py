@@ -44,7 +44,7 @@ class Again:
             self._consumer.seek(place, offset)
             while offset not in self._found:
                 if time.monotonic() > deadline:
-                    raise UnreachableError(f"kafka gave {place.topic} {place.partition}@{offset} no second time")
+                    raise UnreachableError(f"kafka did not give {place.topic} {place.partition}@{offset} a second time")
                 for read in self._consumer.poll(timeout_ms=_POLL_MS).get(place, ()):
                     self._found[read.offset] = read.headers
 

@@ -27,7 +27,7 @@ from brewctl.security import KafkaSecurity, Mechanism
 logger = log.get(__name__)
 
 _AUTHENTICATING = ConnectionStates.AUTHENTICATING
-_HINT = "it tries again; files are read again each time"
+_HINT = "the client tries again, and reads the files again each time"
 _WANT_MORE = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
@@ -246,9 +246,9 @@ class _Sasl:
 
 def _words(error: Exception) -> str:
     if isinstance(error, errors.UnsupportedSaslMechanismError):
-        return "that SASL mechanism is not enabled there"
+        return "the broker has not enabled that SASL mechanism"
     if isinstance(error, errors.IllegalSaslStateError):
-        return "it wants no SASL"
+        return "the broker wants no SASL"
     return " ".join(str(error).split())[:300]
 
 

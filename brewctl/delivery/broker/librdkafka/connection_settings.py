@@ -60,7 +60,8 @@ class Refusals:
             return
         if not self._said:
             self._said = True
-            logger.warning("kafka_refused", reason=words(error), hint="it tries again, and reads the password's file")
+            hint = "the client tries again, and reads the password's file again"
+            logger.warning("kafka_refused", reason=words(error), hint=hint)
         self._due = True
 
     def renew(self, library: _Authenticates) -> None:

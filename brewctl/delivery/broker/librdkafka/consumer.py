@@ -142,7 +142,7 @@ class Member:
         """Commit offsets. Return why Kafka refused them, else ""."""
         offsets = [TopicPartition(topic, partition, end) for (topic, partition), end in ends.items()]
         if self._leaving == _LOST:
-            return "the partitions are another member's already"
+            return "the partitions belong to another member by now"
         if self._polling.failure:
             return str(self._polling.failure)
         try:
@@ -288,7 +288,7 @@ class Member:
         place = TopicPartition(self._topic, partition)
         found: Any = self._library.get_watermark_offsets(place, timeout=self._limits.kafka_metadata_s)
         if found is None:  # no answer in time
-            raise UnavailableError(f"partition {partition} does not tell its first offset")
+            raise UnavailableError(f"kafka did not tell the first offset of partition {partition}")
         return int(found[0])
 
     def _places(self, *, with_offsets: bool = False) -> list[TopicPartition]:
