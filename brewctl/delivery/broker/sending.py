@@ -108,9 +108,7 @@ class Producer:
             hint = "later events of a key may be in another partition than earlier ones"
             logger.warning("partitions_added", topic=topic, before=before, partitions=partitions, hint=hint)
         elif partitions < before:
-            hint = (
-                "the topic was recreated, and its records are gone: see `brewctl outbox republish --missing --dry-run`"
-            )
+            hint = "it was recreated, and its records are gone: see `brewctl outbox republish --missing --dry-run`"
             logger.error("partitions_fewer", topic=topic, before=before, partitions=partitions, hint=hint)
 
     def close(self) -> None:

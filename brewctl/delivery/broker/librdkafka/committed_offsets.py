@@ -48,6 +48,4 @@ def log_refusal(error: KafkaError | None, places: Sequence[TopicPartition]) -> N
     """Log why Kafka refused a commit whose answer was not waited for: the library's callback `on_commit`."""
     refusals = [error, *(place.error for place in places)]
     if refused := next((each for each in refusals if each is not None), None):
-        logger.warning(
-            "commit_refused", reason=words(refused), hint="kafka delivers the records again; they are skipped"
-        )
+        logger.warning("commit_refused", reason=words(refused), hint="redelivered and skipped as duplicates")
