@@ -35,7 +35,7 @@ def allow(client: AdminClient, rules: Sequence[Rule]) -> None:
     for _, error in client.create_acls(wanted)["failed"]:
         if error is errors.SecurityDisabledError:
             raise BrewError(
-                "kafka lets everybody do everything: its brokers have no authorizer",
+                "kafka checks no rights: its brokers have no authorizer",
                 hint="set authorizer.class.name and super.users in theirs; `brewctl topic grants` names one",
             )
         raise error()
