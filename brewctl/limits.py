@@ -114,7 +114,7 @@ class Limits:
 
     @property
     def order_connections(self) -> int:
-        """The most database connections of an order-service: its threads', writer's, publisher's, watch's, presence's."""
+        """The most database connections of an order-service: threads, writer, publisher, watch and presence."""
         return self.reading_threads + self.alone_threads + self.cancelling_threads + 4
 
     @property
