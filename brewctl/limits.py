@@ -7,7 +7,7 @@ from brewctl.errors import UsageError
 
 @dataclass(frozen=True)
 class Limits:
-    """Every bound of the running roles, and every wait for a server. Units are in the names."""
+    """All limits. Units are in the names."""
 
     # gRPC calls in flight. Further ones are answered RESOURCE_EXHAUSTED, with the time to wait before a retry.
     concurrent_calls: int = 256

@@ -28,7 +28,7 @@ class Protocol(StrEnum):
 
     @property
     def encrypts(self) -> bool:
-        """Whether it is TLS."""
+        """Whether connections use TLS."""
         return self in {Protocol.SSL, Protocol.SASL_SSL}
 
     @property
@@ -125,7 +125,7 @@ class OrderSecurity:
 
     @property
     def encrypts(self) -> bool:
-        """Whether it is TLS."""
+        """Whether connections use TLS."""
         return bool(self.tls or self.ca or self.certificate)
 
 

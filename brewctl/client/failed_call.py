@@ -38,7 +38,7 @@ _HINTS = {
 # The pause after each address was tried once; it doubles with each round.
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 1.0
-# These codes only tell that this try wrote nothing: an earlier one, with another token, may have.
+# With these codes this try surely wrote nothing. An earlier one, with another token, may have written the order.
 _REFUSED_CALLER = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED})
 
 

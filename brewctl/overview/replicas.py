@@ -25,7 +25,7 @@ class NodeRow:
     effects: int
     skipped: int
     dead: int
-    stopped: bool  # it ended by itself
+    stopped: bool  # whether it has shut down in order
     silent_s: float
     started_s: float  # since the epoch, by PostgreSQL's clock
     trouble: str = ""  # why it can't do its work

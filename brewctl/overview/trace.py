@@ -28,7 +28,7 @@ class Order:
     amount_cents: int
     currency: str
     status: str
-    created_at: datetime  # by the clock of the order node; all other times of PostgreSQL are by its own
+    created_at: datetime  # by the order node's clock; all other times in PostgreSQL are by PostgreSQL's clock
     committed_at: datetime | None
     dropped_below: int = 0  # retention's watermark, if it may have dropped this order's outbox rows
 
@@ -246,7 +246,7 @@ class Life:
             elif event_type == events.ORDER_CANCELLED and undo.get(row.group):
                 by = f"by group {row.group}"
                 yield Step(row.processed_at, undo[row.group], by, group=row.group, outbox_id=row.outbox_id)
-            elif known or row.group not in shown:  # what no effect tells
+            elif known or row.group not in shown:  # no effect shows this event
                 detail += f", {event_type}"
                 yield Step(row.processed_at, "handled", detail, group=row.group, outbox_id=row.outbox_id)
             known.add(event_type)

@@ -10,7 +10,7 @@ from brewctl.delivery.broker.record import Record
 
 
 class Consumer:
-    """One member of a consumer group. It starts at the earliest offset, and commits only when told.
+    """One member of a consumer group. A new group starts at the earliest offset.
 
     Delivery: at least once. Rebalances happen only within `poll` and `keep_alive`: finish a batch and commit it before
     the next poll, or in `on_revoked`. After `stop` is set, all calls together take at most kafka_leave_s seconds.
@@ -62,7 +62,7 @@ class Consumer:
 
     @property
     def silent(self) -> bool:
-        """Whether Kafka has answered no heartbeat for a session timeout, if the library tells. For any thread."""
+        """Whether Kafka has answered no heartbeat for a session timeout, if the library can tell. Any thread may ask."""
         return self._member.silent
 
     @property

@@ -32,7 +32,7 @@ from brewctl.errors import BrewError
 from brewctl.lifecycle import wake_at
 from brewctl.probes import heartbeat
 
-# Errors that no retry mends, such as a group with another balancing protocol, which this member can't join.
+# Errors that a retry can't fix, such as a group with another balancing protocol, which this member can't join.
 _FATAL = (
     errors.InconsistentGroupProtocolError,
     errors.InvalidGroupIdError,
@@ -130,7 +130,7 @@ class Member:
             for place in self._consumer.assignment():
                 # A partition that a rebalance has just brought is not paused, and may have been read: it goes back to
                 # its first record. For a paused one the client drops the records that it holds and would go on after
-                # their whole batch, so it is told the position.
+                # their whole batch, so its position is set.
                 offset = read[place][0].offset if place in read else self._consumer.position(place)
                 self._consumer.seek(place, offset)
             self._consumer.resume(*self._consumer.assignment())

@@ -106,7 +106,7 @@ class SecuredConnection(BrokerConnection):  # type: ignore[misc]
         return isinstance(self.why, CredentialsError)
 
     def close(self, error: Exception | None = None) -> None:
-        """Close it."""
+        """Close the connection, and note if `error` is a refusal."""
         settings = self.config["ssl_context"]
         if error is not None and settings and self._is_refusal(error):
             if not isinstance(error, CredentialsError):

@@ -1,4 +1,4 @@
-"""The library's settings for a connection, its log lines, and its errors in the user's words."""
+"""The library's options for a connection, its log lines, and its errors as BrewError."""
 
 import contextlib
 import logging

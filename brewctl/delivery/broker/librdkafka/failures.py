@@ -8,7 +8,7 @@ from brewctl.delivery.broker.librdkafka.connection_settings import FORBIDDEN, wo
 from brewctl.delivery.broker.outcomes import UnavailableError
 from brewctl.errors import BrewError
 
-# Errors that no retry mends: a group of another kind, or records in a compression that the library can't unpack.
+# Errors that a retry can't fix: a group of another kind, or records in a compression that the library can't unpack.
 _FATAL = frozenset(
     {
         KafkaError.INVALID_GROUP_ID,
@@ -44,7 +44,7 @@ def ends(error: KafkaError) -> bool:
 def failed(error: KafkaError, settings: Settings, *, group: str) -> Exception:
     """Return the exception that a poll raises for an error.
 
-    BrewError: no retry mends it. ForbiddenError: the user lacks a right. UnavailableError: a new member may work.
+    BrewError: a retry can't fix it. ForbiddenError: the user lacks a right. UnavailableError: a new member may work.
     """
     if error.code() == KafkaError.INCONSISTENT_GROUP_PROTOCOL:
         return failure_reasons.other_protocol(group)

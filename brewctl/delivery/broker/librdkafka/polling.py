@@ -24,14 +24,14 @@ class Polling:
         self._group = group
         self._refusals = Refusals(settings)
         self._converter = RecordConverter(settings, name=node)
-        self.reached: dict[int, int] = {}  # partition → its end, as the messages of this poll say
+        self.reached: dict[int, int] = {}  # partition → its end, by the messages of this poll
         self.lost: dict[int, int] = {}  # partition → the next offset, which the partition does not have any more
         self.failure: Exception | None = None
 
     def records(self, library: Consumer, messages: list[Any]) -> list[Record]:
         """Return the records of these messages and of those that are fetched already, at most consume_records.
 
-        What the other messages say is in `reached`, `lost` and `failure` afterwards.
+        The other messages are noted in `reached`, `lost` and `failure`.
         """
         topic, most = self._settings.topic, self._settings.limits.consume_records
         messages += library.consume(most - len(messages), 0)
@@ -68,7 +68,7 @@ class Polling:
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Raise the library's errors as `membership.Consumer.poll` promises; first a `failure` of before."""
+        """Raise an earlier `failure`; else raise the library's errors as `membership.Consumer.poll` describes."""
         if self.failure:
             raise self.failure
         try:

@@ -12,7 +12,7 @@ class MemberProgress:
         self.next: dict[int, int] = {}  # where reading goes on
         self._out: dict[int, int] = {}  # after the last record that was handed out, if it is not committed
         self._committed: dict[int, int] = {}
-        self._ends: dict[int, int] = {}  # where there was nothing more to read
+        self._ends: dict[int, int] = {}  # the end of each partition that was read to its end
         self._highs: dict[int, int] = {}  # the end then, with the records of transactions that were still open
 
     def begin(self, starts: Mapping[int, int], committed: Mapping[int, int]) -> None:
