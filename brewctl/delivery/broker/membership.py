@@ -62,7 +62,7 @@ class Consumer:
 
     @property
     def silent(self) -> bool:
-        """Whether Kafka has answered no heartbeat for a session timeout, if the library can tell. Any thread may ask."""
+        """Whether Kafka has answered no heartbeat for a session timeout, if the library can tell. Thread-safe."""
         return self._member.silent
 
     @property
