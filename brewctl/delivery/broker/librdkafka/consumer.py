@@ -51,7 +51,6 @@ class Member:
         on_revoked: Callable[[], None],
         on_overtaken: Told,
     ) -> None:
-        self._settings = settings
         self._limits = limits = settings.limits
         self._patience = Patience(stop, leave_s=limits.kafka_leave_s)
         self._group = group
