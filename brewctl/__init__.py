@@ -1,6 +1,6 @@
 """Brew orders: a transactional outbox, Kafka and idempotent consumers, as one command.
 
-What a service or a downstream of one's own needs is imported from here: `from brewctl import add_event`.
+A user's own service or downstream imports what it needs from here: `from brewctl import add_event`.
 """
 
 import importlib
@@ -28,7 +28,7 @@ __all__ = [
     "downstream",
 ]
 
-# Imported when they are asked for: the command imports this package too, and `brewctl --help` needs none of them.
+# Imported at their first use: the command imports this package too, and `brewctl --help` needs none of them.
 _MODULES = {
     "Downstream": "delivery.downstream",
     "Event": "delivery.events",

@@ -1,4 +1,4 @@
-"""`python -m brewctl`: the same as `brewctl`, by the interpreter of one's choice."""
+"""`python -m brewctl`: the command `brewctl`, run by a chosen interpreter."""
 
 from brewctl.cli.main import main
 

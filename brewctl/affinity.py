@@ -1,9 +1,9 @@
-"""One core for a process whose threads take turns.
+"""Binds a busy process to one core, because its threads take turns.
 
-Python runs one thread at a time. Where the next one waits on another core, each turn costs an interrupt there and
-cold caches: under load that is more than the work itself (docs/performance.md has the figures). So a busy process
-keeps to one core, and moves when others crowd it there. There it is scheduled as a batch job, sched(7): a thread that
-is woken can't go on anyway, so it needn't interrupt the one that woke it. An idle process is left to the scheduler.
+Python runs one thread at a time. If the next thread waits on another core, each turn costs an interrupt there and cold
+caches: under load that is more than the work itself (docs/performance.md has the figures). So a busy process keeps to
+one core, and moves when other processes load that core. It runs under SCHED_BATCH, sched(7): a woken thread can't run
+before the thread that woke it releases the interpreter, so it need not interrupt that one. An idle process is unbound.
 """
 
 import contextlib
@@ -18,16 +18,17 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 0.5
-# Shares of a core: from when on a process is busy, and by how much another core must be freer.
+# Shares of a core: the use above which a process counts as busy, and how much freer a better core must be.
 _BUSY = 0.5
 _FREER = 0.3
 _STAT = Path("/proc/stat")
 
 
 def keep_to_one_core(stop: threading.Event) -> None:
-    """Do so until `stop` is set; just wait for that where there is only one core, or no way to choose.
+    """Bind this process to the best core while it is busy, until `stop` is set.
 
-    It only saves time: what goes wrong is logged, ends it, and is nobody else's trouble.
+    Only waits for `stop` if there is a single core, or no way to bind. An error is logged and ends the binding, nothing
+    else, because the binding only saves time.
     """
     try:
         _keep_to_one_core(stop)
@@ -45,7 +46,7 @@ def _keep_to_one_core(stop: threading.Event) -> None:
     tick_s = 1 / os.sysconf("SC_CLK_TCK")
     try:
         while not stop.wait(_LOOK_EVERY_S * random.uniform(0.8, 1.2)):  # noqa: S311 - two processes must not move as one
-            # A cpuset, or taskset(1), may have changed meanwhile. While we are bound, the rest is not to be seen.
+            # A cpuset or taskset(1) may have changed the allowed cores. While bound, we only see a change to our own.
             granted = allowed()
             if chosen is None or granted != {chosen}:
                 if chosen is not None:
@@ -53,11 +54,11 @@ def _keep_to_one_core(stop: threading.Event) -> None:
                 cores, chosen = granted, None
             now, now_spent_s, now_at = busy_ticks(), time.process_time(), time.monotonic()
             passed_s = now_at - at
-            # Some containers show other cores, under other numbers.
+            # Some containers show cores that are not ours, or ours under other numbers.
             shown = cores & now.keys() & before.keys()
             loads = {core: (now[core] - before[core]) * tick_s / passed_s for core in shown}
             own = (now_spent_s - spent_s) / passed_s
-            # What this process has used must be among it, else these are not the cores that it runs on.
+            # The loads must include what this process used. Otherwise these are not the cores that it runs on.
             told = len(loads) > 1 and sum(loads.values()) > own / 2
             best = choose(loads, own=own, chosen=chosen) if told else None
             if best != chosen:
@@ -83,7 +84,7 @@ def on_one_core() -> Iterator[None]:
 
 
 def choose(loads: Mapping[int, float], *, own: float, chosen: int | None) -> int | None:
-    """Say which core to keep to, None for any; `loads` are shares of each core's time, `own` is this process's."""
+    """Return the core to bind to, None for no binding. `loads`: each core's load; `own`: this process's, in cores."""
     if own < _BUSY / (1 if chosen is None else 2):
         return None
     others = dict(loads)
@@ -94,12 +95,12 @@ def choose(loads: Mapping[int, float], *, own: float, chosen: int | None) -> int
 
 
 def allowed() -> set[int]:
-    """Return the cores that this process may use; none where the system doesn't say."""
+    """Return the cores that this process may use; none if the system can't tell."""
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 
 
 def busy_ticks() -> dict[int, int]:
-    """Return how long each core has worked since the boot, for anyone, in clock ticks: proc_stat(5)."""
+    """Return how long each core has been busy since the boot, in clock ticks: proc_stat(5)."""
     ticks = {}
     for line in _STAT.read_text("ascii").splitlines():
         name, *fields = line.split()
@@ -110,9 +111,9 @@ def busy_ticks() -> dict[int, int]:
 
 
 def _bind(cores: set[int], chosen: int | None) -> None:
-    """Bind every thread there is to the chosen core, or to none of the cores; those to come inherit it.
+    """Bind every thread of this process to the chosen core, or unbind them. New threads inherit the binding.
 
-    Raises OSError where this thread may not be bound: then no other is.
+    Raises OSError if this thread can't be bound: then no other thread is.
     """
     where = cores if chosen is None else {chosen}
     before, after = os.SCHED_OTHER, os.SCHED_BATCH
@@ -120,7 +121,7 @@ def _bind(cores: set[int], chosen: int | None) -> None:
         before, after = after, before
     os.sched_setaffinity(0, where)
     for thread in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(OSError):  # it has ended, or we may not
+        with contextlib.suppress(OSError):  # the thread has ended, or we have no right to bind it
             os.sched_setaffinity(int(thread.name), where)
-            if os.sched_getscheduler(int(thread.name)) == before:  # else somebody else's wish
+            if os.sched_getscheduler(int(thread.name)) == before:  # any other policy was set on purpose
                 os.sched_setscheduler(int(thread.name), after, os.sched_param(0))

@@ -1,4 +1,4 @@
-"""Certificates and keys in PEM files: read whole, tried before they are used, and read again once they have changed."""
+"""Certificates and keys in PEM files: read as a whole, checked before use, and read again after a change."""
 
 import contextlib
 import os
@@ -11,10 +11,10 @@ from typing import NamedTuple
 from brewctl.errors import UsageError
 
 _LONGEST = 1024 * 1024
-# OpenSSL's numbers of what is wrong with a certificate: its X509_V_ERR_….
+# OpenSSL's numbers for faults of a certificate: X509_V_ERR_….
 TOO_EARLY, EXPIRED, WRONG_PURPOSE = 9, 10, 26
 OTHER_NAME, OTHER_ADDRESS = 62, 64
-# A handshake is over after two messages of each side.
+# Rounds of the handshake in memory: it is over after two messages of each side.
 _FLIGHTS = 3
 
 _WARNED_S = 7 * 24 * 3600.0
@@ -24,25 +24,25 @@ Stamp = tuple[tuple[int, int, int] | None, ...]
 
 
 class Named(NamedTuple):
-    """A file, and the option or variable that names it in messages."""
+    """A file, and the option or variable that set it, for messages."""
 
     option: str
     path: str
 
     def refusal(self, why: str, *, hint: str = "") -> UsageError:
-        """Return the error that says what is wrong with this file."""
+        """Return the error about a fault of this file."""
         return UsageError(f"{self.option}: {self.path or repr('')} {why}", hint=hint)
 
 
 class Pair(NamedTuple):
-    """A certificate, with those that link it to its authority, and its key: PEM."""
+    """A certificate with its chain to the authority, and its key, as PEM."""
 
     chain: bytes
     key: bytes
 
 
 class Lifetime(NamedTuple):
-    """When a certificate is valid, in seconds since 1970; of one that is not valid now a handshake tells no times."""
+    """When a certificate is valid, in seconds since 1970. The times are None if it is not valid now."""
 
     begins: float | None = None
     ends: float | None = None
@@ -51,14 +51,14 @@ class Lifetime(NamedTuple):
 
 
 def stamp(*paths: str) -> Stamp:
-    """Return what changes when one of these files is written or replaced; links are followed."""
+    """Return a value that changes when one of these files is written or replaced. Links are followed."""
     return tuple(_stamp(path) for path in paths)
 
 
 def read(file: Named, *, longest: int = _LONGEST) -> bytes:
-    """Read a file that is read again later, so it must be a regular one. Raises UsageError."""
+    """Read a file. It must be a regular one, because it is read again later. Raises UsageError."""
     try:
-        # A pipe, as of <(…), would wait for who writes it, and can't be read again.
+        # Without O_NONBLOCK the open of a pipe, such as <(…), would wait for its writer.
         descriptor = os.open(file.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(descriptor, "rb") as opened:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -76,14 +76,14 @@ def read(file: Named, *, longest: int = _LONGEST) -> bytes:
 
 
 def authorities(file: Named) -> bytes:
-    """Read the certificates of authorities. Raises UsageError."""
+    """Read the certificates of authorities, and check them. Raises UsageError."""
     content = read(file)
     _load(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), file, content)
     return content
 
 
 def pair(certificate: Named, key: Named) -> Pair:
-    """Read a certificate and its key, and see that they belong together. Raises UsageError."""
+    """Read a certificate and its key, and check that they belong together. Raises UsageError."""
     found = Pair(read(certificate), read(key))
     _load(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), certificate, found.chain)
     if b"PRIVATE KEY-----" not in found.key:
@@ -92,16 +92,16 @@ def pair(certificate: Named, key: Named) -> Pair:
         hint = f"write it without one: `openssl pkey -in {key.path} -out FILE`, readable by its user alone"
         raise key.refusal("has a password, which gRPC can't take", hint=hint)
     _serving(certificate, key)
-    # OpenSSL reads files itself: what it has tried must be what was read here.
+    # OpenSSL has read the files itself: check that it tried the same content as was read here.
     if Pair(read(certificate), read(key)) != found:
         raise certificate.refusal(f"or {key.path} is being written")
     return found
 
 
 def lifetime(certificate: Named, key: Named, chain: bytes) -> Lifetime:
-    """Say when a server's certificate is valid: by a handshake in memory, with a client that trusts no other.
+    """Return when a server's certificate is valid, by a handshake in memory with a client that trusts only it.
 
-    Raises UsageError for one that clients refuse for another reason, such as one that is not meant for servers.
+    Raises UsageError if clients would refuse it for another reason, such as a certificate that is not for servers.
     """
     trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     trusting.check_hostname = False
@@ -127,17 +127,17 @@ def lifetime(certificate: Named, key: Named, chain: bytes) -> Lifetime:
 
 
 def expires_soon(begins: float, ends: float, now: float) -> bool:
-    """Say whether a certificate is in its last week, or in its last tenth: some live for an hour."""
+    """Return whether a certificate is in its last week, or, if it lives shorter, in the last tenth of its life."""
     return ends - now < min(_WARNED_S, (ends - begins) * _WARNED_SHARE)
 
 
 def date(seconds: float) -> str:
-    """Write a time as log lines do."""
+    """Return a time as log lines have it."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def readable_by_all(path: str) -> bool:
-    """Say whether every user of this machine may read a file."""
+    """Return whether every user of this machine may read a file."""
     try:
         return bool(os.stat(path).st_mode & stat.S_IROTH)  # noqa: PTH116 - a name, not a Path
     except OSError:
@@ -145,12 +145,12 @@ def readable_by_all(path: str) -> bool:
 
 
 def reason(error: ssl.SSLError) -> str:
-    """Return OpenSSL's reason in lower case, without its place in the source."""
+    """Return OpenSSL's reason in lower case, without the place in its source."""
     return (error.reason or str(error)).replace("_", " ").lower()
 
 
 def system() -> bytes | None:
-    """Return the certificates of the authorities that this system trusts; None where it keeps them in no one file."""
+    """Return the certificates of the system's authorities; None if they are not in a single file."""
     path = ssl.get_default_verify_paths().cafile
     try:
         return Path(path).read_bytes() if path else None
@@ -159,10 +159,10 @@ def system() -> bytes | None:
 
 
 def _load(context: ssl.SSLContext, file: Named, content: bytes) -> None:
-    """Trust the certificates of a file. Raises UsageError where it holds none, or a part of one."""
+    """Trust the certificates of a file. Raises UsageError if it holds none, or one that is cut off."""
     if b"-----BEGIN CERTIFICATE-----" not in content:
         raise file.refusal("holds no certificate in PEM")
-    # OpenSSL ignores a last one that is cut off within its first line.
+    # Counted, because OpenSSL ignores a last certificate that is cut off within its first line.
     whole = content.count(b"-----BEGIN") == content.count(b"-----END")
     try:
         context.load_verify_locations(cadata=content.decode("ascii", "ignore"))
@@ -177,7 +177,7 @@ def _serving(certificate: Named, key: Named) -> ssl.SSLContext:
     try:
         context.load_cert_chain(certificate.path, key.path, password=lambda: "")
     except ssl.SSLError as error:
-        # The latter of a key of another kind: RSA's beside the certificate of an elliptic curve's.
+        # NO_CERTIFICATE_ASSIGNED: a key of another kind, such as an RSA key with an elliptic curve's certificate.
         if (error.reason or "").endswith(("MISMATCH", "NO_CERTIFICATE_ASSIGNED")):
             raise key.refusal(f"is not the key of the certificate in {certificate.path}") from None
         said = f" ({reason(error)})" if error.reason else ""

@@ -1,6 +1,6 @@
-"""Settings: where the servers are, how they are reached, and what is run.
+"""Settings: the addresses of the servers, how they are connected to, and which downstreams run.
 
-Each server setting is taken from the flag, else the environment, else the running sandbox, else the default.
+Each server setting comes from the flag, else the environment, else the running sandbox, else the default.
 """
 
 import os
@@ -23,36 +23,36 @@ _PORT = re.compile(r"[0-9]{1,5}")
 _HOST = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
 # Kafka's limit is 249; 4 characters are left for the dead-letter topic's ".dlq".
 _TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,245}")
-# What docker-compose.yml starts.
+# The addresses of the servers that docker-compose.yml starts.
 DEFAULT_DATABASE_URL = "postgresql://brew:brew@127.0.0.1:5432/brew"
 DEFAULT_BROKERS = ("127.0.0.1:9092", "127.0.0.1:9093", "127.0.0.1:9094")
 DEFAULT_ORDER_ADDRS = ("127.0.0.1:50081",)
-# The story's own.
+# The story's own downstreams.
 DEFAULT_DOWNSTREAMS = ("brewctl.roles.inventory:DOWNSTREAM", "brewctl.roles.notifications:DOWNSTREAM")
 WITH_CHANNELS = "notifications"
 CHANNEL_VARIABLE = "BREW_NOTIFY_CHANNEL"
 SHORT_NAMES = dict(zip(("inventory", "notifications"), DEFAULT_DOWNSTREAMS, strict=True))
 DOWNSTREAM_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
-# As a group's own name; both together fit Kafka's names.
+# The characters of a group's name; prefix and name together fit Kafka's limit.
 _GROUP_PREFIX = re.compile(r"[A-Za-z0-9._-]{0,100}")
 
 
 class LogFormat(StrEnum):
-    """How log lines are written."""
+    """The format of log lines."""
 
     LOGFMT = "logfmt"
     JSON = "json"
 
 
 class Channel(StrEnum):
-    """How customers are told: a row of the table alone, or a call of a webhook too."""
+    """How notifications are sent: only as a row of the table, or also by a call of a webhook."""
 
     LOG = "log"
     WEBHOOK = "webhook"
 
 
 class KafkaClient(StrEnum):
-    """The library that sends and reads."""
+    """The library that sends and reads records."""
 
     KAFKA_PYTHON_NG = "kafka-python-ng"
     LIBRDKAFKA = "librdkafka"
@@ -60,23 +60,23 @@ class KafkaClient(StrEnum):
 
 @dataclass(frozen=True)
 class Settings:
-    """Where everything is. `configured` names the server settings that a flag or the environment gave."""
+    """All settings. `configured`: the names of the server settings that a flag or the environment gave."""
 
     database_url: str = field(default=DEFAULT_DATABASE_URL, repr=False)  # may hold a password
     brokers: tuple[str, ...] = DEFAULT_BROKERS
     topic: str = TOPIC
     order_addrs: tuple[str, ...] = DEFAULT_ORDER_ADDRS
-    # What reads the topic, as MODULE:NAME; and what stands before each consumer group's name in Kafka.
+    # The downstreams that read the topic, as MODULE:NAME; and the prefix of their consumer groups' names in Kafka.
     downstreams: tuple[str, ...] = DEFAULT_DOWNSTREAMS
     group_prefix: str = ""
     kafka_client: KafkaClient = KafkaClient.KAFKA_PYTHON_NG
     database_security: security.DatabaseSecurity = field(default_factory=security.DatabaseSecurity)
-    # The databases that downstreams have of their own: each URL, or its file, with the variable that names it.
+    # Downstreams' own databases: each URL, or the file that holds it, with its variable.
     own_databases: tuple[security.Secret, ...] = ()
     kafka_security: security.KafkaSecurity = field(default_factory=security.KafkaSecurity)
     order_security: security.OrderSecurity = field(default_factory=security.OrderSecurity)
     configured: frozenset[str] = frozenset()
-    # What makes the tables of this database, and the variable that names it: said where one of them is missing, or it.
+    # For errors about this database: the command that makes its tables, and the variable that sets its URL.
     init_command: str = "brewctl db init"
     database_variable: str = "BREW_DATABASE_URL"
     limits: Limits = field(default_factory=Limits)
@@ -88,7 +88,7 @@ class Settings:
 
     @property
     def impatient(self) -> "Settings":
-        """Settings for who asks again and again: an answer that takes long is of no use to them."""
+        """The same settings with short timeouts, for callers that ask again and again."""
         limits = replace(
             self.limits, database_connect_s=2, kafka_connect_s=2.0, kafka_admin_s=3.0, kafka_patience_s=1.0
         )
@@ -96,14 +96,14 @@ class Settings:
 
 
 def own_database_variable(group: str) -> str:
-    """Name the variable with the database of a downstream's own, where it has one; with `_FILE`, the URL's file."""
+    """Return the variable that sets a downstream's own database. With `_FILE` appended, the file that holds the URL."""
     return f"BREW_{re.sub('[^A-Z0-9]', '_', group.upper())}_DATABASE_URL"
 
 
 _OWN_DATABASE = re.compile(r"(BREW_[A-Z0-9_]+_DATABASE_URL)(_FILE)?")
 
 
-# Where a role shows what it counts, and how it is. One process's: those that it starts get another, or none.
+# The address of a role's metrics and health pages. For one process only: its child processes get another, or none.
 HTTP_VARIABLE = "BREW_HTTP"
 ENVIRONMENT = {
     "database_url": "BREW_DATABASE_URL",
@@ -122,7 +122,7 @@ def resolve(
     sandbox: Mapping[str, str],
     limits: Limits | None = None,
 ) -> Settings:
-    """Merge the sources, first found wins: `flags`, `environ`, the running `sandbox`, the defaults.
+    """Merge the sources; the first that gives a value wins: `flags`, `environ`, the running `sandbox`, the defaults.
 
     An empty value counts as not given. Raises UsageError for a value that can't be used.
     """
@@ -155,10 +155,10 @@ def resolve(
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """The variables that point a `brewctl` process at these servers. Secrets travel here, not in arguments."""
+    """Return the variables that give a `brewctl` process these settings. Secrets are passed so, never as arguments."""
     database = settings.database_security
     values = {
-        # What is in a file stays there.
+        # A URL in a file is not copied out of it.
         "database_url": "" if database.url.file else settings.database_url,
         "brokers": ",".join(settings.brokers),
         "topic": settings.topic,
@@ -179,9 +179,9 @@ def environment(settings: Settings) -> dict[str, str]:
 
 
 def _own_databases(named: Mapping[str, str]) -> dict[str, security.Secret]:
-    """Return the databases of downstreams' own that these variables name, each by its variable; an empty one is none.
+    """Return downstreams' own databases, by variable. An empty variable counts as not set.
 
-    Those of the sandbox are beside its own database alone. Raises UsageError for one that is named twice.
+    Raises UsageError if one is set both as a URL and as a file.
     """
     found: dict[str, security.Secret] = {}
     for name, value in named.items():
@@ -202,10 +202,10 @@ def _of_server(
     environ: Mapping[str, str],
     sandbox: Mapping[str, str],
 ) -> dict[str, str]:
-    """Return how a server's connections are secured: by the environment, else as the sandbox's own are.
+    """Return the security settings of a server, from the environment, else from the sandbox.
 
-    The sandbox's hold for its own server alone: not where a flag or the environment gave another one's address, and not
-    beside what the environment says of it.
+    Those of the sandbox are for its own server: they are not used if a flag or the environment gave an address, nor
+    mixed with settings of the environment.
     """
     named = {name: environ.get(variable, "").strip() for name, variable in variables.items()}
     if given[address] or any(named.values()):
@@ -214,23 +214,23 @@ def _of_server(
 
 
 def short_name(downstream: str) -> str:
-    """Return what a user calls a downstream: the short name of the story's own, else MODULE:NAME itself."""
+    """Return a downstream's name for users: the short name if it is the story's own, else MODULE:NAME."""
     return next((short for short, name in SHORT_NAMES.items() if name == downstream), downstream)
 
 
 def home(environ: Mapping[str, str] = os.environ) -> Path:
-    """Where the sandbox keeps its state and data: BREW_HOME, else the user's state directory. Raises UsageError."""
+    """Return the sandbox's folder: BREW_HOME, else one in the user's state directory. Raises UsageError."""
     return _folder("BREW_HOME", environ) or _users_own(platformdirs.user_state_path, "BREW_HOME")
 
 
 def cache() -> Path:
-    """Where downloads are kept, of which all sandboxes of a user are made: in XDG_CACHE_HOME. Raises UsageError."""
+    """Return the folder for downloads, which all sandboxes of a user share: in XDG_CACHE_HOME. Raises UsageError."""
     named = _folder("XDG_CACHE_HOME", os.environ, "brewctl")
     return named or _users_own(platformdirs.user_cache_path, "XDG_CACHE_HOME")
 
 
 def _folder(variable: str, environ: Mapping[str, str], *below: str) -> Path | None:
-    """Return the folder that a variable names; None where it names none."""
+    """Return the folder that a variable names; None if it is not set."""
     if not (named := environ.get(variable)):
         return None
     try:
@@ -266,7 +266,7 @@ def _topic(text: str) -> str:
 
 
 def _downstreams(text: str) -> tuple[str, ...]:
-    """Return each MODULE:NAME once, in its order. Raises UsageError for a part that is none."""
+    """Return each MODULE:NAME once, in the given order. Raises UsageError for a part of another form."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
     for part in parts:
         if part not in SHORT_NAMES and not DOWNSTREAM_NAME.fullmatch(part):

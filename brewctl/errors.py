@@ -1,4 +1,4 @@
-"""What can go wrong, in the user's words: one lower-case line, and the next command."""
+"""Errors for users: one lower-case line, and the next command."""
 
 import errno
 import socket
@@ -9,7 +9,7 @@ class ExitCode(IntEnum):
     """The exit codes of every command."""
 
     DONE = 0
-    FAILED = 1  # what was asked failed: a check, a role
+    FAILED = 1  # the command failed, such as a check or a role
     USAGE = 2
     UNREACHABLE = 3  # PostgreSQL, Kafka or the order service can't be reached
     INTERRUPTED = 130
@@ -36,7 +36,7 @@ class UsageError(BrewError):
 
 
 class ModuleError(UsageError):
-    """A module of the user's that can't be imported. The cause has the traceback."""
+    """A module of the user that can't be imported. The exception's cause has the traceback."""
 
 
 class UnreachableError(BrewError):
@@ -46,13 +46,13 @@ class UnreachableError(BrewError):
 
 
 class NotYetError(BrewError):
-    """Something is missing that a command makes, such as tables or a topic: `--wait` waits for it."""
+    """Tables, a topic or rights are missing, which another command makes. `--wait` waits for them."""
 
 
 class PortError(BrewError):
-    """A port that can't be listened on, for the reason that the system gives now.
+    """A port that can't be listened on, with the reason that the system gives now.
 
-    The options are those by which the user gave the host and the port.
+    `host_option`, `port_option`: the options with which the user can choose others.
     """
 
     def __init__(self, host: str, port: int, *, host_option: str = "--host", port_option: str = "--port") -> None:
@@ -63,12 +63,12 @@ class PortError(BrewError):
 
     @staticmethod
     def words(host: str, port: int) -> str:
-        """Say so of a port; who started the process finds it in its log."""
+        """Return the message. The process that started this one looks for it in its log."""
         return f"port {port} on {host} can't be listened on"
 
 
 def _reason_against(host: str, port: int) -> OSError | None:
-    """Try to listen, and return what the system says. None: it can be listened on by now."""
+    """Try to listen, and return the system's error; None if it works by now."""
     bare = host.strip("[]")
     try:
         (family, kind, protocol, _, address), *_ = socket.getaddrinfo(bare, port, type=socket.SOCK_STREAM)
@@ -86,10 +86,10 @@ def _other_place(reason: OSError | None, port: int, host_option: str = "--host",
         return f"give {host_option} an address of this machine, such as 127.0.0.1"
     if reason and reason.errno in {errno.EACCES, errno.EPERM}:
         return f"choose a port above 1023 with {port_option}"
-    if reason is None:  # whoever had it has gone
+    if reason is None:  # the process that had the port has ended
         return f"run it again, or choose another with {port_option}"
     return f"see who has it with `ss -ltnp sport = :{port}`, or choose another with {port_option}"
 
 
 class DrainTimeoutError(BrewError):
-    """Work that would not end after a stop was asked for. Its threads still run: the process must be left."""
+    """Work that did not end in time after a stop. Its threads still run, so the process must be ended."""

@@ -1,9 +1,9 @@
-"""Whether an installed library has the names of its inside that brewctl uses: its releases promise none of them.
+"""Checks that an installed library has the private names that brewctl uses, which its releases do not promise.
 
     NAMES = {"module": ("name",), "module:Class": ("_method", "_attribute")}
 
-Each package that uses such names lists them, and asks for them when it is imported. A release that lacks one ends a
-role at its start, instead of in the middle of its work.
+Each package that uses such names lists them, and calls `require` when it is imported. So a release that lacks one ends
+a role at its start, and not in the middle of its work.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,7 +13,7 @@ from brewctl.errors import BrewError
 
 
 def require(library: str, names: Mapping[str, Iterable[str]]) -> None:
-    """Raise BrewError where `library`, by its name for pip, lacks one of these. Imports the modules."""
+    """Raise BrewError if `library`, a name for pip, lacks one of these names. Imports its modules."""
     if not (lacking := missing(names)):
         return
     wanted = next(each for each in metadata.requires("brewctl") or [] if each.startswith(library))
@@ -23,7 +23,7 @@ def require(library: str, names: Mapping[str, Iterable[str]]) -> None:
 
 
 def missing(names: Mapping[str, Iterable[str]]) -> list[str]:
-    """Return those of these names that are not there."""
+    """Return those of these names that do not exist."""
     return [
         f"{owner.replace(':', '.')}.{name}"
         for owner, wanted in names.items()
@@ -34,7 +34,7 @@ def missing(names: Mapping[str, Iterable[str]]) -> list[str]:
 
 
 def _names(owner: str) -> set[str]:
-    """Return what a module or a class has, with what its constructor names; nothing where it is not there."""
+    """Return the names in a module or class, with those in its constructors; nothing if it does not exist."""
     module, _, inside = owner.partition(":")
     try:
         found = import_module(module)

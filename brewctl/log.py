@@ -1,6 +1,6 @@
 """Logs: one `key=value` (or JSON) line an event, on stderr, with the node on every line.
 
-Python's own logging carries the records, so that the libraries' warnings come out in the same shape.
+They go through Python's logging, so that the libraries' warnings get the same format.
 """
 
 import json
@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 
 from brewctl import stdout
 
-_FIRST = ("ts", "level", "node", "event")  # of a logfmt line, in this order; the words follow as they were given
+_FIRST = ("ts", "level", "node", "event")  # the first keys of a logfmt line; the words follow in the caller's order
 
 
 class Said(NamedTuple):
-    """The message of a record: an event, and words about it."""
+    """The message of a log record: the event's name, and its keys and values (the words)."""
 
     event: str
     words: Mapping[str, object]
@@ -36,19 +36,19 @@ class Logger:
         self._logger = logging.getLogger(name)
 
     def debug(self, event: str, *, exc_info: BaseException | None = None, **words: object) -> None:
-        """Log a line that `-v` shows, with the traceback of `exc_info`."""
+        """Log a line that only `-v` shows, with the traceback of `exc_info`."""
         self._logger.debug(Said(event, words), exc_info=exc_info)
 
     def info(self, event: str, **words: object) -> None:
-        """Log what happens in good order."""
+        """Log a normal event."""
         self._logger.info(Said(event, words))
 
     def warning(self, event: str, **words: object) -> None:
-        """Log what may need someone to look."""
+        """Log an event that may need attention."""
         self._logger.warning(Said(event, words))
 
     def error(self, event: str, **words: object) -> None:
-        """Log what needs someone to look."""
+        """Log an event that needs attention."""
         self._logger.error(Said(event, words))
 
     def exception(self, event: str, **words: object) -> None:
@@ -57,7 +57,7 @@ class Logger:
 
 
 class _Lines(logging.Formatter):
-    """Makes a line of every record, also of those of libraries, whose message is the event."""
+    """Formats every log record as a line. In a library's record the message is the event."""
 
     def __init__(self, node: str, render: Callable[[dict[str, object]], str]) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ def configure(*, node: str = "", as_json: bool = False, verbose: bool = False) -
     logging.basicConfig(handlers=[handler], level=logging.INFO if verbose else logging.WARNING, force=True)
     logging.getLogger("brewctl").setLevel(logging.DEBUG if verbose else logging.INFO)
     if not verbose:
-        # The Kafka client warns about every retry of its own; what matters of it we say ourselves, once.
+        # The Kafka library warns about each of its retries. brewctl logs the important ones itself, once.
         logging.getLogger("kafka").setLevel(logging.CRITICAL)
         logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
 
@@ -117,7 +117,7 @@ def get(name: str) -> Logger:
 
 
 class Sum:
-    """Adds up what many batches did, and logs it once a second at most: a line each would cost more than the batch."""
+    """Adds up counts of many batches, and logs the sums at most once a second: a line each would cost too much."""
 
     def __init__(self, logger: Logger, event: str, *, every_s: float = 1.0) -> None:
         self._logger = logger
@@ -127,12 +127,12 @@ class Sum:
         self._told_at = 0.0
 
     def add(self, **counts: int) -> None:
-        """Add what a batch did."""
+        """Add the counts of a batch."""
         self._counts.update(counts)
         self.tell()
 
     def tell(self, *, at_once: bool = False) -> None:
-        """Log what was added since the last line, if there is any and it is time. To be called now and then."""
+        """Log the sums since the last line, if there are any and a line is due. Call it regularly."""
         now = time.monotonic()
         if self._counts and (at_once or now >= self._told_at + self._every_s):
             self._logger.info(self._event, **self._counts)
@@ -141,7 +141,7 @@ class Sum:
 
 
 class Seldom:
-    """Logs a warning that many calls may give rise to, once in `every_s` at most, from any thread."""
+    """Logs a warning that many calls may cause, at most once in `every_s` seconds. For any thread."""
 
     def __init__(self, logger: Logger, event: str, *, every_s: float = 1.0) -> None:
         self._logger = logger
@@ -152,7 +152,7 @@ class Seldom:
         self._left_out = 0
 
     def warn(self, **words: object) -> bool:
-        """Log the line, with how many were left out since the last one, or leave it out: False."""
+        """Log the line, with the number of lines left out since the last one. False if this one is left out."""
         with self._lock:
             now = time.monotonic()
             if now < self._told_at + self._every_s:
@@ -164,13 +164,10 @@ class Seldom:
 
 
 def reason(error: BaseException) -> str:
-    """Say what an exception says, in one line; its kind where it says nothing."""
+    """Return an exception's message in one line; the name of its class if it has none."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def say(node: str, line: str) -> None:
-    """Print a line that people and tests read (see the contract): stdout, the node first, at once.
-
-    A role outlives its reader.
-    """
+    """Print a line of the contract to stdout at once, with the node first. A closed stdout does not end the role."""
     stdout.put(f"[{node}] {line}")

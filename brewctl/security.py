@@ -1,7 +1,7 @@
-"""How the connections to the servers are secured: certificates, user names, and the secrets with the files they are in.
+"""Security settings of the connections to the servers: certificates, user names, secrets and the files of these.
 
-Everything here comes from the environment, or from a sandbox that runs with TLS: never from an argument, which is in
-the shell's history and in everybody's process list.
+They come from the environment, or from a sandbox that runs with TLS. Never from an argument, because the shell's
+history and every user's process list show it.
 """
 
 import os
@@ -19,7 +19,7 @@ Choice = TypeVar("Choice", bound=StrEnum)
 
 
 class Protocol(StrEnum):
-    """How Kafka's brokers are talked to, in Kafka's own words."""
+    """The security protocol of connections to Kafka, by Kafka's own names."""
 
     PLAINTEXT = "PLAINTEXT"
     SSL = "SSL"
@@ -28,17 +28,17 @@ class Protocol(StrEnum):
 
     @property
     def encrypts(self) -> bool:
-        """Whether it is TLS."""
+        """Whether connections use TLS."""
         return self in {Protocol.SSL, Protocol.SASL_SSL}
 
     @property
     def authenticates(self) -> bool:
-        """Whether it asks for a user name and a password."""
+        """Whether it needs a user name and a password."""
         return self in {Protocol.SASL_PLAINTEXT, Protocol.SASL_SSL}
 
 
 class Mechanism(StrEnum):
-    """How a user proves its password to Kafka."""
+    """The SASL mechanism: how a client proves a user's password to Kafka."""
 
     PLAIN = "PLAIN"
     SCRAM_SHA_256 = "SCRAM-SHA-256"
@@ -47,7 +47,7 @@ class Mechanism(StrEnum):
 
 @dataclass(frozen=True)
 class Secret:
-    """A password or a token: the text itself, or the file that holds it. `variable` names it in messages."""
+    """A password or a token: the text itself, or the file that holds it. `variable`: its name in messages."""
 
     variable: str = ""
     text: str = field(default="", repr=False)
@@ -58,19 +58,19 @@ class Secret:
 
     @classmethod
     def of(cls, variable: str, environ: Mapping[str, str] = os.environ) -> Self:
-        """Return the secret that a variable holds, or the file that `variable`_FILE names. Raises UsageError for both.
+        """Return the secret of a variable, or of the file that `variable`_FILE names; a false one if neither is set.
 
-        False where neither is set.
+        Raises UsageError if both are set.
         """
         return cls(variable, *_either(variable, environ.get(variable, ""), environ.get(f"{variable}_FILE", "")))
 
     @property
     def named_by(self) -> str:
-        """The variable that gives it, or its file."""
+        """The variable that was set: `variable`, or `variable`_FILE."""
         return f"{self.variable}_FILE" if self.file else self.variable
 
     def read(self) -> str:
-        """Return the text, of a file as it is now, without the newline at its end. Raises UsageError."""
+        """Return the text. A file is read now, without the newline at its end. Raises UsageError."""
         if not self.file:
             return self.text
         name = f"{self.variable}_FILE"
@@ -90,9 +90,9 @@ class Secret:
 
 @dataclass(frozen=True)
 class DatabaseSecurity:
-    """Where the secrets of PostgreSQL's connections are. `url`: the file that holds the whole URL, where there is one.
+    """The secrets of PostgreSQL's connections. `url`: the file that holds the whole URL, if there is one.
 
-    The password is for a URL that has none.
+    `password`: for a URL without one.
     """
 
     url: Secret = Secret("BREW_DATABASE_URL")
@@ -101,7 +101,7 @@ class DatabaseSecurity:
 
 @dataclass(frozen=True)
 class KafkaSecurity:
-    """How Kafka's clients connect. Files are PEM; `ca` empty: the system's authorities."""
+    """The security settings of Kafka's clients. Files are PEM. An empty `ca` means the system's authorities."""
 
     protocol: Protocol = Protocol.PLAINTEXT
     mechanism: Mechanism = Mechanism.SCRAM_SHA_512
@@ -115,7 +115,7 @@ class KafkaSecurity:
 
 @dataclass(frozen=True)
 class OrderSecurity:
-    """How clients of order-service connect. Files are PEM; `tls` without `ca`: the system's authorities."""
+    """The security settings of order-service's clients. Files are PEM. `tls` without `ca`: the system's authorities."""
 
     tls: bool = False
     ca: str = ""
@@ -125,7 +125,7 @@ class OrderSecurity:
 
     @property
     def encrypts(self) -> bool:
-        """Whether it is TLS."""
+        """Whether connections use TLS."""
         return bool(self.tls or self.ca or self.certificate)
 
 
@@ -137,7 +137,7 @@ DATABASE = {
     "database_password": "BREW_DATABASE_PASSWORD",
     "database_password_file": "BREW_DATABASE_PASSWORD_FILE",
 }
-# Settings by the server that they belong to: those of a sandbox hold for its own servers alone.
+# Grouped by server, because a sandbox's settings are only for its own servers.
 KAFKA = {
     "kafka_protocol": "BREW_KAFKA_SECURITY_PROTOCOL",
     "kafka_mechanism": "BREW_KAFKA_SASL_MECHANISM",
@@ -161,7 +161,7 @@ ORDER = {
 
 
 def database(named: Mapping[str, str]) -> DatabaseSecurity:
-    """Return where PostgreSQL's secrets are, from the values of DATABASE's names. Raises UsageError."""
+    """Return PostgreSQL's security settings, from values by the names in DATABASE. Raises UsageError."""
     url = _secret("database_url", DATABASE, named)
     return DatabaseSecurity(
         url=url if url.file else DatabaseSecurity.url,
@@ -170,7 +170,7 @@ def database(named: Mapping[str, str]) -> DatabaseSecurity:
 
 
 def kafka(chosen: Mapping[str, str]) -> KafkaSecurity:
-    """Return how Kafka's clients connect, from the values of KAFKA's names. Raises UsageError."""
+    """Return the security settings of Kafka's clients, from values by the names in KAFKA. Raises UsageError."""
     protocol = _one_of(Protocol, "kafka_protocol", chosen, Protocol.PLAINTEXT)
     security = KafkaSecurity(
         protocol=protocol,
@@ -189,7 +189,7 @@ def kafka(chosen: Mapping[str, str]) -> KafkaSecurity:
 
 
 def order(chosen: Mapping[str, str]) -> OrderSecurity:
-    """Return how clients of order-service connect, from the values of ORDER's names. Raises UsageError."""
+    """Return the security settings of order-service's clients, from values by the names in ORDER. Raises UsageError."""
     tls = _SWITCH.get(chosen.get("order_tls", "").lower())
     if tls is None:
         raise UsageError(f"{ORDER['order_tls']}: {chosen['order_tls'][:80]!r} is neither 1 nor 0", hint="1 is TLS")
@@ -206,7 +206,7 @@ def order(chosen: Mapping[str, str]) -> OrderSecurity:
 
 
 def environment(kafka: KafkaSecurity, order: OrderSecurity) -> dict[str, str]:
-    """Return the variables that give a process these settings; one that is not set is empty."""
+    """Return the variables that give a process these settings. Settings that are not set are empty."""
     values = {
         "kafka_protocol": kafka.protocol.value,
         "kafka_mechanism": kafka.mechanism.value,

@@ -1,4 +1,4 @@
-"""The one way to stdout, which people and other programs read as it comes; stdin and stderr are made usable with it."""
+"""Writes lines to stdout at once, and makes stdin, stdout and stderr usable at the start."""
 
 import io
 import os
@@ -7,15 +7,15 @@ from typing import TextIO
 
 from brewctl.errors import BrewError
 
-# For a `brewctl` process whose output is read by us: our reader knows no other encoding.
+# For a `brewctl` process whose output brewctl itself reads, which it does as UTF-8.
 ENVIRONMENT = {"PYTHONIOENCODING": "utf-8"}
 
 
 def prepare() -> None:
-    """Make all three usable, however the shell left them. To be called before anything is opened.
+    """Make stdin, stdout and stderr usable. Call it before any file or socket is opened.
 
-    A closed one (`>&-`, and as some services are started) goes nowhere: else the next file or socket would take its
-    number, and get what is printed. What stdout's encoding lacks is printed as `?`.
+    A closed stream (`>&-`, or by a service manager) is opened on /dev/null. Otherwise the next file or socket would get
+    its number, and the output with it. Characters that stdout's encoding lacks are printed as `?`.
     """
     _open_closed()
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
@@ -35,12 +35,12 @@ def _open_closed() -> None:
 
 
 def put(line: str) -> bool:
-    """Print a line at once. False where the reader has gone (`| head -1`): from then on it goes nowhere.
+    """Print a line at once. False if stdout's reader has closed it (`| head -1`): later lines are dropped.
 
-    Raises BrewError where it can't be written, as to a disk that is full.
+    Raises BrewError if the line can't be written, for example to a full disk.
     """
     try:
-        # One write: threads that print at the same time don't mix their lines.
+        # One write, so that lines of different threads don't mix.
         print(f"{line}\n", end="", flush=True)
     except OSError as error:
         let_go(sys.stdout)
@@ -51,5 +51,5 @@ def put(line: str) -> bool:
 
 
 def let_go(stream: TextIO) -> None:
-    """Send what is still printed there nowhere: nothing may be flushed there at exit either."""
+    """Redirect a broken stream to /dev/null, so that neither later lines nor the flush at exit fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -1,9 +1,8 @@
-"""How often a CPU limit, such as a container's, stops this process.
+"""How often a CPU limit, such as a container's, throttles this process.
 
-A limit gives a control group so much CPU time in each period of, mostly, 0.1 s. A group that has used it up stands
-still until the next period, though the cores around it may be idle: their load says nothing of that. The kernel
-counts the periods, and those that ended so, in each group's cpu.stat: cgroups(7), and the kernel's
-admin-guide/cgroup-v2 and scheduler/sched-bwc.
+A limit gives a control group some CPU time in each period, mostly of 0.1 s. A group that has used it up is stopped
+until the next period, even if cores are idle, so the cores' load does not show it. The kernel counts all periods and
+the throttled ones in each group's cpu.stat: cgroups(7), and the kernel's admin-guide/cgroup-v2 and scheduler/sched-bwc.
 """
 
 import contextlib
@@ -15,15 +14,15 @@ _MOUNTED = Path("/sys/fs/cgroup")
 
 
 class Throttling:
-    """What the limits of this process's control groups do to it. Not for two threads at a time."""
+    """Measures the throttling of this process by its control groups. Not for two threads at a time."""
 
     def __init__(self, groups: Path = _GROUPS, mounted: Path = _MOUNTED) -> None:
-        """Begin to count, in this process's groups and in those around them, as far as they are to be seen."""
+        """Begin to count, in this process's control groups and their visible parents."""
         found = {path: _periods(path) for path in _candidates(groups, mounted)}
         self._before = {path: periods for path, periods in found.items() if periods is not None}
 
     def share(self) -> float:
-        """Return the share, 0 to 1, of the periods since the last call in which a limit was reached; 0 without one."""
+        """Return the share (0 to 1) of the periods since the last call that were throttled; 0 without a limit."""
         most = 0.0
         for path, (periods, throttled) in self._before.items():
             if (now := _periods(path)) is None:
@@ -35,10 +34,10 @@ class Throttling:
 
 
 def _candidates(groups: Path, mounted: Path) -> Iterator[Path]:
-    """Yield where the cpu.stat of each group may be, from this process's own up to the root.
+    """Yield the possible paths of each group's cpu.stat, from this process's own group up to the root.
 
-    Version 2 has one hierarchy, version 1 one for `cpu`. In a container its own group may be mounted as the root, under
-    whatever path the host gave it.
+    Version 2 of cgroups has one hierarchy, version 1 a separate one for `cpu`. In a container the own group may be
+    mounted as the root, while its path is the host's.
     """
     with contextlib.suppress(OSError, ValueError):
         for line in groups.read_text().splitlines():
@@ -53,7 +52,7 @@ def _candidates(groups: Path, mounted: Path) -> Iterator[Path]:
 
 
 def _periods(path: Path) -> tuple[int, int] | None:
-    """Return how many periods there were, and how many with the limit reached; None where nobody counts them."""
+    """Return the numbers of periods and of throttled periods; None if they are not counted there."""
     with contextlib.suppress(OSError, ValueError):
         counts = dict(line.split() for line in path.read_text("ascii").splitlines())
         if "nr_periods" in counts:

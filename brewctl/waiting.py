@@ -1,8 +1,8 @@
-"""`--wait`: a role whose servers, tables or topic come later tries again, instead of ending with an error.
+"""`--wait`: a role retries its start until its servers, tables and topic exist, instead of ending with an error.
 
-What is waited for is all that another step of a deployment makes: a server that can't be reached (UnreachableError),
-tables, topics and rights that are not there yet (NotYetError). A refused password is among it: PostgreSQL says the same
-of a role that has not been created yet. What no waiting mends, such as a malformed URL or a taken port, ends at once.
+It waits for everything that another step of a deployment makes: servers that can't be reached (UnreachableError), and
+missing tables, topics and rights (NotYetError). A refused password is one of these, because PostgreSQL answers the same
+for a role that does not exist yet. Other errors, such as a malformed URL or a taken port, end the role at once.
 """
 
 import math
@@ -22,9 +22,10 @@ logger = log.get(__name__)
 
 FOREVER = "forever"
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,3})?")
-# Pauses between two tries: soon enough after the servers are there, and seldom enough for a server that starts.
+# The first and the longest pause between two tries: short enough to start soon, and long enough not to load a server
+# that is starting.
 _FIRST_S, _LONGEST_S = 0.2, 2.0
-# A try that is under way at a stop has so long to end by itself.
+# How long a try may go on after a stop.
 _TRY_ENDS_S = 0.2
 
 Answer = TypeVar("Answer")
@@ -32,7 +33,7 @@ Tell = Callable[[BrewError], None]
 
 
 def seconds(value: object) -> float:
-    """Read the value of `--wait`: a number of seconds, or `forever`; nothing is 0. Raises UsageError."""
+    """Read the value of `--wait`: a number of seconds, or `forever`; an empty value is 0. Raises UsageError."""
     word = str(value).strip()
     if word.lower() == FOREVER:
         return math.inf
@@ -42,12 +43,12 @@ def seconds(value: object) -> float:
 
 
 def written(wait_s: float) -> str:
-    """Write seconds so that `seconds` reads them."""
+    """Return seconds in the form that `seconds` reads."""
     return FOREVER if wait_s == math.inf else f"{wait_s:.3f}"
 
 
 def log_it(error: BrewError) -> None:
-    """Log what is waited for."""
+    """Log what the start waits for: the default of `tell`."""
     logger.warning("waits", reason=error.message, hint=error.hint)
 
 
@@ -58,10 +59,10 @@ def until_there(
     *,
     tell: Tell = log_it,
 ) -> Answer | None:
-    """Try until it succeeds, for `wait_s` seconds at most, and return its answer; None where a stop came first.
+    """Call `attempt` until it succeeds, for at most `wait_s` seconds; return its result, or None after a stop.
 
-    `tell` hears of the first failure, and of each later one that says something else. Raises what the last try raised;
-    at once what no waiting mends, and what comes from a role that had started (`lifecycle.has_begun`).
+    `tell` is called with the first failure, and with each later one that has another message. Raises the last failure
+    when the time is up; at once any other error, and any failure of a role that had started (`lifecycle.has_begun`).
     """
     backoff = Backoff(stop, first_s=_FIRST_S, longest_s=_LONGEST_S)
     until = time.monotonic() + wait_s
@@ -88,10 +89,10 @@ def until_there(
 def start(
     run: Callable[[], None], wait_s: float, stop: threading.Event, *, leaves: bool = True, tell: Tell = log_it
 ) -> None:
-    """Run a role, as `until_there` does. With `leaves` a stop during a try that hangs ends the process at once, code 0.
+    """Run a role, retrying its start as `until_there` does. With a `wait_s` of 0 only call `run`.
 
-    Such a try, of a host that swallows what is sent to it or of a name that is looked up, has nothing in hand. Without
-    a wait this is `run` alone.
+    `leaves`: a stop during a try that hangs ends the process at once, with code 0. A try may hang in a connection to a
+    host that does not answer, or in the look-up of its name; it has no work in hand.
     """
     if not wait_s:
         run()

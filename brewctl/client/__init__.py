@@ -1,4 +1,4 @@
-"""A client of order-service: each call is tried until it is answered or time is up, and is made once all the same."""
+"""A client of order-service. It retries each call until an answer or a timeout; the call takes effect only once."""
 
 import itertools
 import math
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
     from brewctl.client.handshake import Cause
 
 _CHANNEL = [
-    # A replica that is back is found within a second.
+    # A replica that was restarted is connected to within a second.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
-    # In spite of its name: what one connection attempt may take.
+    # In spite of its name this is the timeout of one connection attempt.
     ("grpc.min_reconnect_backoff_ms", 2000),
     *DIRECT,
 ]
-# Where nothing listens, and never did, the address is wrong: nobody wants to wait long to hear that.
+# If no address ever accepted a connection, the addresses are probably wrong: calls fail after this time.
 _REFUSED_S = 2.0
-# A try with less time than this would hardly be answered, and would put an outcome in doubt that is known.
+# No try with less time than this: it would hardly be answered, and would make a known outcome unknown.
 _SHORTEST_TRY_S = 0.1
-# How long it may take to find out why there is no connection.
+# The most time to find out why a connection failed.
 _HANDSHAKE_S = 2.0
 
 
 class UnknownOutcomeError(UnreachableError):
-    """An order, or a cancel, that may have been committed, unheard: the same call again settles it.
+    """The order or cancel may have been committed, but no answer came. The same call again settles it.
 
-    `reason` is why nothing was heard, without the `idempotency_key`, which a cancel has not.
+    `reason`: why no answer came. `idempotency_key`: the order's, to be used again; empty for a cancel.
     """
 
     def __init__(self, message: str, *, hint: str, reason: str, idempotency_key: str = "") -> None:
@@ -50,7 +50,7 @@ class UnknownOutcomeError(UnreachableError):
 
 
 class Placed(NamedTuple):
-    """An order, and the name of its status: one that its key made before may be cancelled since."""
+    """An order's id and the name of its status: an order that already existed may be cancelled by now."""
 
     order_id: str
     status: str
@@ -59,11 +59,11 @@ class Placed(NamedTuple):
 class OrderClient:
     """Calls order-service round robin, from any number of threads. Use it as a context manager.
 
-    A call is tried at one address after the other for `timeout_s` seconds in all, `attempt_s` at most each, and has its
-    effect once, however many of the tries arrive. `on_retry` is told why, before each try but the first.
+    A call is tried at one address after the other, for `timeout_s` seconds in all and at most `attempt_s` each. It
+    takes effect once, however many tries arrive. `on_retry` is called with the reason before each retry.
 
-    Each address gets so many `connections`; a thread keeps to one of them, and the threads take them in turn. One
-    serves any number of threads, but ends in one process: those of `serve order --workers` each need one of their own.
+    `connections`: how many each address gets. A thread keeps to one of them; the threads take them in turn. One serves
+    any number of threads, but only one process: to reach all of `serve order --workers`, use as many.
     """
 
     def __init__(
@@ -77,9 +77,10 @@ class OrderClient:
         connections: int = 1,
         security: OrderSecurity = PLAINTEXT,
     ) -> None:
-        """Connect at the first order. `tenant` is sent as x-tenant-id; empty: the service's default, or the token's.
+        """Prepare the channels; the first call connects.
 
-        Raises UsageError for a tenant that can't be sent, and for `security` that can't be used.
+        `tenant` is sent as x-tenant-id; empty: the service's default, or the token's. Raises UsageError for a tenant
+        that can't be sent, and for `security` that can't be used.
         """
         if not (tenant.isascii() and tenant.isprintable()):
             raise UsageError(f"tenant {tenant[:80]!r} can't be sent", hint="use letters, digits, '.', '_', '-'")
@@ -88,18 +89,18 @@ class OrderClient:
         self._timeout_s = timeout_s
         self._attempt_s = attempt_s
         self._on_retry = on_retry
-        # gRPC joins the connections of a process to one address, unless each channel has a pool of its own.
+        # gRPC shares one connection among all channels to an address, unless each channel has a pool of its own.
         options = [*_CHANNEL, ("grpc.use_local_subchannel_pool", int(connections > 1))]
         self._security = security
         self._lines = Lines(addresses, security, options=options, connections=connections, longest_call_s=attempt_s)
         self._tenant_metadata = (("x-tenant-id", tenant),) if tenant else ()
         self._used = self._on(self._lines.line)
         self._asking = threading.Lock()
-        self._causes: dict[str, tuple[float, Cause | None]] = {}  # by address, why no connection came about, and when
+        self._causes: dict[str, tuple[float, Cause | None]] = {}  # address → when it was last probed, and the result
         self._turns = itertools.count()
         self._threads = itertools.count()
         self._of_thread = threading.local()
-        self._met = threading.Event()  # somebody has listened at an address
+        self._met = threading.Event()  # set once an address accepted a connection
 
     def __enter__(self) -> Self:
         return self
@@ -110,16 +111,16 @@ class OrderClient:
         self._lines.close()
 
     def create(self, customer_id: str, *, amount_cents: int, currency: str, idempotency_key: str = "") -> str:
-        """Create an order as `place` does, and return its id."""
+        """Create an order as `place` does; return its id."""
         return self.place(
             customer_id, amount_cents=amount_cents, currency=currency, idempotency_key=idempotency_key
         ).order_id
 
     def place(self, customer_id: str, *, amount_cents: int, currency: str, idempotency_key: str = "") -> Placed:
-        """Create an order, or find the one that its key (default: a new one) made before.
+        """Create an order, or find the one that was created with this key before (default: a new key).
 
-        Raises UsageError for bad input, BrewError for another answer that stands, such as a key that made another
-        order; UnreachableError where time is up and surely nothing was written, UnknownOutcomeError where not surely.
+        Raises UsageError for bad input; BrewError for another answer that no retry changes, such as a key that was used
+        for another order. After the timeout: UnreachableError if surely nothing was written, else UnknownOutcomeError.
         """
         try:
             request = orders_pb2.CreateRequest(
@@ -136,10 +137,10 @@ class OrderClient:
         return Placed(str(response.order_id), _status(response))
 
     def cancel(self, order_id: str, *, reason: str = "") -> str:
-        """Cancel an order, also one that is cancelled already, and return the name of its status.
+        """Cancel an order; return the name of its status. To cancel a cancelled order is no error.
 
-        Raises UsageError for bad input, BrewError for another answer that stands, such as of an order that is not
-        there; UnreachableError where time is up and surely nothing was written, UnknownOutcomeError where not surely.
+        Raises UsageError for bad input; BrewError for another answer that no retry changes, such as an unknown order.
+        After the timeout: UnreachableError if surely nothing was written, else UnknownOutcomeError.
         """
         try:
             request = orders_pb2.CancelRequest(order_id=order_id, reason=reason)
@@ -148,7 +149,7 @@ class OrderClient:
         return _status(self._answer("Cancel", request, lambda failure: self._unknown_cancel(failure, request)))
 
     def _answer(self, method: str, request: Any, unknown: Callable[[Failure], UnknownOutcomeError]) -> Any:
-        """Call a method, again where that may help, and return its response."""
+        """Call a method, retry if another try may succeed, and return its response."""
         started, first, doubtful = time.monotonic(), next(self._turns), False
         hopeless = set()  # addresses
         for tries in itertools.count(1):
@@ -171,7 +172,7 @@ class OrderClient:
             if self._on_retry:
                 self._on_retry(outcome.text)
             time.sleep(pause_s)
-        raise AssertionError  # count() has no end
+        raise AssertionError  # count() does not end
 
     def _try(self, method: str, at: int, request: Any, timeout_s: float) -> Any:
         line, stubs, metadata = self._line()
@@ -191,7 +192,7 @@ class OrderClient:
         return response
 
     def _line(self) -> "_Used":
-        """Return what to call with, made anew where the files of the certificates or of the token have changed."""
+        """Return the stubs and metadata for a call. They are renewed if a certificate's or token's file has changed."""
         used = self._used
         if (line := self._lines.look()) is not used.line:
             used = self._used = self._on(line)
@@ -202,11 +203,11 @@ class OrderClient:
         return _Used(line, stubs, (*self._tenant_metadata, *line.metadata))
 
     def _cause(self, address: str, began: float, timeout_s: float) -> "Cause | None":
-        """Say why a try got no connection, if it is for TLS; threads that wait for that at a time ask once.
+        """Return why a try got no connection, if TLS is the cause. Of concurrent threads only one asks the server.
 
-        It takes no longer than the try had left: a server that says nothing is not waited for twice.
+        It takes at most the time that the try had left, so that a silent server costs no second timeout.
         """
-        from brewctl.client import handshake  # noqa: PLC0415 - a client that connects needs none of it
+        from brewctl.client import handshake  # noqa: PLC0415 - only after a failed connection
 
         if refusal := self._lines.refusal:
             return handshake.Cause(f"is not connected to: {refusal.message}", refusal.hint)
@@ -224,7 +225,7 @@ class OrderClient:
             self._asking.release()
 
     def _stub(self, stubs: Sequence[Any], at: int) -> Any:
-        """Return this thread's own at an address."""
+        """Return this thread's own stub for an address."""
         try:
             number = self._of_thread.number
         except AttributeError:
@@ -261,7 +262,7 @@ class OrderClient:
 
 
 class _Used(NamedTuple):
-    """What calls are made with."""
+    """The stubs and the metadata for calls."""
 
     line: Line
     stubs: Sequence[Any]
@@ -269,6 +270,6 @@ class _Used(NamedTuple):
 
 
 def _status(response: Any) -> str:
-    """Name the status of a response; one of a later version is not known here."""
+    """Return the name of a response's status; ORDER_STATUS_UNSPECIFIED for a status of a later version."""
     known = orders_pb2.OrderStatus.DESCRIPTOR.values_by_number.get(response.status)
     return known.name if known else "ORDER_STATUS_UNSPECIFIED"

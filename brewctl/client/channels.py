@@ -1,4 +1,4 @@
-"""Channels to order-services: plaintext or TLS as the settings say, made anew when the files of those change."""
+"""Channels to order-services, in plaintext or TLS. They are renewed when the certificates' files change."""
 
 import threading
 import time
@@ -12,18 +12,18 @@ from brewctl.certificates import Named, Stamp
 from brewctl.errors import UsageError
 from brewctl.security import ORDER, OrderSecurity
 
-# An order-service is where its address says, as PostgreSQL and Kafka are. https_proxy and its like, which gRPC obeys by
-# default, are meant for the web: such a proxy refuses a port like ours, and its 127.0.0.1 is another machine.
+# Order-services are connected to directly, as PostgreSQL and Kafka are. gRPC by default obeys https_proxy and its like,
+# which are meant for the web: such a proxy refuses this port, and 127.0.0.1 is another machine to it.
 DIRECT = (("grpc.enable_http_proxy", 0),)
 THIS_MACHINE = frozenset({"127.0.0.1", "localhost", "[::1]"})
-# How often who calls looks whether the files have changed.
+# How often a caller checks whether the files have changed.
 _LOOK_S = 1.0
 
 Metadata = tuple[tuple[str, str], ...]
 
 
 def check(security: OrderSecurity, addresses: Sequence[str]) -> None:
-    """Refuse to send a token where others could read it. Raises UsageError."""
+    """Raise UsageError if a token would be sent in plaintext to another machine."""
     if not security.token or security.encrypts:
         return
     for address in addresses:
@@ -34,7 +34,7 @@ def check(security: OrderSecurity, addresses: Sequence[str]) -> None:
 
 
 def credentials(security: OrderSecurity) -> grpc.ChannelCredentials | None:
-    """Read the files, and return what a channel is made with; None: plaintext. Raises UsageError."""
+    """Read the files, and return the credentials of a channel; None for plaintext. Raises UsageError."""
     if not security.encrypts:
         return None
     authorities = certificates.authorities(ca_file(security)) if security.ca else certificates.system()
@@ -45,7 +45,7 @@ def credentials(security: OrderSecurity) -> grpc.ChannelCredentials | None:
 
 
 def ca_file(security: OrderSecurity) -> Named:
-    """Return the file of the authorities."""
+    """Return the file of the certificate authorities."""
     return Named(ORDER["order_ca"], security.ca)
 
 
@@ -55,7 +55,7 @@ def pair_files(security: OrderSecurity) -> tuple[Named, Named]:
 
 
 def token(security: OrderSecurity) -> Metadata:
-    """Return what a call says of who makes it. Raises UsageError."""
+    """Return the metadata with the caller's token, empty without one. Raises UsageError."""
     if not security.token:
         return ()
     text = security.token.read()
@@ -75,14 +75,14 @@ def open_channel(
 
 
 class Line(NamedTuple):
-    """Channels to the addresses in their order, several times over, and what calls say of who makes them."""
+    """Channels to the addresses in their order, once for each connection, and the metadata with the token."""
 
     channels: tuple[grpc.Channel, ...]
     metadata: Metadata
 
 
 class Lines:
-    """The channels of a client. They are made anew when the files have changed: gRPC itself reads them once."""
+    """The channels of a client. They are renewed when the files have changed, because gRPC reads them only once."""
 
     def __init__(
         self,
@@ -93,7 +93,10 @@ class Lines:
         connections: int,
         longest_call_s: float,
     ) -> None:
-        """Channels of before are closed when no call of `longest_call_s` can use them any more. Raises UsageError."""
+        """Make the channels. Raises UsageError.
+
+        `longest_call_s`: replaced channels are closed twice that time later, when no call can use them any more.
+        """
         check(security, addresses)
         self._addresses = [address for _ in range(connections) for address in addresses]
         self._security = security
@@ -104,13 +107,13 @@ class Lines:
         self._lock = threading.Lock()
         self._retired: list[tuple[float, tuple[grpc.Channel, ...]]] = []
         self._closed = False
-        self.refusal: UsageError | None = None  # why the files as they are now are not used
+        self.refusal: UsageError | None = None  # why the changed files can't be used
         self._stamps = self._stamp()
         self._looked_at = time.monotonic()
         self.line = Line(self._channels(), token(security))
 
     def look(self, *, now: bool = False) -> Line:
-        """Return the channels to use: new ones where the files have changed, which is looked at once a second."""
+        """Return the channels to use. Checks at most once a second (or `now`) whether the files have changed."""
         line = self.line
         if not self._has_files or (not now and time.monotonic() < self._looked_at + _LOOK_S):
             return line
@@ -136,7 +139,7 @@ class Lines:
             metadata = token(self._security)
             if stamps[0] != self._stamps[0]:
                 channels = self._channels()
-        except UsageError as error:  # perhaps they are being written: those of before may still do
+        except UsageError as error:  # the files may be half-written: keep the channels of before
             self.refusal = error
             return
         if channels is not self.line.channels:

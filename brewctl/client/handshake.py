@@ -1,4 +1,4 @@
-"""Why no connection to an order-service comes about: gRPC says little of it, so the handshake is tried once more."""
+"""Finds out why a connection to an order-service fails, by a TLS handshake of its own: gRPC tells little of it."""
 
 import contextlib
 import socket
@@ -13,26 +13,26 @@ from brewctl.security import ORDER, OrderSecurity
 _CA, _CERTIFICATE, _KEY, _TLS = (ORDER[name] for name in ("order_ca", "order_certificate", "order_key", "order_tls"))
 _OTHER_NAME = frozenset({certificates.OTHER_NAME, certificates.OTHER_ADDRESS})
 _UNKNOWN_AUTHORITY = frozenset({2, 18, 19, 20, 21})
-# What a client of HTTP/2 says first: its preface, and settings that change nothing.
+# The first bytes of an HTTP/2 client: its preface, and an empty settings frame.
 _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 
 
 class Cause(NamedTuple):
-    """Why a connection fails, of a server that is named before it, and what mends that."""
+    """Why a connection fails, as the end of a sentence that begins with the server's name; and what to do about it."""
 
     text: str
     hint: str
 
 
 class Met(NamedTuple):
-    """A handshake that ends well: when the server's certificate begins and ends to be valid."""
+    """A successful handshake: when the server's certificate begins and ends to be valid, in seconds since 1970."""
 
     begins: float
     ends: float
 
 
 def why_not(address: str, security: OrderSecurity, *, within_s: float) -> Cause | None:
-    """Say why clients with these settings don't get a connection; None where it is no matter of TLS."""
+    """Return why clients with these settings get no connection; None if TLS is not the cause."""
     if not security.encrypts:
         return _speaks_tls(address, within_s=within_s)
     found = greet(address, security, within_s=within_s)
@@ -40,7 +40,7 @@ def why_not(address: str, security: OrderSecurity, *, within_s: float) -> Cause 
 
 
 def greet(address: str, security: OrderSecurity, *, within_s: float) -> Cause | Met | None:
-    """Connect as clients with these settings do; None where it fails, and not for a matter of TLS."""
+    """Connect as clients with these settings do. None if that fails for another reason than TLS."""
     try:
         told = _exchange(address, _context(security), within_s)
     except UsageError as error:
@@ -56,9 +56,9 @@ def greet(address: str, security: OrderSecurity, *, within_s: float) -> Cause | 
 
 
 def _exchange(address: str, context: ssl.SSLContext, within_s: float) -> dict[str, Any] | None:
-    """Connect, greet, and return the server's certificate; None where it hangs up without a word, as gRPC's do."""
+    """Connect, send an HTTP/2 greeting, and return the server's certificate; None if the server only hangs up."""
     with _connected(address, within_s) as plain, context.wrap_socket(plain, server_hostname=_host(address)) as tls:
-        # With TLS 1.3 a server looks at the client's certificate when the client is through already.
+        # With TLS 1.3 a server checks the client's certificate only after the handshake has succeeded for the client.
         try:
             tls.sendall(_GREETING)
             return tls.getpeercert() if tls.recv(1) else None
@@ -76,7 +76,7 @@ def _refusal(address: str, security: OrderSecurity, error: ssl.SSLError) -> Caus
 
 
 def _not_trusted(address: str, security: OrderSecurity, error: ssl.SSLCertVerificationError) -> Cause:
-    """Say why we don't trust the server."""
+    """Return why this client does not trust the server's certificate."""
     code, trusted = error.verify_code, security.ca or "the system's authorities"
     replace = "replace the files of its --tls-cert and --tls-key: it needs no restart"
     if code == certificates.EXPIRED:
@@ -95,7 +95,7 @@ def _not_trusted(address: str, security: OrderSecurity, error: ssl.SSLCertVerifi
 
 
 def _not_let_in(security: OrderSecurity, said: str) -> Cause:
-    """Say why the server does not let us in: it takes clients of its --tls-client-ca alone."""
+    """Return why the server refuses this client: it only accepts certificates of its --tls-client-ca."""
     if not security.certificate:
         return Cause("wants a certificate of its clients", f"set {_CERTIFICATE} and {_KEY}")
     files = pair_files(security)
@@ -109,7 +109,7 @@ def _not_let_in(security: OrderSecurity, said: str) -> Cause:
 
 
 def _speaks_tls(address: str, *, within_s: float) -> Cause | None:
-    """Say so where a server that is asked in plaintext speaks TLS."""
+    """Return the cause if the server speaks TLS, while this client is set to plaintext; else None."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

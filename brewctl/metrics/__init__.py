@@ -1,6 +1,6 @@
-"""What a role counts and times. Without `--http` nothing: each of these objects does nothing, and imports nothing.
+"""A role's metrics. Without `--http` the counters here do nothing, and prometheus-client is not imported.
 
-A role's part asks for its object once, as it is made, and tells it of each batch. `enable` comes before that.
+Each part of a role gets its counters once, when it is made, and updates them after each batch. Call `enable` before.
 """
 
 from collections.abc import Sequence
@@ -19,26 +19,26 @@ EXTRA = "pip install 'brewctl[metrics]'"
 class PublishFailure(StrEnum):
     """Why rows of the outbox were not published: the values of a label."""
 
-    REFUSED = "refused"  # Kafka will never take the row, which is set aside
-    KAFKA = "kafka"  # it is away, or did not acknowledge in time
+    REFUSED = "refused"  # Kafka will never accept the row: it is set aside
+    KAFKA = "kafka"  # Kafka can't be reached, or did not acknowledge in time
     NO_TOPIC = "no_topic"
-    CLOCK = "clock"  # of a broker, or of PostgreSQL
+    CLOCK = "clock"  # the clocks of a broker and of PostgreSQL are too far apart
     POSTGRES = "postgres"
 
 
 class RetryReason(StrEnum):
     """Why a consumer tries a batch again: the values of a label."""
 
-    STOPPED = "stopped"  # so many events in a row failed that the downstream stops
-    EFFECT = "effect"  # of single events failed
-    STUCK = "stuck"  # PostgreSQL has ended a statement that took too long
+    STOPPED = "stopped"  # too many events in a row failed: the downstream stops
+    EFFECT = "effect"  # the effects of single events failed
+    STUCK = "stuck"  # PostgreSQL ended a statement that took too long
     POSTGRES = "postgres"
-    DEAD_LETTER = "dead_letter"  # not acknowledged
+    DEAD_LETTER = "dead_letter"  # a dead letter was not acknowledged
     LATER = "later"  # the handler asked for it
 
 
 class Counted(Protocol):
-    """What became of records, as sums since the start."""
+    """How many records ended in each way since the start."""
 
     effects: int
     duplicates: int
@@ -48,85 +48,85 @@ class Counted(Protocol):
 
 
 class OutboxCounters:
-    """What a publisher tells."""
+    """A publisher's metrics."""
 
     def published(self, rows: int, took_s: float) -> None:
-        """So many rows were published by one transaction."""
+        """Count the rows that one transaction published, and time it."""
 
     def failed(self, failure: PublishFailure, count: int = 1) -> None:
-        """A try failed, or, where Kafka refused rows, so many of them."""
+        """Count a failed try; for rows that Kafka refused, each of them."""
 
 
 class InboxCounters:
-    """What a consumer tells."""
+    """A consumer's metrics."""
 
     def records(self, before: Counted, now: Counted) -> None:
-        """Records are where they belong."""
+        """Count the records that were finished between `before` and `now`."""
 
     def batch(self, took_s: float) -> None:
-        """What was read at a time is done."""
+        """Time a finished batch."""
 
     def delivered(self, events: Sequence[Any], new: int) -> None:
-        """The effects of so many `new` events among these are committed."""
+        """Time the delivery of the `new` events among these, whose effects were just committed."""
 
     def retried(self, retry: RetryReason) -> None:
-        """A batch is tried again."""
+        """Count a batch that is tried again."""
 
     def overtaken(self, records: int) -> None:
-        """So many records were removed before the group had read them."""
+        """Count records that were removed before the group read them."""
 
 
 class Calls(Protocol):
-    """What an order-service tells. Without metrics there is none: a call has no step for it."""
+    """An order-service's metrics. Without `--http` there is no such object, so that a call has no extra step."""
 
     def ended(self, method: str, code: str, took_s: float) -> None:
-        """A call has ended: with this code, in gRPC's words."""
+        """Count and time a finished call. `code`: the name of gRPC's status code."""
 
     def unknown(self) -> None:
-        """A call came for a method that is not there."""
+        """Count a call of a method that does not exist."""
 
 
 _NO_OUTBOX, _NO_INBOX = OutboxCounters(), InboxCounters()
 _instruments: "Instruments | None" = None
-# Names the folder with the numbers of processes whose sum is shown, in prometheus-client's own words.
+# The variable of prometheus-client that names the folder in which several processes keep their numbers.
 SHARED = "PROMETHEUS_MULTIPROC_DIR"
 
 
 def enable(*, role: str, version: str, shared: bool = False) -> "Instruments":
-    """Count and time from now on, and return what shows it. Raises UsageError without prometheus-client.
+    """Turn metrics on, and return the object that shows them. Raises UsageError without prometheus-client.
 
-    `shared`: this process is one of several, whose numbers are in the folder that SHARED names, and are summed up by
-    another one.
+    `shared`: this process is one of several. They keep their numbers in the folder that SHARED names, and another
+    process shows the sum (`summed`).
     """
-    global _instruments  # noqa: PLW0603 - as a log's configuration, one for the process
+    global _instruments  # noqa: PLW0603 - one for the process, as a log's configuration is
     _instruments = _prometheus().Instruments(role=role, version=version, shared=shared)
     return _instruments
 
 
 def _prometheus() -> Any:
     try:
-        from brewctl.metrics import prometheus  # noqa: PLC0415 - only where it is used
+        from brewctl.metrics import prometheus  # noqa: PLC0415 - only with `--http`
     except ImportError as error:
         raise UsageError("--http: prometheus-client is not installed", hint=EXTRA) from error
     return prometheus
 
 
 def summed(folder: Path, *, role: str, version: str) -> "Sum":
-    """Return what shows the sum of processes. Raises UsageError without prometheus-client."""
+    """Return the object that shows the sum of processes' metrics. Raises UsageError without prometheus-client."""
     sum_: Sum = _prometheus().Sum(folder, role=role, version=version)
     return sum_
 
 
 def outbox() -> OutboxCounters:
-    """Return what a publisher tells what it does."""
+    """Return the counters of a publisher."""
     return _instruments.outbox() if _instruments else _NO_OUTBOX
 
 
 def inbox(consumer: str) -> InboxCounters:
-    """Return what a consumer of this group tells what it does."""
+    """Return the counters of a consumer in this group."""
     return _instruments.inbox(consumer) if _instruments else _NO_INBOX
 
 
 def calls() -> Calls | None:
-    """Return what an order-service tells of each call; None: nobody wants to know."""
+    """Return the counters of an order-service; None if metrics are off."""
     return _instruments.calls() if _instruments else None

@@ -1,7 +1,7 @@
-"""The instruments, by name, on prometheus-client. Imported with `--http` alone.
+"""The metrics, on prometheus-client. Imported only with `--http`.
 
-Times are in seconds; labels have few values, whatever clients send. No label names the node: the scraper's `instance`
-does that.
+Times are in seconds. Each label has few values, whatever clients send. No label names the node, because the scraper
+adds `instance`.
 """
 
 import os
@@ -30,23 +30,23 @@ from prometheus_client.registry import Collector
 from brewctl import metrics
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
-# From a commit on this machine to an outage of minutes.
+# In seconds: from a commit on this machine to an outage of minutes.
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
-# Of a process's file: more than all labels need.
+# Bytes reserved for each file of a process: more than all labels need.
 _ROOM = 256 * 1024
 
-# A second series for each counter, which says when it began: nothing here reads it.
+# No second series for each counter with its time of creation: it is not used.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class Instruments:
-    """Those of one process, in a registry of their own: made as a part of the role asks for them."""
+    """The metrics of one process, in a registry of their own. Each is made when a part of the role asks for it."""
 
     content_type = CONTENT_TYPE
 
     def __init__(self, *, role: str, version: str, shared: bool) -> None:
-        """`shared`: the numbers are in files, which another process reads."""
+        """`shared`: keep the numbers in files, which another process reads."""
         self._registry = CollectorRegistry()
         if shared:
             _make_room(Path(os.environ[metrics.SHARED]))
@@ -57,12 +57,12 @@ class Instruments:
         self.inbox = cache(lambda consumer: InboxInstruments(consumer, self._registry))
 
     def exposed(self) -> bytes:
-        """Return all of it, as a scraper reads it."""
+        """Return all metrics in Prometheus's text format."""
         return generate_latest(self._registry)
 
 
 def _about_process(registry: CollectorRegistry, *, role: str, version: str) -> None:
-    """Add which build this is, and the library's own collectors of the process and of Python."""
+    """Add the build's version, and the library's metrics of the process and of Python."""
     _about_build(registry, role=role, version=version)
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
@@ -75,18 +75,18 @@ def _about_build(registry: CollectorRegistry, *, role: str, version: str) -> Non
 
 
 class Sum:
-    """The sum of several processes, the dead ones among them: what they counted stays in their files."""
+    """The sum of several processes' metrics, also of ended ones, whose files stay."""
 
     content_type = CONTENT_TYPE
 
     def __init__(self, folder: Path, *, role: str, version: str) -> None:
-        """The files are those of prometheus-client."""
+        """`folder`: where prometheus-client keeps the files of these processes."""
         self._registry = CollectorRegistry()
         _about_build(self._registry, role=role, version=version)
         self._registry.register(_Files(folder))
 
     def exposed(self) -> bytes:
-        """Return it, as a scraper reads it."""
+        """Return the sums in Prometheus's text format."""
         return generate_latest(self._registry)
 
 
@@ -95,16 +95,16 @@ class _Files(Collector):
         self._folder = folder
 
     def collect(self) -> Iterable[Metric]:
-        # One that a process is just making has nothing in it, which the library can't read.
+        # Without empty files: a process has just created them, and the library can't read them.
         files = [str(file) for file in self._folder.glob("*.db") if file.stat().st_size]
         merged: Iterable[Metric] = MultiProcessCollector.merge(files)  # type: ignore[no-untyped-call]
         return merged
 
 
 def _make_room(folder: Path) -> None:
-    """Take the space of this process's files on the disk. Raises OSError where there is none.
+    """Reserve disk space for this process's files. Raises OSError if the disk is full.
 
-    The library writes into memory that is a file: on a full disk that would kill the process, in the midst of its work.
+    The library writes to them through mapped memory: if the disk became full later, a write would kill the process.
     """
     for kind in ("counter", "histogram"):
         with (folder / f"{kind}_{os.getpid()}.db").open("ab") as file:
@@ -112,7 +112,7 @@ def _make_room(folder: Path) -> None:
 
 
 class Calls:
-    """What an order-service tells."""
+    """An order-service's metrics."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._calls = Counter(
@@ -128,7 +128,7 @@ class Calls:
         self._known: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
 
     def unknown(self) -> None:
-        """Count a call of no method, as gRPC answers it."""
+        """Count a call of a method that does not exist, with gRPC's status code for it."""
         self._calls.labels("unknown", "UNIMPLEMENTED").inc()
 
     def ended(self, method: str, code: str, took_s: float) -> None:
@@ -141,7 +141,7 @@ class Calls:
 
 
 class OutboxInstruments(metrics.OutboxCounters):
-    """What a publisher tells."""
+    """A publisher's metrics."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._published = Counter("brew_outbox_published_total", "Rows published by this process.", registry=registry)
@@ -157,21 +157,21 @@ class OutboxInstruments(metrics.OutboxCounters):
             ["reason"],
             registry=registry,
         )
-        # All of them now: a rate needs a zero to begin with.
+        # All reasons at once, because a rate needs a first sample of 0.
         self._failures = {failure: failures.labels(failure.value) for failure in metrics.PublishFailure}
 
     def published(self, rows: int, took_s: float) -> None:
-        """Count rows, and time their transaction."""
+        """Count published rows, and time their transaction."""
         self._published.inc(rows)
         self._publish_s.observe(took_s)
 
     def failed(self, failure: metrics.PublishFailure, count: int = 1) -> None:
-        """Count a try, or rows."""
+        """Count a failed try, or refused rows."""
         self._failures[failure].inc(count)
 
 
 class InboxInstruments(metrics.InboxCounters):
-    """What a consumer tells."""
+    """A consumer's metrics."""
 
     def __init__(self, consumer: str, registry: CollectorRegistry) -> None:
         records = Counter(
@@ -209,7 +209,7 @@ class InboxInstruments(metrics.InboxCounters):
         self._retries = {retry: retries.labels(consumer, retry.value) for retry in metrics.RetryReason}
 
     def records(self, before: metrics.Counted, now: metrics.Counted) -> None:
-        """Count records."""
+        """Count finished records by their outcome."""
         self._effects.inc(now.effects - before.effects)
         self._duplicates.inc(now.duplicates - before.duplicates)
         self._others.inc(now.others - before.others)
@@ -217,13 +217,13 @@ class InboxInstruments(metrics.InboxCounters):
         self._parked.inc(now.parked - before.parked)
 
     def batch(self, took_s: float) -> None:
-        """Time what was read at a time."""
+        """Time a finished batch."""
         self._batch_s.observe(took_s)
 
     def delivered(self, events: Sequence[Any], new: int) -> None:
-        """Time the new ones from when they occurred until now.
+        """Time the `new` events among these, from when they occurred until now.
 
-        Which of them are new is not said. Those that come again are older than what comes for the first time.
+        It is not known which events are new. The youngest are taken, because redelivered ones are older.
         """
         if not new:
             return
@@ -232,7 +232,7 @@ class InboxInstruments(metrics.InboxCounters):
             occurred = sorted(occurred)[-new:]
         now, observe = time.time(), self._delivery_s.observe
         for since in occurred:
-            # By another machine's clock it may be yet to come.
+            # The event's time is by another machine's clock, and may be later than this machine's.
             observe(now - since if now > since else 0.0)
 
     def retried(self, retry: metrics.RetryReason) -> None:
@@ -240,5 +240,5 @@ class InboxInstruments(metrics.InboxCounters):
         self._retries[retry].inc()
 
     def overtaken(self, records: int) -> None:
-        """Count records that are gone."""
+        """Count records that were removed before the group read them."""
         self._overtaken.inc(records)

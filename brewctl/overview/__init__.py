@@ -1,4 +1,4 @@
-"""Read-only questions: the counters, who did what, what is unfinished or lost, which replicas and groups there are."""
+"""Read-only questions: counters, work by node, unfinished and lost orders, replicas, and consumer groups."""
 
 from brewctl.overview.counters import (
     Counts,

@@ -1,4 +1,4 @@
-"""Consumer groups as Kafka has them: who is there, who owns what, and how far behind each is."""
+"""Consumer groups as Kafka describes them: their members, the partitions that each owns, and the lag."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from brewctl.delivery.topics.group_progress import GroupProgress
 
 @dataclass(frozen=True)
 class GroupView:
-    """A group, and how far it has come in each partition of the topic."""
+    """A group, with its progress in each partition of the topic."""
 
     name: str
     state: str  # Kafka's word, as in broker.Group
@@ -22,7 +22,7 @@ class GroupView:
 
     @property
     def positions(self) -> dict[int, int]:
-        """Where it goes on, by partition."""
+        """The offset that it reads next, by partition."""
         return {partition.partition: partition.position for partition in self.partitions}
 
     @property
@@ -32,11 +32,11 @@ class GroupView:
 
 
 def groups(admin: Admin, settings: Settings, names: Iterable[str] | None = None) -> list[GroupView]:
-    """Look at these groups, or at those of the downstreams. One that there never was is Dead, with all before it.
+    """Describe these groups, default: those of the downstreams. A group that never existed is Dead, with a full lag.
 
-    Four round trips a group and two for all. Raises UnreachableError, BrewError where there is no such topic.
+    Four round trips for each group and two for all. Raises UnreachableError; BrewError if the topic does not exist.
     """
-    # Ends after offsets: what is read meanwhile makes a lag a little too large, and never negative.
+    # The ends are read after the offsets: records that come in between make a lag a little too large, never negative.
     topic = settings.topic
     names = registry.kafka_groups(settings) if names is None else names
     known = [(admin.group(name, topic), admin.committed(name, topic)) for name in names]
@@ -54,7 +54,7 @@ def groups(admin: Admin, settings: Settings, names: Iterable[str] | None = None)
 
 
 def readers(admin: Admin, settings: Settings) -> list[str]:
-    """Name the groups that read the topic: the downstreams', and every other that has committed an offset of it."""
+    """Return the groups that read the topic: the downstreams', and all others that committed an offset of it."""
     own = registry.kafka_groups(settings)
     others = [name for name in admin.groups() if name not in own and admin.committed(name, settings.topic)]
     return [*own, *others]

@@ -1,4 +1,4 @@
-"""Read-only questions to PostgreSQL about the whole flow: the counters, who did what, what is unfinished or lost."""
+"""Read-only questions to PostgreSQL about the whole flow: counters, work by node, unfinished and lost orders."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,10 +21,10 @@ _COUNTERS = {_RESERVES: "reservations", _NOTIFIES: "notifications"}
 
 @dataclass(frozen=True)
 class Counts:
-    """The four counters, of one moment; how many unpublished rows are set aside, how many events are parked.
+    """The four counters at one moment, the unpublished rows that are set aside, and the parked events.
 
-    `further`: how many effects each downstream beside the story's own has, by its group; None: its database is away.
-    `unknown` names counters of the four that are 0 for that reason.
+    `further`: the number of effects of each downstream beside the story's own, by group; None if its database can't be
+    reached. `unknown`: those of the four counters that are 0 for the same reason.
     """
 
     orders: int
@@ -37,7 +37,7 @@ class Counts:
     unknown: frozenset[str] = frozenset()
 
     def story(self) -> dict[str, int | None]:
-        """Return the four counters of the story, by name; None for one that is not known."""
+        """Return the four counters by name; None for one that is not known."""
         names = ("orders", "outbox_unpublished", "reservations", "notifications")
         return {name: None if name in self.unknown else getattr(self, name) for name in names}
 
@@ -46,7 +46,7 @@ class Counts:
         return {**self.story(), **self.further}
 
     def __str__(self) -> str:
-        # Whoever reads the four takes numbers: one that is not known is left out of the line.
+        # Programs parse the four as numbers, so an unknown one is left out of the line.
         known = {name: value for name, value in self.story().items() if value is not None}
         shown = {**known, **self.further}
         return "counts: " + " ".join(f"{name}={'?' if value is None else value}" for name, value in shown.items())
@@ -54,7 +54,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Unfinished:
-    """An order whose story has not been told exactly once."""
+    """An order that is not published, reserved and notified exactly once."""
 
     order_id: UUID
     events: int
@@ -71,9 +71,9 @@ class Unfinished:
 
 
 def counts(connection: Connection, further: Sequence[Downstream] = ()) -> Counts:
-    """Count orders, unpublished outbox rows, reservations and notifications, and what `further` have done, at once.
+    """Count orders, unpublished outbox rows, reservations, notifications and the effects of `further`, in one query.
 
-    Raises BrewError where a `done` query fails.
+    Raises BrewError if a `done` query fails.
     """
     row = effects.counted(connection, queries["counts"], further)
     own = len(row) - len(further)
@@ -82,10 +82,10 @@ def counts(connection: Connection, further: Sequence[Downstream] = ()) -> Counts
 
 
 def with_homes(databases: Databases) -> tuple[Counts, BrewError | None]:
-    """Count as `counts` does, the further downstreams too, and each where it has its state.
+    """Count as `counts` does, with all further downstreams, each in the database that holds its state.
 
-    Returns too why a database of a downstream's own could not be asked, the first: the others are counted. Raises
-    BrewError where the story's can't be.
+    Also returns the first error of a downstream's own database: its counters are unknown, the others are counted.
+    Raises BrewError if the story's database can't be asked.
     """
     further = registry.further(databases.settings)
     if not databases.apart:
@@ -93,7 +93,7 @@ def with_homes(databases: Databases) -> tuple[Counts, BrewError | None]:
     story, *apart = databases.homes
     done: dict[str, int | None] = {}
     waiting, away = 0, None
-    for home in apart:  # before the orders: no effect is without its order
+    for home in apart:  # before the orders, so that no effect is counted without its order
         try:
             with databases.to(home) as there:
                 (parked,) = there.execute(queries["count_parked"], {"groups": home.groups}).fetchone() or (0,)
@@ -106,7 +106,7 @@ def with_homes(databases: Databases) -> tuple[Counts, BrewError | None]:
             done |= zip(home.groups, numbers, strict=True)
     orders, unpublished, set_aside, _, *numbers = effects.counted(databases.story, queries["flow"], story.downstreams)
     done |= zip(story.groups, numbers, strict=True)
-    # There may be rows of theirs from before they moved.
+    # The story's database may still have parked events from before a downstream got its own database.
     elsewhere = {"groups": [group for home in apart for group in home.groups]}
     (parked,) = databases.story.execute(queries["count_parked_of_others"], elsewhere).fetchone() or (0,)
     found = Counts(
@@ -131,7 +131,7 @@ def distribution(databases: Databases) -> dict[str, int]:
 
 
 def work_by_node(databases: Databases) -> dict[str, int]:
-    """Count what each node has published, reserved or notified. Raises UnreachableError."""
+    """Count what each node published, reserved or notified. Raises UnreachableError."""
     done: dict[str, int] = dict(databases.story.execute(queries["published_by_node"]).fetchall())
     for group in (_RESERVES, _NOTIFIES):
         home = databases.home(group)
@@ -162,5 +162,5 @@ def _downstream(home: Home, group: str) -> Downstream:
 
 
 def missing(connection: Connection, acknowledged: list[str]) -> list[str]:
-    """Of the order ids that a client was given, find those that are not in the database: lost ones."""
+    """Return those of these order ids, which clients got as an answer, that are not in the database: lost orders."""
     return [str(order_id) for (order_id,) in connection.execute(queries["missing_orders"], {"ids": acknowledged})]

@@ -1,4 +1,4 @@
-"""What a downstream has done: its `done` query, asked for one order or counted."""
+"""The effects of a downstream, by its `done` query: those of one order, or their number."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from brewctl.errors import BrewError
 
 @dataclass(frozen=True)
 class Effect:
-    """What a group has done for an order; `node` is empty where its `done` query does not tell."""
+    """A group's effect of an order. `node` is empty if the `done` query does not return it."""
 
     group: str
     node: str
@@ -27,10 +27,10 @@ class Effect:
 def of_order(
     connection: Connection, downstreams: Sequence[Downstream], order_id: UUID, handled: Mapping[str, datetime]
 ) -> list[Effect]:
-    """Read the effects that the downstreams say an order has, in their order.
+    """Return the effects of an order that the downstreams' `done` queries return, in the downstreams' order.
 
-    `handled`: when a group first had an event of the order, for one that does not tell by `created_at`.
-    Raises BrewError where a `done` query fails.
+    `handled`: when each group first processed an event of the order, for a `done` query without `created_at`. Raises
+    BrewError if a `done` query fails.
     """
     return [
         Effect(downstream.group, str(row.get("node_id") or ""), at)
@@ -42,9 +42,9 @@ def of_order(
 
 
 def counted(connection: Connection, query: LiteralString, downstreams: Sequence[Downstream]) -> tuple[Any, ...]:
-    """Return the one row of a query with a number more for each downstream: its effects, of the same moment.
+    """Return the only row of a query, with each downstream's number of effects appended, all of the same moment.
 
-    Of one without a `done` query: the events that it has processed. Raises BrewError where the query fails.
+    A downstream without a `done` query counts the events that it processed. Raises BrewError if a query fails.
     """
     if not downstreams:
         return connection.execute(query).fetchone() or ()
@@ -65,21 +65,21 @@ def number(connection: Connection, downstream: Downstream) -> int:
 
 
 def by_node(connection: Connection, downstream: Downstream) -> dict[str, int]:
-    """Count the effects of a downstream by the node that did them, which its `done` query tells."""
+    """Count the effects of a downstream by node, for a `done` query that returns `node_id`."""
     query = sql.SQL("SELECT done.node_id, count(*) FROM {} GROUP BY 1 ORDER BY 1").format(_effects(downstream))
     return dict(connection.execute(query).fetchall())
 
 
 def statuses(connection: Connection, downstream: Downstream) -> list[tuple[UUID, str]]:
-    """Read of each order that has an effect which status that shows; the `done` query tells."""
+    """Return each order with an effect, and the status that the effect shows, for a `done` query that returns both."""
     query = sql.SQL("SELECT done.order_id, done.order_status FROM {}").format(_effects(downstream))
     return connection.execute(query).fetchall()
 
 
 def tables(connection: Connection, downstream: Downstream) -> list[str]:
-    """Name the tables that a `done` query reads, as they are written in SQL; none where there is no such query.
+    """Return the tables that a `done` query reads, as SQL identifiers; none without such a query.
 
-    Raises BrewError where the query fails.
+    Raises BrewError if the query fails.
     """
     if not downstream.done:
         return []
@@ -113,7 +113,7 @@ def _number(downstream: Downstream) -> sql.Composable:
 
 def _rows(connection: Connection, downstream: Downstream, order_id: UUID) -> Iterator[dict[str, Any]]:
     query = sql.SQL("SELECT * FROM {} WHERE done.order_id = {}").format(
-        # A literal of no type: it becomes what the column is, so that its index serves.
+        # A literal without a type takes the column's type, so that the column's index can be used.
         _effects(downstream),
         sql.SQL(f"'{order_id}'"),
     )
@@ -125,8 +125,8 @@ def _rows(connection: Connection, downstream: Downstream, order_id: UUID) -> Ite
 
 
 def _effects(downstream: Downstream) -> sql.Composable:
-    """Return the `done` query as a table whose first column is `order_id`, whatever it calls that."""
-    text = downstream.done.strip().rstrip(";")  # its author is who runs it
+    """Return the `done` query as a table, with its first column renamed to `order_id`."""
+    text = downstream.done.strip().rstrip(";")  # trusted: the operator chose the downstream's module
     return sql.SQL("(\n{}\n) AS done (order_id)").format(sql.SQL(text))
 
 

@@ -1,4 +1,4 @@
-"""Waiting for an order: looks at it again and again, and goes on when a server goes away."""
+"""Following an order: looks at it repeatedly, also while a server can't be reached for a time."""
 
 import time
 from collections.abc import Iterator
@@ -13,15 +13,15 @@ from brewctl.overview import reading, standing, trace
 from brewctl.overview.standing import Look
 
 _EVERY_S = 0.1
-# Kafka is asked when the order has stood still for so long, and then so often: each time costs new connections.
+# Kafka is asked each time the order has not moved for so long. Not more often, since each time needs new connections.
 _STILL_S = 2.0
 
 
 def follow(settings: Settings, order_id: UUID, *, timeout_s: float) -> Iterator[Look | UnreachableError]:
-    """Yield an order's life whenever it has moved, and where it stands while it stands still, until it ends.
+    """Yield a Look at an order each time it has moved, and, while it does not move, where it stands.
 
-    It ends with a look at both servers: at one that is finished, or that can't be, or after `timeout_s` seconds. While
-    PostgreSQL is away its errors are yielded, one an outage. Raises BrewError where the order is gone.
+    The last Look is at both servers: once the order is finished or stuck, or after `timeout_s` seconds. If PostgreSQL
+    can't be reached, its error is yielded, once for each outage. Raises BrewError if the order was removed.
     """
     settings = settings.impatient
     until = time.monotonic() + timeout_s

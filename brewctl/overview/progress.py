@@ -1,4 +1,4 @@
-"""How far the flow has come, of one moment: the orders, and what each downstream has done of them."""
+"""The progress of the whole flow at one moment: the number of orders, and of each downstream's effects."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from brewctl.sql import queries
 
 @dataclass(frozen=True)
 class Flow:
-    """The counters of any downstreams; `effects` by the names of their counters."""
+    """The counters of the flow. `effects`: by the name of each downstream's counter."""
 
     orders: int
     outbox_unpublished: int
@@ -20,10 +20,10 @@ class Flow:
 
 
 def flow(databases: Databases, downstreams: Sequence[Downstream]) -> Flow:
-    """Count orders, unpublished outbox rows, parked events, and the effects of each downstream, each where it has them.
+    """Count orders, unpublished outbox rows, parked events, and each downstream's effects in its own database.
 
-    At once where that is one database, else the orders last. Raises UnreachableError, BrewError where a `done` query
-    fails.
+    One query if that is a single database; else the orders are counted last. Raises UnreachableError; BrewError if a
+    `done` query fails.
     """
     done: dict[str, int] = {}
     waiting = 0

@@ -1,4 +1,4 @@
-"""Reading the life of one order: which one is meant, and what PostgreSQL has of it, in every home of a downstream."""
+"""Reading the life of one order: finds the order, and reads its rows in each database that downstreams use."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,14 +20,14 @@ from brewctl.overview.trace import Dedup, Event, Life, Order, Parked, Waiting
 from brewctl.sql import queries
 
 _DIGITS = 32  # of a UUID
-_NAMED = 3  # orders, where a prefix is one of several
+_NAMED = 3  # orders that an error names if a prefix fits several
 _T = TypeVar("_T")
 
 
 def find(connection: Connection, text: str) -> UUID:
-    """Find the order that an id, or the beginning of one, means; `order-` may stand before it.
+    """Return the order with this id, or with an id that begins so; a leading `order-` is ignored.
 
-    Raises UsageError where it is no such thing, BrewError where it means none or several.
+    Raises UsageError if the text can't begin an id, BrewError if no order or several orders fit.
     """
     first, last = bounds(text)
     found = newest(connection, first, last, limit=_NAMED + 1)
@@ -44,7 +44,7 @@ def find(connection: Connection, text: str) -> UUID:
 
 
 def bounds(text: str) -> tuple[UUID, UUID]:
-    """Return the first and the last id that a prefix may mean. Raises UsageError where it is none."""
+    """Return the first and the last id with this prefix. Raises UsageError if the text can't begin an id."""
     digits = text.strip().lower().removeprefix(events.aggregate_id("")).replace("-", "")
     if not 0 < len(digits) <= _DIGITS or not set(digits) <= set("0123456789abcdef"):
         raise UsageError(f"{text[:80]!r} is no order id", hint="use a UUID, or the beginning of one")
@@ -52,23 +52,23 @@ def bounds(text: str) -> tuple[UUID, UUID]:
 
 
 def newest(connection: Connection, first: UUID, last: UUID, *, limit: int) -> list[UUID]:
-    """Read the ids in a range, newest first."""
+    """Return the ids of at most `limit` orders between two ids, newest first."""
     found = connection.execute(queries["orders_between"], {"first": first, "last": last, "limit": limit})
     return [order_id for (order_id,) in found]
 
 
 def read(connection: BoundedConnection, order_id: UUID, where: Sequence[Home]) -> Life:
-    """Read what PostgreSQL knows of an order, in one snapshot of each home; `connection` is to the story's, the first.
+    """Read all rows of an order, in one snapshot of each home. `connection` is to the first home, the story's database.
 
-    A database of a downstream's own that is away is noted. Raises BrewError where the order is gone, or where the
-    `done` query of a downstream fails; UnreachableError.
+    If a downstream's own database can't be reached, that is noted in `away`. Raises BrewError if the order was removed
+    or a `done` query fails; UnreachableError.
     """
     story, *apart = where
     connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
     with connection.transaction():
         orders = _rows(connection, Order, queries["traced_order"], id=order_id)
         if not orders:
-            raise BrewError(f"order {order_id} is no more in postgres", hint="was it reset?")
+            raise BrewError(f"order {order_id} is not in postgres any more", hint="was the database reset?")
         own = _rows(connection, Event, queries["traced_events"], aggregate_id=events.aggregate_id(str(order_id)))
         ids = [event.id for event in own]
         done = [_done(connection, story, order_id, ids)]
@@ -80,7 +80,7 @@ def read(connection: BoundedConnection, order_id: UUID, where: Sequence[Home]) -
                 elsewhere.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
                 with elsewhere.transaction():
                     done.append(_done(elsewhere, home, order_id, ids))
-        except UnreachableError as error:  # the rest is shown
+        except UnreachableError as error:
             away |= dict.fromkeys(home.groups, error)
     dedup = sorted((row for each in done for row in each.dedup), key=lambda row: row.processed_at)
     return Life(
@@ -97,7 +97,7 @@ def read(connection: BoundedConnection, order_id: UUID, where: Sequence[Home]) -
 
 
 class _Done(NamedTuple):
-    """What the downstreams of a home have done with an order."""
+    """The rows of an order in one home of downstreams."""
 
     dedup: Sequence[Dedup]
     effects: Sequence[Effect]

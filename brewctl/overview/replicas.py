@@ -1,4 +1,4 @@
-"""Which replicas there are: what each says of itself, in a row that it writes every second."""
+"""The replicas, by the row in which each reports its state every second."""
 
 from dataclasses import dataclass
 
@@ -8,36 +8,36 @@ from brewctl.delivery.database import Connection
 from brewctl.delivery.presence import EVERY_S
 from brewctl.sql import queries
 
-# Seconds of silence after which a replica is called silent: three rows in a row were not written.
+# A replica that has not written its row for so many seconds, three times in a row, is silent.
 SILENT_S = 3 * EVERY_S
 
 
 @dataclass(frozen=True)
 class NodeRow:
-    """A replica as its own row has it. Its counters are those since its start."""
+    """A replica, by its own row. The counters are since its start."""
 
     name: str
     role: str  # order, publisher, or a downstream's group
     host: str
     pid: int
-    address: str  # where it listens; "" of a consumer
+    address: str  # where it listens; "" for a consumer
     processed: int
     effects: int
     skipped: int
     dead: int
-    stopped: bool  # it ended by itself
+    stopped: bool  # whether it has shut down in order
     silent_s: float
     started_s: float  # since the epoch, by PostgreSQL's clock
-    trouble: str = ""  # what keeps it from its work
-    publishes: bool = False  # the outbox's rows
+    trouble: str = ""  # why it can't do its work
+    publishes: bool = False  # whether it publishes outbox rows
 
     @property
     def there(self) -> bool:
-        """Say whether it was heard of lately, and has not said that it stops."""
+        """Whether it wrote its row lately, and has not stopped."""
         return not self.stopped and self.silent_s < SILENT_S
 
 
 def nodes(connection: Connection) -> list[NodeRow]:
-    """Read the rows of all replicas, those that ended within the last day included: order-services first, by name."""
+    """Return all replicas, also those that ended within the last day: order-services first, then by name."""
     with connection.cursor(row_factory=class_row(NodeRow)) as cursor:
         return cursor.execute(queries["nodes"]).fetchall()

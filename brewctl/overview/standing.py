@@ -1,7 +1,7 @@
-"""Where an unfinished order stands, and what would move it on.
+"""Where an unfinished order stands, and the command that moves it on.
 
-It is sound while everything runs, because it asks against the stream, as `verify` does: first how far the groups
-have come, then for dead letters, and PostgreSQL last.
+The answer is right also while everything runs, because the questions go against the flow, as in `verify`: first the
+groups' offsets, then dead letters, and PostgreSQL last.
 """
 
 import shlex
@@ -24,13 +24,13 @@ from brewctl.overview.consumer_groups import GroupView
 from brewctl.overview.trace import Event, Life, Order
 
 _VERIFY = "brewctl verify"
-# By so much a consumer's clock, which dates its dead letters, may be behind that of the order's node.
+# A consumer's clock, which dates its dead letters, may be behind the clock of the order's node by so much.
 _CLOCKS = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
 class Topics:
-    """What Kafka says of the topics there are, of the groups, and of the order's dead letters."""
+    """Kafka's answers: the names of all topics, the groups, and the order's dead letters."""
 
     names: frozenset[str]
     groups: Mapping[str, GroupView]
@@ -39,16 +39,16 @@ class Topics:
 
 @dataclass(frozen=True)
 class Standing:
-    """Where an order stands, and the command that moves it on; none where all it needs is time, or nothing helps."""
+    """Where an order stands, and the command that moves it on; no command if it only needs time, or if none helps."""
 
     text: str
     command: str = ""
-    stuck: bool = False  # it does not move by itself, however long one waits
+    stuck: bool = False  # it will not move by itself
 
 
 @dataclass(frozen=True)
 class Look:
-    """An order's life, and where it stands if it is unfinished. `unknown`: why a server could not be asked."""
+    """An order's life, and where it stands if it is unfinished. `unknown`: a server's error, if one failed."""
 
     life: Life
     standings: Sequence[Standing] = ()
@@ -56,7 +56,7 @@ class Look:
 
 
 def look(settings: Settings, connection: BoundedConnection, order_id: UUID) -> Look:
-    """Look at an order in both servers; without Kafka, at what PostgreSQL has. Raises what `reading.read` raises."""
+    """Look at an order in both servers; only in PostgreSQL if Kafka fails. Raises what `reading.read` raises."""
     where = homes.of(settings)
     order = reading.read(connection, order_id, where).order
     try:
@@ -69,7 +69,7 @@ def look(settings: Settings, connection: BoundedConnection, order_id: UUID) -> L
 
 
 def judge(settings: Settings, life: Life, kafka: Topics | BrewError) -> list[Standing]:
-    """Judge where an unfinished order stands, by what Kafka says, or by why it says nothing."""
+    """Return where each unfinished event of an order stands. `kafka`: Kafka's answers, or why there are none."""
     return list(_Judge(settings, life, kafka).standings())
 
 
@@ -95,7 +95,7 @@ class _Judge:
         if self._life.finished:
             return
         if not self._life.events:
-            yield Standing("it has no outbox row: nobody will publish it", _VERIFY, stuck=True)
+            yield Standing("it has no outbox row: it will not be published", _VERIFY, stuck=True)
         waiting = [event for event in self._life.events if not event.published_at]
         if waiting:
             head = self._unpublished(waiting[0])
@@ -161,7 +161,7 @@ class _Judge:
         return self._ahead(undone, place, self._kafka.groups[group], f"brewctl outbox republish {event.id}")
 
     def _ahead(self, undone: str, place: Place, group: GroupView, again: str) -> Standing:
-        """Judge a group by the place of a record: it has not come to it, or has passed it."""
+        """Return where a group is before or after the place of a record."""
         where = f"partition {place.partition}, offset {place.offset}"
         progress = next((each for each in group.partitions if each.partition == place.partition), None)
         if progress is None or not progress.first <= place.offset < progress.end:
@@ -169,16 +169,16 @@ class _Judge:
         before = place.offset - progress.position
         if before < 0:
             return Standing(f"{undone}, which has passed it at {where}: lost", again, stuck=True)
-        # A member commits its offsets once a second: it may be further than that by now.
+        # A member commits its offsets only once a second, so it may have read on.
         most = "at most " if group.members else ""
         ahead = f"it comes after {most}{before} record{'s' if before > 1 else ''}" if before else "it is next"
         coming = f"{undone}: {ahead} in partition {place.partition}"
         if not group.members:
             return Standing(
-                f"{coming}, and nobody reads for the group", _start(registry.started_as(self._settings, group.name))
+                f"{coming}, and the group has no member", _start(registry.started_as(self._settings, group.name))
             )
         if not progress.owner:
-            return Standing(f"{coming}, which nobody owns: the group is {group.state}")
+            return Standing(f"{coming}, which has no owner: the group is {group.state}")
         if progress.owner in self._silent:
             others = any(member.client_id in self._there for member in group.members)
             session = f"within {self._settings.limits.session_s:g} s"
@@ -205,6 +205,9 @@ def _place(event: Event) -> Place | None:
 
 
 def _of(letter: Letter, event: Event) -> bool:
-    """Say whether a letter is the event's: its header may be what could not be read, its place that of a copy."""
+    """Return whether a dead letter is of this event: by the event's place, or by the id in its header.
+
+    Either may fail: the header may be the unreadable part, and the dead record may be a second copy of the event.
+    """
     at = (event.topic, event.kafka_partition, event.kafka_offset)
     return letter.died_at == at or dict(letter.headers).get("outbox-id") == str(event.id).encode()

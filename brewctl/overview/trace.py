@@ -1,4 +1,4 @@
-"""The life of one order: what PostgreSQL has of it, and the dead letters that Kafka has.
+"""The life of one order: its rows in PostgreSQL, and its dead letters in Kafka.
 
 orders ─► outbox ─► topic ─► processed_events + effect, for each group
                        └───► dead letters
@@ -20,7 +20,7 @@ from brewctl.overview.replicas import NodeRow
 
 @dataclass(frozen=True)
 class Order:
-    """An order. `committed_at` is None where PostgreSQL does not keep that, and once the order is cancelled."""
+    """An order. `committed_at` is None if PostgreSQL keeps no commit times, or if the order is cancelled."""
 
     id: UUID
     tenant_id: str
@@ -28,14 +28,14 @@ class Order:
     amount_cents: int
     currency: str
     status: str
-    created_at: datetime  # by the clock of the order node; all other times of PostgreSQL are by its own
+    created_at: datetime  # by the order node's clock; all other times in PostgreSQL are by PostgreSQL's clock
     committed_at: datetime | None
-    dropped_below: int = 0  # the watermark, where it is old enough that retention may have dropped its outbox rows
+    dropped_below: int = 0  # retention's watermark, if it may have dropped this order's outbox rows
 
 
 @dataclass(frozen=True)
 class Event:
-    """An outbox row of the order. Its place is None until it is published, and where an older version did that."""
+    """An outbox row of the order. Its place is None until it is published, or if an older version published it."""
 
     id: int
     topic: str
@@ -52,12 +52,12 @@ class Event:
 
     @property
     def cancels(self) -> bool:
-        """Whether it is the order's cancel."""
+        """Whether it cancels the order."""
         return self.type == events.ORDER_CANCELLED
 
     @property
     def reason(self) -> str:
-        """Why the order is cancelled; empty where nobody said, or its payload can't be read."""
+        """Why the order is cancelled; empty if no reason was given or the payload can't be read."""
         try:
             return events.parse_cancelled(self.payload).reason
         except events.UnreadableError:
@@ -66,7 +66,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Parked:
-    """An event that a group has parked, or had; `outcome`: redriven, dropped, or it waits."""
+    """An event that a group parked. `outcome`: redriven, dropped, or empty while it is parked."""
 
     id: int
     group: str
@@ -74,17 +74,17 @@ class Parked:
     reason: str
     parked_at: datetime
     outcome: str
-    apart: bool = False  # its database is not the story's
+    apart: bool = False  # whether it is in a downstream's own database
 
     @property
     def name(self) -> str:
-        """What commands call it."""
+        """Its name in commands."""
         return parking.name(self.id, self.group, apart=self.apart)
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """An event that a group with lanes has taken and not handled yet; `node`: where its handler runs, if it does."""
+    """An event that a group with lanes has taken and not handled yet. `node`: where its handler runs, else empty."""
 
     group: str
     outbox_id: int
@@ -96,7 +96,7 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Dedup:
-    """A dedup row: a group has handled an event, and skipped it so many times since."""
+    """A row of processed_events: a group handled an event, and skipped `duplicates` later deliveries."""
 
     group: str
     outbox_id: int
@@ -107,7 +107,7 @@ class Dedup:
 
 @dataclass(frozen=True)
 class Step:
-    """Something that happened to the order; what does not apply is empty."""
+    """One step in the life of an order. Fields that do not apply are empty."""
 
     at: datetime
     # created, committed or written, published, set aside, a downstream's verb, cancelled, handled, skipped, died
@@ -120,13 +120,13 @@ class Step:
     offset: int | None = None
 
     def after_ms(self, before: "Step") -> float:
-        """Milliseconds since another step; negative where the clocks, or the order of the commits, differ."""
+        """Return the milliseconds since another step; negative if the clocks, or the order of commits, differ."""
         return (self.at - before.at).total_seconds() * 1000
 
 
 @dataclass(frozen=True)
 class Life:
-    """All that is known of an order at one moment."""
+    """All that PostgreSQL and Kafka know of an order at one moment."""
 
     order: Order
     events: Sequence[Event]
@@ -137,11 +137,11 @@ class Life:
     letters: Sequence[Letter] = ()
     parked: Sequence[Parked] = ()
     waiting: Sequence[Waiting] = ()
-    away: Mapping[str, BrewError] = field(default_factory=dict)  # why nothing is known of a group's part in it
+    away: Mapping[str, BrewError] = field(default_factory=dict)  # group → why its database could not be asked
 
     @property
     def trace_id(self) -> str:
-        """The trace that created it; empty where its event can't be read."""
+        """The id of the trace that created the order; empty if its event can't be read."""
         try:
             return events.parse_order(self.events[0].payload).trace_id
         except (IndexError, events.UnreadableError):
@@ -154,7 +154,7 @@ class Life:
 
     @property
     def finished(self) -> bool:
-        """Say whether every event is published, and every downstream has handled it and has its effect."""
+        """Whether all events are published, and all downstreams have handled them and have their effects."""
         handled = {(row.group, row.outbox_id) for row in self.dedup}
         found = {effect.group for effect in self.effects}
         return (
@@ -168,12 +168,12 @@ class Life:
         )
 
     def takers(self, event: Event) -> list[Downstream]:
-        """Return the downstreams that take an event: others skip it."""
+        """Return the downstreams that handle an event. The others skip it."""
         return [downstream for downstream in self.downstreams if event.type in downstream.events]
 
     @property
     def done(self) -> list[str]:
-        """How the effects of all downstreams are called; one that has no word of its own is named."""
+        """The words for the effects of all downstreams, such as reserved; a downstream without a word is named."""
         if self.cancelled:
             return [downstream.undo or downstream.did for downstream in self.downstreams]
         return [downstream.did for downstream in self.downstreams]
@@ -185,7 +185,7 @@ class Life:
 
     @property
     def took_ms(self) -> float:
-        """From the order's creation, or its cancel, to the last of what finished it, in milliseconds."""
+        """The time from the order's creation, or its cancel, to its last publish or effect, in milliseconds."""
         first = next((event.created_at for event in self.events if event.cancels), self.order.created_at)
         marks = [event.published_at for event in self.events if event.published_at]
         marks += [effect.created_at for effect in self.effects]
@@ -194,7 +194,7 @@ class Life:
         return (max(marks, default=first) - first).total_seconds() * 1000
 
     def steps(self) -> list[Step]:
-        """What happened, in the order of its time; its creation, whose clock is another, comes first."""
+        """Return the steps by time. The creation is first, because its time is by another clock."""
         trace = f"trace {self.trace_id}, " if self.trace_id else ""
         created = Step(self.order.created_at, "created", f"{trace}tenant {self.order.tenant_id}")
         later = [*self._written(), *self._sent(), *self._handled(), *self._died()]
@@ -246,7 +246,7 @@ class Life:
             elif event_type == events.ORDER_CANCELLED and undo.get(row.group):
                 by = f"by group {row.group}"
                 yield Step(row.processed_at, undo[row.group], by, group=row.group, outbox_id=row.outbox_id)
-            elif known or row.group not in shown:  # what no effect tells
+            elif known or row.group not in shown:  # no effect shows this event
                 detail += f", {event_type}"
                 yield Step(row.processed_at, "handled", detail, group=row.group, outbox_id=row.outbox_id)
             known.add(event_type)
@@ -277,5 +277,5 @@ class Life:
 
 
 def word(downstream: Downstream, event: Event) -> str:
-    """Return what a downstream's effect of an event is called."""
+    """Return the word for a downstream's effect of an event, such as reserved or released."""
     return downstream.undo if event.cancels and downstream.undo else downstream.verb

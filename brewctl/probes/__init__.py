@@ -1,1 +1,1 @@
-"""What a process shows of itself to who looks from outside: whether its threads move, whether it can do its work."""
+"""Probes of a running process: whether its threads move (/livez), and whether it can do its work (/readyz)."""

@@ -1,8 +1,8 @@
-"""A small HTTP server beside a process's work: some pages, each made anew when it is asked for.
+"""A small HTTP server beside a process's work, for scrapers and probes. Each request renders its page anew.
 
-For scrapers and probes. It stands on the standard library's server, one request a connection. A client that says
-nothing, or reads nothing, keeps one thread for some seconds; where many do, those that are connected longest make room.
-So it delays nobody else, and never ends the process's own work, nor holds up its end.
+It uses the standard library's server, with one request a connection. A client that sends or reads nothing occupies one
+thread for some seconds. If there are too many connections, the oldest are closed. So a slow client delays neither other
+clients nor the process's work nor its end.
 """
 
 import contextlib
@@ -31,21 +31,21 @@ logger = log.get(__name__)
 
 _ADDRESS = re.compile(r"(?P<host>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):(?P<port>[0-9]{1,5})")
 _MOST_PORT = 65535
-# Of a socket in the file system, in bytes: 107 on Linux, 103 on macOS.
+# The longest path of a socket in the file system, in bytes: 107 on Linux, 103 on macOS.
 _LONGEST_NAME = 103
-# How often the thread that accepts looks for its end, and for connections that are too old.
+# How often the accepting thread checks for the server's end, and for connections that are too old.
 _LOOK_S = 0.2
 
 
 class Address(NamedTuple):
-    """Where to listen. Port 0 takes a free one."""
+    """The host and port to listen on. Port 0 chooses a free one."""
 
     host: str
     port: int
 
 
 def address(text: str, *, option: str = "--http") -> Address:
-    """Read HOST:PORT, of IPv6 [HOST]:PORT. Raises UsageError."""
+    """Read HOST:PORT, or [HOST]:PORT for IPv6. Raises UsageError."""
     found = _ADDRESS.fullmatch(text.strip())
     if not found or int(found["port"]) > _MOST_PORT:
         raise UsageError(f"{option} {text[:80]!r} is not HOST:PORT", hint="for example 127.0.0.1:9464, or [::1]:9464")
@@ -56,10 +56,10 @@ def address(text: str, *, option: str = "--http") -> Address:
 def serving(
     where: Address, pages: Mapping[str, Page], *, option: str = "--http", within_s: float = 10.0, most: int = 32
 ) -> Iterator[Address]:
-    """Answer GET and HEAD of `pages`, by path, while the block runs; yield where it listens.
+    """Answer GET and HEAD for `pages`, by path, while the block runs; yield the address that it listens on.
 
-    A connection may last `within_s` seconds; of more than `most` at a time the oldest are ended. Raises PortError where
-    the address can't be listened on: `option` is what the user gave it by.
+    A connection may last `within_s` seconds; of more than `most` at a time the oldest are closed. Raises PortError if
+    the address can't be listened on; it names `option` as the one to change.
     """
     try:
         host = where.host.strip("[]")
@@ -75,7 +75,7 @@ def serving(
 
 @contextlib.contextmanager
 def serving_locally(path: Path, pages: Mapping[str, Page], *, within_s: float = 10.0, most: int = 32) -> Iterator[None]:
-    """Answer as `serving` does, on a socket of the file system, in the place of a dead process's. Raises OSError."""
+    """Answer as `serving` does, on a socket in the file system, replacing a dead process's. Raises OSError."""
     path.unlink(missing_ok=True)
     with _fitting(path) as name:
         server = _server(socket.AF_UNIX, name, pages, within_s=within_s, most=most)
@@ -85,7 +85,7 @@ def serving_locally(path: Path, pages: Mapping[str, Page], *, within_s: float = 
 
 @contextlib.contextmanager
 def _fitting(path: Path) -> Iterator[str]:
-    """Yield a name of a socket that is short enough: its folder's may be longer than a socket's may be."""
+    """Yield a path of the socket that is short enough: through /proc if the folder's own path is too long."""
     if len(os.fsencode(path)) <= _LONGEST_NAME:
         yield str(path)
         return
@@ -97,7 +97,7 @@ def _fitting(path: Path) -> Iterator[str]:
 
 
 def ask(path: Path, page: str, *, within_s: float) -> Answer:
-    """Get a page from a process that is `serving_locally`. Raises OSError, TimeoutError where it is late."""
+    """Get a page from a process that is `serving_locally`. Raises OSError; TimeoutError after `within_s` seconds."""
     connection = _LocalConnection(path, within_s)
     with contextlib.closing(connection):
         try:
@@ -133,16 +133,16 @@ def _running(server: "_Server") -> Iterator[None]:
 
 
 def _server(family: int, place: Any, pages: Mapping[str, Page], *, within_s: float, most: int) -> "_Server":
-    # The family is an attribute of the class, which the constructor reads.
+    # A class of its own, because the constructor reads the address family from the class.
     kind = type("_Server", (_Server,), {"address_family": family})
     server: _Server = kind(place, pages, within_s=within_s, most=most)
     return server
 
 
 class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
-    """A thread for each connection, which nobody waits for. Not HTTPServer: that looks up the host's name first."""
+    """One daemon thread for each connection. Not an HTTPServer, which first looks up the host's name."""
 
-    allow_reuse_address = True  # also while connections of the last process fade away
+    allow_reuse_address = True  # also while connections of the last process are in TIME_WAIT
     request_queue_size = 128
     daemon_threads = True
 
@@ -152,16 +152,16 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self._most = most
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
-        self._open: dict[socket.socket, float] = {}  # since when, the oldest first
+        self._open: dict[socket.socket, float] = {}  # connection → when it was accepted, the oldest first
         super().__init__(place, _Handler)
-        self.socket.settimeout(within_s)  # a client may be gone again before it is accepted
+        self.socket.settimeout(within_s)  # for `accept`: the client may have left already
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Make room for a new connection. False where even those that were ended have not let their threads go."""
+        """Make room for a new connection. False if the threads of closed connections have not ended."""
         del client_address
         with self._lock:
-            # They come more quickly than the threads of those that were ended see it: a moment is enough, unless the
-            # pages themselves hang.
+            # Connections may come faster than the threads of closed ones notice the close. A moment is enough for
+            # them, unless the pages themselves hang.
             if not self._room.wait_for(lambda: len(self._open) < 2 * self._most, timeout=_LOOK_S):
                 return False
             self._open[request] = time.monotonic()
@@ -178,28 +178,28 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         super().shutdown_request(request)
 
     def service_actions(self) -> None:
-        """End connections that are too old, whatever they wait for.
+        """Close connections that are too old.
 
-        No timeout of each wait: one that sends a byte now and then never runs into that.
+        By age, not by a timeout of each wait: a client that sends a byte now and then would never run into that.
         """
         self.hang_up(after_s=self.within_s)
 
     def hang_up(self, *, after_s: float) -> None:
-        """End the connections that are so old."""
+        """Close the connections that are at least `after_s` seconds old."""
         with self._lock:
             late = [each for each, since in self._open.items() if time.monotonic() >= since + after_s]
         for each in late:
             _hang_up(each)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Note what went wrong with one connection, such as a client that has gone."""
+        """Log an error of one connection, such as a client that has left."""
         del request
         error = sys.exception()
         logger.debug("http_failed", client=str(client_address), reason=log.reason(error) if error else "")
 
 
 def _hang_up(connection: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # it is closed already
+    with contextlib.suppress(OSError):  # closed already
         connection.shutdown(socket.SHUT_RDWR)
 
 
@@ -250,4 +250,4 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(answer.body)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the library's name
-        """Write no line a request: probes come every second."""
+        """Log nothing for a request: probes come every second."""

@@ -1,7 +1,7 @@
-"""What /livez and /readyz of a role say.
+"""The pages /livez and /readyz of a role.
 
-/livez: do its threads move? It asks no server: to start a process again brings no server back.
-/readyz: can it do its work now? One line a check, in plain words.
+/livez: whether its threads move. It asks no server, because a restart of the process would not bring a server back.
+/readyz: whether the role can do its work now, one line a check.
 """
 
 import threading
@@ -15,7 +15,7 @@ from brewctl.probes.pages import TEXT, Answer
 
 
 class Finding(NamedTuple):
-    """What a check found."""
+    """The result of a check, one line of the page."""
 
     ready: bool
     text: str
@@ -26,13 +26,13 @@ Check = Callable[[], Iterable[Finding]]
 
 
 class Health:
-    """Of one role. Before `up` it starts; once `stop` is set it drains."""
+    """The health of one role: it starts until `up` is called, and drains after `stop` is set."""
 
     def __init__(self, stop: threading.Event, *, fresh_s: float = 1.0) -> None:
-        """Findings are `fresh_s` seconds old at most: many probes cost no more than one in that time."""
+        """Findings are kept for `fresh_s` seconds, so that many probes cost no more than one in that time."""
         self._stop = stop
         self._fresh_s = fresh_s
-        # Told that the role is up, and what its start waits for: systemd, where that has started it.
+        # Called when the role is up, and with what its start waits for: to notify systemd, if that started the role.
         self.on_up: Callable[[], None] = _tell_nobody
         self.on_wait: Callable[[str], None] = _tell_nobody
         self._waits = ""
@@ -43,22 +43,22 @@ class Health:
         self._found_at: float | None = None
 
     def up(self, *checks: Check) -> None:
-        """Say that the role works, and what tells whether it goes on to. Checks bound their waits."""
+        """Note that the role has started. /readyz shows these checks from now on; they must bound their waits."""
         self._checks, self._is_up = checks, True
         self.on_up()
 
     def waits(self, reason: str) -> None:
-        """Say what the start waits for."""
+        """Note what the start waits for."""
         self._waits = f"; it waits: {reason}"
         self.on_wait(reason)
 
     def livez(self) -> Answer:
-        """Say whether all threads move."""
+        """Return the page /livez: whether all threads move."""
         troubles = heartbeat.troubles()
         return answer("alive", "stuck", [Finding(ready=False, text=trouble) for trouble in troubles] or _moving())
 
     def readyz(self) -> Answer:
-        """Say whether the role can do its work."""
+        """Return the page /readyz: whether the role can do its work."""
         if self._stop.is_set():
             findings = [DRAINS]
         elif not self._is_up:
@@ -68,7 +68,7 @@ class Health:
         return answer("ready", "not ready", findings)
 
     def _findings(self) -> list[Finding]:
-        with self._lock:  # of several questions at a time one is asked, and all get its answer
+        with self._lock:  # concurrent probes run the checks once, and share the findings
             if self._found_at is None or time.monotonic() >= self._found_at + self._fresh_s:
                 self._found = [finding for check in self._checks for finding in check()]
                 self._found_at = time.monotonic()
@@ -76,7 +76,7 @@ class Health:
 
 
 def _tell_nobody(*_said: str) -> None:
-    """Do nothing: nobody wants to know."""
+    """Do nothing: the default of `on_up` and `on_wait`."""
 
 
 def _moving() -> list[Finding]:
@@ -84,7 +84,7 @@ def _moving() -> list[Finding]:
 
 
 def answer(well: str, ill: str, findings: Sequence[Finding]) -> Answer:
-    """Return the page: first the verdict, then a line a finding."""
+    """Return a page: first `well` or `ill`, then one line a finding."""
     is_well = all(finding.ready for finding in findings)
     marks = {True: "ok", False: "NO"}
     lines = [well if is_well else ill, *(f"{marks[finding.ready]} {finding.text}" for finding in findings)]

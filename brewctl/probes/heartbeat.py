@@ -1,7 +1,7 @@
-"""Whether the threads of a process move: each loop says so at each turn, and whoever wants to know looks.
+"""Tells whether the threads of a process move: each loop calls `beat` at each turn, and `troubles` names stuck loops.
 
-All waits of a loop are bounded, those for a server too. So a loop that has not moved for longer than all of them
-together is stuck, whatever its servers do.
+All waits of a loop are bounded, also those for a server. So a loop that has not moved for longer than all its waits
+together is stuck, whatever the servers do.
 """
 
 import math
@@ -16,10 +16,10 @@ _loops: "weakref.WeakSet[Loop]" = weakref.WeakSet()
 
 
 class Loop:
-    """What a thread does again and again."""
+    """A loop of one thread. Enter it as a context manager in that thread, and call `beat` at each turn."""
 
     def __init__(self, name: str, *, within_s: float) -> None:
-        """It is to move once in `within_s` at least, unless it rests."""
+        """`within_s`: the longest time between two beats, unless the loop rests."""
         self.name = name
         self._within_s = within_s
         self._moved_at = math.inf
@@ -28,21 +28,21 @@ class Loop:
             _loops.add(self)
 
     def beat(self) -> None:
-        """Say that it moves."""
+        """Note that the loop moves."""
         self._moved_at = time.monotonic()
 
     def rest(self) -> None:
-        """Say that it waits for something that may never come."""
+        """Note that the loop waits without a bound, for work that may never come: it can't be stuck until it beats."""
         self._moved_at = math.inf
 
     def __enter__(self) -> Self:
-        """Begin, in the thread that it is of."""
+        """Begin, in the loop's own thread."""
         self.beat()
         _here.loop = self
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, _traceback: object) -> None:
-        """End. One that is left by an exception is dead."""
+        """End. A loop that an exception ended counts as dead."""
         self.rest()
         _here.loop = None
         if error:
@@ -51,12 +51,12 @@ class Loop:
 
     @property
     def moves(self) -> bool:
-        """Whether it is at work, or was when it last said so."""
+        """Whether it is at work, and not at rest."""
         return self._moved_at < math.inf
 
     @property
     def trouble(self) -> str:
-        """Say why it does not move, if it does not."""
+        """Why the loop does not move; "" if it moves."""
         if self._dead:
             return f"{self.name} has ended by an error"
         still_s = time.monotonic() - self._moved_at
@@ -66,23 +66,23 @@ class Loop:
 
 
 def beat() -> None:
-    """Say that the loop of this thread moves, from within a library that has it wait."""
+    """Note that this thread's loop moves: for code that waits inside of a library, and does not have the Loop."""
     if one := getattr(_here, "loop", None):
         one.beat()
 
 
-# Nobody else holds them any more.
+# Loops that an exception ended. `_loops` holds weak references, and their threads are gone.
 _dead: list[Loop] = []
 
 
 def troubles() -> list[str]:
-    """Say of each loop that is stuck or dead why."""
+    """Return one line for each loop that is stuck or dead."""
     with _lock:
         loops = list(_loops)
     return sorted(trouble for each in loops if (trouble := each.trouble))
 
 
 def names() -> list[str]:
-    """Name the loops of this process."""
+    """Return the names of the loops that are at work."""
     with _lock:
         return sorted(each.name for each in _loops if each.moves)

@@ -1,4 +1,4 @@
-"""What a page of an HTTP endpoint says. Apart from the server, which only those import that serve."""
+"""The pages of an HTTP endpoint. Apart from the server, so that a process without one does not import it."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,7 +7,7 @@ TEXT = "text/plain; charset=utf-8"
 
 
 class Answer(NamedTuple):
-    """A page, as it is now."""
+    """A rendered page."""
 
     status: int
     content_type: str

@@ -1,7 +1,7 @@
-"""What systemd is told of a process that it has started with Type=notify: sd_notify(3), without a library.
+"""Notifies systemd about a process that it started with Type=notify: sd_notify(3), without a library.
 
-A message is one datagram to the socket that NOTIFY_SOCKET names. Imported only where that is set. The variables are
-taken out of the environment, so that processes started by this one tell nothing in its place.
+A message is one datagram to the socket that NOTIFY_SOCKET names. Imported only if that is set. The variables are
+removed from the environment, so that child processes do not notify systemd in this one's place.
 """
 
 import contextlib
@@ -17,30 +17,30 @@ from brewctl.probes.pages import Page
 logger = log.get(__name__)
 
 SOCKET = "NOTIFY_SOCKET"
-# A message to a manager that reads nothing any more is given up: it must not hold up a start or a stop.
+# The timeout of a message, so that a manager that does not read can't delay a start or a stop.
 _SEND_S = 1.0
 _STATUS_CHARACTERS = 500
 
 
 class Manager:
-    """The systemd that has started this process. Safe from any thread."""
+    """The systemd that started this process. For any thread."""
 
     def __init__(self, environ: MutableMapping[str, str]) -> None:
-        """Take the variables of sd_notify and sd_watchdog_enabled out of `environ`."""
+        """Read the variables of sd_notify and sd_watchdog_enabled, and remove them from `environ`."""
         named = environ.pop(SOCKET, "")
         usec, pid = environ.pop("WATCHDOG_USEC", ""), environ.pop("WATCHDOG_PID", "")
         # @ stands for the null byte with which an abstract address begins.
         self._address = "\0" + named[1:] if named.startswith("@") else named
         self._named = named
         is_ours = pid in {"", str(os.getpid())}
-        # A process that says nothing for this long is killed.
+        # systemd kills a process that does not notify it for so long; 0 without a watchdog.
         self.watchdog_s = int(usec) / 1e6 if is_ours and usec.isdecimal() else 0.0
         self._lock = threading.Lock()
         self._has_failed = False
         self._stops = False
 
     def tell(self, *assignments: str) -> None:
-        """Send assignments such as READY=1. Failing is one warning: the process goes on."""
+        """Send assignments such as READY=1. The first failure is logged as a warning, later ones are ignored."""
         try:
             if not self._named.startswith(("/", "@")):
                 raise ValueError("neither a path nor an abstract address")
@@ -52,19 +52,19 @@ class Manager:
                 is_first, self._has_failed = not self._has_failed, True
             if is_first:
                 reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else str(error)
-                hint = "systemd is not told how this process is; see Type=notify and NotifyAccess= of its unit"
+                hint = "systemd does not learn this process's state: see Type=notify and NotifyAccess= of its unit"
                 logger.warning("notify_failed", socket=self._named, reason=reason, hint=hint)
 
     def ready(self) -> None:
-        """Say that the process has started."""
+        """Notify systemd that the process has started."""
         self.tell("READY=1", _status("ready"))
 
     def waits(self, reason: str) -> None:
-        """Say what a start waits for."""
+        """Notify systemd of what the start waits for."""
         self.tell(_status(f"waits: {reason}"))
 
     def stops(self) -> None:
-        """Say, once, that the process drains."""
+        """Notify systemd, once, that the process drains."""
         with self._lock:
             is_first, self._stops = not self._stops, True
         if is_first:
@@ -77,9 +77,9 @@ def _status(text: str) -> str:
 
 @contextlib.contextmanager
 def told(stop: threading.Event, livez: Page, environ: MutableMapping[str, str] = os.environ) -> Iterator[Manager]:
-    """Tell systemd of the stop, and that the process is alive as long as its page /livez says so.
+    """Notify systemd of the stop, and of the watchdog as long as the page /livez is well.
 
-    The caller says when it is ready.
+    The caller calls `ready` on the yielded manager.
     """
     manager = Manager(environ)
     over = threading.Event()
@@ -91,7 +91,7 @@ def told(stop: threading.Event, livez: Page, environ: MutableMapping[str, str] =
 
     def watch() -> None:
         is_stuck = False
-        # Half of the time, as sd_watchdog_enabled(3) recommends.
+        # Twice in the watchdog's time, as sd_watchdog_enabled(3) recommends.
         while not over.wait(manager.watchdog_s / 2):
             page = livez()
             if page.status == HTTPStatus.OK:

@@ -1,12 +1,12 @@
-"""Traces, by OpenTelemetry: on where the standard OTEL_* variables name an exporter, else nothing of it is imported.
+"""Traces by OpenTelemetry. They are on if the standard OTEL_* variables name an exporter; else nothing is imported.
 
     Create's span ──its traceparent──► outbox row ──► record's header
          ▲                                 ▲              ▲
          │                                 └─ link ─ send │ one span a batch
       caller                                              └─ link ─ process, one span a try of a batch
 
-The roles ask `in_force` once, when they are built, and take the traced form of what they are made of: where no traces
-are wanted, the same instructions run as without this package.
+The roles call `in_force` once, when they are built, and use the traced forms of their parts if it returns something.
+Without traces the roles run the same code as without this package.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ _in_force: "Tracing | None" = None
 
 
 class TracesOffError(Exception):
-    """Traces are wanted, and can't be made. The role runs without them: these variables are often set for all."""
+    """Traces are on, but can't be set up. The role runs without them: a deployment often sets OTEL_* for everything."""
 
     def __init__(self, reason: str, *, hint: str) -> None:
         super().__init__(reason)
@@ -39,7 +39,7 @@ class TracesOffError(Exception):
 
 
 def wanted(environ: Mapping[str, str]) -> bool:
-    """Say whether the environment asks for traces."""
+    """Return whether the environment turns traces on."""
     exporter = environ.get("OTEL_TRACES_EXPORTER", "").strip().lower()
     if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true" or exporter == "none":
         return False
@@ -47,19 +47,19 @@ def wanted(environ: Mapping[str, str]) -> bool:
 
 
 def in_force() -> "Tracing | None":
-    """Return what makes the spans of this process; None where no traces are wanted."""
+    """Return the object that makes the spans of this process; None if traces are off."""
     return _in_force
 
 
 def current_traceparent() -> str | None:
-    """Return the traceparent of what this thread is at; None where no traces are wanted, or it is at nothing."""
+    """Return the traceparent of this thread's current span; None without a span, or if traces are off."""
     return _in_force.current_traceparent() if _in_force else None
 
 
 @contextlib.contextmanager
 def using(tracing: "Tracing") -> Iterator[None]:
-    """Make spans with it while the block runs: whoever is built in it is traced."""
-    global _in_force  # noqa: PLW0603 - one a process, as the library's own provider is
+    """Make spans with `tracing` while the block runs: parts of a role that are built in the block are traced."""
+    global _in_force  # noqa: PLW0603 - one for the process, as the library's own provider is
     before, _in_force = _in_force, tracing
     try:
         yield
@@ -69,10 +69,10 @@ def using(tracing: "Tracing") -> Iterator[None]:
 
 @contextlib.contextmanager
 def kept(service: str, *, node: str, environ: Mapping[str, str] = os.environ) -> Iterator[None]:
-    """Trace a role while the block runs, if the environment asks for it. `service`: its name where none is set.
+    """Trace a role while the block runs, if the environment turns traces on.
 
-    The last spans are sent on the way out, for a bounded time. Raises UsageError for a BREW_TRACE_PARENT that is
-    neither yes nor no; for the standard variables that can't be used there is a line in the log.
+    `service`: the service's name if the environment sets none. At the end the last spans are sent, for a bounded time.
+    Raises UsageError for a BREW_TRACE_PARENT that is neither yes nor no; logs OTEL_* variables that can't be used.
     """
     by_parent = _flag(environ)
     with contextlib.ExitStack() as own:
@@ -86,7 +86,7 @@ def kept(service: str, *, node: str, environ: Mapping[str, str] = os.environ) ->
                 logger.warning("traces_off", reason=f"{error.name} is not installed", hint=hint)
             except TracesOffError as error:
                 logger.warning("traces_off", reason=str(error), hint=error.hint)
-            except Exception as error:  # noqa: BLE001 - whatever it is: orders go on without traces
+            except Exception as error:  # noqa: BLE001 - an error of any kind must not stop the role
                 reason = lines.redacted(log.reason(error))
                 logger.warning("traces_off", reason=reason, hint="correct the OTEL_* variables")
             else:

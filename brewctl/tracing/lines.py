@@ -1,6 +1,6 @@
-"""What the library says, in our log: one line, and the next one not before a minute has passed.
+"""The log lines of the tracing library, in our log: at most one a minute about spans that can't be sent.
 
-An endpoint that is away fails every few seconds, for as long as it is away.
+The library logs a failure every few seconds while the endpoint can't be reached.
 """
 
 import logging
@@ -15,10 +15,10 @@ logger = log.get(__name__)
 
 _LIBRARY = "opentelemetry"
 _EXPORT = ("opentelemetry.exporter.", "opentelemetry.sdk._shared_internal", "opentelemetry.sdk.trace.export")
-# It quotes what it can't read of OTEL_EXPORTER_OTLP_HEADERS, which hold tokens.
+# This logger quotes the parts of OTEL_EXPORTER_OTLP_HEADERS that it can't read. They may hold tokens.
 _QUOTES_HEADERS = "opentelemetry.util.re"
 _HEADERS = ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS")
-_USER = re.compile(r"//[^/\s]*@")  # and its password, before a host
+_USER = re.compile(r"//[^/\s]*@")  # user and password before a host
 _HINT = "orders go on; spans that can't be sent are dropped: see that the OTLP endpoint answers"
 _LONGEST = 300
 
@@ -26,12 +26,12 @@ seldom = log.Seldom(logger, "traces_not_sent", every_s=60.0)
 
 
 def lost(reason: str) -> None:
-    """Say that spans are not sent, if that was not said in the last minute."""
+    """Log that spans are not sent, at most once a minute."""
     seldom.warn(reason=reason, hint=_HINT)
 
 
 def redacted(text: str, environ: Mapping[str, str] = os.environ) -> str:
-    """Return a message without the values of the headers, and without who is named before a host: they are secrets."""
+    """Return a message without secrets: the values of the headers, and a user and password before a host."""
     pairs = [pair for name in _HEADERS for pair in environ.get(name, "").split(",")]
     values = {pair.partition("=")[2].strip() for pair in pairs}
     values |= {form for value in values for form in (unquote(value), repr(unquote(value))[1:-1])}
@@ -41,7 +41,7 @@ def redacted(text: str, environ: Mapping[str, str] = os.environ) -> str:
 
 
 def take_over() -> None:
-    """Take the library's own log records from now on."""
+    """Handle the library's log records here from now on."""
     library = logging.getLogger(_LIBRARY)
     library.propagate = False
     library.handlers[:] = [_Handler(logging.WARNING)]

@@ -1,4 +1,4 @@
-"""The SDK of OpenTelemetry, set up by its standard variables: resource, sampler, exporter, and its bounded end."""
+"""Sets up OpenTelemetry's SDK by its standard variables: resource, sampler, exporter; and ends it in bounded time."""
 
 import importlib
 import ipaddress
@@ -21,7 +21,7 @@ from brewctl.installed import require
 from brewctl.tracing import TracesOffError, lines
 from brewctl.tracing.spans import Tracing
 
-# What the last spans may take beyond the drain. An exporter tries for 10 s and more, and its `shutdown` waits for it.
+# How long the last spans may take after the drain. The exporter's `shutdown` alone may wait for 10 s and more.
 FLUSH_S = 2.0
 ASSUMED = {"opentelemetry.sdk.trace:TracerProvider": ("_span_limits",)}
 _HTTP, _GRPC = "http/protobuf", "grpc"
@@ -30,10 +30,10 @@ _HTTP, _GRPC = "http/protobuf", "grpc"
 def opened(
     service: str, *, node: str, environ: Mapping[str, str], by_parent: bool
 ) -> tuple[Tracing, Callable[[], None]]:
-    """Set traces up for this process; return what makes its spans, and what sends the last of them.
+    """Set traces up for this process. Return the maker of its spans, and a function that sends the last ones.
 
-    A provider that is there already, such as that of `opentelemetry-instrument`, is used as it is, and ended by its
-    owner. Raises TracesOffError, ImportError, and what the SDK raises for variables that it can't use.
+    An existing provider, such as that of `opentelemetry-instrument`, is used unchanged, and not ended here. Raises
+    TracesOffError, ImportError, and what the SDK raises for variables that it can't use.
     """
     lines.take_over()
     try:
@@ -43,19 +43,19 @@ def opened(
     there = trace.get_tracer_provider()
     if isinstance(there, TracerProvider):
         return Tracing(there, node=node, by_parent=by_parent), lambda: None
-    # Its own hook at the process's exit would wait for half a minute.
+    # Without the SDK's own hook at the process's exit, which would wait for half a minute.
     provider = TracerProvider(resource=_resource(service, node), shutdown_on_exit=False)
     if isinstance(provider.sampler, ParentBased):
         provider.sampler = ByLinks(provider.sampler)
     provider.add_span_processor(BatchSpanProcessor(_exporter(environ)))
-    trace.set_tracer_provider(provider)  # a handler's own instrumentation asks for it
+    trace.set_tracer_provider(provider)  # for the instrumentation of a user's handlers
     return Tracing(provider, node=node, by_parent=by_parent), lambda: _close(provider)
 
 
 class ByLinks(Sampler):
-    """Records each span that links to a context that was sampled, as a parent's child is; asks `base` for others.
+    """Samples a span if one of its links is sampled, and leaves spans without links to `base`.
 
-    With 1 % of the calls sampled, a batch of one of them would else have its own chance of 1 %.
+    Otherwise, with 1 % of the calls sampled, a batch with a sampled call would have a chance of 1 % of its own.
     """
 
     def __init__(self, base: Sampler) -> None:
@@ -71,7 +71,7 @@ class ByLinks(Sampler):
         links: Sequence[Link] | None = None,
         trace_state: TraceState | None = None,
     ) -> SamplingResult:
-        """Decide on a span."""
+        """Decide whether a span is sampled."""
         if links and not trace.get_current_span(parent_context).get_span_context().is_valid:
             if any(link.context.trace_flags.sampled for link in links):
                 return SamplingResult(Decision.RECORD_AND_SAMPLE, attributes)
@@ -79,7 +79,7 @@ class ByLinks(Sampler):
         return self._base.should_sample(parent_context, trace_id, name, kind, attributes, links, trace_state)
 
     def get_description(self) -> str:
-        """Name it."""
+        """Return the sampler's name."""
         return f"ByLinks{{{self._base.get_description()}}}"
 
 
@@ -110,7 +110,7 @@ def _over(protocol: str, **options: Any) -> SpanExporter:
 
 
 def _direct(environ: Mapping[str, str]) -> Any:
-    """Return a session that asks no proxy for this machine: the proxy's 127.0.0.1 is another one. Else None."""
+    """Return a session without a proxy for an endpoint on this machine, which a proxy can't reach. Else None."""
     if not _is_near(environ):
         return None
     requests = importlib.import_module("requests")
@@ -129,7 +129,7 @@ def _is_near(environ: Mapping[str, str]) -> bool:
 
 
 def _close(provider: TracerProvider) -> None:
-    """Send the last spans, within FLUSH_S: beyond that they are left, in a thread that ends with the process."""
+    """Send the last spans, for at most FLUSH_S seconds. A thread goes on after that, and ends with the process."""
     thread = threading.Thread(target=provider.shutdown, name="traces", daemon=True)
     thread.start()
     thread.join(FLUSH_S)

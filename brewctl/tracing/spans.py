@@ -1,4 +1,4 @@
-"""The spans of the story, by the semantic conventions for RPC and messaging."""
+"""The spans of calls, sends and processed batches, by OpenTelemetry's semantic conventions for RPC and messaging."""
 
 import re
 import time
@@ -14,15 +14,15 @@ from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanK
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 _W3C = TraceContextTextMapPropagator()
-# As the row has it: at most what version 0 says.
+# A traceparent as an outbox row has it: only the fields of version 0.
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
-_EVEN = frozenset(b"02468ace")  # the last digit of one that is not sampled
+_EVEN = frozenset(b"02468ace")  # the last digit of a traceparent that is not sampled
 _ROOT = Context()
 _LONGEST = 200
 
 
 class Part(NamedTuple):
-    """One span of a batch, and which of its messages are its own."""
+    """One span of a batch, and the range of the batch's messages that it is for."""
 
     span: Span
     first: int
@@ -33,15 +33,15 @@ class Tracing:
     """Makes the spans of one process."""
 
     def __init__(self, provider: TracerProvider, *, node: str, by_parent: bool = False) -> None:
-        """`by_parent`: each event has a process span of its own, below the span of its order."""
+        """`by_parent`: each event gets a process span of its own, as a child of its order's span."""
         self.by_parent = by_parent
         self._node = node
         self._provider = provider
         self._tracer = provider.get_tracer("brewctl", version("brewctl"))
-        self._most_links = max(1, provider._span_limits.max_links or 1)  # noqa: SLF001 - it has no public name
+        self._most_links = max(1, provider._span_limits.max_links or 1)  # noqa: SLF001 - not public
 
     def call(self, method: str, metadata: Mapping[str, str]) -> "Called":
-        """Begin the span of a call, below its caller's: it is the creation context of what the call writes."""
+        """Begin the span of a call, as a child of its caller's. It is the creation context of the call's event."""
         service, _, name = method.partition("/")
         attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name}
         caller = _W3C.extract(metadata, context=_ROOT)
@@ -53,17 +53,17 @@ class Tracing:
         return _traceparent(context) if context.is_valid else None
 
     def sends(self, topic: str, created: Sequence[bytes | None]) -> "BatchSpans":
-        """Begin the span of records that are sent at once; `created`: the traceparent of each."""
+        """Begin the span of records that are sent together. `created`: each record's traceparent."""
         return self._batch(SpanKind.PRODUCER, "send", topic, created, {})
 
     def processes(self, topic: str, created: Sequence[bytes | None], *, group: str) -> "BatchSpans":
-        """Begin the span of a try of records that were polled at once; `created`: the traceparent of each."""
+        """Begin the span of one try of records that were polled together. `created`: each record's traceparent."""
         return self._batch(SpanKind.CONSUMER, "process", topic, created, {"messaging.consumer.group.name": group})
 
     def processes_one(
         self, topic: str, created: bytes | None, attributes: Mapping[str, str | int], *, group: str, began_ns: int
     ) -> "EventSpan":
-        """Begin the span of one event, below the span that created it."""
+        """Begin the span of one event, as a child of the span that created it."""
         context = _context(created)
         span = self._tracer.start_span(
             f"process {topic}",
@@ -77,15 +77,15 @@ class Tracing:
     def _batch(
         self, kind: SpanKind, operation: str, topic: str, created: Sequence[bytes | None], more: Mapping[str, str]
     ) -> "BatchSpans":
-        """Begin one span, or several where it would have more links than a span may.
+        """Begin one span, or several if one would have more links than a span may.
 
-        Only sampled contexts are linked. Where there are contexts and none is sampled, the span isn't either.
+        Only sampled contexts are linked. If there are contexts and none is sampled, the span is not sampled either.
         """
         parts: list[tuple[int, int, list[Link]]] = []
         links: list[Link] = []
         first, known = 0, False
         for number, traceparent in enumerate(created):
-            # Of the many that are not sampled, one has to be read: then it is known that there are some.
+            # Unsampled contexts are skipped unread, once one valid context was seen: mostly there are many of them.
             if not traceparent or (known and traceparent[-1] in _EVEN):
                 continue
             if (context := _context(traceparent)) is None:
@@ -130,7 +130,7 @@ class Tracing:
         }
 
     def _unsampled(self) -> Span:
-        """Return a span that is not recorded, and below which nothing is."""
+        """Return a span that is not recorded, nor are its children."""
         ids = self._provider.id_generator
         context = SpanContext(ids.generate_trace_id(), ids.generate_span_id(), False, TraceFlags(TraceFlags.DEFAULT))
         return NonRecordingSpan(context)
@@ -143,11 +143,11 @@ class Called:
 
     def __init__(self, span: Span) -> None:
         self._span = span
-        # Kept in the row and in the record as it is, with its sampled flag.
+        # The outbox row and the record keep it unchanged, with its sampled flag.
         self.traceparent = _traceparent(span.get_span_context())
 
     def end(self, code: int, *, fault: str = "") -> None:
-        """End it with gRPC's number for how the call ended; `fault`: the code's name, where that is the server's."""
+        """End the span with gRPC's status code. `fault`: the code's name, if the server is at fault."""
         self._span.set_attribute("rpc.grpc.status_code", code)
         if fault:
             failed(self._span, fault)
@@ -155,7 +155,7 @@ class Called:
 
 
 class BatchSpans:
-    """The spans of one batch, nearly always one."""
+    """The spans of one batch, nearly always a single one."""
 
     __slots__ = ("parts",)
 
@@ -163,22 +163,22 @@ class BatchSpans:
         self.parts = parts
 
     def current(self) -> AbstractContextManager[None]:
-        """Make its span the current one of this thread: what the block instruments by itself is below it."""
+        """Make its span this thread's current one, the parent of spans that a handler makes in the block."""
         return _current(self.parts[0].span)
 
     def event(self, name: str, attributes: Mapping[str, str | int]) -> None:
-        """Note what became of some of its messages."""
+        """Add an event to the span, about some of its messages."""
         self.parts[0].span.add_event(name, attributes)
 
     def end_each(self, errors: Sequence[BaseException | None]) -> None:
-        """End it: each of its spans has the first error of its own messages."""
+        """End all spans, each with the first error of its own messages."""
         for part in self.parts:
             if error := next(filter(None, errors[part.first : part.end]), None):
                 failed(part.span, type(error).__qualname__, str(error))
             part.span.end()
 
     def end(self, error: BaseException | None = None) -> None:
-        """End it, all of it with the error if there was one."""
+        """End all spans, with the error if there was one."""
         for part in self.parts:
             if error is not None:
                 failed(part.span, type(error).__qualname__, str(error))
@@ -197,7 +197,7 @@ class EventSpan:
 
     @contextmanager
     def around(self) -> Iterator[None]:
-        """Make it the current span of this thread for a call of a handler, with whose end it ends."""
+        """Make it this thread's current span during a handler's call. The span's end is the end of that call."""
         try:
             with _current(self._span):
                 yield
@@ -208,17 +208,17 @@ class EventSpan:
             self._ended_ns = time.time_ns()
 
     def event(self, name: str, attributes: Mapping[str, str | int]) -> None:
-        """Note what became of it."""
+        """Add an event to the span."""
         self._span.add_event(name, attributes)
 
     def fail(self, error: BaseException) -> None:
-        """Note an error, unless one was noted."""
+        """Note an error on the span, unless it has one."""
         if not self._failed:
             self._failed = True
             failed(self._span, type(error).__qualname__, str(error))
 
     def end(self) -> None:
-        """End it."""
+        """End the span."""
         self._span.end(self._ended_ns)
 
 
@@ -243,7 +243,7 @@ def _traceparent(context: SpanContext) -> str:
 
 
 def _context(traceparent: bytes | None) -> SpanContext | None:
-    """Read a creation context; None where there is none that is valid."""
+    """Return the span context of a traceparent; None if it is absent or invalid."""
     if traceparent is None or not (match := _TRACEPARENT.fullmatch(traceparent)):
         return None
     trace_id, span_id, flags = (int(part, 16) for part in match.groups())

@@ -336,7 +336,7 @@ def test_rights_are_given_again_without_a_word_and_not_without_an_authorizer(sta
     assert done.stdout == f"rights to topic {rig.settings.topic} are given to 7 users, brew_…\n"
     done = rig.brewctl("topic", "grants", "--apply")
     assert done.returncode == 1
-    assert done.stderr.startswith("brewctl: kafka lets everybody do everything: its brokers have no authorizer: set ")
+    assert done.stderr.startswith("brewctl: kafka checks no rights: its brokers have no authorizer: set ")
 
 
 def test_who_may_not_know_how_long_a_topic_keeps_its_records_is_told_so(stage: Stage) -> None:

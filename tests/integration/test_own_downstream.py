@@ -79,7 +79,7 @@ def test_an_order_waits_for_it_and_shows_what_it_did(chain: Chain) -> None:
     offset = chain.send(row, partition=2)
     chain.consume(PROJECTIONS)
     (standing,) = looked(chain, row).standings
-    assert standing.text == "not done by group loyalty: it is next in partition 2, and nobody reads for the group"
+    assert standing.text == "not done by group loyalty: it is next in partition 2, and the group has no member"
     assert standing.command == "brewctl start loyalty_of_mine:points"
     chain.commit("loyalty", {2: offset + 1})
     (passed,) = looked(chain, row).standings

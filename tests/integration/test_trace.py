@@ -84,7 +84,7 @@ def test_an_order_that_is_not_published_says_what_it_waits_for(chain: Chain) -> 
     assert all(each.stuck for each in stuck.standings)
     assert stuck.life.steps()[-1].what == "set aside"
     chain.execute("DELETE FROM outbox WHERE topic = %s OR id IN (%s, %s)", elsewhere.order_id, *stuck_ids(row, twin))
-    assert standings(chain, row) == {"it has no outbox row: nobody will publish it": "brewctl verify"}
+    assert standings(chain, row) == {"it has no outbox row: it will not be published": "brewctl verify"}
 
 
 def test_a_row_is_published_by_nodes_that_say_they_publish(chain: Chain) -> None:
@@ -110,12 +110,12 @@ def test_a_published_order_says_how_far_each_group_is(chain: Chain) -> None:
     chain.commit("inventory", {5: 0})
     undone = "not reserved by group inventory: "
     assert of_inventory(chain, row) == Standing(
-        f"{undone}it is next in partition 5, and nobody reads for the group", "brewctl start inventory"
+        f"{undone}it is next in partition 5, and the group has no member", "brewctl start inventory"
     )
     behind = chain.order()
     chain.send(behind, partition=5)
     text = of_inventory(chain, behind).text
-    assert text == f"{undone}it comes after 1 record in partition 5, and nobody reads for the group"
+    assert text == f"{undone}it comes after 1 record in partition 5, and the group has no member"
 
     unasked = looked(chain, row, kafka=False)
     assert (unasked.unknown is not None, len(unasked.life.steps()), len(unasked.standings)) == (True, 3, 2)
@@ -231,7 +231,7 @@ def test_an_order_is_followed_through_its_whole_life(rig: Rig, servers: dict[str
     following = begin("trace", f"order-{order_id[:13]}", "--follow", env=rig.env)
     assert following.stderr is not None
     assert following.stderr.readline() == (
-        f"not notified by group notifications: it is next in partition {partition}, and nobody reads for the group\n"
+        f"not notified by group notifications: it is next in partition {partition}, and the group has no member\n"
     )
     with refused_connections(rig, servers, "trace"):
         assert following.stderr.readline().endswith("; waiting for it …\n")

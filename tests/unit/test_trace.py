@@ -190,9 +190,9 @@ READS, SILENT = node("inventory-1", silent_s=0.5), node("inventory-2", silent_s=
 @pytest.mark.parametrize(
     ("members", "said"),
     [
-        ([], Standing(f"{NEXT}, and nobody reads for the group", "brewctl start inventory")),
+        ([], Standing(f"{NEXT}, and the group has no member", "brewctl start inventory")),
         ([member("inventory-1", 3)], Standing(f"{NEXT}, which inventory-1 reads")),
-        ([member("inventory-1", 0)], Standing(f"{NEXT}, which nobody owns: the group is Stable")),
+        ([member("inventory-1", 0)], Standing(f"{NEXT}, which has no owner: the group is Stable")),
         (
             [member("inventory-2", 3)],
             Standing(
@@ -224,7 +224,7 @@ def test_what_a_group_waits_for_is_who_owns_the_partition(members: list[GroupMem
 @pytest.mark.parametrize(
     ("members", "said"),
     [
-        ([], "it comes after 7 records in partition 3, and nobody reads for the group"),
+        ([], "it comes after 7 records in partition 3, and the group has no member"),
         ([member("inventory-1", 3)], "it comes after at most 7 records in partition 3, which inventory-1 reads"),
     ],
 )

@@ -1,10 +1,11 @@
-"""Kafka, as the rest of brewctl sees it: administration, a producer, a consumer, its errors in the user's words.
+"""Kafka for the rest of brewctl: administration, a producer, a consumer, a reader, and errors for users.
 
-The only place that imports a client library. Producer, Consumer and Reader are one of two clients, which
-BREW_KAFKA_CLIENT chooses (`clients`); nothing outside knows which. Administration is kafka-python-ng's in either case.
+Only this package imports a Kafka library. BREW_KAFKA_CLIENT chooses which of two libraries Producer, Consumer and
+Reader use (`clients`); the rest of brewctl does not know which. Administration always uses kafka-python-ng.
 
-Read `clients` first: the protocols that both clients fulfil. Then `sending` and `outcomes` (a producer), `membership`
-(a consumer) and `reading`; then one client, such as `librdkafka`; most modules have the same names in both.
+Read `clients` first: the protocols that both libraries' packages fulfil. Then `sending` and `outcomes` (the producer),
+`membership` (the consumer) and `reading`; then one library's package, such as `librdkafka`. Most modules have the same
+names in both.
 """
 
 from brewctl.delivery.broker.advertised import Unreached, unreached, why_not
@@ -16,13 +17,12 @@ from brewctl.delivery.broker.kafka_python.admin import (
     REPLICATION_FACTOR,
     Admin,
     Broker,
-    Group,
-    GroupMember,
     Partition,
     open_admin,
     require_topic,
 )
 from brewctl.delivery.broker.kafka_python.connection_settings import explained, require_files
+from brewctl.delivery.broker.kafka_python.groups import Group, GroupMember
 from brewctl.delivery.broker.kafka_python.topic_settings import TopicSetting
 from brewctl.delivery.broker.membership import Consumer
 from brewctl.delivery.broker.outcomes import (

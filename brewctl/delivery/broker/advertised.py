@@ -1,4 +1,7 @@
-"""Whether the addresses that brokers give for themselves can be reached: a client goes there once it has asked one."""
+"""Checks whether the addresses that brokers advertise can be reached.
+
+A client asks one configured broker for the addresses of all brokers, and then connects to those.
+"""
 
 import contextlib
 import socket
@@ -24,7 +27,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Unreached:
-    """A broker that its cluster takes for alive, and that can't be connected to from here."""
+    """A broker that its cluster counts as alive, but that this machine can't connect to."""
 
     node_id: int
     address: str
@@ -37,7 +40,7 @@ class Unreached:
 
 
 def why_not(address: str, *, timeout_s: float = _CONNECT_S) -> str:
-    """Say why HOST:PORT can't be connected to; empty where it can."""
+    """Return why HOST:PORT can't be connected to; "" if it can."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s).close()
@@ -53,14 +56,14 @@ def why_not(address: str, *, timeout_s: float = _CONNECT_S) -> str:
 
 
 def unreached(brokers: Sequence[tuple[int, str]]) -> list[Unreached]:
-    """Try brokers, each with its id and address, at the same time; return those that can't be connected to."""
+    """Try to connect to all these brokers (id, address) at the same time. Return those that failed."""
     reasons = _together(why_not, [address for _, address in brokers], _SILENT)
     return [Unreached(*broker, why) for broker, why in zip(brokers, reasons, strict=True) if why]
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What the configured addresses say: those that told who the brokers are, brokers out of reach, and refusals."""
+    """The configured addresses that answered, advertised brokers that can't be reached, and brokers that refused."""
 
     answered: list[str]
     unreached: list[Unreached]
@@ -68,7 +71,7 @@ class Diagnosis:
 
 
 def diagnose(settings: Settings) -> Diagnosis:
-    """Ask each configured address who the brokers are, and what is in the way."""
+    """Ask each configured address for the brokers, and try to connect to each of them."""
     options = _options(settings)
 
     def ask(address: str) -> list[tuple[int, str]] | Refusal:
@@ -85,19 +88,19 @@ def diagnose(settings: Settings) -> Diagnosis:
 def _options(settings: Settings) -> dict[str, Any]:
     if settings.kafka_security.protocol is Protocol.PLAINTEXT:
         return {}
-    from brewctl.delivery.broker.kafka_python import secured  # noqa: PLC0415 - it changes the library
+    from brewctl.delivery.broker.kafka_python import secured  # noqa: PLC0415 - importing it changes the library
 
     return secured.options(settings.kafka_security, settings.brokers)
 
 
 def _together(ask: Callable[[str], _T], addresses: Sequence[str], late: _T) -> list[_T]:
-    """Ask about all addresses at once; `late` stands for what is not known in time: a name server may be silent."""
+    """Call `ask` for all addresses at once. `late` is the result of a call that takes too long, as a look-up may."""
     answers = dict.fromkeys(addresses, late)
 
     def note(address: str) -> None:
         answers[address] = ask(address)
 
-    # Daemons: nothing waits for one that is late, nor does the end of the process.
+    # Daemons, so that a late call does not delay the end of the process.
     threads = [threading.Thread(target=note, args=(address,), daemon=True) for address in answers]
     deadline = time.monotonic() + _LATE_S
     for thread in threads:
@@ -108,7 +111,7 @@ def _together(ask: Callable[[str], _T], addresses: Sequence[str], late: _T) -> l
 
 
 def _advertised(address: str, security: KafkaSecurity, options: Mapping[str, Any]) -> list[tuple[int, str]] | Refusal:
-    """Return the brokers that the one at this address knows of, or why it tells none; none where it does not answer."""
+    """Return the brokers (id, address) that the broker at this address knows, or why it refuses; [] without answer."""
     host, _, port = address.rpartition(":")
     connection = _kind(options)(
         host.strip("[]"), int(port), socket.AF_UNSPEC, client_id="brewctl", api_version=None, **options
@@ -128,9 +131,9 @@ def _advertised(address: str, security: KafkaSecurity, options: Mapping[str, Any
     refused = getattr(connection, "refused", False)
     if not ended and not refused:
         return []
-    from brewctl.delivery.broker import listener_probe  # noqa: PLC0415 - few need it
+    from brewctl.delivery.broker import listener_probe  # noqa: PLC0415 - only after a failed connection
 
-    # Who is the user, only a broker that refuses can have found wrong.
+    # Only a broker that refused the connection may have found the user or the password wrong.
     return listener_probe.find(address, security, connection.why if refused else None) or []
 
 

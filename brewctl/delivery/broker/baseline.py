@@ -1,4 +1,4 @@
-"""The client library with nothing around it: the floors that the bench measures publisher and consumer against."""
+"""The speed of the Kafka library alone: the bench compares publisher and consumer with it."""
 
 from collections.abc import Sequence
 
@@ -8,16 +8,16 @@ from brewctl.delivery.broker.record import Record
 
 
 def produce(settings: Settings, records: Sequence[Record], *, batch: int = 500) -> float:
-    """Send records as the publisher has to, with acks from all; return how many a second.
+    """Send records with acks=all, as the publisher does; return how many a second.
 
-    Each `batch` is awaited before the next. Raises UnreachableError, BrewError.
+    After each `batch` of records it waits for the acknowledgements. Raises UnreachableError, BrewError.
     """
     return clients.chosen(settings).produce(settings, records, batch=batch)
 
 
 def fetch(settings: Settings, count: int) -> float:
-    """Read so many records of the topic from its beginning, and return how many a second.
+    """Read `count` records from the topic's beginning; return how many a second.
 
-    The first poll that has any is not counted. Raises UnreachableError where no more come.
+    The first poll with records is not counted. Raises UnreachableError if the records do not all come.
     """
     return clients.chosen(settings).fetch(settings, count)

@@ -1,6 +1,6 @@
-"""The certificates that Kafka's clients connect with: read from their files, and what is wrong with one of these.
+"""Reading the certificates and keys of Kafka's clients, with an error that names the faulty file.
 
-Imported only where Kafka is talked to by TLS.
+Imported only if Kafka is reached by TLS.
 """
 
 import ssl
@@ -11,10 +11,10 @@ from brewctl.security import KAFKA, KafkaSecurity
 
 
 def context(security: KafkaSecurity, *, verify: bool = True) -> ssl.SSLContext:
-    """Return a context for connections to brokers, of the files as they are now. Raises UsageError.
+    """Read the files now, and return a TLS context for connections to brokers. Raises UsageError.
 
-    It trusts the CA file alone, or the system's authorities where none is named, and the certificate has to be for the
-    broker's host name. `verify` false: any certificate will do, to ask a broker what is wrong and to send it nothing.
+    It trusts only the CA file, or the system's authorities if none is set, and checks the broker's host name. With
+    `verify` false it accepts any certificate: for a connection that only asks why others fail, and sends no secret.
     """
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if security.ca:
@@ -46,7 +46,7 @@ def _load_own(made: ssl.SSLContext, security: KafkaSecurity) -> None:
     _require_readable(variable, name)
     if security.key:
         _require_readable(KAFKA["kafka_key"], security.key)
-    # Without a password OpenSSL would ask for one at the terminal.
+    # Never an empty password: OpenSSL would ask for one at the terminal.
     password = security.key_password.read()
     try:
         made.load_cert_chain(name, security.key or None, password=lambda: password or "none")
@@ -57,7 +57,7 @@ def _load_own(made: ssl.SSLContext, security: KafkaSecurity) -> None:
 
 
 def _what_of_own(error: ssl.SSLError, security: KafkaSecurity, *, has_password: bool) -> str:
-    """Say what is wrong with a certificate or its key. OpenSSL says it of both together."""
+    """Return which of the certificate and its key is wrong, and why. OpenSSL's error does not tell which."""
     certificate, key = security.certificate, security.key or security.certificate
     of_key = f"{KAFKA['kafka_key' if security.key else 'kafka_certificate']}: the key in {key}"
     if error.reason == "KEY_VALUES_MISMATCH":

@@ -1,6 +1,6 @@
-"""Which client library talks to Kafka: BREW_KAFKA_CLIENT says it, and only the one that is chosen is imported.
+"""The two client libraries: BREW_KAFKA_CLIENT chooses one, and only that one is imported.
 
-Each is a package here with the same names. Administration is kafka-python-ng's in either case.
+Each has a package here, with the same names. Administration always uses kafka-python-ng.
 """
 
 import threading
@@ -22,45 +22,46 @@ _PACKAGES = {
 
 
 class Wire(Protocol):
-    """One client's sending, as `sending.Producer` needs it."""
+    """A library's producer, as `sending.Producer` uses it."""
 
     def partitions(self, topic: str) -> int:
-        """Return how many partitions a topic has. Raises UnsentError where there is no such topic, UnavailableError."""
+        """Return how many partitions a topic has. Raises UnsentError if it does not exist, UnavailableError."""
 
     def put(self, record: Record, partitions: int, deadline: float) -> Any:
-        """Put a record into the next batch; its outcome where that is known at once, else what `outcomes` wants.
+        """Put a record into the next batch of its partition.
 
-        By `partitions.partition_for` of so many, without a key into any. Raises UnavailableError where there is no room
-        until `deadline`.
+        Return its outcome if that is known at once, else a handle for `outcomes`. `partitions` is the topic's number:
+        `partitions.partition_for` chooses by the key; without a key any partition. Raises UnavailableError if the
+        buffer is full until `deadline`.
         """
 
     def outcomes(self, sent: Sequence[Any], records: Sequence[Record], deadline: float) -> list[Outcome]:
-        """Send what was put, and return the outcome of each record; UnavailableError for one that is late."""
+        """Send the records that were put. Return each outcome: UnavailableError if it is unknown at the deadline."""
 
     def close(self) -> None:
-        """Close it, with nothing on its way."""
+        """Close it. No record may be unacknowledged."""
 
     def abandon(self) -> None:
-        """Close it, and drop what is on its way."""
+        """Close it, and drop the records that are not acknowledged."""
 
 
 class Member(Protocol):
-    """One client's member of a group, as `membership.Consumer` describes it."""
+    """A library's member of a consumer group, as `membership.Consumer` describes it."""
 
     committed_at: float
     idle_poll_s: float
 
     @property
     def behind(self) -> bool:
-        """Say whether records wait for the next poll."""
+        """Whether records wait for the next poll."""
 
     @property
     def silent(self) -> bool:
-        """Say whether Kafka has answered no heartbeat for a session."""
+        """Whether Kafka has answered no heartbeat for a session timeout."""
 
     @property
     def assignments(self) -> int:
-        """Say how often partitions were assigned."""
+        """How many assignments of partitions there were."""
 
     def poll(self, *, timeout_s: float) -> list[Record]:
         """Read the next records."""
@@ -69,26 +70,26 @@ class Member(Protocol):
         """Poll without reading."""
 
     def stay_while_leaving(self) -> None:
-        """Wait a moment within `on_revoked`."""
+        """Wait a moment within `on_revoked`, while heartbeats go on."""
 
     def commit(self, ends: Mapping[tuple[str, int], int]) -> str:
-        """Commit, for each topic and partition, the offset that is read next."""
+        """Commit, for each topic and partition, the offset of the next record to read. Return why not, else ""."""
 
     def close(self) -> None:
         """Leave the group."""
 
 
 class Topics(Protocol):
-    """One client's reading of whole topics, as `reading.Reader` describes it."""
+    """A library's reader of whole topics, as `reading.Reader` describes it."""
 
     def bounds(self, topic: str, *, since_ms: int | None = None) -> dict[int, tuple[int, int]]:
-        """Return the first and the next offset of each partition."""
+        """Return each partition's first offset and the offset that its next record will get."""
 
     def read(self, topic: str, ranges: Mapping[int, tuple[int, int]]) -> Iterator[list[Record]]:
-        """Yield the records in these ranges."""
+        """Yield the records in these ranges of offsets."""
 
     def close(self) -> None:
-        """Let the connections go."""
+        """Close the connections."""
 
 
 class _NewWire(Protocol):
@@ -110,7 +111,7 @@ class _NewMember(Protocol):
 
 
 class Client(Protocol):
-    """What the package of a client offers."""
+    """The package of a library."""
 
     Wire: _NewWire
     Member: _NewMember
@@ -120,11 +121,11 @@ class Client(Protocol):
     fetch: Callable[[Settings, int], float]
 
     def produce(self, settings: Settings, records: Sequence[Record], *, batch: int) -> float:
-        """Send records by the library alone, and return how many a second."""
+        """Send records with the library alone; return how many a second."""
 
 
 def chosen(settings: Settings) -> Client:
-    """Return the client of these settings. Raises BrewError where its library does not load."""
+    """Return the package of the library that these settings choose. Raises BrewError if it can't be imported."""
     try:
         return cast("Client", import_module(_PACKAGES[settings.kafka_client]))
     except ImportError as error:
@@ -133,5 +134,5 @@ def chosen(settings: Settings) -> Client:
 
 
 def library(settings: Settings) -> str:
-    """Name the client library that runs, with its version."""
+    """Return the chosen library's name and version."""
     return chosen(settings).library()

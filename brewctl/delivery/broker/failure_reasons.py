@@ -1,4 +1,4 @@
-"""Why Kafka can't be reached, or answers nothing, in the user's words."""
+"""Errors for users: why Kafka can't be reached, or can't do what it was asked."""
 
 from brewctl.config import Settings
 from brewctl.delivery import advice
@@ -10,7 +10,7 @@ RIGHTS = "`brewctl topic grants` prints what each user needs"
 
 
 def unreachable(settings: Settings) -> UnreachableError:
-    """Say who does not answer: the configured addresses, or one that an answer sent us to."""
+    """Return the error that names the address without an answer: a configured one, or one that a broker advertises."""
     where = ",".join(settings.brokers)
     found = advertised.diagnose(settings)
     answered, away = found.answered, found.unreached
@@ -26,7 +26,7 @@ def unreachable(settings: Settings) -> UnreachableError:
 
 
 def refused(settings: Settings) -> UnreachableError | None:
-    """Say what is in the way where a broker is there and the settings do not fit it; None where that is not it."""
+    """Return why the brokers refuse these settings, such as a wrong protocol or password; None if they do not."""
     found = advertised.diagnose(settings)
     return _refused(found) if found.refused and not found.answered else None
 
@@ -36,33 +36,33 @@ def _refused(found: advertised.Diagnosis) -> UnreachableError:
 
 
 def reason(settings: Settings, error: Exception) -> str:
-    """Say why Kafka acknowledged nothing: a broker that is out of reach, else what the client says."""
+    """Return why Kafka did not acknowledge: brokers that refuse or can't be reached, else the library's error."""
     try:
         found = advertised.diagnose(settings)
-    except UsageError as unreadable:  # a file of its certificates or passwords, at the moment
+    except UsageError as unreadable:  # a file of a certificate or password
         return unreadable.message
     return "; ".join(map(str, [*found.refused, *found.unreached])) or str(error).strip()
 
 
 def forbidden(settings: Settings, may_not: str) -> ForbiddenError:
-    """Return the error of who lacks a right, such as "READ topic orders"."""
+    """Return the error of a user that lacks a right, such as "READ topic orders"."""
     name = settings.kafka_security.username
     user = f"user {name}" if name else "this user"
     return ForbiddenError(f"kafka {user} may not {may_not}", hint=RIGHTS)
 
 
 def is_forbidden(error: UnavailableError) -> bool:
-    """Say whether a record was not sent because this user lacks a right: both clients say so with the same words."""
+    """Return whether a record was not sent because this user lacks a right. Both libraries' errors end in RIGHTS."""
     return RIGHTS in str(error)
 
 
 def absent(*topics: str) -> NotYetError:
-    """Return the error of who needs topics that are not there."""
+    """Return the error of topics that do not exist."""
     return NotYetError(f"topic {' and '.join(topics)} missing in kafka", hint="run `brewctl topic create`")
 
 
 def other_protocol(group: str) -> BrewError:
-    """Return the error of a member whose group balances by another protocol."""
+    """Return the error of a member whose group uses another balancing protocol."""
     return BrewError(
         f"consumer group {group} is held by a client with another balancing protocol",
         hint="stop that client, or let it use the round-robin assignor",
@@ -70,9 +70,9 @@ def other_protocol(group: str) -> BrewError:
 
 
 def open_transaction(topic: str, partitions: list[int]) -> BrewError:
-    """Return the error of a reader that gets no further because of another producer's transaction."""
+    """Return the error of a reader that can't read on because of another producer's open transaction."""
     return BrewError(
         f"a transaction of another producer is open in partitions {partitions} of {topic}: "
-        "what is behind its first record can't be read yet",
+        "records after its first one can't be read yet",
         hint="wait for its end, or end it: kafka-transactions.sh find-hanging, then abort",
     )

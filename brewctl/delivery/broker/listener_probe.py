@@ -1,7 +1,7 @@
-"""Why a broker that is there and this client do not come together: asked of the broker once they did not.
+"""Finds out why a reachable broker and this client can't connect, to name the setting that does not fit.
 
-Imported only then. It is asked what its listener speaks, without its certificate being looked at and without a word of
-a user's, so that a setting that does not fit can be named.
+Imported only after a failed connection. It asks the broker's listener for its protocol, accepts any certificate for
+that, and sends no user name or password.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ _HEARD_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class _Listener:
-    """What a listener speaks. `mechanisms`: None where it wants no user, or where `fault` kept it from saying."""
+    """A listener's protocol. `mechanisms`: None if it wants no user, or if `fault` ended the handshake before that."""
 
     encrypts: bool
     mechanisms: tuple[str, ...] | None = None
@@ -33,9 +33,9 @@ class _Listener:
 
 
 def find(address: str, security: KafkaSecurity, error: Exception | None) -> Refusal | None:
-    """Say why the broker at HOST:PORT, which can be connected to, ended a connection by these settings with `error`.
+    """Return why the broker at HOST:PORT ended a connection with these settings by `error`.
 
-    None where it says no more than that it did: it may just have been stopped, or the network was broken.
+    None if no reason is found: the broker may have been stopped, or the network interrupted.
     """
     try:
         listener = _listen(address, security)
@@ -106,7 +106,7 @@ def _user(address: str, security: KafkaSecurity, error: Exception | None) -> Ref
 
 
 def _listen(address: str, security: KafkaSecurity) -> _Listener:
-    """Ask a listener what it speaks. Raises OSError where it does not say."""
+    """Find out which protocol a listener speaks. Raises OSError if that can't be found out."""
     for encrypts in (security.protocol.encrypts, not security.protocol.encrypts):
         context = certificates.context(security, verify=False) if encrypts else None
         try:
@@ -117,7 +117,7 @@ def _listen(address: str, security: KafkaSecurity) -> _Listener:
         except ssl.SSLError as error:
             if error.reason == "WRONG_VERSION_NUMBER":
                 continue
-            return _Listener(encrypts, fault=told(error))  # it speaks TLS, or would have no words for this
+            return _Listener(encrypts, fault=told(error))  # a TLS alert: the listener speaks TLS
         except (EOFError, ConnectionError, TimeoutError):
             continue
     raise ConnectionError("it does not say what it speaks")
@@ -135,7 +135,7 @@ def _connection(address: str, context: ssl.SSLContext | None) -> Iterator[socket
 
 
 def _mechanisms(connection: socket.socket, security: KafkaSecurity) -> tuple[str, ...] | None:
-    """Return how a listener has users prove who they are; None where it wants none."""
+    """Return the SASL mechanisms of a listener; None if it wants no SASL."""
     protocol = KafkaProtocol(client_id="brewctl", api_version=(0, 11))
     protocol.send_request(SaslHandShakeRequest[1](security.mechanism.value))
     connection.sendall(protocol.send_bytes())

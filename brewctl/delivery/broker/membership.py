@@ -1,4 +1,4 @@
-"""Reading, as a member of a consumer group."""
+"""Consumer: reads the topic as a member of a consumer group."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -10,10 +10,10 @@ from brewctl.delivery.broker.record import Record
 
 
 class Consumer:
-    """One member of a group, from the earliest offset, offsets committed by hand.
+    """One member of a consumer group. A new group starts at the earliest offset.
 
-    Rebalances happen inside `poll` and `keep_alive` alone: finish a batch and commit it before the next poll, or in
-    `on_revoked`. Once `stop` is set, no call takes longer than what is left of kafka_leave_s seconds.
+    Delivery: at least once. Rebalances happen only within `poll` and `keep_alive`: finish a batch and commit it before
+    the next poll, or in `on_revoked`. After `stop` is set, all calls together take at most kafka_leave_s seconds.
     """
 
     def __init__(
@@ -27,11 +27,10 @@ class Consumer:
         on_revoked: Callable[[], None],
         on_overtaken: overtaken.Told = overtaken.nobody,
     ) -> None:
-        """Join at the first poll. `on_revoked` is called within a poll, before partitions leave; it must not raise.
+        """Connect; the first poll joins the group. Raises UnreachableError if no broker answers, BrewError.
 
-        `on_overtaken` is called within a poll, once it is logged, where the group goes on behind records that are gone.
-
-        Raises UnreachableError where no broker answers now, BrewError.
+        The callbacks are called within a poll. `on_revoked`: before partitions are taken away; it must not raise.
+        `on_overtaken`: when the group goes on after records that were removed before it read them; they are logged.
         """
 
         def tell(found: Sequence[Overtaken]) -> None:
@@ -49,33 +48,33 @@ class Consumer:
         )
 
     def poll(self, *, timeout_s: float) -> list[Record]:
-        """Read the next records, per partition in order, as soon as there are any; at most consume_records.
+        """Return the next records, in order per partition, as soon as there are any; at most consume_records.
 
-        Raises BrewError for what no retry mends, else UnavailableError: then records may have been
-        passed over, and this member must not be used, or commit, any more.
+        Raises BrewError if no retry helps, else UnavailableError. After that records may have been skipped: this member
+        must not poll or commit any more.
         """
         return self._member.poll(timeout_s=timeout_s)
 
     @property
     def idle_poll_s(self) -> float:
-        """How long a poll may wait for records: a stop has to wait for it where the client can't end it."""
+        """How many seconds a poll may wait for records. A stop waits as long if the library can't interrupt a poll."""
         return self._member.idle_poll_s
 
     @property
     def silent(self) -> bool:
-        """Whether Kafka has answered no heartbeat for a session, as far as the client says. Any thread may ask."""
+        """Whether Kafka has answered no heartbeat for a session timeout, if the library can tell. Thread-safe."""
         return self._member.silent
 
     @property
     def assignments(self) -> int:
-        """How often partitions were assigned: records that were read before the last time come again."""
+        """How many assignments there were. Kafka delivers uncommitted records from before the last one again."""
         return self._member.assignments
 
     @property
     def behind(self) -> bool:
         """Whether records wait for this member's next poll: in memory, or at the brokers when they last answered.
 
-        Those that came since a broker's last answer do not count.
+        Records that were written since a broker's last answer don't count.
         """
         return self._member.behind
 
@@ -85,26 +84,26 @@ class Consumer:
         return self._member.committed_at
 
     def keep_alive(self) -> None:
-        """Poll without reading, so that this member keeps its partitions while it waits with a batch in hand.
+        """Poll without reading, so that this member keeps its partitions during a long batch.
 
-        Call it more often than every poll_interval_s seconds. Raises what `poll` raises.
+        Call it at least every poll_interval_s seconds. Raises what `poll` raises.
         """
         self._member.keep_alive()
 
     def stay_while_leaving(self) -> None:
-        """Within `on_revoked`: wait a moment, in which heartbeats go on. Without them a session may end meanwhile.
+        """Within `on_revoked`: wait a moment while heartbeats are sent. Without them the session may time out.
 
-        For at most poll_interval_s seconds in all: so long the group waits for this member to join again.
+        In all at most poll_interval_s seconds: the group waits so long for this member to join again.
         """
         self._member.stay_while_leaving()
 
     def commit(self, records: Sequence[Record]) -> str:
-        """Commit the offsets after these records; the reason where Kafka would not.
+        """Commit the offsets after these records. Return why Kafka refused, else "".
 
-        A refusal is a redelivery, not an error: the partitions have moved on.
+        A refusal is no error: another member owns the partitions by now, and Kafka delivers the records to it.
         """
         return self._member.commit({(record.topic, record.partition): record.offset + 1 for record in records})
 
     def close(self) -> None:
-        """Leave the group, so that its partitions move at once."""
+        """Leave the group, so that other members get its partitions at once."""
         self._member.close()

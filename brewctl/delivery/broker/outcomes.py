@@ -1,4 +1,4 @@
-"""What becomes of a record that was sent, whichever client sent it."""
+"""The outcomes of sending a record, the same for both client libraries."""
 
 import time
 from dataclasses import dataclass
@@ -10,31 +10,31 @@ from brewctl.errors import NotYetError
 
 
 class UnavailableError(Exception):
-    """Kafka did not answer in time. Of a record: whether Kafka has it is unknown."""
+    """Kafka did not answer in time. As a record's outcome: Kafka may have the record or not."""
 
 
 class ForbiddenError(NotYetError):
-    """Kafka does not let this user do it. Somebody may mend that while a role runs."""
+    """This user lacks a right in Kafka. It may be granted while a role runs."""
 
 
 class RefusedError(Exception):
-    """Kafka will never take this record. The message is its reason."""
+    """Kafka will never accept this record. The message is Kafka's reason."""
 
 
 class UnsentError(UnavailableError):
-    """The record is not on its way, and others may be sent meanwhile: Kafka does not have its topic now."""
+    """The record was not sent, for example because its topic does not exist. Other records may be sent meanwhile."""
 
 
 class ClockError(UnsentError):
-    """The record's time is too far from the broker's clock: it is no fault of the record, and time mends it."""
+    """The record's timestamp is too far from the broker's clock. A later try succeeds once the clocks agree."""
 
 
 class HeldError(UnsentError):
-    """An earlier record with this one's key was not taken: this one must not overtake it."""
+    """Not sent, because an earlier record with the same key was not acknowledged: their order must be kept."""
 
 
 class Place(NamedTuple):
-    """Where an acknowledged record is, in its topic."""
+    """The partition and offset of an acknowledged record."""
 
     partition: int
     offset: int
@@ -44,7 +44,7 @@ Outcome = Place | RefusedError | UnavailableError
 
 
 def refused_time(record: Record) -> ClockError:
-    """Return the outcome of a record whose time the broker did not take."""
+    """Return the outcome of a record whose timestamp the broker refused."""
     time_ms = time.time() * 1000 if record.timestamp_ms < 0 else record.timestamp_ms
     when = datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="seconds")
     return ClockError(f"topic {record.topic}: {when} is too far from the broker's clock to be a record's time")
@@ -52,7 +52,7 @@ def refused_time(record: Record) -> ClockError:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A broker that is there, what does not fit, and what to do about it."""
+    """A broker that answers but refuses this client: its address, why, and what to change."""
 
     address: str
     why: str

@@ -1,8 +1,8 @@
-"""Records that a group never reads: removed before it came to them, or gone where their partition was cut off.
+"""Records that a group can't read any more: retention removed them first, or their partition was truncated.
 
-A member that finds its offset outside of the partition goes on at the first record there is: to stop there would lose
-more to the same retention, and the rows of what is gone can be published again. It is said loudly, for nothing else
-would tell: such a group has no lag.
+If the offset that a member wants is not in the partition, the member goes on at the partition's first record. To stop
+instead would lose more records to the same retention, and the outbox rows of the lost ones can be published again. The
+loss is logged, because nothing else shows it: such a group has no lag.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,16 +17,16 @@ REPUBLISH = "brewctl outbox republish --missing"
 
 @dataclass(frozen=True, slots=True)
 class Overtaken:
-    """A partition in which a group goes on at the first record there is, and not where it was."""
+    """A partition in which a group goes on at the first record, because the one that it wanted was removed."""
 
     partition: int
-    wanted: int | None  # the offset that it would have read next; None: it has committed none in this partition
+    wanted: int | None  # the offset to read next; None: the group has committed none in this partition
     first: int
-    new: bool = False  # it has committed none in any partition: it begins, and has lost nothing that it had been given
+    new: bool = False  # the group has no committed offset in any partition: it is new, and has missed old records only
 
     @property
     def removed(self) -> int:
-        """How many records are gone that it has not read; 0 where the partition was cut off: nobody knows then."""
+        """How many records were removed before the group read them; 0 if the partition was truncated: then unknown."""
         return max(0, self.first - (self.wanted or 0))
 
 
@@ -34,11 +34,11 @@ Told = Callable[[Sequence[Overtaken]], None]
 
 
 def nobody(_found: Sequence[Overtaken]) -> None:
-    """Tell nobody."""
+    """Do nothing: the default of `on_overtaken`."""
 
 
 def tell(group: str, found: Sequence[Overtaken]) -> None:
-    """Log it: an error for each partition in which records were lost, a warning where the group only begins late."""
+    """Log an error for each partition in which records were lost, and one warning if a new group missed old records."""
     for each in found:
         if not each.new:
             reason, hint = _lost(each)
@@ -60,14 +60,14 @@ def tell(group: str, found: Sequence[Overtaken]) -> None:
             partitions=[each.partition for each in late],
             removed=removed,
             reason=f"the group is new, and retention has removed the first {removed} records of these partitions",
-            hint=f"publish again what the outbox still has of them: `{REPUBLISH}`",
+            hint=f"publish those again that the outbox still has: `{REPUBLISH}`",
         )
 
 
 def _lost(each: Overtaken) -> tuple[str, str]:
-    hint = f"it goes on at the first; publish what it missed again: `{REPUBLISH}`"
+    hint = f"the group goes on at the first record; publish the lost ones again: `{REPUBLISH}`"
     if not each.removed:
-        reason = "the partition ends before: it was truncated, or its topic made anew, and records are gone"
+        reason = "the partition ends before that offset: it was truncated, or its topic recreated, and records are gone"
     else:
         begins, last = each.wanted or 0, each.first - 1
         reason = f"{each.removed} records are gone, offsets {begins} to {last}: "

@@ -1,7 +1,7 @@
-"""How many partitions a topic of ours has, and which of them a key belongs to.
+"""The number of partitions of our topics, and the partition of a key.
 
-By Kafka's own rule, so that every producer agrees. The client library's own code for it goes byte by byte, and takes
-twice as long.
+The partition follows Kafka's own rule, so that all producers agree. The library's code for that rule goes byte by byte,
+and takes twice as long.
 """
 
 import struct
@@ -16,7 +16,7 @@ _WORD = 4  # bytes
 
 
 def partition_for(key: bytes, partitions: int) -> int:
-    """Return a key's partition of so many: org.apache.kafka.common.utils.Utils, murmur2 and toPositive."""
+    """Return the partition of a key, of `partitions`: Kafka's Utils.toPositive(Utils.murmur2(key)) % partitions."""
     return (_murmur2(key) & 0x7FFFFFFF) % partitions
 
 

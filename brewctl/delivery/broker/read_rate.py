@@ -1,4 +1,4 @@
-"""How fast records come out of a client library with nothing around it."""
+"""Measures how fast a client library alone reads records."""
 
 import time
 from collections.abc import Callable
@@ -9,9 +9,9 @@ WAIT_S = 30.0
 
 
 def read_rate(topic: str, count: int, read_some: Callable[[], int]) -> float:
-    """Read until `count` records have come, and return how many a second; `read_some` says how many it has read.
+    """Call `read_some`, which returns how many records it read, until there are `count`; return how many a second.
 
-    The first that come are not counted. Raises UnreachableError where it takes longer than WAIT_S.
+    The first call with records is not counted. Raises UnreachableError after WAIT_S seconds.
     """
     read, uncounted, began = 0, 0, 0.0
     deadline = time.monotonic() + WAIT_S

@@ -1,4 +1,4 @@
-"""Sending: each record's own acknowledgement, or the reason why there is none."""
+"""Producer: sends records, and returns each record's own acknowledgement or failure."""
 
 import re
 import time
@@ -13,16 +13,16 @@ from brewctl.delivery.broker.record import Record
 
 logger = log.get(__name__)
 
-_HELD = "an earlier record with its key was not taken"
+_HELD = "an earlier record with its key was not acknowledged"
 _TOPIC_NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,249}")
 
 
 class Producer:
-    """Sends records with acks from all in-sync replicas, in order per partition.
+    """Sends records with acks from all in-sync replicas, in order per partition. Delivery: at least once.
 
-    What one `send` has for a partition leaves in one batch, as far as it fits into one of Kafka's default size, and
-    Kafka takes a batch whole or not at all. `ordered`: once a record is not taken, no later one with its key is.
-    `compressed` also takes large records that compression makes fit. Delivery: at least once.
+    The records of one `send` for one partition go into one batch, up to Kafka's default batch size, and Kafka accepts
+    a batch as a whole or not at all. `ordered`: after a record that is not acknowledged, later ones with its key are
+    not sent. `compressed`: also sends large records that only fit compressed.
     """
 
     def __init__(
@@ -34,25 +34,25 @@ class Producer:
         compressed: bool = False,
         seen: dict[str, int] | None = None,
     ) -> None:
-        """Connect. `seen`: how many partitions topics had, kept by who makes one producer after another.
+        """Connect. Raises UnreachableError if no broker answers.
 
-        Raises UnreachableError where no broker answers now.
+        `seen`: topic → number of partitions, from an earlier producer, so that a change in between is logged.
         """
         self._ordered = ordered
         self._seen = {} if seen is None else seen
         self._wire = clients.chosen(settings).Wire(settings, node=node, compressed=compressed)
 
     def send(self, records: Sequence[Record], *, timeout_s: float) -> list[Outcome]:
-        """Send, then await each record's own acknowledgement; its place for each that has it.
+        """Send, wait for the acknowledgements, and return each record's outcome: its Place, or why there is none.
 
-        At most about `timeout_s` + kafka_metadata_s seconds. After an UnavailableError that is no UnsentError records
-        may still be on their way: `abandon` this producer, so that none can arrive after a later try.
+        Takes at most about `timeout_s` + kafka_metadata_s seconds. After an UnavailableError that is no UnsentError the
+        record may still arrive: `abandon` this producer, so that it can't arrive after a later try.
         """
         deadline = time.monotonic() + timeout_s
         outcomes = self._send(records, deadline)
         if len(records) == 1:
             return outcomes
-        # A refusal names a whole batch: ask again for each alone, so that only the guilty is refused.
+        # Kafka refuses a whole batch for one bad record. Send each alone, so that only the bad record is refused.
         stopped: set[tuple[str, bytes | None]] = set()
         for position, (record, outcome) in enumerate(zip(records, outcomes, strict=True)):
             if isinstance(outcome, RefusedError):
@@ -71,11 +71,11 @@ class Producer:
         for record in records:
             topic, key = record.topic, record.key
             if topic not in partitions and topic not in failures and not _TOPIC_NAME.fullmatch(topic):
-                # A client would look for it for ever.
+                # The libraries would retry such a name for ever.
                 failures[topic] = RefusedError(f"no topic can be called {topic[:80]!r}")
             elif time.monotonic() > deadline:
                 failures.setdefault(topic, UnavailableError("the time was up before it was sent"))
-            # A topic that can't be sent to must not hold back the others.
+            # Records of other topics are sent all the same.
             if topic in failures:
                 sent.append(failures[topic])
                 continue
@@ -97,24 +97,24 @@ class Producer:
         return self._wire.outcomes(sent, records, deadline)
 
     def _holds(self, record: Record) -> bool:
-        """Say whether others have to wait behind a record that is not taken."""
+        """Return whether later records with this record's key must wait until it is acknowledged."""
         return self._ordered and record.key is not None
 
     def _compare(self, topic: str, partitions: int) -> None:
-        """Say so where a topic has not as many partitions as before: keys move."""
+        """Log a change of a topic's number of partitions: keys move to other partitions."""
         before = self._seen.setdefault(topic, partitions)
         self._seen[topic] = partitions
         if partitions > before:
             hint = "later events of a key may be in another partition than earlier ones"
             logger.warning("partitions_added", topic=topic, before=before, partitions=partitions, hint=hint)
         elif partitions < before:
-            hint = "it was made anew, and its records are gone: see `brewctl outbox republish --missing --dry-run`"
+            hint = "it was recreated, and its records are gone: see `brewctl outbox republish --missing --dry-run`"
             logger.error("partitions_fewer", topic=topic, before=before, partitions=partitions, hint=hint)
 
     def close(self) -> None:
-        """Close after a `send` that was answered: there is nothing left to lose."""
+        """Close it. Only after a `send` in which each record was acknowledged or refused."""
         self._wire.close()
 
     def abandon(self) -> None:
-        """Close now and drop whatever is still unsent."""
+        """Close it at once, and drop the records that are not acknowledged."""
         self._wire.abandon()

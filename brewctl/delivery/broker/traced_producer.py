@@ -1,4 +1,4 @@
-"""A producer whose sends have a span: one a send and topic, with links to the spans that created its records."""
+"""A producer with traces: one span for each send and topic, linked to the spans that created the records."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -11,27 +11,27 @@ if TYPE_CHECKING:
 
 
 def traced(producer: Producer) -> Producer:
-    """Return the producer with spans, or just as it is where no traces are wanted."""
+    """Return the producer with traces, or unchanged if traces are off."""
     return TracedProducer(traces, producer) if (traces := in_force()) else producer
 
 
 def created_in(record: Record) -> bytes | None:
-    """Return the traceparent of what created the record: it is read, and never changed."""
-    for name, value in reversed(record.headers):  # it is the last one
+    """Return the traceparent header of a record: the span that created its event. It is never changed."""
+    for name, value in reversed(record.headers):  # traceparent is the last header
         if name == "traceparent":
             return value
     return None
 
 
 class TracedProducer(Producer):
-    """Hands all to another producer."""
+    """Sends with another producer, and records spans."""
 
     def __init__(self, traces: "Tracing", producer: Producer) -> None:
         self._traces = traces
         self._producer = producer
 
     def send(self, records: Sequence[Record], *, timeout_s: float) -> list[Outcome]:
-        """Send as the other does, in a span of each topic."""
+        """Send as the other producer does, in one span for each topic."""
         of_topic: dict[str, list[int]] = {}
         for number, record in enumerate(records):
             of_topic.setdefault(record.topic, []).append(number)
@@ -54,11 +54,11 @@ class TracedProducer(Producer):
         return outcomes
 
     def close(self) -> None:
-        """Close it."""
+        """Close the other producer."""
         self._producer.close()
 
     def abandon(self) -> None:
-        """Abandon it."""
+        """Abandon the other producer."""
         self._producer.abandon()
 
 

@@ -1,4 +1,4 @@
-"""Rules about who may do what, made by the library's administration client."""
+"""Access rules (ACLs), created by the library's administration client."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from brewctl.errors import BrewError
 
 
 class Rule(NamedTuple):
-    """What a user may do with a topic or a group, in Kafka's words, from any host."""
+    """The operations that a user may do on a topic or a group from any host, by Kafka's names for them."""
 
     user: str
     operations: tuple[str, ...]
@@ -20,7 +20,7 @@ class Rule(NamedTuple):
 
 
 def allow(client: AdminClient, rules: Sequence[Rule]) -> None:
-    """Make rules; those that are there stay. Raises BrewError where the brokers look at none, KafkaError."""
+    """Add rules to those that exist. Raises BrewError if the brokers have no authorizer; KafkaError."""
     wanted = [
         ACL(
             f"User:{rule.user}",
@@ -35,7 +35,7 @@ def allow(client: AdminClient, rules: Sequence[Rule]) -> None:
     for _, error in client.create_acls(wanted)["failed"]:
         if error is errors.SecurityDisabledError:
             raise BrewError(
-                "kafka lets everybody do everything: its brokers have no authorizer",
+                "kafka checks no rights: its brokers have no authorizer",
                 hint="set authorizer.class.name and super.users in theirs; `brewctl topic grants` names one",
             )
         raise error()

@@ -1,4 +1,4 @@
-"""Administration: topics, groups, brokers."""
+"""Administration of topics, consumer groups and access rules; questions about brokers."""
 
 import contextlib
 import time
@@ -17,10 +17,10 @@ from brewctl.delivery.broker.kafka_python.acls import Rule
 from brewctl.delivery.broker.kafka_python.admin_client import EARLIEST, LATEST, AdminClient
 from brewctl.delivery.broker.kafka_python.connection_settings import connection, explained, require_headers
 from brewctl.delivery.broker.kafka_python.forgetting import GroupSubscribedToTopicError
+from brewctl.delivery.broker.kafka_python.groups import Group, group_of, live_members
 from brewctl.delivery.broker.kafka_python.topic_settings import TopicSetting
 from brewctl.delivery.broker.partitions import PARTITIONS
 from brewctl.delivery.broker.record import DEAD_LETTER_BYTES
-from brewctl.errors import BrewError
 
 REPLICATION_FACTOR = 3
 MIN_IN_SYNC_REPLICAS = 2
@@ -29,7 +29,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Broker:
-    """A broker that the cluster says is alive, and where it listens."""
+    """A broker that the cluster counts as alive, and the address that it advertises."""
 
     node_id: int
     address: str  # HOST:PORT
@@ -37,40 +37,12 @@ class Broker:
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """A partition of a topic: the ids of the brokers that lead it, hold it, and hold all of it."""
+    """A partition of a topic, with broker ids: its leader, its replicas, and the replicas in sync."""
 
     partition: int
-    leader: int  # -1 where there is none
+    leader: int  # -1 if there is none
     replicas: tuple[int, ...]
     isr: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class GroupMember:
-    """A member of a consumer group and the partitions of our topic that it owns."""
-
-    client_id: str
-    partitions: tuple[int, ...]
-    host: str
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """A consumer group. `state` is Kafka's word: Stable, PreparingRebalance, CompletingRebalance, Empty, or Dead.
-
-    Dead is also what Kafka calls a group that there never was, and one of its newer protocol, whose members it does
-    not tell a client of the older one.
-    """
-
-    name: str
-    state: str
-    assignor: str  # empty where the group has no members
-    members: tuple[GroupMember, ...]  # by client_id
-
-    @property
-    def owners(self) -> dict[int, str]:
-        """The client id of the member that owns each partition; none of a partition that nobody owns."""
-        return {partition: member.client_id for member in self.members for partition in member.partitions}
 
 
 class Admin:
@@ -86,28 +58,28 @@ class Admin:
         return ".".join(map(str, self._client.config["api_version"][:2]))
 
     def brokers(self) -> list[Broker]:
-        """Brokers that the cluster says are alive, by id."""
-        # Which one is the controller is not there to be seen: where Kafka runs on its own, it names any broker.
+        """Return the brokers that the cluster counts as alive, by id."""
+        # Not which of them is the controller: in KRaft mode the answer names any broker as the controller.
         alive = self._client.describe_cluster()["brokers"]
         found = [Broker(broker["node_id"], f"{broker['host']}:{broker['port']}") for broker in alive]
         return sorted(found, key=lambda broker: broker.node_id)
 
     def clock(self) -> float | None:
-        """Return the time of Kafka's controller, in seconds since the epoch; None where it does not tell."""
+        """Return the clock of Kafka's controller, in seconds since the epoch; None if this Kafka can't tell it."""
         return self._client.controller_clock()
 
     def topics(self) -> set[str]:
-        """Names of all topics. Never creates one."""
+        """Return the names of all topics. Never creates one."""
         return set(self._client.list_topics())
 
     def create_topic(
         self, topic: str, *, replicas: int, dead_letters: bool = False, wanted: Mapping[str, str] | None = None
     ) -> bool:
-        """Create a topic of 6 partitions, configured as `wanted`; False where it was there already."""
+        """Create a topic of 6 partitions, configured as `wanted`. False if it exists: then nothing is changed."""
         wanted = {"min.insync.replicas": str(min(MIN_IN_SYNC_REPLICAS, replicas)), **(wanted or {})}
         if dead_letters:
             wanted["max.message.bytes"] = str(DEAD_LETTER_BYTES)
-            wanted["retention.ms"] = "-1"  # nobody's to forget
+            wanted["retention.ms"] = "-1"  # kept for ever: a user has to settle each dead letter
         try:
             self._client.create_topics([NewTopic(topic, PARTITIONS, replicas, topic_configs=wanted)])
         except errors.TopicAlreadyExistsError:
@@ -115,12 +87,12 @@ class Admin:
         return True
 
     def delete_topic(self, topic: str) -> None:
-        """Ask for a topic's deletion, which Kafka carries out later. Absent is fine."""
+        """Ask Kafka to delete a topic, which it does later. A topic that does not exist is no error."""
         with contextlib.suppress(errors.UnknownTopicOrPartitionError):
             self._client.delete_topics([topic])
 
     def forget(self, group: str, topics: Collection[str]) -> None:
-        """Delete a group's offsets of these topics, and nothing else of it. BrewError where members read one."""
+        """Delete a group's committed offsets of these topics only. Raises BrewError if members read one of them."""
         offsets = self._patiently(lambda: self._client.list_consumer_group_offsets(group))
         partitions = {
             topic: sorted(place.partition for place in offsets if place.topic == topic)
@@ -132,12 +104,12 @@ class Admin:
         try:
             self._patiently(lambda: self._client.delete_offsets(group, partitions))
         except GroupSubscribedToTopicError:
-            raise _alive(group) from None
+            raise live_members(group) from None
 
     def require_no_readers(self, topics: Collection[str], groups: Collection[str]) -> None:
-        """Raise BrewError where one of these groups, or any other that Kafka knows, has members that read the topics.
+        """Raise BrewError if any group that Kafka knows has members that read one of the topics.
 
-        A member whose subscription is not known, as during a rebalance, may be one that does.
+        During a rebalance a member's subscription may be unknown: a member of `groups` then counts as a reader.
         """
         wanted = set(topics)
         names = sorted({*groups, *self.groups()})
@@ -145,28 +117,19 @@ class Admin:
             for member in described.members:
                 subscribed = getattr(member.member_metadata, "subscription", None)
                 if (not subscribed and described.group in groups) or wanted & set(subscribed or ()):
-                    raise _alive(described.group)
+                    raise live_members(described.group)
 
     def groups(self) -> list[str]:
-        """Names of all consumer groups that have members or offsets, of whichever topic."""
+        """Return the names of all consumer groups that have members or committed offsets, of any topic."""
         brokers = [broker.node_id for broker in self.brokers()]
         listed = self._patiently(lambda: self._client.list_consumer_groups(brokers))
-        # Offsets that were committed by no member make a group of no protocol.
+        # A group whose offsets were committed without any member has an empty protocol.
         return sorted(name for name, protocol in listed if protocol in {"consumer", ""})
 
     def group(self, name: str, topic: str) -> Group:
-        """Describe a consumer group, with what each member owns of the topic."""
+        """Describe a consumer group, with the topic's partitions that each member owns."""
         (described,) = self._patiently(lambda: self._client.describe_consumer_groups([name]))
-        members = []
-        for member in described.members:
-            assignment = member.member_assignment
-            owned = dict(assignment.assignment) if assignment else {}
-            members.append(
-                GroupMember(member.client_id, tuple(sorted(owned.get(topic, ()))), member.client_host.removeprefix("/"))
-            )
-        return Group(
-            name, described.state, described.protocol, tuple(sorted(members, key=lambda member: member.client_id))
-        )
+        return group_of(described, topic)
 
     def committed(self, group: str, topic: str) -> dict[int, int]:
         """Return the group's committed offset of each partition that has one."""
@@ -174,40 +137,40 @@ class Admin:
         return {place.partition: kept.offset for place, kept in offsets.items() if place.topic == topic}
 
     def commit(self, group: str, topic: str, offsets: Mapping[int, int]) -> None:
-        """Set a group's committed offsets of these partitions. Raises BrewError where members are alive."""
+        """Set a group's committed offsets of these partitions. Raises BrewError if the group has live members."""
         try:
             self._patiently(lambda: self._client.commit_offsets(group, topic, offsets))
         except errors.UnknownMemberIdError:
-            raise _alive(group) from None
+            raise live_members(group) from None
 
     def ends(self, topic: str) -> dict[int, tuple[int, int]]:
-        """Return, for each partition, the first offset there is and the one that the next record will have.
+        """Return, for each partition, its first offset and the offset that the next record will get.
 
-        Two round trips. Raises BrewError where there is no such topic, or where a partition has no leader.
+        Two round trips. Raises BrewError if the topic does not exist or a partition has no leader.
         """
         firsts, ends = self._offsets(topic, EARLIEST, LATEST)
         return {partition: (firsts[partition], ends[partition]) for partition in sorted(ends)}
 
     def offsets_at(self, topic: str, time_ms: int) -> dict[int, int]:
-        """Return, for each partition, the offset of the first record from a time on, by the records' timestamps.
+        """Return, for each partition, the offset of the first record whose timestamp is not before `time_ms`.
 
-        `time_ms`: since the epoch. The end where there is no such record. Raises what `ends` raises.
+        `time_ms`: since the epoch. The partition's end if it has no such record. Raises what `ends` raises.
         """
         found, ends = self._offsets(topic, time_ms, LATEST)
         return {partition: ends[partition] if offset < 0 else offset for partition, offset in sorted(found.items())}
 
     def describe(self, topic: str) -> list[Partition]:
-        """Return the partitions of a topic, as the answering broker knows them. BrewError where it knows none."""
+        """Return the partitions of a topic, as the answering broker knows them. Raises BrewError if it knows none."""
         if not (partitions := self._partitions(topic)):
             raise absent(topic)
         return partitions
 
     def configuration(self, topic: str) -> dict[str, str]:
-        """Return what a topic is configured with, Kafka's defaults included. BrewError where there is no such topic."""
+        """Return a topic's settings, Kafka's defaults included. Raises BrewError if the topic does not exist."""
         return {name: each.value for name, each in self.topic_settings(topic).items()}
 
     def topic_settings(self, topic: str) -> dict[str, TopicSetting]:
-        """Return the same, each with where it comes from."""
+        """Return a topic's settings as `configuration` does, each with its source."""
         (answer,) = self._patiently(
             lambda: self._client.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
         )
@@ -219,26 +182,29 @@ class Admin:
         return found
 
     def configure(self, topic: str, wanted: Mapping[str, str | None]) -> None:
-        """Set these of a topic, and leave the others; None: as the brokers say. BrewError where there is no topic."""
+        """Change these settings of a topic only; None removes one, so that the brokers' default holds again.
+
+        Raises BrewError if the topic does not exist.
+        """
 
         def ask() -> None:
             try:
                 self._client.change_topic(topic, wanted)
-            except errors.UnknownTopicOrPartitionError:  # which might be retried
+            except errors.UnknownTopicOrPartitionError:  # `_patiently` would retry this one
                 raise absent(topic) from None
 
         self._patiently(ask)
 
     def allow(self, rules: Sequence[Rule]) -> None:
-        """Let users do what these rules say. Raises BrewError where the brokers look at no rules."""
+        """Add access rules. Raises BrewError if the brokers have no authorizer."""
         acls.allow(self._client, rules)
 
     def is_hidden(self, topic: str) -> bool:
-        """Whether this user may not know whether there is such a topic."""
+        """Return whether this user has no right to learn whether the topic exists."""
         return _is_hidden(self._client.describe_topics([topic])[0])
 
     def is_led(self, topic: str) -> bool:
-        """Whether every partition of the topic has a leader, as the answering broker knows it."""
+        """Return whether every partition of the topic has a leader, as the answering broker knows it."""
         partitions = self._partitions(topic)
         return bool(partitions) and all(partition.leader >= 0 for partition in partitions)
 
@@ -262,7 +228,7 @@ class Admin:
         return self._patiently(ask)
 
     def _patiently(self, call: Callable[[], _T]) -> _T:
-        """Ask again while the cluster says "not yet", as a fresh one does of its group coordinators."""
+        """Make a call; retry it on retriable errors, such as a new cluster's while it elects group coordinators."""
         deadline = time.monotonic() + self._patience_s
         while True:
             try:
@@ -277,14 +243,9 @@ def _is_hidden(described: Mapping[str, object]) -> bool:
     return bool(described["error_code"] == errors.TopicAuthorizationFailedError.errno)
 
 
-def _alive(group: str) -> BrewError:
-    hint = "stop those that `brewctl groups` names; a killed one is a member until its session ends"
-    return BrewError(f"consumer group {group} has live members", hint=hint)
-
-
 @contextlib.contextmanager
 def open_admin(settings: Settings, *, broker: str = "") -> Iterator[Admin]:
-    """Administration, through any broker or just the one at `broker`. Raises UnreachableError, BrewError."""
+    """Connect for administration: to any broker, or only to the one at `broker`. Raises UnreachableError, BrewError."""
     asked = replace(settings, brokers=(broker,)) if broker else settings
     with explained(asked):
         client = AdminClient(
@@ -298,9 +259,9 @@ def open_admin(settings: Settings, *, broker: str = "") -> Iterator[Admin]:
 
 
 def require_topic(settings: Settings) -> None:
-    """Raise BrewError where the topic or its dead-letter topic is missing, or may not be known of.
+    """Raise BrewError if the topic or its dead-letter topic is missing, or this user has no right to see it.
 
-    Raises UnreachableError where Kafka is away.
+    Raises UnreachableError if Kafka does not answer.
     """
     with open_admin(settings) as admin:
         missing = sorted({settings.topic, settings.dead_letter_topic} - admin.topics())

@@ -1,4 +1,4 @@
-"""The library's administration client with what it lacks: waits that end, offsets asked and set."""
+"""The library's administration client, with waits that end and with requests that the library lacks."""
 
 import time
 from collections import defaultdict
@@ -15,15 +15,15 @@ EARLIEST: int = OffsetResetStrategy.EARLIEST
 LATEST: int = OffsetResetStrategy.LATEST
 _POLL_MS = 50
 _ANY_REPLICA = -1
-_NO_GENERATION = -1  # what commits is no member
+_NO_GENERATION = -1  # of a commit from outside of the group
 _KEPT_AS_LONG_AS_THE_BROKER_SAYS = -1
 
 
 class AdminClient(KafkaAdminClient):  # type: ignore[misc]
-    """Connects to a broker within kafka_connect_s, or raises NodeNotReadyError."""
+    """Adds requests to the library's client. A broker that is not connected in kafka_connect_s: NodeNotReadyError."""
 
     def list_offsets(self, topic: str, leaders: Mapping[int, int], moments: Sequence[int]) -> list[dict[int, int]]:
-        """Return, for each moment, the first offset from then on of each partition; -1 where no record is that young.
+        """Return, for each moment, each partition's first offset from then on; -1 if all its records are older.
 
         A moment is a time in milliseconds since the epoch, or EARLIEST, or LATEST. `leaders`: partition → broker.
         One round trip, to all leaders at once. Raises KafkaError.
@@ -52,7 +52,7 @@ class AdminClient(KafkaAdminClient):  # type: ignore[misc]
         return found
 
     def controller_clock(self) -> float | None:
-        """Return the time of the controller, in seconds since the epoch; None where this Kafka does not tell it."""
+        """Return the controller's clock, in seconds since the epoch; None if this Kafka can't tell it."""
         _oldest, newest = (self._client.get_api_versions() or {}).get(clock.API_KEY, (0, -1))
         if newest < clock.API_VERSION:
             return None
@@ -64,7 +64,7 @@ class AdminClient(KafkaAdminClient):  # type: ignore[misc]
         return clock.answer(future.value)
 
     def commit_offsets(self, group: str, topic: str, offsets: Mapping[int, int]) -> None:
-        """Set a group's committed offsets, as nobody's member. Raises UnknownMemberIdError where it has members."""
+        """Set a group's committed offsets from outside. Raises UnknownMemberIdError if the group has members."""
         (coordinator,) = self._find_coordinator_ids([group]).values()
         places = [(partition, offset, "") for partition, offset in offsets.items()]
         request = OffsetCommitRequest[2](group, _NO_GENERATION, "", _KEPT_AS_LONG_AS_THE_BROKER_SAYS, [(topic, places)])
@@ -74,9 +74,9 @@ class AdminClient(KafkaAdminClient):  # type: ignore[misc]
             _check(code, topic, partition)
 
     def delete_offsets(self, group: str, partitions: Mapping[str, Sequence[int]]) -> None:
-        """Delete a group's committed offsets of these partitions, by topic, and no others. Absent is fine.
+        """Delete a group's committed offsets of these partitions only. A missing offset is no error.
 
-        Raises GroupSubscribedToTopicError where it has members that read one of the topics.
+        `partitions`: topic → partitions. Raises GroupSubscribedToTopicError if members read one of the topics.
         """
         (coordinator,) = self._find_coordinator_ids([group]).values()
         future = self._send_request_to_node(coordinator, forgetting.question(group, partitions))
@@ -84,15 +84,15 @@ class AdminClient(KafkaAdminClient):  # type: ignore[misc]
         forgetting.check(future.value)
 
     def change_topic(self, topic: str, wanted: Mapping[str, str | None]) -> None:
-        """Set these of a topic, and leave the others. Raises KafkaError."""
+        """Change these settings of a topic only; None removes one. Raises KafkaError."""
         future = self._send_request_to_node(None, topic_settings.change(topic, wanted))
         self._wait_for_futures([future])
         topic_settings.check(future.value)
 
     def _refresh_controller_id(self) -> None:
-        """Find a broker for what is a controller's to do.
+        """Find the broker that takes the controller's requests.
 
-        Kafka names any that it believes alive, and for some seconds that may be one which was killed: ask again then.
+        Kafka names any broker that it counts as alive. A killed broker counts as alive for some seconds: ask again.
         """
         deadline = time.monotonic() + self.config["api_version_auto_timeout_ms"] / 1000
         while True:
@@ -105,9 +105,9 @@ class AdminClient(KafkaAdminClient):  # type: ignore[misc]
             time.sleep(_POLL_MS / 1000)
 
     def _send_request_to_node(self, node_id: int | None, request: Any, wakeup: bool = True) -> Any:
-        """Send a request once its broker is connected.
+        """Send a request once its broker is connected. Raises NodeNotReadyError after kafka_connect_s seconds.
 
-        The library waits for that without end, and falls over a broker it has not heard of, or no broker at all.
+        The library's own method waits without end, and fails on an unknown broker or without any broker.
         """
         deadline = time.monotonic() + self.config["api_version_auto_timeout_ms"] / 1000
         while True:

@@ -1,4 +1,7 @@
-"""The names of kafka-python-ng's inside that this package uses or replaces. Importing this module asks for them."""
+"""The private names of kafka-python-ng that this package uses or replaces.
+
+Importing this module raises BrewError if the installed release lacks one.
+"""
 
 from brewctl.installed import require
 

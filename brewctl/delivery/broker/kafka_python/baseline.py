@@ -1,4 +1,4 @@
-"""The client library with nothing around it."""
+"""The speed of kafka-python-ng alone, without brewctl's code around it: see `baseline` of the broker package."""
 
 import time
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from brewctl.delivery.broker.record import Record
 
 
 def produce(settings: Settings, records: Sequence[Record], *, batch: int) -> float:
-    """Send records as the publisher has to, acks from all and one request in flight; return how many a second."""
+    """Send records with acks=all and one request in flight, as the publisher does; return how many a second."""
     with explained(settings):
         producer = KafkaProducer(
             acks="all", max_in_flight_requests_per_connection=1, **connection(settings, name="bare")
@@ -32,7 +32,7 @@ def produce(settings: Settings, records: Sequence[Record], *, batch: int) -> flo
 
 
 def fetch(settings: Settings, count: int) -> float:
-    """Read so many records of the topic from its beginning, and return how many a second."""
+    """Read `count` records from the topic's beginning; return how many a second."""
     with explained(settings):
         consumer = KafkaConsumer(
             settings.topic,

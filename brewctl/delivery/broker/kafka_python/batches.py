@@ -1,7 +1,7 @@
-"""The client library's writing of one record, in half of the time. Importing this module puts it in its place.
+"""Writing one record into a batch in half of the library's time. Importing this module replaces the library's code.
 
-The library calls a function for every length, of which a record has two a header, adds up all lengths three times, and
-checks the type of every part: those of a `Record` are right.
+The library calls a function for each length (two a header), adds up all lengths three times, and checks the type of
+each part, which is always right in a `Record`.
 """
 
 import time
@@ -15,10 +15,10 @@ from kafka.record.util import encode_varint, size_of_varint
 
 Headers = Sequence[tuple[str, bytes | None]]
 
-# A length below it takes one byte: the double of it (KIP-98's zigzag).
+# A length below this takes one byte, which holds twice the length (the zigzag encoding of KIP-98).
 _SHORT = 64
 _NO_SIZE = -1
-# Of key, value and headers: the library tells them to who asks, and nobody does.
+# The sizes of key, value and headers in a record's metadata: not used here, so not computed.
 _SIZES = (_NO_SIZE, _NO_SIZE, _NO_SIZE)
 
 
@@ -30,7 +30,7 @@ def _append(
     value: bytes | None,
     headers: Headers,
 ) -> DefaultRecordMetadata | None:
-    """Write a record (KIP-98: length, attributes, deltas, parts); None where the batch has no room for it."""
+    """Write a record (KIP-98: length, attributes, deltas, parts). None if the batch has no room for it."""
     if timestamp is None:
         timestamp = int(time.time() * 1000)
     is_first = batch._first_timestamp is None  # noqa: SLF001 - the library's own function, and its own fields
@@ -69,7 +69,7 @@ def _append(
 
 @lru_cache(maxsize=1024)
 def _name(name: str) -> bytes:
-    """Return a header's name as it is written: its length before it."""
+    """Return a header's name as a record has it: its length, then its bytes."""
     encoded = name.encode()
     written = bytearray()
     encode_varint(len(encoded), written.append)
@@ -83,7 +83,7 @@ def _try_append(
     value: bytes | None,
     headers: Headers,
 ) -> FutureRecordMetadata | None:
-    """Put a record into a batch, and return its future; None where there is no room."""
+    """Put a record into a batch and return its future. None if the batch has no room for it."""
     written = batch.records.append(timestamp_ms, key, value, headers)
     if written is None:
         return None

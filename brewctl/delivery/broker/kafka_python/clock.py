@@ -1,4 +1,4 @@
-"""Kafka's own clock. No answer of its brokers tells the time; one of its controller does, on the side."""
+"""Kafka's own clock, read from the controller's description of its quorum: no other answer of Kafka has the time."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ _REPLICAS = CompactArray(
 
 
 class DescribeQuorumResponse(Response):  # type: ignore[misc]
-    """Who votes on the metadata, and when each was last heard of. Of the leader itself that is now."""
+    """The voters of the metadata quorum, and when the leader last heard of each. For the leader itself that is now."""
 
     API_KEY = API_KEY
     API_VERSION = API_VERSION
@@ -49,7 +49,7 @@ class DescribeQuorumResponse(Response):  # type: ignore[misc]
 
 
 class DescribeQuorumRequest(Request):  # type: ignore[misc]
-    """Asks any broker, which asks the controller."""
+    """Can be sent to any broker, which forwards it to the controller."""
 
     API_KEY = API_KEY
     API_VERSION = API_VERSION
@@ -69,12 +69,12 @@ class DescribeQuorumRequest(Request):  # type: ignore[misc]
 
 
 def question() -> DescribeQuorumRequest:
-    """Return the request for it."""
+    """Return the request whose answer has the controller's time."""
     return DescribeQuorumRequest([(_METADATA, [(0, {})], {})], {})
 
 
 def answer(response: Any) -> float | None:
-    """Return the controller's time in seconds since the epoch; None where it does not tell."""
+    """Return the controller's time in seconds since the epoch; None if the response has none."""
     for _topic, partitions, _tags in response.topics:
         for _partition, _code, leader, _epoch, _mark, voters, *_rest in partitions:
             for replica, _end, heard_ms, *_ in voters:

@@ -1,4 +1,4 @@
-"""How far a member has come where there was no record to commit: behind markers, and what was aborted."""
+"""A member's positions past transaction markers and aborted records, where there is no record to commit."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,15 +8,15 @@ from kafka.structs import OffsetAndMetadata
 
 
 class Passed:
-    """Knows which records are out, and so when a position may be committed. Of one member's assignments."""
+    """Knows which records of one member are uncommitted, and so when a bare position may be committed."""
 
     def __init__(self, consumer: KafkaConsumer) -> None:
         self._consumer = consumer
         self._assignment = 0
-        self._out: dict[TopicPartition, int] = {}  # the offset behind the last record that was handed out
+        self._out: dict[TopicPartition, int] = {}  # the offset after the last record that was handed out
 
     def hand_out(self, batches: Mapping[TopicPartition, Sequence[Any]], *, assignment: int) -> None:
-        """Note records that were read. Those of an earlier assignment come again."""
+        """Note records that the caller gets. Those of an earlier assignment are dropped: Kafka delivers them again."""
         if assignment != self._assignment:
             self._assignment = assignment
             self._out.clear()
@@ -29,13 +29,13 @@ class Passed:
                 self._out.pop(place, None)
 
     def uncommitted(self) -> dict[TopicPartition, OffsetAndMetadata]:
-        """Return the positions that are not what is committed, though no record before them is out."""
+        """Return positions that are worth a commit; none while a record that was handed out is uncommitted."""
         if self._out:
             return {}
         found = {}
-        states = self._consumer._subscription.assignment  # noqa: SLF001 - asked in public, it may wait for a broker
+        states = self._consumer._subscription.assignment  # noqa: SLF001 - the public method may wait for a broker
         for place, state in states.items():
-            # Behind what is committed it is only where that offset was not in the partition any more.
+            # A position before the committed offset means that this offset was not in the partition any more.
             at = state.committed.offset if state.committed else 0
             if state.has_valid_position and state.position != at:
                 found[place] = OffsetAndMetadata(state.position, "")

@@ -1,4 +1,4 @@
-"""The library's settings for a connection, and the library's errors in the user's words."""
+"""The library's options for a connection, and the library's errors as BrewError."""
 
 import contextlib
 import selectors
@@ -17,9 +17,9 @@ _HEADERS_SINCE = (0, 11)
 
 
 class Selector(selectors.DefaultSelector):
-    """Bears with a socket that the client has closed meanwhile: there is nothing to select on it any more.
+    """A selector that ignores a socket which the client has closed in the meantime.
 
-    Without this a race inside the client ends the role (kafka-python-ng issue 177).
+    Without it a race inside the client ends the role (kafka-python-ng issue 177).
     """
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
@@ -37,14 +37,14 @@ class Selector(selectors.DefaultSelector):
             return selectors.SelectorKey(fileobj, -1, events, data)
 
     def get_key(self, fileobj: Any) -> selectors.SelectorKey:
-        """Say how a socket is watched. Raises KeyError where it is not, also of a connection that has none any more."""
+        """Return how a socket is watched. Raises KeyError if it is not watched, or closed."""
         try:
             return super().get_key(fileobj)
         except ValueError:
             raise KeyError(fileobj) from None
 
     def unregister(self, fileobj: Any) -> selectors.SelectorKey:
-        """Watch a socket no longer, unless it is closed and forgotten already."""
+        """Stop watching a socket, unless it is closed."""
         try:
             return super().unregister(fileobj)
         except ValueError:
@@ -59,7 +59,7 @@ FORBIDDEN = (
 
 
 def _whose(error: Exception) -> str:
-    """Say what a user has no right to. The library may name it, or write down a whole answer."""
+    """Return what a user has no right to, such as "topic orders": by name if the error has it, not a whole answer."""
     kind = type(error).__name__.partition("Authorization")[0].lower()
     name = error.args[0] if error.args else ""
     if isinstance(name, set | frozenset):
@@ -68,10 +68,10 @@ def _whose(error: Exception) -> str:
 
 
 def connection(settings: Settings, *, name: str) -> dict[str, Any]:
-    """Return the options that every client is made with. Raises UsageError for a file that can't be used."""
+    """Return the options of every client of this library. Raises UsageError for a file that can't be used."""
     secure = {}
     if settings.kafka_security.protocol is not Protocol.PLAINTEXT:
-        from brewctl.delivery.broker.kafka_python import secured  # noqa: PLC0415 - it changes the library
+        from brewctl.delivery.broker.kafka_python import secured  # noqa: PLC0415 - importing it changes the library
 
         secure = secured.options(settings.kafka_security, settings.brokers)
     return {
@@ -85,20 +85,21 @@ def connection(settings: Settings, *, name: str) -> dict[str, Any]:
 
 
 def require_files(settings: Settings) -> None:
-    """Raise UsageError where a certificate or a password of these settings can't be read from its file."""
+    """Raise UsageError if a certificate or a password of these settings can't be read from its file."""
     connection(settings, name="")
 
 
 def library() -> str:
-    """Name the client that is installed, with its version."""
+    """Return the installed library's name and version."""
     name, *_ = metadata.packages_distributions()["kafka"]
     return f"{name} {metadata.version(name)}"
 
 
 def require_headers(client: Any) -> None:
-    """Refuse a client that guessed its broker's version wrong, and would speak that protocol for ever.
+    """Close a client that guessed a broker version without record headers. Raises UnrecognizedBrokerVersion.
 
-    Asked through a faulty network, it may take a broker that answers late for one from before headers.
+    On a faulty network the library may take a broker that answers late for such an old one, and would speak the old
+    protocol for ever.
     """
     if client.config["api_version"] < _HEADERS_SINCE:
         client.close()
@@ -107,7 +108,7 @@ def require_headers(client: Any) -> None:
 
 @contextlib.contextmanager
 def explained(settings: Settings) -> Iterator[None]:
-    """Turn the Kafka client's errors into the user's."""
+    """Raise the library's errors as BrewError: UnreachableError, ForbiddenError, or one that names the Kafka error."""
     where = ",".join(settings.brokers)
     try:
         yield

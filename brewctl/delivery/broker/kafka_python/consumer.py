@@ -1,4 +1,4 @@
-"""A member of a consumer group: the library's, with waits that end."""
+"""A member of a consumer group on kafka-python-ng, with waits that end."""
 
 import contextlib
 import math
@@ -32,7 +32,7 @@ from brewctl.errors import BrewError
 from brewctl.lifecycle import wake_at
 from brewctl.probes import heartbeat
 
-# What no retry mends once a consumer runs: another protocol in the group, which it can't join.
+# Errors that a retry can't fix, such as a group with another balancing protocol, which this member can't join.
 _FATAL = (
     errors.InconsistentGroupProtocolError,
     errors.InvalidGroupIdError,
@@ -40,14 +40,14 @@ _FATAL = (
     errors.AuthenticationFailedError,
     errors.UnsupportedCodecError,
 )
-_SLICE_MS = 100  # of waits that nobody ends: those for the answer to one request, and those after a stop
+_SLICE_MS = 100  # of waits that a stop does not interrupt: for the answer to one request, and all after a stop
 _STAY_S = 0.05
 
 
 class Member:
     """One member of a group, as `membership.Consumer` describes it."""
 
-    idle_poll_s = 1.0  # a stop ends it at once
+    idle_poll_s = 1.0  # long, because a stop interrupts a poll at once
 
     def __init__(
         self,
@@ -83,11 +83,12 @@ class Member:
                 **connection(settings, name=node),
             )
             require_headers(self._consumer)
-            # One lock instead of two, which this thread and the one that sends heartbeats take in opposite orders:
-            # where a broker goes away, both may wait for each other for ever.
+            # One lock instead of two: this thread and the heartbeat thread take the library's two locks in opposite
+            # orders, so that they can deadlock when a broker goes away.
             self._consumer._coordinator._lock = threading.Condition(self._consumer._client._lock)  # noqa: SLF001
             self._consumer.subscribe([settings.topic], listener=self._listener)
-            # Known before it joins: else its first assignment is empty, and a second rebalance follows.
+            # Read the topic's metadata before joining. Without them the first assignment is empty, and a second
+            # rebalance follows.
             self._consumer.partitions_for_topic(settings.topic)
         self._passed = Passed(self._consumer)
         self._commit_every_s = limits.offset_commit_s
@@ -100,24 +101,24 @@ class Member:
             self._passed.hand_out(batches, assignment=self._listener.assignments)
             pending = not batches and time.monotonic() >= self.committed_at + self._commit_every_s
             if pending and (offsets := self._passed.uncommitted()):
-                self._commit(offsets)  # where Kafka refuses them, a later poll tries again
+                self._commit(offsets)  # if Kafka refuses them, a later poll tries again
         return [record for batch in batches.values() for record in batch]
 
     @property
     def silent(self) -> bool:
-        """Whether Kafka has answered no heartbeat for a session."""
+        """Whether Kafka has answered no heartbeat for a session timeout."""
         return bool(self._consumer._coordinator.heartbeat.session_timeout_expired())  # noqa: SLF001
 
     @property
     def assignments(self) -> int:
-        """How often partitions were assigned."""
+        """How many assignments of partitions there were."""
         return self._listener.assignments
 
     @property
     def behind(self) -> bool:
         """Whether records wait for this member's next poll: in memory, or at the brokers when they last answered.
 
-        Those that came since a broker's last answer do not count, nor those behind a transaction that is still open.
+        Records that were written since a broker's last answer don't count, nor records after an open transaction.
         """
         return self._consumer.behind
 
@@ -127,15 +128,16 @@ class Member:
             self._consumer.pause(*self._consumer.assignment())
             read = self._consumer.poll(timeout_ms=0)
             for place in self._consumer.assignment():
-                # What a rebalance has just brought is not paused, and may have been read. Of what is paused the
-                # client drops the records it holds, then goes on behind their whole batch, unless it is told where.
+                # A partition that a rebalance has just brought is not paused, and may have been read: it goes back to
+                # its first record. For a paused one the client drops the records that it holds and would go on after
+                # their whole batch, so its position is set.
                 offset = read[place][0].offset if place in read else self._consumer.position(place)
                 self._consumer.seek(place, offset)
             self._consumer.resume(*self._consumer.assignment())
 
     def stay_while_leaving(self) -> None:
-        """Wait a moment, in which heartbeats go on."""
-        # The client calls `on_revoked` with the lock held that the thread which sends heartbeats needs.
+        """Wait a moment, in which heartbeats are sent."""
+        # The client calls `on_revoked` while it holds the lock that the heartbeat thread needs: the wait releases it.
         lock = self._consumer._coordinator._lock  # noqa: SLF001
         with lock:
             lock.wait(_STAY_S)
@@ -150,7 +152,7 @@ class Member:
             raise BrewError(f"kafka refused consumer group {self._group}: {words(error)}") from error
         except FORBIDDEN as error:
             raise self._forbidden(error) from error
-        except Exception as error:  # the client has races of its own, which a new member leaves behind
+        except Exception as error:  # such as a race inside the client: a new member starts without it
             raise UnavailableError(words(error)) from error
 
     def _forbidden(self, error: Exception) -> BrewError:
@@ -159,7 +161,7 @@ class Member:
         return failure_reasons.forbidden(self._settings, f"READ {what}")
 
     def commit(self, ends: Mapping[tuple[str, int], int]) -> str:
-        """Commit offsets; the reason where Kafka would not."""
+        """Commit offsets. Return why Kafka refused them, else ""."""
         return self._commit({TopicPartition(*place): OffsetAndMetadata(end, "") for place, end in ends.items()})
 
     def _commit(self, offsets: dict[TopicPartition, OffsetAndMetadata]) -> str:
@@ -173,29 +175,29 @@ class Member:
         return ""
 
     def _overtaken(self, found: Collection[Overtaken]) -> None:
-        """Tell where reading begins behind records that are gone. Called within a poll, before any of it is read."""
+        """Report partitions in which reading begins after removed records. Called in a poll, before they are read."""
         begins = [each for each in found if each.wanted is None]
         topic = self._settings.topic
         if begins:
             every = [TopicPartition(topic, number) for number in self._consumer.partitions_for_topic(topic) or ()]
-            known = self._consumer._coordinator.fetch_committed_offsets(every)  # noqa: SLF001 - of one alone in public
+            known = self._consumer._coordinator.fetch_committed_offsets(every)  # noqa: SLF001 - the public method takes one partition
             found = [replace(each, new=not known) if each.wanted is None else each for each in found]
         self._tell_overtaken(list(found))
-        if begins:  # it is told once: not again to those who get the partition before its first record was committed
+        if begins:  # committed at once, so that the next owner of the partition does not report the same loss again
             self._commit({TopicPartition(topic, each.partition): OffsetAndMetadata(each.first, "") for each in begins})
 
     def close(self) -> None:
-        """Leave the group, so that its partitions move at once."""
+        """Leave the group, so that other members get its partitions at once."""
         try:
             self._consumer.close(autocommit=False)
         except UnavailableError:
-            self._consumer._client.close()  # noqa: SLF001 - what is left of it
+            self._consumer._client.close()  # noqa: SLF001 - the connections, which the consumer did not get to
 
 
 class _Client(KafkaClient):  # type: ignore[misc]
-    """Ends the waits of the thread that made it, some seconds after a stop.
+    """Ends the waits of the thread that made it, `leave_s` seconds after a stop.
 
-    Where a broker is away, the library joins, commits and leaves in loops that have no end. Each comes by here.
+    While a broker is away, the library joins, commits and leaves the group in endless loops. Each loop calls `poll`.
     """
 
     def __init__(self, stop: threading.Event, leave_s: float, **options: Any) -> None:
@@ -209,10 +211,10 @@ class _Client(KafkaClient):  # type: ignore[misc]
         self._wakes = True
 
     def poll(self, timeout_ms: float | None = None, future: Any = None) -> list[object]:
-        """Exchange requests and responses, as the library's does. Raises UnavailableError where the time is up."""
+        """Exchange requests and responses, as the library's does. Raises UnavailableError `leave_s` after a stop."""
         if threading.current_thread() is not self._owner:
             return list(super().poll(timeout_ms, future))
-        heartbeat.beat()  # the library's loops end when a broker is back
+        heartbeat.beat()  # the library's loops count as moving: they end when a broker is back
         if future is None:
             self._check()
             sliced = timeout_ms is None or not self._wakes
@@ -225,16 +227,16 @@ class _Client(KafkaClient):  # type: ignore[misc]
         return responses
 
     def wakeup(self) -> None:
-        """End the wait of a poll, unless there is none any more."""
+        """End the wait of a poll, unless the client is closed."""
         if not self._closed:
             super().wakeup()
 
     def _poll(self, timeout: float) -> None:
-        # With the client's lock held: the thread that sends heartbeats takes no wake-up away from here on.
+        # The client's lock is held: from here on the heartbeat thread can't take away the wake-up of a stop.
         super()._poll(min(timeout, _SLICE_MS / 1000) if self._stop.is_set() else timeout)
 
     def _register_send_sockets(self) -> None:
-        """Send what the sockets take; the library would first ask each whether it takes anything, at twice the cost."""
+        """Send at once what the sockets take. The library would first ask each socket, which costs twice as much."""
         left = {conn for conn in self._sending if not conn.send_pending_requests_v2()}
         self._sending.clear()
         self._sending.update(left)
@@ -249,7 +251,7 @@ class _Client(KafkaClient):  # type: ignore[misc]
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
-    """Counts and hands on: the client swallows exceptions that are raised here."""
+    """Counts assignments and passes them on. The client swallows exceptions that are raised here."""
 
     def __init__(self, on_assigned: Callable[[list[int]], None], on_revoked: Callable[[], None]) -> None:
         self._on_assigned = on_assigned

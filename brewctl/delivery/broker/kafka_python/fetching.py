@@ -1,10 +1,10 @@
-"""The client library's fetcher with what it lacks: transactions of other producers, and which offsets are lost.
+"""The library's fetcher, which also reads only committed records and reports lost offsets.
 
-Importing this module puts it in the library's place, for every consumer of this process.
+Importing this module replaces the library's fetcher, for every consumer of this process.
 
-A transaction ends with a marker in each partition, a batch of its own. Markers are no records, and the records of a
-transaction that was aborted have no effect: both are passed over. Records behind a transaction that is still open are
-not read before it ends, which its producer's transaction.timeout.ms bounds.
+A transaction ends with a marker in each partition, which is a batch of its own. Markers are no records, and records of
+an aborted transaction must have no effect: both are skipped. Records after the start of an open transaction are not
+read before it ends, at the latest after its producer's transaction.timeout.ms.
 """
 
 import struct
@@ -20,16 +20,16 @@ from kafka.record.default_records import DefaultRecordBatch
 from brewctl.delivery.broker.overtaken import Overtaken
 from brewctl.delivery.broker.record import Record
 
-_PRODUCER_ID = 9  # its place in a batch's header
+_PRODUCER_ID = 9  # index in a batch's header
 _MARKER = struct.Struct(">hh")  # the key of a marker: version, type
 _ABORT = 0
-# Their places in what version 4 answers of a partition.
+# Indexes in a partition's part of a fetch response, version 4: last stable offset, aborted transactions.
 _STABLE, _ABORTED_TRANSACTIONS = 2, 3
 
 
 @dataclass(frozen=True, slots=True)
 class _Nothing:
-    """A batch that is passed over: the library goes on behind it."""
+    """Stands for a batch that is skipped: the library goes on after its last offset."""
 
     base_offset: int
     last_offset_delta: int
@@ -39,20 +39,20 @@ class _Nothing:
 
 
 class _Committed:
-    """The batches of one answer, without markers and without what was aborted."""
+    """The batches of one response, without markers and aborted records."""
 
     def __init__(self, batches: Any, aborted: Sequence[tuple[int, int]]) -> None:
-        """Take (producer, first offset) of each aborted transaction that may have records among the batches."""
+        """`aborted`: producer id and first offset of each aborted transaction that may have records in the batches."""
         self._batches = batches
         self._aborted = deque(sorted(aborted, key=lambda each: each[1]))
-        self._aborting: set[int] = set()  # producers
+        self._aborting: set[int] = set()  # ids of producers whose records here are of an aborted transaction
 
     def next_batch(self) -> Any:
-        """Return the next batch, None after the last."""
+        """Return the next batch; None after the last."""
         batch = self._batches.next_batch()
         if not isinstance(batch, DefaultRecordBatch) or not batch.is_transactional:
             return batch
-        producer = batch._header_data[_PRODUCER_ID]  # noqa: SLF001 - the library does not tell
+        producer = batch._header_data[_PRODUCER_ID]  # noqa: SLF001 - not public
         while self._aborted and self._aborted[0][1] <= batch.base_offset + batch.last_offset_delta:
             self._aborting.add(self._aborted.popleft()[0])
         if batch.is_control_batch:
@@ -69,19 +69,19 @@ def _is_abort(marker: DefaultRecordBatch) -> bool:
 
 
 class Fetcher(fetcher.Fetcher):  # type: ignore[misc]
-    """Reads what is committed, and notes where a group's offset is not in the partition any more."""
+    """Reads committed records, and notes partitions that do not have the wanted offset any more."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._isolation_level = fetcher.READ_COMMITTED
         self._aborted: Sequence[tuple[int, int]] = ()
         self._gone: dict[TopicPartition, int] = {}
-        self.overtaken: list[Overtaken] = []  # partitions that begin behind the records that were wanted
-        # Where each can be read up to, because of open transactions.
+        self.overtaken: list[Overtaken] = []  # partitions in which reading begins after removed records
+        # The last stable offset of each partition: it can be read up to there, because of open transactions.
         self.stable: dict[TopicPartition, int] = {}
 
     def _handle_fetch_response(self, request: Any, send_time: float, response: Any) -> None:
-        """Keep what an answer has of partitions with something new, or an error: most have neither."""
+        """Drop the partitions of a response that have neither records nor an error, which most have not."""
         for topic, partitions in response.topics:
             for number, code, *answer in partitions:
                 if not code and not answer[-1]:
@@ -101,11 +101,11 @@ class Fetcher(fetcher.Fetcher):  # type: ignore[misc]
         return parsed
 
     def _unpack_message_set(self, tp: TopicPartition, records: Any) -> Iterator[Record]:
-        """Read records as ours: the library's own, with the size of each part, take as long again to make."""
+        """Make records of ours. The library's own, with the size of each part, would double the time."""
         topic, partition = tp
         batches = _Committed(records, self._aborted)
         while (batch := batches.next_batch()) is not None:
-            if (last := getattr(batch, "last_offset_delta", None)) is not None:  # a batch of Kafka 0.10 has none
+            if (last := getattr(batch, "last_offset_delta", None)) is not None:  # a batch of Kafka 0.10 lacks it
                 self._subscriptions.assignment[tp].last_offset_from_message_batch = batch.base_offset + last
             for read in batch:
                 headers = read.headers
@@ -123,7 +123,7 @@ class Fetcher(fetcher.Fetcher):  # type: ignore[misc]
             return
         first = state.position
         wanted = self._gone.pop(partition, None)
-        if wanted is not None or first > 0:  # without a committed offset it begins at the first record
+        if wanted is not None or first > 0:  # else there was no committed offset, and nothing was removed
             self.overtaken.append(Overtaken(partition.partition, wanted, first))
 
 

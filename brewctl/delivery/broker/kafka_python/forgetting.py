@@ -1,4 +1,4 @@
-"""Deleting a group's offsets of some topics alone, which the library does not know: it only deletes whole groups."""
+"""The request OffsetDelete: deletes a group's offsets of single topics. The library only deletes whole groups."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +17,7 @@ class GroupSubscribedToTopicError(errors.KafkaError):  # type: ignore[misc]
 
 
 class OffsetDeleteResponse(Response):  # type: ignore[misc]
-    """An error for all, and one for each partition."""
+    """One error code for the whole request, and one for each partition."""
 
     API_KEY = _API_KEY
     API_VERSION = _API_VERSION
@@ -35,7 +35,7 @@ class OffsetDeleteResponse(Response):  # type: ignore[misc]
 
 
 class OffsetDeleteRequest(Request):  # type: ignore[misc]
-    """Asks the group's coordinator."""
+    """Has to be sent to the group's coordinator."""
 
     API_KEY = _API_KEY
     API_VERSION = _API_VERSION
@@ -52,7 +52,7 @@ def question(group: str, partitions: Mapping[str, Sequence[int]]) -> OffsetDelet
 
 
 def check(response: Any) -> None:
-    """Raise the first error that is one: what is not there needs no deletion."""
+    """Raise the first error of a response. An absent group or topic is none: there is nothing to delete."""
     codes = [response.error_code]
     codes += [code for _topic, partitions in response.topics for _partition, code in partitions]
     for code in codes:

@@ -1,4 +1,4 @@
-"""Reading single records a second time: their headers, for a client that can't read the names of these."""
+"""Reading a record's headers a second time, for librdkafka, which can't read header names that are not UTF-8."""
 
 import time
 
@@ -13,7 +13,7 @@ _POLL_MS = 500
 
 
 class Again:
-    """A consumer of no group, which keeps what came with a record: the next ones asked for are mostly behind it."""
+    """A consumer without a group. It keeps the headers of the records after the wanted one: they are often next."""
 
     def __init__(self, settings: Settings, *, name: str) -> None:
         """Connect. Raises UnreachableError, BrewError."""
@@ -44,10 +44,10 @@ class Again:
             self._consumer.seek(place, offset)
             while offset not in self._found:
                 if time.monotonic() > deadline:
-                    raise UnreachableError(f"kafka gave {place.topic} {place.partition}@{offset} no second time")
+                    raise UnreachableError(f"kafka did not give {place.topic} {place.partition}@{offset} a second time")
                 for read in self._consumer.poll(timeout_ms=_POLL_MS).get(place, ()):
                     self._found[read.offset] = read.headers
 
     def close(self) -> None:
-        """Let the connections go."""
+        """Close the connections."""
         self._consumer.close(autocommit=False)

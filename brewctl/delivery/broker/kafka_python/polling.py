@@ -1,4 +1,4 @@
-"""The client library's consumer: its poll waits for no second answer, asks no socket twice, and ends at a stop."""
+"""The library's consumer, whose poll returns with the first records, and at a stop."""
 
 import threading
 import time
@@ -11,7 +11,7 @@ from brewctl.delivery.broker.overtaken import Overtaken
 
 
 class PollingConsumer(KafkaConsumer):  # type: ignore[misc]
-    """One whose poll returns as soon as it has records, or is to stop."""
+    """A consumer whose poll returns as soon as it has records, or when `stop` is set."""
 
     def __init__(
         self, stop: threading.Event, *, on_overtaken: Callable[[Collection[Overtaken]], None], **options: Any
@@ -24,7 +24,7 @@ class PollingConsumer(KafkaConsumer):  # type: ignore[misc]
     def behind(self) -> bool:
         """Whether records wait for the next poll: in memory, or at the brokers when they last answered."""
         fetcher = self._fetcher
-        if fetcher._completed_fetches or fetcher._next_partition_records:  # noqa: SLF001 - it has no such question
+        if fetcher._completed_fetches or fetcher._next_partition_records:  # noqa: SLF001 - not public
             return True
         stable = fetcher.stable
         for place, state in self._subscription.assignment.items():
@@ -33,7 +33,7 @@ class PollingConsumer(KafkaConsumer):  # type: ignore[misc]
         return False
 
     def poll(self, timeout_ms: float = 0, max_records: int | None = None, update_offsets: bool = True) -> Any:
-        """Read records, as the library's does, until the time is up or a stop is asked for."""
+        """Read records as the library's poll does, until the time is up or `stop` is set."""
         until = time.monotonic() + timeout_ms / 1000
         left_ms = timeout_ms
         while True:
@@ -43,20 +43,21 @@ class PollingConsumer(KafkaConsumer):  # type: ignore[misc]
                 return records
 
     def _update_fetch_positions(self, partitions: Any) -> None:
-        """Find out where to read, and tell where that is not where the group was."""
+        """Look up where reading begins, and report partitions where that is after removed records."""
         super()._update_fetch_positions(partitions)
         if found := self._fetcher.overtaken:
             self._fetcher.overtaken = []
             self._on_overtaken(found)
 
     def _poll_once(self, timeout_ms: float, max_records: int, update_offsets: bool = True) -> Any:
-        """Do what the library's does, but for the look at the sockets between its questions and its wait for an answer.
+        """Do what the library's method does, with two differences.
 
-        An answer that this look finds, of a broker that was asked before, lies there until the next one has come.
+        The library polls its sockets once more after it has sent fetch requests and before it waits. A response that
+        this extra poll finds is not handed out before the wait for the next response is over. So it is left out.
 
-        Where records were read, the library asks for the next ones at once. Here it does where some wait. Else their
-        reader rests, and a broker that was asked would answer with the first record that comes: that one would be
-        a batch of its own, and all that come while the reader rests the next.
+        After a poll with records the library sends the next fetch at once. Here that happens only if more records are
+        known to wait. Otherwise the caller pauses, and a broker would answer with the first new record alone: a batch
+        of one record, and the rest in the next batch.
         """
         self._coordinator.poll()
         if not self._subscription.has_all_fetch_positions():

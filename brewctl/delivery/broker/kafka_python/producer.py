@@ -1,4 +1,4 @@
-"""Sending: the library's producer, which sends when it is told to, with each record's own outcome."""
+"""Sending on kafka-python-ng: `outcomes` sends the batches, and each record gets its own outcome."""
 
 import threading
 import time
@@ -30,7 +30,7 @@ _NEVER_MS = 3_600_000
 
 
 class InvalidRecordError(errors.BrokerResponseError):  # type: ignore[misc]
-    """Error 87, which the client does not know: it would say UnknownError, which may be transient."""
+    """Kafka's error 87. The library does not know it, and would raise UnknownError, which may be transient."""
 
     errno = 87
     message = "INVALID_RECORD"
@@ -38,7 +38,7 @@ class InvalidRecordError(errors.BrokerResponseError):  # type: ignore[misc]
 
 
 errors.kafka_errors.setdefault(InvalidRecordError.errno, InvalidRecordError)
-# What a broker will never accept, however often it is asked.
+# Errors of a record that a broker will never accept.
 _REFUSED = (
     errors.MessageSizeTooLargeError,
     errors.RecordListTooLargeError,
@@ -50,22 +50,22 @@ _REFUSED = (
 
 
 class Wire:
-    """Sends with one request in flight, when `outcomes` says so."""
+    """Sends with one request in flight, so that retries keep the order. Nothing is sent before `outcomes`."""
 
     def __init__(self, settings: Settings, *, node: str, compressed: bool) -> None:
         most = UNCOMPRESSED_BYTES if compressed else DEAD_LETTER_BYTES
-        self._small = most // 8  # what is not larger, roughly, is not too large
+        self._small = most // 8  # a record of about this size surely fits, without an exact look
         self._room_ms = int(settings.limits.kafka_metadata_s * 1000)
         with explained(settings):
             self._producer = KafkaProducer(
                 acks="all",
-                retries=1_000_000,  # our own deadline ends them
+                retries=1_000_000,  # the deadline of `outcomes` ends them
                 max_in_flight_requests_per_connection=1,
                 batch_size=BATCH_BYTES,
-                linger_ms=_NEVER_MS,  # `outcomes` says when
+                linger_ms=_NEVER_MS,  # `outcomes` sends the batches
                 request_timeout_ms=int(settings.limits.kafka_request_s * 1000),
                 max_block_ms=self._room_ms,
-                # Before compression; the topic's own limit, after it, is the broker's to apply.
+                # The limit before compression. The broker applies the topic's own limit after it.
                 max_request_size=most,
                 compression_type="gzip" if compressed else None,
                 **connection(settings, name=node),
@@ -76,11 +76,11 @@ class Wire:
         """Return how many partitions a topic has."""
         try:
             return len(self._producer.partitions_for(topic))
-        except errors.KafkaError as error:  # no metadata
+        except errors.KafkaError as error:  # no metadata in time
             raise UnsentError(f"topic {topic}: {words(self._forbidden() or error)}") from error
 
     def _forbidden(self) -> Exception | None:
-        """Return why the metadata that are waited for may not be known, if that is so: the library does not say it."""
+        """Return the error if this user has no right to the metadata. `partitions_for` only times out then."""
         asked, answered = self._producer._metadata.request_update(), threading.Event()  # noqa: SLF001
         asked.add_both(lambda *_: answered.set())
         self._producer._sender.wakeup()  # noqa: SLF001
@@ -88,9 +88,9 @@ class Wire:
         error: Exception | None = asked.exception
         return error if isinstance(error, FORBIDDEN) else None
 
-    def put(self, record: Record, partitions: int, deadline: float) -> Any:  # noqa: ARG002 - it waits room_ms
+    def put(self, record: Record, partitions: int, deadline: float) -> Any:  # noqa: ARG002 - waits for _room_ms
         """Put a record into the next batch of its partition."""
-        # The library's `send` looks all of it through; of what it looks for only the size can be wrong.
+        # Instead of the library's `send`, which checks every part of a record: only the size of ours can be wrong.
         topic, key, value, headers, _, _, timestamp_ms = record
         rough = len(key or b"") + len(value or b"")
         for name, held in headers:
@@ -117,8 +117,8 @@ class Wire:
         return future
 
     def outcomes(self, sent: Sequence[Any], records: Sequence[Record], deadline: float) -> list[Outcome]:
-        """Send what was put, and return the outcome of each record."""
-        # The library's public flush hides failures, and waits for each partition anew.
+        """Send the records that were put, and return the outcome of each."""
+        # Not by the library's public flush: it hides failures, and applies its timeout to each partition anew.
         flushing = self._producer._accumulator  # noqa: SLF001
         flushing.begin_flush()
         try:
@@ -128,11 +128,11 @@ class Wire:
             flushing._flushes_in_progress.decrement()  # noqa: SLF001
 
     def close(self) -> None:
-        """Close it, with nothing on its way."""
+        """Close it. No record may be unacknowledged."""
         self._producer.close(timeout=1)
 
     def abandon(self) -> None:
-        """Close it, and drop what is on its way."""
+        """Close it, and drop the records that are not acknowledged."""
         self._producer.close(timeout=0)
 
 

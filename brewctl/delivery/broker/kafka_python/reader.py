@@ -1,4 +1,4 @@
-"""Reading whole topics, as a member of no group."""
+"""Reading whole topics without a consumer group, on kafka-python-ng."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -23,7 +23,7 @@ class Topics:
         with explained(settings):
             self._consumer = KafkaConsumer(
                 enable_auto_commit=False,
-                auto_offset_reset="none",  # else records that vanish meanwhile are passed over, all up to the end
+                auto_offset_reset="none",  # any other value would skip to an end silently if records are removed
                 max_poll_records=settings.limits.consume_records,
                 max_partition_fetch_bytes=settings.limits.consume_partition_bytes,
                 request_timeout_ms=int(settings.limits.kafka_admin_s * 1000),
@@ -32,11 +32,11 @@ class Topics:
             require_headers(self._consumer)
 
     def bounds(self, topic: str, *, since_ms: int | None = None) -> dict[int, tuple[int, int]]:
-        """Return, for each partition, the first offset there is and the one that the next record will have."""
+        """Return, for each partition, its first offset and the offset that the next record will get."""
         partitions = self._consumer.partitions_for_topic(topic)
         if not partitions:
             with open_admin(self._settings) as admin:
-                admin.describe(topic)  # which says whether it may be known of
+                admin.describe(topic)  # raises if this user has no right to see the topic
             raise absent(topic)
         places = [TopicPartition(topic, partition) for partition in sorted(partitions)]
         starts = self._consumer.beginning_offsets(places)
@@ -68,7 +68,7 @@ class Topics:
                 heard = max(heard, time.monotonic())
             elif time.monotonic() - heard > limit_s:
                 raise self._nothing_more(topic, ends)
-            # Positions also pass what is no record, such as the marks of transactions.
+            # Positions also count offsets that are no records, such as transaction markers.
             if done := [place for place, end in ends.items() if self._consumer.position(place) >= end]:
                 for place in done:
                     del ends[place]
@@ -76,7 +76,7 @@ class Topics:
 
     def _nothing_more(self, topic: str, ends: Mapping[TopicPartition, int]) -> BrewError:
         positions = {place: self._consumer.position(place) for place in sorted(ends)}
-        stable = self._consumer._fetcher.stable  # noqa: SLF001 - see fetching
+        stable = self._consumer._fetcher.stable  # noqa: SLF001 - see `fetching.Fetcher`
         if held := [place.partition for place, at in positions.items() if at == stable.get(place)]:
             return open_transaction(topic, held)
         where = ", ".join(f"{place.partition}@{at}" for place, at in positions.items())
@@ -84,5 +84,5 @@ class Topics:
         return UnreachableError(f"kafka {topic} gave nothing more for {waited_s:g} s at {where}")
 
     def close(self) -> None:
-        """Let the connections go."""
+        """Close the connections."""
         self._consumer.close(autocommit=False)

@@ -1,19 +1,19 @@
-"""The client library's reading of one record, as it should be. Importing this module puts it in the library's place.
+"""Reading one record of a batch. Importing this module replaces the library's code.
 
-The library gives a whole batch up where the name of a header is not UTF-8: no consumer would ever get past such a
-record. And it calls a function for every length, of which a record has two a header, and copies each part twice.
+The library fails on a whole batch if the name of a header is not UTF-8, so that no consumer would ever get past such a
+record. It is also slow: it calls a function for each length (two a header), and copies each part twice.
 """
 
 from kafka.errors import CorruptRecordException
 from kafka.record.default_records import DefaultRecord, DefaultRecordBatch
 from kafka.record.util import decode_varint
 
-# A length that takes one byte, and is not negative, has neither of these bits. All but those of large values.
+# A length in one byte, and not negative, has neither of these bits. Only large values have longer lengths.
 _LONG_OR_NEGATIVE = 0x81
 
 
 def _read(batch: DefaultRecordBatch) -> DefaultRecord:
-    """Read the next record of a batch that is not compressed any more (KIP-98: length, attributes, deltas, parts)."""
+    """Read the next record of a decompressed batch (KIP-98: length, attributes, deltas, parts)."""
     if type(batch._buffer) is bytearray:  # noqa: SLF001
         batch._buffer = bytes(batch._buffer)  # noqa: SLF001 - once a batch: a slice of bytes is one copy
     buffer, at = batch._buffer, batch._pos  # noqa: SLF001
@@ -48,7 +48,7 @@ def _read(batch: DefaultRecordBatch) -> DefaultRecord:
 
 
 def _part(buffer: bytes, at: int) -> tuple[bytes | None, int]:
-    """Return a length's bytes, None where it is negative, and where they end."""
+    """Read a length and its bytes. Return the bytes (None for a negative length) and the offset after them."""
     size, at = decode_varint(buffer, at)
     return (buffer[at : at + size], at + size) if size >= 0 else (None, at)
 

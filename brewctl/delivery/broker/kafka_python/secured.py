@@ -1,9 +1,10 @@
-"""The library's connections by TLS and with passwords. Importing this module makes them so for the whole process.
+"""Connections with TLS and passwords. Importing this module replaces the library's connections in the whole process.
 
-Imported only where Kafka is not talked to as PLAINTEXT. The library reads certificates and passwords once, so that new
-ones would want a restart. It authenticates in Kafka's oldest form, in which a broker tells no reason, and everything
-else waits meanwhile. An error of TLS in the middle of a connection would end the role, and one about a certificate or
-a password looks as if no broker were there.
+Imported only if Kafka's protocol is not PLAINTEXT. The library's own connections have these faults:
+- They read certificates and passwords once, so that new ones need a restart.
+- They authenticate in Kafka's oldest form, in which a broker gives no reason for a refusal and all other work waits.
+- A TLS error in the middle of a connection ends the role.
+- A refused certificate or password looks as if there were no broker.
 """
 
 import contextlib
@@ -26,12 +27,12 @@ from brewctl.security import KafkaSecurity, Mechanism
 logger = log.get(__name__)
 
 _AUTHENTICATING = ConnectionStates.AUTHENTICATING
-_HINT = "it tries again; files are read again each time"
+_HINT = "the client tries again, and reads the files again each time"
 _WANT_MORE = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class CredentialsError(errors.KafkaConnectionError):  # type: ignore[misc]
-    """One of both sides does not accept the other: a certificate, a user, a password."""
+    """The broker or this client does not accept the other side's certificate, user or password."""
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -41,7 +42,7 @@ _REFUSALS = (CredentialsError, errors.UnsupportedSaslMechanismError, errors.Ille
 
 
 class SecuritySettings:
-    """What the options of a client hold: the settings, to be read again by each connection."""
+    """The security settings in a client's options: each new connection reads their files again."""
 
     def __init__(self, security: KafkaSecurity, brokers: Sequence[str]) -> None:
         self.security = security
@@ -49,28 +50,28 @@ class SecuritySettings:
         self._refusals: dict[str, CredentialsError] = {}
 
     def refuse(self, address: str, error: CredentialsError, *, running: bool) -> None:
-        """Note that a broker and this client do not accept each other; said once, of a client that runs."""
+        """Note that a broker and this client do not accept each other. Logged once, if the client is `running`."""
         if running and address not in self._refusals:
             logger.warning("kafka_refused", broker=address, reason=told(error), hint=_HINT)
         self._refusals[address] = error
 
     def accept(self, address: str) -> None:
-        """Note that they do."""
+        """Note that a broker and this client accept each other. Logged if they did not before."""
         if self._refusals.pop(address, None):
             logger.info("kafka_accepted", broker=address)
 
     def require_any(self) -> None:
-        """Raise the error of a broker where all that were named are such: to ask them again would change nothing."""
+        """Raise a broker's error if all configured brokers refused: to ask them again would change nothing."""
         if self._asked <= self._refusals.keys():
             raise next(iter(self._refusals.values()))
 
 
 class _TlsError(ConnectionError):
-    """What TLS found wrong in the middle of a connection."""
+    """A TLS error in the middle of a connection."""
 
 
 class _Socket(ssl.SSLSocket):
-    """Errors of TLS are the connection's end: the library closes it and makes another one."""
+    """A TLS socket whose errors are connection errors: the library closes the connection and opens a new one."""
 
     def recv(self, *arguments: Any) -> bytes:
         """Receive, as any socket does."""
@@ -94,18 +95,18 @@ def _as_connection_error() -> Any:
 
 
 class SecuredConnection(BrokerConnection):  # type: ignore[misc]
-    """A connection to one broker. `why`: what ended it first."""
+    """A connection to one broker. `why`: the first error that ended it."""
 
     why: Exception | None = None
     _sock: Any
 
     @property
     def refused(self) -> bool:
-        """Say whether a certificate or a user ended it."""
+        """Return whether a refused certificate or user ended it."""
         return isinstance(self.why, CredentialsError)
 
     def close(self, error: Exception | None = None) -> None:
-        """Close it."""
+        """Close the connection, and note if `error` is a refusal."""
         settings = self.config["ssl_context"]
         if error is not None and settings and self._is_refusal(error):
             if not isinstance(error, CredentialsError):
@@ -119,7 +120,10 @@ class SecuredConnection(BrokerConnection):  # type: ignore[misc]
         return isinstance(error, _REFUSALS) or isinstance(cause, _TlsError) or self.state == _AUTHENTICATING
 
     def connect(self) -> Any:
-        """Connect as far as it goes without waiting. A client that is only being made fails with the true reason."""
+        """Connect as far as possible without waiting.
+
+        While the client is being made, raises CredentialsError once all configured brokers have refused.
+        """
         connected = self.connected()
         state = super().connect()
         if (settings := self.config["ssl_context"]) is None:
@@ -131,7 +135,10 @@ class SecuredConnection(BrokerConnection):  # type: ignore[misc]
         return state
 
     def _try_authenticate(self) -> Any:
-        """Go on authenticating. What is read together with the connection's end is lost: the reason of a refusal is."""
+        """Go on authenticating, reading one chunk at a time.
+
+        The library drops a chunk that it reads together with the connection's end: the reason of a refusal is in it.
+        """
         chunks = self.config["sock_chunk_buffer_count"]
         self.config["sock_chunk_buffer_count"] = 1
         try:
@@ -139,8 +146,8 @@ class SecuredConnection(BrokerConnection):  # type: ignore[misc]
         finally:
             self.config["sock_chunk_buffer_count"] = chunks
             if self.state != _AUTHENTICATING:
-                # Where its first words can't be sent, the library closes the connection, and notes only then that it
-                # waits for their answer: the next connection would wait for it and say nothing.
+                # If the first request can't be sent, the library closes the connection and afterwards stores this
+                # future. The next connection would wait for it and never authenticate.
                 self._sasl_auth_future = None
 
     def _wrap_ssl(self) -> None:
@@ -152,7 +159,7 @@ class SecuredConnection(BrokerConnection):  # type: ignore[misc]
                 self._sock, server_hostname=self.host.rstrip("."), do_handshake_on_connect=False
             )
         except (UsageError, OSError, ValueError) as error:
-            self._fault = error  # the library goes on to the handshake, which ends it
+            self._fault = error  # raised by the handshake, which the library calls next
 
     def _try_handshake(self) -> bool:
         try:
@@ -173,14 +180,14 @@ class SecuredConnection(BrokerConnection):  # type: ignore[misc]
 
 
 class _Authentication:
-    """One connection's exchange with its broker, in Kafka's newer form, which tells the reason of a refusal."""
+    """Authenticates one connection in Kafka's newer form, in which a broker gives the reason of a refusal."""
 
     def __init__(self, connection: SecuredConnection, future: Future) -> None:
         self._connection = connection
         self._future = future
 
     def begin(self) -> None:
-        """Send the first words, with the password as it is now."""
+        """Send the first message, with the password as its file has it now."""
         security: KafkaSecurity = self._connection.config["ssl_context"].security
         try:
             password = security.password.read()
@@ -198,7 +205,7 @@ class _Authentication:
         self._say(self._scram.final_message(), self._believe)
 
     def _believe(self, answer: str) -> None:
-        self._scram.process_server_final_message(answer)  # only a broker that knows the password can say this
+        self._scram.process_server_final_message(answer)  # proves that the broker knows the password
         self._done(answer)
 
     def _done(self, _answer: str) -> None:
@@ -215,7 +222,7 @@ class _Authentication:
             return
         try:
             then(answer.sasl_auth_bytes.decode())
-        except (ValueError, KeyError) as error:  # it is not the broker that it says it is
+        except (ValueError, KeyError) as error:  # the broker did not prove that it knows the password
             self._fail(f"{error}".lower())
 
     def _fail(self, reason: str) -> None:
@@ -225,23 +232,23 @@ class _Authentication:
 
 
 class _Sasl:
-    """What the library wants of a mechanism."""
+    """A SASL mechanism, with the functions that the library calls."""
 
     @staticmethod
     def validate_config(_connection: SecuredConnection) -> None:
-        """Find nothing wrong: the settings were looked at before."""
+        """Do nothing: the settings are checked before."""
 
     @staticmethod
     def try_authenticate(connection: SecuredConnection, future: Future) -> None:
-        """Authenticate; the future has the outcome."""
+        """Begin to authenticate. The future gets the outcome."""
         _Authentication(connection, future).begin()
 
 
 def _words(error: Exception) -> str:
     if isinstance(error, errors.UnsupportedSaslMechanismError):
-        return "that SASL mechanism is not enabled there"
+        return "the broker has not enabled that SASL mechanism"
     if isinstance(error, errors.IllegalSaslStateError):
-        return "it wants no SASL"
+        return "the broker wants no SASL"
     return " ".join(str(error).split())[:300]
 
 
@@ -260,5 +267,5 @@ def options(security: KafkaSecurity, brokers: Sequence[str]) -> dict[str, Any]:
 
 for _mechanism in Mechanism:
     sasl.MECHANISMS[_mechanism.value] = _Sasl
-conn.SaslHandShakeRequest = SaslHandShakeRequest[1:]  # what comes behind version 0 is not the newer form
+conn.SaslHandShakeRequest = SaslHandShakeRequest[1:]  # after version 0 a broker expects the older form
 client_async.BrokerConnection = SecuredConnection

@@ -1,6 +1,6 @@
-"""What a topic is configured with, and changes of it that leave the rest as it is, which the library does not know.
+"""A topic's settings: reading them, and changing some of them.
 
-Its own request replaces everything that was set on the topic before.
+The library lacks the second: its own request replaces all settings of the topic.
 """
 
 from collections.abc import Mapping
@@ -14,19 +14,19 @@ from kafka.protocol.types import Array, Boolean, Int8, Int16, Int32, Schema, Str
 
 _API_KEY, _API_VERSION = 44, 0
 _SET, _DELETE = 0, 1
-_TOPIC, _DEFAULT = 1, 5  # where a value comes from; what is between them is set on brokers
+_TOPIC, _DEFAULT = 1, 5  # Kafka's numbers for the source of a value; the numbers between are brokers' settings
 
 
 @dataclass(frozen=True, slots=True)
 class TopicSetting:
-    """A value of a topic, and whether the topic itself, a broker, or nobody has set it."""
+    """The value of a topic's setting, and its source: set on the topic, set on the brokers, or Kafka's default."""
 
     value: str
     source: str  # topic, broker or default
 
 
 class IncrementalAlterConfigsResponse(Response):  # type: ignore[misc]
-    """An error for each topic."""
+    """One error code for each topic."""
 
     API_KEY = _API_KEY
     API_VERSION = _API_VERSION
@@ -45,7 +45,7 @@ class IncrementalAlterConfigsResponse(Response):  # type: ignore[misc]
 
 
 class IncrementalAlterConfigsRequest(Request):  # type: ignore[misc]
-    """Asks any broker."""
+    """Can be sent to any broker."""
 
     API_KEY = _API_KEY
     API_VERSION = _API_VERSION
@@ -67,13 +67,13 @@ class IncrementalAlterConfigsRequest(Request):  # type: ignore[misc]
 
 
 def change(topic: str, wanted: Mapping[str, str | None]) -> IncrementalAlterConfigsRequest:
-    """Return the request to set these; None: the brokers' own value again."""
+    """Return the request to change these settings; None removes one."""
     configs = [(name, _DELETE if value is None else _SET, value) for name, value in wanted.items()]
     return IncrementalAlterConfigsRequest([(ConfigResourceType.TOPIC, topic, configs)], False)
 
 
 def check(response: Any) -> None:
-    """Raise the error that Kafka answered, with its words."""
+    """Raise the first error of a response, with Kafka's message."""
     for code, message, _kind, topic in response.resources:
         if code in (errors.TopicAuthorizationFailedError.errno, errors.UnknownTopicOrPartitionError.errno):
             raise errors.for_code(code)(topic)
@@ -82,12 +82,12 @@ def check(response: Any) -> None:
 
 
 def read(answer: Any) -> tuple[int, dict[str, TopicSetting]]:
-    """Return the error of an answer about one topic, and what the topic is configured with."""
+    """Return the error code and the settings in a response about one topic."""
     ((code, _message, _kind, _name, entries),) = answer.resources
     return code, {name: TopicSetting(value, _source(answer, rest)) for name, value, *rest in entries}
 
 
 def _source(answer: Any, rest: list[Any]) -> str:
-    if answer.API_VERSION == 0:  # before Kafka 1.1 it says only whether it is the default
+    if answer.API_VERSION == 0:  # before Kafka 1.1 the answer only tells whether it is the default
         return "default" if rest[1] else "topic"
     return {_TOPIC: "topic", _DEFAULT: "default"}.get(rest[1], "broker")

@@ -1,4 +1,4 @@
-"""The client librdkafka, by confluent-kafka: sends and reads in threads of its own, in C."""
+"""The client librdkafka, by confluent-kafka: its own threads, in C, send and read."""
 
 from brewctl.delivery.broker.librdkafka.baseline import fetch, produce
 from brewctl.delivery.broker.librdkafka.connection_settings import explained, library

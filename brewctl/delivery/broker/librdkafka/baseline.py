@@ -1,4 +1,4 @@
-"""The client library with nothing around it."""
+"""The speed of librdkafka alone, without brewctl's code around it: see `baseline` of the broker package."""
 
 import time
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ _POLL_S = 0.5
 
 
 def produce(settings: Settings, records: Sequence[Record], *, batch: int) -> float:
-    """Send records as the publisher has to, with acks from all and idempotently; return how many a second."""
+    """Send records with acks=all and idempotence, as the publisher does; return how many a second."""
 
     def note(error: object, _message: Message) -> None:
         if error is not None:
@@ -37,7 +37,7 @@ def produce(settings: Settings, records: Sequence[Record], *, batch: int) -> flo
 
 
 def fetch(settings: Settings, count: int) -> float:
-    """Read so many records of the topic from its beginning, and return how many a second."""
+    """Read `count` records from the topic's beginning; return how many a second."""
     options = {"group.id": "bare", "enable.auto.commit": False, "auto.offset.reset": "earliest"}
     with explained(settings):
         consumer = Consumer({**options, **connection(settings, name="bare")})
@@ -46,7 +46,7 @@ def fetch(settings: Settings, count: int) -> float:
 
             def read_some() -> int:
                 some: list[Any] = consumer.consume(settings.limits.consume_records, 0) or [consumer.poll(_POLL_S)]
-                # What another client hands out with each record.
+                # Headers and values are read too, because the other library has always read them.
                 return sum(1 for each in some if each is not None and (each.headers(), each.value()) is not None)
 
             return read_rate(settings.topic, count, read_some)

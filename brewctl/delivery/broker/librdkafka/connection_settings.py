@@ -1,4 +1,4 @@
-"""The library's settings for a connection, its log lines, and its errors in the user's words."""
+"""The library's options for a connection, its log lines, and its errors as BrewError."""
 
 import contextlib
 import logging
@@ -17,7 +17,7 @@ from brewctl.errors import BrewError, UsageError
 
 logger = log.get(__name__)
 
-_REFUSED_S = 0.5  # a broker that has not answered by then is asked whether it refuses
+_REFUSED_S = 0.5  # without an answer for so long, `refused` looks whether a broker refuses this client
 _ERRORS_ONLY, _ALL = 0, 6  # of syslog's levels
 AWAY = frozenset(
     {
@@ -30,7 +30,7 @@ AWAY = frozenset(
 )
 
 
-# What a user has no right to.
+# Errors of a missing right, with the thing that the right is for.
 FORBIDDEN = {
     KafkaError.TOPIC_AUTHORIZATION_FAILED: "the topic",
     KafkaError.GROUP_AUTHORIZATION_FAILED: "the group",
@@ -47,10 +47,7 @@ class _Authenticates(Protocol):
 
 
 class Refusals:
-    """Hears what the library says of its connections.
-
-    A broker that refused the user gets the password of its file as it is now, at the library's next try.
-    """
+    """Handles refused logins. After one, the library tries again with the password that the file has by then."""
 
     def __init__(self, settings: Settings) -> None:
         self._security = settings.kafka_security
@@ -58,38 +55,42 @@ class Refusals:
         self._due = False
 
     def hear(self, error: KafkaError) -> None:
-        """Take one error, in the library's callback. Says once that a broker refuses."""
+        """Note an error of a connection, in the library's callback. The first refused login is logged."""
         if error.code() != KafkaError._AUTHENTICATION:  # noqa: SLF001
             return
         if not self._said:
             self._said = True
-            logger.warning("kafka_refused", reason=words(error), hint="it tries again, and reads the password's file")
+            hint = "the client tries again, and reads the password's file again"
+            logger.warning("kafka_refused", reason=words(error), hint=hint)
         self._due = True
 
     def renew(self, library: _Authenticates) -> None:
-        """Give the library the password, where it was refused. Not in its callback: that would end the process."""
+        """Give the library the password again if it was refused.
+
+        Call it outside of the library's callbacks: inside of one it would crash the process.
+        """
         if not self._due:
             return
         self._due = False
-        with contextlib.suppress(UsageError):  # the file is being replaced
+        with contextlib.suppress(UsageError):  # the file may be in the middle of its replacement
             library.set_sasl_credentials(self._security.username, self._security.password.read())
 
 
 class _Log:
-    """Takes the library's own log lines, which would go to stderr as they are."""
+    """Receives the library's own log lines, which it would otherwise write to stderr."""
 
     @staticmethod
     def log(_level: int, form: str, *words: object) -> None:
-        """Write one, for who wants to know everything."""
-        if logging.getLogger(__name__).isEnabledFor(logging.DEBUG):  # a command may have no log at all
+        """Write a line to the log at level debug."""
+        if logging.getLogger(__name__).isEnabledFor(logging.DEBUG):  # a command may not have configured a log
             logger.debug("librdkafka", said=form % words if words else form)
 
 
 def connection(settings: Settings, *, name: str) -> dict[str, Any]:
-    """Return the options that every client is made with. Raises UsageError for a file that can't be used."""
+    """Return the options of every client of this library. Raises UsageError for a file that can't be used."""
     secure = {}
     if settings.kafka_security.protocol is not security.Protocol.PLAINTEXT:
-        from brewctl.delivery.broker.librdkafka import secured  # noqa: PLC0415 - few need it
+        from brewctl.delivery.broker.librdkafka import secured  # noqa: PLC0415 - only for TLS or passwords
 
         secure = secured.options(settings.kafka_security)
     limits = settings.limits
@@ -103,7 +104,7 @@ def connection(settings: Settings, *, name: str) -> dict[str, Any]:
         "topic.metadata.refresh.interval.ms": int(limits.kafka_metadata_age_s * 1000),
         "allow.auto.create.topics": False,
         "enable.metrics.push": False,
-        # Lines wait in a queue until the client is used: where nobody reads them, none are made.
+        # Log lines queue up until the client is polled. Without -v they would be thrown away: the library writes none.
         "log_level": _ALL if verbose else _ERRORS_ONLY,
         "logger": _Log,
         **secure,
@@ -111,13 +112,13 @@ def connection(settings: Settings, *, name: str) -> dict[str, Any]:
 
 
 def library() -> str:
-    """Name the library that is installed, with its version."""
+    """Return the installed library's name and version."""
     version, _ = confluent_kafka.libversion()
     return f"librdkafka {version}, by confluent-kafka {confluent_kafka.version()}"
 
 
 def require_answer(client: _Named, settings: Settings) -> None:
-    """Raise UnreachableError where no broker answers within kafka_connect_s seconds, or at once where it refuses."""
+    """Wait for a broker's answer. Raises UnreachableError: after kafka_connect_s seconds, or at once for a refusal."""
     deadline = time.monotonic() + settings.limits.kafka_connect_s
     asked = False
     while True:
@@ -135,7 +136,7 @@ def require_answer(client: _Named, settings: Settings) -> None:
 
 @contextlib.contextmanager
 def explained(settings: Settings) -> Iterator[None]:
-    """Turn the library's errors into the user's."""
+    """Raise the library's errors as BrewError: UnreachableError, ForbiddenError, or one that names the Kafka error."""
     try:
         yield
     except KafkaException as raised:
@@ -148,7 +149,7 @@ def explained(settings: Settings) -> Iterator[None]:
 
 
 def error_of(raised: KafkaException) -> KafkaError:
-    """Return the error that an exception was raised for."""
+    """Return the Kafka error inside of an exception of the library."""
     error: KafkaError = raised.args[0]
     return error
 
@@ -161,9 +162,10 @@ def words(error: KafkaError) -> str:
 
 
 def within(call: Callable[[], Any], wait: Callable[[threading.Event], bool]) -> Any:
-    """Make a call that the library may take long for, in a thread of its own; return what it returns, or raises.
+    """Make a call of the library that may block for long; return its result, or raise its exception.
 
-    `wait` gets an event, waits for it, and says whether it came. If not, the call is left to itself: TimeoutError.
+    The call runs in its own thread. `wait` gets the event that the call's end sets, and returns whether it was set in
+    time. If it was not, the thread goes on without us, and this raises TimeoutError.
     """
     done = threading.Event()
     answers: list[Any] = []
@@ -172,11 +174,11 @@ def within(call: Callable[[], Any], wait: Callable[[threading.Event], bool]) -> 
     def make() -> None:
         try:
             answers.append(call())
-        except BaseException as error:  # noqa: BLE001 - it is the caller's
+        except BaseException as error:  # noqa: BLE001 - raised again below, in the caller's thread
             failures.append(error)
         done.set()
 
-    # A daemon: nothing waits for one that is late, nor does the end of the process.
+    # A daemon, so that a blocked call does not delay the end of the process.
     threading.Thread(target=make, name="librdkafka-call", daemon=True).start()
     if not wait(done):
         raise TimeoutError

@@ -1,20 +1,19 @@
-"""A member of a consumer group: the library sends heartbeats and fetches ahead in threads of its own."""
+"""A member of a consumer group on librdkafka, whose own threads send heartbeats and fetch records ahead."""
 
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, KafkaException, TopicPartition
 from confluent_kafka import Consumer as Library
 
 from brewctl import log
 from brewctl.config import Settings
+from brewctl.delivery.broker.librdkafka import committed_offsets
 from brewctl.delivery.broker.librdkafka.connection_settings import (
-    Refusals,
     connection,
     error_of,
     explained,
@@ -22,11 +21,10 @@ from brewctl.delivery.broker.librdkafka.connection_settings import (
     within,
     words,
 )
-from brewctl.delivery.broker.librdkafka.failures import ends, failed, passes
 from brewctl.delivery.broker.librdkafka.fetching import fetching
 from brewctl.delivery.broker.librdkafka.patience import Patience
+from brewctl.delivery.broker.librdkafka.polling import Polling
 from brewctl.delivery.broker.librdkafka.progress import MemberProgress
-from brewctl.delivery.broker.librdkafka.records import RecordConverter
 from brewctl.delivery.broker.outcomes import UnavailableError
 from brewctl.delivery.broker.overtaken import Overtaken, Told
 from brewctl.delivery.broker.record import Record
@@ -40,7 +38,7 @@ _STAY_S = 0.05
 class Member:
     """One member of a group, as `membership.Consumer` describes it."""
 
-    idle_poll_s = 0.2  # nothing ends a wait of the library before its time
+    idle_poll_s = 0.2  # short, because a stop can't interrupt a poll of the library
 
     def __init__(
         self,
@@ -53,7 +51,6 @@ class Member:
         on_revoked: Callable[[], None],
         on_overtaken: Told,
     ) -> None:
-        self._settings = settings
         self._limits = limits = settings.limits
         self._patience = Patience(stop, leave_s=limits.kafka_leave_s)
         self._group = group
@@ -61,21 +58,16 @@ class Member:
         self._on_assigned = on_assigned
         self._on_revoked = on_revoked
         self._on_overtaken = on_overtaken
-        self._beginning: set[int] = set()  # without a committed offset, and none was read
+        self._beginning: set[int] = set()  # partitions without a committed offset of which no record was read yet
         self._assignments = 0
         self._rebalances = 0  # assignments and revocations
         self._progress = MemberProgress()
-        self._refusals = Refusals(settings)
-        self._reading = RecordConverter(settings, name=node)
-        self._kept: list[Record] = []  # came while nothing was to be read
+        self._polling = Polling(settings, group=group, node=node)
+        self._kept: list[Record] = []  # records that `keep_alive` received: the next poll returns them
         self._paused = False
-        self._lost: dict[int, int] = {}  # offsets that are not in their partition any more
-        self._failure: Exception | None = None
-        self._reached: dict[int, int] = {}  # the ends of partitions that the messages in hand tell of
-        self._highs: dict[int, int] = {}  # the ends of partitions, records of open transactions included, when reached
         self.committed_at = -math.inf
         self._closing = False
-        self._leaving = ""  # how partitions leave, while they do
+        self._leaving = ""  # _REVOKED or _LOST while the library's callback takes partitions away
         with explained(settings):
             self._library = Library(
                 {
@@ -84,39 +76,40 @@ class Member:
                     "heartbeat.interval.ms": int(limits.heartbeat_s * 1000),
                     "max.poll.interval.ms": int(max(limits.poll_interval_s, limits.session_s) * 1000),
                     "partition.assignment.strategy": "roundrobin",
-                    "error_cb": self._note,
-                    "on_commit": self._committed_late,
+                    "error_cb": self._polling.on_connection_error,
+                    "on_commit": committed_offsets.log_refusal,
                     **fetching(settings),
                     **connection(settings, name=node),
                 }
             )
             require_answer(self._library, settings)
             self._library.subscribe(
-                [settings.topic], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._gone
+                [settings.topic],
+                on_assign=self._assigned,
+                on_revoke=lambda *_: self._leave(_REVOKED),
+                on_lost=lambda *_: self._leave(_LOST),
             )
 
-    silent = False  # where brokers are away, a poll fails, or the partitions leave
+    silent = False  # not needed here: when brokers are away, a poll raises or the partitions are lost
 
     @property
     def assignments(self) -> int:
-        """How often partitions were assigned."""
+        """How many assignments of partitions there were."""
         return self._assignments
 
     @property
     def behind(self) -> bool:
         """Whether records wait for the next poll."""
-        if self._kept:
-            return True
-        return any(self._end_of(each) > max(at, self._highs.get(each, 0)) for each, at in self._progress.next.items())
+        return bool(self._kept) or self._progress.is_behind(self._end_of)
 
     def _end_of(self, partition: int) -> int:
-        """Return the end of a partition as a broker last told it; negative where none has."""
+        """Return the end of a partition from the last answer of a broker; negative before the first answer."""
         found: Any = self._library.get_watermark_offsets(TopicPartition(self._topic, partition), cached=True)
         return int(found[1])
 
     def poll(self, *, timeout_s: float) -> list[Record]:
         """Read the next records."""
-        with self._explained():
+        with self._polling.explained():
             if self._paused:
                 self._paused = False
                 self._library.resume(self._places())
@@ -132,7 +125,7 @@ class Member:
 
     def keep_alive(self) -> None:
         """Poll without reading."""
-        with self._explained():
+        with self._polling.explained():
             if not self._paused:
                 self._paused = True
                 self._library.pause(self._places())
@@ -141,51 +134,36 @@ class Member:
         self._kept += records
 
     def stay_while_leaving(self) -> None:
-        """Wait a moment: heartbeats go on in another thread."""
+        """Wait a moment. The library's own thread sends heartbeats meanwhile."""
         time.sleep(_STAY_S)
 
     def commit(self, ends: Mapping[tuple[str, int], int]) -> str:
-        """Commit offsets; the reason where Kafka would not."""
+        """Commit offsets. Return why Kafka refused them, else ""."""
         offsets = [TopicPartition(topic, partition, end) for (topic, partition), end in ends.items()]
         if self._leaving == _LOST:
-            return "the partitions are another member's already"
-        if self._failure:
-            return str(self._failure)
+            return "the partitions belong to another member by now"
+        if self._polling.failure:
+            return str(self._polling.failure)
         try:
-            refused = self._ask_to_commit(offsets)
+            refused = committed_offsets.commit(
+                self._library, offsets, self._patience, within_callback=bool(self._leaving)
+            )
         except KafkaException as raised:
             return words(error_of(raised))
         except TimeoutError:
-            # The library does nothing else until it has that answer.
-            self._failure = UnavailableError("no answer before the stop")
-            return str(self._failure)
+            # The library is blocked until that answer comes: this member can't be used any more.
+            self._polling.failure = UnavailableError("no answer before the stop")
+            return str(self._polling.failure)
         finally:
             self.committed_at = time.monotonic()
         if not refused:
             self._progress.commit({partition: end for (_, partition), end in ends.items()})
         return refused
 
-    def _ask_to_commit(self, offsets: list[TopicPartition]) -> str:
-        if self._leaving:
-            # Inside the library's callback no other thread may commit, and this one would wait without a bound. The
-            # library joins again only behind the answer, which comes to `_committed_late`.
-            self._library.commit(offsets=offsets, asynchronous=True)
-            return ""
-        answers: list[TopicPartition] = within(
-            lambda: self._library.commit(offsets=offsets, asynchronous=False), self._patience.wait
-        )
-        return next((words(answer.error) for answer in answers if answer.error is not None), "")
-
-    def _committed_late(self, error: KafkaError | None, places: Sequence[TopicPartition]) -> None:
-        """Say so where Kafka would not take what was committed as partitions left."""
-        refusals = [error, *(place.error for place in places)]
-        if refused := next((each for each in refusals if each is not None), None):
-            logger.warning("commit_refused", reason=words(refused), hint="redelivered and skipped as duplicates")
-
     def close(self) -> None:
-        """Leave the group, so that its partitions move at once."""
+        """Leave the group, so that other members get its partitions at once."""
         self._closing = True
-        self._reading.close()
+        self._polling.close()
         late = time.monotonic() + self._limits.kafka_request_s
         try:
             within(self._library.close, lambda done: self._patience.wait(done, until=late))
@@ -193,8 +171,8 @@ class Member:
             logger.debug("left_behind", group=self._group, reason="the library did not leave the group in time")
 
     def _read(self, timeout_s: float) -> list[Record]:
-        """Take what was fetched, or wait for it; serve a rebalance within."""
-        self._refusals.renew(self._library)
+        """Return fetched records, or wait for some. Rebalances happen within."""
+        self._polling.renew_password(self._library)
         until = time.monotonic() + timeout_s
         records = self._take(0)
         while not records and (left_s := until - time.monotonic()) > 0:
@@ -202,65 +180,39 @@ class Member:
         return records
 
     def _take(self, wait_s: float) -> list[Record]:
-        """Take at most consume_records, or what comes within `wait_s`, as soon as it comes."""
-        library, most = self._library, self._limits.consume_records
+        """Return at most consume_records fetched records; if none is fetched, the first that arrive in `wait_s`."""
         messages: list[Any] = []
         if wait_s:
-            # To wait for many would be to wait until there are so many, or until the time is up.
-            if (first := library.poll(wait_s)) is None:
+            # `poll` waits for one message. `consume` would wait until it has as many as it was asked for.
+            if (first := self._library.poll(wait_s)) is None:
                 return []
-            messages.append(first)  # which came behind a rebalance, if one was served in the wait
+            messages.append(first)  # it was fetched after any rebalance that happened in this wait
         before = self._rebalances
-        messages += library.consume(most - len(messages), 0)
-        records = self._reading.records(self._topic, messages, self._hear)
-        while len(records) < len(messages):  # some are no records, and others may wait behind them
-            messages = library.consume(most - len(records), 0)
-            records += (some := self._reading.records(self._topic, messages, self._hear))
-            if len(some) == len(messages):
-                break
-        if self._rebalances != before and (records or self._reached):
-            # Read before or after it: they come again, from where the new assignment begins, and so do the ends: to
-            # begin at one of these would pass over the records before it, and to commit it would lose them.
+        records = self._polling.records(self._library, messages)
+        if self._rebalances != before and (records or self._polling.reached):
+            # These records and ends may be from before the rebalance. They are dropped: the library reads again from
+            # where the new assignment begins. To go on at such an end would skip the records before it, and to commit
+            # it would lose them.
             records = []
-            self._reached.clear()
+            self._polling.reached.clear()
             self._begin_again()
-        if self._failure:
-            raise self._failure
+        if self._polling.failure:
+            raise self._polling.failure
         if self._beginning:
             self._look_where_it_begins(records)
         self._note_ends()
-        if self._lost:
+        if self._polling.lost:
             self._progress.hand_out(records)
             self._find_again()
         return records
 
-    def _hear(self, message: Any) -> None:
-        """Take what is no record: the end of a partition, an offset that is lost, an error."""
-        error = message.error()
-        code, partition, offset = error.code(), message.partition(), message.offset()
-        if code == KafkaError._PARTITION_EOF:  # noqa: SLF001
-            self._reached[partition] = offset
-        elif code == KafkaError._AUTO_OFFSET_RESET:  # noqa: SLF001
-            self._lost[partition] = offset
-        elif passes(error):
-            logger.debug("librdkafka", said=words(error))
-        else:
-            self._failure = self._failure or failed(error, self._settings, group=self._group)
-
     def _note_ends(self) -> None:
-        for partition, end in self._reached.items():
-            self._progress.reach(partition, end)
-            self._highs[partition] = self._end_of(partition)
-        self._reached.clear()
-
-    def _note(self, error: KafkaError) -> None:
-        """Take what the library says of its connections."""
-        self._refusals.hear(error)
-        if ends(error):
-            self._failure = self._failure or failed(error, self._settings, group=self._group)
+        for partition, end in self._polling.reached.items():
+            self._progress.reach(partition, end, high=self._end_of(partition))
+        self._polling.reached.clear()
 
     def _assigned(self, _library: Library, places: Sequence[TopicPartition]) -> None:
-        """Begin where the group has committed, else at the first record there is."""
+        """Start reading each partition at its committed offset, or at its first record if it has none."""
         self._assignments += 1
         self._rebalances += 1
         partitions = sorted(place.partition for place in places)
@@ -273,34 +225,17 @@ class Member:
         self._on_assigned(partitions)
 
     def _begin_again(self) -> None:
-        """Read from where the next records of each partition are; what was fetched ahead is dropped."""
+        """Tell the library the next offset of each partition. It drops the records that it has fetched ahead."""
         if places := self._places(with_offsets=True):
             self._library.assign(places)
-            # The library keeps a partition paused that left meanwhile, and `poll` resumes those that are here alone.
+            # A partition that left while it was paused comes back paused, and `poll` resumes only those it has then.
             (self._library.pause if self._paused else self._library.resume)(places)
 
     def _committed(self, places: Sequence[TopicPartition]) -> dict[int, int]:
-        until = time.monotonic() + self._limits.kafka_request_s
-        while True:
-            try:
-                found = self._library.committed(list(places), timeout=min(1.0, self._limits.kafka_leave_s))
-                break
-            except KafkaException as raised:
-                if self._patience.is_over() or time.monotonic() > until:
-                    raise UnavailableError(words(error_of(raised))) from raised
-        for place in found:
-            if place.error is not None:
-                raise UnavailableError(words(place.error))
-        return {place.partition: place.offset for place in found if place.offset >= 0}
-
-    def _revoked(self, _library: Library, _places: Sequence[TopicPartition]) -> None:
-        self._leave(_REVOKED)
-
-    def _gone(self, _library: Library, _places: Sequence[TopicPartition]) -> None:
-        self._leave(_LOST)
+        return committed_offsets.read(self._library, places, self._limits, self._patience)
 
     def _leave(self, how: str) -> None:
-        """Let the partitions go once what is in hand is finished. The library unassigns them behind it."""
+        """Let the caller finish its batch before the partitions leave. The library unassigns them afterwards."""
         self._rebalances += 1
         self._leaving = how
         try:
@@ -313,27 +248,27 @@ class Member:
 
     def _forget(self) -> None:
         self._kept.clear()
-        self._lost.clear()
+        self._polling.lost.clear()
         self._beginning = set()
-        self._highs.clear()
 
     def _find_again(self) -> None:
-        """Go on at the first record of partitions whose next one is gone, and say so."""
+        """Go on at the first record of each partition whose next record was removed, and report the loss."""
         found = []
-        for partition, wanted in self._lost.items():
+        for partition, wanted in self._polling.lost.items():
             first = self._first_of(partition)
             self._progress.put_back(partition, first)
             found.append(Overtaken(partition, wanted, first))
         self._on_overtaken(found)
-        self._lost.clear()
+        self._polling.lost.clear()
         self._begin_again()
 
     def _look_where_it_begins(self, records: Sequence[Record]) -> None:
-        """Tell where partitions without a committed offset begin behind records that are gone.
+        """Report partitions without a committed offset whose first records were removed before the group read them.
 
-        What was read of one first, or its end, says where it begins, unless markers or aborted records come before.
+        The first record read of a partition, or its end, shows where it begins. It may also follow transaction markers
+        or aborted records, so the broker is asked for the partition's first offset.
         """
-        begins = dict(self._reached)
+        begins = dict(self._polling.reached)
         for record in reversed(records):
             begins[record.partition] = record.offset
         read = {each: begins[each] for each in self._beginning & begins.keys()}
@@ -343,16 +278,16 @@ class Member:
             topic = self._library.list_topics(self._topic, timeout=self._limits.kafka_metadata_s).topics[self._topic]
             new = not self._committed([TopicPartition(self._topic, number) for number in topic.partitions])
             self._on_overtaken([replace(each, new=new) for each in found])
-            # It is told once: not again to those who get the partition before its first record was committed.
+            # Committed at once, so that the next owner of the partition does not report the same loss again.
             self.commit({(self._topic, each.partition): each.first for each in found})
         self._beginning -= read.keys()
 
     def _first_of(self, partition: int) -> int:
-        """Ask for the first offset of a partition."""
+        """Ask a broker for the first offset of a partition."""
         place = TopicPartition(self._topic, partition)
         found: Any = self._library.get_watermark_offsets(place, timeout=self._limits.kafka_metadata_s)
         if found is None:  # no answer in time
-            raise UnavailableError(f"partition {partition} does not tell its first offset")
+            raise UnavailableError(f"kafka did not tell the first offset of partition {partition}")
         return int(found[0])
 
     def _places(self, *, with_offsets: bool = False) -> list[TopicPartition]:
@@ -360,12 +295,3 @@ class Member:
             TopicPartition(self._topic, partition, at) if with_offsets else TopicPartition(self._topic, partition)
             for partition, at in self._progress.next.items()
         ]
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        if self._failure:
-            raise self._failure
-        try:
-            yield
-        except KafkaException as raised:
-            raise failed(error_of(raised), self._settings, group=self._group) from raised

@@ -1,4 +1,4 @@
-"""What an error of the library means to a member of a group: it ends, a new member is made, or nothing happens."""
+"""What an error of the library means for a member of a group: the consumer ends, a new member is made, or neither."""
 
 from confluent_kafka import KafkaError
 
@@ -8,7 +8,7 @@ from brewctl.delivery.broker.librdkafka.connection_settings import FORBIDDEN, wo
 from brewctl.delivery.broker.outcomes import UnavailableError
 from brewctl.errors import BrewError
 
-# What no retry mends once a consumer runs: another kind of group, or records that can't be unpacked.
+# Errors that a retry can't fix: a group of another kind, or records in a compression that the library can't unpack.
 _FATAL = frozenset(
     {
         KafkaError.INVALID_GROUP_ID,
@@ -18,7 +18,7 @@ _FATAL = frozenset(
         KafkaError._NOT_IMPLEMENTED,  # noqa: SLF001 - a codec
     }
 )
-# The member goes on by itself: a topic that is not there yet, a poll that came late.
+# Errors after which the member goes on by itself: a topic that does not exist yet, a poll that came late.
 _PASSING = frozenset(
     {
         KafkaError.UNKNOWN_TOPIC_OR_PART,
@@ -27,22 +27,25 @@ _PASSING = frozenset(
         KafkaError._MAX_POLL_EXCEEDED,  # noqa: SLF001
     }
 )
-# Of what the library says of its connections, only this is worth a new member, which reads certificates again.
+# The only connection error that is worth a new member: making one reads the certificates again.
 _DOWN = frozenset({KafkaError._ALL_BROKERS_DOWN})  # noqa: SLF001
 
 
 def passes(error: KafkaError) -> bool:
-    """Say whether the member goes on after an error that a poll returned."""
+    """Return whether the member goes on after this error of a poll."""
     return error.code() in _PASSING
 
 
 def ends(error: KafkaError) -> bool:
-    """Say whether what the library says of its connections ends the member; most of it passes."""
+    """Return whether this error of a connection ends the member. The library recovers from most of them."""
     return error.fatal() or error.code() in _FATAL | _DOWN | FORBIDDEN.keys()
 
 
 def failed(error: KafkaError, settings: Settings, *, group: str) -> Exception:
-    """Return what a poll raises: BrewError where no retry mends it, ForbiddenError, else UnavailableError."""
+    """Return the exception that a poll raises for an error.
+
+    BrewError: a retry can't fix it. ForbiddenError: the user lacks a right. UnavailableError: a new member may work.
+    """
     if error.code() == KafkaError.INCONSISTENT_GROUP_PROTOCOL:
         return failure_reasons.other_protocol(group)
     if error.code() in FORBIDDEN:

@@ -1,4 +1,4 @@
-"""The options of everything that reads."""
+"""The options of every consumer: of group members and of readers."""
 
 from typing import Any
 
@@ -10,19 +10,19 @@ _LEAST_FETCH_BYTES = 1_000_000  # the library takes no less
 
 
 def fetching(settings: Settings) -> dict[str, Any]:
-    """Return the options of everything that reads: committed records alone, and how many bytes ahead."""
+    """Return the options of every consumer: only committed records, and how many bytes it fetches ahead."""
     limits = settings.limits
     ahead = limits.consume_partition_bytes * PARTITIONS
     return {
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,
-        "auto.offset.reset": "error",  # it is said, and where to go on is ours to decide
+        "auto.offset.reset": "error",  # an event instead of a silent jump: the caller decides where to go on
         "isolation.level": "read_committed",
-        "enable.partition.eof": True,  # positions behind what is no record
+        "enable.partition.eof": True,  # tells how far a partition was read past markers and aborted records
         "max.partition.fetch.bytes": limits.consume_partition_bytes,
         "fetch.max.bytes": max(ahead, _LEAST_FETCH_BYTES),
         "queued.max.messages.kbytes": ahead // 1024,
-        # Where so much waits, it looks again so soon; by default after a second, in which a fast reader has nothing.
+        # The pause of a full queue before the next fetch. The default of a second leaves a fast reader without records.
         "fetch.queue.backoff.ms": _QUEUE_FULL_MS,
         "check.crcs": True,
     }

@@ -7,7 +7,7 @@ _SLICE_S = 0.1
 
 
 class Patience:
-    """Of one member, from the first question after a stop on."""
+    """The waits of one member. After a stop they end `leave_s` seconds after the first of them."""
 
     def __init__(self, stop: threading.Event, *, leave_s: float) -> None:
         self._stop = stop
@@ -15,14 +15,14 @@ class Patience:
         self._until: float | None = None
 
     def wait(self, done: threading.Event, *, until: float | None = None) -> bool:
-        """Wait for an event, at most until then, or until it is over; say whether the event came."""
+        """Wait for an event, at most until `until` and until `is_over`. Return whether it was set."""
         while not done.wait(_SLICE_S):
             if self.is_over() or (until is not None and time.monotonic() > until):
                 return False
         return True
 
     def is_over(self) -> bool:
-        """Say whether a stop was asked for, and so many seconds ago."""
+        """Return whether the time to wait after a stop has passed."""
         if not self._stop.is_set():
             return False
         self._until = self._until or time.monotonic() + self._leave_s

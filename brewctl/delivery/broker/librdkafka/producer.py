@@ -1,4 +1,4 @@
-"""Sending: records are put into the library's queue and leave when it is told to flush, each with its own outcome."""
+"""Sending: records go into the library's queue, a flush sends them, and each record gets its own outcome."""
 
 import contextlib
 import time
@@ -27,13 +27,13 @@ from brewctl.delivery.broker.outcomes import (
 )
 from brewctl.delivery.broker.record import BATCH_BYTES, DEAD_LETTER_BYTES, UNCOMPRESSED_BYTES, Record
 
-_BATCH_RECORDS = 1_000_000  # the bytes end a batch
+_BATCH_RECORDS = 1_000_000  # out of reach: the limit in bytes ends a batch first
 _NEVER_MS = 60_000
 _BY_KEY = -1
 _FULL_S = 0.1
-_LEADER_S = 0.5  # so often is a leader asked for, and so long is its answer waited for
+_LEADER_S = 0.5  # between two questions for a topic's leaders, and the wait for one answer
 _CLOSE_S = 2.0
-# What a broker will never accept, however often it is asked.
+# Errors of a record that a broker will never accept.
 _REFUSED = frozenset(
     {
         KafkaError.MSG_SIZE_TOO_LARGE,
@@ -42,7 +42,7 @@ _REFUSED = frozenset(
         KafkaError.UNSUPPORTED_FOR_MESSAGE_FORMAT,
         KafkaError.POLICY_VIOLATION,
         KafkaError.INVALID_RECORD,
-        KafkaError._INVALID_DIFFERENT_RECORD,  # noqa: SLF001 - another of its batch: it is asked for again, alone
+        KafkaError._INVALID_DIFFERENT_RECORD,  # noqa: SLF001 - of another record in the batch: `sending` sends each again, alone
     }
 )
 _ABSENT = frozenset(
@@ -52,12 +52,12 @@ _ABSENT = frozenset(
         KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001
     }
 )
-# What it had as it gave this producer up.
+# Errors of records that were dropped from the queue when the library ended this producer.
 _GIVEN_UP = frozenset({KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT})  # noqa: SLF001
 
 
 class _Delivery:
-    """What the library says of one record, once it does: it calls this."""
+    """The outcome of one record: the library calls this with it."""
 
     __slots__ = ("error", "place")
 
@@ -73,29 +73,29 @@ class _Delivery:
 
 
 class Wire:
-    """Sends idempotently: what the library tries again by itself is neither there twice nor in another order."""
+    """Sends idempotently: the library's own retries neither duplicate nor reorder records."""
 
     def __init__(self, settings: Settings, *, node: str, compressed: bool) -> None:
         limits = settings.limits
         self._metadata_s = limits.kafka_metadata_s
         self._age_s = limits.kafka_metadata_age_s
         self._closed = False
-        self._known: dict[str, tuple[int, float]] = {}  # how many partitions a topic has, and until when that holds
+        self._known: dict[str, tuple[int, float]] = {}  # topic → partitions, and until when that holds
         self._refusals = Refusals(settings)
         with explained(settings):
             self._producer = Producer(
                 {
                     "acks": "all",
                     "enable.idempotence": True,
-                    # A batch leaves when `outcomes` says so: all that a send has for a partition, or one record.
+                    # Only the flush in `outcomes` sends a batch: it has all records of a send for one partition.
                     "linger.ms": _NEVER_MS,
                     "batch.size": BATCH_BYTES,
                     "batch.num.messages": _BATCH_RECORDS,
-                    # Before compression; the topic's own limit, after it, is the broker's to apply.
+                    # The limit before compression. The broker applies the topic's own limit after it.
                     "message.max.bytes": UNCOMPRESSED_BYTES if compressed else DEAD_LETTER_BYTES,
-                    "partitioner": "murmur2_random",  # Kafka's own rule, as `partitions.partition_for` has it
+                    "partitioner": "murmur2_random",  # Kafka's own rule, the same as `partitions.partition_for`
                     "compression.type": "gzip" if compressed else "none",
-                    # A topic that is not there is looked for so long: `partitions` has found it just before.
+                    # How long the library looks for an unknown topic. `partitions` has found the topic just before.
                     "topic.metadata.propagation.max.ms": int(limits.kafka_metadata_s * 1000),
                     "error_cb": self._hear,
                     **connection(settings, name=node),
@@ -104,11 +104,11 @@ class Wire:
         require_answer(self._producer, settings)
 
     def _hear(self, error: KafkaError) -> None:
-        """Take what the library says of its connections. What became of a record, each record says."""
+        """Take an error of a connection. Errors of records come with each record's own outcome."""
         self._refusals.hear(error)
 
     def partitions(self, topic: str) -> int:
-        """Return how many partitions a topic has, as it was at most kafka_metadata_age_s ago."""
+        """Return how many partitions a topic has. The answer is at most kafka_metadata_age_s seconds old."""
         count, until = self._known.get(topic, (0, 0.0))
         if time.monotonic() < until:
             return count
@@ -123,7 +123,7 @@ class Wire:
         self._known[topic] = len(found.partitions), time.monotonic() + self._age_s
         return len(found.partitions)
 
-    def put(self, record: Record, partitions: int, deadline: float) -> Any:  # noqa: ARG002 - it counts them itself
+    def put(self, record: Record, partitions: int, deadline: float) -> Any:  # noqa: ARG002 - the library chooses the partition
         """Put a record into the next batch of its partition."""
         topic, key, value, _, _, _, timestamp_ms = record
         headers: Any = record.headers
@@ -141,13 +141,13 @@ class Wire:
                 )
                 return delivery
             except BufferError:
-                # So many records wait that they have to leave before there is room.
+                # The queue is full: some records have to be sent first.
                 if time.monotonic() > deadline:
                     raise UnsentError(f"topic {topic}: no room before the time was up") from None
                 self._flush(_FULL_S)
             except KafkaException as raised:
                 error = error_of(raised)
-                if error.code() == KafkaError._FATAL:  # noqa: SLF001 - which one, only a flush tells
+                if error.code() == KafkaError._FATAL:  # noqa: SLF001 - a flush tells the cause
                     raise UnavailableError(self._flush(0) or words(error)) from raised
                 outcome = self._outcome(error, record)
                 if isinstance(outcome, RefusedError):  # too large even for the library
@@ -155,7 +155,7 @@ class Wire:
                 raise outcome from raised
 
     def outcomes(self, sent: Sequence[Any], records: Sequence[Record], deadline: float) -> list[Outcome]:
-        """Send what was put, and return the outcome of each record."""
+        """Send the records that were put, and return the outcome of each."""
         why = self._flush_until(deadline, {record.topic for record in records}) or "not acknowledged in time"
         found: list[Outcome] = []
         for put, record in zip(sent, records, strict=True):
@@ -172,10 +172,10 @@ class Wire:
         return found
 
     def _flush_until(self, deadline: float, topics: Collection[str]) -> str:
-        """Send what waits until it is acknowledged, or the time is up; otherwise as `_flush`.
+        """Flush until all records are acknowledged or the time is up; return what `_flush` returns.
 
-        What is not acknowledged for a while may wait for a broker that has died. A producer that was never connected to
-        it asks for the new leader only as its metadata age, so it is asked here.
+        A record without an acknowledgement may wait for a broker that has died. A producer that was never connected to
+        that broker asks for the new leader only when its metadata are old. So this asks, every _LEADER_S seconds.
         """
 
         def left_s() -> float:
@@ -189,13 +189,13 @@ class Wire:
         return why
 
     def _flush(self, timeout_s: float) -> str:
-        """Send what waits, and take what becomes of it; the reason where the library gave up this producer."""
+        """Send the queued records and collect outcomes. Return why the library ended this producer, else ""."""
         self._refusals.renew(self._producer)
         try:
             self._producer.flush(max(0.0, timeout_s))
-        except KafkaException as raised:  # such as a gap in the sequence of its batches: only a new producer goes on
+        except KafkaException as raised:  # fatal, such as a gap in the sequence of batches
             return words(error_of(raised))
-        except SystemError as raised:  # the same, while it told what became of a record
+        except SystemError as raised:  # the same error, raised while the library called a _Delivery
             if not isinstance(raised.__cause__, KafkaException):
                 raise
             return words(error_of(raised.__cause__))
@@ -213,13 +213,13 @@ class Wire:
         return UnavailableError(words(error))
 
     def close(self) -> None:
-        """Close it, with nothing on its way."""
+        """Close it. No record may be unacknowledged."""
         self.abandon()
 
     def abandon(self) -> None:
-        """Close it, and drop what is on its way.
+        """Close it, and drop the records that are not acknowledged.
 
-        Its close would wait without end for what is not dropped before.
+        They are dropped first because the library's close would wait for them without end.
         """
         if self._closed:
             return
@@ -232,4 +232,4 @@ class Wire:
         try:
             within(close, lambda done: done.wait(_CLOSE_S))
         except (TimeoutError, KafkaException):
-            return  # it ends by itself, with nothing left to send
+            return  # the close goes on in its thread, with nothing left to send

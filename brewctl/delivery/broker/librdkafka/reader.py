@@ -1,4 +1,4 @@
-"""Reading whole topics, as a member of no group."""
+"""Reading whole topics without a consumer group, on librdkafka."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,7 @@ from brewctl.delivery.broker.record import Record
 from brewctl.errors import BrewError, UnreachableError
 
 _POLL_S = 0.5
-_NAME = "brewctl"  # a group has to be named; without a subscription nobody joins it
+_NAME = "brewctl"  # the library wants a group's name; without a subscription it does not join that group
 
 
 class Topics:
@@ -39,8 +39,8 @@ class Topics:
             require_answer(self._library, settings)
 
     def bounds(self, topic: str, *, since_ms: int | None = None) -> dict[int, tuple[int, int]]:
-        """Return, for each partition, the first offset there is and the one that the next record will have."""
-        # The library's own answer ends before the first open transaction.
+        """Return, for each partition, its first offset and the offset that the next record will get."""
+        # Asked of the administration client: this library's answer ends before the first open transaction.
         with open_admin(self._settings) as admin:
             bounds = admin.ends(topic)
             if since_ms is not None:
@@ -63,7 +63,7 @@ class Topics:
 
         places = [TopicPartition(topic, each, at) for each, at in self._positions.items()]
         self._library.assign(places)
-        self._library.resume(places)  # those that an earlier read had finished are still paused
+        self._library.resume(places)  # partitions that an earlier read has finished are still paused
         limit_s = self._settings.limits.kafka_request_s
         heard = time.monotonic()
         while ends:
@@ -79,7 +79,7 @@ class Topics:
                 heard = max(heard, time.monotonic())
             elif time.monotonic() - heard > limit_s:
                 raise self._nothing_more(topic, ends, reached)
-            # Ends are also behind what is no record, such as the marks of transactions.
+            # The last offsets of a partition may be no records but transaction markers.
             at = {each: max(self._positions[each], reached.get(each, 0)) for each in ends}
             if done := [each for each, end in ends.items() if at[each] >= end]:
                 for each in done:
@@ -88,7 +88,7 @@ class Topics:
         self._library.unassign()
 
     def _nothing_more(self, topic: str, ends: Mapping[int, int], reached: Mapping[int, int]) -> BrewError:
-        # It told us of an end before ours: up to there no transaction is open.
+        # In these partitions reading ended before the partition's end: there a transaction is open.
         if held := [each for each in sorted(ends) if each in reached]:
             return open_transaction(topic, held)
         where = ", ".join(f"{each}@{self._positions[each]}" for each in sorted(ends))
@@ -96,7 +96,7 @@ class Topics:
         return UnreachableError(f"kafka {topic} gave nothing more for {waited_s:g} s at {where}")
 
     def close(self) -> None:
-        """Let the connections go."""
+        """Close the connections."""
         self._reading.close()
         self._library.close()
 
@@ -104,6 +104,6 @@ class Topics:
 def _raise(error: KafkaError, topic: str) -> None:
     if error.code() == KafkaError._AUTO_OFFSET_RESET:  # noqa: SLF001
         raise BrewError(f"records of {topic} were removed while they were read", hint="run it again")
-    # The library asks for its group, which nobody joins and this user needs no right to.
+    # The library asks for the group's coordinator. A reader does not join the group, so it needs no right to it.
     if error.code() != KafkaError.GROUP_AUTHORIZATION_FAILED:
         raise KafkaException(error)

@@ -1,4 +1,4 @@
-"""Our record of the library's, and the headers that it can't read."""
+"""Making a `Record` of the library's message, with the headers that the library can't read."""
 
 from collections.abc import Callable, Sequence
 from operator import methodcaller
@@ -9,13 +9,14 @@ from brewctl.delivery.broker.kafka_python.header_reread import Again
 from brewctl.delivery.broker.record import Record
 from brewctl.delivery.events import Headers
 
-# For a name that is not UTF-8 the library's method returns a list with nothing where the name belongs, to touch which
-# ends the process, and an error that Python only looks for where a method is called through a function like this one.
+# For a header name that is not UTF-8 the library's method returns a list with a null pointer and sets an error. To
+# touch that pointer crashes the process. Python checks for the error only if the method is called through a function
+# such as this one: then it raises SystemError.
 _headers_of = methodcaller("headers")
 
 
 class RecordConverter:
-    """Makes our records of one topic, for one consumer."""
+    """Makes the records of one consumer."""
 
     def __init__(self, settings: Settings, *, name: str) -> None:
         self._settings = settings
@@ -23,7 +24,7 @@ class RecordConverter:
         self._again: Again | None = None
 
     def records(self, topic: str, messages: Sequence[Any], on_event: Callable[[Any], None]) -> list[Record]:
-        """Return the records among what a poll gave; what else there is goes to `on_event`."""
+        """Return the records among these messages; `on_event` gets the other messages."""
         found = []
         for message in messages:
             if message.error() is not None:
@@ -32,10 +33,10 @@ class RecordConverter:
             partition, offset = message.partition(), message.offset()
             try:
                 headers = _headers_of(message) or []
-            except SystemError:  # a name that is not UTF-8: the other client reads the record once more
+            except SystemError:  # a header name is not UTF-8: the other client reads the record again
                 headers = self._read_again(topic, partition, offset)
             for _, value in headers:
-                if value is None:  # it can be read but not sent on: it becomes an empty one
+                if value is None:  # a null header value can be read but not sent: it becomes an empty one
                     headers = [(name, value or b"") for name, value in headers]
                     break
             found.append(
@@ -49,6 +50,6 @@ class RecordConverter:
         return self._again.headers(topic, partition, offset)
 
     def close(self) -> None:
-        """Let the other client's connections go, where there are any."""
+        """Close the other client's connections, if there are any."""
         if self._again:
             self._again.close()

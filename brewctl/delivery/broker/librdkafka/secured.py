@@ -1,4 +1,4 @@
-"""The library's options for connections by TLS and with passwords. Imported only where Kafka is not PLAINTEXT."""
+"""The library's options for TLS and passwords. Imported only if Kafka's protocol is not PLAINTEXT."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ from brewctl.security import KafkaSecurity
 
 
 def options(security: KafkaSecurity) -> dict[str, Any]:
-    """Return the options of a client, by the files as they are now. Raises UsageError for one that can't be used."""
+    """Return the options of a client, reading the files now. Raises UsageError for a file that can't be used."""
     chosen = {"security.protocol": security.protocol.value}
     if security.protocol.encrypts:
-        certificates.context(security)  # says what is wrong with a file, in the words of the other client
+        certificates.context(security)  # raises UsageError with the reason, as with the other client
         files = {
             "ssl.ca.location": security.ca,
             "ssl.certificate.location": security.certificate,
