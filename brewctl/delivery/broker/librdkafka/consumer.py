@@ -272,7 +272,8 @@ class Member:
         for record in reversed(records):
             begins[record.partition] = record.offset
         read = {each: begins[each] for each in self._beginning & begins.keys()}
-        suspected = [each for each, at in read.items() if at]
+        # All partitions at once: the first offset that is committed here makes a new group look like an old one.
+        suspected = self._beginning if any(read.values()) else ()
         found = [Overtaken(each, None, first) for each in suspected if (first := self._first_of(each))]
         if found:
             topic = self._library.list_topics(self._topic, timeout=self._limits.kafka_metadata_s).topics[self._topic]
@@ -280,7 +281,7 @@ class Member:
             self._on_overtaken([replace(each, new=new) for each in found])
             # Committed at once, so that the next owner of the partition does not report the same loss again.
             self.commit({(self._topic, each.partition): each.first for each in found})
-        self._beginning -= read.keys()
+        self._beginning -= read.keys() | {each.partition for each in found}
 
     def _first_of(self, partition: int) -> int:
         """Ask a broker for the first offset of a partition."""
