@@ -7,7 +7,7 @@ WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY brewctl brewctl
 RUN pip wheel --no-cache-dir --constraint constraints.txt --wheel-dir /wheels '.[librdkafka,metrics,otel,webhook]'
-# Without pip, and compiled: nothing is to be written there any more.
+# Without pip, and compiled, because the last stage writes nothing there.
 RUN python -m venv --without-pip /opt/brewctl \
  && pip --python /opt/brewctl/bin/python install --no-cache-dir --no-index --find-links /wheels 'brewctl[librdkafka,metrics,otel,webhook]' \
  && /opt/brewctl/bin/python -m compileall -q /opt/brewctl
@@ -15,15 +15,15 @@ RUN python -m venv --without-pip /opt/brewctl \
 FROM python:${PYTHON}-slim-bookworm
 LABEL org.opencontainers.image.title="brewctl" org.opencontainers.image.licenses="MIT"
 ENV PATH=/opt/brewctl/bin:$PATH PYTHONDONTWRITEBYTECODE=1
-# Root's, and nobody else may write there.
+# The files belong to root, and only root may write them.
 COPY --from=build /opt/brewctl /opt/brewctl
-# A downstream of your own is found in the working directory.
+# brewctl imports a downstream of your own from the working directory.
 WORKDIR /app
-# A number: Kubernetes can tell that it is not root.
+# A number, so that Kubernetes can check that the user is not root.
 USER 10001:10001
-# Drains; a second one quits.
+# The first SIGTERM drains the role; a second one ends it at once.
 STOPSIGNAL SIGTERM
-# Where BREW_HTTP names a role's pages: do its threads move? Kubernetes asks by its own probes.
+# If BREW_HTTP is set: whether the role's loops run (/livez). Kubernetes uses its own probes.
 HEALTHCHECK --interval=30s --timeout=6s --start-period=30s \
   CMD ["python", "-c", "import os, urllib.request; at = os.environ.get('BREW_HTTP', ''); at and urllib.request.urlopen('http://' + at.replace('0.0.0.0:', '127.0.0.1:') + '/livez', timeout=5)"]
 ENTRYPOINT ["brewctl"]

@@ -1,4 +1,4 @@
-# Everything happens in .venv, which the first target that needs it makes. `make help` lists the targets.
+# All targets work in .venv; the first target that needs it makes it. `make help` lists the targets.
 .DEFAULT_GOAL := help
 SHELL := /bin/sh
 
@@ -7,7 +7,7 @@ BREWCTL := .venv/bin/brewctl
 ORDER_ADDRS := --addr 127.0.0.1:50081 --addr 127.0.0.1:50082
 CAST := order order inventory inventory notifications
 COMPOSE := docker compose
-# What pip is told for other places, such as PIP_USER, is no good in .venv.
+# Variables that direct pip to other places, such as PIP_USER, would break an installation into .venv.
 INSTALL := env -u PIP_USER -u PIP_TARGET -u PIP_PREFIX -u PIP_REQUIRE_HASHES .venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help
