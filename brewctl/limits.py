@@ -35,10 +35,11 @@ class Limits:
     request_bytes: int = 64 * 1024
     # One Create, Cancel or Get in the database; a Create less if its caller's deadline is nearer.
     create_s: float = 5.0
-    # A batch of orders that is committed together: its wait for a connection, its statement, and that statement's wait
-    # for a lock. After these times each order is written alone.
+    # A batch of orders that is committed together: its wait for a connection, and its statement. After these times each
+    # order is written alone.
     create_connection_s: float = 0.5
     create_batch_s: float = 1.0
+    # How long each try of a Create, of a batch or of a Cancel waits for a database lock; 0: as long as its statement.
     create_lock_s: float = 0.1
     # How long a call waits for a database connection before it is answered UNAVAILABLE.
     database_wait_s: float = 2.0

@@ -391,7 +391,8 @@ ON CONFLICT (order_id) DO UPDATE SET seq = excluded.seq, released_at = excluded.
  WHERE excluded.seq > r.seq
 
 -- notify --
--- Effect of notification-service: a row an order, of the last state that its customer was told of. Merged as `reserve`.
+-- Effect of notification-service: a row for each order, of the last state that its customer was told of. Merged as
+-- `reserve` merges. The webhook writes the same row (`_TOLD` in roles/webhook): a new column belongs in both.
 INSERT INTO notifications_log AS n (order_id, node_id, channel, seq, state, cancelled_at)
 SELECT order_id, %(node)s, 'push', max(greatest(seq, CASE WHEN type = 'order.cancelled' THEN 2 ELSE 1 END)),
        CASE WHEN bool_or(type = 'order.cancelled') THEN 'cancelled' ELSE 'created' END,

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 CONCURRENCY = "BREW_WEBHOOK_CONCURRENCY"
 _AT_ONCE = range(1, 257)
-# Only an event with a higher seq changes the row: a late repeat changes nothing.
+# The row that `notify` of queries.sql writes for the log: a new column belongs in both. Only an event with a higher seq
+# changes the row, so that a late repeat changes nothing.
 _TOLD = """
 INSERT INTO notifications_log AS n (order_id, node_id, channel, seq, state, cancelled_at)
 VALUES (%(order_id)s, %(node)s, 'webhook', %(seq)s, %(state)s,
