@@ -73,6 +73,11 @@ def test_every_metric_of_ours_is_on_the_dashboard_or_in_an_alert() -> None:
     assert unused == {"brew_exporter_look_seconds"}
 
 
+def test_every_metric_of_ours_is_in_the_docs() -> None:
+    ours = {re.sub("_(sum|count|bucket)$", "", name) for name in exported() if name.startswith("brew_")}
+    assert not ours - names_in((DEPLOY.parent / "docs" / "observability.md").read_text("utf-8"))
+
+
 def test_the_objective_is_one_of_the_histograms_buckets() -> None:
     found = set(re.findall(r'\ble="([^"]+)"', RULES_TEXT))
     assert found

@@ -29,6 +29,11 @@ def test_every_promise_has_its_scenario() -> None:
     assert len(SCENARIOS) == len(PROMISED)
 
 
+def test_the_readme_counts_the_faults() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert f"`make chaos` plays {len(SCENARIOS)} faults" in readme
+
+
 def test_the_list_fits_into_80_columns() -> None:
     done = run("chaos", "--list")
     assert done.returncode == 0
