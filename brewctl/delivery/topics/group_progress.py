@@ -47,7 +47,7 @@ class GroupProgress:
 
 
 def progress(group: Group, committed: Mapping[int, int], ends: Mapping[int, tuple[int, int]]) -> list[GroupProgress]:
-    """Combine a group's and the topic's offsets. `committed` must have been read before `ends`, or lags are too small."""
+    """Combine a group's and the topic's offsets. Read `committed` before `ends`, or lags are too small."""
     owners = group.owners
     return [
         GroupProgress(partition, owners.get(partition, ""), committed.get(partition), first, end, bool(committed))
