@@ -157,7 +157,7 @@ class Lent(psycopg.Connection[TupleRow]):
         self.server_cursor_factory = _checked(psycopg.ServerCursor)
 
     def __del__(self, *_: object) -> None:
-        """Leave the session open: psycopg's destructor would warn and close it."""
+        """Say nothing of the open session, as psycopg's destructor would: it belongs to another connection object."""
 
     def wait(self, gen: PQGen[RV], *args: Any, **kwargs: Any) -> RV:
         """Wait for an answer. Raises HandlerError instead where the transaction is over: it would autocommit."""

@@ -132,7 +132,7 @@ class ShortTransaction:
 
     def _literal(self, value: object) -> str:
         if isinstance(value, int):
-            return str(value) if value >= 0 else f"'{value}'"  # "- -1" would become a comment
+            return str(value) if value >= 0 else f"'{value}'"  # unquoted after a minus it would begin a comment, "--1"
         if isinstance(value, list) and value and all(type(each) is int for each in value):
             return f"'{arrays.of_numbers(value)}'"
         return sql.Literal(value).as_string(self._connection)

@@ -141,7 +141,7 @@ class GroupCommit:
                 )
                 if len(written) < len(batch):
                     found = store.find(connection, [each.new for each in batch if each.new.id not in written])
-        except Exception as error:  # noqa: BLE001 - told below to whom it concerns
+        except Exception as error:  # noqa: BLE001 - handled below, by its kind
             failure = error
         if written:
             self._committed()
