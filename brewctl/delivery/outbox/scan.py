@@ -21,7 +21,7 @@ from brewctl.delivery.database.short_transaction import ShortTransaction
 from brewctl.sql import queries
 
 _HIGHEST = 2**63 - 1  # no id is greater
-# Looks behind may take _SHARE of the time, saved up for _SAVED_FOR_S at most. One look should take _LOOK_S: it reads fewer
+# Looks behind may take _SHARE of the time, saved up for _SAVED_FOR_S at most. Each should take _LOOK_S, and reads fewer
 # ids where the last one took longer.
 _SHARE = 0.05
 _SAVED_FOR_S = 1.0
