@@ -121,8 +121,7 @@ class lent:  # noqa: N801 - used as a function is; a generator would cost each e
             bound = self._connection.session.idle_bound
             raise HeldTooLongError(
                 f"the handler kept its transaction idle for longer than {bound}, and PostgreSQL ended it: do slow work"
-                " before the first use of tx, or put `options=-c idle_in_transaction_session_timeout=60s` into the"
-                " database's URL"
+                " elsewhere, or put `options=-c idle_in_transaction_session_timeout=60s` into the database's URL"
             ) from error
         # The handler is at fault only where most of the time passed outside statements: those may wait for a lock.
         if isinstance(ended, psycopg.errors.TransactionTimeout) and time.monotonic() - self._began > 2 * waited_s:
