@@ -1,1 +1,1 @@
-"""The heart: what an event is, how it leaves the database (outbox) and how its effect happens once (inbox)."""
+"""Delivers events: from the database to Kafka at least once (outbox), with each effect exactly once (inbox)."""

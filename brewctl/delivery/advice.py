@@ -1,27 +1,27 @@
-"""What mends a server that can't be reached: it depends on the reason, and on whether the user named the server."""
+"""Hints for a server that can't be reached, by the reason and by whether the user configured the server's address."""
 
 from brewctl.config import DEFAULT_BROKERS, DEFAULT_DATABASE_URL, Settings
 
 _FLAG = " or --database-url"
-# By what `database.explained` says of the server.
+# By the reasons that `database.explained` gives.
 _OF_POSTGRES = {
     "refused the password": "correct the password in {variable}{flag}, or in PGPASSWORD or ~/.pgpass",
     "wants a password": "put the password into {variable}, PGPASSWORD or ~/.pgpass",
     "has no such database or role": "create it there in psql, or correct {variable}{flag}",
-    "lets this user not in": "`brewctl db grants` prints what each role needs, and how a user gets it",
+    "does not let this user connect": "`brewctl db grants` prints what each role needs, and how a user gets it",
     "is an unknown host": "correct the host in {variable}{flag}",
     "has no connection left": "end some sessions, or raise max_connections and restart postgres",
     "takes no writes": "name the primary, or all servers: postgresql://…@H1:P1,H2:P2/NAME?target_session_attrs=read-write",
     "is still starting": "run it again when postgres has started: its log says what it waits for",
     "is shutting down": "start postgres again",
 }
-# What is wrong with the server itself, whoever named it.
-_OF_THE_SERVER = {"lets this user not in", "has no connection left", "is still starting", "takes no writes"}
+# Reasons whose hint is the same whether or not the user configured the address.
+_OF_THE_SERVER = {"does not let this user connect", "has no connection left", "is still starting", "takes no writes"}
 
 
 def for_postgres(settings: Settings, reason: str) -> str:
-    """Return the hint for a database of these settings that is away for this reason."""
-    own = settings.database_variable != Settings.database_variable  # a downstream's: no flag names it
+    """Return the hint for the database of these settings, which can't be used for this reason."""
+    own = settings.database_variable != Settings.database_variable  # a downstream's database, which no flag names
     named = own or "database_url" in settings.configured
     variable, flag = settings.database_variable, "" if own else _FLAG
     if reason in _OF_THE_SERVER or (named and reason in _OF_POSTGRES):
@@ -30,7 +30,7 @@ def for_postgres(settings: Settings, reason: str) -> str:
         return f"start it (`brewctl up` where it is the sandbox's), or correct {variable}{flag}"
     if settings.database_url == DEFAULT_DATABASE_URL:
         return "run `brewctl up`, or set BREW_DATABASE_URL"
-    return "run `brewctl up`"  # it is the sandbox's
+    return "run `brewctl up`"  # the sandbox's database
 
 
 def for_kafka(settings: Settings) -> str:

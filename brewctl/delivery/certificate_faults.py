@@ -1,4 +1,4 @@
-"""What is wrong with a server's certificate, and what to do about it. Imported once a server has shown such a one."""
+"""Explains why a server's certificate was refused, with a hint. Imported only after that."""
 
 import ssl
 from typing import Any
@@ -15,13 +15,13 @@ _FAULTS = {
 
 
 def fault(error: ssl.SSLCertVerificationError, *, authorities: str) -> tuple[str, str]:
-    """Return what is wrong with a certificate, and a hint. `authorities`: where those that are trusted are."""
+    """Return what is wrong with a certificate, and a hint. `authorities`: the file of trusted authorities."""
     untrusted = f"put the authority that signed it into {authorities}"
     return _FAULTS.get(error.verify_code, (f"is not trusted ({told(error)})", untrusted))
 
 
 def told(error: Any) -> str:
-    """Say in a few words what went wrong, as OpenSSL or a server says it."""
+    """Return OpenSSL's or the server's message as a few lower-case words."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return str(error.verify_message).lower().removesuffix(".")
     if isinstance(error, ssl.SSLError):

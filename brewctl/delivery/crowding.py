@@ -1,4 +1,4 @@
-"""Measures how busy the machine is, so that publishers and consumers leave the processor to calls: see `rest`."""
+"""Measures how busy the machine is, so that publishers and consumers rest while calls need the processor: `rest`."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ _ROOMY = 0.5
 
 
 class Crowding:
-    """Measures at most four times a second. Not for two threads at a time."""
+    """Measures at most four times a second. Not thread-safe."""
 
     def __init__(self) -> None:
         """Begin to measure the cores that this process may use now.
@@ -47,6 +47,6 @@ class Crowding:
     def _ticks_now(self) -> dict[int, int]:
         with contextlib.suppress(OSError, ValueError):
             ticks = affinity.busy_ticks()
-            # In a container the system may number the cores differently: then all of them count.
+            # In a container /proc may number the cores differently: then all of them count.
             return {core: spent for core, spent in ticks.items() if core in self._allowed} or ticks
         return {}

@@ -1,7 +1,7 @@
-"""Keeps a row in `nodes` for each replica: its name and address, its counts, and that it is alive.
+"""Keeps a row in `nodes` for each replica: its name and address, its counts, and when it was last seen.
 
-The tools read it. The flow itself does not, but for a cancel during an upgrade: so a row that can't be written is
-written later, and a stop waits about a second for the last write.
+The tools read it; of the roles only a cancel does, during an upgrade. So a row that can't be written is written later,
+and a stop waits only about a second for the last write.
 """
 
 import contextlib
@@ -54,7 +54,7 @@ class Replica:
 def kept(
     settings: Settings, replica: Replica, work: Callable[[], Work], *, inbox: Settings | None = None
 ) -> Iterator[None]:
-    """Write the row every second while the block runs, and at its end with `stopped_at`.
+    """Write the replica's row every second during the block, and at its end with `stopped_at`.
 
     `inbox`: the database with the inbox's tables of this replica: old redeliveries in it are deleted every hour.
     A process that is killed leaves a row without `stopped_at`, as does one whose last write takes over a second.

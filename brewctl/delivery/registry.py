@@ -1,7 +1,7 @@
 """Finds downstreams by their names, MODULE:NAME, and lists those that the settings name.
 
-The working directory, or another folder, is searched as by uvicorn and celery, but for this import alone: its modules
-are found before installed ones, and never imported in place of Python's or brewctl's own.
+The working directory, or another folder, is on sys.path as for uvicorn and celery, but only during this import. Its
+modules are found before installed ones, and never in place of Python's or brewctl's own.
 """
 
 import contextlib

@@ -10,20 +10,20 @@ import threading
 import time
 from collections.abc import Callable
 
-# A rest takes so many times as long as the work took: on an idle machine, and on a full one, where a quarter of the
-# time is work.
+# The length of a rest as a multiple of the work's time: on an idle machine, and on a full one, where then a quarter of
+# the time is work.
 _TIMES_ROOMY = 0.5
 _TIMES = 3.0
-# The bound of a rest: so many times the processor time that this process used. It is the shorter one if the work
-# waited for a distant server, where a long rest saves nothing and delays the next events.
+# The longest rest as a multiple of the processor time that this process used. This bound matters where work waits for
+# a distant server: a long rest saves nothing there and delays the next events.
 _TIMES_COMPUTED = 8.0
-# So many rows, or records, cost about as much as a transaction. A rest saves transactions, not rows: the more rows a
+# This many rows or records cost about as much as a transaction. A rest saves transactions, not rows: the more rows a
 # transaction had, the shorter the rest.
 _AS_MUCH = 100
 
 
 class Rest:
-    """The pause before the next look for work. Not for two threads at a time."""
+    """The pause before the next look for work. Not thread-safe."""
 
     def __init__(self, *, crowding: Callable[[], float], most_s: float | None = None) -> None:
         """`most_s`: the longest rest, in seconds; default: a multiple of the processor time used.

@@ -1,11 +1,14 @@
-"""SQL text, read as far as its words: comments, literals, quoted names and dollar-quoted bodies are not looked into."""
+"""Splits SQL text into tokens, to refuse statements that would end a transaction and to read a downstream's statement.
+
+Comments, literals, quoted names and dollar-quoted bodies are skipped as wholes.
+"""
 
 import functools
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-Token = tuple[str, str, int]  # its kind, itself, its place
+Token = tuple[str, str, int]  # its kind, its text, its place in the whole
 
 _TOKEN = re.compile(
     r"""
@@ -21,14 +24,14 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _COMMENT_EDGE = re.compile(r"/\*|\*/")
-# Without one of these words a text can't be refused: most are not read at all.
+# A text without any of these words is not refused; most texts are not split into tokens at all.
 _SUSPECT = re.compile(
     r"(?i)\b(?:commit|rollback|end|abort|begin|start|prepare|set|reset|discard|listen|deallocate|hold|temp|temporary"
     r"|set_config|pg_(?:try_)?advisory_lock(?:_shared)?)\b"
 )
 _ENDING = frozenset({"commit", "end", "abort", "rollback"})
 _BEGINNING = frozenset({"begin", "start"})
-# SET … of these ends with the transaction.
+# SET followed by one of these ends with the transaction.
 _SET_LOCALLY = frozenset({"local", "constraints", "transaction"})
 _SESSION_LOCKS = {
     f"pg_{tried}advisory_lock{shared}": f"pg_{tried}advisory_xact_lock{shared}"
@@ -39,15 +42,15 @@ _TEMPORARY = frozenset({"temp", "temporary"})
 
 _EFFECTS = frozenset({"insert", "update", "delete", "merge", "with"})
 _MAIN = frozenset({"insert", "update", "delete", "merge", "select", "values"})
-# A `*` behind these is every column; so is what makes a row one value.
+# A `*` after these means all columns, and so does a function that makes a row one value.
 _BEFORE_ROW = frozenset({"select", "all", "distinct", ",", "."})
 _OF_ROW = frozenset({"to_json", "to_jsonb", "row_to_json"})
 
 
 def tokens(text: str) -> Iterator[Token]:
-    """Yield a text's words and signs with their kind and place: no gaps, no comments.
+    """Yield the tokens of a text, without white space and comments.
 
-    Of a literal, a quoted name or a dollar-quoted body there is the whole. Ends where one of them has no end.
+    A literal, a quoted name or a dollar-quoted body is one token. Stops after one that is not closed.
     """
     place = 0
     while match := _TOKEN.match(text, place):
@@ -59,7 +62,7 @@ def tokens(text: str) -> Iterator[Token]:
             place = end + len(match[0]) if end >= 0 else len(text)
         if kind not in {"gap", "comment"}:
             yield kind, text[start:place], start
-        if match[0] in ("'", '"'):  # it has no end: the server will say so
+        if match[0] in ("'", '"'):  # not closed: the server will report it
             return
 
 
@@ -72,9 +75,9 @@ def _after_comment(text: str, place: int) -> int:
 
 
 def statements(text: str) -> list[list[str]]:
-    """Return each statement of a text as its words in lower case; any other token is one sign, a literal `'`."""
+    """Return each statement of a text as its words in lower case; any other token is its first character."""
     found: list[list[str]] = [[]]
-    body = 0  # how deep in the body of a function that is written BEGIN ATOMIC … END, whose `;` end no statement
+    body = 0  # the depth in a function's body BEGIN ATOMIC … END, whose `;` end no statement
     for kind, sign, _ in tokens(text):
         word = sign.lower() if kind == "word" else sign[0]
         if body:
@@ -90,7 +93,7 @@ def statements(text: str) -> list[list[str]]:
 
 @functools.lru_cache(maxsize=512)
 def refusal(text: str) -> str:
-    """Say why a text must not be sent inside a transaction that someone else began; empty where it may be."""
+    """Return why a handler must not send this text within its event's transaction; "" where it may."""
     if not _SUSPECT.search(text):
         return ""
     return next((why for words in statements(text) if (why := _refusal(words))), "")
@@ -114,7 +117,7 @@ def _refusal(words: list[str]) -> str:
 
 
 def _left_behind(words: list[str]) -> str:
-    """Say what a statement would leave in the session, whose next transactions are other events'."""
+    """Return what a statement would leave in the session, which other events' transactions use next; "" for nothing."""
     first, why = words[0], ""
     if first == "listen":
         why = "LISTEN would outlast the transaction: listen on a connection of your own"
@@ -153,7 +156,7 @@ def _makes_temporary(words: list[str]) -> bool:
 
 
 def _last_argument(words: list[str]) -> list[str]:
-    """Return the words of a call's last argument, given what stands behind its bracket."""
+    """Return the words of a call's last argument, from the words after its opening bracket."""
     depth, last = 1, list[str]()
     for word in words:
         depth += {"(": 1, ")": -1}.get(word, 0)
@@ -164,16 +167,16 @@ def _last_argument(words: list[str]) -> list[str]:
 
 
 class EffectStatement(NamedTuple):
-    """A statement over `fresh`, in the parts that another WITH can take."""
+    """A statement over `fresh`, split so that its WITH queries can be put into another WITH."""
 
-    queries: str  # of its own WITH: `name AS (…), …`; empty where it has none
+    queries: str  # its WITH queries: `name AS (…), …`; empty where it has none
     recursive: bool
-    statement: str  # what stands behind them
-    words: frozenset[str]  # the names in it, in lower case; "*" where it takes a whole row
+    statement: str  # the statement after them
+    words: frozenset[str]  # the names in it, in lower case; "*" where it reads all columns
 
 
 def effect(text: str) -> EffectStatement:
-    """Read the one statement of a downstream. Raises ValueError where it is none, more than one, or outlasts itself."""
+    """Split a downstream's `sql`. Raises ValueError unless it is one statement that leaves nothing in the session."""
     found = list(tokens(text))
     first = found[0][1].lower() if found else ""
     if first not in _EFFECTS:

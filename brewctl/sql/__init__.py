@@ -1,4 +1,4 @@
-"""The SQL of brewctl, in files: the migrations make the schema, the queries are looked up by name."""
+"""The SQL of brewctl, read from files: migrations by their numbers, queries and grants by their names."""
 
 import re
 from collections.abc import Iterator
@@ -9,12 +9,12 @@ _HEADING = re.compile(r"(?:\n|^)-- ([a-z_]+) --\n(?:-- .*\n)*")
 
 
 def _read(name: str) -> LiteralString:
-    # These files are part of the program: as trustworthy as text in its source.
+    # These files are part of the program, and as trustworthy as its source.
     return resources.files(__name__).joinpath(name).read_text("utf-8")
 
 
 def parse(text: LiteralString) -> dict[str, LiteralString]:
-    """Split a file of named statements, as queries.sql describes itself, into name → statement."""
+    """Return the statements of a file in the format of queries.sql, by name."""
     _, *parts = _HEADING.split(text)
     return dict(zip(parts[::2], (part.strip() for part in parts[1::2]), strict=True))
 
@@ -27,7 +27,7 @@ def _migrations() -> Iterator[tuple[int, str, LiteralString]]:
 
 
 _read_migrations = [*_migrations()]
-# By their numbers, 1, 2, 3 …: each file is NNNN_what_it_adds.sql. Number 0 makes the table that lists the others.
+# By number: each file is NNNN_what_it_adds.sql. Number 0 makes the table that lists the others.
 migrations = {number: text for number, _, text in _read_migrations}
 migration_names = {number: name for number, name, _ in _read_migrations}
 queries = parse(_read("queries.sql"))

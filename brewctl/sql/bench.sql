@@ -1,8 +1,7 @@
--- What the bench asks, and the tables that it fills. Format as in queries.sql.
+-- The queries of `brewctl bench`, and the tables that it fills. Format as in queries.sql.
 
 -- publish_rate --
--- Of the last so many rows that were published: rows a second, from their first twentieth on. By then the
--- publisher runs.
+-- The rate of the last published rows, in rows per second, without their first twentieth, while the publisher starts.
 SELECT count(*) / nullif(extract(epoch FROM max(published_at) - min(published_at)), 0)::float8
   FROM (SELECT published_at FROM outbox WHERE published_at IS NOT NULL
          ORDER BY published_at DESC LIMIT %(rows)s * 19 / 20) AS row
@@ -11,7 +10,7 @@ SELECT count(*) / nullif(extract(epoch FROM max(published_at) - min(published_at
 SELECT NOT EXISTS (SELECT FROM outbox WHERE published_at IS NULL AND failed_at IS NULL)
 
 -- effect_rate --
--- Effects a second, from the first twentieth on: of those that a downstream's own query finds.
+-- The rate of the effects that a downstream's `done` query finds, per second, without their first twentieth.
 WITH effect AS MATERIALIZED (/* done */)
 SELECT count(*) / nullif(extract(epoch FROM max(created_at) - min(created_at)), 0)::float8
   FROM (SELECT created_at FROM effect ORDER BY created_at OFFSET (SELECT count(*) / 20 FROM effect)) AS row
@@ -23,12 +22,12 @@ SELECT count(*) FROM (/* done */) AS effect
 DELETE FROM downstreams WHERE consumer = ANY(%(consumers)s)
 
 -- effect_times --
--- When a downstream had its effect of each order, since a time.
+-- The time of each order's effect in a downstream, since a time.
 SELECT order_id, created_at FROM (/* done */) AS effect WHERE created_at > %(since)s
 
 -- end_to_end --
--- Milliseconds from an order's commit to its effect's, both as their statements saw the clock last. Of the orders since a
--- time. The effects come as arrays, for they may be in another database.
+-- Milliseconds from an order's commit to its effect's, by the times of their last statements, of the orders since a time.
+-- Effects are given as arrays, because they may be in another database.
 SELECT percentile_disc(%(shares)s::float8[]) WITHIN GROUP (ORDER BY extract(epoch FROM r.created_at - x.created_at) * 1000)
            ::float8[]
   FROM outbox x
@@ -36,7 +35,7 @@ SELECT percentile_disc(%(shares)s::float8[]) WITHIN GROUP (ORDER BY extract(epoc
  WHERE x.created_at > %(since)s
 
 -- fill_orders --
--- So many finished orders: published, reserved, notified. Their ids begin with the time, as the service's do.
+-- Inserts finished orders: published, reserved, notified. Their ids begin with the time, as the service's do.
 WITH now AS (
     SELECT lpad(to_hex((extract(epoch FROM clock_timestamp()) * 1000)::bigint), 12, '0') AS ms
 ), made AS (
@@ -58,19 +57,19 @@ INSERT INTO processed_events (consumer, outbox_id)
 SELECT consumer, id FROM event CROSS JOIN unnest(ARRAY['inventory', 'notifications']) AS consumer
 
 -- touch_outbox --
--- Leaves so many dead rows behind.
+-- Updates rows, so that dead ones stay behind.
 UPDATE outbox SET publisher_node = 'order-2' WHERE id IN (SELECT id FROM outbox ORDER BY id LIMIT %(rows)s)
 
 -- fill_queue --
--- So many events that wait, of so many aggregates that take turns.
+-- Inserts waiting events, in turns of a number of aggregates.
 INSERT INTO outbox (aggregate_id, aggregate_seq, topic, event_type, payload, event_id)
 SELECT %(stem)s || '-' || mod(n, %(aggregates)s), n / %(aggregates)s + 1, %(topic)s, 'bench.waits', %(payload)s,
        gen_random_uuid()
   FROM generate_series(%(first)s, %(first)s + %(rows)s - 1) AS n
 
 -- queue_rate --
--- Of the events whose aggregates' names begin so: how many were published a second, from the first mark of all on. 0
--- where none was; of one mark it can't be said.
+-- How many events of aggregates with this prefix were published per second, from the first time of publishing on. 0 where
+-- none was; null where all have the same time.
 SELECT CASE WHEN count(*) = 0 THEN 0
             ELSE count(*) FILTER (WHERE published_at > first) / nullif(extract(epoch FROM max(published_at) - min(first)), 0)
        END::float8
@@ -78,13 +77,13 @@ SELECT CASE WHEN count(*) = 0 THEN 0
          WHERE starts_with(aggregate_id, %(stem)s || '-') AND published_at IS NOT NULL) AS row
 
 -- publish_delay --
--- The median of the milliseconds from a row's commit to its mark. Of the rows since a time.
+-- The median of the milliseconds from a row's commit until it was marked as published, of the rows since a time.
 SELECT percentile_disc(0.5) WITHIN GROUP (ORDER BY extract(epoch FROM published_at - created_at) * 1000)::float8
   FROM outbox
  WHERE created_at > %(since)s AND published_at IS NOT NULL
 
 -- number_events --
--- Numbers of events, for consumers that no outbox feeds; they take them with a minus.
+-- Outbox ids for events that are in no outbox; consumers get them as negative numbers.
 CREATE SEQUENCE bench_events
 
 -- table_files --
@@ -93,7 +92,7 @@ SELECT relname, pg_relation_filenode(oid)::bigint
  WHERE relkind = 'r' AND relnamespace = current_schema()::regnamespace
 
 -- first_order --
--- What an order node of the first release does for an order.
+-- The statement of an order node of the first release.
 WITH new AS (
     INSERT INTO orders (id, tenant_id, customer_id, amount_cents, currency, status)
     VALUES (gen_random_uuid(), 'brew', 'customer-1', 450, 'EUR', 'ORDER_STATUS_NEW')
@@ -122,7 +121,7 @@ WITH taken AS (
 INSERT INTO notifications_log (order_id, node_id, channel) SELECT gen_random_uuid(), 'notification-1', 'push' FROM taken
 
 -- table_sizes --
--- Bytes of a table with its indexes, over all its partitions; how many these are, and their dead rows.
+-- The bytes of a table with its indexes, over all partitions; how many partitions there are, and their dead rows.
 SELECT coalesce(sum(pg_total_relation_size(part.relid)), 0)::bigint, count(*)::int,
        coalesce(sum(s.n_dead_tup), 0)::bigint
   FROM pg_partition_tree(%(name)s) AS part
@@ -133,7 +132,7 @@ SELECT coalesce(sum(pg_total_relation_size(part.relid)), 0)::bigint, count(*)::i
 SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')
 
 -- recent_delays --
--- As end_to_end, of the orders between two times.
+-- As end_to_end, for the orders between two times.
 SELECT percentile_disc(%(shares)s::float8[]) WITHIN GROUP (ORDER BY extract(epoch FROM r.created_at - x.created_at) * 1000)
            ::float8[]
   FROM outbox x

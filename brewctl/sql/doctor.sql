@@ -1,11 +1,12 @@
--- What `brewctl doctor` asks. Format as in queries.sql.
+-- The queries of `brewctl doctor`, in the format of queries.sql.
 
 -- settings --
--- What is in force for this session, and so for a role's, and where it comes from.
+-- The settings in force for this session, which a role's has too, and where each comes from.
 SELECT name, setting, source FROM pg_settings WHERE name = ANY(%(names)s)
 
 -- search_path --
--- What the role or the database says of it, nearest first, and which of them; our sessions do not follow it.
+-- The search_path that the role or the database sets, and which of them sets it, the one that counts first. Our sessions
+-- set their own.
 SELECT substr(entry, length('search_path=') + 1), CASE WHEN setrole = 0 THEN 'database' ELSE 'role' END
   FROM pg_db_role_setting, unnest(setconfig) AS entry
  WHERE starts_with(entry, 'search_path=')
@@ -15,12 +16,12 @@ SELECT substr(entry, length('search_path=') + 1), CASE WHEN setrole = 0 THEN 'da
  LIMIT 1
 
 -- connections --
--- All of the server's: others' sessions are counted where they can't be looked at.
+-- The server's connections, also those of sessions that this user may not see.
 SELECT coalesce(sum(numbackends), 0)::int FROM pg_stat_database
 
 -- open_for_long --
--- Transactions that are older than so many seconds, and replication slots without a reader: what they are, and whether
--- vacuum must leave what was deleted since. Sessions that the user may not look at are left out.
+-- Old transactions, and replication slots without a reader: what each is, and whether it keeps VACUUM from removing rows
+-- deleted since. Sessions that the user may not see are left out.
 SELECT 'session' AS kind, pid, application_name AS name,
        extract(epoch FROM clock_timestamp() - xact_start)::float8 AS age_s,
        backend_xmin IS NOT NULL OR backend_xid IS NOT NULL AS holds
@@ -39,7 +40,7 @@ SELECT 'slot', NULL, slot_name, NULL, true
  WHERE xmin IS NOT NULL AND NOT active
 
 -- outbox --
--- Rows that were set aside, and the age of the oldest one that a publisher could take, in seconds.
+-- How many rows are set aside, and the age in seconds of the oldest row that a publisher could take.
 SELECT (SELECT count(*) FROM outbox WHERE published_at IS NULL AND failed_at IS NOT NULL) AS set_aside,
        (SELECT extract(epoch FROM clock_timestamp() - o.created_at)::float8
           FROM outbox o
@@ -52,18 +53,18 @@ SELECT (SELECT count(*) FROM outbox WHERE published_at IS NULL AND failed_at IS 
          LIMIT 1) AS oldest_s
 
 -- parked --
--- Events that wait to be redriven, by their consumers; and how many keys they hold up.
+-- How many events of each consumer are parked, and how many keys they hold up.
 SELECT consumer, count(*), count(DISTINCT key) FROM parked_events WHERE outcome IS NULL GROUP BY consumer ORDER BY consumer
 
 -- waiting --
--- Events that wait for lanes, by their consumers; for how long the oldest has waited, and how many are tried again.
+-- How many events of each consumer wait for lanes, how long the oldest has waited, and how many are tried again.
 SELECT consumer, count(*), extract(epoch FROM clock_timestamp() - min(taken_at))::float8,
        count(nullif(failure, '')), max(nullif(failure, ''))
   FROM waiting_events GROUP BY consumer ORDER BY consumer
 
 -- outbox_ids --
--- The sequence of the outbox's ids, the highest id of the table, and the highest that any consumer has processed. One look
--- into an index each: the consumers are found one after the other. No row where the sequence may not be read.
+-- The last id of the outbox's sequence, the highest id in the table, and the highest that any consumer has processed. One
+-- index look-up each: consumers are found one after the other. No row where the sequence may not be read.
 SELECT sequence.name, n.nspname, c.relname, coalesce((SELECT max(id) FROM outbox), 0) AS rows,
        coalesce((WITH RECURSIVE known AS (
                      (SELECT consumer, outbox_id FROM processed_events ORDER BY consumer DESC, outbox_id DESC LIMIT 1)
@@ -83,22 +84,22 @@ SELECT sequence.name, n.nspname, c.relname, coalesce((SELECT max(id) FROM outbox
  WHERE has_sequence_privilege(c.oid, 'SELECT')
 
 -- last_row --
--- The highest id of the outbox's rows.
+-- The highest id in the outbox.
 SELECT coalesce(max(id), 0) FROM outbox
 
 -- highest_processed --
--- The highest outbox id that these consumers have processed, in a database of their own: one look into an index each.
+-- The highest outbox id that these consumers have processed, in their own database. One index look-up each.
 SELECT coalesce(max(highest.id), 0)
   FROM unnest(%(groups)s::text[]) AS asked (consumer)
  CROSS JOIN LATERAL (
        SELECT max(p.outbox_id) AS id FROM processed_events p WHERE p.consumer = asked.consumer) AS highest
 
 -- clock --
--- The server's, in seconds since the epoch.
+-- The time of the server's clock, in seconds since the epoch.
 SELECT extract(epoch FROM clock_timestamp())::float8
 
 -- fought_nodes --
--- Replicas whose row another process has written in the same second.
+-- Replicas whose row another process with the same name also writes.
 SELECT node_id, host, pid, rival
   FROM nodes
  WHERE rival IS NOT NULL AND stopped_at IS NULL
@@ -106,22 +107,22 @@ SELECT node_id, host, pid, rival
  ORDER BY node_id
 
 -- nodes_there --
--- Names of replicas that were heard of within the last day.
+-- The names of replicas that have written their row within the last day.
 SELECT node_id FROM nodes
 
 -- first_event --
--- When the outbox's oldest row was made, in milliseconds since the epoch; null where it is empty.
+-- When the outbox's oldest row was written, in milliseconds since the epoch; null where the outbox is empty.
 SELECT (extract(epoch FROM created_at) * 1000)::bigint FROM outbox ORDER BY id LIMIT 1
 
 -- unknown_events --
--- Of these events, the places in the list of those that are not in the outbox.
+-- The places in the list of those of these events that are not in the outbox.
 SELECT event.place
   FROM unnest(%(ids)s::bigint[], %(keys)s::text[]) WITH ORDINALITY AS event (id, key, place)
  WHERE NOT EXISTS (SELECT FROM outbox o WHERE o.id = event.id AND o.aggregate_id = event.key)
  ORDER BY event.place
 
 -- removed_rows --
--- Of the outbox's first rows for the topic, those whose records are removed: before the first of their partition.
+-- Those of the outbox's first rows for the topic whose records Kafka has removed: before the first of their partition.
 SELECT count(*)
   FROM (SELECT kafka_partition, kafka_offset
           FROM outbox

@@ -1,27 +1,26 @@
--- What `brewctl metrics` asks at each look. Format as in queries.sql.
+-- The queries that `brewctl metrics` runs for each look, in the format of queries.sql.
 
 -- bounded --
--- To the end of the transaction: no statement reads a table from one end to the other, whatever the statistics say, or
--- goes on for longer than this.
+-- To the end of the transaction, turns sequential scans off, whatever the statistics say, and sets the statement_timeout.
 SELECT set_config('enable_seqscan', 'off', true), set_config('statement_timeout', %(timeout)s, true)
 
 -- oldest --
--- The age of the first row that a publisher has to take; 0 where none waits. One look into an index.
+-- The age of the first row that a publisher has to take; 0 where none waits. One index look-up.
 SELECT coalesce((SELECT greatest(extract(epoch FROM clock_timestamp() - created_at), 0)::float8
                    FROM outbox WHERE published_at IS NULL AND failed_at IS NULL ORDER BY id LIMIT 1), 0)
 
 -- waiting --
--- Rows that are not published, and those of them that are set aside. At most `most` are counted.
+-- How many rows are not published, and how many of them are set aside, counted up to `most`.
 SELECT count(*) - count(failed_at), count(failed_at)
   FROM (SELECT failed_at FROM outbox WHERE published_at IS NULL LIMIT %(most)s) AS unpublished
 
 -- parked_by_consumer --
--- Events that wait to be redriven, of each of these consumers.
+-- How many events of each of these consumers are parked.
 SELECT asked.consumer, (SELECT count(*) FROM parked_events p WHERE p.consumer = asked.consumer AND p.outcome IS NULL)
   FROM unnest(%(consumers)s::text[]) AS asked (consumer)
 
 -- waiting_by_consumer --
--- Events that wait for the lanes of these consumers, at most `most` of each, and for how long the oldest has waited.
+-- How many events wait for the lanes of each of these consumers, counted up to `most`, and how long the oldest has waited.
 SELECT asked.consumer,
        (SELECT count(*) FROM (SELECT FROM waiting_events w WHERE w.consumer = asked.consumer LIMIT %(most)s) AS first),
        coalesce((SELECT greatest(extract(epoch FROM clock_timestamp() - w.taken_at), 0)::float8
@@ -29,14 +28,14 @@ SELECT asked.consumer,
   FROM unnest(%(consumers)s::text[]) AS asked (consumer)
 
 -- replicas --
--- Replicas of each role that were heard of within `silent_s` seconds.
+-- How many replicas of each role have written their row within `silent_s` seconds.
 SELECT role, count(*) FROM nodes
  WHERE stopped_at IS NULL AND seen_at > clock_timestamp() - make_interval(secs => %(silent_s)s)
  GROUP BY role
 
 -- oldest_transaction --
--- Seconds since the beginning of the oldest transaction of another client, or of a prepared one; 0 where there is none.
--- Null where the user may not look at other users' sessions, and so can't know.
+-- The age in seconds of the oldest transaction of another client, or prepared transaction; 0 where there is none, null
+-- where the user may not see other users' sessions.
 SELECT CASE WHEN pg_has_role('pg_read_all_stats', 'USAGE') THEN greatest(
             (SELECT extract(epoch FROM clock_timestamp() - min(xact_start)) FROM pg_stat_activity
               WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'),
@@ -45,12 +44,12 @@ SELECT CASE WHEN pg_has_role('pg_read_all_stats', 'USAGE') THEN greatest(
             0)::float8 END
 
 -- last_id --
--- The last outbox id that was given out; 0 where none was.
+-- The last outbox id that the sequence has given out; 0 where it gave none.
 SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM outbox_id_seq
 
 -- last_processed --
--- The largest outbox id that one of these consumers has processed, in the partitions without a gap from the first on:
--- behind a gap are stray ids. 0 where none has. One look into an index each.
+-- The largest outbox id that any of these consumers has processed, 0 where there is none. Partitions after the first gap
+-- are left out, because they have stray ids. One index look-up each.
 SELECT coalesce(max(last.outbox_id), 0)
   FROM unnest(%(consumers)s::text[]) AS asked (consumer)
  CROSS JOIN LATERAL (
@@ -61,7 +60,7 @@ SELECT coalesce(max(last.outbox_id), 0)
         ORDER BY outbox_id DESC LIMIT 1) AS last
 
 -- partitions --
--- Partitions of a table, and those of them that begin behind an id without a gap: behind a gap are stray ids. Looks into
+-- How many partitions a table has, and how many of them follow an id without a gap; after a gap they have stray ids. Reads
 -- the catalog alone.
 SELECT count(*), count(*) FILTER (WHERE part.lower > %(last)s AND part.lower < room.ends)
   FROM partitions_of(%(table)s) part,

@@ -1,20 +1,20 @@
--- What each role of PostgreSQL may do, and nothing that its commands do not need: table by table, column by column where
--- a right to all would be more than that. Sections as in queries.sql; `:role` is the role's name. `brewctl db grants`
--- makes one script of them; who owns the tables, and who may read all of them, it adds itself.
+-- The rights that each role of PostgreSQL needs for its commands, and no others: by table, or by column where a right to
+-- the whole table would be more. Sections as in queries.sql; `:role` is the role's name. `brewctl db grants` makes one
+-- script of them, and adds the owner of the tables and the reader of all of them.
 
 -- everybody --
--- Whether a newer program has migrated the database.
+-- To see whether a newer program has migrated the database.
 GRANT SELECT (number) ON schema_version TO :role;
 
 -- replica --
--- Every process that plays a role: its row in `nodes`, and the rows of those that nobody has seen for a day.
+-- Every process of a role: writes its row in `nodes`, and deletes rows that were not updated for a day.
 GRANT SELECT,
       INSERT (node_id, role, host, pid, address, started_at, seen_at, stopped_at, processed, effects, skipped, dead, trouble, publishes),
       UPDATE (role, host, pid, address, started_at, seen_at, stopped_at, processed, effects, skipped, dead, trouble, publishes, rival),
       DELETE ON nodes TO :role;
 
 -- order --
--- Creates, reads and cancels orders, and adds their events. It neither reads nor changes another service's.
+-- Creates, reads and cancels orders, and adds their events. It can't change events, or read their payloads.
 GRANT SELECT,
       INSERT (id, tenant_id, customer_id, amount_cents, currency, status, idempotency_key, created_at),
       UPDATE (status, cancelled_at) ON orders TO :role;
@@ -24,18 +24,18 @@ GRANT SELECT (aggregate_id, seq), INSERT (aggregate_id, seq), UPDATE (seq) ON ag
 GRANT EXECUTE ON FUNCTION make_partition TO :role;
 
 -- publisher --
--- Reads the outbox and marks what it has sent, or what Kafka will never take.
+-- Reads the outbox and marks the rows that it has sent, or that Kafka refused.
 GRANT SELECT,
       UPDATE (published_at, publisher_node, kafka_partition, kafka_offset, failed_at, failure, attempts) ON outbox TO :role;
 GRANT SELECT (one, node_id, ends_at), INSERT (node_id, ends_at), UPDATE (node_id, ends_at) ON publishing TO :role;
 GRANT EXECUTE ON FUNCTION make_partition TO :role;
 
 -- registered --
--- Every downstream, in the story's database: whose the name of its group is.
+-- Every downstream, in the story's database: reads which module its group is registered for.
 GRANT SELECT (consumer, name) ON downstreams TO :role;
 
 -- inbox --
--- Every downstream, in its own database: dedup rows, repeats, parked events.
+-- Every downstream, in the database of its inbox: dedup rows, redeliveries, parked events.
 GRANT SELECT (consumer, outbox_id, event_id, earlier_ids),
       INSERT (consumer, outbox_id, event_id),
       UPDATE (event_id, earlier_ids, processed_at) ON processed_events TO :role;
@@ -47,7 +47,8 @@ GRANT SELECT (consumer) ON waiting_events TO :role;
 GRANT SELECT (consumer, lanes), INSERT (consumer, name, lanes), UPDATE (lanes) ON downstreams TO :role;
 
 -- lanes --
--- A downstream with lanes, in its own database: events that wait for its handler; those that it parks are processed no more.
+-- A downstream with lanes, in the database of its inbox: events that wait for its handler. It deletes the dedup rows of
+-- events that it parks, so that a redrive processes them.
 GRANT DELETE,
       SELECT (id, key, seq, outbox_id, event_id, event_type, topic, "partition", "offset", written_ms, value, headers, taken_at, attempts, failure, next_try_at, lease, lease_until, node_id),
       INSERT (consumer, key, seq, outbox_id, event_id, event_type, topic, "partition", "offset", written_ms, value, headers),
@@ -65,13 +66,13 @@ GRANT SELECT (order_id, seq, state, cancelled_at),
       UPDATE (seq, state, cancelled_at) ON notifications_log TO :role;
 
 -- operator --
--- `outbox retry` and `outbox republish`, and what becomes of dead letters, in the story's database.
+-- `outbox retry`, `outbox republish`, and `dlq redrive` and `drop` of dead letters, in the story's database.
 GRANT SELECT, UPDATE (published_at, publisher_node, kafka_partition, kafka_offset, failed_at, republished_at) ON outbox TO :role;
 GRANT SELECT, INSERT (topic, "partition", "offset", written_at, outcome, new_partition, new_offset) ON dead_letters_settled TO :role;
 
 -- redriver --
--- The operator, where a downstream's tables are: `dlq redrive` has the effects of parked events, by the downstream's own
--- handler; `dlq drop` counts them as processed.
+-- The operator, in the database of a downstream's inbox: `dlq redrive` calls the downstream's handler for parked events;
+-- `dlq drop` writes their dedup rows.
 GRANT SELECT, INSERT (consumer, outbox_id, event_id),
       UPDATE (event_id, earlier_ids, processed_at) ON processed_events TO :role;
 GRANT INSERT (consumer, node_id, outbox_ids) ON redeliveries TO :role;

@@ -1,25 +1,25 @@
--- File format: a line with the query's name between dashes, what it is for, the
--- statement. Parameters are named, %(limit)s; values never become SQL text.
+-- File format: a line with the query's name between dashes, a comment, the statement. Parameters are named: %(limit)s.
 
 -- bound_statements --
--- Ends each later statement of the transaction after `timeout`: nobody waits longer for it.
+-- Sets the statement_timeout of the transaction's later statements.
 SELECT set_config('statement_timeout', %(timeout)s, true)
 
 -- set_locally --
--- Settings of one transaction. Behind a pooler a commit may find what another's session left there.
+-- Sets the settings of one transaction, and synchronous_commit: behind a pooler another client may have turned it off in
+-- this session.
 SELECT set_config(name, value, true) FROM unnest(%(names)s::text[], %(values)s::text[]) AS setting (name, value)
  UNION ALL
 SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'
 
 -- session --
--- Which server process answers, and whether it was started with our settings.
+-- The pid of the server process that answers, and whether its session has our settings.
 SELECT pg_backend_pid(), coalesce(current_setting('brewctl.session', true) = 'on', false)
 
 -- create_orders --
--- Orders and their events in one statement, so in one commit. Returns the ids that were written: not
--- those whose idempotency key is taken, by an earlier order or by another one of the statement. In the
--- order of their keys, so that two writers can't deadlock. A new aggregate's row is locked by its own
--- INSERT; a writer that adds an event to an existing one locks it first.
+-- Writes orders and their events in one statement, so in one commit. Returns the ids that were written, without those
+-- whose idempotency key is taken, by an earlier order or by another one of the statement. Rows are inserted in the order
+-- of their keys, so that two writers can't deadlock. A new order's row is its own lock until the commit; a writer of a
+-- later event locks that row first.
 WITH new_order AS (
     SELECT *
       FROM unnest(%(ids)s::uuid[], %(tenant_ids)s::text[], %(customer_ids)s::text[], %(amounts)s::bigint[],
@@ -43,18 +43,18 @@ WITH new_order AS (
 SELECT id FROM written
 
 -- add_event --
--- One more event of any aggregate, in the transaction that is open.
+-- Adds an event of any aggregate in the open transaction.
 SELECT outbox_add(topic => %(topic)s::text, aggregate_id => %(aggregate_id)s::text, event_type => %(event_type)s::text,
                   payload => %(payload)b::bytea, tenant_id => %(tenant_id)s::text, trace_id => %(trace_id)s::text,
                   traceparent => %(traceparent)s::text, event_id => %(event_id)s::uuid,
                   content_type => %(content_type)s::text)
 
 -- orders_by_ids_or_keys --
--- Of new orders, those that are there already: the order of the same id, which an earlier try wrote, else the one
--- that the tenant's key made. One look into each index a row, however large the table is.
--- What it finds is acknowledged. With synchronous replication it may be on this server alone: a commit that waits for
--- the standby and is cancelled, or is cut short by a restart, is there without it. So this writes something that does
--- nothing, and its own commit waits until the standby has that, and with it all that was written before.
+-- The existing orders that new ones repeat: the order of the same id, which an earlier try wrote, else the one that the
+-- tenant's idempotency key made. One index look-up per row, however large the table is.
+-- Callers acknowledge the orders that it finds. With synchronous replication such an order may be on this server alone: a
+-- commit whose wait for the standby is cancelled, or interrupted by a restart, is visible without it. So this statement
+-- writes an empty WAL message, and its own commit waits until the standby has that and all WAL before it.
 WITH found AS MATERIALIZED (
     SELECT asked.id AS asked, first.*
       FROM unnest(%(ids)s::uuid[], %(tenant_ids)s::text[], %(idempotency_keys)s::text[])
@@ -75,7 +75,7 @@ WITH found AS MATERIALIZED (
 SELECT found.* FROM found LEFT JOIN replicated ON true
 
 -- await_replication --
--- The same for what was found to be there by other statements.
+-- Waits for the standby in the same way, after another statement found committed rows.
 SELECT pg_logical_emit_message(true, 'brewctl', '') WHERE current_setting('synchronous_standby_names') <> ''
 
 -- order_by_id --
@@ -85,8 +85,9 @@ SELECT id, customer_id, amount_cents, currency, status, created_at, cancelled_at
    AND (%(tenant_id)s::text IS NULL OR tenant_id = %(tenant_id)s)
 
 -- lock_order --
--- Held to the end of the transaction: one changes an order at a time. With the time, by this server's clock, and an order
--- node of the version before that was there within the last minute: it would publish a cancel as an order.created.
+-- Locks an order to the end of the transaction, so that one transaction at a time changes it. Also returns the time by
+-- this server's clock, and an order node of the version before that was seen within the last minute: such a node would
+-- publish a cancel as an order.created.
 SELECT id, tenant_id, status, clock_timestamp(),
        (SELECT min(node_id) FROM nodes
          WHERE role = 'order' AND publishes IS NULL AND stopped_at IS NULL
@@ -97,7 +98,7 @@ SELECT id, tenant_id, status, clock_timestamp(),
    FOR NO KEY UPDATE OF orders
 
 -- cancel_order --
--- The change and its event, of an order whose row is locked.
+-- Cancels an order whose row is locked, and adds the event.
 WITH cancelled AS (
     UPDATE orders SET status = %(status)s, cancelled_at = %(cancelled_at)s WHERE id = %(id)s RETURNING id
 )
@@ -106,23 +107,23 @@ SELECT outbox_add(%(topic)s, 'order-' || id, %(event_type)s, %(payload)s, tenant
   FROM cancelled
 
 -- fetch_unpublished --
--- Of the first `limit` ready rows with ids above `after` and up to `until`, those that this publisher may take, in the
--- order of their ids; of `bytes` in all, or just one. A row may be taken where the head of its aggregate, its oldest
--- unpublished row, is among these rows and no other publisher holds it, and no row in between is set aside or of a topic
--- that is left out. Who has locked the head has the run behind it: with any number of publishers no row can overtake one
--- of its aggregate. All parts read so many rows as `limit` says, however rows are spread over aggregates.
--- Rows beyond `bytes` are locked until the transaction ends, and not returned; `next_id` is the first of them. One row comes
--- back also where none may be taken, with the number of ready rows that were read (`read`) and the id up to which rows
--- were looked at (`last`). `now_ms` becomes the records' time: this server's clock, one for all publishers.
--- Plans must hold with any statistics, for a plan is kept while the table grows from nothing to millions. So a session
--- that runs this reads no table from one end to the other (`by_index` of its pool); an aggregate
--- is a range, and its order begins with its id: only the index by aggregate serves that. Heads are rows of a list of
--- ids, with a condition that no partial index knows: only the primary key serves that. And nothing is joined that could
--- become a loop over all pairs.
--- Of a table in partitions, heads are looked for only where they can be; not so what is behind them: bounds of ids would
--- make the primary key seem quick.
--- An aggregate's first event (`begins`) has none before it, so it is looked for in no partition. Heads are looked up in a
--- query of their own: below a scan of `outbox` each partition would have that query, with all partitions, for itself.
+-- Locks and returns the rows that this publisher may take, of the first `limit` ready rows with ids above `after` and up
+-- to `until`, in the order of their ids; up to `bytes` of payload, but at least one row.
+-- A row may be taken if the head of its aggregate (its oldest unpublished row) is among these rows and not locked by
+-- another publisher, and no row between is set aside or of an excluded topic. A publisher that has locked the head also
+-- gets the rows behind it, which need no lock: so with any number of publishers no row overtakes one of its aggregate.
+-- Each part reads at most `limit` rows, however rows are spread over aggregates.
+-- Rows beyond `bytes` are not returned, but their heads stay locked until the transaction ends; `next_id` is the first of
+-- these rows. One row is returned even if none may be taken, with the number of ready rows that were read (`read`) and the
+-- id up to which rows were read (`last`). `now_ms` becomes the records' timestamp: one clock for all publishers.
+-- The plan must be good with any statistics, because it is kept while the table grows from nothing to millions of rows.
+-- So the session has no sequential scans (`by_index` of its pool). An aggregate is written as a range, ordered by
+-- aggregate first: only the index by aggregate serves that. Heads are a list of ids with a condition that no partial
+-- index has: only the primary key serves that. No join can become a nested loop over all pairs.
+-- In a partitioned table only heads have bounds of their ids, so that few partitions are read. Rows behind a head have
+-- none: with such bounds the planner would prefer the primary key.
+-- An aggregate's first event (`begins`) has none before it, so no partition is read for it. Heads are looked up in a query
+-- of their own: below a scan of `outbox` each partition would run that query over all partitions.
 WITH ready AS MATERIALIZED (
     SELECT o.id, o.aggregate_id, o.aggregate_seq
       FROM outbox o
@@ -190,8 +191,8 @@ SELECT taken.id, aggregate_id, topic, payload, event_type, tenant_id, trace_id, 
  ORDER BY taken.id
 
 -- any_ready --
--- Whether there is a ready row with an id above `after` and up to `until`, whoever may take it, and the id up to which
--- rows were looked at: what fetch_unpublished says where it finds none. It locks nothing.
+-- Whether there is a ready row with an id above `after` and up to `until`, and the id up to which rows were read, as
+-- fetch_unpublished returns it where it finds none. Locks no row; other publishers may have locked the ready ones.
 SELECT EXISTS (SELECT
                  FROM outbox o
                 WHERE o.published_at IS NULL
@@ -201,8 +202,8 @@ SELECT EXISTS (SELECT
        least(%(until)s::bigint, coalesce((SELECT max(id) FROM outbox), 0))
 
 -- mark_published --
--- With the places that Kafka acknowledged. The ids are named twice: so they are looked up in one go, in order, not
--- one by one.
+-- Marks rows with the partitions and offsets that Kafka acknowledged. The condition on the ids is there twice, so that
+-- they are looked up in one index scan and not one by one.
 UPDATE outbox o
    SET published_at = clock_timestamp(), publisher_node = %(node)s,
        kafka_partition = place."partition", kafka_offset = place."offset"
@@ -210,15 +211,15 @@ UPDATE outbox o
  WHERE o.id = place.id AND o.id = ANY(%(ids)b::bigint[])
 
 -- set_aside --
--- A row that Kafka will never take: it leaves the queue, visible and with its reason.
+-- Takes a row that Kafka refused out of the queue, with the reason.
 UPDATE outbox
    SET failed_at = clock_timestamp(), failure = %(failure)s, attempts = attempts + 1
  WHERE id = %(id)s
 
 -- take_lead --
--- Takes the lead of publishing, or renews it, unless another node has it. Says whether it is this node's now, and for how
--- many seconds it is another's. One that ends later than any node asks for was written by a clock that has been set back
--- since: it counts as over. Nothing is lost with it: its commit waits for no disk.
+-- Takes or renews the publishing lease, unless another node has it. Returns whether this node has it now, and for how many
+-- more seconds another one does. A lease that ends later than any node asks for was written before the clock was set
+-- back, and counts as expired. Losing the row in a crash does no harm, so the commit does not wait for the disk.
 WITH quick AS MATERIALIZED (
     SELECT set_config('synchronous_commit', 'off', true)
 ), taken AS (
@@ -244,7 +245,7 @@ WITH given_up AS (
 SELECT false, NULL::float8
 
 -- waiting_rows --
--- Unpublished rows, or just the ones set aside, oldest first; `head` is the aggregate's row that goes next.
+-- Unpublished rows, or only those set aside, oldest first; `head` is the aggregate's first unpublished row.
 SELECT o.id, o.aggregate_id, o.topic, octet_length(o.payload) AS bytes,
        extract(epoch FROM clock_timestamp() - o.created_at)::float8 AS age_s,
        o.attempts, o.failed_at IS NOT NULL AS set_aside, o.failure,
@@ -259,16 +260,16 @@ SELECT o.id, o.aggregate_id, o.topic, octet_length(o.payload) AS bytes,
  LIMIT %(limit)s
 
 -- retry_rows --
--- Puts rows that were set aside back into the queue, all of them where `ids` is null. Attempts stay.
+-- Puts rows that were set aside back into the queue, all of them where `ids` is null. `attempts` is kept.
 UPDATE outbox
    SET failed_at = NULL
  WHERE published_at IS NULL AND failed_at IS NOT NULL AND (%(ids)s::bigint[] IS NULL OR id = ANY(%(ids)s))
 RETURNING id
 
 -- missing_rows --
--- Of the next `limit` rows behind `after`, those that were published before `asked_at` and never come to a group any
--- more that takes their type and has not processed them: their place is not in the topic, or the group has passed it. `last` is the last
--- row looked at, null where there was none; it comes with each missing row, or alone.
+-- Of the next `limit` rows after the id `after`, those published before `asked_at` that a group takes, has not processed
+-- and can't read any more: their offset is not in the topic, or the group has passed it. `last` is the last row read,
+-- null where there was none; it comes with each missing row, or alone.
 WITH page AS MATERIALIZED (
     SELECT id, topic, coalesce(event_type, 'order.created') AS event_type, published_at, kafka_partition, kafka_offset
       FROM outbox
@@ -301,13 +302,13 @@ SELECT looked.last, missing.*
  ORDER BY missing.id, missing.consumer
 
 -- done_rows --
--- Of these rows, those that these consumers have processed or parked.
+-- Those of these rows that these consumers have processed or parked.
 SELECT consumer, outbox_id FROM processed_events WHERE consumer = ANY(%(groups)s) AND outbox_id = ANY(%(ids)s)
 UNION ALL
 SELECT consumer, outbox_id FROM parked_events WHERE consumer = ANY(%(groups)s) AND outbox_id = ANY(%(ids)s)
 
 -- republish_rows --
--- Puts published rows back into the queue: publishers take them as they take new ones.
+-- Puts published rows back into the queue, where publishers take them like new ones.
 UPDATE outbox
    SET published_at = NULL, publisher_node = NULL, kafka_partition = NULL, kafka_offset = NULL,
        republished_at = clock_timestamp()
@@ -318,16 +319,17 @@ RETURNING id
 SELECT clock_timestamp()
 
 -- inbox --
--- The front half of every consumer's statement: takes the events that this consumer has not seen, in id order so that
--- two takers can't deadlock. An event is its outbox id and its event id: the same outbox id with another event id is
--- another event. One of the two without an event id counts as the same. A repeat writes nothing to processed_events.
--- All repeats of the batch are one row of `redeliveries`, `repeated` (ids that came more than once within the batch)
--- among them; with synchronous replication that row also makes the commit wait until the standby has what they repeat.
--- Where all ids were taken they are not looked for. No outbox id is there twice. An effect
--- reads `fresh`, which has the columns that it names; all of it is committed together or not at all. The other names
--- have a prefix: a downstream's statement may have tables of any name. A row of `brew_reused` is locked, and looked at
--- as it is now, also where it was committed just before. `brew_waiting`: whether the consumer has parked events, and
--- their keys were not looked at; then nothing is taken.
+-- The first half of every consumer's statement: writes the dedup rows of the events that this consumer has not processed,
+-- in the order of their ids, so that two consumers can't deadlock. `fresh` are these events; the effect reads it, and is
+-- committed with the dedup rows or not at all.
+-- An event is identified by its outbox id and its event id: the same outbox id with another event id is another event
+-- (`brew_reused`); where one of the two has no event id they are the same. A batch has no outbox id twice.
+-- A repeat writes nothing to processed_events. All repeats of the batch are one row of `redeliveries`, with `repeated`,
+-- the ids that came more than once within the batch; with synchronous replication that row also makes the commit wait
+-- until the standby has the rows that they repeat. Where all ids were new, repeats are not looked for.
+-- ON CONFLICT locks a row of `brew_reused` and reads its newest version, also one committed during this statement.
+-- `brew_waiting`: whether the consumer has parked events whose keys this batch has not compared; then no event is taken.
+-- Names have a prefix because a downstream's statement may use tables of any name.
 WITH brew_waiting AS (
     SELECT NOT %(looked)s AND EXISTS (SELECT FROM parked_events WHERE consumer = %(consumer)s AND outcome IS NULL) AS there
 ), brew_event AS (
@@ -371,16 +373,16 @@ WITH brew_waiting AS (
 )
 
 -- taken --
--- The back half of a statement with an effect.
+-- The second half of a statement with an effect.
 SELECT count(*), (SELECT there FROM brew_waiting) FROM fresh
 
 -- taken_ids --
--- The back half for an effect of several statements; one row with a null where nothing is fresh.
+-- The second half where the effect is other statements; one row with a null where no event is fresh.
 SELECT there, outbox_id FROM brew_waiting LEFT JOIN fresh ON true
 
 -- reserve --
--- Effect of inventory-service: a reservation, which a cancelled order releases. Merged by seq, so that a late repeat
--- changes nothing. A cancel is never an order's first event, whatever its producer says of its seq, or does not.
+-- The effect of inventory-service: a reservation, which a cancel of the order releases. Merged by seq, so that an event
+-- that arrives late changes nothing. A cancel counts as seq 2 at least, because its producer may give none or a wrong one.
 INSERT INTO inventory_reservations AS r (order_id, node_id, seq, released_at)
 SELECT order_id, %(node)s, max(greatest(seq, CASE WHEN type = 'order.cancelled' THEN 2 ELSE 1 END)),
        CASE WHEN bool_or(type = 'order.cancelled') THEN clock_timestamp() END
@@ -391,8 +393,8 @@ ON CONFLICT (order_id) DO UPDATE SET seq = excluded.seq, released_at = excluded.
  WHERE excluded.seq > r.seq
 
 -- notify --
--- Effect of notification-service: a row for each order, of the last state that its customer was told of. Merged as
--- `reserve` merges. The webhook writes the same row (`_TOLD` in roles/webhook): a new column belongs in both.
+-- The effect of notification-service: one row per order, with the last state that the customer was notified of. Merged as
+-- in `reserve`. The webhook writes the same row (`_TOLD` in roles/webhook): a new column belongs in both.
 INSERT INTO notifications_log AS n (order_id, node_id, channel, seq, state, cancelled_at)
 SELECT order_id, %(node)s, 'push', max(greatest(seq, CASE WHEN type = 'order.cancelled' THEN 2 ELSE 1 END)),
        CASE WHEN bool_or(type = 'order.cancelled') THEN 'cancelled' ELSE 'created' END,
@@ -411,12 +413,12 @@ SELECT EXISTS (SELECT FROM parked_events WHERE consumer = %(consumer)s AND outco
 SELECT DISTINCT key FROM parked_events WHERE consumer = %(consumer)s AND outcome IS NULL AND key = ANY(%(keys)s)
 
 -- lock_keys --
--- Held to the end of the transaction: one at a time parks events of a key, redrives or drops them.
+-- Locks keys to the end of the transaction, so that one transaction at a time parks, redrives or drops events of a key.
 SELECT pg_advisory_xact_lock(hashtextextended(%(consumer)s || ' ' || key, 0))
   FROM (SELECT unnest(%(keys)s::text[]) AS key ORDER BY key) AS asked
 
 -- park --
--- Passed over are events that have had their effect, and those that are parked. In the order in which they were read.
+-- Parks events in the order in which they were read, without those that are processed or parked already.
 INSERT INTO parked_events (consumer, key, seq, outbox_id, event_id, event_type, topic, "partition", "offset",
                            written_ms, value, headers, reason, attempts)
 SELECT %(consumer)s, e.key, e.seq, e.outbox_id, e.event_id, e.event_type, e.topic, e."partition", e."offset",
@@ -434,7 +436,8 @@ ON CONFLICT DO NOTHING
 RETURNING outbox_id
 
 -- take_waiting --
--- Effect of a downstream with lanes, behind `inbox`: fresh events wait for their handler, in the order of their records.
+-- The effect of a downstream with lanes, after `inbox`: fresh events are stored for their handler, in the order of their
+-- records.
 INSERT INTO waiting_events (consumer, key, seq, outbox_id, event_id, event_type, topic, "partition", "offset", written_ms,
                             value, headers)
 SELECT %(consumer)s, key, seq, outbox_id, event_id, type, topic, "partition", "offset", written_ms, value, headers
@@ -442,7 +445,7 @@ SELECT %(consumer)s, key, seq, outbox_id, event_id, type, topic, "partition", "o
  ORDER BY place
 
 -- count_waiting --
--- How many events of a consumer wait, `most` at most, and for how many seconds the oldest has.
+-- How many events of a consumer wait for lanes, counted up to `most`, and for how many seconds the oldest has waited.
 SELECT (SELECT count(*) FROM (SELECT FROM waiting_events WHERE consumer = %(consumer)s LIMIT %(most)s) AS first),
        (SELECT extract(epoch FROM clock_timestamp() - taken_at)::float8
           FROM waiting_events WHERE consumer = %(consumer)s ORDER BY consumer, id LIMIT 1)
@@ -452,11 +455,11 @@ SELECT (SELECT count(*) FROM (SELECT FROM waiting_events WHERE consumer = %(cons
 SELECT EXISTS (SELECT FROM waiting_events WHERE consumer = %(consumer)s)
 
 -- lease_waiting --
--- Leases the oldest rows of up to `limit` keys that are due, in the order of their ids. A key whose oldest row is leased,
--- or waits for its next try, has none; nor has one with a parked event, or those that this process has `in_hand`.
--- Of the consumer's oldest `look` rows alone: the oldest of a key among them is the oldest of the key. They are read
--- once, whatever the statistics say, and joined with nothing: a plan is kept while the table grows from nothing to
--- thousands. Of each key the oldest id comes with whether it is busy, as its last bit.
+-- Leases the oldest row of each of up to `limit` keys, in the order of their ids. A key is skipped where its oldest row is
+-- leased, waits for its next try or is `in_hand` of this process, or where the key has a parked event.
+-- Only the consumer's oldest `look` rows are read: the oldest of a key among them is the oldest of the key. They are read
+-- once and not joined, whatever the statistics, because the plan is kept while the table grows from nothing to thousands.
+-- The aggregate min() gets id and `busy` in one number: `busy` is its last bit.
 WITH oldest AS MATERIALIZED (
     SELECT w.id, w.key,
            w.failure IS NOT NULL OR w.next_try_at > clock_timestamp()
@@ -492,7 +495,7 @@ RETURNING w.id, w.key, w.outbox_id, w.event_id::text, w.event_type, w.topic, w."
           w.value, w.headers, w.attempts, w.lease, false AS again
 
 -- lease_again --
--- The same of rows that were put back: those that are due for the longest time first.
+-- Leases rows that were put back for another try, those first that have been due for the longest time.
 WITH head AS MATERIALIZED (
     SELECT w.id
       FROM waiting_events w
@@ -515,7 +518,7 @@ RETURNING w.id, w.key, w.outbox_id, w.event_id::text, w.event_type, w.topic, w."
           w.value, w.headers, w.attempts, w.lease, true AS again
 
 -- renew_leases --
--- Returns those that are still this process's.
+-- Returns the rows whose leases this process still has.
 UPDATE waiting_events w
    SET lease_until = clock_timestamp() + make_interval(secs => %(lasts_s)s)
   FROM unnest(%(ids)s::bigint[], %(leases)s::uuid[]) AS held (id, lease)
@@ -523,7 +526,7 @@ UPDATE waiting_events w
 RETURNING w.id
 
 -- finish_waiting --
--- The end of a call that succeeded, where the lease is still its own; with what the handler wrote it is one commit.
+-- Ends a call that succeeded, if it still has the lease, in the transaction of the handler's own statements.
 WITH done AS (
     DELETE FROM waiting_events WHERE id = %(id)s AND lease = %(lease)s RETURNING consumer, outbox_id, event_id
 ), noted AS (
@@ -535,8 +538,8 @@ WITH done AS (
 SELECT count(*) FROM done
 
 -- put_back --
--- The end of a call that is to be made again. With a `failure`, an empty one where nothing failed, the row is among those
--- that were put back: else, as the oldest, it would be leased before new ones for ever.
+-- Ends a call that has to be repeated. With a `failure` (empty where nothing failed) lease_again takes the row and
+-- lease_waiting does not: as the oldest one it would always be leased before new rows.
 UPDATE waiting_events
    SET lease = NULL, lease_until = NULL, attempts = attempts + %(counted)s, failure = coalesce(%(failure)s, failure, ''),
        next_try_at = clock_timestamp() + make_interval(secs => %(pause_s)s)
@@ -544,20 +547,20 @@ UPDATE waiting_events
 RETURNING id
 
 -- give_leases_back --
--- Of calls that a stop has cut off.
+-- Gives up the leases of calls that a stop has interrupted.
 UPDATE waiting_events w
    SET lease = NULL, lease_until = NULL
   FROM unnest(%(ids)s::bigint[], %(leases)s::uuid[]) AS held (id, lease)
  WHERE w.id = held.id AND w.lease = held.lease
 
 -- hold_waiting --
--- Whether the lease is still the call's own: held to the end of the transaction.
+-- Locks the row of a call to the end of the transaction; no row where the call has lost its lease.
 SELECT id FROM waiting_events WHERE id = %(id)s AND lease = %(lease)s FOR UPDATE
 
 -- park_waiting --
--- Parks the event of `id`, and behind it all that wait of its key; where `id` is null they wait behind an event that was
--- parked before. They are processed no more: a redrive is to have their effects. A dedup row that knew an earlier event
--- of the same outbox id knows that one again.
+-- Parks all waiting events of a key: that of `id` with its reason, the others behind it; where `id` is null all behind an
+-- event parked before. Their dedup rows are deleted, so that a redrive processes them. A dedup row that has earlier events
+-- of the same outbox id gets the last of those back.
 WITH gone AS (
     DELETE FROM waiting_events WHERE consumer = %(consumer)s AND key = %(key)s RETURNING *
 ), forgotten AS (
@@ -583,7 +586,7 @@ ON CONFLICT DO NOTHING
 RETURNING outbox_id
 
 -- keys_behind_parked --
--- Keys with a parked event of which some wait all the same: they were taken as it was being parked.
+-- Keys with a parked event that also have waiting ones: those were taken while it was being parked.
 SELECT DISTINCT k.key
   FROM parked_events k
  WHERE k.consumer = %(consumer)s AND k.outcome IS NULL
@@ -593,11 +596,11 @@ SELECT DISTINCT k.key
  LIMIT %(limit)s
 
 -- try_lock_key --
--- As lock_keys, without a wait: a redrive may have it for long.
+-- As lock_keys, but without a wait, because a redrive may hold the lock for long.
 SELECT pg_try_advisory_xact_lock(hashtextextended(%(consumer)s || ' ' || %(key)s, 0))
 
 -- parked_events --
--- Of these consumers, oldest first; `ids` null: all. `open`: those without an outcome alone.
+-- Parked events of these consumers, oldest first; `ids` null: all. `open`: only those without an outcome.
 SELECT id, consumer AS group, key, seq, outbox_id, event_id::text, event_type, topic, "partition", "offset", written_ms,
        value, headers, reason, attempts, parked_at, coalesce(outcome, '') AS outcome
   FROM parked_events
@@ -608,19 +611,19 @@ SELECT id, consumer AS group, key, seq, outbox_id, event_id::text, event_type, t
  ORDER BY id
 
 -- count_as_processed --
--- Parked events that are given up.
+-- Writes the dedup rows of parked events that are dropped.
 INSERT INTO processed_events (consumer, outbox_id, event_id)
 SELECT consumer, outbox_id, event_id FROM parked_events WHERE id = ANY(%(ids)s) AND outcome IS NULL
 ON CONFLICT DO NOTHING
 
 -- settle_parked --
--- At the beginning of the transaction, so before the effects of a redrive.
+-- Runs at the beginning of the transaction, before the effects of a redrive.
 UPDATE parked_events
    SET outcome = %(outcome)s, settled_at = now()
  WHERE id = ANY(%(ids)s) AND outcome IS NULL
 
 -- settled_letters --
--- How these dead letters were settled; no row for an open one.
+-- The outcomes of these dead letters; no row for an open one.
 SELECT s."partition", s."offset", s.outcome, s.new_partition, s.new_offset
   FROM unnest(%(partitions)s::integer[], %(offsets)s::bigint[], %(written)s::timestamptz[])
        AS letter ("partition", "offset", written_at)
@@ -628,11 +631,11 @@ SELECT s."partition", s."offset", s.outcome, s.new_partition, s.new_offset
  WHERE s.topic = %(topic)s
 
 -- lock_settlements --
--- Held to the end of the transaction: one settles dead letters of a topic at a time.
+-- Locks to the end of the transaction, so that one transaction at a time settles dead letters of a topic.
 SELECT pg_advisory_xact_lock(hashtextextended(%(topic)s, 0))
 
 -- now_ms --
--- This server's clock: one for all who send records.
+-- The time of this server's clock, for the timestamps of records: one clock for all producers.
 SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint
 
 -- settle_letters --
@@ -642,21 +645,21 @@ SELECT %(topic)s, l.p, l.o, l.written_at, %(outcome)s, l.new_p, l.new_o
               %(new_partitions)s::integer[], %(new_offsets)s::bigint[]) AS l (p, o, written_at, new_p, new_o)
 
 -- forget_replicas --
--- Those that nobody has seen for a day, such as those that were named by their pid.
+-- Deletes the rows of replicas that have not written for a day, such as of replicas that were named by their pid.
 DELETE FROM nodes
  USING set_config('synchronous_commit', 'off', true)
  WHERE seen_at < clock_timestamp() - interval '1 day'
 
 -- forget_redeliveries --
--- Redeliveries older than a week.
+-- Deletes redeliveries older than a week.
 DELETE FROM redeliveries
  USING set_config('synchronous_commit', 'off', true)
  WHERE came_at < clock_timestamp() - interval '7 days'
 
 -- keep_presence --
--- A row that a crash of PostgreSQL forgets is written again, so this commit does not wait for the disk. The setting
--- ends with the transaction: behind a pooler the next one of the session may be an order's. A row that this replica
--- wrote before and that is another process's now is fought over: `rival` says by which.
+-- Writes a replica's row. The commit does not wait for the disk, because the row is written again every second. That
+-- setting ends with the transaction: behind a pooler the session's next transaction may be an order's. `rival`: where this
+-- replica has written the row before and it now has another process's pid, that process also uses the name.
 INSERT INTO nodes (node_id, role, host, pid, address, started_at, seen_at, stopped_at,
                    processed, effects, skipped, dead, trouble, publishes)
 SELECT %(node)s, %(role)s, %(host)s, %(pid)s, %(address)s,
@@ -673,7 +676,7 @@ ON CONFLICT (node_id) DO UPDATE
 RETURNING rival
 
 -- nodes --
--- Replicas, and for how many seconds nobody has heard of each.
+-- All replicas, and how many seconds ago each last wrote its row.
 SELECT node_id AS name, role, host, pid, address, processed, effects, skipped, dead, trouble,
        coalesce(publishes, role IN ('order', 'publisher')) AS publishes,
        stopped_at IS NOT NULL AS stopped,
@@ -683,12 +686,12 @@ SELECT node_id AS name, role, host, pid, address, processed, effects, skipped, d
  ORDER BY role = 'order' DESC, role, node_id
 
 -- orders_between --
--- The newest orders of a range of ids, which is what a prefix stands for.
+-- The newest orders of a range of ids: those with a prefix.
 SELECT id FROM orders WHERE id BETWEEN %(first)s AND %(last)s ORDER BY id DESC LIMIT %(limit)s
 
 -- traced_order --
--- When it was committed is known only where PostgreSQL keeps that, for as long, and until the row is changed. The
--- watermark of an order that is old enough for it: its outbox rows may have been dropped.
+-- `committed_at` is known only with track_commit_timestamp, and until the row is changed. `dropped_below` is the watermark
+-- of an order so old that its outbox rows may have been dropped, else 0.
 SELECT id, tenant_id, customer_id, amount_cents, currency, status, created_at,
        CASE WHEN status = 'ORDER_STATUS_NEW' AND current_setting('track_commit_timestamp')::boolean THEN pg_xact_commit_timestamp(xmin) END
            AS committed_at,
@@ -697,7 +700,7 @@ SELECT id, tenant_id, customer_id, amount_cents, currency, status, created_at,
  WHERE id = %(id)s
 
 -- traced_events --
--- Rows of an aggregate in two halves: each has an index of its own.
+-- The outbox rows of an aggregate. In two halves, because each has its own partial index.
 SELECT id, topic, payload, coalesce(event_type, 'order.created') AS type, created_at, published_at, publisher_node,
        kafka_partition, kafka_offset, failed_at, failure, attempts
   FROM outbox
@@ -716,7 +719,7 @@ SELECT id, consumer AS group, outbox_id, reason, parked_at, coalesce(outcome, ''
  ORDER BY id
 
 -- traced_waiting --
--- Events that a group has taken and not handled yet.
+-- Events that a group has taken for its lanes and not handled yet.
 SELECT consumer AS group, outbox_id, taken_at, attempts, coalesce(failure, '') AS failure,
        CASE WHEN lease_until >= clock_timestamp() THEN node_id ELSE '' END AS node
   FROM waiting_events
@@ -724,7 +727,8 @@ SELECT consumer AS group, outbox_id, taken_at, attempts, coalesce(failure, '') A
  ORDER BY id
 
 -- traced_dedup --
--- What waits for a lane is left out. How often an event came again is in `redeliveries`; an older version counted it in the dedup row.
+-- Dedup rows, without those of events that wait for a lane. Repeats are counted in `redeliveries`; an older version counted
+-- them in the dedup row.
 SELECT p.consumer AS group, p.outbox_id, p.processed_at, p.duplicates + again.times AS duplicates,
        coalesce(greatest(p.duplicate_at, again.came_at), p.processed_at) AS duplicate_at
   FROM processed_events p
@@ -739,7 +743,7 @@ SELECT p.consumer AS group, p.outbox_id, p.processed_at, p.duplicates + again.ti
  ORDER BY p.processed_at
 
 -- counts --
--- The four counters of the story, and what was set aside or parked, in one snapshot.
+-- The four counters of the story, and how many events are set aside or parked, in one snapshot.
 SELECT (SELECT count(*) FROM orders) AS orders,
        (SELECT count(*) FROM outbox WHERE published_at IS NULL) AS outbox_unpublished,
        (SELECT count(*) FROM inventory_reservations) AS reservations,
@@ -748,24 +752,23 @@ SELECT (SELECT count(*) FROM orders) AS orders,
        (SELECT count(*) FROM parked_events WHERE outcome IS NULL) AS parked
 
 -- flow --
--- The orders and the events that wait, were set aside or are parked, beside which the effects of any downstreams are
--- counted.
+-- How many orders there are, and how many events wait, are set aside or are parked. Effects are counted by other queries.
 SELECT (SELECT count(*) FROM orders) AS orders,
        (SELECT count(*) FROM outbox WHERE published_at IS NULL) AS outbox_unpublished,
        (SELECT count(*) FROM outbox WHERE published_at IS NULL AND failed_at IS NOT NULL) AS outbox_failed,
        (SELECT count(*) FROM parked_events WHERE outcome IS NULL) AS parked
 
 -- count_parked --
--- Events of these consumers that wait to be redriven.
+-- How many events of these consumers are parked.
 SELECT count(*) FROM parked_events WHERE outcome IS NULL AND consumer = ANY(%(groups)s)
 
 -- count_parked_of_others --
--- Events of all other consumers that wait to be redriven.
+-- How many events of all other consumers are parked.
 SELECT count(*) FROM parked_events WHERE outcome IS NULL AND consumer <> ALL(%(groups)s)
 
 -- pulse --
--- What is cheap to know of an outbox of any size: at most `most` unpublished rows are counted; then the age of the
--- oldest that is ready.
+-- Cheap numbers of an outbox of any size: unpublished rows and those set aside among them, counted up to `most`, and the
+-- age of the oldest ready row.
 SELECT waiting.rows, waiting.set_aside,
        (SELECT extract(epoch FROM clock_timestamp() - created_at)::float8
           FROM outbox WHERE published_at IS NULL AND failed_at IS NULL ORDER BY id LIMIT 1) AS oldest_s
@@ -773,8 +776,8 @@ SELECT waiting.rows, waiting.set_aside,
           FROM (SELECT failed_at FROM outbox WHERE published_at IS NULL LIMIT %(most)s) AS unpublished) AS waiting
 
 -- inserted --
--- The files of some tables, which a TRUNCATE changes, and how many rows were ever inserted into each, in their order; of
--- a table with partitions those of all of them.
+-- The files of these tables, which a TRUNCATE changes, and how many rows were ever inserted into each table, with all its
+-- partitions, in the order asked.
 SELECT coalesce(string_agg(files, ' ' ORDER BY place), '') AS files, coalesce(array_agg(rows ORDER BY place), '{}') AS inserted
   FROM (SELECT asked.place, string_agg(pg_relation_filenode(part.oid)::text, ' ' ORDER BY part.oid) AS files,
                coalesce(sum(pg_stat_get_tuples_inserted(part.oid)), 0)::bigint AS rows
@@ -796,9 +799,9 @@ SELECT node_id, count(*) FROM inventory_reservations GROUP BY node_id ORDER BY n
 SELECT publisher_node AS node, count(*) FROM outbox WHERE published_at IS NOT NULL GROUP BY node
 
 -- unfinished_orders --
--- Orders whose story has not been told exactly once, at most `limit` of them. The effects come as arrays, for they may be
--- in other databases: the orders that have one, and whether it shows their cancel. Of orders up to the time of the
--- watermark events may have been dropped.
+-- Up to `limit` orders without exactly their events and effects. Effects are given as arrays, because they may be in other
+-- databases: the orders that have one, and whether it shows their cancel. Events of orders up to the watermark's time may
+-- have been dropped.
 SELECT o.id, coalesce(x.events, 0) AS events, coalesce(x.published, 0) AS published,
        (r.id IS NOT NULL) AS reserved, (n.id IS NOT NULL) AS notified
   FROM orders o
@@ -816,11 +819,11 @@ SELECT o.id, coalesce(x.events, 0) AS events, coalesce(x.published, 0) AS publis
  LIMIT %(limit)s
 
 -- missing_orders --
--- Of these ids, the ones that are not in the orders table: acknowledged, then lost.
+-- Those of these ids that are not in the orders table: acknowledged, then lost.
 SELECT id FROM unnest(%(ids)s::uuid[]) AS id EXCEPT SELECT id FROM orders
 
 -- contradicted_calls --
--- Of the orders that clients were told of, those that are not there, or are another one by their key.
+-- Those of these acknowledged orders that are missing, or whose key made another order.
 SELECT call.id
   FROM unnest(%(keys)s::text[], %(ids)s::uuid[]) AS call (key, id)
   LEFT JOIN orders o ON o.tenant_id = %(tenant_id)s AND o.idempotency_key = call.key
@@ -831,12 +834,12 @@ SELECT call.id
 SELECT idempotency_key, id::text FROM orders WHERE tenant_id = %(tenant_id)s AND idempotency_key = ANY(%(keys)s)
 
 -- cancelled_orders --
--- Of these orders, those that are cancelled.
+-- Those of these orders that are cancelled.
 SELECT id::text FROM orders
  WHERE id = ANY(%(ids)s::uuid[]) AND status = 'ORDER_STATUS_CANCELLED' AND cancelled_at IS NOT NULL
 
 -- wrongly_parked --
--- Events that wait parked, and those that were parked though no event of their key was refused for this cause.
+-- Events that are still parked, and those that were parked although no event of their key was refused for this cause.
 SELECT k.consumer, k.outbox_id, k.outcome IS NULL AS still, k.reason
   FROM parked_events k
  WHERE k.outcome IS NULL
@@ -846,8 +849,8 @@ SELECT k.consumer, k.outbox_id, k.outcome IS NULL AS still, k.reason
  LIMIT %(limit)s
 
 -- slowest_order --
--- Seconds from the acceptance of an order to the last of its effects in these groups, at most. What groups have processed
--- in databases of their own comes as arrays.
+-- The longest time in seconds from an order's acceptance to the last of its effects in these groups. Dedup rows in
+-- downstreams' own databases are given as arrays.
 SELECT extract(epoch FROM max(p.processed_at - o.created_at))::float8
   FROM orders o
   JOIN outbox e ON e.aggregate_id = 'order-' || o.id AND coalesce(e.event_type, 'order.created') = 'order.created'
@@ -856,11 +859,11 @@ SELECT extract(epoch FROM max(p.processed_at - o.created_at))::float8
         SELECT * FROM unnest(%(ids)s::bigint[], %(times)s::timestamptz[])) AS p ON p.outbox_id = e.id
 
 -- processed_times --
--- What these consumers have processed, and when.
+-- The outbox ids that these consumers have processed, and when.
 SELECT outbox_id, processed_at FROM processed_events WHERE consumer = ANY(%(groups)s)
 
 -- downstream_name --
--- The MODULE:NAME that a consumer's name was registered for.
+-- The MODULE:NAME that a consumer is registered for.
 SELECT name FROM downstreams WHERE consumer = %(consumer)s
 
 -- register_downstream --
@@ -869,7 +872,7 @@ ON CONFLICT (consumer) DO UPDATE SET name = excluded.name, registered_at = clock
  WHERE d.name <> excluded.name
 
 -- note_lanes --
--- Whether the nodes of a consumer have lanes: what the one that starts has. One of the story's own may have no row yet.
+-- Notes whether a consumer's nodes have lanes, as the node that starts has. A shipped downstream may have no row yet.
 INSERT INTO downstreams AS d (consumer, name, lanes) VALUES (%(consumer)s, %(name)s, %(lanes)s)
 ON CONFLICT (consumer) DO UPDATE SET lanes = excluded.lanes WHERE d.lanes IS DISTINCT FROM excluded.lanes
 
@@ -883,7 +886,7 @@ TRUNCATE orders, outbox, processed_events, inventory_reservations, notifications
 CONTINUE IDENTITY
 
 -- versions_readable --
--- Whether this user may read which migrations there are. A database of before has no such table.
+-- Whether this user may read schema_version. A database of an older version has no such table.
 SELECT coalesce(has_column_privilege(to_regclass('schema_version'), 'number', 'SELECT'), false)
 
 -- versions --
@@ -894,15 +897,15 @@ INSERT INTO schema_version (number, name, program) VALUES (%(number)s, %(name)s,
 ON CONFLICT (number) DO NOTHING
 
 -- begin_migrating --
--- Whether this session may migrate now: one at a time. It does not wait in the server: a statement that waits keeps its
--- snapshot, and an index that the other one builds would wait for that.
+-- Tries to take the lock of the one session that migrates. It must not wait in the server: a waiting statement keeps its
+-- snapshot, and the other session's index build would wait for that.
 SELECT pg_try_advisory_lock(hashtextextended('brewctl migrations', 0))
 
 -- end_migrating --
 SELECT pg_advisory_unlock(hashtextextended('brewctl migrations', 0))
 
 -- migrating --
--- The other session that migrates this database, if one does.
+-- Another session that migrates this database, if there is one.
 SELECT l.pid, coalesce(a.application_name, '')
   FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
  WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 AND l.pid <> pg_backend_pid()
@@ -910,10 +913,10 @@ SELECT l.pid, coalesce(a.application_name, '')
    AND l.classid::bigint << 32 | l.objid::bigint = hashtextextended('brewctl migrations', 0)
 
 -- schema_state --
--- The parts of the schema that are not there as the migrations want them, by their places in the list: missing, or
--- `invalid`: an index whose build was cut off, or goes on. Looks into the catalog alone, and locks no table.
--- A key is a unique index over exactly these columns, whatever its name; 'leftover' is an index to be dropped; the
--- `columns` of a function are its body, without comments, its white space single blanks; '': any.
+-- The parts of the schema that are missing or differ from the migrations, by their places in the list. `invalid`: an index
+-- whose build was interrupted or still goes on. Reads the catalog alone, and locks no table.
+-- A key is a unique index over exactly these columns, whatever its name; a 'leftover' is an index to be dropped; the
+-- `columns` of a function are its body without comments, with single blanks as white space; '': any body.
 SELECT part.place, coalesce(index.indexrelid IS NOT NULL AND part.kind <> 'leftover', false) AS invalid
   FROM unnest(%(kinds)s::text[], %(tables)s::text[], %(names)s::text[], %(columns)s::text[])
        WITH ORDINALITY AS part (kind, "table", name, columns, place)
@@ -943,8 +946,8 @@ SELECT part.place, coalesce(index.indexrelid IS NOT NULL AND part.kind <> 'lefto
  ORDER BY part.place
 
 -- lacking_rights --
--- Of these rights, those that the user of this session has not, by their places in the list. A right to a table is one to
--- each of its columns. Looks into the catalog alone.
+-- The places in the list of those rights that this session's user lacks. A right to a table covers each of its columns.
+-- Reads the catalog alone.
 SELECT asked.place
   FROM unnest(%(tables)s::text[], %(columns)s::text[], %(rights)s::text[])
        WITH ORDINALITY AS asked ("table", "column", "right", place)
@@ -953,7 +956,7 @@ SELECT asked.place
  ORDER BY asked.place
 
 -- held_rights --
--- What the user of this session may do with a table, or with a column of it.
+-- The rights of this session's user to a table, or to any column of it.
 SELECT "right"
   FROM unnest(%(rights)s::text[]) WITH ORDINALITY AS asked ("right", place)
  WHERE has_any_column_privilege(to_regclass(%(table)s), "right")
@@ -961,7 +964,7 @@ SELECT "right"
 SELECT 'DELETE' WHERE has_table_privilege(to_regclass(%(table)s), 'DELETE')
 
 -- owned_by_others --
--- How many of these tables, and of their partitions, are another role's.
+-- How many of these tables, and of their partitions, another role owns.
 SELECT count(*)
   FROM pg_class
  WHERE oid = ANY (SELECT to_regclass(name)::oid FROM unnest(%(tables)s::text[]) AS name
@@ -970,7 +973,7 @@ SELECT count(*)
    AND pg_get_userbyid(relowner) <> %(owner)s
 
 -- entry_rights --
--- What these roles need beside rights to tables, and have not.
+-- The rights to schema and database that these roles lack.
 SELECT 'CREATE on schema ' || current_schema() || ' to ' || %(owner)s
  WHERE NOT has_schema_privilege(%(owner)s, current_schema(), 'CREATE')
  UNION ALL
@@ -981,8 +984,8 @@ SELECT 'CONNECT to ' || role FROM unnest(%(roles)s::text[]) AS role
  WHERE NOT has_database_privilege(role, current_database(), 'CONNECT')
 
 -- act_as_owner --
--- To the end of the transaction, as whoever owns the tables that are there, where this user is one of the role's members:
--- what is made now is then all members' to change. A superuser stays what it is.
+-- To the end of the transaction, act as the role that owns the existing tables, where this user is a member of it: then
+-- all members can change what is made now. A superuser does not switch.
 SELECT set_config('role', owner.rolname, true)
   FROM pg_class there
   JOIN pg_roles owner ON owner.oid = there.relowner
@@ -993,23 +996,23 @@ SELECT set_config('role', owner.rolname, true)
    AND has_schema_privilege(owner.oid, current_schema(), 'CREATE')
 
 -- bound_locks --
--- Ends each later wait of the transaction for a lock after `timeout`: those who wait behind it go on.
+-- Sets the lock_timeout of the transaction's later statements, so that statements that queue behind their locks go on.
 SELECT set_config('lock_timeout', %(timeout)s, true)
 
 -- fix_search_path --
--- To the end of the transaction: the schemas that are searched, by their names. A function keeps them, and is called by
--- other users, to whom "$user" is another schema. Temporary tables last: none is taken for one of ours.
+-- To the end of the transaction, set the search_path to the current schemas by name. Functions keep it, and for other
+-- users who call them "$user" would be another schema. pg_temp is last, so that no temporary table hides one of ours.
 SELECT set_config('search_path', string_agg(quote_ident(name), ', ' ORDER BY place) || ', pg_temp', true)
   FROM unnest(current_schemas(false)) WITH ORDINALITY AS searched (name, place)
 
 -- lock_schema --
--- Held to the end of the transaction: one creates tables at a time.
+-- Locks to the end of the transaction, so that one transaction at a time creates tables.
 SELECT pg_advisory_xact_lock(hashtextextended('brewctl schema', 0))
 
 -- table_holders --
--- Transactions that hold a lock of these tables or of a partition, and with `snapshots` those as well that may still read what an
--- index's build waits for; the oldest first. A prepared one has no pid, and `gid` names it. The age is null where
--- the user may not look at other users' sessions.
+-- Transactions that hold a lock of these tables or of their partitions, the oldest first; with `snapshots` also those with
+-- an old snapshot, which an index build waits for. A prepared one has a `gid` and no pid. The age is null where the user
+-- may not see other users' sessions.
 SELECT DISTINCT l.virtualtransaction AS transaction, l.pid, coalesce(a.application_name, '') AS name, p.gid,
        extract(epoch FROM statement_timestamp() - coalesce(p.prepared, a.xact_start))::float8 AS age_s
   FROM pg_locks l
@@ -1026,7 +1029,7 @@ SELECT DISTINCT l.virtualtransaction AS transaction, l.pid, coalesce(a.applicati
  ORDER BY age_s DESC NULLS LAST
 
 -- builders --
--- Others that build or drop an index of a table, or vacuum it: one of them at a time.
+-- How many other sessions build or drop an index of a table, or vacuum it.
 SELECT count(*)
   FROM pg_locks
  WHERE granted AND mode = 'ShareUpdateExclusiveLock' AND pid <> pg_backend_pid()
@@ -1034,7 +1037,7 @@ SELECT count(*)
    AND relation = to_regclass(%(table)s)::oid
 
 -- partitions --
--- The partitions of a table, as they are named in a statement.
+-- The names of a table's partitions, quoted for a statement.
 SELECT part.inhrelid::regclass::text
   FROM pg_inherits part
  WHERE part.inhparent = to_regclass(%(table)s)
@@ -1042,11 +1045,11 @@ SELECT part.inhrelid::regclass::text
  ORDER BY part.inhrelid
 
 -- make_partition --
--- The one that an id is in; of the outbox, null is the id that comes next.
+-- Makes the partition for an id; null: for the next id of the outbox.
 SELECT make_partition(%(table)s::text, %(id)s::bigint)
 
 -- make_partition_ahead --
--- Makes the partition behind the one that an id of the outbox is in, where there is none. Waits for no lock of another.
+-- Makes the partition that follows the one of an outbox id, where it is missing. Does not wait for locks.
 WITH briefly AS MATERIALIZED (
     SELECT set_config('lock_timeout', '1ms', true)
 )
@@ -1062,10 +1065,10 @@ SELECT asked.id
  ORDER BY asked.id
 
 -- statement_bound --
--- What ends this session's statements, and whether its connection asked for it: then the session is no pooler's, and
+-- The session's statement_timeout, and whether its connection has set it: only then the session is not a pooler's, and
 -- may change it.
 SELECT setting || unit AS bound, source = 'client' AS own FROM pg_settings WHERE name = 'statement_timeout'
 
 -- rebound_session --
--- For what runs in no transaction: CREATE INDEX CONCURRENTLY.
+-- Sets the session's statement_timeout, for statements that can't run in a transaction, such as CREATE INDEX CONCURRENTLY.
 SELECT set_config('statement_timeout', %(timeout)s, false)

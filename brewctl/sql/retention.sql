@@ -1,9 +1,9 @@
--- What `brewctl db retention` asks and changes, in the format of queries.sql. {partition} is a partition of the
--- outbox: by its own name, or by its ids where it is attached, as readers have no right to a partition itself.
+-- The queries of `brewctl db retention`, in the format of queries.sql. {partition} is an outbox partition: its name, or a
+-- query by its ids where it is attached, because readers have no right to a partition itself.
 
 -- partitions --
--- Of a table, by their bounds; `low` is null of the first one. Whether its detachment was begun, its size with indexes,
--- PostgreSQL's estimate of its rows.
+-- A table's partitions in the order of their bounds; `low` of the first one is null. `bytes` with indexes; `estimate`:
+-- PostgreSQL's, of the rows; `pending`: a DETACH has begun and not finished.
 SELECT child.relname AS name,
        substring(bound FROM 'FROM \(''?(-?\d+)''?\)')::bigint AS low, substring(bound FROM 'TO \(''?(-?\d+)''?\)')::bigint AS high,
        pg_total_relation_size(child.oid) AS bytes, child.reltuples::bigint AS estimate, i.inhdetachpending AS pending
@@ -14,11 +14,11 @@ SELECT child.relname AS name,
  ORDER BY high
 
 -- sequence --
--- The last outbox id that was given out; 0 where none was.
+-- The last outbox id that the sequence has given out; 0 where it gave none.
 SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM outbox_id_seq
 
 -- contents --
--- All that is judged of the rows of a partition of the outbox. Reads the whole of it.
+-- A summary of an outbox partition's rows. Reads the whole partition.
 SELECT topic, coalesce(event_type, 'order.created') AS type, kafka_partition AS place, count(*) AS rows,
        count(*) FILTER (WHERE published_at IS NULL) AS unpublished,
        count(*) FILTER (WHERE published_at IS NULL AND failed_at IS NOT NULL) AS set_aside,
@@ -33,14 +33,14 @@ SELECT topic, coalesce(event_type, 'order.created') AS type, kafka_partition AS 
 SELECT topic, count(*) FROM (SELECT topic FROM outbox ORDER BY id DESC LIMIT 1000) AS newest GROUP BY topic
 
 -- last_order --
--- The time of the newest order that has an event among the last ids of a partition, by the clock of the node that took
--- the order: it may go before this server's.
+-- The time of the newest order that has an event among a partition's last ids, by the clock of the node that accepted the
+-- order, which may be ahead of this server's.
 SELECT max(o.created_at)
   FROM (SELECT aggregate_id FROM {partition} ORDER BY id DESC LIMIT 10000) AS x
   JOIN orders o ON o.id = substring(x.aggregate_id FROM '^order-([0-9a-f]{{8}}-[0-9a-f]{{4}}-[0-9a-f]{{4}}-[0-9a-f]{{4}}-[0-9a-f]{{12}})$')::uuid
 
 -- writers --
--- Transactions that have written to a partition, or might have, and are not over.
+-- Open transactions that may have written to a partition.
 SELECT DISTINCT l.virtualtransaction, l.pid, coalesce(p.gid, '')
   FROM pg_locks l
   LEFT JOIN pg_prepared_xacts p ON l.virtualtransaction = '-1/' || p.transaction::text
@@ -49,7 +49,7 @@ SELECT DISTINCT l.virtualtransaction, l.pid, coalesce(p.gid, '')
    AND l.relation = to_regclass(%(partition)s)::oid
 
 -- parked --
--- The first event of these ids that is parked and open, and how many are; in whichever downstream.
+-- For each downstream the first parked event with one of these ids, and how many there are.
 SELECT consumer, min(outbox_id), count(*)
   FROM parked_events
  WHERE outcome IS NULL AND outbox_id >= %(low)s AND outbox_id < %(high)s
@@ -57,7 +57,7 @@ SELECT consumer, min(outbox_id), count(*)
  ORDER BY consumer
 
 -- waiting --
--- The first event of these ids that waits for a lane, and how many do.
+-- For each downstream the first event with one of these ids that waits for a lane, and how many do.
 SELECT consumer, min(outbox_id), count(*)
   FROM waiting_events
  WHERE outbox_id >= %(low)s AND outbox_id < %(high)s
@@ -65,11 +65,11 @@ SELECT consumer, min(outbox_id), count(*)
  ORDER BY consumer
 
 -- page --
--- Rows of the story's topic, a page of a partition.
+-- A page of a partition's rows for the story's topic.
 SELECT id, coalesce(event_type, 'order.created') FROM {partition} WHERE id > %(after)s AND topic = %(topic)s ORDER BY id LIMIT %(limit)s
 
 -- done --
--- What these consumers have done of a range of ids, or parked.
+-- The events with a range of ids that these consumers have processed or parked.
 SELECT consumer, outbox_id FROM processed_events WHERE consumer = ANY(%(groups)s) AND outbox_id BETWEEN %(first)s AND %(last)s
 UNION ALL
 SELECT consumer, outbox_id FROM parked_events WHERE consumer = ANY(%(groups)s) AND outbox_id BETWEEN %(first)s AND %(last)s
@@ -90,8 +90,9 @@ UPDATE retention SET partition_rows = %(rows)s
 INSERT INTO retention DEFAULT VALUES ON CONFLICT DO NOTHING
 
 -- take_turn --
--- Takes the turn, or renews it, unless another run has it. Says whether it is this run's now, who has it, and for how many
--- seconds. One that ends later than any run asks for was written by a clock that has been set back since: it is over.
+-- Takes or renews the run's lease, unless another run has it. Returns whether this run has it now, which run has it, and
+-- for how many seconds. A lease that ends later than any run asks for was written before the clock was set back, and
+-- counts as expired.
 WITH taken AS (
     UPDATE retention SET node_id = %(node)s, ends_at = clock_timestamp() + make_interval(secs => %(lasts_s)s)
      WHERE node_id IS NULL OR node_id = %(node)s
@@ -105,7 +106,8 @@ SELECT EXISTS (SELECT FROM taken), coalesce(node_id, ''), coalesce(extract(epoch
 UPDATE retention SET node_id = NULL, ends_at = NULL WHERE node_id = %(node)s
 
 -- begin_drop --
--- Before the partition is detached: from here on nothing is made below the watermark, and what verify misses is known.
+-- Runs before a partition is detached: from now on no partition is made below the watermark, and verify knows which rows
+-- may be missing.
 UPDATE retention
    SET dropped_below = greatest(dropped_below, %(high)s), dropped_until = greatest(dropped_until, %(until)s),
        dropped_created = dropped_created + %(created)s,
@@ -116,14 +118,14 @@ UPDATE retention
 UPDATE retention SET dropping = NULL, dropping_from = NULL, dropping_until = NULL, dropping_created = 0 WHERE dropping = %(partition)s
 
 -- take_back --
--- A partition that must stay after all. Rows of it may have been counted that are there.
+-- Undoes begin_drop for a partition that must stay. dropped_until is kept, which only makes verify expect less.
 UPDATE retention
    SET dropped_below = coalesce(dropping_from, 0), dropped_created = dropped_created - dropping_created,
        dropping = NULL, dropping_from = NULL, dropping_until = NULL, dropping_created = 0
  WHERE dropping = %(partition)s
 
 -- raise_watermark --
--- In a downstream's own database, before its partitions go.
+-- Runs in a downstream's own database, before its partitions are dropped.
 UPDATE retention SET dropped_below = %(watermark)s WHERE dropped_below < %(watermark)s
 
 -- end_run --
@@ -132,14 +134,14 @@ UPDATE retention
        held_since = CASE WHEN %(held_back)s <> '' THEN coalesce(held_since, clock_timestamp()) END
 
 -- relation --
--- What a table is: 'partition' of another, with its detachment begun or not, or a 'table' for itself.
+-- What a table is: a 'partition', 'pending' (a partition whose DETACH has begun) or a plain 'table'.
 SELECT CASE WHEN i.inhrelid IS NULL THEN 'table' WHEN i.inhdetachpending THEN 'pending' ELSE 'partition' END
   FROM pg_class c LEFT JOIN pg_inherits i ON i.inhrelid = c.oid
  WHERE c.oid = to_regclass(%(name)s)
 
 -- forget_keys --
--- Idempotency keys of the oldest orders that still have one, a batch of them, from a time on. Says how many, and how far it
--- came.
+-- Deletes a batch of idempotency keys, from the oldest order on that has one, from a time on. Returns how many, and the
+-- time of the last such order.
 WITH old AS (
     SELECT id, created_at FROM orders
      WHERE idempotency_key IS NOT NULL
@@ -156,11 +158,12 @@ SELECT count(*), max(created_at) FROM forgotten
 UPDATE retention SET keys_forgotten_until = %(until)s
 
 -- some_key --
--- The oldest order before a time that still has its key: somebody held it, or it was written with an old time.
+-- The time of the oldest order before a time that still has its key. Its row was locked, or was written with an old time.
 SELECT min(created_at) FROM orders WHERE idempotency_key IS NOT NULL AND created_at < %(before)s
 
 -- forget_parked --
--- One that was given up tells verify why there is no effect, as long as its outbox row is there.
+-- Deletes old settled events. A dropped one is kept while its outbox row is there: verify needs it to explain why there is
+-- no effect.
 WITH old AS (
     SELECT id FROM parked_events
      WHERE settled_at < %(before)s
@@ -173,7 +176,7 @@ WITH old AS (
 SELECT count(*) FROM forgotten
 
 -- forget_letters --
--- Of letters that are no longer in their topic: each partition begins at a letter behind them.
+-- Deletes the outcomes of letters that are no longer in their topic: their offset is before their partition's first.
 WITH old AS (
     SELECT s.ctid AS row
       FROM dead_letters_settled s
@@ -186,7 +189,7 @@ WITH old AS (
 SELECT count(*) FROM forgotten
 
 -- forget_redeliveries --
--- In a database that no replica keeps its presence in.
+-- Deletes redeliveries older than a week, in databases where no replica does so.
 WITH old AS (
     SELECT ctid AS row FROM redeliveries WHERE came_at < clock_timestamp() - interval '7 days' LIMIT %(limit)s
 ), forgotten AS (

@@ -1,15 +1,15 @@
--- What `brewctl verify` asks, in the format of queries.sql. It copies what it needs of the tables into temporary
--- ones, in one REPEATABLE READ transaction that writes nothing else; everything after that is asked of the copies.
--- A query of a check returns the first `shown` offenders: how many there are in all, and a line of text.
+-- The queries of `brewctl verify`, in the format of queries.sql. It copies what it needs into temporary tables, in one
+-- REPEATABLE READ transaction that writes nothing else; the checks read these copies.
+-- The query of a check returns the first `shown` offenders: how many there are in all, and a line of text for each.
 
 -- bounds --
--- This session's own bounds, in milliseconds: whole tables are read. `local`: of this transaction alone.
+-- Sets longer timeouts, in milliseconds, because whole tables are read. `local`: only for this transaction.
 SELECT set_config('statement_timeout', %(statement_ms)s, %(local)s),
        set_config('idle_in_transaction_session_timeout', %(idle_ms)s, %(local)s)
 
 -- create_event --
--- Outbox rows; of the story's own types the order that each belongs to. `aggregate` is a fingerprint of its id.
--- `blocked`: behind a row of its aggregate that is set aside.
+-- Outbox rows. `order_id`: the order, for the story's own event types. `aggregate`: a fingerprint of the aggregate's id.
+-- `ours`: for the story's topic. `blocked`: behind a row of its aggregate that is set aside.
 CREATE TEMP TABLE event (
     outbox_id bigint NOT NULL, type text NOT NULL, aggregate bigint NOT NULL, seq bigint, order_id uuid, ours boolean NOT NULL, published boolean NOT NULL,
     set_aside boolean NOT NULL, blocked boolean NOT NULL, republished boolean NOT NULL, created_at timestamptz NOT NULL, age_s float8 NOT NULL)
@@ -19,47 +19,48 @@ CREATE TEMP TABLE event (
 CREATE TEMP TABLE placed (order_id uuid NOT NULL, created_at timestamptz NOT NULL, status text NOT NULL, cancelled_at timestamptz)
 
 -- create_gone --
--- What retention has dropped: rows with ids below the watermark, of orders up to a time, so many order.created of them.
+-- What retention has dropped: rows with ids below the watermark, of orders up to the time `until`; `created` of them were
+-- order.created.
 CREATE TEMP TABLE gone (watermark bigint NOT NULL, until timestamptz, created bigint NOT NULL)
 
 -- create_taker --
--- Which downstream takes events of which type.
+-- The event types that each downstream takes.
 CREATE TEMP TABLE taker (consumer text NOT NULL, type text NOT NULL)
 
 -- create_effect --
--- What the `done` queries of the downstreams return; `status` is the one of its order that an effect shows, if any.
+-- The effects that the downstreams' `done` queries return. `status`: the order's status that the effect shows, if any.
 CREATE TEMP TABLE effect (consumer text NOT NULL, order_id uuid NOT NULL, status text)
 
 -- create_processed --
--- Dedup rows of events that are in the outbox, and of ids that are not. Where the outbox has used an id again, what was
--- done of the event that had it before is left out. `waits`: for a lane, so that its effect is still to come.
+-- Dedup rows, also of ids that are not in the outbox. Where the outbox has used an id again, the dedup row of the event
+-- that had it before is left out. `waits`: the event waits for a lane, so its effect is still to come.
 CREATE TEMP TABLE processed (consumer text NOT NULL, outbox_id bigint NOT NULL, processed_at timestamptz NOT NULL, waits boolean NOT NULL)
 
 -- create_parked --
--- Parked events, and those that were: with the time until which their keys were held up, null where they still are.
--- `name`: what commands call it.
+-- Events that are or were parked. `settled_at`: the time until which their keys were held up, null where they still are.
+-- `name`: the event's name in commands.
 CREATE TEMP TABLE parked (
     name text NOT NULL, consumer text NOT NULL, outbox_id bigint NOT NULL, aggregate bigint NOT NULL, outcome text,
     parked_at timestamptz NOT NULL, settled_at timestamptz, reason text NOT NULL)
 
 -- create_elsewhere_processed --
--- Dedup rows of downstreams that have a database of their own, as they are there.
+-- Dedup rows of downstreams with a database of their own, copied from there.
 CREATE TEMP TABLE elsewhere_processed (
     consumer text NOT NULL, outbox_id bigint NOT NULL, event_id uuid, earlier_ids uuid[], processed_at timestamptz NOT NULL,
     waits boolean NOT NULL)
 
 -- create_elsewhere_parked --
--- Their parked events, as they are there.
+-- Parked events of downstreams with a database of their own, copied from there.
 CREATE TEMP TABLE elsewhere_parked (
     name text NOT NULL, consumer text NOT NULL, outbox_id bigint NOT NULL, event_id uuid, key text NOT NULL, outcome text,
     parked_at timestamptz NOT NULL, settled_at timestamptz, reason text NOT NULL)
 
 -- create_ledger --
--- Effects as they were done, one row each time; empty where nobody keeps a ledger.
+-- Effects, one row for each time that one happened; empty where there is no table `ledger`.
 CREATE TEMP TABLE ledger (consumer text NOT NULL, outbox_id bigint NOT NULL)
 
 -- create_edge --
--- Per partition the first offset there is, and the next one.
+-- For each partition the first offset that is there, and the offset of the next record.
 CREATE TEMP TABLE edge ("partition" integer NOT NULL, first bigint NOT NULL, next bigint NOT NULL)
 
 -- create_position --
@@ -67,23 +68,24 @@ CREATE TEMP TABLE edge ("partition" integer NOT NULL, first bigint NOT NULL, nex
 CREATE TEMP TABLE position (consumer text NOT NULL, "partition" integer NOT NULL, next bigint NOT NULL)
 
 -- create_seen --
--- Records of the topic; without an outbox id, an event of nobody's outbox here or an unreadable one.
--- Key, frame (key and headers), value and node are fingerprints; `hash` is what chooses a key's partition.
+-- Records of the topic; those without an outbox id are unreadable, or of another producer's outbox.
+-- Key, frame (key and headers), value and node are fingerprints; `hash` is the number that chooses a key's partition.
 CREATE TEMP TABLE seen (
     "partition" integer NOT NULL, "offset" bigint NOT NULL, written_ms bigint NOT NULL, outbox_id bigint, type text,
     unreadable boolean NOT NULL, key bigint NOT NULL, hash bigint, frame bigint NOT NULL, value bigint NOT NULL,
     node bigint NOT NULL)
 
 -- create_letter --
--- Dead letters, each with the place of the record that died, and what it was about where that can be
--- told; `value` is null where it was left out.
+-- Dead letters, with the place of the original record, and its order and outbox id where they are known. `value` is null
+-- where the letter was written without the value.
 CREATE TEMP TABLE letter (
     "partition" integer NOT NULL, "offset" bigint NOT NULL, written_ms bigint NOT NULL, consumer text NOT NULL,
     source_partition bigint NOT NULL, source_offset bigint NOT NULL, order_id uuid, outbox_id bigint,
     frame bigint NOT NULL, value bigint, outcome text NOT NULL DEFAULT 'open', new_partition integer, new_offset bigint)
 
 -- create_gap --
--- Orders without an effect, and why. `lost`: it will never come by itself. Else it is on its way, for `age_s` seconds.
+-- Orders without an effect, and why. `lost`: the effect will not come by itself; else it has been in flight for `age_s`
+-- seconds.
 CREATE TEMP TABLE gap (
     consumer text NOT NULL, order_id uuid NOT NULL, created_at timestamptz NOT NULL, lost boolean NOT NULL,
     published boolean NOT NULL, age_s float8 NOT NULL, reason text NOT NULL)
@@ -151,20 +153,20 @@ INSERT INTO position SELECT %(consumer)s, * FROM unnest(%(partitions)s::int[], %
 COPY seen FROM STDIN
 
 -- elsewhere_processed --
--- Asked of a downstream's own database, for the table of this name.
+-- Runs in a downstream's own database, for the table of this name.
 COPY (SELECT consumer, outbox_id, event_id, earlier_ids, processed_at,
              (consumer, outbox_id) IN (SELECT consumer, outbox_id FROM waiting_events)
         FROM processed_events WHERE consumer = ANY(%(groups)s))
   TO STDOUT (FORMAT BINARY)
 
 -- elsewhere_parked --
--- Asked of a downstream's own database, for the table of this name. `name` is as parking.py has it.
+-- Runs in a downstream's own database, for the table of this name. `name` is written as in parking.py.
 COPY (SELECT 'p' || id || '@' || consumer, consumer, outbox_id, event_id, key, outcome, parked_at, settled_at, reason
         FROM parked_events WHERE consumer = ANY(%(groups)s))
   TO STDOUT (FORMAT BINARY)
 
 -- elsewhere_ledger --
--- Asked of a downstream's own database, for the table `ledger`.
+-- Runs in a downstream's own database, for the table `ledger`.
 COPY (SELECT consumer, outbox_id FROM effect_ledger WHERE consumer = ANY(%(groups)s)) TO STDOUT (FORMAT BINARY)
 
 -- copy_ledger --
@@ -185,7 +187,7 @@ COPY letter ("partition", "offset", written_ms, consumer, source_partition, sour
 FROM STDIN
 
 -- settle_letters --
--- A time of its own tells a letter from one that had its place in a topic of the same name before.
+-- `written_at` tells a letter from one at the same offset of an earlier topic with this name.
 UPDATE letter l
    SET outcome = s.outcome, new_partition = s.new_partition, new_offset = s.new_offset
   FROM dead_letters_settled s
@@ -193,7 +195,7 @@ UPDATE letter l
    AND round(extract(epoch FROM s.written_at) * 1000) = l.written_ms
 
 -- analyze --
--- Nobody else does it for temporary tables.
+-- Autovacuum does not analyze temporary tables.
 ANALYZE event, placed, taker, effect, processed, parked, ledger, seen, letter
 
 -- outbox_rows --
@@ -203,7 +205,7 @@ SELECT id, aggregate_id, topic, payload, publisher_node, kafka_partition, kafka_
  WHERE id = ANY(%(ids)s)
 
 -- orders --
--- Orders as their events say them; times in microseconds since the epoch. A cancelled order was a new one before.
+-- Orders, to compare with their events; times in microseconds since the epoch. A cancelled order was a new one before.
 SELECT id::text AS order_id, tenant_id, customer_id, amount_cents, currency,
        CASE status WHEN 'ORDER_STATUS_CANCELLED' THEN 'ORDER_STATUS_NEW' ELSE status END AS first_status,
        (extract(epoch FROM created_at) * 1000000)::bigint AS created_at,
@@ -236,7 +238,7 @@ SELECT count(*) AS records,
   FROM seen
 
 -- count_repeats --
--- Why an event is there again; compared with its copy before.
+-- Repeated records of events, by the reason, which follows from comparing a record with the copy before it.
 SELECT count(*) FILTER (WHERE redriven) AS repeats_redriven,
        count(*) FILTER (WHERE NOT redriven AND node = before) AS repeats_same_node,
        count(*) FILTER (WHERE NOT redriven AND node <> before) AS repeats_other_node
@@ -251,11 +253,11 @@ SELECT count(*) FILTER (WHERE redriven) AS repeats_redriven,
 SELECT consumer, outcome, count(*) FROM letter GROUP BY consumer, outcome ORDER BY consumer, outcome
 
 -- count_repeated_letters --
--- A crash between a letter's acknowledgement and the offset's commit writes it again.
+-- Letters that were written twice, because of a crash between a letter's acknowledgement and the commit of the offset.
 SELECT count(*) - count(DISTINCT (consumer, source_partition, source_offset)) AS dead_letters_repeated FROM letter
 
 -- count_removed_events --
--- Published, no longer in the topic, and processed: they were there.
+-- Events that are published, processed and no longer in the topic: they were there.
 SELECT count(*) AS removed_events
   FROM event e
  WHERE ours AND published
@@ -291,8 +293,9 @@ SELECT (SELECT count(*) FROM effect WHERE consumer = %(consumer)s) AS effects,
 
 -- fill_gap --
 -- Orders whose order.created has not had its effect.
--- What tells that an effect will never come by itself, besides its age: dedup rows are older than the snapshot, and
--- committed offsets are older than both. Of an order whose event was dropped the group had it, or was never promised it.
+-- Besides the age, a dedup row, or a committed offset that has passed the record, shows that an effect will not come by
+-- itself: dedup rows are older than the snapshot, and committed offsets are older than both. Orders whose event was
+-- dropped are left out: the group has processed it, or need not have it.
 INSERT INTO gap
 WITH bare AS (
     SELECT * FROM placed o
@@ -353,8 +356,8 @@ SELECT %(consumer)s, order_id, created_at,
           LEFT JOIN arrival ON arrival.outbox_id = e.outbox_id) AS judged
 
 -- count_on_the_way --
--- Rows to publish, and for how long the oldest of all that is on its way has been: what is published a second time
--- has no age of its own.
+-- How many rows wait to be published, and the age of the oldest event in flight. Rows that are published a second time
+-- don't count for the age.
 WITH again AS (
     SELECT outbox_id FROM event e JOIN processed USING (outbox_id) WHERE NOT published
      GROUP BY outbox_id, type HAVING count(*) = (SELECT count(*) FROM taker t WHERE t.type = e.type)
@@ -366,11 +369,11 @@ SELECT count(*) FILTER (WHERE e.age_s <= %(late_s)s OR again.outbox_id IS NOT NU
  WHERE NOT e.published AND NOT e.set_aside AND NOT e.blocked
 
 -- count_unread --
--- Effects that are on their way, of events that are published.
+-- Effects in flight whose events are published, by group.
 SELECT consumer, count(*) FROM gap WHERE published AND NOT lost GROUP BY consumer
 
 -- count_moved --
--- Keys in two partitions, each right at its time.
+-- Keys with records in two partitions, each of which was the right one when the record was sent.
 SELECT count(*) AS moved_keys
   FROM (SELECT FROM seen WHERE outbox_id IS NOT NULL GROUP BY key
         HAVING min("partition") <> max("partition") AND NOT bool_or(hash IS NULL OR NOT EXISTS (
@@ -378,8 +381,8 @@ SELECT count(*) AS moved_keys
             WHERE mod(seen.hash, among) = seen."partition"))) AS moved
 
 -- event_per_order --
--- One order.created an order, and one order.cancelled exactly where it is cancelled: each change of its status has one
--- event, and each event one change. Of an order up to the time of the watermark they may have been dropped.
+-- Each order has one order.created, and one order.cancelled exactly if it is cancelled: one event for each change of its
+-- status. Events of orders up to the watermark's time may have been dropped.
 SELECT bad.total, 'order ' || bad.order_id || CASE
            WHEN bad.created + bad.cancelled = 0 THEN ' has no outbox row'
            WHEN bad.created = 0 THEN ' has no order.created'
@@ -409,8 +412,8 @@ SELECT bad.total, 'order ' || bad.order_id || CASE
  ORDER BY bad.created_at, bad.order_id
 
 -- more_than_dropped --
--- Of the orders up to the time of the watermark so many have no order.created as were dropped, at most: so a row that is
--- lost behind the watermark is missed, too.
+-- At most as many orders up to the watermark's time lack an order.created as were dropped. So a row that was lost among
+-- them is noticed too.
 SELECT bare.total - gone.created, bare.total || ' orders up to ' || date_trunc('second', gone.until)
        || ' have no order.created in the outbox, and ' || gone.created || ' were dropped'
   FROM gone
@@ -430,7 +433,7 @@ SELECT bad.total, 'outbox ' || bad.outbox_id || coalesce(' is of ' || left(x.agg
  ORDER BY bad.outbox_id
 
 -- unpublished --
--- A row that every group has processed was published before, and is being published again.
+-- Rows that are not published in time. One that every group has processed is only being published again.
 WITH again AS (
     SELECT outbox_id FROM event e JOIN processed USING (outbox_id) WHERE NOT published
      GROUP BY outbox_id, type HAVING count(*) = (SELECT count(*) FROM taker t WHERE t.type = e.type)
@@ -453,8 +456,8 @@ SELECT bad.total, 'outbox ' || bad.outbox_id || coalesce(' of ' || left(x.aggreg
  ORDER BY bad.set_aside DESC, bad.outbox_id
 
 -- lost --
--- Where the topic's beginning is gone, a row that a group has processed was there: only that group's
--- promise is at stake then, and it was kept.
+-- Published rows that are not in the topic. Where Kafka has removed the topic's first records, a row that a group has
+-- processed was there.
 SELECT bad.total, 'outbox ' || bad.outbox_id || coalesce(' of ' || left(x.aggregate_id, 60) || ', published by '
        || coalesce(x.publisher_node, 'nobody'), '') || ', is not in the topic'
   FROM (SELECT outbox_id, count(*) OVER () AS total
@@ -468,8 +471,8 @@ SELECT bad.total, 'outbox ' || bad.outbox_id || coalesce(' of ' || left(x.aggreg
  ORDER BY bad.outbox_id
 
 -- removed --
--- Events that a group takes, and that retention removed from the topic before it had them. What is a dead letter or
--- parked it had.
+-- Events that a group takes and that Kafka removed from the topic before the group had them. Dead letters and parked
+-- events count as had.
 SELECT bad.total, 'outbox ' || bad.outbox_id || ' was removed from the topic before the group had it: '
        || 'brewctl outbox republish ' || bad.outbox_id
   FROM (SELECT e.outbox_id, count(*) OVER () AS total
@@ -484,8 +487,8 @@ SELECT bad.total, 'outbox ' || bad.outbox_id || ' was removed from the topic bef
          ORDER BY e.outbox_id LIMIT %(shown)s) AS bad
 
 -- split_keys --
--- A key is where its hash puts it among the partitions that there are. Where partitions were added it may have been
--- elsewhere before, where the hash puts it among fewer; a topic begins with `first_partitions` of them.
+-- Each record must be in the partition that its key's hash chooses. Where partitions were added, the hash may have chosen
+-- among fewer when it was sent, down to `first_partitions`, with which a topic is made.
 SELECT count(*) OVER () AS total,
        'the key of outbox ' || min(outbox_id) || ' is in partitions '
        || string_agg(DISTINCT "partition"::text, ', ') || ', first at ' || min("partition") || '@' || min("offset")
@@ -499,8 +502,8 @@ HAVING min("partition") <> max("partition") AND bool_or(hash IS NULL OR NOT EXIS
  LIMIT %(shown)s
 
 -- out_of_order --
--- Only the first arrival of each event counts. Where a partition's beginning is gone, so may be the first arrival of
--- an event that is older than what is left; and the one of an event that somebody had published again was lost.
+-- Only the first record of each event counts. Where Kafka has removed a partition's first records, that of an older event
+-- may be among them, and so may that of an event that was published again.
 SELECT count(*) OVER () AS total,
        'outbox ' || outbox_id || ' came at ' || "partition" || '@' || first || ', after outbox ' || ahead
        || ' of the same key'
@@ -525,8 +528,9 @@ SELECT count(*) OVER () AS total,
  LIMIT %(shown)s
 
 -- numbered --
--- 1, 2, 3 … within the aggregate, in the order of the outbox, which is the topic's order by another check. The version
--- before gave its events no number, but they count. Where the first ones of an aggregate were dropped the others go on.
+-- Events are numbered 1, 2, 3 … within the aggregate, in the order of outbox ids; another check compares that with the
+-- topic's order. Events of the version before have no number, but are counted. Where the first events of an aggregate were
+-- dropped, the numbers of the others continue.
 SELECT bad.total, 'outbox ' || bad.outbox_id || coalesce(' of ' || left(x.aggregate_id, 60), '') || ' has the number '
        || bad.seq || ' and is event ' || bad.place || ' of its aggregate'
   FROM (SELECT outbox_id, seq, place, count(*) OVER () AS total
@@ -544,8 +548,8 @@ SELECT bad.total, 'outbox ' || bad.outbox_id || coalesce(' of ' || left(x.aggreg
  ORDER BY bad.outbox_id
 
 -- state --
--- An effect that is behind is on its way, until the event that tells of the change has been processed, or is late.
--- An order that has no such event is another check's.
+-- Effects that show another status than their order. Until the event of the change is processed or late, the effect's
+-- change is in flight. Orders without that event are reported by another check.
 SELECT count(*) OVER () AS total,
        'order ' || f.order_id || ' is ' || left(o.status, 60) || ', and its ' || %(effect)s || ' shows ' || left(f.status, 60)
        || CASE WHEN o.status <> 'ORDER_STATUS_CANCELLED' THEN ''
@@ -561,9 +565,9 @@ SELECT count(*) OVER () AS total,
  LIMIT %(shown)s
 
 -- sequence --
--- What was redriven from the dead letters came later for that reason, and so did what somebody had published again, with
--- `outbox republish`: its record is behind those of later events. Two events of a key that are in two partitions, as
--- where partitions were added between them, have no order; `split_keys` says where that is a fault.
+-- Events of a key that were processed out of order. Redriven dead letters, and rows published again by `outbox republish`,
+-- are left out: their records come after those of later events. Events of a key in two partitions, which may be where
+-- partitions were added between them, have no order; `split_keys` reports where that is a fault.
 SELECT count(*) OVER () AS total,
        'outbox ' || outbox_id || ' had its ' || %(effect)s || ' after outbox ' || ahead || ' of the same key'
   FROM (SELECT outbox_id, republished,
@@ -589,7 +593,7 @@ SELECT count(*) OVER () AS total, 'order ' || order_id || ' has no ' || %(effect
  LIMIT %(shown)s
 
 -- doubled --
--- A table with a key of its own hides a second effect; a ledger of the effects has none.
+-- Effects that happened twice, by the ledger: a downstream's own table may hide that by its primary key.
 SELECT count(*) OVER () AS total, offender
   FROM (SELECT 'order ' || order_id || ' has ' || count(*) || ' ' || %(effect)s || 's' AS offender
           FROM effect
@@ -613,8 +617,8 @@ SELECT count(*) OVER () AS total, 'there is the ' || %(effect)s || ' of ' || f.o
  LIMIT %(shown)s
 
 -- dedup --
--- Dedup row and effect are one commit: neither is without the other, nor without its event, unless that was dropped. `shows`: the downstream
--- says how its effects are found.
+-- Dedup row and effect are one commit, so neither is there without the other, nor without its event unless that was
+-- dropped. `shows`: the downstream has a `done` query, which finds its effects.
 SELECT count(*) OVER () AS total, offender
   FROM (SELECT p.outbox_id, 'outbox ' || p.outbox_id || CASE
                    WHEN e.outbox_id IS NULL THEN ' was processed, and is not in the outbox'
@@ -643,7 +647,7 @@ SELECT count(*) OVER () AS total, offender
  LIMIT %(shown)s
 
 -- offsets --
--- A repeat that came in one batch with the copy that became a dead letter has no letter of its own.
+-- A repeat in the same batch as the copy that became a dead letter has no letter of its own.
 SELECT count(*) OVER () AS total, offender
   FROM (SELECT p."partition", p.next AS "offset",
                'partition ' || p."partition" || ' is committed up to ' || p.next || ', and ends at '
@@ -672,7 +676,7 @@ SELECT count(*) OVER () AS total, offender
  LIMIT %(shown)s
 
 -- dead_letters --
--- What lies before a partition's first record can't be compared any more.
+-- Letters of records before a partition's first one can't be compared any more.
 SELECT count(*) OVER () AS total, 'dead letter ' || place || offender
   FROM (SELECT l."partition", l."offset", l."partition" || '@' || l."offset" AS place, CASE
                    WHEN s."offset" IS NULL AND l.source_offset >= coalesce(b.first, 0)
@@ -695,11 +699,11 @@ SELECT count(*) OVER () AS total, 'dead letter ' || place || offender
  LIMIT %(shown)s
 
 -- waiting_for_lanes --
--- What these consumers have taken, and not handled yet.
+-- How many events these consumers have taken for their lanes and not handled yet.
 SELECT consumer, count(*) FROM waiting_events WHERE consumer = ANY(%(groups)s) GROUP BY consumer ORDER BY consumer
 
 -- on_the_way --
--- Unpublished rows that a publisher will take: neither set aside nor behind one that is.
+-- Unpublished rows that a publisher will take: neither set aside nor behind such a row.
 SELECT count(*)
   FROM outbox o
  WHERE o.published_at IS NULL

@@ -145,7 +145,7 @@ def test_it_works_on_without_the_storys_database(rig: Rig, own_url: str, tmp_pat
     away = {**env, "BREW_DATABASE_URL": "postgresql://u@127.0.0.1:1/d"}
     made = run("db", "init", name, *app, env=away)
     assert made.returncode == 0, made.stderr
-    assert "db init could not tell the story's database whose the group mine is (postgres 127.0.0.1:1/d " in made.stderr
+    assert "db init could not register the group mine in the story's database (postgres 127.0.0.1:1/d " in made.stderr
     consumer = begin("consume", name, *app, env=away)
     try:
         with psycopg.connect(own_url, autocommit=True) as own:

@@ -300,7 +300,7 @@ def test_a_command_without_a_right_says_which_in_one_line(roles: Roles) -> None:
         done = run(*words, env=env, timeout=60)
         assert (done.returncode, done.stdout, done.stderr) == (1, "", f"brewctl: {said}: {hint}\n"), words
     done = run("counts", env=roles.env(), timeout=60)
-    assert (done.returncode, done.stderr) == (3, f"brewctl: postgres {where} lets this user not in: {hint}\n")
+    assert (done.returncode, done.stderr) == (3, f"brewctl: postgres {where} does not let this user connect: {hint}\n")
 
 
 def test_who_may_not_make_roles_is_told_so_and_makes_nothing(roles: Roles) -> None:

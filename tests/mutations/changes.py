@@ -18,6 +18,7 @@ from brewctl.delivery.broker.partitions import partition_for
 from brewctl.delivery.downstream import Reject
 from brewctl.delivery.inbox import dead_letter, effects, inbox, parking
 from brewctl.delivery.outbox import publisher
+from brewctl.delivery.outbox import records as record_making
 from brewctl.sql import queries
 
 Change = Callable[[], None]
@@ -157,7 +158,7 @@ def sent_elsewhere_too() -> None:
 
 
 def _records(change: Callable[[Record], Record]) -> None:
-    _put(publisher, "Record", lambda *parts, **named: change(Record(*parts, **named)))
+    _put(record_making, "Record", lambda *parts, **named: change(Record(*parts, **named)))
 
 
 def another_key() -> None:

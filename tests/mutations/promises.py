@@ -46,7 +46,7 @@ PROMISES = [
         "an acknowledged order has its event, in one commit",
         "a failed commit is answered OK",
         "brewctl/delivery/orders/group_commit.py",
-        "        except Exception as error:  # noqa: BLE001 - told below to whom it concerns\n            failure = error\n",
+        "        except Exception as error:  # noqa: BLE001 - handled below, by its kind\n            failure = error\n",
         "        except Exception:  # noqa: BLE001\n            written = {each.new.id for each in batch}\n",
         ("tests/integration/test_grpc_bounds.py::test_a_failure_leaves_neither_order_nor_event_and_asks_for_a_retry",),
     ),

@@ -1,8 +1,8 @@
-"""PostgreSQL: connections that end every wait, and its errors in the user's words.
+"""PostgreSQL: connections whose every wait has a time limit, and errors in the user's words.
 
 Read `bounded` first: the connection that all of brewctl uses. Then `session` (the settings that it asks for),
-`connecting` (one connection, or a pool), `errors`, and `availability` (an outage is noticed at once). The transactions
-build on these: `short_transaction` (two round trips), `lent_transaction` and `lazy_transaction` (what a handler gets).
+`connecting` (one connection, or a pool), `errors`, and `availability` (watches for outages). The transactions build on
+these: `short_transaction` (two round trips), `lent_transaction` and `lazy_transaction` (a handler's `tx`).
 """
 
 from brewctl.delivery.database.address import conninfo, place

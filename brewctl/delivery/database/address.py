@@ -1,4 +1,4 @@
-"""Where a database is, and what a connection to it is made with."""
+"""The address of a database, and the settings of a connection to it."""
 
 import os
 
@@ -14,17 +14,17 @@ _PORTS = 65536
 
 
 def place(url: str) -> str:
-    """Say where a database is without its secrets: host:port/name."""
+    """Return a URL's address without its secrets: host:port/name. Raises UsageError for a malformed URL."""
     try:
         parts = conninfo_to_dict(url)
         named = str(parts.get("port") or "").split(",")
         ports = [int(port) for port in named if port]
     except (psycopg.ProgrammingError, ValueError):
-        # libpq's own message quotes the text, password and all.
+        # libpq's own message quotes the URL with its password.
         raise UsageError("BREW_DATABASE_URL is no PostgreSQL URL", hint=EXAMPLE) from None
     if wrong := [port for port in ports if not 0 < port < _PORTS]:
         raise UsageError(f"BREW_DATABASE_URL has no such port: {wrong[0]}", hint=EXAMPLE)
-    # What the URL leaves out the shell may say.
+    # PG* variables fill in what the URL leaves out.
     hosts = str(parts.get("host") or parts.get("hostaddr") or os.environ.get("PGHOST") or "localhost").split(",")
     usual = os.environ.get("PGPORT") or "5432"
     if len(named) == 1:  # for all hosts
@@ -39,7 +39,7 @@ def place(url: str) -> str:
 def session_of(
     settings: Settings, name: str, *, statement_s: float | None = None, lock_s: float = 0, by_index: bool = False
 ) -> Session:
-    """Return what a connection of these settings asks the server for. Raises UsageError for a malformed URL."""
+    """Return the session that a connection with these settings asks for. Raises UsageError for a malformed URL."""
     secrets, limits = settings.database_security, settings.limits
     try:
         place(settings.database_url)
@@ -58,5 +58,8 @@ def session_of(
 
 
 def conninfo(settings: Settings) -> str:
-    """Return what another client of PostgreSQL connects with, secrets included. Raises UsageError for one's file."""
+    """Return a connection string for another client of PostgreSQL, with secrets.
+
+    Raises UsageError where the file of a secret can't be read.
+    """
     return make_conninfo(**server(settings.database_url, settings.database_security))

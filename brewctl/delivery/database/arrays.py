@@ -1,4 +1,4 @@
-"""Arrays as PostgreSQL's text has them: psycopg takes longer for ten short lists than the server for their rows."""
+"""Arrays in PostgreSQL's text format: psycopg writes short lists slower than the server inserts their rows."""
 
 from collections.abc import Iterable
 
@@ -9,7 +9,7 @@ def of_numbers(values: Iterable[int]) -> str:
 
 
 def of_texts(values: Iterable[str | None]) -> str:
-    """Return an array of texts, or of what is written as text: ids, times. None is NULL."""
+    """Return an array of texts, or of values that are written as text, such as ids and times. None is NULL."""
     return f"{{{','.join([_quoted(value) for value in values])}}}"
 
 

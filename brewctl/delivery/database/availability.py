@@ -1,4 +1,4 @@
-"""Whether the database is there: known at every moment, so that nobody has to find out by waiting."""
+"""Watches whether the database can be reached, so that a call need not wait for a timeout to find out."""
 
 import math
 import random
@@ -19,18 +19,18 @@ _SLICE_S = 0.2  # also the longest that a stop waits
 
 
 class Availability:
-    """Keeps a connection of its own, and calls the database away while it can't have one.
+    """Keeps a connection of its own, and reports the database as away while no new connection can be made.
 
-    A server that goes is noticed at once, for that closes the connection; one that falls silent within twice
-    database_look_s. A lost connection alone is no outage: it is one where no other can be had.
+    A server that shuts down is noticed at once, because that closes the connection; one that stops answering is
+    noticed within twice database_look_s. A lost connection is an outage only where no new one can be made.
     """
 
     def __init__(self, settings: Settings, pools: Sequence[Pool], *, name: str) -> None:
-        """Watch for these pools."""
+        """`pools`: those whose connections are dropped after an outage."""
         self._settings = settings
         self._pools = pools
         self._name = name
-        # Called with whether the database is there, when that changes.
+        # Called with True when the database is back, with False when it is away.
         self.on_change: Callable[[bool], None] = lambda _there: None
         self._lost_at: float | None = None
         self._away_at = math.inf
@@ -39,7 +39,7 @@ class Availability:
 
     @property
     def away(self) -> bool:
-        """Whether asking the database is in vain."""
+        """Whether the database can't be reached now."""
         return time.monotonic() >= self._away_at
 
     def run(self, stop: threading.Event) -> None:
@@ -75,7 +75,8 @@ class Availability:
 
     def _lost(self, error: BrewError) -> None:
         now = time.monotonic()
-        # A server that has ended a connection may give another at once: that long, nobody is turned away.
+        # A server that has closed a connection may accept another at once: calls are refused only after
+        # database_look_s without one.
         away = self._lost_at is not None or isinstance(error.__cause__, NoAnswerError)
         self._away_at = min(self._away_at, now if away else now + self._settings.limits.database_look_s)
         self._lost_at = self._lost_at or now
@@ -88,7 +89,7 @@ class Availability:
         if self._lost_at is None:
             return
         for pool in self._pools:
-            pool.drain()  # what it holds is as dead as ours was
+            pool.drain()  # its connections were lost in the same outage
         away_s = time.monotonic() - self._lost_at
         self._lost_at, self._away_at = None, math.inf
         if self._told:

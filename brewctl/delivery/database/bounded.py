@@ -1,4 +1,4 @@
-"""A connection to PostgreSQL that ends every wait, and is correct behind a pooler too."""
+"""A connection to PostgreSQL whose every wait has a time limit, and which also works behind a pooler."""
 
 import contextlib
 import math
@@ -24,24 +24,24 @@ _SLICE_S = 0.1
 
 
 class NoAnswerError(psycopg.OperationalError):
-    """A server that took a question and says nothing any more. The connection is closed: what it did is unknown."""
+    """The server did not answer a statement in time. The connection is closed; whether the statement ran is unknown."""
 
 
 class BoundedConnection(Connection):
-    """A connection that waits for each answer a bounded time, whatever becomes of the server: NoAnswerError.
+    """A psycopg connection that raises NoAnswerError where an answer takes longer than database_answer_s.
 
-    statement_timeout is counted by the server, and TCP's timeouts end once its kernel has the question: neither
-    helps against a stopped server or a proxy that swallows bytes.
+    The server itself counts statement_timeout, and TCP's timeouts don't apply once its kernel has acknowledged the
+    bytes: neither helps against a stopped server process or a proxy that swallows bytes.
 
-    Behind a pooler each transaction may run in another session of the server. So each begins with all its settings, in
-    the round trip of its BEGIN; a statement outside a transaction gets one of its own; and no statement is prepared.
+    Behind a pooler each transaction may run in another session of the server. So each transaction begins with all
+    settings, in the round trip of its BEGIN; a statement outside a transaction gets a transaction of its own; and no
+    statement is prepared.
     """
 
     session: Session
     limits = Limits()
-    # What the session's statements are bounded by, as the server counts.
-    statement_s: float = limits.database_statement_s
-    pooled = False  # whether a pooler, such as PgBouncer, stands between
+    statement_s: float = limits.database_statement_s  # the session's statement_timeout
+    pooled = False  # whether the connection goes through a pooler, such as PgBouncer
     began = False  # set when a transaction begins, never unset here: see `database.ask`
     prepared: dict[str, tuple[str, tuple[str, ...]]]  # by statement, its name and parameters: see `short_transaction`
     _until: float | None = None
@@ -50,7 +50,7 @@ class BoundedConnection(Connection):
 
     @classmethod
     def connect(cls, conninfo: str = "", *, session: Session, **kwargs: Any) -> Self:  # type: ignore[override]
-        """Connect as `session` says, and find out whether a pooler stands between. Raises what psycopg raises."""
+        """Connect as `session` says, and find out whether it goes through a pooler. Raises what psycopg raises."""
         try:
             connection = super().connect(conninfo, **session.arguments() | kwargs, autocommit=True)
         except psycopg.OperationalError as error:
@@ -71,7 +71,8 @@ class BoundedConnection(Connection):
         pid, ours = self.execute(queries["session"]).fetchone() or (0, False)
         if ours and pid == self.info.backend_pid:
             return
-        # A pooler in statement mode takes no transaction. It says so where BEGIN is sent alone; else it just hangs up.
+        # A pooler in statement mode refuses transactions. It says so only where BEGIN is sent alone; where BEGIN comes
+        # with other statements it closes the connection.
         self.execute("BEGIN")
         self.execute("ROLLBACK")
         self.pooled = True
@@ -90,9 +91,9 @@ class BoundedConnection(Connection):
 
     @contextlib.contextmanager
     def transaction_within(self, seconds: float) -> Iterator[None]:
-        """A transaction whose statements the server ends after `seconds`, rounded up to whole ones, each.
+        """A transaction in which the server ends each statement after `seconds`, rounded up to whole seconds.
 
-        Its answers, the commit's too, are waited for as long as that and database_look_s more, together.
+        This side waits for all answers together, the commit's too, that long and database_look_s more.
         """
         bound_s = math.ceil(seconds)
         with self.answering_within(bound_s + self.limits.database_look_s):
@@ -107,7 +108,7 @@ class BoundedConnection(Connection):
     def transaction(
         self, savepoint_name: str | None = None, force_rollback: bool = False
     ) -> Iterator[psycopg.Transaction]:
-        """A transaction, or one inside another; as psycopg's, with what the session asks for."""
+        """As psycopg's: a transaction, or a savepoint inside one; with the session's settings."""
         bounded = self._transaction_s < self.statement_s
         if self.pgconn.transaction_status != TransactionStatus.IDLE or not (self.pooled or bounded):
             with super().transaction(savepoint_name, force_rollback) as transaction:
@@ -126,8 +127,8 @@ class BoundedConnection(Connection):
     def transaction_of_one(self) -> Iterator[None]:
         """Run the one statement inside in a transaction: BEGIN, the settings, it, COMMIT, in one round trip.
 
-        Raises what psycopg raises. After an error with an SQLSTATE it was rolled back; where the connection was lost
-        the error has none, for the statement may be committed.
+        Raises what psycopg raises. An error with an SQLSTATE means that it was rolled back. Where the connection was
+        lost the error has no SQLSTATE, because the statement may be committed.
         """
         try:
             with self.pipeline():
@@ -151,7 +152,7 @@ class BoundedConnection(Connection):
             psycopg.Cursor(self).execute(queries["bound_statements"], {"timeout": f"{self._transaction_s}s"})
 
     def wait(self, gen: PQGen[RV], *args: Any, **kwargs: Any) -> RV:
-        """Wait for an answer, as psycopg does, until the bound."""
+        """Wait for an answer as psycopg does. Raises NoAnswerError when the time is up."""
         until = self._until or time.monotonic() + self.limits.database_answer_s
         return super().wait(self._steps(gen, until), *args, **kwargs)
 
@@ -167,19 +168,19 @@ class BoundedConnection(Connection):
             answer: RV = done.value
             return answer
         except psycopg.errors.ReadOnlySqlTransaction:
-            # The lead has moved to another server: this one would refuse every write from now on.
+            # After a failover this server is a standby and refuses every write: the next connection finds the primary.
             self.close()
             raise
-        # Closed alone it would go on in the server: at a lock it would wait on, and then write.
+        # Closing alone does not end the statement in the server: after a wait for a lock it would still write.
         self._cancel(self.limits.database_look_s)
         self.close()
         raise NoAnswerError("the server does not answer")
 
     @property
     def refuses_writes(self) -> bool:
-        """Whether the server has said that it takes no writes, as a standby does. A pooler's word is not its server's.
+        """Whether the server has said that it takes no writes, as a standby does. Behind a pooler always False.
 
-        The server reports each change, with its next answer (PostgreSQL 14 and later).
+        The server reports each change with its next answer (PostgreSQL 14 and later).
         """
         return not self.pooled and b"on" in {
             self.pgconn.parameter_status(b"in_hot_standby"),
@@ -188,11 +189,11 @@ class BoundedConnection(Connection):
 
     @property
     def busy(self) -> bool:
-        """Whether the server is at work for this connection, as far as is known."""
+        """Whether a statement of this connection is running, as far as this side knows."""
         return self.info.transaction_status is TransactionStatus.ACTIVE
 
     def end_statement(self, *, within_s: float) -> None:
-        """Have the server end what it does for this connection, if anything. Returns at once; for other threads too.
+        """Cancel the statement that runs on this connection, if any. Returns at once. Thread-safe.
 
         The thread that waits for the answer gets psycopg.errors.QueryCanceled, or NoAnswerError after `within_s`
         seconds.
@@ -202,9 +203,9 @@ class BoundedConnection(Connection):
             self._cancel(within_s)
 
     def _cancel(self, within_s: float) -> None:
-        with contextlib.suppress(psycopg.Error):  # a libpq before 17 can't, and a closed connection has nothing to end
+        with contextlib.suppress(psycopg.Error):  # libpq before 17 can't cancel; a closed connection has no statement
             request = self.pgconn.cancel_conn()
-            # In a thread: a server that gives no answer gives none to this either.
+            # In a thread: a server that does not answer does not answer a cancel request either.
             threading.Thread(target=_send_cancel, args=(request, within_s), name="cancel", daemon=True).start()
 
 
@@ -215,7 +216,7 @@ def _send_cancel(request: PGcancelConn, within_s: float) -> None:
 
 
 class _PooledCursor(psycopg.Cursor[Row]):
-    """Gives a statement outside a transaction one of its own."""
+    """Runs a statement outside a transaction in a transaction of its own."""
 
     def execute(self, query: Any, params: Params | None = None, **options: Any) -> Self:
         connection = self.connection

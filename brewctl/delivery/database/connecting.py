@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL, one or a pool of them."""
+"""Opens connections to PostgreSQL: one, or a pool."""
 
 import contextlib
 import select
@@ -24,7 +24,7 @@ Pool = ConnectionPool[BoundedConnection]
 
 @contextlib.contextmanager
 def connect(settings: Settings, *, name: str = "brewctl") -> Iterator[BoundedConnection]:
-    """One autocommit connection. Raises UnreachableError, BrewError, in what is done with it too."""
+    """One autocommit connection. Raises UnreachableError and BrewError, also for statements in the block."""
     with explained(settings), BoundedConnection.connect(session=session_of(settings, name)) as connection:
         yield connection
 
@@ -42,10 +42,10 @@ def open_pool(
 ) -> Iterator[Pool]:
     """A pool of at most `size` autocommit connections, each checked before it is handed out.
 
-    The server ends each statement after `statement_s` seconds (default: database_statement_s), and its wait for a
-    lock after `lock_s` (0: no sooner). `by_index`: its statements read no table from one end to the other, whatever the
-    statistics say, as those of a queue. The first connection is made now: raises UnreachableError where that fails, and
-    what `ready` raises, which is called with it.
+    The server ends each statement after `statement_s` seconds (default: database_statement_s), and a wait for a lock
+    after `lock_s` (0: lock waits have no limit of their own). `by_index`: sequential scans are off, whatever the
+    statistics say. The first connection is made now, and `ready` is called with it: raises UnreachableError where the
+    connection fails, and what `ready` raises.
     """
     with connect(settings, name=name) as connection:
         require_writable(connection, settings)
@@ -67,14 +67,14 @@ def open_pool(
     try:
         yield pool
     finally:
-        # A drain whose time is up leaves connections in use: nothing of this process goes on in the database, and no
-        # thread gets another connection to try it again.
+        # When a drain's time is up, connections are still in use. Their statements are cancelled, and no thread gets
+        # another connection to try again.
         pool.close(timeout=_SLICE_S)
         _end_statements(list(made), within_s=settings.limits.database_look_s / 2)
 
 
 def require_writable(connection: BoundedConnection, settings: Settings) -> None:
-    """Raise UnreachableError where the server takes no writes: a standby is no place for a role."""
+    """Raise UnreachableError where the server takes no writes, as a standby: every role writes."""
     if connection.refuses_writes:
         message = f"postgres {place(settings.database_url)} {NO_WRITES}"
         raise UnreachableError(message, hint=advice.for_postgres(settings, NO_WRITES))
@@ -89,10 +89,11 @@ def _end_statements(connections: Sequence[BoundedConnection], *, within_s: float
 
 
 def ask(pool: Pool, question: Callable[[BoundedConnection], Answer], *, wait_s: float) -> Answer:
-    """Ask `question` with a connection of the pool, for which `wait_s` is waited; with another where it was dead.
+    """Call `question` with a connection of the pool, and again with another one where that connection was dead.
 
-    A server's goodbye may be on its way as the pool looks for it. `question` may read, and write in transactions: one
-    that has begun is not asked again. Raises what `question` and the pool raise.
+    The pool's check misses a server's closing message that has not arrived yet. `question` may read, and write in
+    transactions: it is not called again once a transaction has begun. The pool waits `wait_s` for a connection. Raises
+    what `question` and the pool raise.
     """
     for _ in range(pool.max_size):
         with pool.connection(wait_s) as connection:
@@ -107,14 +108,14 @@ def ask(pool: Pool, question: Callable[[BoundedConnection], Answer], *, wait_s: 
 
 
 def _check(connection: BoundedConnection) -> None:
-    # A server that ended the connection has written so; that of one which only vanished, TCP's keepalive finds out.
+    # A server that closes a connection sends a message first. Where the server vanished, TCP keepalive notices.
     if has_news(connection, within_s=0):
         with connection.answering_within(connection.limits.database_look_s):
             connection.execute("")
 
 
 def has_news(connection: Connection, *, within_s: float) -> bool:
-    """Say whether the server has written something that nobody asked for, such as a goodbye, within `within_s`."""
+    """Return whether the server sends a message on an idle connection within `within_s`, such as that it closes it."""
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLIN)
     return bool(poll.poll(within_s * 1000))

@@ -18,12 +18,12 @@ from brewctl.delivery.database.session import blamed
 from brewctl.errors import BrewError, NotYetError, UnreachableError, UsageError
 
 _ANOTHER_MODE = "set `pool_mode = transaction` there, or name postgres itself in BREW_DATABASE_URL"
-# A server that can't be used now, and may be later. Everything else is the statement's own fault.
+# The server can't be used now, and perhaps later. Every other error is about the statement.
 UNAVAILABLE = (
-    psycopg.OperationalError,  # it is away, refuses connections, or has no room for one more
+    psycopg.OperationalError,  # it is away, refuses connections, or has no connection left
     psycopg.InterfaceError,  # the connection was lost
     psycopg.errors.IdleInTransactionSessionTimeout,  # this process was paused inside a transaction
-    psycopg.errors.ReadOnlySqlTransaction,  # it became a standby
+    psycopg.errors.ReadOnlySqlTransaction,  # the server became a standby
     PoolTimeout,
 )
 NO_WRITES = "takes no writes"  # a standby, or read-only
@@ -31,7 +31,7 @@ NO_WRITES = "takes no writes"  # a standby, or read-only
 
 @contextlib.contextmanager
 def explained(settings: Settings) -> Iterator[None]:
-    """Turn psycopg's errors into the user's: which server, where, what to run."""
+    """Turn psycopg's errors of the block into errors that say which server, what happened and what to run."""
     try:
         yield
     except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:
@@ -40,7 +40,7 @@ def explained(settings: Settings) -> Iterator[None]:
             f"postgres {place(settings.database_url)}: {message}", hint=f"run `{settings.init_command}`"
         ) from error
     except psycopg.errors.LockNotAvailable as error:
-        hint = "run it again when they are free: `brewctl doctor` names who holds them for long"
+        hint = "run it again when they are free: `brewctl doctor` names a session that holds a lock for long"
         raise BrewError(f"postgres {place(settings.database_url)}: the tables are in use", hint=hint) from error
     except psycopg.errors.QueryCanceled as error:
         said = error.diag.message_primary or "a statement was cancelled"
@@ -61,14 +61,14 @@ def explained(settings: Settings) -> Iterator[None]:
         refusal = tls.refusal(error, settings, settings.database_variable)
         reason, hint = refusal or (said := _reason(error), advice.for_postgres(settings, said))
         if variables:
-            hint = f"unset {' and '.join(variables)}, or say in BREW_DATABASE_URL what holds for this server"
+            hint = f"unset {' and '.join(variables)}, or say in BREW_DATABASE_URL which value this server needs"
         raise UnreachableError(f"postgres {place(settings.database_url)} {reason}", hint=hint) from error
     except psycopg.Error as error:
         raise _refused(settings, error) from error
 
 
 def _refused(settings: Settings, error: psycopg.Error) -> BrewError:
-    """Say why a server that is there did not run a statement."""
+    """Return the error of a statement that a reachable server refused."""
     where = place(settings.database_url)
     if isinstance(error, psycopg.errors.InsufficientPrivilege):
         user = str(conninfo_to_dict(settings.database_url).get("user") or os.environ.get("PGUSER") or getpass.getuser())
@@ -78,7 +78,7 @@ def _refused(settings: Settings, error: psycopg.Error) -> BrewError:
 
 
 def _held(settings: Settings, error: psycopg.Error) -> list[str] | None:
-    """Return the rights that our user has to the table that it was denied one to; None where that can't be told."""
+    """Return which rights our user has to the table of a denied statement; None where that is not known."""
     if not (table := rights.table_of(error)):
         return None
     try:
@@ -91,7 +91,7 @@ def _held(settings: Settings, error: psycopg.Error) -> list[str] | None:
 def _reason(error: Exception) -> str:
     text = str(error).lower()
     for mark, reason in (
-        # First: of several hosts one may be away and the other a standby.
+        # These come first: of several hosts one may refuse connections and the other be a standby.
         ("session is read-only", NO_WRITES),
         ("server is in hot standby mode", NO_WRITES),
         ("in a read-only transaction", NO_WRITES),
@@ -99,7 +99,7 @@ def _reason(error: Exception) -> str:
         ("password authentication failed", "refused the password"),
         ("no password supplied", "wants a password"),
         ("does not exist", "has no such database or role"),
-        ("permission denied for database", "lets this user not in"),
+        ("permission denied for database", "does not let this user connect"),
         ("timeout", "did not answer in time"),
         ("too many clients", "has no connection left"),
         ("connection slots", "has no connection left"),

@@ -1,8 +1,8 @@
-"""A transaction that begins when the handler first uses its `tx`: until then no session of PostgreSQL waits for it.
+"""A transaction that begins when the handler first uses its `tx`, so that slow work before holds no connection.
 
     call ── an HTTP request, seconds ──► tx.execute(…): a connection, BEGIN ──► the end of the event, COMMIT
 
-A handler that never uses `tx` has none.
+A handler that never uses `tx` takes no connection.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from brewctl.delivery.database.lent_transaction import Lent, Returned, lent
 
 
 class Lending:
-    """What a handler is lent, and the connection behind it once there is one."""
+    """A handler's `tx`, and the connection behind it once the handler has used it."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -29,13 +29,13 @@ class Lending:
 
     @property
     def tx(self) -> Connection:
-        """What the handler gets."""
+        """The connection to hand to the handler."""
         return self._tx
 
     def end(self) -> None:
-        """Take it back from a handler that has returned, and leave its transaction, if any, open.
+        """Make `tx` unusable after the handler has returned, and leave its transaction, if any, open.
 
-        Raises what `lent` raises, and, where no transaction could be begun, why: whatever the handler made of that.
+        Raises what `lent` raises, and the error of a transaction that could not begin, even if the handler caught it.
         """
         if self._failed:
             raise self._failed
@@ -61,7 +61,7 @@ class Lending:
 
 @contextlib.contextmanager
 def lent_lazily(pool: Pool) -> Iterator[Lending]:
-    """Lend a transaction for the block, which calls the handler and then `end`; commit it behind the block.
+    """Lend a transaction for the block, which calls the handler and then `end`; commit it after the block.
 
     It is rolled back where the block raises. Raises what `lent`, the pool and the commit raise.
     """
@@ -71,7 +71,7 @@ def lent_lazily(pool: Pool) -> Iterator[Lending]:
 
 
 class _Unopened(Lent):
-    """What a handler has before it first uses it."""
+    """A handler's `tx` before its first use: any attribute opens the transaction."""
 
     _open: Callable[[], None]
 

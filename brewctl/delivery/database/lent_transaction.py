@@ -1,8 +1,8 @@
-"""The transaction that a handler is lent: it may write, and neither end it nor keep it.
+"""A handler's `tx`: a psycopg connection that writes in the event's transaction and can't commit or roll it back.
 
-A handler gets a psycopg connection of its own over the session of ours: cursors, savepoints, pipelines, COPY, row
-factories and adapters are psycopg's, and what a handler changes of them is gone with it. Only what would end the
-transaction is missing, and after the handler has returned everything is.
+It is a second connection object over the session of ours: cursors, savepoints, pipelines, COPY, row factories and
+adapters are psycopg's, and a handler's changes to them end with the object. Whatever would end the transaction raises
+HandlerError, and so does every use after the handler has returned.
 """
 
 import functools
@@ -28,29 +28,29 @@ _ROLL_BACK = "to take back a part, use `with tx.transaction():`; to give the eve
 
 
 class HandlerError(Exception):
-    """A handler did with its transaction what no handler may. The message says what, and what to do instead."""
+    """A handler misused its transaction. The message says how, and what to do instead."""
 
 
 class HeldTooLongError(HandlerError):
-    """A handler kept its transaction for longer than PostgreSQL allows, which has ended the session for it."""
+    """A handler kept its transaction for longer than PostgreSQL allows, and PostgreSQL ended the session."""
 
 
-# What the server, or our patience with it, ends a session with: known by its class, whatever the handler makes of it.
+# The errors of a session that timed out. They are remembered even where the handler catches them.
 _ENDS = (NoAnswerError, psycopg.errors.IdleInTransactionSessionTimeout, psycopg.errors.TransactionTimeout)
 
 
 class lent:  # noqa: N801 - used as a function is; a generator would cost each event more
     """Lend the transaction that is open on a connection to a handler, for as long as the block runs.
 
-    Raises HandlerError where the handler left it in no state to be committed, or kept it so long that PostgreSQL ended
-    the session, psycopg.OperationalError where the session was lost for another reason: then nothing of it was kept,
-    whatever the handler says.
+    Raises HandlerError where the handler left the transaction so that it can't be committed, or kept it so long that
+    PostgreSQL ended the session; psycopg.OperationalError where the session was lost for another reason, even if the
+    handler caught that error. In each case nothing of the transaction is committed.
     """
 
     __slots__ = ("_began", "_connection", "_given", "_handlers", "_threshold", "_tx")
 
     def __init__(self, connection: BoundedConnection, given: "Lent | None" = None) -> None:
-        """`given`: what the handler has already, and begins to be usable now."""
+        """`given`: the object that the handler already has as `tx`; default: a new one."""
         self._connection = connection
         self._given = given
 
@@ -71,7 +71,7 @@ class lent:  # noqa: N801 - used as a function is; a generator would cost each e
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         connection, tx, pgconn = self._connection, self._tx, self._connection.pgconn
-        # Held: by a stream, a COPY or another thread in the middle of a statement.
+        # The lock is held where a stream, a COPY or another thread is in the middle of a statement.
         lock = tx.lock
         idle = lock.acquire(blocking=False)
         ended, waited_s = tx._ended, tx._waited_s  # noqa: SLF001 - of this module
@@ -81,30 +81,30 @@ class lent:  # noqa: N801 - used as a function is; a generator would cost each e
         pgconn.notice_handler, pgconn.notify_handler = self._handlers
         connection.prepare_threshold = self._threshold
         if not idle or pgconn.pipeline_status != PipelineStatus.OFF:
-            connection.close()  # nothing can be sent on it, not even ROLLBACK
+            connection.close()  # in this state not even ROLLBACK can be sent
             if error is None:
                 raise HandlerError(
-                    "the handler returned while a statement of its was running: read a stream to its end,"
+                    "the handler returned while its statement was still running: read a stream to its end,"
                     " close a COPY or a pipeline, and wait for its threads"
                 )
             return
         ended = self._goodbye() or ended
         if pgconn.status != ConnStatus.OK:
             self._raise_lost(error, ended, waited_s)
-        if isinstance(error, psycopg.Rollback):  # psycopg would take it as a wish, and say nothing
+        if isinstance(error, psycopg.Rollback):  # psycopg would roll back without an error
             raise HandlerError(f"the handler raised psycopg.Rollback outside `with tx.transaction():`; {_ROLL_BACK}")
         if error is not None:
             return
         if pgconn.transaction_status == TransactionStatus.INERROR:
             raise HandlerError(
                 "a statement of the handler's failed, and the handler returned as if it had not: PostgreSQL keeps"
-                " nothing of this transaction; let the error out, or use `with tx.transaction():` around the statement"
+                " nothing of this transaction; let the exception pass, or run the statement in `with tx.transaction():`"
             )
         if pgconn.transaction_status != TransactionStatus.INTRANS:
             raise HandlerError(f"the handler ended the transaction; {_OURS}")
 
     def _goodbye(self) -> psycopg.Error | None:
-        """Read what the server has said unasked: where it has ended the session, return what for."""
+        """Return the error with which the server has ended the session; None where it has not."""
         connection = self._connection
         if connection.pgconn.status == ConnStatus.OK and has_news(connection, within_s=0):
             try:
@@ -114,16 +114,16 @@ class lent:  # noqa: N801 - used as a function is; a generator would cost each e
         return None
 
     def _raise_lost(self, error: BaseException | None, ended: psycopg.Error | None, waited_s: float) -> None:
-        """Raise what happened to the session, unless the handler's own error says it."""
+        """Raise why the session was lost, unless the handler's own error is that."""
         if error is not None and not isinstance(error, Exception):
             return
         if isinstance(ended, psycopg.errors.IdleInTransactionSessionTimeout):
             bound = self._connection.session.idle_bound
             raise HeldTooLongError(
-                f"the handler kept its transaction idle for longer than {bound}, and PostgreSQL ended it: do what takes"
-                " long elsewhere, or have `options=-c idle_in_transaction_session_timeout=60s` in the database's URL"
+                f"the handler kept its transaction idle for longer than {bound}, and PostgreSQL ended it: do slow work"
+                " elsewhere, or put `options=-c idle_in_transaction_session_timeout=60s` into the database's URL"
             ) from error
-        # Of the time it was mostly the handler that was waited for, not the server, which might be at a lock.
+        # The handler is at fault only where most of the time passed outside statements: those may wait for a lock.
         if isinstance(ended, psycopg.errors.TransactionTimeout) and time.monotonic() - self._began > 2 * waited_s:
             raise HeldTooLongError(
                 "the handler kept its transaction for longer than PostgreSQL's transaction_timeout allows"
@@ -131,7 +131,7 @@ class lent:  # noqa: N801 - used as a function is; a generator would cost each e
         if isinstance(error, psycopg.Error):
             return
         if isinstance(ended, _ENDS):
-            raise ended  # the server was too slow: known by its class
+            raise ended  # the server was too slow
         raise psycopg.OperationalError("the session was lost while the handler had its transaction") from error
 
 
@@ -143,23 +143,23 @@ def _refuse(name: str) -> Any:
 
 
 class Lent(psycopg.Connection[TupleRow]):
-    """What a handler has: psycopg's connection, less the end of its transaction."""
+    """A handler's `tx`: psycopg's connection without the methods that would end the transaction."""
 
     def __init__(self, connection: BoundedConnection) -> None:
         super().__init__(connection.pgconn, tuple_row)
-        self._ended: psycopg.Error | None = None  # what the session was ended with, also where the handler caught it
+        self._ended: psycopg.Error | None = None  # the error that ended the session, also where the handler caught it
         self._waited_s = 0.0  # for the server
-        self._wait = connection.wait  # whose bounds hold for a handler's statements too
-        self._prepared = connection._prepared  # noqa: SLF001 - statements that are prepared are so in the session
+        self._wait = connection.wait  # with its time limit
+        self._prepared = connection._prepared  # noqa: SLF001 - prepared statements belong to the session
         self._adapters = connection._adapters and type(connection._adapters)(connection._adapters)  # noqa: SLF001
         self.cursor_factory = _checked(psycopg.Cursor)
         self.server_cursor_factory = _checked(psycopg.ServerCursor)
 
     def __del__(self, *_: object) -> None:
-        """The session stays: it is not this object's."""
+        """Say nothing of the open session, as psycopg's destructor would: it belongs to another connection object."""
 
     def wait(self, gen: PQGen[RV], *args: Any, **kwargs: Any) -> RV:
-        """Wait for an answer; a statement that would run in a transaction of its own is not sent."""
+        """Wait for an answer. Raises HandlerError instead where the transaction is over: it would autocommit."""
         if self.pgconn.transaction_status == TransactionStatus.IDLE:
             raise HandlerError(f"the handler ended the transaction and went on; {_OURS}")
         began = time.monotonic()
@@ -172,7 +172,7 @@ class Lent(psycopg.Connection[TupleRow]):
             self._waited_s += time.monotonic() - began
 
     def cursor(self, *args: Any, **kwargs: Any) -> Any:
-        """Return a cursor as psycopg does, which looks at what it is to send."""
+        """Return a cursor as psycopg does, which refuses SQL that would end the transaction."""
         if kwargs.get("withhold"):
             raise HandlerError(
                 f"the handler made a cursor with withhold=True, which would outlast the transaction; {_OURS}"
@@ -198,7 +198,7 @@ class Lent(psycopg.Connection[TupleRow]):
 
 
 class Returned(Lent):
-    """What a connection becomes once the handler has returned."""
+    """A handler's `tx` after the handler has returned: every use raises HandlerError."""
 
     def __getattribute__(self, name: str) -> Any:
         if name == "__class__":
@@ -223,7 +223,7 @@ def _too_late() -> HandlerError:
 
 
 class _Checked:
-    """A cursor of a handler: refuses text that would end the transaction, and has nothing once that is over."""
+    """A handler's cursor: refuses SQL that would end the transaction, and any fetch after the handler has returned."""
 
     __slots__ = ()
 
@@ -243,7 +243,7 @@ class _Checked:
         _check(statement, self)
         return super().copy(statement, *args, **kwargs)  # type: ignore[misc]
 
-    def _check_result_for_fetch(self) -> Any:  # what each fetch begins with, also of rows that came long ago
+    def _check_result_for_fetch(self) -> Any:  # psycopg calls it in each fetch, also of rows that are here already
         if type(self._conn) is Returned:  # type: ignore[attr-defined]
             raise _too_late()
         return super()._check_result_for_fetch()  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""What each role may do in PostgreSQL: grants.sql, read; and whether the user of a connection may do it."""
+"""Reads from grants.sql which rights each role needs, and checks that the user of a connection has them."""
 
 import re
 from collections.abc import Collection, Iterator, Sequence
@@ -33,7 +33,7 @@ class Right:
 
 
 def of(*sections: str) -> list[Right]:
-    """Return the rights that sections of grants.sql give."""
+    """Return the rights in these sections of grants.sql."""
     return [right for section in sections for right in _read(sql.grants[section])]
 
 
@@ -45,9 +45,9 @@ def _read(text: str) -> Iterator[Right]:
 
 
 def require(connection: "Connection", role: str, sections: Collection[str]) -> None:
-    """Raise NotYetError where the user of a connection has not the rights that sections of grants.sql give.
+    """Raise NotYetError where the user of a connection lacks a right of these sections of grants.sql.
 
-    `role`: what it plays. A question to the catalog alone.
+    `role`: its name for the message. Reads the catalog alone.
     """
     wanted = of(*sections)
     columns = {
@@ -62,7 +62,7 @@ def require(connection: "Connection", role: str, sections: Collection[str]) -> N
 
 
 def _listed(lacking: Sequence[Right]) -> str:
-    """Say which rights are missing, in a line that does not grow: of each table and right some columns."""
+    """Name missing rights in one line of a bounded length: at most three, each with at most three columns."""
     columns: dict[tuple[str, str], list[str]] = {}
     for each in lacking:
         columns.setdefault((each.right, each.table), []).append(each.column)
@@ -78,9 +78,9 @@ def _named(right: str, table: str, columns: Sequence[str]) -> str:
 
 
 def refused(where: str, user: str, error: psycopg.Error, held: Sequence[str] | None) -> NotYetError:
-    """Return the error of a statement that PostgreSQL did not let a user run. `where`: which database.
+    """Return the error of a statement that a user lacks the right for. `where`: the database.
 
-    `held`: the rights that the user has to the table, where that is known.
+    `held`: the rights that the user has to the table; None: not known.
     """
     said = error.diag.message_primary or str(error).splitlines()[0]
     alone = ""
@@ -90,12 +90,12 @@ def refused(where: str, user: str, error: psycopg.Error, held: Sequence[str] | N
 
 
 def table_of(error: psycopg.Error) -> str:
-    """Name the table that an error denies a right to; empty where it is something else."""
+    """Return the table of a permission error; "" where the error is another one."""
     found = _DENIED.search(error.diag.message_primary or "")
     return found[1] if found else ""
 
 
 def held(connection: "Connection", table: str) -> list[str]:
-    """Return the rights that the user of a connection has to a table, or to a column of it."""
+    """Return which rights the user of a connection has to a table or to any of its columns."""
     rows = connection.execute(queries["held_rights"], {"table": table, "rights": ["SELECT", "INSERT", "UPDATE"]})
     return [right for (right,) in rows]

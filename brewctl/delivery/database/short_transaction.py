@@ -1,8 +1,9 @@
 """A transaction in two round trips: its first statement travels with BEGIN, its last one with COMMIT.
 
-Each message wakes this process and one of the server, which costs more than what a small statement does. Statements
-travel as text, several in one message of the simple protocol, which every pooler takes. A session of our own prepares
-each once and has it run with EXECUTE; behind a pooler the whole text travels, after the transaction's settings.
+Each message wakes this process and one of the server, which costs more than a small statement itself. Statements are
+sent as text, several in one message of the simple protocol, which every pooler supports. On a direct connection each
+statement is prepared once per session and run with EXECUTE; behind a pooler its whole text is sent, after the
+transaction's settings.
 """
 
 import re
@@ -30,35 +31,35 @@ _OPEN = (TransactionStatus.INTRANS, TransactionStatus.INERROR)
 
 @cache
 def _name_of(query: str) -> str:
-    """Return the name by which pg_stat_activity shows a statement of ours: that of its query."""
+    """Return the name to prepare a statement under, so that pg_stat_activity shows which query of queries.sql runs."""
     return next((f"brew_{name}" for name, text in queries.items() if text == query), "")
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """What a statement returned."""
+    """The rows that a statement returned."""
 
     rows: list[TupleRow]
 
     def fetchall(self) -> list[TupleRow]:
-        """Return its rows, as a cursor does."""
+        """Return the rows, as a cursor does."""
         return self.rows
 
 
 class ShortTransaction:
-    """Runs statements with a connection that is in no transaction, as a context manager: without `commit` it undoes.
+    """Runs statements in one transaction, as a context manager: without `commit` they are rolled back.
 
-    It ends as psycopg's does after an error: nothing was written, unless the connection was lost at the commit. After
-    a psycopg.Error the connection is closed: so nobody has to know which statements its session has prepared.
+    The connection must be in no transaction. After an error nothing was written, unless the connection was lost at the
+    commit. After a psycopg.Error the connection is closed, because it is not known which statements are prepared.
     """
 
     def __init__(self, connection: BoundedConnection) -> None:
-        """Prepare it: nothing is sent yet."""
+        """Nothing is sent until the first statement."""
         self._connection = connection
-        self.began = False  # and not over
+        self.began = False  # whether a transaction is open
 
     def execute(self, query: str, parameters: Mapping[str, Any] | None = None) -> Rows:
-        """Run a statement, with BEGIN if it is the first one. Raises psycopg.Error."""
+        """Run a statement, with BEGIN before the first one. Raises psycopg.Error."""
         before, text = self._texts(query, parameters or {})
         return self._send([*before, *self._begin(), text])
 
@@ -109,9 +110,9 @@ class ShortTransaction:
         return ["BEGIN ISOLATION LEVEL READ COMMITTED", self._filled_in(query, settings)]
 
     def _texts(self, query: str, parameters: Mapping[str, Any]) -> tuple[list[str], str]:
-        """Return what has to be run once before, in this session, and the statement as text."""
+        """Return the statements that have to be run before it in this session, and the statement as text."""
         connection = self._connection
-        # A plan that is kept is made for a few values: of many, each statement is planned anew.
+        # A prepared statement's plan is made for short lists: one with a long list is planned anew each time.
         many = any(isinstance(value, list) and len(value) > _MANY for value in parameters.values())
         if connection.pooled or many:
             return [], self._filled_in(query, parameters)
@@ -131,19 +132,16 @@ class ShortTransaction:
 
     def _literal(self, value: object) -> str:
         if isinstance(value, int):
-            return str(value) if value >= 0 else f"'{value}'"  # behind a minus it would be a comment
+            return str(value) if value >= 0 else f"'{value}'"  # unquoted after a minus it would begin a comment, "--1"
         if isinstance(value, list) and value and all(type(each) is int for each in value):
             return f"'{arrays.of_numbers(value)}'"
         return sql.Literal(value).as_string(self._connection)
 
     def _send(self, statements: Sequence[str], last: Sequence[str] = ()) -> Rows:
-        """Send statements in one message and wait for the answers, within the connection's bounds.
-
-        Returns the answer of the one before `last`.
-        """
+        """Send statements in one message, wait for the answers, and return that of the last one before `last`."""
         connection = self._connection
         with connection.lock:
-            # The line's end: a statement's last line may be a comment.
+            # The line break ends a comment on a statement's last line.
             connection.pgconn.send_query("\n;".join([*statements, *last]).encode())
             results = connection.wait(generators.execute(connection.pgconn))
         for result in results:

@@ -1,7 +1,8 @@
-"""Statements that need tables for themselves, beside roles at work.
+"""Statements that need an exclusive lock of tables that roles use at the same time.
 
-All later statements of a table wait behind one that waits for its lock. So it waits a fraction of a second at a time,
-and not at all while another transaction keeps the table; and who keeps it for long is named.
+A statement that waits for an exclusive lock makes all later statements of the table wait behind it. So it waits a
+fraction of a second at a time, and does not wait at all while another transaction keeps the table for longer; a
+transaction that keeps it too long is named in the error.
 """
 
 import contextlib
@@ -25,11 +26,11 @@ Tell = Callable[[str], None]
 
 
 def nobody(_text: str) -> None:
-    """Tell nobody."""
+    """Ignore the text: the `tell` of callers that show no progress."""
 
 
 class Holder(NamedTuple):
-    """A transaction that a change of the schema has to wait for. A prepared one has a `gid` and no `pid`."""
+    """A transaction that a change of the schema waits for. A prepared transaction has a `gid` and no `pid`."""
 
     transaction: str
     pid: int | None
@@ -43,21 +44,21 @@ class Holder(NamedTuple):
 
     @property
     def mend(self) -> str:
-        """The statement that ends it."""
+        """The SQL that ends the transaction."""
         return f"ROLLBACK PREPARED '{self.gid}';" if self.gid else f"SELECT pg_terminate_backend({self.pid});"
 
 
 def pauses() -> lifecycle.Backoff:
-    """Return the pauses between two looks at a table that is in use."""
+    """Return the growing pauses between two attempts on a table that is in use."""
     return lifecycle.Backoff(threading.Event(), first_s=_FIRST_S, longest_s=_LONGEST_S)
 
 
 def until_free(
     connection: "BoundedConnection", attempt: Callable[[], bool], in_the_way: Callable[[], BrewError]
 ) -> None:
-    """Try until `attempt` says that it is done; a lock that it did not get is no end. In `bounded` it waits for one.
+    """Call `attempt` until it returns True; psycopg's LockNotAvailable means another attempt.
 
-    Raises what `in_the_way` returns where that takes longer than schema_wait_s.
+    Raises the error that `in_the_way` returns where that takes longer than schema_wait_s.
     """
     deadline = time.monotonic() + connection.limits.schema_wait_s
     between = pauses()
@@ -73,9 +74,9 @@ def until_free(
 def change(
     connection: "BoundedConnection", tables: Sequence[str], statement: LiteralString, tell: Tell = nobody
 ) -> None:
-    """Run a statement that needs tables for itself, in a transaction, as soon as they are free.
+    """Run a statement that locks tables exclusively, in a transaction, as soon as no other transaction uses them.
 
-    Raises BrewError, with those who hold them, where they are not free within schema_wait_s.
+    Raises BrewError, which names the oldest of those transactions, where that is not within schema_wait_s.
     """
     found: list[Holder] = []
     staying: list[Holder] = []
@@ -88,8 +89,8 @@ def change(
         seen = {holder.transaction for holder in found}
         found = holders(connection, tables)
         staying = [holder for holder in found if holder.transaction in seen]
-        # A transaction that was there at the look before may stay for hours, as pg_dump's does: while this session
-        # waited for its lock, all later statements would wait behind. Short transactions are waited for.
+        # A transaction that was already there at the attempt before may last for hours, such as pg_dump's. Statements
+        # of roles would queue behind our wait for its lock, so there is none. Short transactions are waited for.
         if not staying and (seen or not found):
             longer = time.monotonic() > longer_from
             with bounded(connection, limits.schema_lock_longest_s if longer else limits.schema_lock_s):
@@ -106,7 +107,7 @@ def change(
 
 @contextlib.contextmanager
 def bounded(connection: "BoundedConnection", lock_s: float | None = None) -> Iterator[None]:
-    """A transaction whose statements wait `lock_s`, or schema_lock_s, for a lock, and take schema_s at most."""
+    """A transaction whose statements wait `lock_s` (default: schema_lock_s) for a lock, and run schema_s at most."""
     limits = connection.limits
     with connection.answering_within(limits.schema_s + limits.database_look_s), connection.transaction():
         connection.execute(queries["bound_statements"], {"timeout": f"{limits.schema_s}s"})
@@ -116,16 +117,16 @@ def bounded(connection: "BoundedConnection", lock_s: float | None = None) -> Ite
 
 
 def holders(connection: "Connection", tables: Sequence[str], *, snapshots: bool = False) -> list[Holder]:
-    """Name the transactions that hold a lock of these tables, oldest first.
+    """Return the transactions that hold a lock of these tables, oldest first.
 
-    `snapshots`: those as well that may still read what an index's build waits for.
+    `snapshots`: also those with an old snapshot, which a concurrent build of an index waits for.
     """
     asked = {"tables": list(tables), "snapshots": snapshots}
     return [Holder(*row) for row in connection.execute(queries["table_holders"], asked)]
 
 
 def in_use(what: str, found: Sequence[Holder], *, what_for: str = "changed") -> BrewError:
-    """Return the error that names who is in the way."""
+    """Return the error that names the transaction in the way."""
     if not found:
         message = f"{what} can't be {what_for}: transactions hold it one after the other"
         return BrewError(message, hint="run this again when the roles have less to do")

@@ -1,6 +1,6 @@
-"""Why PostgreSQL and this client do not come together by TLS. Imported once a connection has failed.
+"""Explains why a TLS connection to PostgreSQL failed. Imported only after that.
 
-libpq says of every certificate that it does not take the same thing, so the server is asked for it once more.
+libpq's message is the same for every certificate that it refuses, so the certificate is fetched once more to see why.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ _FILE = re.compile(
     r"(?:could not \w+ |certificate does not match |certificate present, but not )?"
     r'(?:root certificate|certificate|private key|server CRL) file ".*'
 )
-# What libpq or the server says, what it means, and the hint; the first that fits.
+# A part of libpq's or the server's message, our reason, and the hint. The first match counts.
 _REFUSALS = (
     ("does not support ssl", "speaks no TLS", "set `ssl = on` there, or take sslmode out of {variable}"),
     ("does not match host name", "has a certificate for another host name", "connect by a name that is in it"),
@@ -33,12 +33,15 @@ _REFUSALS = (
     ("alert unknown ca", "refused the client certificate", "the server must trust the authority that signed it"),
     ("alert certificate", "refused the client certificate", "it must be valid, and of an authority the server trusts"),
     ("no encryption", "wants TLS", "add sslmode=verify-full&sslrootcert=FILE to {variable}"),
-    ("no pg_hba.conf entry", "lets this user in from nowhere here", "add a line to its pg_hba.conf"),
+    ("no pg_hba.conf entry", "does not admit this user from this address", "add a line to its pg_hba.conf"),
 )
 
 
 def of_file(error: Exception, variable: str) -> UsageError | None:
-    """Return the error of a certificate or key that libpq can't use, named in this variable; None: it is not that."""
+    """Return the error of a certificate or key file that libpq can't use; None where the error is another one.
+
+    `variable`: where the file is named, for the message.
+    """
     if not (found := _FILE.search(str(error))):
         return None
     said, _, more = found[0].partition("; ")
@@ -47,7 +50,7 @@ def of_file(error: Exception, variable: str) -> UsageError | None:
 
 
 def refusal(error: Exception, settings: Settings, variable: str) -> tuple[str, str] | None:
-    """Return why the server was refused, or refuses, and a hint; None where that is not about TLS."""
+    """Return the reason of an error and a hint; None where the error is not about TLS."""
     text = str(error)
     if "certificate verify failed" in text:
         return _certificate(settings)
@@ -71,9 +74,9 @@ def _certificate(settings: Settings) -> tuple[str, str]:
 
 
 def _shake_hands(given: Mapping[str, Any], authorities: str) -> None:
-    """Have the server show its certificate, and no more. Raises what TLS finds wrong, or OSError."""
+    """Begin a TLS handshake, which verifies the certificate, and close. Raises ssl.SSLError or OSError."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False  # that libpq says itself
+    context.check_hostname = False  # libpq itself reports a wrong host name
     if authorities == "system":
         context.load_default_certs()
     else:

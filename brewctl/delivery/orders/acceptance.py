@@ -1,4 +1,4 @@
-"""What a request must be: one that keeps the contract's rules becomes an order that is not written yet."""
+"""Validates a Create request and makes an order of it, which is not written yet."""
 
 import re
 import secrets
@@ -34,10 +34,10 @@ class NewOrder:
     tenant_id: str
     trace_id: str
     idempotency_key: str | None
-    traceparent: str | None = None  # as the caller sent it, where it is one
+    traceparent: str | None = None  # the caller's, where it is well-formed
 
     def event(self) -> bytes:
-        """Return the payload of its outbox row."""
+        """Return the payload of the order's outbox row."""
         order = self.order
         return OrderCreated(
             order_id=order.order_id,
@@ -52,7 +52,7 @@ class NewOrder:
 
 
 def accept(request: CreateRequest, *, tenant_id: str | None, traceparent: str | None) -> NewOrder:
-    """Validate a request and give it its id and time. Raises InvalidOrderError."""
+    """Validate a request and return it as an order with an id and a time. Raises InvalidOrderError."""
     violations = [
         *text_violations("customer_id", request.customer_id, shortest=1, longest=128),
         *text_violations("idempotency_key", request.idempotency_key, shortest=0, longest=255),
@@ -80,19 +80,19 @@ def accept(request: CreateRequest, *, tenant_id: str | None, traceparent: str | 
 
 
 def _uuid7(now: datetime) -> UUID:
-    """Make an id that begins with its time: new ones meet in the same pages of every index. RFC 9562, 5.7."""
+    """Make an id that begins with its time, so that new ids are in the same index pages. RFC 9562, 5.7."""
     chance = secrets.randbits(74)
     value = int(now.timestamp() * 1000) << 80 | 0x7 << 76 | chance >> 62 << 64 | 0b10 << 62 | chance & (1 << 62) - 1
     return UUID(int=value)
 
 
 def trace_id(traceparent: str | None) -> str:
-    """Return the trace id of a W3C traceparent, a new one where it is absent or malformed."""
+    """Return the trace id of a W3C traceparent, or a new one where that is absent or malformed."""
     return _trace_of(traceparent) or secrets.token_hex(16)
 
 
 def parent(traceparent: str | None) -> str | None:
-    """Return what version 0 says of a traceparent, which is kept and sent on; None where it is malformed."""
+    """Return the part of a traceparent that version 0 defines, to store and send on; None where it is malformed."""
     return traceparent[:55] if traceparent and _trace_of(traceparent) else None
 
 
@@ -107,16 +107,16 @@ def _trace_of(traceparent: str | None) -> str | None:
 
 
 def text_violations(name: str, text: str, *, shortest: int, longest: int) -> list[str]:
-    """Say what is wrong with a text of a request."""
+    """Return what is wrong with a text field of a request."""
     violations = []
     if not shortest <= len(text) <= longest:
         violations.append(f"{name} must have {shortest} to {longest} characters, not {len(text)}")
-    # PostgreSQL refuses NUL; the other control characters would break every line they are shown in.
+    # PostgreSQL refuses NUL; other control characters would break the lines that show the text.
     if _CONTROL.search(text):
         violations.append(f"{name} must not contain control characters")
     return violations
 
 
 def shown(text: str) -> str:
-    """Return a text of a request as messages show it."""
+    """Return a text of a request quoted and shortened, for a message."""
     return repr(text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…")

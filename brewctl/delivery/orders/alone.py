@@ -1,11 +1,11 @@
 """Orders that their batch did not write, each tried in a transaction of its own.
 
-    fresh: not tried alone yet ────────────────► any thread ──► told
-    held: at a lock, or at work for too long ──► half of the threads; each try waits create_lock_s for a lock
-      └── behind: have the same idempotency key; go back to the writer once it is free
+    fresh: not tried alone yet ─────────────────► any thread ──► the caller is told
+    held: waited for a lock, or took too long ──► half of the threads; each try waits create_lock_s for a lock
+      └── behind: orders of the same idempotency key; back to the writer when the held one has ended
 
-So an order that waits for a lock of another transaction holds up no other order: it has a thread and a connection of
-its own.
+An order that waits for a lock of another transaction has a thread and a connection of its own, so it holds up no other
+order.
 """
 
 import threading
@@ -34,37 +34,37 @@ _WARN_EVERY_S = 10.0
 
 
 class Submission(Protocol):
-    """An order to be written, and how its caller hears of it: once, by one of the two, in any thread."""
+    """An order to write. One of `on_created` and `on_failed` is called once, in any thread."""
 
     new: NewOrder
 
     def left_s(self) -> float:
-        """Say how many seconds somebody still waits for it: at 0 it is not written any more."""
+        """Return how many seconds its caller still waits: at 0 it is not written any more."""
 
     def on_created(self, order: Order) -> None:
-        """Hear that the order is committed, with its event; `order` is the first one of its idempotency key."""
+        """Take the committed order: this one, or the first one of its idempotency key."""
 
     def on_failed(self, error: Exception) -> None:
-        """Hear why there is no answer: nothing was written, but for CommitFailedError, which does not know."""
+        """Take the reason why it failed. Nothing was written; after CommitFailedError that is not known."""
 
 
 class Teller(Protocol):
-    """Tells submissions how they ended. Never raises."""
+    """Passes results to submissions. Never raises."""
 
     def created(self, submission: Submission, order: Order) -> None:
-        """Tell that the order is committed."""
+        """Call `on_created`: the order is committed."""
 
     def failed(self, submission: Submission, error: Exception) -> None:
-        """Tell that the order is not written, or that this is not known."""
+        """Call `on_failed`: the order is not written, or that is not known."""
 
     def again(self, submission: Submission) -> None:
-        """Put it into the next batch."""
+        """Put the order into the next batch."""
 
 
 @dataclass(slots=True, eq=False)
 class _Try:
     submission: Submission
-    doubtful: bool  # its batch may have written it
+    doubtful: bool  # whether its batch may have written it
     held: bool = False
     at_work: bool = False
     told: bool = False
@@ -76,15 +76,15 @@ class _Try:
 
 
 def key_of(new: NewOrder) -> tuple[str, str] | None:
-    """Return what must be unique: the tenant and the idempotency key, if it has one."""
+    """Return the unique key of an order, its tenant and idempotency key; None where it has no idempotency key."""
     return None if new.idempotency_key is None else (new.tenant_id, new.idempotency_key)
 
 
 class Alone:
-    """Has `alone_threads` threads, made when there is work for them, and as many connections of `pool` at most."""
+    """Writes single orders, with up to `alone_threads` threads and as many connections of `pool`."""
 
     def __init__(self, settings: Settings, pool: Pool, teller: Teller, *, notify: Callable[[], None]) -> None:
-        """`notify` is called after each commit. The pool's sessions are to wait create_lock_s for a lock, no longer."""
+        """`notify` is called after each commit. The pool's sessions must have create_lock_s as their lock_timeout."""
         limits = settings.limits
         self._settings = settings
         self._limits = limits
@@ -97,16 +97,16 @@ class Alone:
         self._fresh: deque[_Try] = deque()
         self._held: deque[_Try] = deque()
         self._held_at_work = 0
-        # A key that is here has one order among the others; those behind it wait for what becomes of that one.
+        # By idempotency key: one order of the key is being tried, and these wait until that one has ended.
         self._behind: dict[tuple[str, str], list[_Try]] = {}
         self._warning = log.Seldom(logger, "orders_held", every_s=_WARN_EVERY_S)
 
     def has_key_of(self, new: NewOrder) -> bool:
-        """Whether an order of the same key waits here: a batch with another one would wait too."""
+        """Whether an order of the same key is tried here: a batch with another one would wait for the same lock."""
         return bool(self._behind) and key_of(new) in self._behind
 
     def join(self, submission: Submission) -> None:
-        """Let a new order wait behind the one that has its key; there is room for `held_orders` of them."""
+        """Let a new order wait behind the one of its key; the order fails where `held_orders` wait already."""
         key = key_of(submission.new)
         with self._lock:
             behind = self._behind.get(key) if key else None
@@ -119,7 +119,7 @@ class Alone:
             self._teller.failed(submission, KeyHeldError("another transaction holds the idempotency key: retry later"))
 
     def submit(self, submission: Submission, *, doubtful: bool) -> None:
-        """Try an order that its batch did not write; `doubtful`: it may have."""
+        """Try an order that its batch did not write; `doubtful`: that is not known."""
         each = _Try(submission, doubtful)
         with self._lock:
             if each.key in self._behind:
@@ -131,17 +131,17 @@ class Alone:
         self._threads.submit(self._step)
 
     def go(self, work: Callable[[], None]) -> None:
-        """Let one of the threads do something else for orders, with a connection of the same pool."""
+        """Run other work for orders in one of the threads; it may use a connection of the same pool."""
         self._threads.submit(work)
 
     def end_late(self) -> None:
-        """Tell the orders that nobody waits for any more, and that no thread has. To be called now and then."""
+        """Fail the waiting orders whose callers' time is up, unless a thread works on them. To be called regularly."""
         for each in self._waiting():
             if each.submission.left_s() <= 0:
                 self._tell(each, TooLateError(), at_work=False)
 
     def close(self) -> None:
-        """Begin nothing more."""
+        """Start no more work, and don't wait for what runs."""
         self._threads.shutdown(wait=False)
 
     def _waiting(self) -> list[_Try]:
@@ -158,12 +158,12 @@ class Alone:
                 each = self._held.popleft()
                 self._held_at_work += 1
             else:
-                return  # a held order that ends its try takes the next one along
+                return  # the thread that ends a try of a held order starts the next one
             each.at_work = True
         was_held = each.held
         try:
             self._try(each)
-        except Exception as error:  # noqa: BLE001 - the order is told, and the thread goes on
+        except Exception as error:  # noqa: BLE001 - the order gets the error, and the thread goes on
             self._finish(each, error)
         finally:
             if was_held:
@@ -178,7 +178,7 @@ class Alone:
             self._finish(each, TooLateError())
             return
         limits, new, left_s, began = self._limits, each.submission.new, each.submission.left_s, time.monotonic()
-        # A first try that takes long is held up by something: it goes on in the lane of those.
+        # A first try that takes longer than a batch may is cancelled, and tried again as a held one.
         statement_s = left_s() if each.held else limits.create_batch_s
         try:
             wait_s = min(limits.database_wait_s, max(0.0, left_s()))
@@ -205,10 +205,10 @@ class Alone:
             self._finish(each, order)
 
     def _hold(self, each: _Try, began: float) -> None:
-        """Let an order be tried again behind all others that are held."""
+        """Put an order at the end of the held ones, to be tried again."""
         pause_s = self._limits.create_lock_s - (time.monotonic() - began)
         if each.held and pause_s > 0:
-            time.sleep(pause_s)  # refused without a wait, as by NOWAIT in a trigger: no hot loop
+            time.sleep(pause_s)  # a lock refused without a wait, as by NOWAIT in a trigger, must not be a busy loop
         with self._lock:
             first = not each.held
             each.held, each.at_work = True, False
@@ -225,7 +225,7 @@ class Alone:
             return
         with self._lock:
             behind = [other for other in self._behind.pop(each.key, ()) if not other.told]
-            # Nothing is known of the key but that it is held: the next one takes the place.
+            # The key is still locked by another transaction: the next order of the key takes the place.
             still_held = bool(behind) and each.held and isinstance(end, TooLateError | psycopg.errors.QueryCanceled)
             if still_held:
                 head, *others = behind

@@ -1,4 +1,4 @@
-"""The second event of an order: its cancel, with the change that it tells in one commit. It never talks to Kafka."""
+"""Cancels an order: its new status and the event order.cancelled are written in one commit."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,22 +23,22 @@ _CANCELLED = OrderStatus.Name(ORDER_STATUS_CANCELLED)
 
 
 class UnknownStatusError(Exception):
-    """An order whose status this version does not know: whether it may be cancelled, it can't say."""
+    """The order has a status that this version does not know, so it can't decide whether to cancel it."""
 
 
 class OlderPublisherError(Exception):
-    """An order node of the version before runs: it publishes every row as an order.created, a cancel too."""
+    """An order node of the version before runs, which would publish the cancel's row as an order.created."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cancellation:
-    """A valid wish to cancel an order, which may not be there."""
+    """A valid request to cancel an order, which may not exist."""
 
     order_id: str
     reason: str
     trace_id: str
     traceparent: str | None
-    tenant_id: str | None = None  # whose order it must be, if anybody's
+    tenant_id: str | None = None  # the order must be this tenant's; None: any tenant's
 
 
 def accept(request: CancelRequest, *, traceparent: str | None, tenant_id: str | None = None) -> Cancellation:
@@ -54,8 +54,8 @@ def cancel(
 ) -> tuple[CancelResponse | None, bool]:
     """Cancel an order and add its event, in one commit; return the answer, and whether anything was written.
 
-    Nothing is written for an order that is cancelled; the answer is None where there is no order of that id, or it is
-    another tenant's. `left_s` says how many seconds somebody still waits for it: at 0 no commit is sent. Raises
+    Nothing is written for an order that is cancelled already. The answer is None where there is no order of that id, or
+    it is another tenant's. `left_s` returns how many seconds the caller still waits: at 0 no commit is sent. Raises
     UnknownStatusError, OlderPublisherError, TooLateError, CommitFailedError; after a psycopg.Error nothing was written.
     """
     if not events.is_uuid(wish.order_id):
@@ -77,7 +77,7 @@ def _cancel(
         if known == ORDER_STATUS_CANCELLED:
             return answer, False
         if known != ORDER_STATUS_NEW:
-            raise UnknownStatusError(f"order {order_id} has the status {status[:80]!r}, which is not known here")
+            raise UnknownStatusError(f"order {order_id} has the status {status[:80]!r}, unknown to this version")
         if older is not None:
             raise OlderPublisherError(f"{older} of an older version does not know cancels: retry once it has ended")
         event = OrderCancelled(

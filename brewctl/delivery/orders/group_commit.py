@@ -1,12 +1,12 @@
 """Group commit: orders that wait at the same time are written by one statement, in one commit.
 
     submit ──► queue ──► writer: all that wait ──one statement, one commit──► PostgreSQL
-                           ├── told, in this thread: written, or the first order of their key
-                           ├── halved, until the order that PostgreSQL will never take is alone ─┐ beside
-                           └── alone: a lock, a lost connection ─────────────────────────────────┘ the writer
+                           ├── written, or the key made an order before: callers are told in this thread
+                           ├── PostgreSQL refuses an order: the batch is halved until that one is alone ─┐ in other
+                           └── a lock, a lost connection: each order alone ──────────────────────────────┘ threads
 
-The writer waits for nothing but the database: while one batch is committed the next one gathers, so a lone order
-is not delayed, and batches grow with the load.
+The writer waits only for the database: the next batch gathers while one is committed. So a lone order is not delayed,
+and batches grow with the load.
 """
 
 import queue
@@ -29,22 +29,22 @@ from brewctl.proto.orders_pb2 import Order
 
 logger = log.get(__name__)
 
-_LOST = "08"  # the family of SQLSTATE that is about connections
-_LOOK_S = 0.2  # how often an idle writer looks whether it is to stop, and whose time is up
+_LOST = "08"  # the class of SQLSTATE about connections
+_LOOK_S = 0.2  # how often an idle writer checks for a stop, and for orders whose time is up
 
 
 def _is_lost(error: Exception) -> bool:
-    """Whether what was sent may have been committed: nobody, or a proxy, says what became of it."""
+    """Whether the statement may have been committed: the connection was lost, so no answer came."""
     return (getattr(error, "sqlstate", None) or _LOST).startswith(_LOST)
 
 
 class GroupCommit:
-    """Takes orders from any number of threads, and writes them in one of its own, which is to call `run`."""
+    """Takes orders from any number of threads, and writes them in the thread that calls `run`."""
 
     def __init__(self, settings: Settings, writing: Pool, alone: Pool, *, notify: Callable[[], None]) -> None:
         """Write batches with a connection of `writing`, single orders with those of `alone`.
 
-        `notify` is called after each commit. The sessions of both pools are to wait create_lock_s for a lock.
+        `notify` is called after each commit. The sessions of both pools must have create_lock_s as their lock_timeout.
         """
         self._settings = settings
         self._limits = settings.limits
@@ -53,16 +53,16 @@ class GroupCommit:
         self._notify = notify
         self._alone = Alone(settings, alone, self, notify=self._committed)
         self._queue: queue.SimpleQueue[Submission] = queue.SimpleQueue()
-        self._batch: dict[Submission, None] = {}  # what the writer has in hand
+        self._batch: dict[Submission, None] = {}  # the writer's orders without a result yet
         self._failure = log.Seldom(logger, "answer_failed")
         self._loop = heartbeat.Loop("writer", within_s=settings.limits.longest_turn_s)
 
     def submit(self, submission: Submission) -> None:
-        """Hand an order to the writer. Returns at once; bounding how many wait is the caller's business."""
+        """Hand an order to the writer. Returns at once; the caller must bound how many wait."""
         self._queue.put(submission)
 
     def run(self, stop: threading.Event) -> None:
-        """Write what is submitted until `stop` is set, which must not be before the last order was told of."""
+        """Write submitted orders until `stop` is set, which must not be before the last order has its result."""
         with self._loop:
             self._run(stop)
 
@@ -79,22 +79,22 @@ class GroupCommit:
             self._batch = dict.fromkeys(batch)
             try:
                 self._write(batch)
-            except Exception as error:  # noqa: BLE001 - its orders are told, and the writer goes on
+            except Exception as error:  # noqa: BLE001 - the orders get the error, and the writer goes on
                 self._say(error)
                 for each in list(self._batch):
                     self.failed(each, error)
         self._alone.close()
 
     def created(self, submission: Submission, order: Order) -> None:
-        """Tell of an order that is committed."""
+        """Call `on_created` of a committed order."""
         self._tell(submission, lambda: submission.on_created(order))
 
     def failed(self, submission: Submission, error: Exception) -> None:
-        """Tell of an order that is not, or not surely."""
+        """Call `on_failed` of an order that is not written, or not certainly."""
         self._tell(submission, lambda: submission.on_failed(error))
 
     def again(self, submission: Submission) -> None:
-        """Put an order into the next batch that was put aside."""
+        """Put an order into the next batch, after it waited behind another one of its key."""
         self._queue.put(submission)
 
     def _write(self, batch: list[Submission]) -> None:
@@ -108,7 +108,7 @@ class GroupCommit:
         self._attempt(free)
 
     def _timely(self, batch: Sequence[Submission]) -> list[Submission]:
-        """Return the orders that somebody waits for, and tell the others."""
+        """Return the orders whose callers still wait, and fail the others."""
         timely = []
         for each in batch:
             if each.left_s() > 0:
@@ -118,7 +118,7 @@ class GroupCommit:
         return timely
 
     def _attempt(self, batch: Sequence[Submission]) -> None:
-        """Write orders with one statement, and see to those that it did not write."""
+        """Write orders with one statement; those that it did not write are looked up, halved or tried alone."""
         if not (batch := self._timely(batch)):
             return
         limits, sent = self._limits, False
@@ -137,7 +137,7 @@ class GroupCommit:
                 )
                 if len(written) < len(batch):
                     found = store.find(connection, [each.new for each in batch if each.new.id not in written])
-        except Exception as error:  # noqa: BLE001 - told below to whom it concerns
+        except Exception as error:  # noqa: BLE001 - handled below, by its kind
             failure = error
         if written:
             self._committed()
@@ -145,12 +145,12 @@ class GroupCommit:
         if not rest:
             return
         if failure is None or written is not None:
-            self._try_alone(rest)  # their keys were taken, and are free again
+            self._try_alone(rest)  # their keys were taken by orders that were not committed
         else:
             self._after(failure, rest, doubtful=sent and _is_lost(failure))
 
     def _after(self, failure: Exception, batch: list[Submission], *, doubtful: bool) -> None:
-        """See to a batch whose statement failed."""
+        """Choose what to do with a batch whose statement failed."""
         if isinstance(failure, psycopg.errors.LockNotAvailable):
             self._around_lock(batch)
         elif isinstance(failure, psycopg.Error) and not never_taken(failure):
@@ -163,7 +163,7 @@ class GroupCommit:
             self._alone.go(lambda: self._halve(batch))
 
     def _tell_of(self, batch: Sequence[Submission], written: set[UUID], found: dict[UUID, Order]) -> list[Submission]:
-        """Tell of what is committed; return the others."""
+        """Pass on the orders that are committed; return the others."""
         rest = []
         for each in batch:
             if each.new.id in written:
@@ -180,7 +180,7 @@ class GroupCommit:
         return rest
 
     def _halve(self, batch: Sequence[Submission]) -> None:
-        """Find the orders at fault, beside the writer, and write the others in one commit."""
+        """Find the refused orders, in a thread beside the writer, and write the others in one commit."""
         if not (batch := self._timely(batch)):
             return
         sent = doubtful = False
@@ -194,10 +194,10 @@ class GroupCommit:
                     connection, [each.new for each in batch], topic=self._settings.topic
                 )
                 sent = False
-                # A constraint that came later refuses an order also where its key has made one before.
+                # A refused order may be a repeat of one written before the constraint was added: then that one counts.
                 unknown = [each.new for each in batch if each.new.id not in written]
                 found = store.find(connection, [new for new in unknown if new.idempotency_key or new.id not in refused])
-        except Exception as error:  # noqa: BLE001 - each order is tried alone, and hears of its own
+        except Exception as error:  # noqa: BLE001 - each order is tried alone, and gets its own error
             doubtful = sent and _is_lost(error)
         if written:
             self._committed()
@@ -209,9 +209,10 @@ class GroupCommit:
         self._try_alone(self._tell_of(rest, written, found), doubtful=doubtful)
 
     def _around_lock(self, batch: Sequence[Submission]) -> None:
-        """Write what needs no lock of another transaction: it is in the way of one key, or of all of them.
+        """Write the orders of a batch that don't need the lock which another transaction holds.
 
-        Repeated keys are read, which waits for nobody. Orders without a key may go through together.
+        Repeated keys are read, which needs no lock; other orders with a key are tried alone. Those without a key are
+        written together, or alone where the whole batch had none.
         """
         keyed = [each for each in batch if each.new.idempotency_key is not None]
         keyless = [each for each in batch if each.new.idempotency_key is None]
@@ -238,14 +239,14 @@ class GroupCommit:
     def _committed(self) -> None:
         try:
             self._notify()
-        except Exception as error:  # noqa: BLE001 - the commit stands, and its callers are to hear of it
+        except Exception as error:  # noqa: BLE001 - the orders are committed, and their callers must be told
             self._say(error)
 
     def _tell(self, submission: Submission, tell: Callable[[], None]) -> None:
         self._batch.pop(submission, None)
         try:
             tell()
-        except Exception as error:  # noqa: BLE001 - one call's trouble; the others are to be told
+        except Exception as error:  # noqa: BLE001 - the other calls must still be told
             self._say(error)
             try:
                 submission.on_failed(error)

@@ -1,12 +1,12 @@
-"""Which failures of a statement are the order's own: PostgreSQL says so by the code of the error."""
+"""Tells errors that every retry of an order would repeat from temporary ones, by the SQLSTATE."""
 
 import psycopg
 
 from brewctl import log
 from brewctl.delivery.schema import no_partition
 
-# Classes of SQLSTATE, and codes, of failures that have passed, or are mended, by the time of another try. All others
-# are about what was written: data, constraints, and whatever code a trigger raises.
+# Classes and codes of SQLSTATE for failures that may be over at the next try. All others are about the written values:
+# data, constraints, and codes that a trigger raises.
 _PASSING = (
     "08",  # the connection
     "0A",  # a plan that has gone stale
@@ -27,30 +27,30 @@ _PASSING = (
     "HV",  # a foreign server
     "XX",  # PostgreSQL itself
 )
-# Text that the database, or the connection, has no bytes for.
+# Text with characters that the database's encoding lacks.
 _TEXT = ("22021", "22P05")
 _SHOWN_CHARACTERS = 300  # a status travels in headers, which have a bound
 
 
 def never_taken(error: Exception) -> bool:
-    """Whether another try of the same order would fail the same way: nothing was written, nor will be."""
+    """Whether a retry of the same order would fail in the same way. Nothing was written."""
     if isinstance(error, psycopg.Error) and error.sqlstate:
         return not (error.sqlstate.startswith(_PASSING) or lacks_right(error) or no_partition.table_of(error))
-    # Raised by the client, before anything was sent: the value can't be said to the server.
+    # psycopg raises these before it sends anything: the value can't be encoded.
     return isinstance(error, psycopg.DataError | UnicodeError)
 
 
 def lacks_right(error: Exception) -> bool:
-    """Whether PostgreSQL says that our user has no right to a table, which a GRANT mends.
+    """Whether our user lacks a right to a table, which a GRANT mends.
 
-    The same code comes from a trigger that refuses an order, and from a policy of row-level security.
+    A trigger that refuses an order, or row-level security, may raise the same SQLSTATE: the source function differs.
     """
     said = error.diag.source_function if isinstance(error, psycopg.errors.InsufficientPrivilege) else None
     return said is not None and said.startswith("aclcheck_error")
 
 
 def is_text(error: Exception) -> bool:
-    """Whether it is about characters that the database can't hold."""
+    """Whether the error is about characters that the database can't store."""
     if isinstance(error, psycopg.Error) and error.sqlstate:
         return error.sqlstate in _TEXT
     return never_taken(error)

@@ -1,4 +1,4 @@
-"""The write path: an accepted order and its event are written in one commit. Nothing here talks to Kafka."""
+"""Writes accepted orders with their events, in one commit, and reads orders."""
 
 import contextlib
 import math
@@ -25,7 +25,7 @@ from brewctl.proto.orders_pb2 import (
 from brewctl.sql import queries
 
 _NEW = OrderStatus.Name(ORDER_STATUS_NEW)
-# The server's own words for: rolled back.
+# Errors with which the server says that it has rolled back.
 UNDONE = (
     psycopg.errors.SerializationFailure,
     psycopg.errors.DeadlockDetected,
@@ -35,25 +35,25 @@ UNDONE = (
 
 
 class KeyReusedError(Exception):
-    """An idempotency key that made another order before."""
+    """The idempotency key was used for another order before."""
 
 
 class KeyHeldError(Exception):
-    """An idempotency key that another transaction holds, with too many others that wait for it. Nothing was written."""
+    """Another transaction holds the idempotency key, and too many orders wait already. Nothing was written."""
 
 
 class TooLateError(Exception):
-    """Nobody waits for the order any more. Nothing was written."""
+    """The caller's time is up. Nothing was written."""
 
 
 class CommitFailedError(Exception):
-    """The commit was sent and is not known to have happened. The same idempotency key makes a retry safe."""
+    """The commit was sent, and it is not known whether it happened. A retry is safe with the same idempotency key."""
 
 
 def write(connection: BoundedConnection, new: Sequence[NewOrder], *, topic: str) -> set[UUID]:
-    """Send one statement that writes orders and their outbox rows, if any; return the ids of those that it wrote.
+    """Write orders and their outbox rows with one statement; return the ids of those that it wrote.
 
-    Not written is an order whose idempotency key is taken, also by another one of `new`, or whose id is.
+    An order is not written where its id or its idempotency key is taken, also by another one of `new`.
     """
     if not new:
         return set()
@@ -76,10 +76,10 @@ def write(connection: BoundedConnection, new: Sequence[NewOrder], *, topic: str)
 def write_around(
     connection: BoundedConnection, new: Sequence[NewOrder], *, topic: str
 ) -> tuple[set[UUID], dict[UUID, Exception]]:
-    """Write, in one commit, those of several orders that PostgreSQL takes, where it has refused to take them all.
+    """Write in one commit those of several orders that PostgreSQL accepts, after it refused all of them together.
 
-    Return the ids of those that it wrote, as `write`, and why it refused the others. They are halved until each order
-    at fault is alone: at most 2 log2(n) statements for one. After a psycopg.Error nothing was written, unless the
+    Returns the ids of those that it wrote, as `write`, and why it refused the others. The orders are halved until each
+    refused one is alone: at most 2 log2(n) statements for one. After a psycopg.Error nothing was written, unless the
     connection was lost at the commit.
     """
     return no_partition.with_room(connection, lambda: _write_around(connection, new, topic=topic))
@@ -111,21 +111,21 @@ def _write_around(
         half = len(part) // 2
         rest = part[half:]
         if attempt(part[:half]) and len(rest) > 1:
-            halve(rest)  # the fault is there: no need to try it whole
+            halve(rest)  # the refused order is in this half: trying the whole half would fail
         else:
             attempt(rest)
 
     with connection.transaction_within(connection.limits.create_s):
-        # What is checked at the commit would fail the commit of all.
+        # A deferred constraint would fail the commit of all orders.
         connection.execute("SET CONSTRAINTS ALL IMMEDIATE; SAVEPOINT taken")
         halve(new)
     return written, refused
 
 
 def find(connection: BoundedConnection, new: Sequence[NewOrder]) -> dict[UUID, Order]:
-    """Send one statement that waits for no writer: of these, the orders that were committed before.
+    """Return the committed orders that these repeat, by the id of the new one. One statement, which needs no lock.
 
-    By the id of the new one: the order that has this id, else the one that its idempotency key made.
+    It is the order with the same id, else the order that the same idempotency key made.
     """
     if not new:
         return {}
@@ -141,9 +141,9 @@ def find(connection: BoundedConnection, new: Sequence[NewOrder]) -> dict[UUID, O
 def commit_within(
     connection: BoundedConnection, left_s: Callable[[], float], *, statement_s: float
 ) -> Iterator[Callable[[], None]]:
-    """A transaction for a call; the block calls what it gets once all that is to be committed is written.
+    """A transaction for a call. The block must call the function that it gets once all is written, before the commit.
 
-    `left_s` says how many seconds somebody still waits for it: at 0 no commit is sent. Statements are ended after
+    `left_s` returns how many seconds the caller still waits: at 0 no commit is sent. Statements are ended after
     `statement_s`. Raises TooLateError, CommitFailedError; after a psycopg.Error nothing was written.
     """
     if (bound_s := min(left_s(), statement_s)) <= 0:
@@ -152,7 +152,7 @@ def commit_within(
 
     def ready() -> None:
         nonlocal committing
-        # It may have waited, for a lock or for this process to be woken.
+        # Time may have passed, in a wait for a lock or while this process was paused.
         if left_s() <= 0:
             raise TooLateError
         committing = True
@@ -161,7 +161,7 @@ def commit_within(
         with connection.transaction_within(bound_s):
             yield ready
     except UNDONE:
-        raise  # in the commit too
+        raise  # also where the commit itself raised it: it was rolled back
     except psycopg.Error as error:
         if committing and not never_taken(error):
             raise CommitFailedError(log.reason(error)) from error
@@ -178,16 +178,16 @@ def create(
 ) -> Order:
     """Write one order and its outbox row in a commit of their own; return it, or the first order of its key.
 
-    `left_s` says how many seconds somebody still waits for it (default: create_s): at 0 no commit is sent. The
-    statement is ended after `statement_s`. Raises KeyReusedError where the first order has another body,
-    TooLateError, CommitFailedError; after a psycopg.Error nothing was written.
+    `left_s` returns how many seconds the caller still waits (default: create_s): at 0 no commit is sent. The statement
+    is ended after `statement_s`. Raises KeyReusedError where the first order has another body, TooLateError,
+    CommitFailedError; after a psycopg.Error nothing was written.
     """
 
     def attempt() -> Order:
         within = left_s or (lambda: connection.limits.create_s)
         with commit_within(connection, within, statement_s=statement_s) as ready:
             if not write(connection, [new], topic=topic):
-                # Its key, or its id, is taken: by a committed order, the INSERT has waited for that.
+                # Its key or id is taken, and that order is committed: the INSERT has waited for the commit.
                 return first(new, find(connection, [new]).get(new.id))
             ready()
         return new.order
@@ -196,14 +196,14 @@ def create(
 
 
 def first(new: NewOrder, found: Order | None) -> Order:
-    """Return the order that was there before, if it is the one that is asked for again. Raises KeyReusedError."""
+    """Return the order that was found, if it has the same body as the new one. Raises KeyReusedError."""
     if found is None or _body(found) != _body(new.order):
         raise KeyReusedError(f"idempotency_key {shown(new.idempotency_key or '')} made another order")
     return found
 
 
 def get(connection: BoundedConnection, order_id: str, *, tenant_id: str | None = None) -> Order | None:
-    """Read an order; None where there is none of that id, or it is not this tenant's."""
+    """Return an order; None where there is none of that id, or it is not this tenant's."""
     if not events.is_uuid(order_id):
         return None
     with connection.answering_within(connection.statement_s + connection.limits.database_look_s):
@@ -212,13 +212,13 @@ def get(connection: BoundedConnection, order_id: str, *, tenant_id: str | None =
 
 
 def status_of(name: str) -> OrderStatus:
-    """Return a status by its name in the table: a later version may have written one that this one does not know."""
+    """Return a status by its name in the table; ORDER_STATUS_UNSPECIFIED for one that only a later version knows."""
     known = OrderStatus.DESCRIPTOR.values_by_name.get(name)
     return cast("OrderStatus", known.number if known else ORDER_STATUS_UNSPECIFIED)
 
 
 def timestamp(time: datetime) -> Timestamp:
-    """Return a time as messages have it."""
+    """Return a time as a protobuf Timestamp."""
     made = Timestamp()
     made.FromDatetime(time)
     return made

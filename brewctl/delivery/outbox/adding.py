@@ -1,4 +1,4 @@
-"""add_event: an event of any service, written to the outbox in the transaction that makes it true."""
+"""add_event: writes an event of any service to the outbox, in the transaction of the change that it reports."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -28,14 +28,14 @@ def add_event(
 ) -> int:
     """Add an event to the outbox in the connection's transaction, and return its outbox id.
 
-    It is published once that transaction has been committed, and never where it is rolled back; on an autocommit
-    connection outside a transaction it is committed at once. The aggregate stays locked to the end of the transaction:
-    who adds events of several in one should do so in one order, or two transactions may wait for each other.
+    It is published after that transaction is committed, and never where it is rolled back; on an autocommit connection
+    outside a transaction it is committed at once. The aggregate stays locked to the end of the transaction: add events
+    of several aggregates in the same order everywhere, or two transactions may deadlock.
 
-    `topic` None is the story's; `trace_id` None that of the traceparent, else a new one; `content_type` None Protobuf.
-    Where traces are made and neither is given, the event was created in the current span, such as a handler's.
-    Raises TypeError for a payload that is text, BrewError where the database has no outbox_add(), psycopg's errors
-    for the rest: InvalidParameterValue names the argument that can't be taken.
+    Defaults: `topic` the story's; `trace_id` that of the traceparent, else a new one; `content_type` Protobuf. Where
+    traces are made and neither `trace_id` nor `traceparent` is given, the current span's are used, such as a handler's.
+    Raises TypeError for a payload that is text, BrewError where the database has no outbox_add(), and psycopg's errors:
+    InvalidParameterValue names the invalid argument.
     """
     if not isinstance(connection, psycopg.Connection):
         raise TypeError(f"add_event takes a psycopg.Connection, not {type(connection).__name__}")

@@ -1,12 +1,11 @@
 """The publishing lease: while one node is enough it publishes every node's rows, and the others wait.
 
-    node takes the lead ──renews it──► … ──gives it up, or is killed──► it ends by itself
-      └── looks at the outbox again and again; the other nodes don't look while its lead lasts
+    node takes the lease ──renews it──► … ──gives it up, or is killed──► the lease expires
+      └── polls the outbox; the other nodes don't while the lease lasts
 
-Two publishers that each send every second order cost twice as much as one that sends pairs. Nothing but the cost
-depends on the lead: two nodes that both believe to have it skip each other's rows, as without one. Nobody leads while
-there is little to do (a lone order is published by the node that committed it, at once), nor while one node is not
-enough.
+Two publishers that each send every second order cost twice as much as one that sends pairs. Only the cost depends on
+the lease: two nodes that both believe to have it skip each other's locked rows, as without a lease. No node has it
+while there is little to do (the node that commits a lone order publishes it at once), nor while one node is not enough.
 """
 
 import time
@@ -21,8 +20,8 @@ from brewctl.sql import queries
 
 logger = log.get(__name__)
 
-# Shares of its time that a node's transactions take: from when on it leads, and until when. Below that commits seldom
-# come so close to each other that they could share a transaction, and its looks for others' rows find none.
+# A node takes the lease when its transactions take this share of the time, and keeps it down to the second one. Below
+# that, commits are seldom close enough together to share a transaction, and polling finds no rows of other nodes.
 _TAKE = 0.3
 _KEEP = 0.15
 
@@ -43,9 +42,9 @@ class Lead:
         self.ours = False
 
     def others_s(self) -> float:
-        """Return for how many seconds another node leads, as far as is known; 0 where none does.
+        """Return for how many seconds another node has the lease, as far as is known; 0 where none has.
 
-        Asks once what was known of is over. Raises psycopg.Error.
+        Asks the database when the lease that was known of has expired. Raises psycopg.Error.
         """
         if not self._others_until:
             return 0.0
@@ -54,9 +53,9 @@ class Lead:
         return left_s
 
     def note(self, *, took_s: float, found: int, gap_s: float, more: bool) -> None:
-        """Take note of a look that found rows, or none; `gap_s` is the time to the next one. Raises psycopg.Error.
+        """Note a batch, and take, renew or give up the lease. Raises psycopg.Error.
 
-        `more`: rows were left behind. Then one node is not enough.
+        `gap_s`: the pause before the next batch. `more`: rows were left over, so one node is not enough.
         """
         self._spent_s += took_s if found else 0.0
         passed_s = time.monotonic() - self._since
@@ -64,7 +63,7 @@ class Lead:
             return
         share, self._spent_s, self._since = self._spent_s / passed_s, 0.0, time.monotonic()
         if not more and share >= (_KEEP if self.ours else _TAKE):
-            # It lasts beyond the next renewal, also where a transaction takes long.
+            # Long enough to last until the next renewal, also where a transaction takes long.
             lasts_s = min(self._lasts_s + 2 * (took_s + gap_s), self._most_s)
             ours, others_s = self._ask(queries["take_lead"], lasts_s=lasts_s)
             self._say(ours=ours)
@@ -75,13 +74,13 @@ class Lead:
             self._look_at_others()
 
     def give_up(self) -> None:
-        """Let others lead from now on, where this node does. Raises psycopg.Error."""
+        """Give up the lease, if this node has it. Raises psycopg.Error."""
         if self.ours:
             self._say(ours=False)
             self._ask(queries["give_up_lead"])
 
     def forget(self) -> None:
-        """Begin anew, after a failure: as a node that neither leads nor knows of one that does."""
+        """After a failure: give up the lease, and forget what is known of another node's."""
         try:
             self.give_up()
         except psycopg.Error as error:
@@ -102,7 +101,7 @@ class Lead:
             logger.debug("publishes_for_all" if ours else "publishes_for_all_no_more")
 
     def _ask(self, query: LiteralString, **parameters: object) -> tuple[bool, float]:
-        """Return whether the lead is ours, and for how many seconds it is another node's."""
+        """Return whether the lease is ours, and for how many seconds it is another node's."""
         with self._pool.connection() as connection:
             asked = {"node": self._node, "most_s": self._most_s, **parameters}
             ours, others_s = connection.execute(query, asked).fetchone() or (False, None)

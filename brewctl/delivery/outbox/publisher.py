@@ -2,11 +2,11 @@
 
     fetch heads FOR UPDATE SKIP LOCKED ─► send, await each acknowledgement ─► mark ─► COMMIT
                     │                                 │ crash here
-                    └── other publishers skip         └── the rows are sent again, by anyone: consumers deduplicate
+                    └── other publishers skip         └── the next publisher sends the rows again: consumers deduplicate
 
-Any number of publishers run side by side. One of them leads while it is enough, which saves transactions; nothing
-is lost or sent twice where two believe that they lead. A Kafka outage is waited out between transactions, never
-inside one.
+Any number of publishers run side by side. One of them has the publishing lease while it is enough, which saves
+transactions; no row is lost or sent twice where two believe to have it. During a Kafka outage the publisher waits
+outside transactions.
 """
 
 import random
@@ -15,18 +15,16 @@ import time
 from collections.abc import Mapping, Sequence
 
 import psycopg
-from psycopg.rows import TupleRow
 
 from brewctl import log, metrics
 from brewctl.config import Settings
-from brewctl.delivery import broker, events
+from brewctl.delivery import broker
 from brewctl.delivery.broker import (
     ClockError,
     HeldError,
     Outcome,
     Place,
     Producer,
-    Record,
     RefusedError,
     UnavailableError,
     UnsentError,
@@ -36,6 +34,7 @@ from brewctl.delivery.crowding import Crowding
 from brewctl.delivery.database import Pool
 from brewctl.delivery.database.short_transaction import ShortTransaction
 from brewctl.delivery.outbox.lead import Lead
+from brewctl.delivery.outbox.records import records_of
 from brewctl.delivery.outbox.scan import Scan
 from brewctl.delivery.presence import Work
 from brewctl.delivery.rest import Rest
@@ -48,16 +47,16 @@ from brewctl.sql import queries
 
 logger = log.get(__name__)
 
-# A topic that is not there is looked for at most so often: each look holds a batch up.
+# The longest pause before rows of a missing topic are tried again: each try delays its batch.
 _LONGEST_ABSENCE_S = 30.0
-_IDS_BETWEEN_LOOKS = 1000  # at partitions ahead: a partition has a thousand ids at least
+_IDS_BETWEEN_LOOKS = 1000  # between two checks for the next partition: a partition has at least a thousand ids
 
 
 class Publisher:
-    """Moves unpublished rows to Kafka for one node, until told to stop."""
+    """Publishes outbox rows to Kafka for one node, until it is stopped."""
 
     def __init__(self, settings: Settings, pool: Pool, *, node: str, polls: bool = False) -> None:
-        """Prepare it. `polls`: nobody in this process will say that a row was committed."""
+        """`polls`: no code in this process calls `notify` after a commit, so the outbox is polled more often."""
         self._settings = settings
         self._polls = polls
         self._pool = pool
@@ -67,28 +66,28 @@ class Publisher:
         self._rest = Rest(crowding=Crowding().share)
         self._rows = settings.limits.publish_rows_first  # of the next transaction
         self._scan = Scan()
-        self._more = False  # whether there may be more to take right behind the last one
-        self._expects = True  # whether the next look probably finds rows
+        self._more = False  # whether there may be more rows to take now
+        self._expects = True  # whether the next fetch probably finds rows
         self._done = log.Sum(logger, "published")
-        self._absent: dict[str, tuple[Backoff, float]] = {}  # topics, and until when their rows are left alone
-        self._partitions: dict[str, int] = {}  # of each topic, as last seen
+        self._absent: dict[str, tuple[Backoff, float]] = {}  # missing topics, and until when their rows are left alone
+        self._partitions: dict[str, int] = {}  # the number of each topic's, as last seen
         self._published = 0
         self._set_aside = 0
-        self._thousand: int | None = None  # of the last id
+        self._thousand: int | None = None  # the last id // _IDS_BETWEEN_LOOKS
         self._metrics = metrics.outbox()
         self._loop = heartbeat.Loop("publisher", within_s=settings.limits.longest_turn_s)
         self.trouble = ""  # why the last try failed
 
     def notify(self) -> None:
-        """Say that a row was just committed (or that a stop was asked for): look now, not at the next poll."""
+        """End a pause at once, because a row was committed or the publisher must stop. Thread-safe."""
         self._wake.set()
 
     def work(self) -> Work:
-        """Say how many rows were published, and set aside, since the start."""
+        """Return how many rows were published and set aside since the start."""
         return Work(processed=self._published + self._set_aside, effects=self._published, dead=self._set_aside)
 
     def run(self, stop: threading.Event) -> None:
-        """Publish until `stop` is set, then once more what is still waiting. Outages are retried for ever."""
+        """Publish until `stop` is set, then the rows that still wait. Outages are retried without end."""
         with self._loop:
             self._run(stop)
 
@@ -110,7 +109,7 @@ class Publisher:
                 self._done.tell(at_once=True)
                 producer.close()
             except (UnavailableError, psycopg.Error) as error:
-                # Nothing of this producer may arrive after a later try of the same rows.
+                # No record of this producer may arrive after the next try of the same rows.
                 producer.abandon()
                 self._lead.forget()
                 is_kafka = isinstance(error, UnavailableError)
@@ -129,18 +128,18 @@ class Publisher:
     def _publish_until(self, stop: threading.Event, producer: Producer, backoff: Backoff) -> None:
         limits = self._settings.limits
         idle_s = limits.publish_again_s
-        gap_s = 0.0  # between two looks of the one that leads
+        gap_s = 0.0  # the pause between two fetches while this node has the lease
         found = 0
         while not stop.is_set():
             self._loop.beat()
             if (others_s := self._lead.others_s()) > 0:
                 stop.wait(others_s)
                 continue
-            # Without a commit of this process a look mostly finds nothing: first ask whether there is any row.
+            # Without a commit of this process a fetch mostly finds no row: then ask first whether there is any.
             self._expects = self._wake.is_set() or self._more or bool(self._polls and found)
             self._wake.clear()
             began = time.monotonic()
-            # A look that finds no row is no success: another publisher may hold the rows, and fail.
+            # A fetch without rows is no success: another publisher may hold the rows and fail.
             if found := self.publish_batch(producer):
                 backoff.reset()
             self.trouble = ""
@@ -172,11 +171,11 @@ class Publisher:
             pass
 
     def publish_batch(self, producer: Producer) -> int:
-        """Publish one transaction's worth of rows and return how many were found.
+        """Publish the rows of one transaction and return how many were found.
 
-        A row is marked only after its own acknowledgement from all in-sync replicas. Rows of a topic that is
-        not there are left alone for a while. Raises UnavailableError where others were not acknowledged in
-        time: those stay unpublished.
+        A row is marked only after its own acknowledgement from all in-sync replicas. Rows of a missing topic are left
+        alone for a while. Raises UnavailableError where other rows were not acknowledged in time: those stay
+        unpublished.
         """
         limits = self._settings.limits
         started = time.monotonic()
@@ -190,7 +189,7 @@ class Publisher:
                 expects=self._expects,
             )
             rows, self._more = fetched.rows, fetched.more
-            records, refused = self._records(rows)
+            records, refused = records_of(rows, node=self._node)
             outcomes = producer.send(list(records.values()), timeout_s=limits.publish_s) if records else []
             sent = dict(zip(records, outcomes, strict=True))
             published = {row_id: outcome for row_id, outcome in sent.items() if isinstance(outcome, Place)}
@@ -222,7 +221,7 @@ class Publisher:
         return len(rows)
 
     def _look_ahead(self, last_id: int) -> None:
-        """Have the outbox's next partition made, once in a thousand ids: callers of outbox_add could not make it."""
+        """Once in a thousand ids, make the outbox's next partition: callers of outbox_add can't make it."""
         before, self._thousand = self._thousand, last_id // _IDS_BETWEEN_LOOKS
         if before not in {None, self._thousand}:
             with self._pool.connection() as connection:
@@ -237,7 +236,7 @@ class Publisher:
         }
 
     def _adapt(self, found: int, took_s: float) -> None:
-        """Take more rows at a time while there are more, fewer where a transaction becomes long."""
+        """Take more rows per transaction while there are more, fewer when transactions take long."""
         limits = self._settings.limits
         if took_s > limits.publish_s / 5:
             self._rows = max(limits.publish_rows_first, self._rows // 2)
@@ -245,7 +244,7 @@ class Publisher:
             self._rows = min(limits.publish_rows, self._rows * 2)
 
     def _note_topics(self, outcomes: Sequence[tuple[str, Outcome]]) -> None:
-        """Leave the topics alone that took nothing, each for longer than the last time."""
+        """Leave the rows of topics that could not be sent alone, for a pause that grows with each time."""
         taken = {topic for topic, outcome in outcomes if not isinstance(outcome, UnsentError)}
         unsent = {
             topic: outcome
@@ -258,46 +257,10 @@ class Publisher:
             backoff, _ = self._absent.get(topic) or (Backoff(self._wake, longest_s=_LONGEST_ABSENCE_S), 0.0)
             self._metrics.failed(PublishFailure.CLOCK if isinstance(outcome, ClockError) else PublishFailure.NO_TOPIC)
             pause_s, worth_a_line = backoff.next()
-            # One broker's clock may be wrong, and those of the other partitions right.
+            # Where another partition took records, only one broker's clock is wrong: the topic is not left alone.
             self._absent[topic] = (backoff, 0.0 if topic in taken else time.monotonic() + pause_s)
             if worth_a_line:
                 event, hint = "topic_absent", "its rows wait"
                 if isinstance(outcome, ClockError):
                     event, hint = "clock_refused", "its rows wait: synchronise the clocks of postgres and the brokers"
                 logger.warning(event, topic=topic, reason=str(outcome), hint=hint)
-
-    def _records(self, rows: Sequence[TupleRow]) -> tuple[dict[int, Record], dict[int, str]]:
-        """Split rows into the records they become and the reasons why others never can, by outbox id."""
-        records: dict[int, Record] = {}
-        refused: dict[int, str] = {}
-        stopped = set()  # aggregates: what stands behind a refused row waits
-        for row_id, key, topic, payload, event_type, tenant, trace, event_id, seq, parent, content, now_ms, *_ in rows:
-            if key in stopped:
-                continue
-            if event_type is None:
-                try:
-                    event_type, tenant, trace = _of_the_version_before(payload)  # noqa: PLW2901
-                except events.UnreadableError as error:
-                    refused[row_id] = str(error)
-                    stopped.add(key)
-                    continue
-            headers = events.headers_for(
-                row_id,
-                key,
-                event_type,
-                node=self._node,
-                tenant_id=tenant,
-                trace_id=trace,
-                event_id=event_id,
-                seq=seq,
-                traceparent=parent,
-                content_type=content,
-            )
-            records[row_id] = Record(topic, key.encode(), payload, headers, timestamp_ms=now_ms)
-        return records, refused
-
-
-def _of_the_version_before(payload: bytes) -> tuple[str, str, str]:
-    """Return type, tenant and trace of a row that says none of them: it is an OrderCreated. Raises UnreadableError."""
-    order = events.parse_order(payload)
-    return events.ORDER_CREATED, order.tenant_id, order.trace_id

@@ -1,14 +1,13 @@
-"""Where a publisher reads the outbox: how far it has come, and when it looks again at the rows behind it.
+"""Decides from which outbox id a publisher fetches: ahead in the order of ids, and again behind what it has read.
 
-A fetch reads the first ready rows above an id, as many as it may take, and takes those of them that it can. So a
-publisher goes through the outbox in the order of ids, and leaves behind what it can't take: rows of aggregates that
-another publisher holds or that wait behind a row set aside, rows of topics that are not there, and published rows whose
-entries are still in the index. However many these are, the next fetch does not read them again.
+A fetch reads the first ready rows above an id, up to its limit, and takes those that it can. Rows that it can't take
+are left behind, and the next fetch does not read them again, however many they are: rows of aggregates that another
+publisher has locked or that wait behind a row set aside, rows of missing topics, and published rows whose entries are
+still in the index.
 
-Rows become ready behind it all the same: a transaction commits later than others with greater ids, rows are retried or
-republished, another publisher fails. So the last ids are read again with each fetch. And all ids below them are looked
-through from the first one on, in steps, again and again; while nothing is found, for a twentieth of the time at most,
-by what these looks took.
+Rows also become ready behind that id: a transaction commits later than others with greater ids, rows are retried or
+republished, another publisher fails. So each fetch reads the last ids again. All ids below those are read from the
+first one on, in steps, over and over; while no row is found, these steps take at most a twentieth of the time.
 """
 
 import time
@@ -22,8 +21,8 @@ from brewctl.delivery.database.short_transaction import ShortTransaction
 from brewctl.sql import queries
 
 _HIGHEST = 2**63 - 1  # no id is greater
-# The share of the time for looks behind, for how long it may be saved up, and what one of them is to take: it has
-# fewer ids where the last one took longer.
+# Looks behind may take _SHARE of the time, saved up for _SAVED_FOR_S at most. Each should take _LOOK_S, and reads fewer
+# ids where the last one took longer.
 _SHARE = 0.05
 _SAVED_FOR_S = 1.0
 _LOOK_S = 0.01
@@ -32,29 +31,29 @@ _FEWEST_IDS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """The rows of a fetch, and what it has read."""
+    """The rows of a fetch, and which ids it has read."""
 
     rows: Sequence[TupleRow]
     limit: int
     after: int  # it read ids above this one
-    read: int  # ready rows among them, whoever may take them
-    last: int  # up to this id there is nothing else to take
+    read: int  # how many ready rows it read, with those that it could not take
+    last: int  # up to this id there is no other row to take
     ends: bool  # whether no row has a greater id
-    more: bool  # whether there may be more to take now
+    more: bool  # whether there may be more rows to take now
 
 
 class Scan:
-    """One publisher's place in the outbox. For one thread."""
+    """One publisher's position in the outbox. Not thread-safe."""
 
     def __init__(self) -> None:
         self._bound = 0  # a fetch reads ids above it
-        self._behind = 0  # the next look at ids up to the bound reads those above this one
-        self._step = _HIGHEST  # ids of such a look
-        self._found_behind = False  # whether the last one found rows
-        self._was_behind = False  # whether the last rows to be published came from such a look
-        self._saved_s = 0.0  # what such looks may take
+        self._behind = 0  # the next look behind, at ids up to the bound, reads those above this one
+        self._step = _HIGHEST  # how many ids a look behind reads
+        self._found_behind = False  # whether the last look behind found rows
+        self._was_behind = False  # whether the last rows to publish came from a look behind
+        self._saved_s = 0.0  # the seconds that looks behind may take now
         self._saved_at = time.monotonic()
-        self._ahead_s = 0.0  # what the last fetch of ids above the bound took
+        self._ahead_s = 0.0  # the seconds of the last fetch above the bound
         self._expects = True  # whether there are probably rows to take
 
     def fetch(
@@ -66,11 +65,11 @@ class Scan:
         without_topics: Collection[str],
         expects: bool = True,
     ) -> Fetched:
-        """Read and lock rows to publish: up to `limit`, of `size` bytes in all or just one.
+        """Read and lock rows to publish: up to `limit`, of `size` bytes in all, but at least one.
 
-        Where there is probably none (`expects` False), it is asked first whether there is any, by a statement that
-        costs a third of a fetch and begins no transaction: one with rows costs a round trip more, one without has one.
-        `settle` has to be called with them when it is committed what became of them.
+        `expects` False: there is probably no row. Then a statement that costs a third of a fetch and begins no
+        transaction asks first whether there is any; where there is one, that is a round trip more. Call `settle` with
+        the result after the commit.
         """
         asked = {"limit": limit, "bytes": size, "without_topics": list(without_topics)}
         self._expects = expects
@@ -79,7 +78,7 @@ class Scan:
         self._saved_at = now
         looks = [self._look_ahead]
         if self._bound and (self._saved_s > 0 or self._found_behind):
-            # In turns where there are rows behind and ahead: neither waits for all of the others.
+            # Alternate where there are rows behind and ahead, so that neither waits for all of the others.
             looks.insert(1 if self._was_behind else 0, self._look_behind)
         more = False
         for look in looks:
@@ -91,15 +90,14 @@ class Scan:
         return replace(fetched, more=more)
 
     def settle(self, fetched: Fetched, left: Collection[int] = ()) -> None:
-        """Note that the rows of a fetch are dealt with, but for those `left`: they are read again."""
+        """Note that the rows of a fetch are published or set aside, except those `left`, which are read again."""
         last = min([fetched.last, *(row_id - 1 for row_id in left)])
         self._was_behind = bool(fetched.rows) and fetched.after < self._bound
         if self._was_behind and len(left) == len(fetched.rows):
             self._found_behind = False
         if fetched.after < self._bound:
             self._behind = last if last < self._bound else 0
-        # The last ids are read again, unless there are so many of them that can't be taken that they would fill the
-        # next fetch.
+        # The next fetch reads the last ids again, unless so many of these rows can't be taken that they would fill it.
         crowded = 2 * (fetched.read - len(fetched.rows)) > fetched.limit
         bound = last if crowded else max(last - fetched.limit, 0)
         if last >= self._bound:
@@ -109,7 +107,7 @@ class Scan:
         began = time.monotonic()
         fetched = self._fetch(transaction, asked, after=self._bound, until=_HIGHEST)
         if fetched.last < self._bound:
-            # The table was emptied, and its ids begin anew.
+            # The table was emptied, and its ids start again at 1.
             self._bound = self._behind = 0
             fetched = self._fetch(transaction, asked, after=0, until=_HIGHEST)
         if self._bound:
@@ -117,9 +115,9 @@ class Scan:
         return fetched
 
     def _look_behind(self, transaction: ShortTransaction, asked: dict[str, Any]) -> Fetched:
-        """Look at ids up to the bound until a row is found, all were looked at, or the time for that is used up.
+        """Fetch from ids up to the bound, in steps, until a row is found, all are read, or the saved time is used up.
 
-        The last step reads on above the bound.
+        The last step also reads above the bound.
         """
         while True:
             until = self._behind + self._step
@@ -130,7 +128,7 @@ class Scan:
             self._found_behind = any(row[0] <= self._bound for row in fetched.rows)
             if not self._found_behind:
                 self._saved_s -= took_s
-            # Of what it took, that which so many rows take anyway says nothing about the ids.
+            # The time that a fetch of rows takes anyway does not depend on the ids read.
             took_s -= self._ahead_s if fetched.rows else 0.0
             self._pace(took_s, min(fetched.last, self._bound) - self._behind, whole=not reaches)
             if fetched.rows or fetched.ends:
@@ -140,7 +138,7 @@ class Scan:
                 return fetched
 
     def _pace(self, took_s: float, ids: int, *, whole: bool) -> None:
-        """Choose how many ids the next look behind has, by what the last one took; `whole`: it had a step of them."""
+        """Choose how many ids the next look behind reads, by the time of the last; `whole`: that read a full step."""
         if took_s > _LOOK_S:
             self._step = max(_FEWEST_IDS, int(ids * _LOOK_S / took_s))
         elif whole and took_s < _LOOK_S / 2:

@@ -1,10 +1,11 @@
-"""Dead letters, as an operator has them: listed, redriven or dropped.
+"""Lists, redrives and drops dead letters.
 
     topic ──a group can't handle a record──► topic.dlq ──redrive──► topic: every group reads it, and deduplicates
                                                      └──drop
 
-A letter stays in its topic; what became of it is a row of dead_letters_settled. So each is redriven once, however
-often and by however many it is asked for. A crash between Kafka's acknowledgement and the commit sends it twice.
+A letter stays in its topic; a row of dead_letters_settled says that it was redriven or dropped. So each letter is
+redriven once, even if several commands ask for it. A crash between Kafka's acknowledgement and the commit sends it
+twice.
 """
 
 import contextlib
@@ -34,17 +35,17 @@ from brewctl.sql import queries
 
 @dataclass(frozen=True)
 class Filter:
-    """Which letters; what is empty matches all."""
+    """Which letters are meant. An empty field matches all."""
 
     group: str = ""
-    reason: str = ""  # a part of it, in whatever case
+    reason: str = ""  # a part of the reason, case-insensitive
     key: bytes = b""
 
     def __bool__(self) -> bool:
         return bool(self.group or self.reason or self.key)
 
     def matches(self, letter: Letter) -> bool:
-        """Say whether a letter is meant."""
+        """Return whether a letter is meant."""
         return (
             (not self.group or letter.group == self.group)
             and self.reason.lower() in letter.reason.lower()
@@ -54,15 +55,15 @@ class Filter:
 
 @dataclass
 class Settlement:
-    """What became of the letters that were to be settled."""
+    """The result of settling letters."""
 
     done: list[Letter] = field(default_factory=list)
-    before: list[Letter] = field(default_factory=list)  # settled by someone else already
+    before: list[Letter] = field(default_factory=list)  # another command had settled them already
     refused: list[tuple[Letter, str]] = field(default_factory=list)  # still open, with the reason
 
 
 class DeadLetters:
-    """The dead letters of a topic. Of use for one command: it remembers what it has sent."""
+    """The dead letters of a topic, for one command: it remembers which records it has sent."""
 
     def __init__(self, settings: Settings, connection: Connection, reader: Reader, since: datetime | None) -> None:
         self._settings = settings
@@ -74,7 +75,7 @@ class DeadLetters:
         self._sent: dict[tuple[object, ...], Place] = {}
 
     def find(self, wanted: Filter, *, settled: bool = False) -> Iterator[Letter]:
-        """Read the open letters that there were at the start, in order per partition; `settled`: those too.
+        """Yield the open letters that there were at the start, in order per partition; `settled`: settled ones too.
 
         Memory: one fetch of each partition. Raises UnreachableError.
         """
@@ -84,7 +85,7 @@ class DeadLetters:
                     yield letter
 
     def get(self, partition: int, offset: int) -> Letter:
-        """Read one letter. Raises BrewError where there is none of that id."""
+        """Return one letter. Raises BrewError where there is none at that place."""
         first, end = self._bounds.get(partition, (0, 0))
         if first <= offset < end:
             for records in self._reader.read(self._topic, {partition: (offset, offset + 1)}):
@@ -97,11 +98,11 @@ class DeadLetters:
         return self._settle(letters, "dropped", lambda _open: [None] * len(_open))
 
     def redrive(self, letters: Iterable[Letter]) -> Settlement:
-        """Send the records to where they died, each once, and settle their letters once they are acknowledged.
+        """Send the records to their topics again, each once, and settle the letters of acknowledged ones.
 
-        Letters of one record, one of each group that it died in, share a copy. Raises UnreachableError or BrewError
-        where Kafka acknowledges nothing more, or this user may not write: what was acknowledged is settled, the rest
-        stays open.
+        Letters of the same record from several groups share one copy. Raises UnreachableError or BrewError where Kafka
+        stops acknowledging, or this user may not write: letters of acknowledged records are settled, the others stay
+        open.
         """
         return self._settle(letters, "redriven", self._send)
 
@@ -119,7 +120,7 @@ class DeadLetters:
         settled = Settlement()
         for chunk in self._chunks(letters):
             with self._connection.transaction():
-                # One at a time: what one has sent, the next one finds settled.
+                # One command at a time: the next one finds the letters settled that this one sends.
                 self._connection.execute(queries["lock_settlements"], {"topic": self._topic})
                 looked_up = self._looked_up(chunk)
                 settled.before += [letter for letter in looked_up if letter.outcome]
@@ -163,10 +164,10 @@ class DeadLetters:
             raise BrewError(f"kafka refused a copy: {error}", hint="synchronise the clocks of postgres and the brokers")
         if isinstance(error, UnsentError):
             raise BrewError(f"kafka does not have the topic: {error}", hint="run `brewctl topic create`")
-        raise UnreachableError(f"kafka did not acknowledge all: {error}", hint="run it again: what it has is settled")
+        raise UnreachableError(f"kafka did not acknowledge all: {error}", hint="run it again: it sends only the rest")
 
     def _chunks(self, letters: Iterable[Letter]) -> Iterator[list[Letter]]:
-        """Transactions' worths of letters: what Kafka takes within one send."""
+        """Split letters into chunks for one send and one transaction each."""
         limits = self._settings.limits
         chunk: list[Letter] = []
         size = 0
@@ -180,7 +181,7 @@ class DeadLetters:
             yield chunk
 
     def _looked_up(self, letters: Sequence[Letter]) -> list[Letter]:
-        """Give letters the outcomes that they have now."""
+        """Return the letters with their current outcomes."""
         outcomes: dict[tuple[int, int], tuple[str, Place | None]] = {
             (partition, offset): (outcome, None if new_offset is None else Place(new_partition, new_offset))
             for partition, offset, outcome, new_partition, new_offset in self._connection.execute(
@@ -206,9 +207,9 @@ class DeadLetters:
 def open_dead_letters(
     settings: Settings, connection: Connection, *, since: datetime | None = None
 ) -> Iterator[DeadLetters]:
-    """Open the dead letters of the topic, or those that were written since a time, by the clocks of their writers.
+    """The dead letters of the topic, or those written since a time, by the clocks of their writers.
 
-    Raises UnreachableError, BrewError where there is no such topic.
+    Raises UnreachableError; BrewError where there is no such topic.
     """
     with open_reader(settings) as reader:
         dead_letters = DeadLetters(settings, connection, reader, since)

@@ -1,4 +1,4 @@
-"""How a consumer group is sent back or forward in the topic."""
+"""Resets a consumer group's committed offsets, back or forward."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from brewctl.errors import BrewError
 
 
 class Where(StrEnum):
-    """Kinds of places that a group can be sent to."""
+    """The kinds of targets of a reset."""
 
     EARLIEST = "earliest"
     LATEST = "latest"
@@ -20,7 +20,7 @@ class Where(StrEnum):
 
 @dataclass(frozen=True)
 class Target:
-    """Where a group is to go on, in every partition."""
+    """Where a group is to continue, in every partition."""
 
     where: Where
     value: int = 0  # an offset, or a time in milliseconds since the epoch
@@ -28,13 +28,13 @@ class Target:
 
 @dataclass(frozen=True)
 class Move:
-    """A group's way in one partition."""
+    """The change of a group's offset in one partition."""
 
     partition: int
     committed: int | None
     before: int
     after: int
-    outside: bool  # the offset that was asked for is not there; this is the nearest
+    outside: bool  # the partition does not have the offset that was asked for; `after` is the nearest
 
     @property
     def distance(self) -> int:
@@ -43,9 +43,9 @@ class Move:
 
 
 def plan(admin: Admin, name: str, topic: str, target: Target) -> list[Move]:
-    """Say what a reset would do. An offset that a partition does not have becomes the nearest that it has.
+    """Return the changes of a reset. An offset that a partition does not have becomes the nearest that it has.
 
-    Raises BrewError where there is no such group, or it has live members, or there is no such topic.
+    Raises BrewError where there is no such group, it has live members, or there is no such topic.
     """
     if name not in admin.groups():
         raise BrewError(f"no consumer group {name} in kafka", hint="see `brewctl groups`")
@@ -70,9 +70,9 @@ def plan(admin: Admin, name: str, topic: str, target: Target) -> list[Move]:
 
 
 def reset(admin: Admin, name: str, topic: str, moves: list[Move]) -> None:
-    """Commit what was planned, and read it back.
+    """Commit the planned offsets, and read them back.
 
-    Raises BrewError where the group has live members by now, or one that came and went has moved it since the plan.
+    Raises BrewError where the group has live members by now, or its offsets have changed since the plan.
     """
     wanted = {move.partition: move.after for move in moves}
     _require(admin, name, topic, {move.partition: move.committed for move in moves})

@@ -1,8 +1,8 @@
-"""Publishing again: rows whose records some group never had, and never gets any more.
+"""Finds published rows whose records a group has lost, and publishes them again.
 
-Retention removes records before a group has read them, or a topic is truncated or made anew: the group goes on at the
-first record there is, without lag, and effects are missing. The rows are still in the outbox. A row that is published
-again comes behind newer events of its key; a group that had it knows it by its outbox id, and skips it.
+A group loses records where Kafka removes them before it has read them, or a topic is truncated or recreated: it goes on
+at the first record there is, without lag, and effects are missing. The rows are still in the outbox. The record of a
+row published again comes after newer events of its key; a group that has processed it skips it by its outbox id.
 """
 
 from collections import Counter
@@ -19,24 +19,23 @@ from brewctl.delivery.schema import homes
 from brewctl.delivery.schema.homes import Home
 from brewctl.sql import queries
 
-# Rows looked at by one statement.
-_PAGE = 5000
+_PAGE = 5000  # rows looked at by one statement
 
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """A published row that a group never gets."""
+    """A published row that a group has not processed and can't read any more."""
 
     id: int
     group: str
     partition: int
     offset: int
-    why: str  # "removed" before the first record, "cut off" behind the last one, or "passed" by the group
+    why: str  # its offset is before the first record ("removed"), behind the last ("cut off"), or "passed" by the group
 
 
 @dataclass
 class Summary:
-    """How many rows are missing, and to whom and why. A row that two groups lack is one row."""
+    """How many rows are missing, by group and reason. A row that two groups lack counts once in `rows`."""
 
     rows: int = 0
     last: int = 0  # id
@@ -52,10 +51,10 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class _Topic:
-    """Where the topic and its groups stood. Asked in an order in which no row that is on its way looks missing."""
+    """The offsets of the topic and its groups, read in an order in which no row in flight looks missing."""
 
     asked_at: datetime
-    takes: Sequence[tuple[str, str]]  # a downstream's group, and a type of event that it takes
+    takes: Sequence[tuple[str, str]]  # pairs of a downstream's group and an event type that it takes
     committed: dict[str, dict[int, int]]
     ends: dict[int, tuple[int, int]]
 
@@ -75,14 +74,15 @@ class _Topic:
 
 
 class Search:
-    """Looks for missing rows. Memory: a page of rows, and the ids of the dead letters once a row seems missing."""
+    """Finds missing rows. Memory: a page of rows, and the ids of all dead letters once a row seems missing."""
 
     def __init__(self, settings: Settings, connection: Connection) -> None:
-        """Ask Kafka where the groups and the topic are. Raises UnreachableError, BrewError without the topic."""
+        """Read the groups' and the topic's offsets. Raises UnreachableError; BrewError where the topic is missing."""
         self._settings = settings
         self._connection = connection
         with open_admin(settings) as admin:
-            # What a group has passed is durable before it is asked; what is published by now is before the end.
+            # First committed offsets, whose events have durable dedup rows by now; last the topic's ends, which are
+            # behind all rows published until `now`.
             downstreams = registry.configured(settings)
             committed = {
                 each.group: admin.committed(registry.kafka_group(settings, each), settings.topic)
@@ -95,7 +95,7 @@ class Search:
         self._letters: frozenset[tuple[str, int]] | None = None
 
     def pages(self) -> Iterator[list[Missing]]:
-        """Yield the missing rows, in the order of their ids, a page of rows looked at each; a page may have none."""
+        """Yield the missing rows of each page of the outbox, in the order of their ids; a page may have none."""
         parameters = {**self._topic.parameters(), "topic": self._settings.topic, "limit": _PAGE}
         after: int | None = 0
         while after is not None:
@@ -111,14 +111,14 @@ class Search:
             yield missing
 
     def _buried(self) -> frozenset[tuple[str, int]]:
-        """Return the groups and rows of all dead letters: what becomes of those is decided there."""
+        """Return group and outbox id of all dead letters: those rows are not missing, as a letter can be redriven."""
         if self._letters is None:
             with open_dead_letters(self._settings, self._connection) as letters:
                 named = [
                     (letter.group, dict(letter.headers).get("outbox-id", b""))
                     for letter in letters.find(Filter(), settled=True)
                 ]
-            # A letter names the group as Kafka does, a dedup row without the prefix.
+            # A letter has the group's name in Kafka, a dedup row the name without the prefix.
             own = {
                 registry.kafka_group(self._settings, each): each.group for each in registry.configured(self._settings)
             }
@@ -127,7 +127,7 @@ class Search:
 
 
 def _done(home: Home, ids: Sequence[int]) -> set[tuple[str, int]]:
-    """Return the groups and rows of those that are done in another database than the story's."""
+    """Return group and outbox id of those rows that are processed or parked in a downstream's own database."""
     if not ids:
         return set()
     with homes.connect(home) as connection:
@@ -135,8 +135,8 @@ def _done(home: Home, ids: Sequence[int]) -> set[tuple[str, int]]:
 
 
 def again(connection: Connection, ids: Sequence[int]) -> list[int]:
-    """Put published rows back into the queue; return those that were published.
+    """Put published rows back into the queue; return the ids of those that were published.
 
-    Publishers take them at their next look, in the order of their ids.
+    Publishers take them at their next fetch, in the order of their ids.
     """
     return sorted(row_id for (row_id,) in connection.execute(queries["republish_rows"], {"ids": list(ids)}))

@@ -1,6 +1,6 @@
-"""Data that is dropped by its age: partitions of the outbox and of dedup tables, and old rows in small batches.
+"""Drops old data: partitions of the outbox and of dedup tables, and old rows of other tables in small batches.
 
-Read `plan` first: it judges whether a partition may go, without asking a server. `look` asks PostgreSQL and Kafka for
-the evidence, `turn` keeps two runs apart, and `retention` drops the partitions. `expiry` deletes old rows of the other
-tables.
+Read `plan` first: it decides whether a partition may be dropped, without I/O. `look` reads from PostgreSQL and Kafka
+what the decision needs, `turn` lets one run work at a time, and `retention` drops the partitions. `expiry` deletes old
+rows of the other tables.
 """

@@ -1,6 +1,6 @@
-"""What is forgotten by its age, in small batches: idempotency keys, settled events and letters, repeats.
+"""Deletes old rows in small batches: idempotency keys, settled parked events and dead letters, redeliveries.
 
-Each batch is a short transaction of its own, so no Create waits behind it and VACUUM can follow.
+Each batch is a short transaction of its own, so that no Create waits long for it and VACUUM can keep up.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ _BATCH = 1000
 
 @dataclass
 class Forgotten:
-    """How many of each kind."""
+    """How many rows of each kind were deleted."""
 
     keys: int = 0
     parked: int = 0
@@ -44,9 +44,10 @@ def forget(
     settled_for: timedelta | None,
     between: Callable[[], None] = lambda: None,
 ) -> Forgotten:
-    """Forget what is older; None: never. `between`: called after each batch, and may raise to end it.
+    """Delete what is older than these times (None: nothing); return how much. `between`: called after each batch.
 
-    After its key is forgotten the same key makes a new order. A home that is away is left to a later run.
+    A Create with a deleted idempotency key makes a new order. A home that is away is left to a later run. An error that
+    `between` raises ends the work between two batches.
     """
     found = connection.execute(queries["now"]).fetchone()
     assert found is not None
@@ -66,7 +67,7 @@ def forget(
             try:
                 with homes.connect(home, connection, name="retention") as own:
                     forgotten.parked += _batches(own, "forget_parked", {"before": before}, between)
-                    if home.apart:  # in the story's database replicas do it
+                    if home.apart:  # in the story's database replicas delete redeliveries
                         forgotten.redeliveries += _batches(own, "forget_redeliveries", {}, between)
             except UnreachableError:
                 continue
@@ -74,7 +75,7 @@ def forget(
 
 
 def _keys(connection: BoundedConnection, before: datetime, between: Callable[[], None]) -> int:
-    """Begin at the oldest order that has its key: one that was held, or came late with an old time, is not missed."""
+    """Delete keys, from the oldest order with a key on: an order that was locked in the run before is found again."""
     count = 0
     (since,) = connection.execute(retention_queries["some_key"], {"before": before}).fetchone() or (None,)
     while since is not None:

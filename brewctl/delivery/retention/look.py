@@ -1,7 +1,7 @@
-"""What retention is judged by: asked of PostgreSQL, of the homes of downstreams and of Kafka. Changes nothing.
+"""Reads from PostgreSQL, the homes of downstreams and Kafka whether partitions may be dropped. Changes nothing.
 
-A group's committed offsets are asked before the topic's, and the topic's before a partition is read: what moves in
-between makes a partition look as if it had to stay, never as if it could go.
+Groups' committed offsets are read before the topic's, and those before a partition's rows: a change in between can only
+make a partition look as if it had to stay.
 """
 
 import contextlib
@@ -36,20 +36,19 @@ from brewctl.delivery.topics import keeping
 from brewctl.errors import BrewError, UnreachableError
 from brewctl.sql import queries, retention_queries
 
-# Rows whose dedup rows are looked up at a time.
-_PAGE = 20_000
-_WRITERS_S = 1.0  # so long are transactions waited for that may still write to a full partition
+_PAGE = 20_000  # rows whose dedup rows are looked up at a time
+_WRITERS_S = 1.0  # how long to wait for transactions that may still write to a full partition
 
 
 @dataclass(frozen=True)
 class Buried:
-    """A dead letter that keeps a partition: it is open, or was redriven to a place that the topic still has."""
+    """A dead letter. It keeps a partition while it is open, or while the topic has its redriven copy."""
 
     outbox_id: int
     group: str
-    what: str  # in a message; empty of one that keeps nothing
+    what: str  # for a message; empty where the letter keeps no partition
     letter: str
-    given_up: bool  # what has not processed it is to do without it, or it is decided later
+    given_up: bool  # it is open or dropped: its group need not have processed the event
 
 
 def partitions(connection: BoundedConnection, table: str) -> list[TablePartition]:
@@ -59,13 +58,13 @@ def partitions(connection: BoundedConnection, table: str) -> list[TablePartition
 
 
 def sequence(connection: BoundedConnection) -> int:
-    """Return the last outbox id that was given out."""
+    """Return the last outbox id that the sequence has given out."""
     (last,) = connection.execute(retention_queries["sequence"]).fetchone() or (0,)
     return int(last)
 
 
 def _rows(partition: TablePartition, *, detached: bool) -> sql.Composable:
-    """Return what stands for the rows of a partition in a query: by its ids, readers may have them too."""
+    """Return the FROM item for a partition's rows. An attached one is read by its ids, because a reader may do that."""
     if detached:
         return sql.Identifier(partition.name)
     low = sql.SQL("") if partition.low is None else sql.SQL("id >= {} AND ").format(sql.Literal(partition.low))
@@ -73,21 +72,21 @@ def _rows(partition: TablePartition, *, detached: bool) -> sql.Composable:
 
 
 def contents(connection: BoundedConnection, partition: TablePartition, *, detached: bool = False) -> list[Content]:
-    """Read a partition of the outbox from one end to the other, as long as schema_s at most."""
+    """Return a summary of all rows of an outbox partition. Reads the whole partition, for at most schema_s."""
     query = sql.SQL(retention_queries["contents"]).format(partition=_rows(partition, detached=detached))
     with table_locks.bounded(connection), connection.cursor(row_factory=class_row(Content)) as cursor:
         return cursor.execute(query).fetchall()
 
 
 def last_order(connection: BoundedConnection, partition: str) -> datetime | None:
-    """Return the time of the newest order of a partition's last rows, by the clock of its node."""
+    """Return the time of the newest order among a partition's last rows, by the clock of its node."""
     query = sql.SQL(retention_queries["last_order"]).format(partition=sql.Identifier(partition))
     row = connection.execute(query).fetchone()
     return row[0] if row else None
 
 
 class Evidence:
-    """The state of Kafka and of the homes at one moment, by which partitions are judged."""
+    """The state of Kafka and of the homes at one moment, and what it says about partitions."""
 
     def __init__(
         self,
@@ -98,7 +97,7 @@ class Evidence:
         gone: Collection[str] = (),
         lost_to: Collection[str] = (),
     ) -> None:
-        """Ask Kafka where the groups and the topic are."""
+        """Read the groups' and the topic's offsets from Kafka."""
         self._settings = settings
         self._connection = connection
         self._admin = admin
@@ -117,9 +116,9 @@ class Evidence:
         self._newest = [Content(name, "", None, rows) for name, rows in connection.execute(retention_queries["newest"])]
 
     def verdicts(self, *, whole: bool = True) -> Iterator[PartitionVerdict]:
-        """Judge the partitions of the outbox, from the oldest to the first that must stay; then only name the rest.
+        """Yield verdicts on the outbox's partitions, from the oldest to the first that must stay.
 
-        `whole`: the last one too, which rows are written to.
+        `whole`: also yield the partitions behind that one, which are not looked into.
         """
         stays = False
         last = sequence(self._connection)
@@ -133,7 +132,7 @@ class Evidence:
             yield verdict
 
     def judged(self, partition: TablePartition, last: int) -> PartitionVerdict:
-        """Judge one partition of the outbox, by `last`, the last id that was given out."""
+        """Return the verdict on a partition. `last`: the last outbox id that was given out."""
         if partition.high > last:
             stays = Reason("rows are still written to it", "nothing")
             return PartitionVerdict(partition, contents(self._connection, partition), [stays])
@@ -142,7 +141,7 @@ class Evidence:
         return self.of_rows(partition)
 
     def of_rows(self, partition: TablePartition, *, detached: bool = False) -> PartitionVerdict:
-        """Judge a partition that nobody writes to any more, by its rows."""
+        """Return the verdict on a partition by its rows. No transaction may write to it any more."""
         found = contents(self._connection, partition, detached=detached)
         verdict = PartitionVerdict(partition, found)
         if found and (reason := misplaced([*found, *self._newest], self._settings.topic)):
@@ -154,7 +153,7 @@ class Evidence:
         assert now is not None
         known = Known(self._settings.topic, self._known, self._groups, now[0], self._gone)
         verdict.reasons += judge(found, known)
-        # What costs more is only asked where nothing else keeps it.
+        # The costlier checks run only where the cheaper ones found no reason to keep the partition.
         if not verdict.reasons:
             verdict.reasons += self._parked(partition)
         if not verdict.reasons:
@@ -170,7 +169,7 @@ class Evidence:
         return Topic(name, ends=self._admin.ends(name), keeps_ms=kept.keep_ms, compacted=kept.compacts)
 
     def _writer(self, partition: TablePartition) -> Reason | None:
-        """Wait for the transactions that may have taken an id of it before it was full."""
+        """Wait for transactions that may hold an id of this full partition; return the reason where one goes on."""
         asked = {"partition": partition.name}
 
         def writing() -> dict[str, tuple[str, int | None, str]]:
@@ -198,9 +197,9 @@ class Evidence:
                         yield Reason(text, f"`brewctl dlq list --group {consumer}`, then redrive or drop them")
                     for consumer, first, count in connection.execute(retention_queries["waiting"], asked).fetchall():
                         text = f"{count} events of {consumer} wait for their handler, the first is outbox {first}"
-                        yield Reason(text, f"run nodes of {consumer}: `brewctl doctor` says what keeps them")
+                        yield Reason(text, f"run nodes of {consumer}: `brewctl doctor` says why they wait")
             except UnreachableError as error:
-                # What is parked there, and what was processed, can't be known.
+                # Whether events are parked or were processed there is not known.
                 yield Reason(f"a database is away: {error.message}", error.hint)
 
     def _dead(self, partition: TablePartition) -> Iterator[Reason]:
@@ -209,7 +208,7 @@ class Evidence:
         if keeping:
             more = f", and {len(keeping) - 1} more" if len(keeping) > 1 else ""
             todo = f"`brewctl dlq redrive {keeping[0].letter}`, or drop it" if keeping[0].what.startswith("open") else (
-                "nothing: the topic removes it in time"
+                "nothing: kafka removes it by its age"
             )  # fmt: skip
             yield Reason(f"{keeping[0].what} of outbox {keeping[0].outbox_id}{more}", todo)
 
@@ -234,7 +233,7 @@ class Evidence:
         return Buried(int(named), letter.group, what, letter.id, letter.outcome != "redriven")
 
     def _lacking(self, partition: TablePartition, *, detached: bool) -> Iterator[Reason]:
-        """Compare the rows with what each group has processed: an overtaken group goes on as if nothing were lost."""
+        """Compare the rows with each group's dedup rows, as committed offsets don't show events that a group lost."""
         lacking: dict[str, list[int]] = {each.consumer: [] for each in self._groups}
         page = sql.SQL(retention_queries["page"]).format(partition=_rows(partition, detached=detached))
         after = -1
@@ -265,7 +264,7 @@ class Evidence:
                 count = "1 of its rows was" if len(ids) == 1 else f"{len(ids)} of its rows were"
                 text = f"{count} never processed by group {group.name}, the first is outbox {ids[0]}"
                 todo = (
-                    f"`brewctl outbox republish --missing`; where it is to do without them: --lost-to {group.consumer}"
+                    f"`brewctl outbox republish --missing`, or give them up for this group: --lost-to {group.consumer}"
                 )
                 yield Reason(text, todo, refused=True)
 
@@ -277,6 +276,6 @@ class Evidence:
 def open_look(
     settings: Settings, connection: BoundedConnection, *, gone: Collection[str] = (), lost_to: Collection[str] = ()
 ) -> Iterator[Evidence]:
-    """Ask Kafka now. Raises UnreachableError, BrewError where a topic, or a right, is missing."""
+    """The evidence, read from Kafka now. Raises UnreachableError; BrewError where a topic or a right is missing."""
     with open_admin(settings) as admin:
         yield Evidence(settings, connection, admin, gone=gone, lost_to=lost_to)

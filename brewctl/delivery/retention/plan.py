@@ -1,7 +1,7 @@
-"""Which partitions of the outbox may be dropped: judged by what is known of them, without asking anybody.
+"""Decides which partitions of the outbox may be dropped, from what `look` has read. No I/O here.
 
-A row may go once nobody can need it again: it is published, its record is no longer in its topic, and every group has
-committed an offset beyond it. Partitions go in their order, so that one number, the watermark, says what is gone.
+A row may be dropped when it is published, its record is no longer in its topic, and every group has committed an offset
+beyond it. Partitions are dropped in their order, so that one id, the watermark, says which rows are gone.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ _SET_IT = "say how long it keeps them: `brewctl topic keep 7d`"
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Why a partition must stay, and what to do about it. `refused`: something is wrong, and nothing may be dropped."""
+    """Why a partition must stay, and what to do about it. `refused`: a fault, for which no partition may be dropped."""
 
     text: str
     todo: str
@@ -24,15 +24,15 @@ class Reason:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """Rows of a partition that are for the same topic, of the same type and at the same partition of the topic."""
+    """A count of a partition's rows with the same topic, event type and Kafka partition."""
 
     topic: str
     type: str
-    place: int | None  # partition of the topic, where the row says so
+    place: int | None  # the Kafka partition, where it is known
     rows: int
     unpublished: int = 0
     set_aside: int = 0
-    unplaced: int = 0  # published, and where is not known: by a version before
+    unplaced: int = 0  # published by an older version, which did not note the offset
     last_offset: int | None = None
     last_published: datetime | None = None
     oldest: datetime | None = None
@@ -45,7 +45,7 @@ class Topic:
 
     name: str
     there: bool = True
-    ends: Mapping[int, tuple[int, int]] = field(default_factory=dict)  # the first offset there is, and the next one
+    ends: Mapping[int, tuple[int, int]] = field(default_factory=dict)  # by partition, the first offset and the next one
     keeps_ms: int = FOREVER_MS
     compacted: bool = False
 
@@ -62,7 +62,7 @@ class GroupOffsets:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What Kafka says. `gone`: topics that the user knows to be gone for good."""
+    """The state of Kafka. `gone`: topics that the user says are gone for good."""
 
     topic: str  # the story's
     topics: Mapping[str, Topic]
@@ -73,33 +73,33 @@ class Known:
 
 @dataclass(frozen=True)
 class TablePartition:
-    """A partition of a table: `low` is its first id, `high` the first id behind it; `low` is None of the first one."""
+    """A partition of a table, with ids from `low` to below `high`; the first partition has `low` None."""
 
     name: str
     low: int | None
     high: int
     bytes: int = 0
-    estimate: int = 0  # of its rows
-    pending: bool = False  # its detachment was begun
+    estimate: int = 0  # PostgreSQL's, of its rows
+    pending: bool = False  # whether a DETACH has begun and not finished
 
 
 @dataclass
 class PartitionVerdict:
-    """Whether a partition may be dropped: it may where there is no reason to keep it."""
+    """The reasons to keep a partition; without one it may be dropped."""
 
     partition: TablePartition
     contents: Sequence[Content] = ()
     reasons: list[Reason] = field(default_factory=list)
-    looked: bool = True  # False: one before it must stay, so it was not looked into
+    looked: bool = True  # False: it was not read, because a partition before it must stay
 
     @property
     def may_go(self) -> bool:
-        """Whether it may be dropped now."""
+        """Whether the partition may be dropped now."""
         return self.looked and not self.reasons
 
     @property
     def rows(self) -> int:
-        """How many rows it has; where it was not looked into, PostgreSQL's estimate."""
+        """How many rows it has; PostgreSQL's estimate where it was not read."""
         return sum(each.rows for each in self.contents) if self.looked else max(0, self.partition.estimate)
 
     @property
@@ -119,7 +119,7 @@ class PartitionVerdict:
 
 
 def judge(contents: Sequence[Content], known: Known) -> list[Reason]:
-    """Say why rows must stay, by what they are and what Kafka says; nothing where they may go."""
+    """Return the reasons to keep rows, by their contents and the state of Kafka; none where they may be dropped."""
     reasons = [*_unpublished(contents)]
     for name in sorted({each.topic for each in contents}):
         of_topic = [each for each in contents if each.topic == name]
@@ -134,7 +134,7 @@ def judge(contents: Sequence[Content], known: Known) -> list[Reason]:
         if name == known.topic:
             for group in known.groups:
                 reasons += _group(of_topic, topic, group)
-    # What is wrong is said before what only takes its time.
+    # Faults first, then reasons that pass by themselves.
     return sorted(reasons, key=lambda reason: not reason.refused)
 
 
@@ -205,7 +205,7 @@ def _group(contents: Sequence[Content], topic: Topic, group: GroupOffsets) -> It
             yield Reason(f"group {group.name} has never committed in partition {at} of the topic", resume)
             return
         if committed < first:
-            # What it has not read is gone: with the rows, nobody could find out any more what it lacks.
+            # Kafka has removed records that the group has not read. Only the rows still show which events it lacks.
             where = f"it comes next to {at}@{committed}, and the first record is {at}@{first}"
             yield Reason(f"group {group.name} was overtaken: {where}", republish, refused=True)
             return
@@ -217,17 +217,17 @@ def _group(contents: Sequence[Content], topic: Topic, group: GroupOffsets) -> It
 
 
 def stray(partition: TablePartition) -> PartitionVerdict:
-    """Say why a dedup partition is there whose ids go far beyond the outbox's, and when it goes."""
+    """Return the verdict on a dedup partition whose ids are far beyond the outbox's: why it is there, when it goes."""
     whose = "its ids go far beyond the outbox's: they are another outbox's, or rubbish"
     todo = f"nothing; where they are rubbish, in psql: DROP TABLE {partition.name}"
-    if partition.low is None:  # it has rows of this outbox too, as the table had both before it got partitions
+    if partition.low is None:  # it also has rows of this outbox, from before the table had partitions
         todo = "nothing; to make it smaller, delete its rows with an outbox_id below the watermark in psql"
     reason = Reason(f"{whose}; it goes once the watermark has come to {partition.high}", todo)
     return PartitionVerdict(partition, reasons=[reason], looked=False)
 
 
 def misplaced(newest: Sequence[Content], topic: str) -> Reason | None:
-    """Say where an outbox is not this topic's: none of its `newest` rows is for the topic."""
+    """Return a reason where none of the `newest` rows is for this topic: it is another topic's outbox."""
     if not newest or any(each.topic == topic for each in newest):
         return None
     others = ", ".join(sorted({each.topic for each in newest}))

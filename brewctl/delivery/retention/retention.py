@@ -1,11 +1,11 @@
-"""Retention: old partitions of the outbox and of the dedup tables are dropped in step, and new ones are made ahead.
+"""Drops old partitions of the outbox, then of the dedup tables up to the same id, and makes new ones ahead.
 
     watermark ─► DETACH CONCURRENTLY ─► look again ─► DROP ─► each home: watermark ─► its dedup partitions
                                             └─ a row was committed late: ATTACH, watermark back
 
-Each step is committed before the next, and `retention.dropping` names the partition: what a crash cuts off is finished
-by the next run. Detached concurrently a partition waits for those who use the table, and nobody waits for it. One run
-works at a time: its turn is a row with an end, which works behind a pooler too.
+Each step is committed before the next, and `retention.dropping` names the partition, so that the next run finishes what
+a crash interrupts. DETACH CONCURRENTLY waits for transactions that use the table, and none of them waits for it. One
+run works at a time: see `turn`.
 """
 
 import contextlib
@@ -28,8 +28,8 @@ from brewctl.delivery.schema.homes import Home
 from brewctl.errors import BrewError, UnreachableError
 from brewctl.sql import queries, retention_queries
 
-AHEAD = 4  # empty partitions behind the one that is written to
-# The longest that one step waits for open transactions, before a partition is detached: a turn lasts longer.
+AHEAD = 4  # how many empty partitions follow the one that rows are written to
+# How long one attempt of DETACH waits for open transactions. It must be shorter than the run's lease (`turn`).
 _STEP_S = 20
 _OUTBOX, _DEDUP = "outbox", "processed_events"
 _FINISHED_BY_ANOTHER = (
@@ -42,17 +42,17 @@ Tell = table_locks.Tell
 
 @dataclass
 class RetentionOutcome:
-    """What a run has done."""
+    """The result of a run."""
 
     dropped: list[str] = field(default_factory=list)
-    kept: PartitionVerdict | None = None  # the first partition that must stay, where it is full
+    kept: PartitionVerdict | None = None  # the first full partition that must stay
     refused: bool = False
-    away: list[str] = field(default_factory=list)  # homes that a later run does
+    away: list[str] = field(default_factory=list)  # errors of homes that could not be reached: a later run does them
     watermark: int = 0
 
 
 def state(connection: BoundedConnection) -> Any:
-    """Return the row of `retention`, which is made where it is missing."""
+    """Return the row of table `retention`; makes it where it is missing."""
     with connection.cursor(row_factory=namedtuple_row) as cursor:
         found = cursor.execute(retention_queries["state"]).fetchone()
         if found is None:
@@ -62,13 +62,13 @@ def state(connection: BoundedConnection) -> Any:
 
 
 def watermark(connection: Connection) -> int:
-    """Return the id below which rows were dropped. Changes nothing."""
+    """Return the id below which rows were dropped."""
     found, _ = connection.execute(retention_queries["watermark"]).fetchone() or (0, 0)
     return int(found)
 
 
 def size(settings: Settings, connection: BoundedConnection, rows: int) -> None:
-    """Give new partitions so many ids, in every home. Raises UnreachableError where one is away."""
+    """Set how many ids new partitions have, in every home. Raises UnreachableError where one is away."""
     for home in homes.of(settings):
         with homes.connect(home, connection, name="retention") as own:
             state(own)
@@ -76,15 +76,15 @@ def size(settings: Settings, connection: BoundedConnection, rows: int) -> None:
 
 
 def plan(settings: Settings, connection: BoundedConnection, **asked: Sequence[str]) -> list[PartitionVerdict]:
-    """Say of each partition of the outbox whether it may go. Changes nothing. `asked`: as `open_look` has it."""
+    """Return the verdict on each partition of the outbox. Changes nothing. `asked`: arguments of `open_look`."""
     with open_look(settings, connection, **asked) as look:
         return list(look.verdicts())
 
 
 def strays(settings: Settings, connection: BoundedConnection) -> list[tuple[Home, PartitionVerdict]]:
-    """Return the dedup partitions for ids that the outbox is far from. Changes nothing.
+    """Return the dedup partitions for ids far beyond the outbox's. Changes nothing.
 
-    A home that can't be asked is left out: where that keeps a partition of the outbox, its verdict says so.
+    A home that can't be reached is left out: the verdict on an outbox partition that must stay for it says so.
     """
     _, rows = connection.execute(retention_queries["watermark"]).fetchone() or (0, 0)
     far = sequence(connection) + (2 * AHEAD + 1) * rows
@@ -96,7 +96,7 @@ def strays(settings: Settings, connection: BoundedConnection) -> list[tuple[Home
 
 
 class Run:
-    """One run of retention, within its turn."""
+    """One run of retention, while it holds the lease."""
 
     def __init__(self, settings: Settings, connection: BoundedConnection, ours: Turn, tell: Tell) -> None:
         self._settings = settings
@@ -106,15 +106,15 @@ class Run:
         self._outcome = RetentionOutcome()
 
     def drop(self, **asked: Sequence[str]) -> RetentionOutcome:
-        """Make partitions ahead, drop what may go, then do the same in every home. `asked`: as `open_look` has it.
+        """Make partitions ahead and drop old ones, of the outbox, then of every home. `asked`: as of `open_look`.
 
-        Raises UnreachableError, and BrewError where a partition can't be detached as somebody uses the table for long.
+        Raises UnreachableError; BrewError where a partition can't be detached because a transaction keeps the table.
         """
         outcome = self._outcome
         self._ahead(self._connection, _OUTBOX)
         with open_look(self._settings, self._connection, **asked) as look:
             stopped = self._finish(look)
-            # All is judged before anything goes: where something is wrong, nothing is dropped.
+            # All verdicts come before the first drop: where there is a fault, no partition is dropped.
             verdicts = [] if stopped else list(look.verdicts(whole=False))
             outcome.kept = next((each for each in verdicts if not each.may_go), None) or stopped
             outcome.refused = bool(outcome.kept and any(each.refused for each in outcome.kept.reasons))
@@ -135,7 +135,7 @@ class Run:
         return outcome
 
     def _finish(self, look: Evidence) -> PartitionVerdict | None:
-        """Finish what an earlier run has begun. Return the partition that must stay after all."""
+        """Finish a drop that an earlier run began. Return the verdict where the partition must stay after all."""
         begun = state(self._connection)
         if not begun.dropping:
             return None
@@ -161,7 +161,7 @@ class Run:
         return self._remove_outbox(look, partition)
 
     def _remove_outbox(self, look: Evidence, partition: TablePartition) -> PartitionVerdict | None:
-        """Detach a partition of the outbox and drop it, unless a row of it has to stay: then attach it again."""
+        """Detach an outbox partition and drop it; attach it again, and return the verdict, where a row has to stay."""
         self._detach(self._connection, _OUTBOX, partition.name)
         if _relation(self._connection, partition.name):
             again = look.of_rows(partition, detached=True)
@@ -169,12 +169,12 @@ class Run:
                 self._take_back(partition)
                 self._tell(f"{partition.name} stays, {again.reasons[0].text}: it was attached again")
                 return again
-        self._turn.renew()  # to look took its time: another run may have attached it again
+        self._turn.renew()  # reading the rows takes long: another run may have attached the partition meanwhile
         self._drop(self._connection, partition.name)
         return None
 
     def _do_home(self, home: Home) -> None:
-        """Make a home's dedup partitions ahead, and drop those that are below the watermark as a whole."""
+        """Make a home's dedup partitions ahead, and drop those whose ids are all below the watermark."""
         watermark = self._outcome.watermark
         try:
             with homes.connect(home, self._connection, name="retention") as connection:
@@ -199,7 +199,7 @@ class Run:
         self._drop(connection, name)
 
     def _detach(self, connection: BoundedConnection, table: str, name: str) -> None:
-        """Detach a partition beside writers. Raises BrewError where that takes longer than schema_s."""
+        """Detach a partition while roles write. Raises BrewError where that takes longer than schema_s."""
         names = {"table": sql.Identifier(table), "name": sql.Identifier(name)}
         until = time.monotonic() + self._settings.limits.schema_s
         told = False
@@ -209,10 +209,10 @@ class Run:
             statement = sql.SQL(f"ALTER TABLE {{table}} DETACH PARTITION {{name}} {how}").format(**names)
             try:
                 with _bounded_step(connection):
-                    # A cursor of psycopg's own: it opens no transaction, in which nothing is detached concurrently.
+                    # psycopg's own cursor begins no transaction behind a pooler: CONCURRENTLY is refused in one.
                     psycopg.Cursor(connection).execute(statement)
             except _FINISHED_BY_ANOTHER:
-                continue  # the session of a run that was killed goes on in the server
+                continue  # the session of a killed run has finished this step in the server
             except (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable) as error:
                 holders = table_locks.holders(connection, [table], snapshots=True)
                 if time.monotonic() > until:
@@ -247,12 +247,12 @@ class Run:
         )
 
     def _ahead(self, connection: BoundedConnection, table: str) -> None:
-        """Make the partitions that ids will need: that of the next id, and AHEAD behind it."""
+        """Make the partition of the next id and the AHEAD partitions behind it, where they are missing."""
         last = sequence(self._connection)
         row_id, far = last + 1, last + 2 * AHEAD * state(connection).partition_rows
         for _ in range(AHEAD + 1):
             part = _holding(connection, table, row_id)
-            if part is None and row_id < far:  # beyond it there are some of a larger size
+            if part is None and row_id < far:  # ids so far are reached only where partitions were larger before
                 self._make(connection, table, row_id)
                 part = _holding(connection, table, row_id)
             if part is None:
@@ -272,7 +272,7 @@ class Run:
 
 
 def _holding(connection: BoundedConnection, table: str, row_id: int) -> TablePartition | None:
-    """Return the partition that an id is in, where there is one."""
+    """Return the partition that has an id; None where there is none."""
     for each in partitions(connection, table):
         if (each.low is None or each.low <= row_id) and row_id < each.high:
             return each
@@ -280,14 +280,14 @@ def _holding(connection: BoundedConnection, table: str, row_id: int) -> TablePar
 
 
 def _relation(connection: BoundedConnection, name: str) -> str:
-    """Say what a table is: "partition", "pending" or "table"; "" where it is not there."""
+    """Return what a table is: "partition", "pending" (its DETACH has begun) or "table"; "" where it does not exist."""
     row = connection.execute(retention_queries["relation"], {"name": name}).fetchone()
     return row[0] if row else ""
 
 
 @contextlib.contextmanager
 def _bounded_step(connection: BoundedConnection) -> Iterator[None]:
-    """A statement outside a transaction that the server ends after _STEP_S, where the session may say so."""
+    """The server ends the statement in the block after _STEP_S; behind a pooler only this side stops waiting."""
     bound, own = connection.execute(queries["statement_bound"]).fetchone() or ("0ms", False)
     try:
         if own:

@@ -1,6 +1,7 @@
-"""The turn of a retention run: one works at a time, in whichever process and behind whichever pooler.
+"""A lease that lets one retention run work at a time, across processes and behind poolers.
 
-It is a row with an end. An advisory lock of a session would be the pooler's, and not the run's.
+It is a row with a time at which it ends. An advisory lock would belong to a session, which behind a pooler is not the
+run's own.
 """
 
 import contextlib
@@ -21,34 +22,34 @@ _TURN_S = 60
 
 
 class BusyError(BrewError):
-    """Another run has the turn."""
+    """Another retention run works."""
 
 
 class Turn:
-    """The right to change partitions: one run has it at a time."""
+    """The lease of the right to change partitions, which one run has at a time."""
 
     def __init__(self, connection: BoundedConnection, stop: threading.Event | None = None) -> None:
-        """Have none yet. Once `stop` is set the run ends at its next step."""
+        """Begin without the lease. Once `stop` is set, the next `renew` raises."""
         self._connection = connection
         self._stop = stop
-        # In containers hosts and pids may be the same.
+        # A random part, because processes in containers may have the same host name and pid.
         self.node = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
 
     def take(self) -> tuple[str, float]:
-        """Take or renew it. Return who has it instead, and for how many seconds; "" where it is ours."""
+        """Take or renew the lease; return which other run has it, and for how many seconds, or "" where it is ours."""
         asked = {"node": self.node, "lasts_s": _TURN_S}
         ours, other, left_s = self._ask(retention_queries["take_turn"], asked)
         return ("", 0.0) if ours else (other, left_s)
 
     def renew(self) -> None:
-        """Renew it before a step. Raises BrewError where another run has it by now, or where it is to end."""
+        """Renew the lease before a step. Raises BrewError where another run has it by now, or this run must stop."""
         if self._stop and self._stop.is_set():
             raise BrewError("stopped between two steps", hint="the next run goes on there")
         if other := self.take()[0]:
-            raise BrewError(f"retention run {other} has taken over", hint="this one stood still for too long")
+            raise BrewError(f"retention run {other} has taken over", hint="this run was paused for too long")
 
     def give_up(self) -> None:
-        """Let the next run begin."""
+        """Give up the lease, so that the next run can begin."""
         with contextlib.suppress(psycopg.Error):
             self._connection.execute(retention_queries["give_up_turn"], {"node": self.node})
 
@@ -60,7 +61,7 @@ class Turn:
 
 @contextlib.contextmanager
 def take_turn(connection: BoundedConnection, stop: threading.Event | None = None) -> Iterator[Turn]:
-    """Have the turn in the block. Raises BusyError, with who has it, where another run works."""
+    """Hold the lease during the block. Raises BusyError, which names the other run, where one works."""
     ours = Turn(connection, stop)
     other, left_s = ours.take()
     if other:

@@ -1,7 +1,7 @@
-"""How what is missing of the schema is added beside roles at work.
+"""Adds the missing parts of the schema while roles use the tables.
 
-The catalog says what is missing, and only that is run: on a complete schema no statement is, and no table is locked.
-Columns are added in one statement a table (table_locks.py), and indexes are built concurrently.
+The catalog says which parts are missing, and only their statements run: with a complete schema none runs and no table
+is locked. Columns are added in one statement per table (table_locks.py), and indexes are built concurrently.
 """
 
 import contextlib
@@ -30,14 +30,14 @@ from brewctl.errors import BrewError
 from brewctl.sql import queries
 
 _HAS_A_KEY = (psycopg.errors.InvalidTableDefinition, psycopg.errors.ObjectNotInPrerequisiteState)
-_HAS_PARTITIONS = psycopg.errors.FeatureNotSupported  # since a moment ago: another session was quicker
+_HAS_PARTITIONS = psycopg.errors.FeatureNotSupported  # another session has just partitioned the table
 _STATE = ("kinds", "tables", "names", "columns")
 
 
 def missing(connection: "Connection", tables: Collection[str] | None = None) -> list[SchemaPart]:
-    """Name what is not as the migrations want it, leftovers too, in its order. Takes no lock of any table.
+    """Return the parts that are missing or differ from the migrations, and leftovers, in their order. Locks no table.
 
-    Of a table that is missing, its columns, key and indexes are not named. `tables`: only these, and no function.
+    Of a missing table neither columns nor key nor indexes are named. `tables`: only of these.
     """
     lacking = state(connection, [part for part in PARTS if tables is None or part.table in tables])
     new = {part.table for part in lacking if part.kind is Kind.TABLE}
@@ -45,7 +45,7 @@ def missing(connection: "Connection", tables: Collection[str] | None = None) -> 
 
 
 def state(connection: "Connection", parts: Sequence[SchemaPart]) -> list[SchemaPart]:
-    """Return those of some parts that are not as they are wanted. Looks into the catalog alone."""
+    """Return those of these parts that are missing or differ. Reads the catalog alone."""
     rows = [(part.kind.value, part.table, part.name, part.body or ",".join(part.columns)) for part in parts]
     asked = dict(zip(_STATE, map(list, zip(*rows, strict=True)), strict=True))
     found = connection.execute(queries["schema_state"], asked).fetchall()
@@ -61,12 +61,12 @@ def complete(
     *,
     until: int | None = None,
 ) -> None:
-    """Add what is missing, and nothing else; an index whose build was cut off is made anew. Several may call at once.
+    """Add the missing parts; an index whose build was interrupted is built anew. Several sessions may call it at once.
 
-    Writers go on: a statement of theirs waits at most schema_lock_s for it at a time. Raises BrewError where a table is
-    in use for longer than schema_wait_s, or where rows break a key; what was added until then stays, and a later
-    call adds the rest. `tell` hears of each step and how long it took, and whom it waits for. `tables`: only these.
-    `until`: only what this migration and those before it say.
+    Roles go on writing: a statement of theirs waits at most schema_lock_s at a time. Raises BrewError where a table is
+    in use for longer than schema_wait_s, or where rows break a key; the parts added until then stay, and a later call
+    adds the rest. `tell` gets a line for each step with its time, and for a transaction that it waits for. `tables`:
+    only these. `until`: only the parts of this migration and of those before.
     """
     lacking = [part for part in missing(connection, tables) if until is None or part.migration <= until]
     for step in steps(lacking):
@@ -94,7 +94,7 @@ def complete(
 
 @contextlib.contextmanager
 def _told(tell: Tell, what: str, *, names: Sequence[str] = ()) -> Iterator[None]:
-    """Say what the block has done, and how long that took, its waits for others included."""
+    """Tell what the block has done, and how long that took, waits for locks included."""
     began = time.monotonic()
     yield
     tell(f"{what} in {time.monotonic() - began:.2f} s{': ' * bool(names)}{', '.join(names)}")
@@ -105,7 +105,10 @@ def _counted(noun: str, things: Sequence[str]) -> str:
 
 
 def _create(connection: "BoundedConnection", parts: Sequence[SchemaPart]) -> None:
-    """Create tables with all that is theirs, or a function, in one transaction. A key is in its table's statement."""
+    """Create tables with their columns and indexes, or a function, in one transaction.
+
+    A primary key is part of its table's statement.
+    """
 
     def attempt() -> bool:
         with bounded(connection):
@@ -121,7 +124,7 @@ def _create(connection: "BoundedConnection", parts: Sequence[SchemaPart]) -> Non
 
 
 def _build(connection: "BoundedConnection", part: SchemaPart, tell: Tell) -> None:
-    """Build an index beside writers, or drop a leftover; one that a crash has left half-built is dropped, and built."""
+    """Build an index, or drop a leftover, while roles write. An index that a crash left half-built is dropped first."""
     if partitions := partitioning.partitions(connection, part.table):
         _build_in(connection, partitions, part, tell)
         return
@@ -130,9 +133,9 @@ def _build(connection: "BoundedConnection", part: SchemaPart, tell: Tell) -> Non
     while lacking := state(connection, [part]):
         if time.monotonic() > deadline:
             raise in_use(f"table {part.table}", holders(connection, [part.table]))
-        # Another session that builds an index of this table, or a vacuum: let it finish first.
+        # Wait until another session's build of an index of this table, or its vacuum, has finished.
         free = connection.execute(queries["builders"], {"table": part.table}).fetchone() == (0,)
-        # Two that build at the same time may wait for each other's snapshots: PostgreSQL ends one of them.
+        # Two builds at the same time may wait for each other's snapshots: PostgreSQL ends one as a deadlock.
         with contextlib.suppress(psycopg.errors.DeadlockDetected, _HAS_PARTITIONS):
             if free and (part.kind is Kind.LEFTOVER or lacking[0].invalid):
                 with _told(tell, f"dropped index {part.name}"):
@@ -153,10 +156,11 @@ def _build_in(
 ) -> None:
     """Build an index of a partitioned table, or drop a leftover.
 
-    Only that of a partition is built concurrently. The table's then takes these for its own, and builds nothing.
+    PostgreSQL builds concurrently only the index of a single partition. The table's index then attaches those, which
+    builds nothing.
     """
     if part.kind is Kind.INDEX and (lacking := state(connection, [part])):
-        if lacking[0].invalid:  # somebody has made it of some partitions alone
+        if lacking[0].invalid:  # it lacks the indexes of some partitions
             change(connection, [part.table], f"DROP INDEX IF EXISTS {part.name}", tell)
         for partition in partitions:
             _build(connection, of_partition(part, partition), tell)
@@ -165,7 +169,7 @@ def _build_in(
 
 
 def _build_key(connection: "BoundedConnection", part: SchemaPart, tell: Tell) -> None:
-    """Build a primary key beside writers: its index, which the table then takes for it."""
+    """Build a primary key while roles write: its unique index first, which then becomes the key."""
     if partitions := partitioning.partitions(connection, part.table):
         for partition in partitions:
             _build_key(connection, of_partition(part, partition), tell)
@@ -173,19 +177,19 @@ def _build_key(connection: "BoundedConnection", part: SchemaPart, tell: Tell) ->
     else:
         _build(connection, SchemaPart(Kind.INDEX, part.name, part.table, part.statement), tell)
         adopt = adopting_statement(part)
-    with contextlib.suppress(*_HAS_A_KEY, _HAS_PARTITIONS):  # another session was quicker
+    with contextlib.suppress(*_HAS_A_KEY, _HAS_PARTITIONS):  # another session has done it
         change(connection, [part.table], adopt, tell)
 
 
 def _concurrently(connection: "BoundedConnection", part: SchemaPart, statement: LiteralString) -> None:
-    """Build or drop an index. It waits for open transactions, up to schema_s; no writer waits behind it."""
+    """Build or drop an index concurrently. It waits up to schema_s for open transactions; no writer waits for it."""
     limits = connection.limits
     bound, own = connection.execute(queries["statement_bound"]).fetchone() or ("0ms", False)
     try:
         if own:
             connection.execute(queries["rebound_session"], {"timeout": f"{limits.schema_s}s"})
         with connection.answering_within(limits.schema_s + limits.database_look_s):
-            # A cursor of psycopg's own: it opens no transaction, in which no index is built concurrently.
+            # psycopg's own cursor begins no transaction behind a pooler: in one PostgreSQL refuses CONCURRENTLY.
             psycopg.Cursor(connection).execute(concurrent_statement(statement))
     except (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable):
         found = holders(connection, [part.table], snapshots=True)

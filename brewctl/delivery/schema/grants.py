@@ -1,12 +1,12 @@
-"""Roles of PostgreSQL with just the rights that each part of brewctl needs: one script, printed or run.
+"""The SQL that makes roles of PostgreSQL with only the rights that each part of brewctl needs, to print or to run.
 
     owner        makes and changes the tables: `db init`, `db grants`, `db retention`
     order        order-service; publisher: sends the outbox; <group>: a downstream
-    reader       looks: counts, trace, verify, doctor, top, metrics; it writes nothing but temporary tables
-    operator     mends: outbox retry, republish, dlq redrive, drop
+    reader       read-only commands: counts, trace, verify, doctor, top, metrics; it writes only temporary tables
+    operator     repairs: outbox retry, republish, dlq redrive, drop
 
-A downstream's own tables are those that its `schema` creates. In a database of its own there are only its role and
-those that look, mend and own.
+A downstream's own tables are those that its `schema` creates. In a downstream's own database there are only the roles
+owner, reader, operator and the downstream's.
 """
 
 import re
@@ -34,7 +34,7 @@ _READ_BY_EVERYBODY = frozenset({parts.VERSIONS})
 
 
 def check_prefix(prefix: str) -> None:
-    """Raise UsageError for what can't begin a role's name."""
+    """Raise UsageError where a role's name can't begin with this."""
     if not _PREFIX.fullmatch(prefix):
         hint = "use up to 30 lower-case letters, digits and '_', not 'pg_'"
         raise UsageError(f"--prefix {prefix[:40]!r} can't begin a role's name", hint=hint)
@@ -44,9 +44,10 @@ class Script:
     """The SQL for one database."""
 
     def __init__(self, home: Home, apart: Sequence[Downstream], *, prefix: str, exclusive: bool) -> None:
-        """Prepare it. `apart`: downstreams with a database of their own, which have a few rights in the story's.
+        """`apart`: downstreams with a database of their own, which need a few rights in the story's too.
 
-        `exclusive`: nobody else may connect, see the schema or call its function. Raises UsageError.
+        `exclusive`: revoke from PUBLIC the rights to connect, to use the schema and to call its functions. Raises
+        UsageError where a role's name is too long or taken.
         """
         check_prefix(prefix)
         self._prefix = prefix
@@ -74,30 +75,30 @@ class Script:
 
     def _group(self, downstream: Downstream) -> str:
         if downstream.group in _ROLES:
-            message = f"downstream {downstream.group}: its role {self._prefix}{downstream.group} is another one's"
+            message = f"downstream {downstream.group}: {self._prefix}{downstream.group} is a role of brewctl's own"
             raise UsageError(message, hint="give it another group")
         return self._role(downstream.group)
 
     @property
     def roles(self) -> list[str]:
-        """Every role that has a right here."""
+        """The roles that have a right in this database, the owner first."""
         services = [self._role("order"), self._role("publisher")] if self._story else []
         groups = [self._group(each) for each in (*self._here, *self._apart)]
         return [self._owner, *services, *groups, self._reader, self._operator]
 
     @property
     def objects(self) -> list[str]:
-        """Every table, view and sequence that the owner has."""
+        """The tables, views and sequences that belong to the owner."""
         return [*self._tables, *(name for own in self._own for name in (*own.tables, *own.sequences))]
 
     @property
     def _functions(self) -> list[str]:
-        """Functions of the owner; make_partition has its rights, whoever calls it."""
+        """The functions that belong to the owner; make_partition runs with the owner's rights."""
         return ["outbox_add", *parts.PARTITION_FUNCTIONS] if self._story else [*parts.PARTITION_FUNCTIONS]
 
     @property
     def text(self) -> str:
-        """The whole of it, without a transaction."""
+        """The whole script, without BEGIN and COMMIT."""
         return "\n\n".join("\n".join(part) for part in self._parts()) + "\n"
 
     def _parts(self) -> Iterator[list[str]]:
@@ -106,14 +107,14 @@ class Script:
                    f"IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = {own_tables.literal(role)}) THEN",
                    f"    CREATE ROLE {role} NOLOGIN;",
                    "END IF;"))]  # fmt: skip
-        yield ["-- Who comes in.", *self._block(self._entry())]
+        yield ["-- The database and its schema.", *self._block(self._entry())]
         yield [
-            "-- Who makes and changes the tables. Whoever had them so far becomes a member, and keeps its rights.",
+            "-- The owner of the tables. A table's previous owner becomes a member of it, and so keeps its rights.",
             *self._ownership(),
         ]
         users = ", ".join(self.roles[1:])
         yield [
-            "-- Nothing but what follows.",
+            "-- The other roles have only the rights that follow.",
             f"REVOKE ALL ON {', '.join(self.objects)} FROM PUBLIC, {users};",
             *_given(users, "everybody"),
         ]
@@ -136,11 +137,11 @@ class Script:
             yield [f"-- Downstream {downstream.group}, whose tables are in another database.",
                    *_given(self._group(downstream), "replica", "registered")]  # fmt: skip
         for own in self._own:
-            yield ["-- Its own tables, of which its handler may do anything, and so may whoever redrives its events.",
+            yield ["-- A downstream's own tables, for its handler and for the operator, who redrives events.",
                    *own_tables.given(own, self._operator)]  # fmt: skip
 
     def _of_readers(self) -> list[str]:
-        lines = [f"-- Who looks. {self._reader} also sees what other users' sessions do, and makes temporary tables."]
+        lines = [f"-- The reader. {self._reader} also sees other users' sessions, and makes temporary tables."]
         read = ", ".join(name for name in self.objects if name not in _READ_BY_NO_COMMAND | _READ_BY_EVERYBODY)
         lines.append(f"GRANT SELECT ON {read} TO {self._reader};")
         if self._story:
@@ -150,7 +151,7 @@ class Script:
             f"    GRANT pg_read_all_stats TO {self._reader};",
             "END IF;",
             "EXCEPTION WHEN insufficient_privilege THEN",
-            f"    RAISE NOTICE 'a superuser is to GRANT pg_read_all_stats TO {self._reader}';",
+            f"    RAISE NOTICE 'a superuser must GRANT pg_read_all_stats TO {self._reader}';",
         ])  # fmt: skip
 
     def _operators(self) -> Iterator[str]:
@@ -183,7 +184,7 @@ class Script:
             f"             WHERE (oid IN ({asked})",
             f"                    OR oid IN (SELECT inhrelid FROM pg_inherits WHERE inhparent IN ({asked})))",  # noqa: S608
             f"               AND relowner <> {owner}::regrole",
-            # With its table a sequence of a column changes hands.
+            # The sequence of a column gets the new owner with its table.
             "               AND NOT (relkind = 'S' AND EXISTS (SELECT FROM pg_depend d",
             "                         WHERE d.objid = pg_class.oid AND d.deptype IN ('a', 'i')))",
             "LOOP",
@@ -215,7 +216,7 @@ def _given(role: str, *sections: str) -> list[str]:
 def scripts(settings: Settings, names: Sequence[str], *, prefix: str, exclusive: bool) -> list[tuple[Home, Script]]:
     """Return the script for each database: the story's first, then those of downstreams that have one of their own.
 
-    `names`: further downstreams beside the configured ones. Raises UsageError.
+    `names`: only the story's and the databases of these downstreams. Raises UsageError.
     """
     every = homes.of(settings)
     wanted = set(map(registry.full_name, names))
@@ -230,7 +231,7 @@ def scripts(settings: Settings, names: Sequence[str], *, prefix: str, exclusive:
 def apply(home: Home, script: Script) -> None:
     """Make the roles and their rights in one transaction.
 
-    Raises BrewError where a table is missing, or a right to do so.
+    Raises BrewError where a table is missing, or the user lacks the right to do this.
     """
     where = database.place(home.settings.database_url)
     with database.connect(home.settings) as connection:
@@ -247,7 +248,7 @@ def apply(home: Home, script: Script) -> None:
             message = f"postgres {where}: user {connection.info.user} may not make these roles and rights: {said}"
             raise BrewError(message, hint=hint) from error
         if lacking := [str(what) for (what,) in connection.execute(queries["entry_rights"], _asked(script))]:
-            # PostgreSQL only warns of what a user may not give.
+            # PostgreSQL gives only a warning where a user may not grant a right.
             message = f"postgres {where}: user {connection.info.user} may not give {', '.join(lacking)}"
             raise BrewError(message, hint="let the owner of the database run it, or a superuser")
 
@@ -260,7 +261,7 @@ def _asked(script: Script) -> dict[str, object]:
 def _run(connection: BoundedConnection, script: Script) -> None:
     owner = _asked(script)["owner"]
     moved = connection.execute(queries["owned_by_others"], {"owner": owner, "tables": script.objects}).fetchone()
-    if moved and moved[0]:  # a table whose owner changes is locked for that moment
+    if moved and moved[0]:  # ALTER TABLE … OWNER locks the table
         table_locks.change(connection, parts.TABLES, script.text)
         return
     with table_locks.bounded(connection):

@@ -1,7 +1,7 @@
 """Where the state of each downstream is: its dedup rows, effects and parked events are in one database, its home.
 
-For most that is the story's, which has the orders and the outbox; BREW_<GROUP>_DATABASE_URL names another. Who asks for
-state asks each home for its own downstreams alone: there may be older rows of them elsewhere, from before they moved.
+For most downstreams that is the story's database, which has the orders and the outbox; BREW_<GROUP>_DATABASE_URL names
+another one. Ask each home for its own downstreams alone: after a move, older rows stay in the database before.
 """
 
 import contextlib
@@ -28,12 +28,12 @@ class Home:
 
     @property
     def groups(self) -> list[str]:
-        """The names of its downstreams in its tables."""
+        """The groups of its downstreams, which are their names in the tables."""
         return [downstream.group for downstream in self.downstreams]
 
     @property
     def tables(self) -> frozenset[str] | None:
-        """Name the tables and functions of the schema that it needs; None: all."""
+        """The tables and functions of the schema that this database needs; None: all."""
         if not self.apart:
             return registration.story_tables(self.settings)
         return parts.INBOX_TABLES.union(*(downstream.tables for downstream in self.downstreams))
@@ -45,9 +45,9 @@ class Home:
 
 
 def of(settings: Settings) -> list[Home]:
-    """Return where the configured downstreams have their state: the story's first, which is always there.
+    """Return the databases in which the configured downstreams have their state, the story's always and first.
 
-    Raises UsageError where a downstream is not there, or the variable with its database holds no PostgreSQL URL.
+    Raises UsageError for an unknown downstream, or where its database's variable holds no PostgreSQL URL.
     """
     found = [Home(settings, (), (), apart=False)]
     for name, downstream in zip(settings.downstreams, registry.configured(settings), strict=True):
@@ -66,7 +66,7 @@ def of(settings: Settings) -> list[Home]:
 
 
 def _init_command(names: Sequence[str]) -> str:
-    """Return what makes the tables of these; those of the story's own are made with the story's."""
+    """Return the command that makes the tables of these downstreams."""
     if all(map(registry.is_own, names)):
         return "brewctl db init"
     return f"brewctl db init {' '.join(map(short_name, names))}"
@@ -81,9 +81,10 @@ def apart(settings: Settings) -> list[Home]:
 def connect(
     home: Home, story: BoundedConnection | None = None, *, name: str = "brewctl"
 ) -> Iterator[BoundedConnection]:
-    """A connection to a home, for questions to it alone; to the story's: `story`, where that is given.
+    """A connection to a home. For the story's it is `story`, where that is given.
 
-    Raises UnreachableError, which says whose database is away, and BrewError where a table is missing.
+    Raises UnreachableError, which names the downstreams of a database that is away, and BrewError where a table is
+    missing.
     """
     if story and not home.apart:
         yield story
@@ -101,13 +102,13 @@ def _check(home: Home, connection: BoundedConnection) -> None:
 
 
 class Databases:
-    """The databases of the story and of all downstreams, its own ones included: for one thread that asks them all.
+    """Connections to the databases of the story and of all downstreams, the shipped ones included. Not thread-safe.
 
-    Connections to those apart are made when they are first asked, kept, and made anew after one was lost.
+    A connection to a downstream's own database is made at its first use, kept, and made anew after it was lost.
     """
 
     def __init__(self, settings: Settings, story: BoundedConnection, *, name: str = "brewctl") -> None:
-        """`story`: the open connection to the story's."""
+        """`story`: an open connection to the story's database, which stays the caller's."""
         self.story = story
         self.settings = settings
         self._name = name
@@ -115,22 +116,22 @@ class Databases:
 
     @cached_property
     def homes(self) -> list[Home]:
-        """Where the state of each downstream is, the story's first. Raises what `of` raises."""
+        """The home of each downstream, the story's database first. Raises what `of` raises."""
         names = dict.fromkeys((*DEFAULT_DOWNSTREAMS, *self.settings.downstreams))
         return of(replace(self.settings, downstreams=tuple(names)))
 
     @property
     def apart(self) -> list[Home]:
-        """The homes that are not the story's. Looks at no downstream where none has a database of its own."""
+        """The homes that are not the story's. Imports no downstream where none has a database of its own."""
         return self.homes[1:] if self.settings.own_databases else []
 
     def home(self, group: str) -> Home:
-        """Return where the state of a downstream is."""
+        """Return the home of a downstream."""
         return next(home for home in self.homes if group in home.groups)
 
     @contextlib.contextmanager
     def to(self, home: Home) -> Iterator[BoundedConnection]:
-        """A connection to a home. Raises, also in the block, UnreachableError, which says whose database is away."""
+        """A connection to a home. Raises UnreachableError, also in the block, which names the home's downstreams."""
         if not home.apart:
             yield self.story
             return
@@ -148,7 +149,7 @@ class Databases:
             raise
 
     def close(self) -> None:
-        """Let the connections go, but for the story's."""
+        """Close the connections, except the story's."""
         while self._kept:
             _, (stack, _) = self._kept.popitem()
             stack.close()
@@ -156,14 +157,14 @@ class Databases:
 
 @contextlib.contextmanager
 def databases(settings: Settings, story: BoundedConnection, *, name: str = "brewctl") -> Iterator[Databases]:
-    """All databases, while the block runs. `story`: the open connection to the story's."""
+    """All databases, for the block. `story`: an open connection to the story's."""
     with contextlib.closing(Databases(settings, story, name=name)) as found:
         yield found
 
 
 @contextlib.contextmanager
 def opened(settings: Settings) -> Iterator[Databases]:
-    """Connect to the story's database, and to each other one when it is first asked, while the block runs.
+    """All databases, for the block: connects to the story's now, and to each other one at its first use.
 
     Raises UnreachableError where the story's is away.
     """
@@ -181,7 +182,7 @@ def _whose(home: Home) -> Iterator[None]:
 
 
 def select(homes: Sequence[Home], groups: Sequence[str]) -> list[Home]:
-    """Return the homes of some groups, each with the downstreams of these alone."""
+    """Return the homes of these groups, each with only the downstreams of these groups."""
     found = []
     for home in homes:
         kept = [(each, name) for each, name in zip(home.downstreams, home.names, strict=True) if each.group in groups]

@@ -1,4 +1,4 @@
-"""What `brewctl db migrate` would run, as SQL that psql takes: each step with what it locks and what it reads."""
+"""The SQL that `brewctl db migrate` would run, for psql, with a comment on what each step locks and reads."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +13,7 @@ from brewctl.sql import queries
 _FOR_A_MOMENT = (
     "locks {table} (ACCESS EXCLUSIVE) for a moment; waits {lock_ms} ms at a time for that, and others behind it"
 )
-# Of each kind of part that is added to a table in use: what it locks, and what it does with rows.
+# By the kind of part: which locks adding it takes, and which rows it reads or rewrites.
 LOCKS = {
     Kind.TABLE: "locks nothing that is in use: the tables are new",
     Kind.COLUMN: f"{_FOR_A_MOMENT}; no row is read or rewritten, as each default is a constant",
@@ -25,13 +25,13 @@ LOCKS = {
     Kind.FUNCTION: "locks no table",
     Kind.PARTITIONS: f"locks {{table}}: {partitioning.LOCKS}; waits {{lock_ms}} ms at a time for that; rewrites no row",
 }
-# Of a table with partitions: the table's own index or key takes those of the partitions, which are there by then.
+# For the index or key of a partitioned table, which attaches those of its partitions.
 _WHOLE = f"{_FOR_A_MOMENT}; no row is read or rewritten, as those of the partitions are there"
 Partitions = Mapping[str, Sequence[LiteralString]]
 
 
 def from_nothing() -> list[SchemaPart]:
-    """Return what is missing in an empty database: the tables have the rest with them."""
+    """Return the parts that an empty database lacks: tables, which include their other parts, and functions."""
     tables = [part for part in parts.PARTS if part.kind is Kind.TABLE]
     others = [part for part in parts.PARTS if part.kind is Kind.FUNCTION and part.table not in parts.TABLES]
     return [*tables, *others]
@@ -40,9 +40,9 @@ def from_nothing() -> list[SchemaPart]:
 def lines(
     lacking: Sequence[SchemaPart], recorded: Collection[int], limits: Limits, partitions: Partitions | None = None
 ) -> Iterator[str]:
-    """Write the SQL, migration by migration, each with the row that says that it is complete.
+    """Yield the SQL, migration by migration, each followed by its row in schema_version.
 
-    `partitions`: the names of those that tables have.
+    `partitions`: the names of the partitions of each table that has any.
     """
     new = {part.table for part in lacking if part.kind is Kind.TABLE}
     whole = [*lacking, *(part for part in parts.PARTS if part.kind is Kind.PARTITIONS and part.table in new)]
@@ -89,16 +89,16 @@ def _key(name: str, part: SchemaPart, limits: Limits, partitions: Partitions) ->
 
 
 def _comment(name: str, what: str, part: SchemaPart, limits: Limits, locks: str = "") -> str:
-    """Say in a line before the statements what they add, lock and read."""
+    """Return the comment on what the next statements add, lock and read."""
     lock_ms = round(limits.schema_lock_s * 1000)
     said = (locks or LOCKS[part.kind]).format(table=part.table, lock_ms=lock_ms, whole_s=limits.schema_s)
     return f"-- {name}: {what}: {said}."
 
 
 def _index(name: str, part: SchemaPart, limits: Limits, partitions: Partitions) -> Iterator[str]:
-    """Build an index, or drop one, in no transaction. One whose build was cut off is dropped first.
+    """Yield the SQL that builds or drops an index, without a transaction. A half-built index is dropped first.
 
-    Where a table has partitions, theirs are built like that.
+    For a partitioned table the indexes of its partitions are built so, and the table's attaches them.
     """
     dropped = part.kind is Kind.LEFTOVER
     what = f"{'drops ' * dropped}index {part.name}"

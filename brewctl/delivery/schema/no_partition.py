@@ -1,7 +1,7 @@
-"""A row that no partition is for: nobody's fault, and mended by making the partition.
+"""Makes the partition for a row that has none, so that the row can be written again.
 
-Partitions are made ahead by `brewctl db retention`. Where nobody runs that, whoever finds none for a row makes it, with
-the rights of the tables' owner (make_partition), and writes the row again.
+`brewctl db retention` makes partitions ahead. Where it does not run, the role that finds no partition for a row makes
+it with the rights of the tables' owner (make_partition), and writes the row again.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,11 +23,11 @@ Answer = TypeVar("Answer")
 
 
 class NoPartitionError(psycopg.OperationalError):
-    """There is none for a row, and it can't be made now. Nothing was written."""
+    """A row has no partition, and it can't be made now. Nothing was written."""
 
 
 def table_of(error: BaseException) -> str:
-    """Name the table that has no partition for a row, where an error says that; else nothing."""
+    """Return the table that has no partition for a row, where that is the error; else ""."""
     if not isinstance(error, psycopg.errors.CheckViolation) or error.diag.constraint_name:
         return ""
     table = error.diag.table_name or ""
@@ -35,7 +35,7 @@ def table_of(error: BaseException) -> str:
 
 
 def make(connection: BoundedConnection, table: str, row_id: int | None = None) -> str:
-    """Make the partition for an id, or for the next one of the outbox; return why it is refused, or "".
+    """Make the partition for an id (None: for the next outbox id); return why the id is refused, or "".
 
     Raises NoPartitionError where it can't be made now; the log says why, and what to run.
     """
@@ -53,9 +53,9 @@ def make(connection: BoundedConnection, table: str, row_id: int | None = None) -
 
 
 def make_ahead(connection: BoundedConnection, row_id: int) -> None:
-    """Make the partition behind the one of this outbox row, for those who could not make it within their transaction.
+    """Make the partition that follows this outbox row's: callers of outbox_add can't make it in their transactions.
 
-    Where it can't be made now nothing is lost: the log says why, and a later row's publisher tries again.
+    Where it can't be made now the log says why, and the publisher tries again after a later row.
     """
     try:
         connection.execute(queries["make_partition_ahead"], {"id": row_id})
@@ -72,13 +72,16 @@ def _failed(table: str, error: psycopg.Error) -> NoPartitionError:
 
 
 def said(error: psycopg.Error) -> str:
-    """Return why make_partition made none."""
+    """Return make_partition's error as one line."""
     text = error.diag.message_primary or log.reason(error)
     return " ".join(text.removeprefix("make_partition: ").split())
 
 
 def with_room(connection: BoundedConnection, action: Callable[[], Answer]) -> Answer:
-    """Do something that adds to the outbox, outside a transaction; once more where there was no partition for it."""
+    """Return what `action` returns, which writes rows; where a row has no partition, make it and call `action` again.
+
+    Must be called outside a transaction. Raises NoPartitionError, and what `action` raises.
+    """
     try:
         return action()
     except psycopg.errors.CheckViolation as error:
@@ -90,9 +93,9 @@ def with_room(connection: BoundedConnection, action: Callable[[], Answer]) -> An
     except psycopg.errors.CheckViolation as error:
         if not (table := table_of(error)):
             raise
-        raise _failed(table, error) from error  # it was made elsewhere, say in another schema
+        raise _failed(table, error) from error  # it was made for another table, such as one of another schema
 
 
 def without(connection: BoundedConnection, ids: Sequence[int]) -> list[int]:
-    """Return those of some outbox ids that processed_events has no partition for."""
+    """Return those of these outbox ids that have no partition in processed_events."""
     return [row_id for (row_id,) in connection.execute(queries["ids_without_partition"], {"ids": list(ids)})]

@@ -1,4 +1,4 @@
-"""The tables that a downstream's own `schema` makes, and the roles that may use them."""
+"""Finds the tables that a downstream's own `schema` makes, and writes the grants for them."""
 
 import re
 from dataclasses import dataclass
@@ -12,22 +12,22 @@ _ALL = "SELECT, INSERT, UPDATE, DELETE"
 
 @dataclass(frozen=True)
 class Own:
-    """What the `schema` of a downstream makes, as it names it there."""
+    """The tables, views and sequences that a downstream's `schema` makes, named as they are there."""
 
     role: str
     tables: tuple[str, ...]  # and views
     sequences: tuple[str, ...]
-    serial: bool  # some columns have sequences
+    serial: bool  # whether some columns have sequences
 
 
 def literal(role: str, *, as_is: bool = False) -> str:
-    """Write a name as a literal: of a role that is quoted, what is between the quotes."""
+    """Return a name as an SQL literal; of a quoted role, unless `as_is`, the name between the quotes."""
     name = role if as_is or not role.startswith('"') else role[1:-1].replace('""', '"')
     return "'" + name.replace("'", "''") + "'"
 
 
 def given(own: Own, operator: str) -> list[str]:
-    """Return the SQL that lets a downstream, and the operator, do anything with what its `schema` makes."""
+    """Return the SQL that gives a downstream and the operator all rights to the tables of its `schema`."""
     users = f"{own.role}, {operator}"
     schemas = dict.fromkeys(table.rpartition(".")[0] for table in own.tables if "." in table)
     lines = [f"GRANT USAGE ON SCHEMA {name} TO {users};" for name in schemas]
@@ -54,7 +54,7 @@ def given(own: Own, operator: str) -> list[str]:
 
 
 def made_by(text: str, role: str) -> Own:
-    """Find what a downstream's `schema` creates: tables, views and sequences that last."""
+    """Return the tables, views and sequences that a downstream's `schema` creates, without temporary ones."""
     found: dict[str, list[str]] = {kind: [] for kind in _KINDS}
     statements: list[list[str]] = [[]]
     serial = False

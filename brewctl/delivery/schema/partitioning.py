@@ -1,8 +1,8 @@
-"""How a table gets partitions beside roles at work.
+"""Makes a plain table a partitioned one while roles use it.
 
-bound ──► validate ──► swap       see 0004_partitions.sql, whose function takes the steps
-            │             └── the table is locked for the moment in which another one gets its name
-            └── all rows are read, and nobody waits
+bound ──► validate ──► swap       the steps of partition_table() in 0004_partitions.sql
+            │             └── the table is locked for a moment, in which the partitioned one gets its name
+            └── all rows are read; no reader and no writer waits
 """
 
 from typing import TYPE_CHECKING, LiteralString
@@ -16,7 +16,7 @@ from brewctl.sql import queries
 if TYPE_CHECKING:
     from brewctl.delivery.database import BoundedConnection, Connection
 
-# What the steps lock, in the words of a plan.
+# The locks of the steps, for a plan.
 LOCKS = (
     "ACCESS EXCLUSIVE twice, for moments: to add a CHECK, and to give the partitioned table the name; between them"
     " SHARE UPDATE EXCLUSIVE while all rows are checked, which holds up no reader and no writer"
@@ -26,10 +26,10 @@ _TRIES = 3
 
 
 def partition(connection: "BoundedConnection", table: str, swap: LiteralString, tell: Tell = nobody) -> None:
-    """Make a table a partitioned one, with what it was before as the first partition. `swap`: the last step's call.
+    """Make a table a partitioned one, whose first partition is the old table. `swap`: the SQL of the last step.
 
-    An interrupted run leaves a CHECK behind, with which the next one goes on. Raises BrewError where the table is in
-    use for longer than schema_wait_s, or where something hangs on it that would not come along.
+    An interrupted run leaves a CHECK behind, which the next run uses. Raises BrewError where the table is in use for
+    longer than schema_wait_s, or where an object depends on it that the partitioned table would not have.
     """
     for _ in range(_TRIES):
         try:
@@ -38,14 +38,14 @@ def partition(connection: "BoundedConnection", table: str, swap: LiteralString, 
         except psycopg.errors.DependentObjectsStillExist as error:
             raise _refused(error) from None
         except psycopg.errors.ObjectNotInPrerequisiteState as error:
-            refused = _refused(error)  # it has grown, or an id is in the way
+            refused = _refused(error)  # the table has grown past the CHECK's bound, or holds an id out of bounds
         else:
             return
     raise refused
 
 
 def statements(swap: LiteralString) -> list[list[LiteralString]]:
-    """Return the statements of each step, a transaction each, for a plan."""
+    """Return the statements of each step, for a plan. Each step is one transaction."""
     before = [queries["act_as_owner"], queries["lock_schema"], swap.replace("'swap'", "'lock'")]
     return [[*(before if _locks_out(step) else before[:1]), swap.replace("'swap'", step)] for step in _STEPS]
 
@@ -60,7 +60,7 @@ def _refused(error: psycopg.Error) -> BrewError:
 
 
 def _take(connection: "BoundedConnection", table: str, step: LiteralString, lock: LiteralString, tell: Tell) -> None:
-    """Take a step as soon as no transaction keeps the table for long, as `table_locks.change` does."""
+    """Run a step as soon as no transaction keeps the table for long, as `table_locks.change` does."""
     found: list[Holder] = []
     staying: list[Holder] = []
     told = False
@@ -73,7 +73,7 @@ def _take(connection: "BoundedConnection", table: str, step: LiteralString, lock
             connection.execute(queries["act_as_owner"])
             if locks_out:
                 connection.execute(queries["lock_schema"])
-                # Whoever vacuums the table stops now, and does not begin again meanwhile.
+                # This lock cancels an autovacuum of the table, and none begins while it is held.
                 connection.execute(lock)
                 found = holders(connection, [table])
                 staying = [holder for holder in found if holder.transaction in seen]
@@ -90,5 +90,5 @@ def _take(connection: "BoundedConnection", table: str, step: LiteralString, lock
 
 
 def partitions(connection: "Connection", table: str) -> list[LiteralString]:
-    """Name the partitions of a table, as the catalog quotes them; none where it is a plain one."""
+    """Return the names of a table's partitions, quoted as SQL needs it; none where it is a plain table."""
     return [name for (name,) in connection.execute(queries["partitions"], {"table": table})]

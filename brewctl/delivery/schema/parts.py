@@ -1,6 +1,6 @@
 """The parts of the schema, read from the migrations: tables, columns, keys, indexes, functions, partitions.
 
-The last migration that makes, changes or drops a thing has the last word.
+Where several migrations name the same part, the last one counts.
 """
 
 import re
@@ -12,7 +12,7 @@ from typing import LiteralString
 from brewctl import sql
 
 _COMMENT = re.compile(r"--.*")
-# Says which migrations are complete: no role's statements need it.
+# The table of complete migrations. No role's statements need it.
 VERSIONS = "schema_version"
 
 
@@ -20,15 +20,15 @@ class Kind(StrEnum):
     """What a part of the schema is."""
 
     TABLE = "table"
-    COLUMN = "column"  # that a later version added
+    COLUMN = "column"  # added by a later migration
     KEY = "key"  # a table's primary key
     INDEX = "index"
     LEFTOVER = "leftover"  # an older version's index, to be dropped
-    FUNCTION = "function"  # missing where its body is another one
-    PARTITIONS = "partitions"  # those of a table
+    FUNCTION = "function"  # also missing where its body differs
+    PARTITIONS = "partitions"  # of a table
 
 
-# How each statement of a migration begins, with the table and the name of the part.
+# The beginnings of a migration's statements, with the table and the name of the part.
 _FORMS = {
     Kind.TABLE: re.compile(r"CREATE TABLE IF NOT EXISTS (?P<name>\w+) "),
     Kind.COLUMN: re.compile(r"ALTER TABLE (?P<table>\w+) ADD COLUMN IF NOT EXISTS (?P<name>\w+) "),
@@ -38,9 +38,9 @@ _FORMS = {
     Kind.PARTITIONS: re.compile(r"SELECT partition_table\('(?P<name>\w+)', '\w+'\)$"),
 }
 PARTITION_FUNCTIONS = ("partitions_of", "make_partition", "keep_to_owner", "partition_table")
-# Functions that come with a table, wherever that is.
+# Functions that belong to a table: a database that needs the table needs them too.
 _COME_WITH = dict.fromkeys(PARTITION_FUNCTIONS, "retention")
-# A statement, up to its semicolon or that of the file's end; a function's body may have some of its own.
+# A statement up to its semicolon or the file's end; semicolons in a function's body don't end it.
 _STATEMENT = re.compile(r"(?:\$\$.*?\$\$|[^;$])+", re.DOTALL)
 _BODY = re.compile(r"\$\$(.*)\$\$", re.DOTALL)
 _KEY = re.compile(r"(\w+) [^,]*?\bPRIMARY KEY|\bPRIMARY KEY \(([^)]*)\)")
@@ -48,17 +48,17 @@ _KEY = re.compile(r"(\w+) [^,]*?\bPRIMARY KEY|\bPRIMARY KEY \(([^)]*)\)")
 
 @dataclass(frozen=True, slots=True)
 class SchemaPart:
-    """One thing of the schema, and the statement that makes it so. A leftover's table is that of the part before."""
+    """One part of the schema, and the statement that makes it. A leftover's table is that of the part before it."""
 
     kind: Kind
     name: str
     table: str
     statement: LiteralString
     columns: tuple[str, ...] = ()
-    # Of one that is missing: its index is there, and its build was cut off or still goes on.
+    # The index is there, but its build was interrupted or still goes on.
     invalid: bool = False
     body: str = ""  # of a function
-    migration: int = 0  # the number of the one that says so
+    migration: int = 0  # the number of its migration
 
     @property
     def is_read(self) -> bool:
@@ -67,7 +67,7 @@ class SchemaPart:
 
     @property
     def is_needed(self) -> bool:
-        """Whether a role must not work without it: its statements would fail, or let repeats through."""
+        """Whether a role must not start without it: its statements would fail, or accept duplicates."""
         if self.table == VERSIONS:
             return False
         return self.is_read or self.kind is Kind.KEY or "UNIQUE" in self.statement or self.name in _NEEDED
@@ -86,12 +86,12 @@ class SchemaPart:
                 return f"{self.name} (invalid)" if self.invalid else self.name
 
 
-# An index that tells the version: without it, publishers read all that ever waited.
+# Without this index publishers would read every row that ever waited.
 _NEEDED = {"outbox_ready"}
 
 
 def parse(text: LiteralString, migration: int = 0) -> list[SchemaPart]:
-    """Split a migration into its parts, in their order. Raises ValueError at a statement of an unknown form."""
+    """Return a migration's parts in their order. Raises ValueError for a statement of an unknown form."""
     parts: list[SchemaPart] = []
     for piece in _STATEMENT.findall(_COMMENT.sub("", text)):
         if not (statement := " ".join(piece.split())):
@@ -123,7 +123,7 @@ def _key(table: str, statement: LiteralString, migration: int) -> SchemaPart | N
 
 
 def wanted(migrations: Mapping[int, LiteralString]) -> list[SchemaPart]:
-    """Return the parts of the schema after these migrations: of two that name the same thing, the later one."""
+    """Return the parts of the schema after these migrations: of two for the same thing the later one."""
     found: dict[tuple[str, str], SchemaPart] = {}
     for number, text in migrations.items():
         for part in parse(text, number):
@@ -138,7 +138,7 @@ PARTS = wanted(sql.migrations)
 TABLES = [part.name for part in PARTS if part.kind is Kind.TABLE]
 
 
-# What a downstream needs beside its own tables, in a database of its own: of these tables those that there are.
+# The tables that a downstream needs in a database of its own, beside those of its `schema`.
 INBOX_TABLES = frozenset(
     {
         VERSIONS,
@@ -156,10 +156,10 @@ _LAST = {Kind.LEFTOVER: 1, Kind.PARTITIONS: 2}
 
 
 def steps(lacking: Sequence[SchemaPart]) -> Iterator[list[SchemaPart]]:
-    """Split what is missing into what is run together, in the order in which it is run: migration by migration.
+    """Yield the missing parts in groups that run together, in the order to run them, migration by migration.
 
-    New tables with all that is theirs, whichever migration says so: nobody uses them yet. The columns of a table. Each
-    other part alone, leftovers and partitions last.
+    First new tables, with all their parts from any migration, since no role uses them yet; then a table's columns
+    together; then each other part alone, leftovers and partitions last.
     """
     for number in sorted({part.migration for part in lacking}):
         here = [part for part in lacking if part.migration == number]
@@ -169,13 +169,13 @@ def steps(lacking: Sequence[SchemaPart]) -> Iterator[list[SchemaPart]]:
         for table in dict.fromkeys(part.table for part in columns):
             yield [part for part in columns if part.table == table]
         others = [part for part in here if part.kind not in {Kind.TABLE, Kind.COLUMN}]
-        # An index that is no longer wanted goes when the one that replaces it is there. What has to be made of a table
-        # is made of one table.
+        # A leftover index is dropped once the one that replaces it is there. Indexes and keys come before partitions,
+        # so that they are made of one table.
         yield from ([part] for part in sorted(others, key=lambda part: _LAST.get(part.kind, 0)))
 
 
 def columns_statement(parts: Sequence[SchemaPart]) -> LiteralString:
-    """Return the one statement that adds columns to a table, which is locked once for all of them."""
+    """Return one statement that adds several columns, so that the table is locked once."""
     first, *others = parts
     statement = first.statement
     for part in others:
@@ -184,23 +184,23 @@ def columns_statement(parts: Sequence[SchemaPart]) -> LiteralString:
 
 
 def adopting_statement(key: SchemaPart) -> LiteralString:
-    """Return the statement that makes a table's primary key of the unique index that was built for it."""
+    """Return the statement that makes the unique index of a key the table's primary key."""
     return f"ALTER TABLE {key.table} ADD PRIMARY KEY USING INDEX {key.name}"
 
 
 def whole_key_statement(key: SchemaPart) -> LiteralString:
-    """Return the statement that makes a partitioned table's primary key of those of its partitions."""
+    """Return the statement that adds a partitioned table's primary key, which attaches those of its partitions."""
     columns = ", ".join(f'"{column}"' for column in key.columns)
     return f"ALTER TABLE {key.table} ADD PRIMARY KEY ({columns})"
 
 
 def concurrent_statement(statement: LiteralString) -> LiteralString:
-    """Return a statement that builds or drops an index such that no writer waits for it."""
+    """Return the CONCURRENTLY form of a statement that builds or drops an index."""
     return statement.replace(" INDEX IF", " INDEX CONCURRENTLY IF", 1)
 
 
 def of_partition(part: SchemaPart, partition: LiteralString) -> SchemaPart:
-    """Return the part of one partition that an index or key is made of."""
+    """Return the part for one partition's index or key, from that of the partitioned table."""
     name = part.name + partition.removeprefix(part.table)
     statement = part.statement.replace(f" {part.name} ON {part.table} ", f" {name} ON {partition} ", 1)
     return replace(part, name=name, table=partition, statement=statement)

@@ -1,4 +1,4 @@
-"""Whether a role's database is there, and has the tables that the role needs: asked by /readyz."""
+"""The check for /readyz that a role's database answers and has the tables that the role needs."""
 
 import contextlib
 import threading
@@ -15,10 +15,10 @@ from brewctl.probes.health import Finding
 
 
 class DatabaseCheck:
-    """Has a connection of its own from the first question on: the role's may all be in use."""
+    """Keeps a connection of its own from the first check on, because the role's connections may all be in use."""
 
     def __init__(self, settings: Settings, *, node: str, tables: Collection[str] | None = None) -> None:
-        """`tables`: those that the role needs; default: all."""
+        """`tables`: the tables that the role needs; default: all."""
         self._settings = settings.impatient
         self._node = node
         self._tables = tables
@@ -27,7 +27,7 @@ class DatabaseCheck:
         self._connection: BoundedConnection | None = None
 
     def __call__(self) -> Iterator[Finding]:
-        """Ask, at most about database_look_s and one connection attempt long."""
+        """Yield the findings. Takes at most about database_look_s and one connection attempt."""
         place = f"postgres {database.place(self._settings.database_url)}"
         try:
             with self._lock:
@@ -44,7 +44,7 @@ class DatabaseCheck:
             yield Finding(ready=True, text="the schema fits")
 
     def close(self) -> None:
-        """Let the connection go, unless a question is on its way: a stop waits for nobody's probe."""
+        """Close the connection, unless a check is using it: a stop does not wait for a probe."""
         if self._lock.acquire(blocking=False):
             self._drop()
             self._lock.release()
@@ -55,7 +55,7 @@ class DatabaseCheck:
             self._held.close()
 
     def _ask(self) -> list[str]:
-        """Return what is missing. A connection that was lost meanwhile is no outage where another can be had."""
+        """Return what is missing. Where the kept connection was lost, a new one is tried before that is an outage."""
         if self._connection:
             with contextlib.suppress(psycopg.Error):
                 return self._missing(self._connection)

@@ -1,8 +1,8 @@
-"""What a downstream has in PostgreSQL before it can run: its tables, those of the inbox, and its name.
+"""Prepares a downstream's database: makes the inbox's tables and its own, and registers its name for its group.
 
-BREW_<GROUP>_DATABASE_URL, or the story's database:  processed_events and the others of the inbox
-                                                     downstreams: whose the consumer's name is
-                                                     what the downstream's own `schema` makes
+BREW_<GROUP>_DATABASE_URL, or the story's database:  processed_events and the other tables of the inbox
+                                                     downstreams: which module a group (consumer) belongs to
+                                                     the tables of the downstream's own `schema`
 """
 
 import contextlib
@@ -22,9 +22,9 @@ from brewctl.sql import queries
 
 
 def home(settings: Settings, downstream: Downstream, name: str) -> Settings:
-    """Return the settings with the database that a downstream of this name has its tables in.
+    """Return the settings with the database of this downstream as their database.
 
-    Raises UsageError where the variable with a database of its own holds no PostgreSQL URL.
+    Raises UsageError where its variable holds no PostgreSQL URL.
     """
     command = "brewctl db init" if registry.is_own(name) else f"brewctl db init {name}"
     secret = _own(settings, downstream.group)
@@ -51,16 +51,16 @@ def _own(settings: Settings, group: str) -> Secret | None:
 
 
 def tables(settings: Settings, own: Settings, downstream: Downstream) -> frozenset[str] | None:
-    """Name the tables of the schema that a downstream's database needs; None: all, as it is the story's too."""
+    """Return the tables of the schema that a downstream's database needs; None: all."""
     if own.database_url == settings.database_url:
         return story_tables(settings)
     return parts.INBOX_TABLES | set(downstream.tables)
 
 
 def story_tables(settings: Settings) -> frozenset[str] | None:
-    """Name the tables and functions of the schema that the story's database needs; None: all.
+    """Return the tables and functions of the schema that the story's database needs; None: all.
 
-    It needs no effects of the story's own downstreams that have a database of their own.
+    The effects of shipped downstreams with a database of their own are not needed there.
     """
     if not settings.own_databases:
         return None
@@ -69,12 +69,12 @@ def story_tables(settings: Settings) -> frozenset[str] | None:
 
 
 def require_story(settings: Settings, connection: BoundedConnection, *, reading: bool = False) -> None:
-    """Raise BrewError where the story's database lacks what it needs, or, with `reading`, what a query needs."""
+    """Raise NotYetError where the story's database lacks a table that roles need, or, with `reading`, a query."""
     setup.require(connection, reading=reading, tables=story_tables(settings))
 
 
 def apart(settings: Settings) -> list[str]:
-    """Name the story's own downstreams that have a database of their own. Raises UsageError for a URL that is none."""
+    """Return the names of shipped downstreams with a database of their own. Raises UsageError for a malformed URL."""
     if not settings.own_databases:
         return []
     return [
@@ -85,14 +85,14 @@ def apart(settings: Settings) -> list[str]:
 
 
 def check(settings: Settings, downstream: Downstream, name: str) -> None:
-    """Raise BrewError where a downstream with tables of its own has none yet, or its group is another one's."""
+    """Raise BrewError where a downstream's tables are missing, or another downstream has its group."""
     own = home(settings, downstream, name)
     is_own = registry.is_own(name)
-    if is_own and own.database_url == settings.database_url:  # the story's tables are looked for by others
+    if is_own and own.database_url == settings.database_url:  # other checks look for the story's tables
         return
     with database.connect(own) as connection:
         setup.require(connection, tables=tables(settings, own, downstream), init_command=own.init_command)
-        if is_own:  # its group is nobody else's to take
+        if is_own:  # no other downstream can take a shipped one's group
             return
         holder = _holder(connection, downstream.group)
     if holder is None:
@@ -106,10 +106,10 @@ def check(settings: Settings, downstream: Downstream, name: str) -> None:
 def initialize(
     settings: Settings, downstream: Downstream, name: str, *, take_over: bool, tell: table_locks.Tell
 ) -> Settings:
-    """Make the tables of a downstream that are missing, and register its name. Returns where they are.
+    """Make a downstream's missing tables while roles work, and register its name; return its database's settings.
 
-    Beside roles at work. Raises BrewError where its `schema` is refused, or its group is another's, unless
-    `take_over`; then nothing of the downstream's own was made.
+    Raises BrewError where its `schema` is refused, or, without `take_over`, another downstream has its group: then no
+    table of its `schema` was made.
     """
     own = home(settings, downstream, name)
     text = schema_text(downstream)
@@ -131,9 +131,9 @@ def initialize_all(
     reset: bool = False,
     tell: table_locks.Tell = table_locks.nobody,
 ) -> None:
-    """Make the tables of the story's database, to which `connection` is, and those of its own downstreams apart.
+    """Make the tables of the story's database, and of shipped downstreams in databases of their own.
 
-    `reset` also empties them. Raises what `setup.initialize` raises.
+    `connection`: to the story's. `reset` also empties the tables. Raises what `setup.initialize` raises.
     """
     initialize_story(settings, connection, reset=reset, tell=tell)
     for full in apart(settings):
@@ -147,11 +147,11 @@ def initialize_story(
     reset: bool = False,
     tell: table_locks.Tell = table_locks.nobody,
 ) -> None:
-    """Make the tables of the story's database, and register whose they are; `reset` also empties them."""
+    """Make the tables of the story's database, and register the shipped downstreams; `reset` also empties them."""
     needed = story_tables(settings)
     lacking = setup.missing_tables(connection, tables=needed)
     setup.initialize(connection, reset=reset, tell=tell, tables=needed)
-    # A run before this one may have been ended in the middle; nothing of a complete schema is locked.
+    # Only where tables were missing: with a complete schema nothing is locked.
     if lacking:
         register_own(connection)
 
@@ -159,9 +159,9 @@ def initialize_story(
 def initialize_apart(
     settings: Settings, full: str, *, reset: bool = False, tell: table_locks.Tell = table_locks.nobody
 ) -> Settings:
-    """Make the tables of one of the story's own downstreams in the database that it has for itself; return where.
+    """Make the tables of a shipped downstream in its own database; return that database's settings.
 
-    `reset` also empties them, with those of the inbox, which others may share.
+    `reset` also empties them, with the inbox's, which other downstreams may share.
     """
     downstream = registry.find(full)
     own = initialize(settings, downstream, full, take_over=False, tell=tell)
@@ -172,7 +172,7 @@ def initialize_apart(
 
 
 def register_own(connection: BoundedConnection) -> None:
-    """Register the story's own downstreams, whose tables are part of the schema."""
+    """Register the shipped downstreams, whose tables are part of the schema."""
     for full in DEFAULT_DOWNSTREAMS:
         connection.execute(queries["register_downstream"], {"consumer": registry.find(full).group, "name": full})
 
@@ -192,9 +192,9 @@ def schema_text(downstream: Downstream) -> str:
 
 
 def _apply(connection: BoundedConnection, downstream: Downstream, name: str, text: str, *, take_over: bool) -> None:
-    """Run a downstream's schema and write its name, in one transaction, one downstream at a time.
+    """Run a downstream's schema and register its name, in one transaction, one downstream at a time.
 
-    A statement waits schema_lock_s for a table at a time, for statements of roles wait behind it.
+    A statement waits only schema_lock_s at a time for a table, because statements of roles wait behind it.
     """
     names = {"consumer": downstream.group, "name": name}
 
@@ -206,14 +206,14 @@ def _apply(connection: BoundedConnection, downstream: Downstream, name: str, tex
                 raise _taken(downstream.group, holder or "", name)
             if text.strip(" \t\r\n;"):
                 connection.execute(queries["act_as_owner"])
-                # A cursor of psycopg's own, and no parameters: several statements go in one.
+                # psycopg's own cursor without parameters sends several statements at once.
                 psycopg.Cursor(connection).execute(text.encode())
             connection.execute(queries["register_downstream"], names)
         return True
 
     def in_the_way() -> BrewError:
         message = f"downstream {downstream.group}: a table of its schema is in use"
-        return BrewError(message, hint="`brewctl doctor` names who holds it; run this again then")
+        return BrewError(message, hint="`brewctl doctor` names the session; run this again when it has ended")
 
     try:
         table_locks.until_free(connection, attempt, in_the_way)
@@ -228,10 +228,10 @@ def _apply(connection: BoundedConnection, downstream: Downstream, name: str, tex
 
 
 def _check_story(settings: Settings, group: str, name: str) -> None:
-    """Refuse a group that the story's database knows as another's, where that can be asked.
+    """Raise BrewError where the story's database has the group registered for another downstream, if it can be reached.
 
-    Two downstreams of one group would share its partitions out, and each miss what the other gets, whatever database
-    each has.
+    Whatever database each has, two downstreams of one group would share the topic's partitions: each would miss the
+    other's events.
     """
     holder = None
     with contextlib.suppress(BrewError), database.connect(settings.impatient) as connection:
@@ -245,7 +245,7 @@ def _register_in_story(settings: Settings, group: str, name: str, tell: table_lo
         with database.connect(settings.impatient) as connection:
             connection.execute(queries["register_downstream"], {"consumer": group, "name": name})
     except BrewError as error:
-        tell(f"could not tell the story's database whose the group {group} is ({error.message})")
+        tell(f"could not register the group {group} in the story's database ({error.message})")
 
 
 def _line(text: str, position: str | None) -> int:

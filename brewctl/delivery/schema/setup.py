@@ -1,4 +1,4 @@
-"""The tables that the roles need: missing, required, made, or emptied."""
+"""The tables that roles need: finds missing ones, requires them, makes them and empties them."""
 
 import re
 from collections.abc import Callable, Collection
@@ -13,9 +13,9 @@ from brewctl.sql import queries
 def missing_tables(
     connection: Connection, *, reading: bool = False, tables: Collection[str] | None = None
 ) -> list[str]:
-    """Name the tables, columns, keys and indexes that the roles need and that are not there. Locks no table.
+    """Return the missing tables, columns, keys and indexes that roles need. Locks no table.
 
-    `reading`: only what a query fails without, so no key and no index. `tables`: only of these.
+    `reading`: only those that a query needs, so no key and no index. `tables`: only of these.
     """
     lacking = versions.lacking(connection, tables)
     return [str(part) for part in lacking if (part.is_read if reading else part.is_needed)]
@@ -28,7 +28,7 @@ def require(
     tables: Collection[str] | None = None,
     init_command: str = versions.INIT,
 ) -> None:
-    """Raise BrewError where something that the roles need is missing, or, with `reading`, that a query needs."""
+    """Raise NotYetError where something is missing that roles need, or with `reading`, that a query needs."""
     if missing := missing_tables(connection, reading=reading, tables=tables):
         raise NotYetError(
             f"missing in postgres: {', '.join(missing)}", hint=f"run `{versions.command(missing, init_command)}`"
@@ -36,7 +36,7 @@ def require(
 
 
 def required(settings: Settings, tables: Collection[str] | None = None) -> Callable[[BoundedConnection], None]:
-    """Return a check for a pool's first connection: that all these tables are there, or the whole schema."""
+    """Return a check for a pool's first connection: it raises NotYetError where one of these tables is missing."""
     return lambda connection: require(connection, tables=tables, init_command=settings.init_command)
 
 
@@ -47,10 +47,10 @@ def initialize(
     tell: table_locks.Tell = lambda _text: None,
     tables: Collection[str] | None = None,
 ) -> None:
-    """Add what is missing of the schema, or of some `tables`, beside roles at work; `reset` also empties them.
+    """Add the missing parts of the schema, or of some `tables`, while roles use them; `reset` also empties the tables.
 
-    On a complete schema, or a newer program's, it runs nothing and locks nothing. Raises BrewError, which names the
-    session at fault, where a table is in use for longer than schema_wait_s; `tell` hears of it before.
+    With a complete schema, or a newer program's, it runs and locks nothing. Raises BrewError, which names the session
+    at fault, where a table is in use for longer than schema_wait_s; `tell` gets a line about the wait before.
     """
     versions.bring_up(connection, tell, tables)
     if reset:
@@ -58,7 +58,7 @@ def initialize(
 
 
 def _emptying(tables: Collection[str] | None) -> str:
-    """Return the statement that empties the tables of the schema, or those of them that are named."""
+    """Return the statement that empties all tables of the schema, or only these."""
     if tables is None:
         return queries["reset"]
     every = [name for name in re.findall(r"\w+", queries["reset"]) if name in parts.TABLES]

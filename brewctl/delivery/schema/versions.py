@@ -1,8 +1,8 @@
-"""Which migrations a database has, and how it is brought up to this program's.
+"""Which migrations a database has, and how it gets those of this program that it lacks.
 
-The catalog decides what is run (schema.py); table schema_version has a row for each migration that is complete. A
-database with the row of a migration that this program does not know was migrated by a newer one: nothing is changed
-there, and roles work on, since migrations only add.
+The catalog decides which statements run (completion.py); table schema_version has a row for each complete migration. A
+row of a migration that this program does not know means that a newer program has migrated the database: nothing is
+changed there, and roles go on, since migrations only add.
 """
 
 import contextlib
@@ -30,31 +30,31 @@ _log = log.get(__name__)
 
 @dataclass(frozen=True)
 class MigrationState:
-    """How far a database is. `recorded`: the migrations that have a row; `lacking`: what `brewctl db migrate` adds."""
+    """A database's migrations. `recorded`: those with a row; `lacking`: the parts that `brewctl db migrate` adds."""
 
     recorded: frozenset[int]
     lacking: tuple[SchemaPart, ...]
-    is_empty: bool  # none of the tables is there
+    is_empty: bool  # whether all tables are missing
 
     @property
     def is_newer(self) -> bool:
-        """Whether a newer program has migrated it."""
+        """Whether a newer program has migrated the database."""
         return max(self.recorded, default=0) > PROGRAM
 
     @property
     def version(self) -> int:
-        """The newest migration that is complete, or was: something may have been dropped since."""
+        """The newest migration that is complete, or has a row: parts may have been dropped since."""
         return max(self._complete, *self.recorded, 0)
 
     @property
     def _complete(self) -> int:
-        """The last migration of which all is there, and of those before it."""
+        """The last migration that is complete together with all before it."""
         lacking = [part.migration for part in self.lacking if part.table != parts.VERSIONS]
         return max(0, min(lacking, default=PROGRAM + 1) - 1)
 
     @property
     def unrecorded(self) -> list[int]:
-        """The migrations that are complete by the catalog, and have no row yet."""
+        """The migrations that are complete by the catalog but have no row yet."""
         return [number for number in range(1, self._complete + 1) if number not in self.recorded]
 
     @property
@@ -64,7 +64,7 @@ class MigrationState:
 
 
 def standing(connection: "Connection", tables: Collection[str] | None = None) -> MigrationState:
-    """Look how far a database is. Locks no table of a role's. `tables`: those that it needs; default: all."""
+    """Return which migrations a database has. Locks no table of a role's. `tables`: those it needs; default: all."""
     numbers = recorded(connection)
     found = _left_out(connection, completion.missing(connection, tables), numbers)
     wanted = {name for name in parts.TABLES if tables is None or name in tables}
@@ -72,20 +72,20 @@ def standing(connection: "Connection", tables: Collection[str] | None = None) ->
 
 
 def recorded(connection: "Connection") -> frozenset[int]:
-    """Return which migrations have a row; none where there is no such table, or no right to read it."""
+    """Return the migrations that have a row; none where schema_version is missing or may not be read."""
     if connection.execute(queries["versions_readable"]).fetchone() != (True,):
         return frozenset()
     return frozenset(number for (number,) in connection.execute(queries["versions"]))
 
 
 def lacking(connection: "Connection", tables: Collection[str] | None = None) -> list[SchemaPart]:
-    """Name what is missing for this program, in a database that may be a newer one's. Locks no table."""
+    """Return the parts that this program lacks in a database that a newer one may have migrated. Locks no table."""
     found = completion.missing(connection, tables)
     return _left_out(connection, found, recorded(connection)) if found else found
 
 
 def _left_out(connection: "Connection", found: list[SchemaPart], numbers: frozenset[int]) -> list[SchemaPart]:
-    """Leave out what a newer migration may have replaced by something better: bodies of functions, and indexes."""
+    """Leave out parts that a newer migration may have replaced: bodies of functions, and indexes that aren't unique."""
     if max(numbers, default=0) <= PROGRAM:
         return found
     kept = [part for part in found if part.is_needed and part.kind in {Kind.TABLE, Kind.COLUMN, Kind.KEY}]
@@ -95,12 +95,12 @@ def _left_out(connection: "Connection", found: list[SchemaPart], numbers: frozen
 
 
 def command(missing: Collection[str], init_command: str = INIT) -> str:
-    """Return the command that adds what is missing: where tables are there, the one that changes them."""
+    """Return the command that adds these: `db migrate` where the database has tables already, else `init_command`."""
     return MIGRATE if init_command == INIT and "processed_events" not in missing else init_command
 
 
 def tell_of_newer(connection: "Connection") -> None:
-    """Log that a newer program has migrated the database of a role that starts."""
+    """Log a warning where a newer program has migrated the database. For roles that start."""
     newest = max(recorded(connection), default=0)
     if newest > PROGRAM:
         hint = "roll this role to that program's version when you can"
@@ -110,13 +110,11 @@ def tell_of_newer(connection: "Connection") -> None:
 def bring_up(
     connection: "BoundedConnection", tell: Tell = nobody, tables: Collection[str] | None = None
 ) -> MigrationState:
-    """Add what is missing, migration by migration, and write a row for each that is complete.
+    """Add the missing parts, migration by migration, with a row for each complete one; return the state before.
 
-    Returns what was there before: as this session began to migrate, or, without that, as it looked.
-
-    Beside roles at work, and one session at a time: another one is waited for. Where all is there, nothing is run and
-    nothing is locked; in a newer program's database nothing is. Raises what schema.complete raises, and BrewError where
-    another session migrates for longer than schema_s.
+    Runs while roles work, in one session at a time: it waits for another one that migrates. With a complete schema, or
+    a newer program's, it runs and locks nothing. Raises what completion.complete raises, and BrewError where another
+    session migrates for longer than schema_s.
     """
     before = standing(connection, tables)
     if before.is_newer:
@@ -124,7 +122,7 @@ def bring_up(
     if before.is_current:
         return before
     with _alone(connection, tell):
-        found = standing(connection, tables)  # another one may have done it meanwhile
+        found = standing(connection, tables)  # another session may have migrated meanwhile
         if found.is_current:
             return found
         for number, name in sql.migration_names.items():
@@ -135,7 +133,7 @@ def bring_up(
 
 
 def _write(connection: "BoundedConnection", number: int, name: str) -> None:
-    """Write down that a migration is complete."""
+    """Write a complete migration's row."""
 
     def attempt() -> bool:
         with table_locks.bounded(connection):
@@ -154,11 +152,11 @@ def _numbered(tell: Tell, number: int, text: str) -> None:
 
 @contextlib.contextmanager
 def _alone(connection: "BoundedConnection", tell: Tell) -> Iterator[None]:
-    """Keep other sessions from migrating meanwhile.
+    """Keep other sessions from migrating during the block.
 
-    A lock of the session, which an index's build needs: it runs in no transaction. Behind a pooler the next statement
-    may be another session's. There one that migrates is waited for, and two that begin together do each step once all
-    the same: what changes a table locks that, and one of them builds an index while the other looks for its end.
+    It takes an advisory lock of the session, since an index is built outside a transaction. Behind a pooler statements
+    run in changing sessions, so there it only waits for a session that migrates. Two that begin at the same moment
+    still do each step once: changes of a table lock it, and while one builds an index the other waits for the build.
     """
     deadline = time.monotonic() + connection.limits.schema_s
     between = table_locks.pauses()

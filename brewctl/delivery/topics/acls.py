@@ -1,7 +1,7 @@
-"""The rights in Kafka: a user for each role, with the same names as the roles of PostgreSQL.
+"""The rules (ACLs) for Kafka: a user for each role, named as the role in PostgreSQL.
 
-Kafka knows no roles: each rule names a user. READ, WRITE, DELETE and ALTER include
-DESCRIBE, and ALTER_CONFIGS includes DESCRIBE_CONFIGS.
+Kafka has no roles: each rule names a user. READ, WRITE, DELETE and ALTER include DESCRIBE, and ALTER_CONFIGS includes
+DESCRIBE_CONFIGS.
 """
 
 import shlex
@@ -26,7 +26,7 @@ def rules(settings: Settings, *, prefix: str) -> list[Rule]:
         *given("owner", ["CREATE", "DELETE", "READ", "ALTER_CONFIGS"], topic),
         *given("owner", ["CREATE", "DELETE"], letters),
         *given("owner", ["DELETE"], *groups),
-        # One that publishes itself. It asks for both topics as it starts.
+        # An order-service that publishes itself also looks for both topics when it starts.
         *given("order", ["WRITE"], topic),
         *given("order", ["DESCRIBE"], letters),
         *given("publisher", ["WRITE"], topic),
@@ -45,11 +45,11 @@ def rules(settings: Settings, *, prefix: str) -> list[Rule]:
 
 
 def script(settings: Settings, *, prefix: str) -> str:
-    """Return the commands that make these rules, for Kafka's own tool."""
+    """Return the commands of Kafka's own tool that make these rules."""
     lines = [
         "# A user for each role, for brokers with an authorizer, such as",
         f"# authorizer.class.name={_CLASS}",
-        "# Whoever runs this must be one of its super.users; admin.properties says how it connects.",
+        "# Run it as one of its super.users; admin.properties says how to connect.",
     ]
     for rule in rules(settings, prefix=prefix):
         operations = " ".join(f"--operation {_word(operation)}" for operation in rule.operations)
@@ -62,7 +62,7 @@ def script(settings: Settings, *, prefix: str) -> str:
 
 
 def apply(settings: Settings, *, prefix: str) -> int:
-    """Make these rules, and return how many users they are of. Those that are there stay. Raises BrewError."""
+    """Add these rules to those that exist; return for how many users. Raises BrewError."""
     wanted = rules(settings, prefix=prefix)
     with open_admin(settings) as admin:
         admin.allow(wanted)
@@ -70,5 +70,5 @@ def apply(settings: Settings, *, prefix: str) -> int:
 
 
 def _word(operation: str) -> str:
-    """Write an operation as Kafka's tool does: DescribeConfigs."""
+    """Return an operation as Kafka's tool writes it, such as DescribeConfigs."""
     return "".join(part.capitalize() for part in operation.split("_"))

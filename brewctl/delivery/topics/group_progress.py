@@ -1,4 +1,4 @@
-"""How far a consumer group has come in the topic."""
+"""A consumer group's offsets, lag and losses in each partition of the topic."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,25 +8,25 @@ from brewctl.delivery.broker import Group
 
 @dataclass(frozen=True)
 class GroupProgress:
-    """How far a group has come in a partition."""
+    """A group's offsets in one partition."""
 
     partition: int
-    owner: str  # client_id of the member that has it; empty where none has
-    committed: int | None  # the offset that it reads next, where it has committed one
-    first: int  # of the records that are there
-    end: int  # the offset that the next record will have
-    known: bool = False  # the group has committed an offset in some partition
+    owner: str  # client_id of the member with this partition; empty where there is none
+    committed: int | None  # the committed offset, which the group reads next; None: none is committed
+    first: int  # the offset of the first record that is there
+    end: int  # the offset of the next record
+    known: bool = False  # whether the group has committed an offset in any partition
 
     @property
     def position(self) -> int:
-        """Where a consumer goes on: at the committed offset, or at the first one where no record can be there."""
+        """Where a consumer continues: at the committed offset, or at the first record where that is out of range."""
         if self.committed is None or not self.first <= self.committed <= self.end:
             return self.first
         return self.committed
 
     @property
     def lost(self) -> str:
-        """Say what the group can't read any more, by its committed offset; empty where that is in the partition."""
+        """Which records the group has lost, for a message; empty where its committed offset is in range."""
         if self.overtaken:
             return f"its records {self.committed or 0} to {self.first - 1} were removed before it read them"
         if self.committed is None or self.committed <= self.end:
@@ -35,7 +35,7 @@ class GroupProgress:
 
     @property
     def overtaken(self) -> int:
-        """How many records were removed before the group read them. A new group has lost none: it begins later."""
+        """How many records were removed before the group read them; 0 for a new group."""
         if self.committed is None and not self.known:
             return 0
         return max(0, self.first - (self.committed or 0))
@@ -47,7 +47,7 @@ class GroupProgress:
 
 
 def progress(group: Group, committed: Mapping[int, int], ends: Mapping[int, tuple[int, int]]) -> list[GroupProgress]:
-    """Put together how far a group has come. `committed` must be the older of the two, else lags are too small."""
+    """Combine a group's and the topic's offsets. Read `committed` before `ends`, or lags are too small."""
     owners = group.owners
     return [
         GroupProgress(partition, owners.get(partition, ""), committed.get(partition), first, end, bool(committed))

@@ -1,8 +1,8 @@
-"""How long the topic keeps its records: so long a new downstream gets them, and so long a group may be away.
+"""How long the topic keeps its records: a new downstream gets as many days, and a group may stop for as long.
 
-Kafka removes whole segments of a partition, once the newest record in one is older than `retention.ms`. The segment
-that is written to is closed when it is full, or after `segment.ms`, a week by default, so that a quiet topic would keep
-its records a week longer than it says. Where we set how long, we set the segments too: a seventh of it.
+Kafka removes whole segments of a partition, once the newest record in one is older than `retention.ms`. The active
+segment is closed when it is full, or after `segment.ms`, a week by default, so that a quiet topic would keep records up
+to a week longer. So we set `segment.ms` too: to a seventh of `retention.ms`.
 """
 
 import re
@@ -22,7 +22,7 @@ _MOST_DAYS = 36_500
 _SEGMENTS = 7
 _SEGMENT_MS = (10_000, _UNITS_MS["d"] * 7)
 _HINT = f"use days such as 7 or 7d, hours such as 36h, or {_FOREVER}"
-# What says when a record is removed.
+# The settings that decide when a record is removed.
 NAMES = (
     "retention.ms",
     "retention.bytes",
@@ -48,7 +48,7 @@ def parse(text: str) -> int:
 
 
 def words(keep_ms: int) -> str:
-    """Write a time as `parse` reads it, in the largest unit that it is a whole number of."""
+    """Return a time as `parse` reads it, in the largest unit that gives a whole number."""
     if keep_ms < 0:
         return _FOREVER
     for unit in ("d", "h", "m", "s"):
@@ -58,7 +58,7 @@ def words(keep_ms: int) -> str:
 
 
 def wanted(keep_ms: int) -> dict[str, str | None]:
-    """Return what to configure a topic with, so that age alone ends a record; None: as the brokers say."""
+    """Return the settings of a topic that removes records only by their age; None: the brokers' default."""
     segment_ms = None if keep_ms < 0 else str(_segment_ms(keep_ms))
     return {
         "retention.ms": str(keep_ms),
@@ -72,38 +72,38 @@ def _segment_ms(keep_ms: int) -> int:
     least, most = _SEGMENT_MS
     found = min(max(keep_ms // _SEGMENTS, least), most)
     unit = next(ms for ms in (_UNITS_MS["h"], _UNITS_MS["m"], _UNITS_MS["s"]) if ms <= found)
-    return found - found % unit  # easier to read
+    return found - found % unit  # a whole number of a unit is easier to read
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What is in force for a topic."""
+    """A topic's current settings about keeping records."""
 
     settings: Mapping[str, TopicSetting]
 
     @property
     def keep_ms(self) -> int:
-        """How long it keeps records, at least; FOREVER_MS."""
+        """How long the topic keeps records at least, or FOREVER_MS."""
         found = int(self.settings["retention.ms"].value)
         return found if found >= 0 and "delete" in self.settings["cleanup.policy"].value else FOREVER_MS
 
     @property
     def segment_ms(self) -> int:
-        """How much older the first record of a segment may be than its last one, which ends both."""
+        """How much older the first record of a segment may be than its last one; both are removed together."""
         return int(self.settings["segment.ms"].value)
 
     @property
     def most_bytes(self) -> int:
-        """How much a partition keeps at most; negative: there is no such limit."""
+        """How many bytes a partition keeps at most; negative: no limit."""
         return int(self.settings["retention.bytes"].value)
 
     @property
     def compacts(self) -> bool:
-        """Whether it removes the earlier events of a key."""
+        """Whether the topic is compacted, so that earlier events of a key are removed."""
         return "compact" in self.settings["cleanup.policy"].value
 
     def problems(self) -> Iterator[str]:
-        """Say what ends records otherwise than by their age."""
+        """Yield the settings that remove records for another reason than their age."""
         if self.compacts:
             policy = self.settings["cleanup.policy"].value
             yield f"cleanup.policy is {policy}: of a key's events only the last one stays"
@@ -112,15 +112,15 @@ class Kept:
 
 
 def look(admin: Admin, topic: str) -> Kept:
-    """Ask what is in force. Raises BrewError where there is no such topic, or the user may not know."""
+    """Return a topic's settings. Raises BrewError where there is no such topic, or the user may not read them."""
     found = admin.topic_settings(topic)
     return Kept({name: found[name] for name in NAMES})
 
 
 def unread(admin: Admin, topic: str, groups: Mapping[str, Mapping[int, int]], *, older_ms: int) -> dict[str, int]:
-    """Count the records that are older than so many milliseconds, by their own times, and that groups have not read.
+    """Count for each group the unread records that are older than `older_ms`, by their timestamps and our clock.
 
-    `groups`: where each goes on, by partition. Groups without such records are left out. By this machine's clock.
+    `groups`: by name, the offset that each reads next in each partition. Groups without such records are left out.
     """
     since = admin.offsets_at(topic, int(time.time() * 1000) - older_ms)
     found = {

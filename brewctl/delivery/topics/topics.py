@@ -1,4 +1,4 @@
-"""The topic, its dead-letter topic and the groups that read it: made, and made anew."""
+"""Makes the topic and its dead-letter topic, and deletes them with their groups' offsets."""
 
 from collections.abc import Callable
 
@@ -17,12 +17,11 @@ def create(
 ) -> list[str]:
     """Create both topics where they are missing, and wait until every partition has a leader.
 
-    `recreate` first deletes both, with the offsets that the downstreams' groups have of them and no others. Where a
-    group has members that read them, nothing is deleted: BrewError.
-    The replication factor is 3, or the number of brokers where that is smaller. With `whole` NotYetError is raised
-    where not so many of the brokers that are named are there yet: a topic would keep fewer replicas for good. `keep`
-    says how long the topic keeps its records, where it is created now; dead letters stay for ever. Returns the names
-    created.
+    `recreate` first deletes both, with the offsets of the downstreams' groups in these topics. Raises BrewError, and
+    deletes nothing, where a group has members that read them.
+    The replication factor is 3, or the number of brokers where that is smaller. `whole`: raises NotYetError where fewer
+    brokers are running than the settings name (up to 3), as the topic would keep fewer replicas for good. `keep`: how
+    long a topic that is created now keeps its records; dead letters are kept for ever. Returns the names created.
     """
     kept = {name: value for name, value in keeping.wanted(keeping.parse(keep)).items() if value is not None}
     names = [settings.topic, settings.dead_letter_topic]
@@ -48,7 +47,7 @@ def create(
             )
         ]
         _wait_for_leaders(admin, names)
-    # Metadata reach each broker in its own time, and a client may ask any of them next.
+    # Each broker gets the new metadata at another moment, and a client may ask any of them next.
     for broker in settings.brokers if created else ():
         with open_admin(settings, broker=broker) as admin:
             _wait_for_leaders(admin, names)
@@ -56,7 +55,7 @@ def create(
 
 
 def forget_offsets(settings: Settings) -> None:
-    """Let the downstreams' groups begin anew on both topics. Raises BrewError where one has members that read them."""
+    """Delete the downstreams' groups' offsets in both topics. Raises BrewError where one has members that read them."""
     with open_admin(settings) as admin:
         _forget(settings, admin)
 
@@ -64,15 +63,15 @@ def forget_offsets(settings: Settings) -> None:
 def _forget(settings: Settings, admin: Admin) -> None:
     names = [settings.topic, settings.dead_letter_topic]
     groups = registry.kafka_groups(settings)
-    admin.require_no_readers(names, groups)  # all of them, before anything is deleted
+    admin.require_no_readers(names, groups)  # of all groups, before the first offset is deleted
     for group in groups:
         admin.forget(group, names)
 
 
 def await_empty_groups(settings: Settings, *, timeout_s: float) -> None:
-    """Wait until no downstream's group has members: one that was killed is a member until its session ends.
+    """Wait until no downstream's group has members: a killed consumer stays a member until its session times out.
 
-    Raises BrewError where one has after so many seconds.
+    Raises BrewError where a group still has members after `timeout_s`.
     """
     groups = registry.kafka_groups(settings)
 

@@ -1,5 +1,5 @@
--- Which migrations this database has: a row for each that is complete, those before it too. What is there the catalog says;
--- the rows are for a program that does not know all of them yet, and for people.
+-- A row for each migration that is complete together with all before it. The catalog decides which statements run; the
+-- rows are for people, and show an older program that a newer one has migrated the database.
 CREATE TABLE IF NOT EXISTS schema_version (
     number       integer PRIMARY KEY,
     name         text NOT NULL,

@@ -1,5 +1,5 @@
--- The first schema: orders with their outbox, and what two downstreams keep.
--- Identity values are never restarted by us. A restored database may use one again: so an event has an id of its own.
+-- The first schema: orders with their outbox, and the tables of two downstreams.
+-- brewctl never restarts identity values, but a restored database may use one again: so an event also has a UUID.
 
 CREATE TABLE IF NOT EXISTS orders (
     id              uuid PRIMARY KEY,

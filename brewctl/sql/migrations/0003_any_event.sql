@@ -1,20 +1,20 @@
--- Events of any kind: what their headers are made of, their order within an aggregate, parking, cancels, downstreams.
+-- Events of any type: columns for their headers, numbers within an aggregate, parking, cancels, downstreams.
 
--- What the record's headers are made of. The version before writes none of them: its rows are order.created.
+-- Values of the record's headers. The version before leaves them empty: its rows are order.created.
 ALTER TABLE outbox ADD COLUMN IF NOT EXISTS event_id uuid;
 ALTER TABLE outbox ADD COLUMN IF NOT EXISTS event_type text;
 ALTER TABLE outbox ADD COLUMN IF NOT EXISTS aggregate_seq bigint;  -- 1, 2, 3 … within the aggregate
 ALTER TABLE outbox ADD COLUMN IF NOT EXISTS tenant_id text;
 ALTER TABLE outbox ADD COLUMN IF NOT EXISTS trace_id text;
 ALTER TABLE outbox ADD COLUMN IF NOT EXISTS traceparent text;
-ALTER TABLE outbox ADD COLUMN IF NOT EXISTS content_type text;  -- where the payload is no Protobuf message
--- When somebody had it published again: since then its record may be behind those of later events of its aggregate.
+ALTER TABLE outbox ADD COLUMN IF NOT EXISTS content_type text;  -- null: a Protobuf message
+-- When an operator had the row published again: its record may then be behind those of later events of its aggregate.
 ALTER TABLE outbox ADD COLUMN IF NOT EXISTS republished_at timestamptz;
 
 ALTER TABLE orders ADD COLUMN IF NOT EXISTS cancelled_at timestamptz;
 
--- The number of each aggregate's last event, once outbox_add has given it one; its row is the aggregate's lock. An order's
--- first event is number 1 without it.
+-- The number of each aggregate's last event that outbox_add has added; the row is the aggregate's lock. An order's first
+-- event is number 1 without a row here.
 CREATE TABLE IF NOT EXISTS aggregates (
     aggregate_id text PRIMARY KEY,
     seq          bigint NOT NULL
@@ -23,8 +23,8 @@ CREATE TABLE IF NOT EXISTS aggregates (
 -- Adds an event to the outbox in the caller's transaction, numbered within its aggregate, and returns its outbox id. The
 -- aggregate stays locked to the end of the transaction: its events are in Kafka in the order in which they were committed.
 -- `topic` NULL: the story's. `trace_id` NULL: that of the traceparent, else a new one. A malformed traceparent is left
--- out. Who calls it needs USAGE on the schema, SELECT, INSERT and UPDATE on aggregates, SELECT and INSERT on outbox,
--- SELECT on orders. It finds these tables whatever the caller's search_path is.
+-- out. The caller needs USAGE on the schema, SELECT, INSERT and UPDATE on aggregates, SELECT and INSERT on outbox,
+-- and SELECT on orders. The function finds these tables whatever the caller's search_path is.
 CREATE OR REPLACE FUNCTION outbox_add(
     topic text, aggregate_id text, event_type text, payload bytea,
     tenant_id text DEFAULT NULL, trace_id text DEFAULT NULL, traceparent text DEFAULT NULL,
@@ -89,21 +89,21 @@ BEGIN
 END
 $$;
 
--- Which node publishes for all, and until when the others leave it to that one: one row. Nothing but what it costs relies
--- on it: publishers skip each other's rows.
+-- The publishing lease: the node that publishes every node's rows, and when the lease ends. One row. Only the cost depends
+-- on it: without it publishers skip each other's locked rows.
 CREATE TABLE IF NOT EXISTS publishing (
     one     boolean PRIMARY KEY DEFAULT true CHECK (one),
     node_id text NOT NULL,
     ends_at timestamptz NOT NULL
 );
 
--- Which event of this outbox id it was last, and which ones before, where a restored database has used the id again.
--- Unknown of an event without an id, and of what the version before has processed.
+-- The event id of the last event with this outbox id, and of those before it, where a restored database has used the
+-- outbox id again. Null for an event without an id, and for rows of the version before.
 ALTER TABLE processed_events ADD COLUMN IF NOT EXISTS event_id uuid;
 ALTER TABLE processed_events ADD COLUMN IF NOT EXISTS earlier_ids uuid[];
 
--- Events whose effect failed for themselves alone, and later events of their keys, with the records that they were read
--- from. While a key has one without an outcome, later events of the key are parked behind it.
+-- Events that failed also when tried alone, and later events of their keys, with the records that they were read from.
+-- While a key has an event without an outcome, later events of the key are parked behind it.
 CREATE TABLE IF NOT EXISTS parked_events (
     id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     consumer    text NOT NULL,
@@ -117,10 +117,10 @@ CREATE TABLE IF NOT EXISTS parked_events (
     "offset"    bigint NOT NULL,
     written_ms  bigint NOT NULL,
     value       bytea NOT NULL,
-    -- JSON: [name, text], or [name, null, hex] where a header is no text.
+    -- JSON: [name, text] for each header, or [name, null, hex] where the value is not UTF-8.
     headers     text NOT NULL,
     reason      text NOT NULL,
-    -- Tries that failed; 0 of one that was parked behind another.
+    -- How many tries failed; 0 for an event that was parked behind another.
     attempts    integer NOT NULL,
     parked_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
     outcome     text CHECK (outcome IN ('redriven', 'dropped')),
@@ -131,23 +131,23 @@ CREATE UNIQUE INDEX IF NOT EXISTS parked_events_once
 CREATE INDEX IF NOT EXISTS parked_events_open
     ON parked_events (consumer, key, id) WHERE outcome IS NULL;
 
--- Whose a consumer's name is: the MODULE:NAME that it was registered for, so that no second downstream takes its events
--- and finds them processed.
+-- The MODULE:NAME that each consumer's name is registered for, so that no second downstream can use the name: it would
+-- take a part of the events, and find others processed.
 CREATE TABLE IF NOT EXISTS downstreams (
     consumer      text PRIMARY KEY,
     name          text NOT NULL,
     registered_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
--- Of the last event that it shows; and when it was released, as the order was cancelled.
+-- The seq of the last event that the reservation shows, and when it was released because the order was cancelled.
 ALTER TABLE inventory_reservations ADD COLUMN IF NOT EXISTS seq bigint NOT NULL DEFAULT 1;
 ALTER TABLE inventory_reservations ADD COLUMN IF NOT EXISTS released_at timestamptz;
 
--- Of the last event that the customer was told of, what that was, and when the customer was told that the order is
--- cancelled.
+-- The seq of the last event that the customer was notified of, the state in it, and when the customer was notified of the
+-- cancel.
 ALTER TABLE notifications_log ADD COLUMN IF NOT EXISTS seq bigint NOT NULL DEFAULT 1;
 ALTER TABLE notifications_log ADD COLUMN IF NOT EXISTS state text NOT NULL DEFAULT 'created';
 ALTER TABLE notifications_log ADD COLUMN IF NOT EXISTS cancelled_at timestamptz;
 
--- Whether a node publishes the outbox. The version before does not say: its order nodes do.
+-- Whether a node publishes the outbox. Null for nodes of the version before, whose order nodes publish.
 ALTER TABLE nodes ADD COLUMN IF NOT EXISTS publishes boolean;

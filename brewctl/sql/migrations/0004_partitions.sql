@@ -1,19 +1,19 @@
--- The outbox and the dedup rows in partitions by id, so that old ones are dropped as whole tables. A dedup row is
--- unique by (consumer, outbox_id) over all partitions: by time it would not be.
+-- Partitions the outbox and the dedup rows by id, so that old rows are dropped as whole tables. The primary key
+-- (consumer, outbox_id) stays unique over all partitions, which partitions by time would not allow.
 --
 --     outbox_p0 | outbox_p1000000 | outbox_p2000000 | …    each has ids from its number up to the next one's
 --
--- What was the table before is partition p0. There is no DEFAULT partition: with one, each new partition has to look
--- through it, and none could be detached beside writers.
+-- The old table becomes partition p0. There is no DEFAULT partition: PostgreSQL would scan it for each new partition, and
+-- could not detach partitions concurrently.
 
--- How many ids a new partition has, and below which id rows were dropped. One row.
+-- How many ids a new partition has, and the id below which rows were dropped (the watermark). One row.
 CREATE TABLE IF NOT EXISTS retention (
     one            boolean PRIMARY KEY DEFAULT true CHECK (one),
     partition_rows bigint NOT NULL DEFAULT 1000000 CHECK (partition_rows BETWEEN 1000 AND 1000000000),
     dropped_below  bigint NOT NULL DEFAULT 0
 );
 
--- The partitions of a table as the catalog has them, in the order of their ids: `lower` null is from the beginning on.
+-- The partitions of a table by the catalog, in the order of their ids. `lower` null: from the beginning on.
 CREATE OR REPLACE FUNCTION partitions_of("table" text)
 RETURNS TABLE (name regclass, lower bigint, upper bigint) LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
     SELECT part.oid::regclass, substring(part.bound FROM 'FROM \(''?(-?\d+)''?\)')::bigint,
@@ -24,13 +24,14 @@ RETURNS TABLE (name regclass, lower bigint, upper bigint) LANGUAGE sql STABLE SE
      ORDER BY 2 NULLS FIRST
 $$;
 
--- Makes the partition that an id is in, where there is none, and returns its name; else null. Of the outbox NULL is the
--- id that comes next, or, where it has a partition, the first one behind the last partition. Nobody waits for it: a
--- table is made and attached, which locks out other changes of partitions alone, and it waits a second at most.
--- Who may call it has the rights of the tables' owner here. So it makes no more than there are ids for: none below what
--- was dropped, and none that the outbox's last id is far from. Dedup rows alone may have such ids: those of another
--- outbox on the topic, or, in a database of a downstream's own, of the story's. At most eight of their partitions are
--- strays, which are not right behind another one; next to a partition there is always room for one more.
+-- Makes the partition for an id and returns its name, or null where there is one already. `id` NULL, for the outbox: the
+-- next id, or, where that has a partition, the first id after the last partition.
+-- Readers and writers don't wait for it: it makes a table and attaches it, which only locks out other changes of
+-- partitions; for that lock it waits a second at most.
+-- It runs with the rights of the tables' owner, for any role that may call it. So it only makes partitions that are needed:
+-- none below the watermark, and none far beyond the outbox's last id. Only dedup rows may have ids so far: those of another
+-- outbox on the topic, or, in a downstream's own database, of the story's. Up to eight such partitions may be strays, which
+-- don't follow another partition; one that borders on another is always allowed.
 CREATE OR REPLACE FUNCTION make_partition("table" text, id bigint)
 RETURNS text LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
 DECLARE
@@ -42,17 +43,17 @@ DECLARE
     most_bigint CONSTANT bigint := 9223372036854775807;
     rows bigint;
     dropped bigint;
-    last bigint;      -- the last id that the outbox has given out; where it is elsewhere, what was dropped
+    last bigint;      -- the last id that the outbox has given out; the watermark where the outbox is in another database
     top bigint;       -- where the last partition ends
-    first bigint;     -- of the new one
-    behind bigint;    -- the first id that is not in it
-    strays integer;   -- how many there are; 0 where the new one is next to another
+    first bigint;     -- the first id of the new partition
+    behind bigint;    -- the first id after it
+    strays integer;   -- how many strays there are; 0 where the new partition borders on another
     name text;
     parent regclass;
     waits text := current_setting('lock_timeout');
     part record;
 BEGIN
-    -- What the caller has put into pg_temp must not be taken for ours: this runs with another one's rights.
+    -- pg_temp is last, so that no temporary table of the caller hides one of ours: this runs with the owner's rights.
     PERFORM set_config('search_path', string_agg(quote_ident(s.name), ', ' ORDER BY s.place) || ', pg_temp', true)
        FROM unnest(current_schemas(false)) WITH ORDINALITY AS s (name, place);
     IF of_table IS NULL OR of_table NOT IN ('outbox', 'processed_events') THEN
@@ -79,12 +80,12 @@ BEGIN
     END IF;
     last := greatest(last, dropped);
     IF wanted IS NULL THEN
-        -- The id that the sequence has given out may have found no partition, and the next one will not.
+        -- The last id that the sequence gave out may have had no partition; the next one has none.
         wanted := CASE WHEN last >= top THEN last + 1 ELSE top END;
         SELECT wanted INTO wanted
          WHERE NOT EXISTS (SELECT FROM partitions_of(of_table) p WHERE wanted >= coalesce(p.lower, wanted) AND wanted < p.upper);
     END IF;
-    -- Somebody else may have made it meanwhile.
+    -- Another session may have made it during the wait for the lock.
     IF EXISTS (SELECT FROM partitions_of(of_table) p
                 WHERE wanted >= coalesce(p.lower, wanted) AND coalesce(wanted < p.upper, true)) THEN
         PERFORM set_config('lock_timeout', waits, true);
@@ -114,7 +115,7 @@ BEGIN
         END IF;
     END IF;
     name := of_table || '_p' || first;
-    WHILE to_regclass(quote_ident(name)) IS NOT NULL LOOP  -- one that was detached, and is still there
+    WHILE to_regclass(quote_ident(name)) IS NOT NULL LOOP  -- a detached partition of this name that is not dropped yet
         name := name || '_';
     END LOOP;
     SELECT n.nspname AS schema, pg_get_userbyid(c.relowner) AS owner, coalesce(
@@ -139,7 +140,7 @@ BEGIN
 END
 $$;
 
--- Takes the rights away that default privileges give others to a new table: they have them to the whole of it.
+-- Revokes the rights to a new partition that default privileges gave to other roles: their rights are to the whole table.
 CREATE OR REPLACE FUNCTION keep_to_owner(part regclass)
 RETURNS void LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 DECLARE
@@ -157,13 +158,13 @@ BEGIN
 END
 $$;
 
--- Puts a partitioned table into the place of one of these, in three steps, each of them a transaction beside writers:
---     bound     CHECK (id < …) NOT VALID: ids up to there are the old table's. Far enough that none comes so far meanwhile
---     validate  reads all rows, and locks nobody out
---     swap      the old table becomes the first partition: nothing is read or built, for the CHECK says what is in it
--- A small table needs no CHECK, and its ids go on without a gap; else they go on behind the bound. What is done
--- already is left alone, so each of the steps can be repeated. Whatever would stay with the old table (views, foreign
--- keys, triggers, publications of others) is refused by its name, before anything is changed.
+-- Replaces outbox or processed_events by a partitioned table, while roles write, in three steps, each a transaction:
+--     bound     adds CHECK (id < …) NOT VALID, with a bound that new ids don't reach before the swap
+--     validate  reads all rows; readers and writers go on
+--     swap      the old table becomes the first partition: no row is read, because the CHECK says which ids it has
+-- A small table needs no CHECK, and its ids continue without a gap; else they continue at the bound. A step that is done
+-- already changes nothing, so each can be repeated. Objects that would stay with the old table (views, foreign keys,
+-- triggers, publications) are an error that names them, before any change.
 CREATE OR REPLACE FUNCTION partition_table("table" text, step text)
 RETURNS void LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 #variable_conflict error
@@ -199,7 +200,7 @@ BEGIN
         RETURN;
     END IF;
     IF step IN ('lock', 'validate') THEN
-        -- Against other changes. Whoever vacuums the table stops for it after deadlock_timeout, and no writer waits behind.
+        -- Locks out other changes. An autovacuum of the table is cancelled for it after deadlock_timeout; no writer waits.
         PERFORM set_config('lock_timeout', '5s', true);
         EXECUTE format('LOCK TABLE ONLY %s IN SHARE UPDATE EXCLUSIVE MODE', old);
         IF step = 'validate' AND EXISTS (SELECT FROM pg_constraint c
@@ -273,7 +274,7 @@ BEGIN
     END IF;
 
     IF step = 'bound' THEN
-        -- One that an earlier run has left is good while ids are not near to it.
+        -- A CHECK of an earlier run is good while ids are not near its bound.
         IF pg_relation_size(old) <= small_blocks * current_setting('block_size')::integer OR bound > last + margin / 2 THEN
             RETURN;
         END IF;
@@ -302,7 +303,7 @@ BEGIN
            (SELECT a.attidentity FROM pg_attribute a WHERE a.attrelid = old AND a.attname = key) AS identity
       INTO there
       FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = old;
-    -- All that is new is made first, under names of its own: meanwhile the table is everybody's.
+    -- All new objects are made first, under temporary names, before the table is locked.
     new_name := format('%I.%I', there.schema, of_table || '_in_parts');
     EXECUTE format('CREATE TABLE %s (LIKE %s INCLUDING ALL EXCLUDING IDENTITY EXCLUDING INDEXES EXCLUDING STATISTICS)'
                    || ' PARTITION BY RANGE (%I)', new_name, old, key);
@@ -359,10 +360,10 @@ BEGIN
     EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', old);
     IF old_sequence IS NOT NULL THEN
         EXECUTE format('SELECT last_value FROM %s', old_sequence) INTO last;
-        IF last >= bound THEN  -- without a CHECK nothing has kept ids below it
+        IF last >= bound THEN  -- without a CHECK ids may have passed the bound
             RAISE lock_not_available USING MESSAGE = 'partition_table: ids of ' || of_table || ' have come to ' || bound;
         END IF;
-        -- Its rights go with it.
+        -- The sequence's rights are lost with it, and are granted again below.
         SELECT coalesce(array_agg(format('GRANT %s ON SEQUENCE %s TO %s%s', a.privilege_type, old_sequence,
                             CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END,
                             CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)), '{}') INTO grants
