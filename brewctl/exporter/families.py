@@ -1,4 +1,4 @@
-"""The metrics of the exporter: their names, labels and help texts, each once."""
+"""The exporter's metrics: names, labels and help texts."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,7 +14,7 @@ class Family:
 
 
 class Sample(NamedTuple):
-    """One value; `labels` in the order of the family's."""
+    """One value; label values in the order of the family's labels."""
 
     family: Family
     value: float
