@@ -10,7 +10,7 @@ from pathlib import Path
 
 from brewctl.doctor.finding import Finding, fail, failed, ok, warn
 from brewctl.errors import BrewError
-from brewctl.sandbox import cluster, kafka, maven, parts, postgres, processes, state, surroundings
+from brewctl.sandbox import cluster, jvm, kafka, maven, parts, postgres, processes, state, surroundings
 from brewctl.sandbox.server import Server
 from brewctl.sandbox.state import State
 
@@ -55,7 +55,7 @@ def judge_extras(versions: Mapping[str, str]) -> Finding:
 def ask_java(named: str) -> Finding:
     """Run the java that the user named, or the bundled one, and judge its version."""
     try:
-        binary = kafka.java(named)
+        binary = jvm.program(named)
     except BrewError as error:
         return failed("java", error)
     try:
