@@ -36,9 +36,10 @@ def top(
     On a sandbox, keys start load, add nodes, and terminate, kill, pause and restart nodes and servers.
     """
     from brewctl.lab import report
-    from brewctl.lab.top.app import HEIGHT, WIDTH, Top
+    from brewctl.lab.top.app import Top
     from brewctl.lab.top.controls import Controls
     from brewctl.lab.top.keys import adding
+    from brewctl.lab.top.layout import HEIGHT, WIDTH
     from brewctl.lab.top.observer import Observer
 
     options.check_file("--picture", picture, ".svg")

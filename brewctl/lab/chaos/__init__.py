@@ -1,1 +1,1 @@
-"""Chaos: faults under load, by a plan, and a verdict on what the system made of them."""
+"""Chaos: inject planned faults under load, then check that no order was lost and no effect doubled."""
