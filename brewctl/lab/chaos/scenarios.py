@@ -182,7 +182,7 @@ SCENARIOS = (
     Scenario("black-hole", "a network that takes everything and answers nothing", _black_hole, network=True),
     Scenario("reset-connections", "RST on every connection, again and again", _reset, network=True),
     Scenario("narrow-network", "little bandwidth", _narrow, network=True),
-    Scenario("cut-responses", "answers cut off in the middle: clients retry calls that succeeded", _cut, network=True),
+    Scenario("cut-responses", "answers cut off: clients retry calls that succeeded", _cut, network=True),
     Scenario("poison-records", "unreadable records, and effects refused, then redriven", _poison),
     Scenario("full-disk-postgres", "PostgreSQL's disk is full (needs root)", _once(disk_faults.fill_postgres_disk, 6)),
     Scenario(
