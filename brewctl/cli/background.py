@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from brewctl.sandbox.server import Server
 
 _MOST_NODES = 100
-UNDRAINED = "what was not committed will be delivered again"
+UNDRAINED = "uncommitted events will be delivered again"
 
 
 def start(

@@ -167,7 +167,7 @@ def _list(known: "Sequence[Scenario]", players: "Cast", *, as_json: bool) -> Non
 
 
 def _elsewhere(settings: "Settings") -> str:
-    """Name the variables that lead to other servers than the sandbox's."""
+    """Return the variables that name other servers than the sandbox's."""
     if settings.configured & {"database_url", "brokers"}:
         return "BREW_DATABASE_URL and BREW_KAFKA_BROKERS"
     return " and ".join(each.named_by for each in settings.own_databases if each.variable in settings.configured)

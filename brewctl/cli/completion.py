@@ -69,7 +69,7 @@ def orders(ctx: typer.Context, incomplete: str) -> list[str]:
     from brewctl.overview import reading
 
     def newest() -> list[str]:
-        first, last = reading.bounds(incomplete or "0")  # ids begin with their time
+        first, last = reading.bounds(incomplete or "0")  # an id begins with its time of creation
         settings = options.settings(database_url=ctx.params.get("database_url"), limits=_HASTY)
         with database.connect(settings) as connection:
             return [str(order_id) for order_id in reading.newest(connection, first, last, limit=_ORDERS)]

@@ -25,7 +25,7 @@ class Speed(StrEnum):
     FAST = "fast"
 
 
-_FAST_SESSION_S = 6.0  # Kafka accepts no less by default
+_FAST_SESSION_S = 6.0  # Kafka's default minimum
 
 
 def demo(

@@ -145,9 +145,9 @@ def _not_as_its_nodes(group: str, name: str) -> UsageError:
         wanted = f"{config.CHANNEL_VARIABLE}={config.Channel.WEBHOOK}"
         return UsageError(
             f"nothing was redriven: nodes of {group} call the webhook, and this command would call nobody",
-            hint=f"set {wanted} and the other variables of its nodes; for rows alone, start a node with the log first",
+            hint=f"set {wanted} and the other variables of its nodes; or start a node with the log channel first",
         )
     return UsageError(
         f"nothing was redriven: nodes of {group} have lanes, and {name} has none here",
-        hint="run it with the code and the variables of its nodes; if it is to have none, start a node of it first",
+        hint="use the code and the variables of its nodes; or start a node without lanes first",
     )

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 _WHY = {
     "removed": "removed before the group read them",
-    "cut off": "not in the topic any more: it was truncated, or made anew",
-    "passed": "passed over by the group",
+    "cut off": "no longer in the topic: it was truncated or recreated",
+    "passed": "skipped by the group",
 }
 
 

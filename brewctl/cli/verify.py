@@ -149,7 +149,7 @@ def _facts(facts: "Facts") -> Iterator[tuple[str, str]]:
         yield "", f"{facts.repeats_other_node} by another node: the first died, or stood still, before its commit"
         yield "", f"{facts.repeats_redriven} redriven from the dead letters"
     if facts.moved_keys:
-        yield "moved", f"{facts.moved_keys} keys in two partitions, each the right one in its time: some were added"
+        yield "moved", f"{facts.moved_keys} keys in two partitions, each right at its time: partitions were added"
     if facts.removed:
         yield "removed", f"{facts.removed} offsets from the topic's beginning, by its retention"
         yield "", f"{facts.removed_events} published rows are known to have been there: a group processed them"

@@ -49,7 +49,7 @@ def _in_force(found: dict[str, str], bounds: dict[str, int]) -> Iterator[Finding
             well = False
             said = f"{value_ms} ms" if value_ms else "off"
             yield warn(
-                name, f"{said}: a role's own bound is not in force, and what hangs is not ended", mend=_out(name)
+                name, f"{said}: a role's own bound is not in force, and hanging statements do not end", mend=_out(name)
             )
     if found["jit"] == "on":
         well = False

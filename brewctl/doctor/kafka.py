@@ -86,7 +86,7 @@ def judge_topic(
         found = f"{topic} is on {replicas} broker{'s' if replicas > 1 else ''}, and could be on {wanted}"
         problems.append(warn(check, found, mend="add replicas with kafka-reassign-partitions.sh"))
     if in_sync < min(MIN_IN_SYNC_REPLICAS, replicas):
-        found = f"min.insync.replicas is {in_sync}: what is acknowledged may be on one broker alone"
+        found = f"min.insync.replicas is {in_sync}: acknowledged records may be on a single broker"
         problems.append(warn(check, found, mend=f"set it to {MIN_IN_SYNC_REPLICAS} with kafka-configs.sh"))
     yield from problems or [ok(check, f"{topic}: {len(partitions)} partitions, RF {replicas}, min ISR {in_sync}")]
 

@@ -209,7 +209,7 @@ def waiting(rows: Sequence[tuple[Any, ...]]) -> Iterator[Finding]:
         if failing:
             found += f"; {failing} failed before, such as: {failure}"
         if oldest_s > _OLD_S:
-            yield warn("waiting", found, mend=f"see in `brewctl top` whether nodes of {group} run, and what they say")
+            yield warn("waiting", found, mend=f"see in `brewctl top` whether nodes of {group} run, and read their logs")
         else:
             yield ok("waiting", found)
 

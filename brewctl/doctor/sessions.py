@@ -37,7 +37,7 @@ class Open(NamedTuple):
             case "prepared":
                 return f"the prepared transaction '{self.name}'"
             case _:
-                return f"replication slot '{self.name}', which nobody reads"
+                return f"replication slot '{self.name}', which has no reader"
 
     @property
     def mend(self) -> str:

@@ -51,7 +51,7 @@ WAITING_OLDEST = Family(
     "For how long the oldest of them has waited, by PostgreSQL's clock; 0 where none waits.",
     ("consumer",),
 )
-REPLICAS = Family("brew_replicas", "Replicas of a role that were heard of lately, of whichever machine.", ("role",))
+REPLICAS = Family("brew_replicas", "Replicas of a role that have reported lately, on all machines.", ("role",))
 OLDEST_TRANSACTION = Family(
     "brew_postgres_oldest_transaction_seconds",
     "Age of the oldest open transaction of another client in the database; left out where the user may not see it.",

@@ -47,7 +47,7 @@ class Letters:
         self._forget()
 
     def _forget(self) -> None:
-        self._next: dict[int, int] = {}  # the offset of the letter that is read next, of each partition
+        self._next: dict[int, int] = {}  # the offset to read next, by partition
         self._open: dict[_Place, _Open] = {}
         self._settled: Counter[tuple[str, str]] = Counter()  # by group and outcome
 

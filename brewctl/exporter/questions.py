@@ -26,7 +26,7 @@ class Question:
         self._always = always
         self._due = 0.0
         self._answer: list[Sample] = []
-        self.failed = ""  # why it has no answer
+        self.failed = ""  # the error of the last try, if it failed
 
     def look(self) -> Sequence[Sample]:
         """Ask again if it is due, else return the last answer. Raises UnreachableError where the server is away."""

@@ -74,7 +74,7 @@ def _usable(
         raise _UnusableError(f"{file} was not signed by {AUTHORITY}.pem beside it") from None
     if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc - spare:
         days = f"{certificate.not_valid_before_utc:%Y-%m-%d} to {certificate.not_valid_after_utc:%Y-%m-%d}"
-        raise _UnusableError(f"{file} is valid from {days} alone")
+        raise _UnusableError(f"{file} is valid only from {days}")
     return certificate
 
 

@@ -1,4 +1,4 @@
-"""Kafka's jars: downloaded once a machine by jgo, checked against jars.lock, shared by all sandboxes.
+"""Kafka's jars: downloaded once by jgo, checked against jars.lock, shared by all sandboxes.
 
 jgo trusts what it finds on disk and only warns of a wrong checksum, so every file is hashed before it is used.
 """
@@ -21,7 +21,7 @@ _TOOLS = {
 
 
 def fetch(folder: Path, advance: Callable[[int, int, str], None]) -> list[Path]:
-    """Return the jars below `folder` in a fixed order, downloading what is missing or damaged.
+    """Return the jars below `folder` in a fixed order, downloading missing or damaged ones.
 
     An interrupted download goes on where it stopped. Raises BrewError without a network or with a wrong hash.
     """
@@ -58,7 +58,7 @@ def fetch_one(folder: Path, coordinate: str, sha256: str, begins: Callable[[], N
         maven.download(folder, coordinate)
         if _hash(jar) != sha256:
             jar.unlink()
-            hint = "try again; a proxy or a mirror that answers in its place must let it through"
+            hint = "try again; a proxy or mirror must not answer with another file"
             raise BrewError(f"the download of {coordinate} is not the file that was published", hint=hint)
     return jar
 

@@ -57,7 +57,7 @@ def download(folder: Path, coordinate: str) -> None:
         means.create_dependency(coordinate + "!").artifact.resolve()
     except exceptions.SSLError as error:
         trusted = next((name for name in _CERTIFICATES if os.environ.get(name)), "SSL_CERT_FILE")
-        hint = f"set {trusted} to a file that has its authority's too, as a proxy that looks into TLS needs it"
+        hint = f"set {trusted} to a file that includes its authority, such as that of a proxy which intercepts TLS"
         raise BrewError(f"{what}: the server's certificate is not trusted", hint=hint) from error
     except exceptions.ProxyError as error:
         proxy, hint = _proxy(url), f"mend it, or set no_proxy={urlsplit(url).hostname}"

@@ -155,7 +155,7 @@ def postgres_settings() -> dict[str, str]:
         "ssl": "on",
         "ssl_cert_file": f"{files}/{POSTGRES}.pem",
         "ssl_key_file": f"{files}/{POSTGRES}.key",
-        "hba_file": "pg_hba.conf",  # made absolute before it goes there
+        "hba_file": "pg_hba.conf",  # PostgreSQL makes this path absolute before it changes its directory
     }
 
 

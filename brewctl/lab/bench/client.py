@@ -14,7 +14,7 @@ def main(asked: str) -> None:
     sys.stdout.buffer.write(READY)
     sys.stdout.buffer.flush()
     if sys.stdin.buffer.readline() != GO:
-        return  # the process that started it has ended
+        return  # the parent process has ended
     try:
         result = measure(**json.loads(asked))
     except BrewError as error:

@@ -277,13 +277,13 @@ class _ScenarioRun:
         effects = sum(check.examined for check in _of_groups(verification, "doubled"))
         if verification.facts.ledger < effects:
             known = f"{verification.facts.ledger} of {effects}"
-            result.findings.append(f"the ledger has {known} effects: one that was done twice could not be seen")
+            result.findings.append(f"the ledger has {known} effects: a doubled one may be missed")
         if result.refused == 0:
             result.findings.append("no call was refused: whether such a call writes nothing was not tested")
         if result.acknowledged == 0:
             result.findings.append("no order was acknowledged: nothing was tested")
         if result.cancels and result.cancels.acknowledged == 0:
-            result.findings.append("no cancel was acknowledged: nothing was tested of them")
+            result.findings.append("no cancel was acknowledged: cancels were not tested")
         if result.cancels and result.cancels.refused == 0:
             result.findings.append("no cancel was refused: whether such a cancel writes nothing was not tested")
         result.findings += fell

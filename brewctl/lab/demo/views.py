@@ -207,7 +207,7 @@ def _nodes(scene: Scene) -> Table:
     for node, state in scene.states.items():
         strip = Text()
         if not node.startswith("order"):
-            # A killed owner keeps its partitions until Kafka misses its heartbeat.
+            # A killed node owns its partitions until its session timeout.
             owned, killed = owners[node].partitions if node in owners else (), state == "killed"
             strip = look.strip(range(PARTITIONS), owned, colour=colours[node], quiet=killed)
             strip.append("no heartbeat" if owned and killed else "", style="red")

@@ -157,7 +157,7 @@ class Proxy:
         try:
             while not self._closed:
                 self._relay.turn()
-            self._obey()  # a call made just before the end still gets its answer
+            self._obey()  # answers calls that were made just before the end
         finally:
             self._relay.close()
             self._alarm.close()

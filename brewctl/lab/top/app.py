@@ -1,4 +1,4 @@
-"""The screen of `top`: counters, processes, partitions and events, and the keys that act on what is selected.
+"""The screen of `top`: counters, processes, partitions and events, and the keys that act on the selected process.
 
 ┌ counters with rates and sparklines
 │ processes: replicas, brokers, PostgreSQL; one of them is selected
