@@ -45,7 +45,7 @@ def start(
 
     Order nodes take ports from 50081 on; `create-order` and `load` find them.
 
-    Exit 1 where a node does not get ready. The other nodes go on. After a Ctrl-C all do.
+    Exit 1 where a node does not get ready. The other nodes go on, as all nodes do after a Ctrl-C.
     """
     wanted = _counted(roles)
     if node and len(wanted) > 1:

@@ -12,9 +12,9 @@ _INTRODUCTION = """\
 
 The help of all commands, as one page. `make docs` generates it.
 
-A flag overrides its variable, that the running sandbox, that the default. Results are on stdout, notes and
+A flag overrides its variable, the variable the running sandbox, and that the default. Results are on stdout, notes and
 errors on stderr; colours and live views only in a terminal, and no colours where `NO_COLOR` is set. Exit codes: 0 done,
-1 what was asked failed, 2 wrong usage, 3 a server can't be reached, 130 interrupted.
+1 the command failed, 2 wrong usage, 3 a server can't be reached, 130 interrupted.
 `BREW_KAFKA_CLIENT` chooses the library that sends and reads: `kafka-python-ng`, the default, or `librdkafka`, which
 takes a fraction of the CPU and is installed by `pip install 'brewctl[librdkafka]'`. kafka-python-ng administers topics
 and groups in either case.
@@ -25,8 +25,8 @@ Secrets are never arguments. Each can also be in a file, which is read again for
 `BREW_DATABASE_URL_FILE` (the whole URL), `BREW_DATABASE_PASSWORD` or `…_FILE` for a URL without a password, and
 `BREW_<GROUP>_DATABASE_URL_FILE`. Connections to Kafka are set by `BREW_KAFKA_SECURITY_PROTOCOL` (`PLAINTEXT`, `SSL`,
 `SASL_PLAINTEXT` or `SASL_SSL`), `BREW_KAFKA_SASL_MECHANISM` (`PLAIN`, `SCRAM-SHA-256`, `SCRAM-SHA-512`),
-`BREW_KAFKA_USERNAME`, `BREW_KAFKA_PASSWORD` or
-`…_FILE`, `BREW_KAFKA_CA_FILE`, `BREW_KAFKA_CERT_FILE`, `BREW_KAFKA_KEY_FILE`, `BREW_KAFKA_KEY_PASSWORD` or `…_FILE`.
+`BREW_KAFKA_USERNAME`, `BREW_KAFKA_PASSWORD` or `…_FILE`, `BREW_KAFKA_CA_FILE`, `BREW_KAFKA_CERT_FILE`,
+`BREW_KAFKA_KEY_FILE`, `BREW_KAFKA_KEY_PASSWORD` or `…_FILE`.
 `brewctl --install-completion` completes commands, options, nodes, groups and order ids in your shell.
 """
 

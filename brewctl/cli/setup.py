@@ -30,7 +30,7 @@ def create(
     keep: Annotated[
         str | None,
         typer.Option(
-            help="How long a new topic keeps its records: 7d, 36h, forever.",
+            help="How long a new topic keeps its records: days such as 7 or 7d, 36h, forever.",
             metavar="7d|forever",
             show_default="7d",
         ),

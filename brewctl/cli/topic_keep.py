@@ -19,7 +19,7 @@ def keep(
     how_long: Annotated[
         str | None,
         typer.Argument(
-            help="A time such as 7d or 36h, or forever; without it: show.", metavar="[7d|forever]", show_default=False
+            help="Days such as 7 or 7d, 36h, or forever; without it: show.", metavar="[7d|forever]", show_default=False
         ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask before records are removed.")] = False,
