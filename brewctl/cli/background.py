@@ -1,4 +1,4 @@
-"""`brewctl start`, `stop`, `logs`: roles in the background, so that seven terminals become one."""
+"""`brewctl start`, `stop`, `logs`: roles as background processes."""
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from brewctl.sandbox.server import Server
 
 _MOST_NODES = 100
-UNDRAINED = "what was not committed will be delivered again"
+UNDRAINED = "uncommitted events will be delivered again"
 
 
 def start(
     roles: Annotated[
         list[str],
         typer.Argument(
-            help="A node for each: order, publisher, inventory, notifications, MODULE:NAME; a number: so many of it.",
+            help="One node for each: order, publisher, inventory, notifications, MODULE:NAME. ROLE 3 starts three.",
             metavar="ROLE…",
             autocompletion=completion.roles,
         ),
@@ -45,7 +45,7 @@ def start(
 
     Order nodes take ports from 50081 on; `create-order` and `load` find them.
 
-    Exit 1 where a node does not get ready. The others run on, as all do after a Ctrl-C.
+    Exit 1 where a node does not get ready. The other nodes go on, as all nodes do after a Ctrl-C.
     """
     wanted = _counted(roles)
     if node and len(wanted) > 1:
@@ -65,15 +65,17 @@ def start(
 def stop(
     nodes: Annotated[
         list[str] | None,
-        typer.Argument(help="As `brewctl status` names them.", metavar="NODE…", autocompletion=completion.nodes),
+        typer.Argument(
+            help="Names of nodes, as in `brewctl status`.", metavar="NODE…", autocompletion=completion.nodes
+        ),
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Every node in the background.")] = False,
 ) -> None:
     """Drain background nodes, and print the counters of each.
 
-    They drain at the same time; the counters are what each says last.
+    They drain at the same time. The counters are in each node's last line.
 
-    Exit 1 where one was gone before, or had to be killed.
+    Exit 1 where a node had ended before, or had to be killed.
     """
     from brewctl.lab.play import background
 
@@ -91,7 +93,7 @@ def stop(
 
 
 def report(stopped: "Sequence[Stopped]") -> None:
-    """Print how nodes were stopped."""
+    """Print a line for each stopped node: its counters, or how it ended."""
     from brewctl.lab.play.background import STOP_S, Ending
 
     for node in stopped:
@@ -108,17 +110,20 @@ def logs(
     nodes: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Those of these nodes.", metavar="NODE…", show_default="all", autocompletion=completion.logged_nodes
+            help="Nodes whose logs to show.",
+            metavar="NODE…",
+            show_default="all",
+            autocompletion=completion.logged_nodes,
         ),
     ] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is written, until Ctrl-C.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Show new lines too, until Ctrl-C.")] = False,
     tail: Annotated[
-        int | None, typer.Option(help="The last so many lines of each node.", min=0, show_default="all")
+        int | None, typer.Option(help="Show only this many last lines of each node.", min=0, show_default="all")
     ] = None,
 ) -> None:
     """Show the logs of background nodes, merged by time.
 
-    Those of ended ones too. A line without a time, as those that a role says on stdout, stays behind the one before it.
+    Also those of ended nodes. A line without a time, such as a role's line on stdout, follows the line before it.
     """
     from brewctl.lab.play import logs as files
 
@@ -126,7 +131,7 @@ def logs(
     known = files.known(home)
     for name in nodes or []:
         if name not in known:
-            hint = f"there are those of {', '.join(known)}" if known else "see `brewctl start --help`"
+            hint = f"there are logs of {', '.join(known)}" if known else "see `brewctl start --help`"
             raise BrewError(f"no log of {name[:80]!r} in {home / 'logs'}", hint=hint)
     if not known:
         output.note(f"no logs in {home / 'logs'}")
@@ -136,21 +141,21 @@ def logs(
 
 
 def _counted(words: Sequence[str]) -> list[str]:
-    """Return a role for each node: a number among the words stands for so many of the one before it."""
+    """Return a role for each node to start: `inventory 2` stands for `inventory inventory`."""
     wanted: list[str] = []
     for before, word in zip(("", *words), words, strict=False):
         if not word.isdecimal():
             wanted.append(word)
             continue
         if not before or before.isdecimal() or not 1 <= int(word) <= _MOST_NODES:
-            hint = f"write it behind a role, from 1 to {_MOST_NODES}, as in inventory 2"
+            hint = f"a number from 1 to {_MOST_NODES} follows a role, as in inventory 2"
             raise UsageError(f"{word[:80]!r} is no number of nodes", hint=hint)
         wanted += [before] * (int(word) - 1)
     return wanted
 
 
 def _downstreams(roles: Sequence[str], app_dir: str) -> "dict[str, Downstream]":
-    """Find the downstreams of the user's own, by their names. Raises UsageError for a role that there is not."""
+    """Return the user's own downstreams among these roles, by name. Raises UsageError for an unknown role."""
     from brewctl.delivery import registry
     from brewctl.lab.play.nodes import ROLES
 
@@ -163,7 +168,7 @@ def _downstreams(roles: Sequence[str], app_dir: str) -> "dict[str, Downstream]":
 
 
 def _require_servers(settings: "Settings", roles: Sequence[str], downstreams: "Mapping[str, Downstream]") -> None:
-    # What keeps all of them from starting is said once, and not in as many logs.
+    # A missing server is reported once here, instead of in the log of each node.
     from brewctl.delivery import broker, database, registry
     from brewctl.delivery.schema import registration
 
@@ -174,12 +179,12 @@ def _require_servers(settings: "Settings", roles: Sequence[str], downstreams: "M
             registration.require_story(settings, connection)
     for name, downstream in (own | dict(downstreams)).items():
         registration.check(settings, downstream, registry.full_name(name))
-    if set(roles) - {"order", "publisher"}:  # which start without Kafka
+    if set(roles) - {"order", "publisher"}:  # these two start without Kafka
         broker.require_topic(settings)
 
 
 def _await_ready(home: Path, settings: "Settings", started: "Sequence[Server]") -> list[str]:
-    """Print each node once it is ready. Returns the names of those that did not get ready in time."""
+    """Print each node once it is ready. Returns the names of the nodes that did not get ready in time."""
     from brewctl.lab.play import background
 
     width = max(len(node.name) for node in started)
@@ -198,7 +203,7 @@ def _await_ready(home: Path, settings: "Settings", started: "Sequence[Server]") 
 
 
 class _LinePrinter:
-    """Prints lines of many nodes, each behind its node's name, which in a terminal has a colour."""
+    """Prints the log lines of many nodes, with the node's name in front, in a terminal in the node's colour."""
 
     def __init__(self, nodes: Iterable[str]) -> None:
         from rich.console import Console
@@ -211,7 +216,7 @@ class _LinePrinter:
         self._width = max(map(len, self._colours), default=0)
 
     def emit(self, node: str, text: bytes) -> None:
-        """Print a line. A node that comes later changes no other's colour."""
+        """Print a line. A new node does not change the colours of the others."""
         from rich.style import Style
 
         from brewctl.lab import look

@@ -1,4 +1,4 @@
-"""`brewctl bench`: every leg of the flow, beside what is possible on this machine at this moment."""
+"""`brewctl bench`: the speed of each leg of the flow, compared with what this machine can do at the moment."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ _WHAT = {
     "soak": "five nodes and retention for --duration: nothing grows; takes an hour",
 }
 _NAMED_ONLY = frozenset({"latency", "growth", "queue", "migrate", "soak"})  # part of another leg, or long
-_BUSY = 0.1  # share of all cores: from there on other work is felt
+_BUSY = 0.1  # share of all cores that other programs may use before the figures suffer
 _MOST_REPEATS = 100
 
 
@@ -38,31 +38,29 @@ def bench(
     leg: Annotated[
         list[str] | None,
         typer.Option(
-            help="Which; may be given again. See --list.", metavar="NAME", show_default="all but the long ones"
+            help="A leg to measure; several times. See --list.", metavar="NAME", show_default="all but the long ones"
         ),
     ] = None,
     repeat: Annotated[
-        int, typer.Option(help="How many times: the figures are medians then.", min=1, max=_MOST_REPEATS)
+        int, typer.Option(help="How often to measure; figures are medians.", min=1, max=_MOST_REPEATS)
     ] = 1,
     against: Annotated[
-        Path | None, typer.Option(help="Compare with an earlier run's --json.", metavar="FILE.json")
+        Path | None, typer.Option(help="Compare with the --json of an earlier run.", metavar="FILE.json")
     ] = None,
     duration: Annotated[
         float | None,
-        typer.Option(
-            help="How many seconds the soak takes.", metavar="SECONDS", min=60, max=864_000, show_default="3600"
-        ),
+        typer.Option(help="Seconds that the soak takes.", metavar="SECONDS", min=60, max=864_000, show_default="3600"),
     ] = None,
     rate: Annotated[
         float | None,
-        typer.Option(help="How many orders a second the soak makes.", min=1, max=100_000, show_default="50"),
+        typer.Option(help="Orders a second that the soak creates.", min=1, max=100_000, show_default="50"),
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="Describe the legs and do nothing.")] = False,
     row_count: Annotated[
         int | None,
         typer.Option(
             "--rows",
-            help="How many orders migrate fills; 10,000,000 take 12 GB and half an hour.",
+            help="Orders that migrate starts with; 10,000,000 take 12 GB and half an hour.",
             min=1000,
             metavar="NUMBER",
             show_default="1,000,000",
@@ -77,13 +75,13 @@ def bench(
 ) -> None:
     """Measure how fast each leg of the flow is, beside its floor.
 
-    On a sandbox where no servers are configured. Empties tables and topics.
+    Starts a sandbox where no servers are configured. Empties tables and topics.
 
-    With --repeat also the lowest and the highest value. Ctrl-C shows what was measured so far.
+    With --repeat it also shows the lowest and the highest value. Ctrl-C shows what was measured so far.
 
-    Exit 1 where a target is missed, as it may be on a machine that does something else too.
+    Exit 1 where a target is missed, which may happen on a machine with other work.
 
-    What each floor is, and what limits us: docs/performance.md.
+    docs/performance.md explains the floors and the limits.
     """
     if list_:
         for name, what in _WHAT.items():
@@ -96,11 +94,11 @@ def bench(
 
     chosen = _chosen(leg)
     if row_count and "migrate" not in chosen:
-        raise UsageError("--rows is of one leg", hint="add `--leg migrate`")
+        raise UsageError("--rows is for one leg", hint="add `--leg migrate`")
     soak = {name: value for name, value in {"soak_s": duration, "soak_rate": rate}.items() if value is not None}
     if soak and "soak" not in chosen:
         raise UsageError("--duration and --rate are of the soak", hint="add --leg soak")
-    parts.require()  # the floors are made of them, whoever's the servers are
+    parts.require()  # the floors are measured with them, even on servers of the user's own
     from brewctl.lab.bench import figures
     from brewctl.lab.bench.ground import Sizes
 
@@ -113,7 +111,7 @@ def bench(
             machine |= _machine(settings)
             _measure(settings, chosen, config.home() / "logs" / "bench", measured, times=repeat, sizes=sizes)
     finally:
-        # What was measured is told, whatever ended it.
+        # Show what was measured even after a Ctrl-C or an error.
         if measured:
             _show(measured, before, machine, as_json=as_json)
     _judge(measured)
@@ -125,12 +123,12 @@ def _chosen(names: Sequence[str] | None) -> list[str]:
             raise UsageError(f"no leg {name[:80]!r}", hint="see `brewctl bench --list`")
     if not names:
         return [name for name in _WHAT if name not in _NAMED_ONLY]
-    # What flow measures too is not measured again.
+    # `latency` is a part of `flow`: it is not measured twice.
     return [name for name in _WHAT if name in names and not (name == "latency" and "flow" in names)]
 
 
 def _machine(settings: "Settings") -> Mapping[str, Any]:
-    """Measure the machine itself; say so where it is not idle."""
+    """Describe this machine; print a note if it is not idle."""
     from brewctl import config
     from brewctl.lab.bench import cpu, machine
 
@@ -139,7 +137,7 @@ def _machine(settings: "Settings") -> Mapping[str, Any]:
     busy = found["others_busy"]
     if busy is not None and busy > _BUSY:
         output.note(f"other work has {busy * 100:.0f} % of the cores' time: the figures are not this machine's best")
-    # Figures by another client, or of fewer brokers, don't compare either.
+    # Figures with another Kafka client, or another number of brokers, can't be compared either.
     return {
         **found,
         "brokers": len(settings.brokers),
@@ -156,14 +154,14 @@ def _measure(
     times: int,
     sizes: "Sizes",
 ) -> None:
-    """Measure each leg so many times, all legs of one time before the next: an hour's changes meet all of them."""
+    """Measure all legs, `times` times in a row: changes of the machine's speed within an hour affect all legs alike."""
     from brewctl import log
     from brewctl.delivery import database
     from brewctl.lab.bench import LEGS
     from brewctl.lab.bench.ground import Ground
 
     log.configure(node="bench")
-    logging.getLogger("brewctl").setLevel(logging.ERROR)  # of our own inbox, which is a floor here
+    logging.getLogger("brewctl").setLevel(logging.ERROR)  # the inbox, which is measured in this process, would log
     with database.connect(settings) as connection:
         ground = Ground(settings, connection, logs=logs, tell=lambda text: output.note(f"  {text}"), sizes=sizes)
         for time in range(times):
@@ -185,7 +183,7 @@ def _show(
 
 
 def _judge(measured: "Sequence[Figure]") -> None:
-    """Raise BrewError where a target is missed, or a figure."""
+    """Raise BrewError where a target was missed, or a figure could not be measured."""
     from brewctl.errors import BrewError
     from brewctl.lab.bench import figures
 

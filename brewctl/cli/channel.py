@@ -1,4 +1,4 @@
-"""How customers are told: the options of a node of a downstream that has channels."""
+"""The options of a downstream that notifies customers over a channel: the log or a webhook."""
 
 import os
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ UNSIGNED, PLAIN_HTTP = "BREW_WEBHOOK_UNSIGNED", "BREW_WEBHOOK_PLAIN_HTTP"
 
 Channel = Annotated[
     config.Channel,
-    typer.Option("--channel", help="How customers are told.", envvar=config.CHANNEL_VARIABLE),
+    typer.Option("--channel", help="How customers are notified.", envvar=config.CHANNEL_VARIABLE),
 ]
 Url = Annotated[
     str,
     typer.Option(
         "--url",
-        help=rf"Receiver of the webhook. \[env: {URL}]",
+        help=rf"URL that the webhook calls. \[env: {URL}]",
         metavar="URL",
         show_default=False,
         rich_help_panel=_PANEL,
@@ -32,7 +32,7 @@ Timeout = Annotated[
     float | None,
     typer.Option(
         "--timeout",
-        help=rf"Seconds that a call may take in all. \[env: {TIMEOUT}] \[default: 5]",
+        help=rf"Seconds that a call may take. \[env: {TIMEOUT}] \[default: 5]",
         metavar="SECONDS",
         min=0.1,
         max=60,
@@ -43,7 +43,7 @@ Concurrency = Annotated[
     int | None,
     typer.Option(
         "--concurrency",
-        help=rf"Calls of this node at once. \[env: {CONCURRENCY}] \[default: 16]",
+        help=rf"Calls of this node at the same time. \[env: {CONCURRENCY}] \[default: 16]",
         metavar="N",
         min=1,
         max=256,
@@ -61,7 +61,7 @@ PlainHttp = Annotated[
 
 @dataclass(frozen=True)
 class Chosen:
-    """What the options say."""
+    """The values of the channel's options."""
 
     channel: config.Channel
     url: str
@@ -71,7 +71,7 @@ class Chosen:
     plain_http: bool
 
     def settle(self) -> None:
-        """Let the rest of this process know, as if it had come by variables. Raises UsageError."""
+        """Set the variables that the channel's code reads to these values. Raises UsageError."""
         if self.channel is not config.Channel.WEBHOOK and self.url:
             raise UsageError("--url is given without --channel webhook", hint="add it")
         given = {

@@ -1,4 +1,4 @@
-"""`brewctl chaos`: what production does to the system, done to the sandbox, with a verdict."""
+"""`brewctl chaos`: break the sandbox as production breaks systems, and judge the result."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from brewctl.lab.play.cast import Cast
     from brewctl.lab.record.history import Act
 
-# Columns of the table: what they are about, heading, width, field of a ScenarioResult. 80 columns in all.
+# Columns of the table: group, heading, width, field of a ScenarioResult. 80 characters in all.
 _COLUMNS = (
     ("orders", "acked", 6, "acknowledged"),
     ("orders", "fail", 5, "failed"),
@@ -36,10 +36,10 @@ _COLUMNS = (
 def chaos(
     scenario: Annotated[
         list[str] | None,
-        typer.Option(help="Which; may be given again. See --list.", metavar="NAME", show_default="all"),
+        typer.Option(help="A scenario to play; several times. See --list.", metavar="NAME", show_default="all"),
     ] = None,
     orders: Annotated[
-        int, typer.Option(help="Orders in each scenario, at least: the load lasts as long as the faults.", min=1)
+        int, typer.Option(help="Orders in each scenario, or more: the load lasts as long as the faults.", min=1)
     ] = 400,
     rate: Annotated[float, typer.Option(help="Orders a second.", min=1, max=2000)] = 40.0,
     seed: Annotated[
@@ -64,7 +64,7 @@ def chaos(
 ) -> None:
     """Break nodes, servers and network under load, then verify.
 
-    On the sandbox alone, whose tables and topics it empties, those that a downstream's `done` query reads, too.
+    Runs on the sandbox only. Empties its tables, also those that a downstream's `done` query reads, and its topics.
 
     Exit 1 where a scenario fails.
     """
@@ -100,7 +100,7 @@ def chaos(
                     result = played[-1][0]
                     output.emit_json(_document(result))
     finally:
-        # What was played is told, whatever ended it.
+        # Show the played scenarios even after a Ctrl-C or an error.
         if played and not as_json:
             _table([result for result, _ in played])
         if played and report:
@@ -117,7 +117,7 @@ def _play(
     from brewctl.lab.play.cast import cast
     from brewctl.lab.play.servers import Servers
 
-    settings = options.settings(downstreams=downstream)  # of the sandbox as it is now
+    settings = options.settings(downstreams=downstream)  # again: the last scenario may have changed them
     output.note(f"{scenario.name}: {scenario.title_for(cast(settings))}")
     result, act = play.run(
         settings,
@@ -154,7 +154,7 @@ def _document(result: "ScenarioResult") -> dict[str, object]:
 
 
 def _cancelling(plan: "Plan") -> str:
-    """Return the option that makes the plan's cancels again."""
+    """Return the option that repeats the plan's cancels."""
     return f" --cancel {plan.cancel:g}" if plan.cancel else ""
 
 
@@ -167,7 +167,7 @@ def _list(known: "Sequence[Scenario]", players: "Cast", *, as_json: bool) -> Non
 
 
 def _elsewhere(settings: "Settings") -> str:
-    """Name the variables that lead to other servers than the sandbox's."""
+    """Return the variables that name other servers than the sandbox's."""
     if settings.configured & {"database_url", "brokers"}:
         return "BREW_DATABASE_URL and BREW_KAFKA_BROKERS"
     return " and ".join(each.named_by for each in settings.own_databases if each.variable in settings.configured)

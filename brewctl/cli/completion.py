@@ -1,4 +1,4 @@
-"""What the shell completes: names of roles, nodes and groups, ids of orders; none where they are not known at once."""
+"""Shell completion of roles, nodes, groups and order ids. Offers nothing if a server does not answer soon."""
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -10,7 +10,7 @@ from brewctl.cli import options
 from brewctl.limits import Limits
 
 _ORDERS = 20
-# Somebody waits with a finger on the key.
+# The user waits for the answer to a key: these bounds are short.
 _HASTY = Limits(
     database_connect_s=2,
     database_statement_s=3,
@@ -22,7 +22,7 @@ _HASTY = Limits(
 
 
 def roles(incomplete: str) -> list[str]:
-    """Offer the roles, and the downstreams that the settings name."""
+    """Complete the roles, and the downstreams that the settings name."""
     from brewctl.lab.play.nodes import ROLES
 
     def named() -> list[str]:
@@ -33,26 +33,26 @@ def roles(incomplete: str) -> list[str]:
 
 
 def nodes(incomplete: str) -> list[str]:
-    """Offer the background nodes that were not stopped."""
+    """Complete the names of background nodes that were not stopped."""
     from brewctl.lab.play import background
 
     return _beginning(incomplete, lambda: background.nodes(config.home()))
 
 
 def logged_nodes(incomplete: str) -> list[str]:
-    """Offer the background nodes that have a log, ended ones too."""
+    """Complete the names of background nodes with a log, ended ones too."""
     from brewctl.lab.play import logs
 
     return _beginning(incomplete, lambda: logs.known(config.home()))
 
 
 def places(incomplete: str) -> list[str]:
-    """Offer the places in a topic that have a name."""
+    """Complete the places in a topic that have a name."""
     return _beginning(incomplete, lambda: ("earliest", "latest"))
 
 
 def groups(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Offer Kafka's consumer groups; the downstreams', where Kafka does not answer."""
+    """Complete Kafka's consumer groups, or the downstreams' groups if Kafka does not answer."""
     from brewctl.delivery import registry
     from brewctl.delivery.broker import open_admin
 
@@ -64,12 +64,12 @@ def groups(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def orders(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Offer the newest orders whose ids begin so, whichever way that is written."""
+    """Complete the ids of the newest orders that begin with the typed text."""
     from brewctl.delivery import database
     from brewctl.overview import reading
 
     def newest() -> list[str]:
-        first, last = reading.bounds(incomplete or "0")  # ids begin with their time
+        first, last = reading.bounds(incomplete or "0")  # an id begins with its time of creation
         settings = options.settings(database_url=ctx.params.get("database_url"), limits=_HASTY)
         with database.connect(settings) as connection:
             return [str(order_id) for order_id in reading.newest(connection, first, last, limit=_ORDERS)]
@@ -82,6 +82,6 @@ def _beginning(incomplete: str, names: Callable[[], Iterable[str]]) -> list[str]
 
 
 def _quietly(names: Callable[[], Iterable[str]]) -> list[str]:
-    with suppress(Exception):  # whatever it is, it would be written over what the user types
+    with suppress(Exception):  # an error message would be written into the user's command line
         return list(names())
     return []

@@ -1,4 +1,4 @@
-"""`brewctl consume …`: one replica of a downstream, in the foreground; alone, those that are configured."""
+"""`brewctl consume …`: run a replica of a downstream in the foreground, or list the configured downstreams."""
 
 import dataclasses
 import threading
@@ -28,21 +28,21 @@ Session = Annotated[
 ]
 
 _ANY = "MODULE:NAME"
-_CONSUME = "Run a consumer; alone, list those configured."
+_CONSUME = "Run a consumer, or list the configured ones."
 
 
 class _Consumers(typer.core.TyperGroup):
-    """Takes any other word for a downstream of the user's own."""
+    """Takes any word that is no command for a downstream of the user's own."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Return the first word, what runs it, and its arguments."""
+        """Return the first word, its command, and the arguments."""
         if args[0] in self.commands:
             return super().resolve_command(ctx, args)
         return args[0], self.commands[_ANY], args[1:]
 
 
 def configured(ctx: typer.Context) -> None:
-    """Run a consumer; alone, list those configured."""
+    """Run a consumer, or list the configured ones."""
     if ctx.invoked_subcommand:
         return
     from brewctl.delivery import registry
@@ -56,7 +56,7 @@ def configured(ctx: typer.Context) -> None:
 
 
 def _own(name: str) -> Callable[..., None]:
-    """Make the command of one of the story's own downstreams."""
+    """Return the command of one of the story's own downstreams."""
 
     def run(
         node: options.Node = "",
@@ -77,7 +77,7 @@ def _own(name: str) -> Callable[..., None]:
 
 
 def _with_channels(name: str) -> Callable[..., None]:
-    """Make the command of the one that tells customers."""
+    """Return the command of the downstream that notifies customers."""
 
     def run(
         node: options.Node = "",
@@ -108,7 +108,7 @@ def downstream(
     ctx: typer.Context,
     node: options.Node = "",
     app_dir: options.AppDir = "",
-    watch: Annotated[bool, typer.Option("--watch", help="Start it again when its file changes.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Restart it when its file changes.")] = False,
     session_timeout: Session = Limits.session_s,
     wait: options.Wait = 0,
     log_format: options.Format = config.LogFormat.LOGFMT,
@@ -119,7 +119,7 @@ def downstream(
 ) -> None:
     """Run a replica of a downstream of your own.
 
-    It is NAME in MODULE, and consumes in a group of its own.
+    The downstream is NAME in MODULE. It consumes in its own group.
 
     Its tables are in BREW_<GROUP>_DATABASE_URL where that is set. Ctrl-C drains it.
     """
@@ -146,7 +146,7 @@ def _consume(name: str, settings: config.Settings, play: Play, app_dir: str = ""
 
 
 def _consume_watched(name: str, app_dir: str, settings: config.Settings, play: Play) -> None:
-    """Run it, and again after each change of its file; one that can't be imported waits for the next change."""
+    """Run a downstream until its file changes, then restart. If it can't be imported, wait for a change first."""
     from brewctl import lifecycle, log
     from brewctl.delivery import registry
     from brewctl.roles import consumer, reloading
@@ -169,7 +169,7 @@ def _consume_watched(name: str, app_dir: str, settings: config.Settings, play: P
             if changes.seen:
                 log.say(node, "its file has changed: starts again")
 
-        # A change of the file is a stop too, after which this process goes on.
+        # A change of the file stops the role, but not this process: it restarts.
         play.role(found.group, play.named(found.node or found.group), run, leaves=False)
         again = changes.seen
     if again:

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from brewctl.errors import BrewError
     from brewctl.overview import Counts
 
-    # The counters, who reserved how many, and why a downstream's own database could not be asked.
+    # The counters, reservations by node, and why a downstream's own database could not be asked.
     Seen = tuple[Counts, dict[str, int], BrewError | None]
 
 _EVERY_S = 0.5
 
 
 def counts(
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Again every 500 ms, until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Repeat every 500 ms, until Ctrl-C.")] = False,
     as_json: options.AsJson = False,
     database_url: options.DatabaseUrl = None,
     downstream: options.Downstreams = None,
@@ -55,9 +55,9 @@ def counts(
 
 
 def _lines(*, as_json: bool, watch: bool) -> "Callable[[Seen], None]":
-    """Return what prints a look; of a watch also, on stderr, that a downstream's database is away, and back."""
+    """Return a function that prints a look. With `watch` it also notes outages of downstreams' databases on stderr."""
     emit = _emit_json if as_json else _print
-    said: list[BrewError] = []  # the outage that was said
+    said: list[BrewError] = []  # the outage that was noted, if one goes on
 
     def show(seen: "Seen") -> None:
         if (away := seen[2]) and watch and not said:

@@ -1,4 +1,4 @@
-"""`brewctl db …`: the tables that the roles need to be there."""
+"""`brewctl db …`: create, migrate and clean up the tables."""
 
 import functools
 from collections.abc import Callable
@@ -15,12 +15,12 @@ from brewctl.errors import BrewError, UsageError
 def init(
     downstreams: Annotated[
         list[str] | None,
-        typer.Argument(help="Of these downstreams too.", metavar="[MODULE:NAME]…", show_default=False),
+        typer.Argument(help="Downstreams whose tables to create.", metavar="[MODULE:NAME]…", show_default=False),
     ] = None,
-    reset: Annotated[bool, typer.Option("--reset", help="Empty every table too. Identities go on.")] = False,
-    print_sql: Annotated[bool, typer.Option("--print-sql", help="Print the schema; connect to nothing.")] = False,
+    reset: Annotated[bool, typer.Option("--reset", help="Empty all tables too. Ids are not restarted.")] = False,
+    print_sql: Annotated[bool, typer.Option("--print-sql", help="Print the schema, without connecting.")] = False,
     take_over: Annotated[
-        bool, typer.Option("--take-over", help="Give the downstream a group that another one was registered for.")
+        bool, typer.Option("--take-over", help="Take the group over from the downstream that has registered it.")
     ] = False,
     app_dir: options.AppDir = "",
     yes: options.Yes = False,
@@ -29,10 +29,10 @@ def init(
 ) -> None:
     """Create the tables, columns and indexes that are missing.
 
-    Roles work on meanwhile: where all is there, nothing is locked.
+    Roles may run meanwhile. If nothing is missing, nothing is locked.
 
-    With MODULE:NAME those of a downstream, by its `schema`, with the inbox's beside them: in
-    BREW_<GROUP>_DATABASE_URL where that is set, else in the story's database. Its group is registered for it.
+    With MODULE:NAME it creates the tables of that downstream, by its `schema`, and the inbox's tables beside them: in
+    BREW_<GROUP>_DATABASE_URL if that is set, else in the story's database. It registers the group for the downstream.
     """
     if (reset or print_sql) and downstreams:
         raise UsageError("--reset and --print-sql are of the story's tables", hint="leave MODULE:NAME out")
@@ -51,9 +51,9 @@ def init(
 
 
 def _init_story(settings: config.Settings, wait_s: float, *, reset: bool, yes: bool) -> None:
-    """Make the story's tables, and those of its own downstreams in the databases that they have for themselves.
+    """Create the tables in the story's database, and in the databases of its own downstreams.
 
-    One that is away keeps none of the others from theirs.
+    If one database is away, the tables in the others are created nevertheless.
     """
     from brewctl.delivery import database, registry
     from brewctl.delivery.schema import registration
@@ -92,7 +92,7 @@ def _init_downstreams(
     from brewctl.delivery import database, registry
     from brewctl.delivery.schema import registration
 
-    found = {name: registry.find(name, app_dir) for name in names}  # all of them, before anything is made
+    found = {name: registry.find(name, app_dir) for name in names}  # find all before the first table is created
     for name, downstream in found.items():
         make = functools.partial(registration.initialize, settings, downstream, registry.full_name(name))
         own = when_there(functools.partial(make, take_over=take_over, tell=_tell), wait_s)
@@ -106,13 +106,12 @@ def _tell(text: str) -> None:
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module, and of those beside it that belong to `brewctl db`."""
-    db = typer.Typer(help="The tables.", no_args_is_help=True)
+    db = typer.Typer(help="Create, migrate and clean up the tables.", no_args_is_help=True)
     db.command(epilog="Example: brewctl db init --print-sql | psql")(init)
     db.command(epilog="Example: brewctl db status --json")(db_migrate.status)
     db.command(epilog="Example: brewctl db migrate --wait forever")(db_migrate.migrate)
     db.command(epilog="Example: brewctl db plan | psql")(db_migrate.plan)
     db.command("retention", epilog="Example: brewctl db retention --dry-run")(retention.retention)
     db.command("grants", epilog="Example: brewctl db grants | psql")(grants.database)
-    db.command("retention", epilog="Example: brewctl db retention --dry-run")(retention.retention)
     db.callback()(lambda: None)
     app.add_typer(db, name="db")

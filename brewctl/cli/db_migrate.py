@@ -1,4 +1,4 @@
-"""`brewctl db status`, `db migrate` and `db plan`: how far each database's schema is, and what brings it further."""
+"""`brewctl db status`, `db migrate` and `db plan`: the schema version of each database, and its migration."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from brewctl.delivery.schema.homes import Home
     from brewctl.delivery.schema.versions import MigrationState
 
-# A row that says that a migration is complete must not be written where a step before it failed.
+# psql must stop at a failed step: the row after it would record the migration as complete.
 _FOR_PSQL = "\\set ON_ERROR_STOP on\n"
 
 
@@ -22,11 +22,11 @@ def status(
     database_url: options.DatabaseUrl = None,
     downstream: options.Downstreams = None,
 ) -> None:
-    """Show how far the tables of each database are.
+    """Show the schema version of each database.
 
-    The story's database, and those that downstreams have of their own.
+    That is the story's database, and those of single downstreams.
 
-    Exit 1 where something is missing, 3 where a server is away; the others are shown all the same.
+    Exit 1 where something is missing, 3 where a server is away. The other databases are shown in any case.
     """
     settings = options.settings(database_url=database_url, downstreams=downstream)
     from brewctl.delivery import database
@@ -63,11 +63,11 @@ def migrate(
     database_url: options.DatabaseUrl = None,
     downstream: options.Downstreams = None,
 ) -> None:
-    """Bring the tables of each database up to date, beside roles at work.
+    """Bring the tables of each database up to date, while roles run.
 
-    The story's database, and those that downstreams have of their own. One session migrates a database at a
-    time; another one waits, and finds nothing left to do. What was added before it was interrupted stays, and
-    the next run adds the rest. A database that a newer program has migrated is left as it is.
+    It migrates the story's database, and those of single downstreams. Only one session migrates a database at a
+    time; a second one waits, and then finds nothing to do. After an interruption the next run does the
+    rest. A database that a newer program has migrated is left as it is.
     """
     settings = options.settings(database_url=database_url, downstreams=downstream)
     from brewctl.delivery.schema import homes
@@ -77,7 +77,7 @@ def migrate(
         try:
             when_there(lambda home=home: _migrate(home), wait)  # type: ignore[misc]
         except UnreachableError as error:
-            # The others are migrated all the same.
+            # A database that is away does not keep the others from being migrated.
             message = f"{home.whose}: {error.message}" if home.apart else error.message
             failed.append(UnreachableError(message, hint=error.hint))
     for another in failed[1:]:
@@ -100,7 +100,7 @@ def _migrate(home: "Home") -> None:
         found = versions.bring_up(
             connection, lambda text: output.note(output.plain(f"db migrate {of}{text}")), home.tables
         )
-        # A run before this one may have been ended in the middle.
+        # A run before this one may have been interrupted before it registered the groups.
         if before.lacking and not (home.apart or before.is_newer):
             registration.register_own(connection)
     if before.is_newer:
@@ -116,23 +116,21 @@ def _migrate(home: "Home") -> None:
 def plan(
     of: Annotated[
         str | None,
-        typer.Argument(
-            help="Of the database that this downstream has of its own.", metavar="[GROUP]", show_default=False
-        ),
+        typer.Argument(help="The downstream whose own database to plan for.", metavar="[GROUP]", show_default=False),
     ] = None,
     everything: Annotated[
-        bool, typer.Option("--all", help="From nothing on; connect to nothing.", show_default=False)
+        bool, typer.Option("--all", help="Print the whole schema, without connecting.", show_default=False)
     ] = False,
     database_url: options.DatabaseUrl = None,
     downstream: options.Downstreams = None,
 ) -> None:
     """Print the SQL that `db migrate` would run, and what each step locks.
 
-    psql runs it as it is, as the owner of the tables. Where a step does not get its lock in time it ends there: run
-    it again, with what is left.
+    Run it with psql as the owner of the tables. If a step does not get its lock in time, psql ends there. Then make a
+    new plan, with the remaining steps, and run that.
     """
     if everything and of:
-        raise UsageError("--all is of the story's tables", hint=f"leave {of[:80]} out")
+        raise UsageError("--all is for the story's tables", hint=f"leave {of[:80]} out")
     settings = options.settings(database_url=database_url, downstreams=downstream)
     from brewctl.delivery import database
     from brewctl.delivery.schema import migration_plan, partitioning, versions
@@ -172,7 +170,7 @@ def _named(home: "Home", place: str) -> str:
 
 
 def _said(found: "MigrationState") -> str:
-    """Say in a few words how far a database is."""
+    """Return a database's version in a few words."""
     from brewctl.delivery.schema import versions
 
     if found.is_newer:

@@ -19,22 +19,22 @@ if TYPE_CHECKING:
 
 
 class Speed(StrEnum):
-    """How long Kafka waits for the killed node."""
+    """How long Kafka waits until it gives a killed node's partitions to another node."""
 
     NORMAL = "normal"
     FAST = "fast"
 
 
-_FAST_SESSION_S = 6.0  # Kafka accepts no less by default
+_FAST_SESSION_S = 6.0  # Kafka's default minimum
 
 
 def demo(
     orders: Annotated[int, typer.Option(help="How many orders.", min=2, max=100_000)] = 200,
     kill_at: Annotated[
         int | None,
-        typer.Option(help="Kill inventory-1 after this many.", min=1, show_default="half of the orders"),
+        typer.Option(help="Kill inventory-1 after this many orders.", min=1, show_default="half of the orders"),
     ] = None,
-    speed: Annotated[Speed, typer.Option(help="The consumers' session: 15 s, or fast, 6 s.")] = Speed.NORMAL,
+    speed: Annotated[Speed, typer.Option(help="Session timeout of the consumers: 15 s, or fast: 6 s.")] = Speed.NORMAL,
     step: Annotated[bool, typer.Option("--step", help="Wait for a key between the acts.")] = False,
     report: Annotated[
         Path | None,
@@ -53,7 +53,7 @@ def demo(
 ) -> None:
     """Play the story: five nodes, a kill -9, and a verdict.
 
-    Says what happens and why. Brings up a sandbox where no servers are configured, and takes down what it brought up.
+    It narrates what happens and why. Where no servers are configured, it starts a sandbox, and stops it afterwards.
     """
     from brewctl.errors import ExitCode, UsageError
 

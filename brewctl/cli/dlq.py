@@ -1,4 +1,4 @@
-"""`brewctl dlq …`: dead letters and parked events, shown, redriven, dropped."""
+"""`brewctl dlq …`: list, show, redrive and drop dead letters and parked events."""
 
 import contextlib
 import re
@@ -16,22 +16,20 @@ if TYPE_CHECKING:
     from brewctl.delivery.inbox.parking import ParkedEvent, ParkingResult
     from brewctl.delivery.repair.dead_letters import DeadLetters, Filter, Settlement
 
-    Place = dlq_parked.Name | tuple[int, int]  # of a parked event, or of a dead letter
+    Place = dlq_parked.Name | tuple[int, int]  # a parked event's id; a dead letter's partition and offset
 
 _ID = re.compile(r"([0-9]{1,9}):([0-9]{1,18})", re.ASCII)
 
-Ids = Annotated[list[str] | None, typer.Argument(help="Which, as `dlq list` names them.", metavar="ID…")]
+Ids = Annotated[list[str] | None, typer.Argument(help="Ids from `dlq list`.", metavar="ID…")]
 Group = Annotated[
     str,
-    typer.Option(
-        help="Those that this consumer group could not handle.", show_default=False, autocompletion=completion.groups
-    ),
+    typer.Option(help="Only those of this consumer group.", show_default=False, autocompletion=completion.groups),
 ]
-Reason = Annotated[str, typer.Option(help="Those with this in their reason.", metavar="TEXT", show_default=False)]
-Key = Annotated[str, typer.Option(help="Those of records with this key.", show_default=False)]
-Order = Annotated[str, typer.Option(help="Those of this order.", metavar="ORDER_ID", show_default=False)]
-Every = Annotated[bool, typer.Option("--all", help="All that are open.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show which, and change nothing.")]
+Reason = Annotated[str, typer.Option(help="Only those whose reason contains this.", metavar="TEXT", show_default=False)]
+Key = Annotated[str, typer.Option(help="Only those with this key.", show_default=False)]
+Order = Annotated[str, typer.Option(help="Only those of this order.", metavar="ORDER_ID", show_default=False)]
+Every = Annotated[bool, typer.Option("--all", help="All open ones.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="List them, and change nothing.")]
 
 
 def show_all(
@@ -39,8 +37,8 @@ def show_all(
     reason: Reason = "",
     key: Key = "",
     order: Order = "",
-    every: Annotated[bool, typer.Option("--all", help="Those that were redriven or dropped, too.")] = False,
-    limit: Annotated[int, typer.Option(help="At most so many, the oldest.", min=1)] = 100,
+    every: Annotated[bool, typer.Option("--all", help="Also those that were redriven or dropped.")] = False,
+    limit: Annotated[int, typer.Option(help="Show at most this many, the oldest.", min=1)] = 100,
     as_json: options.AsJson = False,
     database_url: options.DatabaseUrl = None,
     brokers: options.Brokers = None,
@@ -48,10 +46,10 @@ def show_all(
 ) -> None:
     """List dead letters and parked events, oldest first, and why each is there.
 
-    A dead letter could not be read: it is a record of the dead-letter topic.
+    A dead letter is a record that could not be read. It is in the dead-letter topic.
 
-    A parked event (p1, p2@loyalty, …) failed its effect; later ones of its key
-    wait (so). @loyalty: in the database of that downstream's own.
+    A parked event (p1, p2@loyalty, …) is one whose effect failed. Later events of its key are parked behind it, with
+    the reason in parentheses. @loyalty names the downstream whose own database holds it.
     """
     settings = options.settings(database_url=database_url, brokers=brokers, topic=topic)
     wanted = _filter(settings, group, reason, key, order)
@@ -79,15 +77,15 @@ def show_all(
 
 
 def show(
-    letter_id: Annotated[str, typer.Argument(help="Which, as `dlq list` names it.", metavar="ID")],
+    letter_id: Annotated[str, typer.Argument(help="Its id from `dlq list`.", metavar="ID")],
     as_json: options.AsJson = False,
     database_url: options.DatabaseUrl = None,
     brokers: options.Brokers = None,
     topic: options.Topic = None,
 ) -> None:
-    """Show a dead letter, or a parked event, whole.
+    """Show all of a dead letter or a parked event.
 
-    Where and why it died, its headers, its order or its bytes.
+    That is where and why it failed, its headers, and its order or its bytes.
     """
     place = _place(letter_id)
     settings = options.settings(database_url=database_url, brokers=brokers, topic=topic)
@@ -114,9 +112,9 @@ def redrive(
 ) -> None:
     """Give dead letters and parked events their effect after all, once each.
 
-    A letter goes to the topic it died in: every group reads it, and deduplicates.
+    A dead letter is published to its topic again. All groups read it; those that have processed it skip it.
 
-    Of a parked event all that is parked of its key has its effect, in order.
+    A parked event is processed together with all parked events of its key, in order.
 
     Exit 1 where one can't be redriven.
     """
@@ -148,9 +146,9 @@ def drop(
     brokers: options.Brokers = None,
     topic: options.Topic = None,
 ) -> None:
-    """Give dead letters and parked events up.
+    """Give up dead letters and parked events.
 
-    They never have their effect, and are no more listed without --all.
+    They will never have their effect. Only `dlq list --all` still lists them.
     """
     settings = options.settings(database_url=database_url, brokers=brokers, topic=topic)
     wanted = _filter(settings, group, reason, key, order)
@@ -208,7 +206,7 @@ def _places(command: str, ids: list[str] | None, wanted: "Filter", *, every: boo
 
 
 def _place(letter_id: str) -> "Place":
-    """Return the name of a parked event, or the place of a dead letter."""
+    """Parse an id: of a parked event, or a dead letter's partition and offset. Raises UsageError."""
     if name := dlq_parked.name(letter_id):
         return name
     if not (match := _ID.fullmatch(letter_id)):
@@ -220,7 +218,7 @@ def _place(letter_id: str) -> "Place":
 
 
 def _chosen(letters: "DeadLetters", places: Sequence["Place"], wanted: "Filter") -> Iterable["Letter"]:
-    # All ids are looked up before anything is settled: an unknown one changes nothing.
+    # All ids are looked up first, so that nothing is changed if one is unknown.
     if places:
         return [letters.get(*place) for place in places if not isinstance(place, dlq_parked.Name)]
     return letters.find(wanted)
@@ -230,7 +228,7 @@ def _chosen_parked(homes: dlq_parked.Homes, places: Sequence["Place"], wanted: "
     if places:
         return homes.get([place for place in places if isinstance(place, dlq_parked.Name)])
     found, away = homes.find(wanted, settled=False)
-    if away:  # before anything is changed
+    if away:  # nothing has been changed yet
         raise away
     return found
 

@@ -1,4 +1,4 @@
-"""Parked events, as `brewctl dlq` finds and redrives them beside dead letters, in every home of a downstream."""
+"""Find, redrive and drop parked events, in the databases of all downstreams."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from brewctl.delivery.repair.dead_letters import Filter
     from brewctl.delivery.schema.homes import Home
 
-# As `parking.name` writes it.
+# The form that `parking.name` writes.
 _ID = re.compile(r"p([0-9]{1,18})(?:@([A-Za-z0-9._-]{1,249}))?", re.ASCII)
 _SEE = "see `brewctl dlq list --all`"
 
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """What a parked event is called: its number in the story's database, or in that of a group."""
+    """The id of a parked event: its number in the story's database, or in the database of a group."""
 
     number: int
     group: str = ""
@@ -32,13 +32,13 @@ class Name:
 
 
 def name(text: str) -> Name | None:
-    """Read the id of a parked event, such as p12 or p12@loyalty; None where it is no such id."""
+    """Parse the id of a parked event, such as p12 or p12@loyalty; None if the text is none."""
     match = _ID.fullmatch(text)
     return Name(int(match[1]), match[2] or "") if match else None
 
 
 class Homes:
-    """The parked events of all configured downstreams. `story`: the open connection to the story's database."""
+    """The parked events of all configured downstreams. `story`: an open connection to the story's database."""
 
     def __init__(self, settings: "Settings", story: "BoundedConnection") -> None:
         from brewctl.delivery.schema import homes
@@ -48,7 +48,7 @@ class Homes:
         self._homes = homes.of(settings)
 
     def find(self, wanted: "Filter", *, settled: bool) -> tuple[list["ParkedEvent"], BrewError | None]:
-        """Find parked events, oldest first; and why the database of a downstream could not be asked, if so."""
+        """Return the parked events, oldest first, and the error of a downstream's database that did not answer."""
         from brewctl.delivery import registry
         from brewctl.delivery.schema import homes
 
@@ -68,7 +68,7 @@ class Homes:
         return [each for each in found if wanted.reason.lower() in each.reason.lower()], away
 
     def get(self, names: Sequence[Name]) -> list["ParkedEvent"]:
-        """Find parked events by their names. Raises BrewError where there is none of one."""
+        """Return the parked events with these ids. Raises BrewError if one does not exist."""
         known = {group for home in self._homes for group in home.groups}
         for each in names:
             if each.group and each.group not in known:
@@ -85,9 +85,9 @@ class Homes:
         return found
 
     def require_channel(self, chosen: Sequence["ParkedEvent"]) -> None:
-        """Raise UsageError where a redrive here would write rows of what the nodes of a group tell others.
+        """Raise UsageError where a redrive by this process would not do what a group's nodes do.
 
-        As with the log channel, where the nodes have the webhook: nobody would be told.
+        If the nodes use lanes, such as for the webhook, and this process does not, it would write rows and call nobody.
         """
         from brewctl.delivery.inbox import waiting_events
         from brewctl.delivery.schema import homes
@@ -100,7 +100,7 @@ class Homes:
                     raise _not_as_its_nodes(group, home.names[home.groups.index(group)])
 
     def redrive(self, chosen: Sequence["ParkedEvent"]) -> "ParkingResult":
-        """Redrive the keys of parked events, each with all that is parked of it, in the database of its downstream."""
+        """Redrive all parked events of these events' keys, in the databases of their downstreams."""
         from brewctl.delivery.inbox import parking
         from brewctl.delivery.schema import homes
 
@@ -108,14 +108,14 @@ class Homes:
         for home, mine in self._at_home(chosen):
             with homes.connect(home, self._story) as connection:
                 for downstream in home.downstreams:
-                    # A key's events together, in the order in which the first of each was parked.
+                    # The events of a key are redriven together. The keys are in the order of their first parked event.
                     keys = list(dict.fromkeys(each.key for each in mine if each.group == downstream.group))
                     if keys:
                         outcome.add(parking.redrive(connection, downstream, keys, node="brewctl"), apart=home.apart)
         return outcome
 
     def drop(self, chosen: Sequence["ParkedEvent"]) -> "ParkingResult":
-        """Give parked events up."""
+        """Drop parked events: they will never have their effect."""
         from brewctl.delivery.inbox import parking
         from brewctl.delivery.schema import homes
 
@@ -145,9 +145,9 @@ def _not_as_its_nodes(group: str, name: str) -> UsageError:
         wanted = f"{config.CHANNEL_VARIABLE}={config.Channel.WEBHOOK}"
         return UsageError(
             f"nothing was redriven: nodes of {group} call the webhook, and this command would call nobody",
-            hint=f"set {wanted} and the other variables of its nodes; for rows alone, start a node with the log first",
+            hint=f"set {wanted} and the other variables of its nodes; or start a node with the log channel first",
         )
     return UsageError(
         f"nothing was redriven: nodes of {group} have lanes, and {name} has none here",
-        hint="run it with the code and the variables of its nodes; if it is to have none, start a node of it first",
+        hint="use the code and the variables of its nodes; or start a node without lanes first",
     )

@@ -1,4 +1,4 @@
-"""What `brewctl dlq` prints of dead letters and of parked events."""
+"""The output of `brewctl dlq` for dead letters and parked events."""
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -21,17 +21,17 @@ def is_parked(each: "Letter | ParkedEvent") -> TypeGuard["ParkedEvent"]:
 
 
 def written_at(each: "Letter | ParkedEvent") -> datetime:
-    """Return when it became what it is."""
+    """Return when it was parked, or written to the dead-letter topic."""
     return each.parked_at if is_parked(each) else cast("Letter", each).written_at
 
 
 def name(each: "Letter | ParkedEvent") -> str:
-    """Return its name in commands."""
+    """Return its id, as `dlq` commands take it."""
     return each.name if is_parked(each) else cast("Letter", each).id
 
 
 def table(found: Sequence["Letter | ParkedEvent"], *, as_json: bool = False) -> None:
-    """Print a line each, or a JSON object each."""
+    """Print a line, or a JSON object, for each."""
     width = max([_ID_WIDTH, *(len(name(each)) for each in found)])
     header = "" if as_json else _row("id", "written", "group", "reason", width=width)
     for each in found:
@@ -118,7 +118,7 @@ def _summary(letter: "Letter") -> dict[str, object]:
 
 
 def state(letter: "Letter") -> str:
-    """Say what became of a dead letter."""
+    """Return a dead letter's outcome, and its new place if it was redriven."""
     place = "is now at {} {}@{}".format(letter.died_at[0], *letter.new_place) if letter.new_place else ""
     return f"{letter.outcome or 'open'}{', ' if place else ''}{place}"
 
@@ -152,7 +152,7 @@ def _dump(value: bytes) -> None:
 
 
 def _parked_summary(parked: "ParkedEvent") -> dict[str, object]:
-    """Return what a list says of it in JSON."""
+    """Return the fields of a parked event that `dlq list --json` prints."""
     return {
         "id": name(parked),
         "state": parked.outcome or "parked",
@@ -173,7 +173,7 @@ def _parked_summary(parked: "ParkedEvent") -> dict[str, object]:
 
 
 def _parked_fields(parked: "ParkedEvent") -> Iterable[tuple[str, str]]:
-    """Return what `dlq show` says of it, by name."""
+    """Yield the names and values that `dlq show` prints of a parked event."""
     yield "parked event", name(parked)
     yield "parked", f"{parked.parked_at:%Y-%m-%d %H:%M:%S} UTC"
     yield "state", parked.outcome or "waits to be redriven"

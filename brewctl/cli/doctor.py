@@ -1,4 +1,4 @@
-"""`brewctl doctor`: what is wrong with this machine or the servers, and what mends it."""
+"""`brewctl doctor`: check this machine and the servers, and say how to fix what is wrong."""
 
 import re
 import textwrap
@@ -30,7 +30,7 @@ def doctor(
     topic: options.Topic = None,
     downstream: options.Downstreams = None,
 ) -> None:
-    """Check machine and servers, and name what mends each failure.
+    """Check machine and servers, and say how to fix each failure.
 
     Changes nothing. Exit 1 where a check fails.
     """
@@ -56,7 +56,7 @@ def _settings(
     addr: list[str] | None,
     downstreams: list[str] | None,
 ) -> config.Settings | None:
-    """Say where the servers are; None where the sandbox's state, which is damaged, would tell."""
+    """Return the settings; None if they depend on the sandbox's state file, and that is damaged."""
     try:
         settings = options.settings(
             database_url=database_url,
@@ -71,12 +71,12 @@ def _settings(
         return None
     from brewctl.delivery import database
 
-    database.place(settings.database_url)  # a malformed URL is misuse, here too
+    database.place(settings.database_url)  # raises UsageError for a malformed URL
     return settings
 
 
 def _show(findings: "Iterable[Finding]") -> "list[Finding]":
-    """Print each as it comes."""
+    """Print each finding as it comes; return all of them."""
     from rich.console import Console
     from rich.text import Text
 
@@ -91,7 +91,7 @@ def _show(findings: "Iterable[Finding]") -> "list[Finding]":
 
 
 def _lines(finding: "Finding") -> list[str]:
-    """Write a finding within 80 columns: verdict, check, what was found; below it what mends it."""
+    """Format a finding within 80 columns: verdict, check, what was found; below it how to fix it."""
     head = f"{finding.verdict:<4}  {finding.check + ' ':<{_NAME}}"
     lines = _wrapped(output.plain(finding.found), first=head, rest=" " * len(head))
     if finding.mend:
@@ -100,7 +100,7 @@ def _lines(finding: "Finding") -> list[str]:
 
 
 def _wrapped(text: str, *, first: str, rest: str) -> list[str]:
-    # A command that fits into a line stays in one: somebody copies it.
+    # A command that fits into a line is not broken, so that the user can copy it.
     whole = _COMMAND.sub(lambda command: command[0].replace(" ", _NO_BREAK), text)
     lines = textwrap.wrap(whole, _WIDTH, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False)
     return [line.replace(_NO_BREAK, " ") for line in lines]

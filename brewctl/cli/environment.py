@@ -1,4 +1,4 @@
-"""The variables that each command reads, as its help names them."""
+"""The environment variables that each command reads, for its help."""
 
 import re
 from collections.abc import Iterator
@@ -9,15 +9,15 @@ from brewctl import config
 
 Command = typer.core.TyperCommand | typer.core.TyperGroup
 
-# Read by every command: where the sandbox's state is.
+# Every command reads it: the folder with the sandbox's state.
 _HOME = "BREW_HOME"
-# Where the sandbox's parts come from, and where they are kept.
+# The mirror from which the sandbox's parts are downloaded, and the cache folder.
 _DOWNLOADS = ("BREW_MAVEN_REPOSITORY", "XDG_CACHE_HOME")
-# What a command reads beside the variables of its options.
-_PREFIX = "BREW_GROUP_PREFIX"  # of the groups of the downstreams
+# Variables that a command reads in addition to those of its options.
+_PREFIX = "BREW_GROUP_PREFIX"  # put before the names of consumer groups in Kafka
 _CLIENT = "BREW_KAFKA_CLIENT"
 _TRACES = "OTEL_*"  # of OpenTelemetry: https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables
-_SPANS = (_TRACES, "BREW_TRACE_PARENT")  # of roles that have events' effects
+_SPANS = (_TRACES, "BREW_TRACE_PARENT")  # of roles that process events
 _MORE = {
     "bench": _DOWNLOADS,
     **{f"consume {name}": (_PREFIX, *_SPANS) for name in config.SHORT_NAMES},
@@ -39,16 +39,16 @@ _MORE = {
 
 
 def walk(command: Command, *words: str) -> Iterator[tuple[tuple[str, ...], Command]]:
-    """Yield every command below this one with the words that call it, groups before what is in them."""
+    """Yield every command below this one with its words; a group before its commands."""
     for name, child in getattr(command, "commands", {}).items():
         yield (*words, name), child
         yield from walk(child, *words, name)
 
 
 def complete(root: Command) -> None:
-    """Let the help of every command name the variables that it reads, and wrap where the terminal ends.
+    """Add the variables that each command reads to its help, and let its paragraphs wrap at the terminal's width.
 
-    Typer keeps the line breaks of a docstring within its paragraphs.
+    Typer would keep the docstring's line breaks.
     """
     for words, command in walk(root):
         command.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in (command.help or "").split("\n\n"))
@@ -58,7 +58,7 @@ def complete(root: Command) -> None:
 
 
 def environment(words: tuple[str, ...], command: Command) -> list[str]:
-    """Name the variables that a command reads."""
+    """Return the names of the variables that a command reads, sorted."""
     names = {_HOME, *_MORE.get(" ".join(words), ())}
     for parameter in command.params:
         names.update(re.findall(r"\[env: (\w+)\]", getattr(parameter, "help", None) or ""))

@@ -1,4 +1,4 @@
-"""`brewctl db grants` and `brewctl topic grants`: who may do what, printed or made."""
+"""`brewctl db grants` and `brewctl topic grants`: print or apply the rights of each role."""
 
 import os
 from typing import Annotated
@@ -10,22 +10,22 @@ from brewctl.config import DEFAULT_DOWNSTREAMS, short_name
 from brewctl.errors import UsageError
 
 _PREFIX = "brew_"
-_Prefix = Annotated[str, typer.Option(help="What the name of each role begins with.", metavar="TEXT")]
+_Prefix = Annotated[str, typer.Option(help="Prefix of each role's name.", metavar="TEXT")]
 _Names = Annotated[
     list[str] | None,
-    typer.Argument(help="Of these downstreams too.", metavar="[MODULE:NAME]…", show_default=False),
+    typer.Argument(help="Downstreams to give rights to.", metavar="[MODULE:NAME]…", show_default=False),
 ]
 
 
 def database(
     downstreams: _Names = None,
-    apply: Annotated[bool, typer.Option("--apply", help="Make them now, in one transaction, instead.")] = False,
+    apply: Annotated[bool, typer.Option("--apply", help="Apply the rights now, in one transaction.")] = False,
     prefix: _Prefix = _PREFIX,
     exclusive: Annotated[
         bool,
         typer.Option(
             "--exclusive",
-            help="Let no other user connect, see the schema or make temporary tables: the database is brewctl's alone.",
+            help="Let no other user connect, see the schema or create temporary tables.",
         ),
     ] = False,
     app_dir: options.AppDir = "",
@@ -33,14 +33,14 @@ def database(
 ) -> None:
     """Print SQL that gives each role just the rights that it needs.
 
-    The roles log nobody in: grant them to users that do, as in `GRANT brew_order TO my_login`. Run it again
-    after each `brewctl db init`; it takes away what is not in it.
+    The roles can't log in: grant them to your users, as in `GRANT brew_order TO my_login`. Run it again after
+    each `brewctl db init`. It revokes rights that are not in the script.
 
-    brew_owner makes and changes the tables; brew_order is the order-service, with brew_publisher where it
-    publishes itself; brew_GROUP is a downstream; brew_reader looks; brew_operator retries, redrives and drops.
+    brew_owner creates and changes the tables; brew_order is for order-service, together with brew_publisher if that
+    publishes too; brew_GROUP is for a downstream; brew_reader reads; brew_operator retries, redrives and drops.
 
-    With MODULE:NAME those of a downstream, with the tables that its `schema` creates: in BREW_<GROUP>_DATABASE_URL
-    where that is set.
+    With MODULE:NAME it prints the rights of that downstream, including the tables of its `schema`: in
+    BREW_<GROUP>_DATABASE_URL if that is set.
     """
     settings = options.settings(database_url=database_url, downstreams=_all(downstreams, app_dir))
     from brewctl.delivery import database as databases
@@ -68,20 +68,22 @@ def database(
 
 
 def _all(names: list[str] | None, app_dir: str) -> list[str] | None:
-    """Return the downstreams of the settings and these; None where there are none but the settings'."""
+    """Return the configured downstreams and these; None if `names` is empty."""
     if not names:
         return None
     from brewctl.delivery import registry
 
     if app_dir:
-        os.environ["BREW_APP_DIR"] = app_dir  # the configured ones are looked for there too
+        os.environ["BREW_APP_DIR"] = app_dir  # the configured downstreams are imported from there too
     for name in names:
         registry.find(name)
     return [*dict.fromkeys([*(options.configured_downstreams() or DEFAULT_DOWNSTREAMS), *names])]
 
 
 def topic(
-    apply: Annotated[bool, typer.Option("--apply", help="Make them now instead, as one of the super users.")] = False,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Apply the rights now, as one of Kafka's super users.")
+    ] = False,
     prefix: _Prefix = _PREFIX,
     brokers: options.Brokers = None,
     topic: options.Topic = None,
@@ -89,10 +91,10 @@ def topic(
 ) -> None:
     """Print the commands that give each user of Kafka just what its role needs.
 
-    Users are called as the roles of `brewctl db grants` are: brew_order, brew_publisher, brew_GROUP, brew_reader,
-    brew_operator, brew_owner. They are Kafka's own, with passwords or certificates; this makes none.
+    The users have the names of the roles of `brewctl db grants`: brew_order, brew_publisher, brew_GROUP, brew_reader,
+    brew_operator, brew_owner. They must exist in Kafka, with passwords or certificates; this creates none.
 
-    What other users may do stays, and so does what these may do beside it.
+    It revokes no rights, neither of other users nor of these.
     """
     settings = options.settings(brokers=brokers, topic=topic, downstreams=downstream)
     from brewctl.delivery.schema.grants import check_prefix

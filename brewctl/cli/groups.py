@@ -1,4 +1,4 @@
-"""`brewctl groups`: who reads the topic, and how far they are."""
+"""`brewctl groups`: the consumer groups of the topic, and their lag."""
 
 import sys
 from collections.abc import Iterator
@@ -26,19 +26,19 @@ _CELL = 10
 
 def show(
     ctx: typer.Context,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Again every second, until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Repeat every second, until Ctrl-C.")] = False,
     as_json: options.AsJson = False,
     brokers: options.Brokers = None,
     topic: options.Topic = None,
     downstream: options.Downstreams = None,
 ) -> None:
-    """Show who reads the topic, what each owns, and the lag.
+    """Show the topic's consumer groups, their members and lag.
 
-    Lag is by committed offsets. Consumers commit theirs once a second: what was done since counts as lag until then.
+    Lag is counted from committed offsets. Consumers commit once a second: until then, processed records count as lag.
     """
     if ctx.invoked_subcommand:
         if watch or as_json or brokers or topic or downstream:
-            raise UsageError(f"options of `groups {ctx.invoked_subcommand}` go behind it")
+            raise UsageError(f"options of `groups {ctx.invoked_subcommand}` must follow it")
         return
     settings = options.settings(brokers=brokers, topic=topic, downstreams=downstream)
     from brewctl.delivery.broker import open_admin
@@ -82,7 +82,7 @@ def _drawn(views: list["GroupView"]) -> "Group":
 def _rows(
     members: tuple["GroupMember", ...], partitions: tuple["GroupProgress", ...], colours: dict[str, str]
 ) -> Iterator["Text"]:
-    """Draw a strip for each member, and below what the group has read of each partition."""
+    """Draw a strip for each member; below them the group's offsets and lag in each partition."""
     from rich.text import Text
 
     from brewctl.lab import look
@@ -130,7 +130,7 @@ def _row(group: str, state: str, *rest: object) -> str:
 
 
 def _state(view: "GroupView") -> str:
-    """Shorten Kafka's word, so that each has its column: PreparingRebalance and CompletingRebalance are one to see."""
+    """Shorten Kafka's state to a column's width: both PreparingRebalance and CompletingRebalance are Rebalancing."""
     return "Rebalancing" if view.state.endswith("Rebalance") else output.fitted(view.state, 11)
 
 

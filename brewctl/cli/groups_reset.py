@@ -1,4 +1,4 @@
-"""`brewctl groups reset`: where a group goes on."""
+"""`brewctl groups reset`: set a group's offsets."""
 
 import re
 import time
@@ -24,8 +24,8 @@ def reset(
     to: Annotated[
         str,
         typer.Option(
-            help="Where it goes on, in every partition: earliest, latest, an offset, or the first record since a time: "
-            "2026-11-25T12:00, local where it names no zone, or so long ago: -90s, -15m, -2h, -1d.",
+            help="New place in every partition: earliest, latest, an offset, or the first record since a time: "
+            "2026-11-25T12:00, local without a zone, or a time ago: -90s, -15m, -2h, -1d.",
             metavar="PLACE",
             autocompletion=completion.places,
         ),
@@ -37,11 +37,11 @@ def reset(
     topic: options.Topic = None,
     downstream: options.Downstreams = None,
 ) -> None:
-    """Set where a group without members goes on.
+    """Set the offsets of a group that has no members.
 
-    Back, to read records again, or forward, past them.
+    Back to read records again, or forward to skip them.
 
-    An offset that a partition does not have becomes the nearest that it has.
+    Where a partition does not have the offset, it takes the nearest one.
     """
     target = _target(to)
     settings = options.settings(brokers=brokers, topic=topic, downstreams=downstream)
@@ -111,4 +111,4 @@ def _target(to: str) -> "Target":
 def _since(time_ms: float) -> "Target":
     from brewctl.delivery.repair.group_reset import Target, Where
 
-    return Target(Where.TIME, max(int(time_ms), 0))  # no record is older, and Kafka means something else below 0
+    return Target(Where.TIME, max(int(time_ms), 0))  # to Kafka, a time below 0 has another meaning

@@ -1,4 +1,4 @@
-"""Single keys of a terminal, without Enter."""
+"""Read single keys from a terminal, without Enter."""
 
 import contextlib
 import os
@@ -9,17 +9,17 @@ from collections.abc import Iterator
 
 
 class Keys:
-    """Reads keys from a terminal whose lines are not edited."""
+    """Reads keys from a terminal in cbreak mode."""
 
     def __init__(self, terminal: int) -> None:
         self._terminal = terminal
 
     def forget(self) -> None:
-        """Forget the keys that were pressed up to now."""
+        """Discard the keys that were pressed up to now."""
         termios.tcflush(self._terminal, termios.TCIFLUSH)
 
     def pressed(self) -> bool:
-        """Say at once whether a key was pressed. Raises KeyboardInterrupt for q, and where the terminal is gone."""
+        """Say at once whether a key was pressed. Raises KeyboardInterrupt for q, or if the terminal is gone."""
         if not select.select([self._terminal], [], [], 0)[0]:
             return False
         if os.read(self._terminal, 64)[:1] in (b"", b"q", b"Q"):
@@ -29,11 +29,11 @@ class Keys:
 
 @contextlib.contextmanager
 def open_keys(terminal: int) -> Iterator[Keys]:
-    """Take keys one by one, unseen; Ctrl-C stays a signal. The terminal is as before on every way out."""
+    """Read keys one by one, without echo; Ctrl-C stays a signal. Restores the terminal in any case."""
     before = termios.tcgetattr(terminal)
     tty.setcbreak(terminal)
     try:
         yield Keys(terminal)
     finally:
-        # At once: a terminal that shows nothing any more would never be done with what is on its way there.
+        # TCSANOW does not wait for pending output, which a terminal that has stopped showing it would never finish.
         termios.tcsetattr(terminal, termios.TCSANOW, before)

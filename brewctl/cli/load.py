@@ -1,4 +1,4 @@
-"""`brewctl load`: how many orders a second, and how long each of them takes."""
+"""`brewctl load`: send orders, and measure the rate and the latencies."""
 
 import math
 import time
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _PERCENTILES = (50, 90, 99, 99.9)
 _DURATION_S = 10.0
-# All calls of a connection go to one process: of `serve order --workers` too.
+# All calls of a connection go to one process: several connections also reach all of `serve order --workers`.
 _CALLERS_A_CONNECTION = 4
 _WIDTH = 80
 _LOOKS_PER_S = 4
@@ -24,12 +24,12 @@ _LOOKS_PER_S = 4
 
 def load(
     concurrency: Annotated[
-        int, typer.Option(help="Callers; each waits for its answer before its next order.", min=1, max=1024)
+        int, typer.Option(help="Callers; each waits for an answer before its next order.", min=1, max=1024)
     ] = 64,
     rate: Annotated[
         float | None,
         typer.Option(
-            help="Open loop: orders a second, whether those before are answered or not.",
+            help="Open loop: orders a second, without waiting for answers.",
             min=0.01,
             max=100_000,
             show_default="closed loop",
@@ -42,7 +42,7 @@ def load(
     orders: Annotated[
         int | None, typer.Option(help="Orders to measure, instead of a duration.", min=1, show_default=False)
     ] = None,
-    warmup: Annotated[float, typer.Option(help="Seconds of load before that, not measured.", min=0, max=3600)] = 1.0,
+    warmup: Annotated[float, typer.Option(help="Seconds of load before the measurement.", min=0, max=3600)] = 1.0,
     cancel: Annotated[
         float,
         typer.Option(
@@ -63,10 +63,10 @@ def load(
 ) -> None:
     """Load order-service: the rate, the failures and the latencies.
 
-    With --rate the latency of an order counts from when it should have been sent: a stall of the server is not hidden.
+    With --rate the latency of an order counts from the time when it was due, so that stalls of the server show.
 
-    Ctrl-C shows what was measured so far. Exit 1 where an order or a cancel failed for good, 3 where nobody answers
-    at all.
+    Ctrl-C shows what was measured so far. Exit 1 where an order or a cancel failed for good, 3 where no order-service
+    answers.
     """
     from brewctl.errors import BrewError, ExitCode, UsageError
 
@@ -172,7 +172,7 @@ def _shown(result: "LoadResult") -> list[str]:
 
 
 def _live(load: "Load", measurement: "Measurement") -> "AbstractContextManager[object]":
-    """Show how it goes: in a terminal; what is transient is never written into a pipe."""
+    """Show the progress in a terminal; nothing is written to a pipe."""
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text

@@ -1,4 +1,4 @@
-"""The command line: the tree of commands, and how each one ends."""
+"""The command line: the tree of commands, and their exit codes."""
 
 import errno
 import gc
@@ -18,9 +18,9 @@ from brewctl import __version__, stdout
 from brewctl.cli import environment, output
 from brewctl.errors import BrewError, DrainTimeoutError, ExitCode, ModuleError
 
-# Which of its engines a library uses: set for other programs, whose installation may have another.
+# These choose between a library's implementations. If set, they are meant for other programs: ignored here.
 _ENGINES = ("GRPC_POLL_STRATEGY", "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "PSYCOPG_IMPL")
-# How help lists the commands.
+# The panels of commands in the help.
 _PANELS = {
     "See it": ("demo", "top", "counts", "trace", "groups", "metrics", "doctor"),
     "Servers on this machine": ("up", "down", "status", "env"),
@@ -29,7 +29,7 @@ _PANELS = {
     "Prove and measure": ("verify", "chaos", "load", "bench"),
 }
 COMMANDS = {name: panel for panel, names in _PANELS.items() for name in names}
-# The modules of commands that have another name there.
+# Modules of commands that are not named like the command.
 _MODULES = {
     **dict.fromkeys(("start", "stop", "logs"), "background"),
     **dict.fromkeys(("create-order", "cancel-order"), "orders"),
@@ -52,13 +52,13 @@ def root(
     ] = False,
 ) -> None:
     """Brew orders: a transactional outbox, Kafka and idempotent consumers, on real servers."""
-    # The C core writes its own lines for what we report in ours.
+    # gRPC's C core would log errors that we report ourselves.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     output.verbose = verbose
 
 
 def make_app(names: Iterable[str]) -> typer.Typer:
-    """Make the program with these commands, and what else is in their modules."""
+    """Return the program with these commands, and the other commands of their modules."""
     app = typer.Typer(
         name="brewctl",
         help="Brew orders: a transactional outbox, Kafka and idempotent consumers, on real servers.",
@@ -75,9 +75,9 @@ def make_app(names: Iterable[str]) -> typer.Typer:
 
 
 def root_command(words: Sequence[str] = ()) -> typer.core.TyperGroup:
-    """Make the tree of commands, as it is run and documented.
+    """Return the tree of commands.
 
-    Where these words call a command it may lack the others: to import them all takes a quarter of a start.
+    If `words` call a command, the tree may lack the others: importing all takes a quarter of the start's time.
     """
     first = next((word for word in words if word not in {"-v", "--verbose"}), "")
     names: Iterable[str] = COMMANDS
@@ -97,13 +97,13 @@ def root_command(words: Sequence[str] = ()) -> typer.core.TyperGroup:
 
 def main() -> None:
     """Run the command that the process was started with, and exit."""
-    # What a start imports stays: at Python's own threshold, a tenth of its CPU goes into looking for garbage there.
+    # Imported objects stay alive: with Python's default threshold, collecting garbage takes a tenth of a start's CPU.
     gc.set_threshold(10_000)
     stdout.prepare()
     for name in _ENGINES:
         os.environ.pop(name, None)
-    # A terminal that closes, or `timeout`, must leave as little behind as Ctrl-C does. A shell's background
-    # job starts with SIGINT ignored: who sends it one means it. `nohup` is left as it is.
+    # A closing terminal (SIGHUP) and `timeout` (SIGTERM) must clean up as Ctrl-C does. A shell starts background
+    # jobs with SIGINT ignored; a SIGINT that is sent to one is meant to end it. `nohup` keeps SIGHUP ignored.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler)
@@ -116,14 +116,14 @@ def run(arguments: Sequence[str]) -> int:
         code: int = root_command(arguments)([*arguments], standalone_mode=False, prog_name="brewctl") or 0
         if code == ExitCode.INTERRUPTED:
             raise KeyboardInterrupt
-    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - reported, whatever it is
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - every error is reported
         code = _report(error)
         wrong = code in {ExitCode.USAGE, ExitCode.INTERRUPTED} and not isinstance(error, ModuleError)
         if output.verbose and not wrong:
             traceback.print_exception(error)
         if isinstance(error, DrainTimeoutError):
             sys.stdout.flush()
-            os._exit(code)  # its threads would keep the process
+            os._exit(code)  # undrained threads would keep the process alive
     return code
 
 
@@ -138,7 +138,7 @@ def _report(error: BaseException) -> int:
                 return code
         case BrewError():
             message, hint, code = error.message, error.hint, error.exit_code
-        case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EIO, filename=None):  # of what prints without `put`
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EIO, filename=None):  # from a print without `stdout.put`
             message = f"stdout can't be written ({os.strerror(error.errno or 0).lower()})"
         case KeyboardInterrupt():
             message, code = "interrupted", ExitCode.INTERRUPTED

@@ -1,4 +1,4 @@
-"""`brewctl metrics`: what belongs to the whole flow, for Prometheus."""
+"""`brewctl metrics`: metrics of the whole flow, for Prometheus."""
 
 import logging
 from http import HTTPStatus
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from brewctl.probes.endpoint import Address
 
 _DEFAULT = "127.0.0.1:9465"
-# All that a first look needs: connections to both servers, and the dead letters read once.
+# Enough for the first look, which connects to both servers and reads all dead letters.
 _ONCE_S = 30.0
 _NODE = "metrics"
 _SLICE_S = 0.2
@@ -26,20 +26,20 @@ def metrics(
     http: Annotated[
         str, typer.Option(help="Where to serve /metrics, /livez and /readyz.", metavar="HOST:PORT")
     ] = _DEFAULT,
-    once: Annotated[bool, typer.Option("--once", help="Print the metrics, and end; serve nothing.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Print the metrics once, and serve nothing.")] = False,
     log_format: options.Format = config.LogFormat.LOGFMT,
     database_url: options.DatabaseUrl = None,
     brokers: options.Brokers = None,
     topic: options.Topic = None,
     downstream: options.Downstreams = None,
 ) -> None:
-    """Export what belongs to the whole flow, for Prometheus.
+    """Serve metrics of the whole flow for Prometheus.
 
-    Rows that wait, lag, dead letters, parked events: one process is enough for all replicas.
+    They count waiting rows, lag, dead letters and parked events. One process is enough for all replicas.
 
-    It reads alone. A server that is away is brew_up 0, and its metrics are left out.
+    It only reads. While a server is away, its brew_up is 0, and its metrics are left out.
 
-    With --once it ends with 3 where a server is away, with 1 where a metric could not be had.
+    With --once: exit 3 where a server is away, 1 where a metric could not be read.
     """
     _require_library()
     from brewctl.exporter.collector import Collector
@@ -63,7 +63,7 @@ def _print_once(collector: "Collector") -> None:
     from brewctl import log
 
     log.configure()
-    logging.getLogger("brewctl").setLevel(logging.CRITICAL)  # what is wrong is said below
+    logging.getLogger("brewctl").setLevel(logging.CRITICAL)  # problems are raised below
     with collector.looking():
         page = collector.page()
         problems = collector.problems()
@@ -90,7 +90,7 @@ def _serve(collector: "Collector", where: "Address", log_format: config.LogForma
         health = Health(stop)
         pages: dict[str, Page] = {"/metrics": numbers, "/livez": health.livez, "/readyz": health.readyz}
         with endpoint.serving(where, pages) as address, observing.managed(stop, health):
-            health.up()  # a server that is away is for the metrics to say
+            health.up()  # ready even while a server is away: brew_up says so
             log.say(_NODE, f"http serves {', '.join(pages)} on {address.host}:{address.port}")
             while not stop.wait(_SLICE_S):
                 pass

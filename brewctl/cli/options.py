@@ -1,4 +1,4 @@
-"""Options that several commands share, and how they become Settings."""
+"""Options that several commands share, and their resolution to Settings."""
 
 import os
 import re
@@ -19,7 +19,7 @@ _PLACES = "Servers"
 
 
 def _no_secret(value: str | None) -> str | None:
-    # Arguments are in the shell's history and in everybody's process list.
+    # Arguments appear in the shell's history, and every user can list them with `ps`.
     if value and _holds_password(value):
         raise UsageError(
             "--database-url must not hold a password", hint="set BREW_DATABASE_URL, or PGPASSFILE beside the flag"
@@ -38,7 +38,7 @@ def _holds_password(url: str) -> bool:
 
 
 def node_name(value: str) -> str:
-    """Check the name of a node. Raises UsageError for one that is none."""
+    """Return the node name if it is valid or empty. Raises UsageError."""
     if value and not _NODE.fullmatch(value):
         raise UsageError(
             f"--node {value[:80]!r} is no node name", hint=f"use 1 to {NODE_CHARACTERS} letters, digits, '.', '_', '-'"
@@ -73,7 +73,7 @@ Addr = Annotated[
     list[str] | None,
     typer.Option(
         help=(
-            r"An order-service; several take turns. \[env: BREW_ORDER_ADDRS] "
+            r"Address of an order-service; several take turns. \[env: BREW_ORDER_ADDRS] "
             r"\[default: those in the background, else 127.0.0.1:50081]"
         ),
         metavar="HOST:PORT",
@@ -84,7 +84,7 @@ Downstreams = Annotated[
     typer.Option(
         "--downstream",
         help=(
-            r"What reads the topic: inventory, notifications, or your own MODULE:NAME; several times. "
+            r"A downstream: inventory, notifications, or your own MODULE:NAME; several times. "
             r"\[env: BREW_DOWNSTREAMS] \[default: the story's two]"
         ),
         metavar="NAME",
@@ -94,7 +94,7 @@ Downstreams = Annotated[
 Node = Annotated[
     str,
     typer.Option(
-        help="Name of this replica, in every line and header.", callback=node_name, show_default="the role and the pid"
+        help="Name of this replica, for log lines and headers.", callback=node_name, show_default="the role and the pid"
     ),
 ]
 AppDir = Annotated[
@@ -106,7 +106,7 @@ AppDir = Annotated[
 Wait = Annotated[
     float,
     typer.Option(
-        help="So long wait for servers, tables and topic that are not there yet; 0: end at once.",
+        help="How long to wait for missing servers, tables and topics; 0: fail at once.",
         metavar="SECONDS|forever",
         envvar="BREW_WAIT",
         parser=_wait,
@@ -117,19 +117,17 @@ Http = Annotated[
     str,
     typer.Option(
         "--http",
-        help="Serve /metrics, /livez and /readyz there; port 0 takes a free one.",
+        help="Serve /metrics, /livez and /readyz at this address; port 0: a free one.",
         metavar="HOST:PORT",
         envvar=config.HTTP_VARIABLE,
         show_default="nothing is served",
     ),
 ]
-Format = Annotated[config.LogFormat, typer.Option("--log-format", help="How log lines are written, on stderr.")]
+Format = Annotated[config.LogFormat, typer.Option("--log-format", help="Format of log lines, on stderr.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Secure = Annotated[
     bool | None,
-    typer.Option(
-        "--secure/--no-secure", help="TLS and passwords for a new sandbox, which keeps them.", show_default="no-secure"
-    ),
+    typer.Option("--secure/--no-secure", help="Require TLS and passwords, in a new sandbox.", show_default="no-secure"),
 ]
 
 
@@ -144,7 +142,7 @@ Databases = Annotated[
     Separation | None,
     typer.Option(
         "--databases",
-        help="Of a new sandbox, which keeps them: one, or separate: one for each service.",
+        help="In a new sandbox: one database, or a separate one for each service.",
         show_default="one",
     ),
 ]
@@ -161,7 +159,7 @@ def settings(
     downstreams: Sequence[str] | None = None,
     limits: Limits | None = None,
 ) -> config.Settings:
-    """Resolve the settings of a command: its flags, the environment, the running sandbox, the defaults."""
+    """Resolve a command's settings: from its flags, else the environment, the running sandbox, the defaults."""
     from brewctl.sandbox import state
 
     flags = {
@@ -176,8 +174,8 @@ def settings(
     except (UsageError, state.UnreadableError) as error:
         if os.environ.get("BREW_HOME"):
             raise
-        # A user without a home folder has no sandbox. One whose folder can't be read, as in a container, may have
-        # named the servers, which need none.
+        # A user without a home folder has no sandbox. A user whose home can't be read, as in a container, needs no
+        # sandbox if the servers are configured.
         resolved = config.resolve(flags, os.environ, {}, limits)
         if isinstance(error, state.UnreadableError) and not resolved.configured & _SERVERS:
             raise
@@ -186,30 +184,30 @@ def settings(
 
 
 def configured_downstreams() -> tuple[str, ...]:
-    """Return those that the environment names. No sandbox names any, so none is looked for."""
+    """Return the downstreams that the environment names. A sandbox names none, so its state is not read."""
     return config.resolve({}, os.environ, {}).downstreams
 
 
 def check_file(option: str, path: Path | None, *suffixes: str) -> None:
-    """Refuse a file that could not be written in the end. Raises UsageError."""
+    """Raise UsageError for a file that could not be written: a wrong suffix, or a missing folder."""
     if path and (path.suffix not in suffixes or not path.parent.is_dir()):
         raise UsageError(f"{option} {path} must be a {' or '.join(suffixes)} file in a folder that is there")
 
 
 def is_sandbox(configured: frozenset[str], *names: str) -> bool:
-    """Say whether servers are the sandbox's own: it runs, and no flag or variable named another."""
+    """Say whether these servers are the sandbox's: it runs, and no flag or variable names another."""
     from brewctl.sandbox import state
 
     return not configured & set(names) and set(names) <= state.endpoints(config.home()).keys()
 
 
 def confirm_destruction(what: str, *, mine: bool, yes: bool) -> None:
-    """Ask before `what` is destroyed, unless it is the sandbox's (`mine`) or `yes`. Without a terminal, refuse."""
+    """Ask before `what` is destroyed, unless it is the sandbox's (`mine`) or `yes`. Refuses without a terminal."""
     confirm(f"this destroys {what}", yes=mine or yes)
 
 
 def confirm(consequence: str, *, yes: bool) -> None:
-    """Ask before something has this consequence, unless `yes`. Without a terminal, refuse."""
+    """Ask the user to confirm a consequence, unless `yes`. Raises UsageError without a terminal."""
     if yes:
         return
     if not (os.isatty(0) and os.isatty(2)):

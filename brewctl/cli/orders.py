@@ -1,4 +1,4 @@
-"""`brewctl create-order` and `cancel-order`: orders, from the command line."""
+"""`brewctl create-order` and `cancel-order`."""
 
 import json
 import sys
@@ -17,29 +17,29 @@ if TYPE_CHECKING:
 
 
 def create_order(
-    customer: Annotated[str, typer.Option(help="Who orders: 1 to 128 characters.", show_default=False)],
+    customer: Annotated[str, typer.Option(help="Customer id, 1 to 128 characters.", show_default=False)],
     amount_cents: Annotated[int, typer.Option(help="Price, 1 to 10^12.")] = 450,
     currency: Annotated[str, typer.Option(help="ISO 4217 code.")] = "EUR",
     count: Annotated[int, typer.Option(help="How many orders.", min=1)] = 1,
     idempotency_key: Annotated[
         str,
         typer.Option(
-            help="Returns the order that it made before, if it did. Several orders have KEY-1, KEY-2, …",
+            help="With a used key, return the order that it created. Several orders get KEY-1, KEY-2, …",
             metavar="KEY",
             show_default="a new one for each order",
         ),
     ] = "",
-    tenant: Annotated[str, typer.Option(help="Whose order, and whose key, it is.", show_default="brew")] = "",
+    tenant: Annotated[str, typer.Option(help="Tenant of the order and of its key.", show_default="brew")] = "",
     timeout: Annotated[float, typer.Option(help="Seconds for each order, with its retries.", min=0.1, max=3600)] = 10.0,
     trace: Annotated[
-        bool, typer.Option("--trace", help="Follow each, as `brewctl trace --follow` does, before the next.")
+        bool, typer.Option("--trace", help="Follow each order, as `brewctl trace --follow`, before the next.")
     ] = False,
     addr: options.Addr = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Create orders and print their ids, each once it is committed.
 
-    An answer that is lost is asked for again.
+    A call without an answer is retried with the same idempotency key.
     """
     settings = options.settings(order_addrs=",".join(addr or []))
     from brewctl.client import OrderClient
@@ -48,7 +48,7 @@ def create_order(
         from brewctl.delivery import database
         from brewctl.delivery.schema import registration
 
-        # Now: nobody is left with an order that he can't follow.
+        # Before the first order, so that no order is created that can't be followed.
         with database.connect(settings) as connection:
             registration.require_story(settings, connection)
     with OrderClient(
@@ -75,13 +75,13 @@ def cancel_order(
     order_ids: Annotated[
         list[str],
         typer.Argument(
-            help="The orders, or the beginning of the id of each.",
+            help="Order ids, or the beginnings of them.",
             metavar="ORDER_ID...",
             autocompletion=completion.orders,
             show_default=False,
         ),
     ],
-    reason: Annotated[str, typer.Option(help="Why: up to 500 characters.", show_default=False)] = "",
+    reason: Annotated[str, typer.Option(help="Reason, up to 500 characters.", show_default=False)] = "",
     timeout: Annotated[float, typer.Option(help="Seconds for each order, with its retries.", min=0.1, max=3600)] = 10.0,
     addr: options.Addr = None,
     as_json: options.AsJson = False,
@@ -89,9 +89,9 @@ def cancel_order(
 ) -> None:
     """Cancel orders and print their ids, each once it is committed.
 
-    An order that is cancelled already is left as it is, and printed too.
+    An order that was cancelled before stays as it is, and is printed too.
 
-    PostgreSQL is asked only where an id is not given in full.
+    PostgreSQL is needed only if an id is not given in full.
 
     Exit 1 where an order is not there: the others are cancelled all the same.
     """
@@ -108,11 +108,11 @@ def cancel_order(
                 status = client.cancel(order_id, reason=reason)
             except (UsageError, UnreachableError):
                 _tell(failed)
-                raise  # so would the next one be
+                raise  # the next order would fail in the same way
             except BrewError as error:
                 failed.append(error)
                 continue
-            # Not `emit`, which ends the command where the reader has gone (`| head -1`): the others are cancelled too.
+            # Not `emit`, which ends the command if stdout is closed (`| head -1`): the other orders are cancelled too.
             stdout.put(json.dumps({"order_id": order_id, "status": status}) if as_json else order_id)
     if len(order_ids) == 1 and failed:
         raise failed[0]
@@ -122,18 +122,18 @@ def cancel_order(
 
 
 def _tell(failed: list[BrewError]) -> None:
-    """Say why orders were not cancelled, one line each."""
+    """Print why orders were not cancelled, one line each."""
     for each in failed:
         output.note(each.message)
 
 
 def _in_full(settings: "Settings", texts: list[str], failed: list[BrewError]) -> list[str]:
-    """Return the ids that these, or the beginnings of them, mean; why one means none is added to `failed`."""
+    """Return the full ids for these beginnings. Adds an error to `failed` for one that matches no single order."""
     from brewctl.delivery import database
     from brewctl.delivery.schema import registration
     from brewctl.overview.reading import bounds, find
 
-    ranges = [bounds(text) for text in texts]  # misuse, before anything is cancelled
+    ranges = [bounds(text) for text in texts]  # raises UsageError before anything is cancelled
     if all(first == last for first, last in ranges):
         return [str(first) for first, _ in ranges]
     found = []
@@ -150,7 +150,7 @@ def _in_full(settings: "Settings", texts: list[str], failed: list[BrewError]) ->
 
 
 class _Once:
-    """Says in a terminal that it takes longer, and why: once, however many retries there are."""
+    """Notes in a terminal why a call is retried: only at the first retry."""
 
     def __init__(self) -> None:
         self._said = not sys.stderr.isatty()

@@ -1,4 +1,4 @@
-"""`brewctl outbox …`: rows that wait for Kafka, those that Kafka refused, and those that it has lost."""
+"""`brewctl outbox …`: rows that wait to be published, that Kafka refused, or whose records are lost."""
 
 from typing import Annotated
 
@@ -13,8 +13,8 @@ _AGGREGATE = 42  # `order-` and a UUID
 
 
 def show(
-    failed: Annotated[bool, typer.Option("--failed", help="Just the rows that were set aside.")] = False,
-    limit: Annotated[int, typer.Option(help="At most so many rows.", min=1)] = 100,
+    failed: Annotated[bool, typer.Option("--failed", help="Only rows that were set aside.")] = False,
+    limit: Annotated[int, typer.Option(help="Show at most this many rows.", min=1)] = 100,
     as_json: options.AsJson = False,
     database_url: options.DatabaseUrl = None,
 ) -> None:

@@ -1,4 +1,4 @@
-"""What commands print: results on stdout, nothing else there."""
+"""Print results on stdout, and notes on stderr."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ verbose = False  # set by `brewctl -v`: debug logs, and tracebacks of errors
 
 
 def emit(text: str) -> None:
-    """Print a result at once. Ends the command quietly where the reader has gone (`| head -1`)."""
+    """Print a result at once. Ends the command quietly if stdout is closed (`| head -1`)."""
     if not stdout.put(text):
         raise typer.Exit
 
@@ -22,7 +22,7 @@ def emit_json(value: object) -> None:
 
 
 def note(text: str) -> None:
-    """Print a note beside the results, on stderr, for whoever still reads it: it changes no exit code."""
+    """Print a note on stderr. If stderr is closed, the note is lost, and the command goes on."""
     try:
         print(text, file=sys.stderr, flush=True)
     except OSError:
@@ -30,16 +30,16 @@ def note(text: str) -> None:
 
 
 def text(raw: bytes) -> str:
-    """Write bytes of unknown origin as text; what is no UTF-8 is escaped."""
+    """Decode bytes of unknown origin; bytes that are no UTF-8 are escaped."""
     return raw.decode("utf-8", "backslashreplace")
 
 
 def plain(text: str) -> str:
-    """Make text of unknown origin fit to be shown: nothing in it moves the cursor or breaks the line."""
+    """Escape unprintable characters of text of unknown origin, which could move the cursor or break the line."""
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 def fitted(text: str, width: int) -> str:
-    """Make text of unknown origin fit into so many columns of a line."""
+    """Escape text of unknown origin, and shorten it to `width` characters."""
     shown = plain(text)
     return shown if len(shown) <= width else f"{shown[: width - 1]}…"

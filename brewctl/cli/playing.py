@@ -1,4 +1,4 @@
-"""Playing one replica of a role in the foreground: its log, its signals, its wait for servers, and what it shows."""
+"""Run one replica of a role in the foreground: its log, signals, wait for servers, and health pages."""
 
 import os
 import threading
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Play:
-    """How a role is played, whichever it is. `http` empty: it shows nothing; `wait_s`: how long it tries to start."""
+    """The options that all roles share. `http`: address of the health pages, or ""; `wait_s`: wait for servers."""
 
     node: str
     log_format: config.LogFormat
@@ -27,12 +27,12 @@ class Play:
     wait_s: float
 
     def named(self, default: str) -> str:
-        """Return the name of the node; where it was given none, this one with the pid."""
+        """Return the node's name; if none was given, `default` with the pid."""
         return self.node or f"{default[: options.NODE_CHARACTERS - 8]}-{os.getpid()}"
 
     @property
     def where(self) -> "Address | None":
-        """Where it shows itself; None for nowhere. Raises UsageError."""
+        """The address of the health pages, or None. Raises UsageError for a malformed one."""
         if not self.http:
             return None
         from brewctl.probes import endpoint
@@ -40,9 +40,9 @@ class Play:
         return endpoint.address(self.http)
 
     def role(self, role: str, node: str, run: "Run", *, is_worker: bool = False, leaves: bool = True) -> None:
-        """Run a role until a signal, with what it shows of itself.
+        """Run a role, with its health pages, until a signal.
 
-        It is tried again for `wait_s` seconds where it can't start yet. `leaves`: a stop ends the process.
+        If it can't start, it is retried for `wait_s` seconds. `leaves`: a stop ends the process.
         """
         from brewctl import waiting
 
@@ -69,7 +69,7 @@ class Play:
     def until_stopped(
         self, node: str, run: Callable[[threading.Event], None], *, last: Callable[[], None] = lambda: None
     ) -> None:
-        """Run something until a signal; `last` is called before a second one ends the process."""
+        """Call `run` with an event that a signal sets. `last` is called before a second signal ends the process."""
         from brewctl import lifecycle, log
 
         log.configure(node=node, as_json=self.log_format is config.LogFormat.JSON, verbose=output.verbose)

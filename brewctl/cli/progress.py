@@ -1,4 +1,4 @@
-"""What `up` shows while it works: a spinner and a bar in a terminal, lines in a pipe. On stderr."""
+"""The progress of `brewctl up`, on stderr: a spinner and a bar in a terminal, lines in a pipe."""
 
 from types import TracebackType
 from typing import Any, Self
@@ -10,7 +10,7 @@ from brewctl.cli import output
 
 
 class Shown:
-    """Satisfies the sandbox's Progress. Use it as a context manager."""
+    """Shows progress; implements the sandbox's Progress. Use it as a context manager."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -27,7 +27,7 @@ class Shown:
             self._current.stop()
 
     def step(self, text: str) -> None:
-        """Say what begins now."""
+        """Show a step that begins."""
         self._begin(
             text, Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), **self._how())
         )

@@ -1,4 +1,4 @@
-"""docs/cli.md, made of what every command's help says: `python -m brewctl.cli.reference` prints it."""
+"""Generate docs/cli.md from the commands' help: `python -m brewctl.cli.reference` prints it."""
 
 import inspect
 
@@ -10,28 +10,29 @@ from brewctl.cli.main import root_command
 _INTRODUCTION = """\
 # Commands
 
-What `brewctl COMMAND --help` says, as one page; `make docs` writes it anew.
+The help of all commands, as one page. `make docs` generates it.
 
-A flag wins over its variable, that over the running sandbox, that over the default. Results are on stdout, notes and
+A flag overrides its variable, the variable the running sandbox, and that the default. Results are on stdout, notes and
 errors on stderr; colours and live views only in a terminal, and no colours where `NO_COLOR` is set. Exit codes: 0 done,
-1 what was asked failed, 2 wrong usage, 3 a server can't be reached, 130 interrupted.
+1 the command failed, 2 wrong usage, 3 a server can't be reached, 130 interrupted.
 `BREW_KAFKA_CLIENT` chooses the library that sends and reads: `kafka-python-ng`, the default, or `librdkafka`, which
-takes a fraction of the CPU and is installed by `pip install 'brewctl[librdkafka]'`; topics and groups are administered
-by the first in either case.
-Roles send traces where the standard variables of OpenTelemetry name a receiver, such as
+takes a fraction of the CPU and is installed by `pip install 'brewctl[librdkafka]'`. kafka-python-ng administers topics
+and groups in either case.
+Roles send traces if the standard variables of OpenTelemetry name a receiver, such as
 `OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318`, after `pip install 'brewctl[otel]'`. `BREW_TRACE_PARENT=1` gives
 each event a span of its own, below that of the call that created it.
-Secrets are never arguments. Each is also read of a file, at every connection anew: `BREW_DATABASE_URL_FILE` (all of the
-URL), `BREW_DATABASE_PASSWORD` or `…_FILE` for a URL without a password, and `BREW_<GROUP>_DATABASE_URL_FILE`. Kafka is
-talked to as `BREW_KAFKA_SECURITY_PROTOCOL` says, `PLAINTEXT`, `SSL`, `SASL_PLAINTEXT` or `SASL_SSL`, by
-`BREW_KAFKA_SASL_MECHANISM` (`PLAIN`, `SCRAM-SHA-256`, `SCRAM-SHA-512`), `BREW_KAFKA_USERNAME`, `BREW_KAFKA_PASSWORD` or
-`…_FILE`, `BREW_KAFKA_CA_FILE`, `BREW_KAFKA_CERT_FILE`, `BREW_KAFKA_KEY_FILE`, `BREW_KAFKA_KEY_PASSWORD` or `…_FILE`.
+Secrets are never arguments. Each can also be in a file, which is read again for every connection:
+`BREW_DATABASE_URL_FILE` (the whole URL), `BREW_DATABASE_PASSWORD` or `…_FILE` for a URL without a password, and
+`BREW_<GROUP>_DATABASE_URL_FILE`. Connections to Kafka are set by `BREW_KAFKA_SECURITY_PROTOCOL` (`PLAINTEXT`, `SSL`,
+`SASL_PLAINTEXT` or `SASL_SSL`), `BREW_KAFKA_SASL_MECHANISM` (`PLAIN`, `SCRAM-SHA-256`, `SCRAM-SHA-512`),
+`BREW_KAFKA_USERNAME`, `BREW_KAFKA_PASSWORD` or `…_FILE`, `BREW_KAFKA_CA_FILE`, `BREW_KAFKA_CERT_FILE`,
+`BREW_KAFKA_KEY_FILE`, `BREW_KAFKA_KEY_PASSWORD` or `…_FILE`.
 `brewctl --install-completion` completes commands, options, nodes, groups and order ids in your shell.
 """
 
 
 def page(root: Command) -> str:
-    """Write the page, in Markdown."""
+    """Return the page, in Markdown."""
     return "\n\n".join([_INTRODUCTION, *(_section(words, command) for words, command in walk(root))]) + "\n"
 
 
@@ -50,7 +51,7 @@ def _section(words: tuple[str, ...], command: Command) -> str:
 
 
 def _row(names: str, text: str) -> str:
-    """Write an option. Rich's escapes are its own, and a bar would end the cell."""
+    """Return an option's table row: without Rich's escapes, and with bars escaped, which would end the cell."""
     plain = " ".join(text.replace("\\[", "[").split())
     cells = [cell.replace("|", "\\|") for cell in (f"`{names}`", plain)]
     return f"| {' | '.join(cells)} |"

@@ -1,4 +1,4 @@
-"""`brewctl outbox republish`: rows whose records are gone, published again."""
+"""`brewctl outbox republish`: publish rows again whose records are gone."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,15 +13,16 @@ if TYPE_CHECKING:
 
 _WHY = {
     "removed": "removed before the group read them",
-    "cut off": "not in the topic any more: it was truncated, or made anew",
-    "passed": "passed over by the group",
+    "cut off": "no longer in the topic: it was truncated or recreated",
+    "passed": "skipped by the group",
 }
 
 
 def republish(
     ids: Annotated[list[int] | None, typer.Argument(help="Published rows.", metavar="ID…")] = None,
     missing: Annotated[
-        bool, typer.Option("--missing", help="Every published row that a group never had and never gets any more.")
+        bool,
+        typer.Option("--missing", help="All published rows that a group has not processed and can't get any more."),
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what it would do, and change nothing.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] = False,
@@ -32,13 +33,12 @@ def republish(
 ) -> None:
     """Publish rows again that were published before.
 
-    --missing finds those whose records are gone, or passed over, before a group had processed them.
+    --missing finds rows whose records were removed, by retention or a truncation, or skipped by a reset of offsets,
+    before a group had processed them. Dead letters are not among them.
 
-    Retention or a truncation removes records; dead letters are not among them.
+    Rows are published in the order of their ids. An old event then follows newer events of its key.
 
-    Rows go out in the order of their ids: an old event comes behind newer ones of its key.
-
-    Groups that had it skip it by its outbox id. Exit 1 where a named row was not published.
+    Groups that have processed an event skip it by its outbox id. Exit 1 where a named row was not published before.
     """
     if bool(ids) == missing:
         raise UsageError("`outbox republish` needs ids or --missing", hint="see `brewctl outbox republish --help`")
@@ -67,7 +67,7 @@ def republish(
 
 
 def _show(search: "Search") -> int:
-    """Print to whom rows are missing, and why; return how many rows."""
+    """Print how many rows each group lacks, and why; return the number of rows."""
     from brewctl.delivery.repair.republish import Summary
 
     found = Summary()
@@ -79,9 +79,9 @@ def _show(search: "Search") -> int:
 
 
 def _publish(connection: "Connection", search: "Search | None", ids: list[int]) -> tuple[int, list[int]]:
-    """Put rows back into the queue, a page at a time; return how many, and which of the named ones were not published.
+    """Put rows back into the queue, a page at a time. Returns their number, and the named ids that were not published.
 
-    What an interruption leaves undone is found by the next run.
+    After an interruption the next run finds the rest.
     """
     from brewctl.delivery.repair import republish
 

@@ -1,4 +1,4 @@
-"""`brewctl db retention`: old partitions go, new ones are made ahead, old keys are forgotten."""
+"""`brewctl db retention`: drop old partitions, create new ones ahead, delete old idempotency keys."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _SPAN = re.compile(r"([0-9]{1,9})([smhd])|0")
 _NODE = "retention"
-_ROWS = (1000, 1_000_000_000)  # as the table has it
+_ROWS = (1000, 1_000_000_000)  # the bounds of the table's own check
 _KIB = 1024
 
 
@@ -32,28 +32,28 @@ def _span(value: str) -> str:
 
 
 def _delta(value: str) -> timedelta | None:
-    """Return how long; None: never."""
+    """Return the time span; None for 0, which means never."""
     found = _SPAN.fullmatch(value)
-    assert found is not None  # _span has looked
+    assert found is not None  # the option's callback has checked it
     return timedelta(seconds=int(found[1]) * _UNITS[found[2]]) if found[1] and int(found[1]) else None
 
 
 def retention(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what may go and what not; change nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what may be dropped; change nothing.")] = False,
     every: Annotated[
-        float, typer.Option(help="Go on, with so long between two runs; 0: one run.", metavar="SECONDS", min=0)
+        float, typer.Option(help="Repeat, with this pause between runs; 0: run once.", metavar="SECONDS", min=0)
     ] = 0,
     keys_for: Annotated[
         str,
         typer.Option(
-            "--keys-for", help="Idempotency keys are kept so long; 0: for ever.", metavar="TIME", callback=_span
+            "--keys-for", help="Keep idempotency keys this long; 0: for ever.", metavar="TIME", callback=_span
         ),
     ] = "7d",
     settled_for: Annotated[
         str,
         typer.Option(
             "--settled-for",
-            help="What became of parked events and dead letters is kept so long; 0: for ever.",
+            help="Keep outcomes of parked events and dead letters this long; 0: for ever.",
             metavar="TIME",
             callback=_span,
         ),
@@ -61,16 +61,16 @@ def retention(
     partition_rows: Annotated[
         int | None,
         typer.Option(
-            "--partition-rows", help="From now on new partitions have so many ids.", min=_ROWS[0], max=_ROWS[1]
+            "--partition-rows", help="Ids in each partition that is created from now on.", min=_ROWS[0], max=_ROWS[1]
         ),
     ] = None,
     topic_gone: Annotated[
         list[str] | None,
-        typer.Option("--topic-gone", help="This topic of events of your own is gone for good.", metavar="TOPIC"),
+        typer.Option("--topic-gone", help="This topic, of your own events, no longer exists.", metavar="TOPIC"),
     ] = None,
     lost_to: Annotated[
         list[str] | None,
-        typer.Option("--lost-to", help="This group is to do without what it has not processed.", metavar="GROUP"),
+        typer.Option("--lost-to", help="Drop rows even if this group has not processed them.", metavar="GROUP"),
     ] = None,
     as_json: options.AsJson = False,
     log_format: options.Format = config.LogFormat.LOGFMT,
@@ -81,13 +81,14 @@ def retention(
 ) -> None:
     """Drop old partitions of the outbox and of the dedup tables.
 
-    One goes when all of it is published, every group has committed beyond it, and its topic has none of its records.
+    A partition is dropped once all its rows are published, every group has committed beyond them, and the topic has
+    removed their records.
 
-    It also makes partitions ahead, and forgets idempotency keys: after that the same key makes a new order.
+    It also creates partitions ahead, and deletes idempotency keys. A call with a deleted key creates a new order.
 
-    One run works at a time. It needs the rights of the tables' owner.
+    Runs exclude each other. They need the rights of the tables' owner.
 
-    Exit 1 where something is wrong, so that nothing was dropped, or where a downstream's database is away.
+    Exit 1 where a problem kept it from dropping anything, or where a downstream's database is away.
     """
     if dry_run and (every or partition_rows):
         raise UsageError("--dry-run changes nothing", hint="leave --every and --partition-rows out")
@@ -142,7 +143,7 @@ def _loop(
     partition_rows: int | None,
     log_format: config.LogFormat,
 ) -> None:
-    """Run again and again: what fails, or is another run's turn, is tried again at the next time."""
+    """Run every `every` seconds. If a run fails, or another process runs, the next run tries again."""
     from brewctl import lifecycle, log
     from brewctl.delivery.retention.turn import BusyError
 

@@ -1,4 +1,4 @@
-"""`brewctl up`, `down`, `status`, `env`: real servers on this machine, and what runs beside them."""
+"""`brewctl up`, `down`, `status`, `env`: the sandbox's servers and background nodes on this machine."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -43,11 +43,11 @@ def up(
 ) -> None:
     """Start real PostgreSQL and Kafka in the background.
 
-    Without Docker; waits until they answer. Harmless where they run. With --secure all their connections need TLS, and
-    a password. With --databases separate inventory and notifications have databases of their own beside brew.
+    Needs no Docker; waits until they answer. Does nothing if they run. With --secure all connections need TLS and a
+    password. With --databases separate, inventory and notifications have databases of their own beside brew.
 
-    Data, logs and state live in BREW_HOME (default: the user's state directory). Kafka's jars are downloaded once,
-    from Maven Central or its mirror BREW_MAVEN_REPOSITORY, and kept in XDG_CACHE_HOME.
+    Data, logs and state are in BREW_HOME (default: the user's state directory). Kafka's jars are downloaded once, from
+    Maven Central or its mirror BREW_MAVEN_REPOSITORY, and kept in XDG_CACHE_HOME.
     """
     from brewctl.sandbox.cluster import Options
 
@@ -70,7 +70,7 @@ def down(
 ) -> None:
     """Drain the nodes in the background, then stop the servers.
 
-    Their data stay, unless --purge.
+    The servers' data stay, unless --purge.
     """
     from brewctl.lab.play import background as lab
     from brewctl.sandbox import cluster, state
@@ -81,12 +81,12 @@ def down(
     try:
         nodes = lab.stop(home, lab.nodes(home))
     except BrewError:
-        if not purge:  # the way out of a damaged state
+        if not purge:  # `--purge` must work with a damaged state file too
             raise
     stopped = [node.name for node in nodes if node.ending != lab.Ending.GONE]
     try:
         stopped += cluster.down(home, purge=purge)
-    finally:  # not before: a reader that has gone ends the command
+    finally:  # after the servers have stopped, as a closed stdout ends the command
         background.report(nodes)
     output.emit(f"stopped {', '.join(stopped)}" if stopped else f"nothing was running in {home}")
     if purge and there:
@@ -96,7 +96,7 @@ def down(
 
 
 def status(as_json: options.AsJson = False) -> None:
-    """Show servers and background nodes, and how each is.
+    """Show servers and background nodes, and their states.
 
     Exit 1 unless all servers answer and all nodes run. With --json a server has `answers`, a node `role` and `state`.
     """
@@ -124,7 +124,7 @@ def status(as_json: options.AsJson = False) -> None:
 
 
 def _table(width: int, kind: str, how: str, rows: "Iterable[tuple[ServerHealth | NodeStatus, str]]") -> None:
-    """Print what there is of a kind, and in a column of its own how each is; nothing where there is none."""
+    """Print a table of servers or nodes, with each one's state in the column `how`; nothing without rows."""
     header = f"{kind:<{width}}{'pid':>8}{'port':>7}{'memory':>9}  {how:<9}log"
     for row, word in rows:
         if header:
@@ -139,20 +139,20 @@ def env(
         str,
         typer.Option(
             "--as",
-            help="As this role's user of a secured sandbox, such as order or reader.",
+            help="Use this role's user of a secured sandbox, such as order or reader.",
             metavar="ROLE",
-            show_default="who may do everything",
+            show_default="the superuser",
         ),
     ] = "",
     as_json: options.AsJson = False,
 ) -> None:
     """Print export lines for other tools, password included.
 
-    Of a secured sandbox they name the files that have the passwords. BREW_ORDER_ADDRS is among them where order nodes
-    run in the background.
+    For a secured sandbox they name the files with the passwords. BREW_ORDER_ADDRS is included if order nodes run in the
+    background.
 
     A secured sandbox has a user for each of owner, order, publisher, inventory, notifications, reader and operator, in
-    PostgreSQL and in Kafka. They may do nothing before `brewctl db grants --apply` and `brewctl topic grants --apply`.
+    PostgreSQL and in Kafka. They have no rights before `brewctl db grants --apply` and `brewctl topic grants --apply`.
     """
     import shlex
 
@@ -176,13 +176,13 @@ def env(
 def borrowed(
     home: Path, *, keep: bool, secure: bool | None = None, databases: options.Databases = None
 ) -> Iterator[None]:
-    """A running sandbox: what is started for this is stopped after it, unless `keep`."""
+    """Start the sandbox for the block. It is stopped afterwards, unless it ran before or `keep`."""
     from brewctl.lab.play import background as lab
     from brewctl.sandbox import cluster
 
     ran_before = cluster.running(home)
     _up(home, cluster.Options(secure=secure, separate=_separate(databases)))
-    os.environ.update(lab.serving(home))  # for the order nodes of this command
+    os.environ.update(lab.serving(home))  # order nodes of this command read them
     try:
         yield
     finally:
@@ -203,9 +203,9 @@ def emptied(
     secure: bool | None = None,
     databases: options.Databases = None,
 ) -> Iterator["Settings"]:
-    """Where a command that empties tables and topics may work: on the user's own servers, if he agrees, else a sandbox.
+    """Yield settings for a command that empties tables and topics: of configured servers, else of a sandbox.
 
-    Raises UsageError where only one of the two servers is his.
+    Asks before configured servers are emptied. Raises UsageError if only one of PostgreSQL and Kafka is configured.
     """
     settings = options.settings(database_url=database_url, brokers=brokers, topic=topic)
     own = settings.configured & {"database_url", "brokers"}
@@ -214,9 +214,9 @@ def emptied(
         raise UsageError(f"the {command} needs both servers", hint=hint)
     if own:
         if secure is not None:
-            raise UsageError("--secure is for a sandbox, and these are servers of your own", hint="leave it away")
+            raise UsageError("--secure is for a sandbox, and these are servers of your own", hint="leave it out")
         if databases is not None:
-            hint = "leave it away; BREW_<GROUP>_DATABASE_URL names the database of a service"
+            hint = "leave it out; BREW_<GROUP>_DATABASE_URL names the database of a service"
             raise UsageError("--databases is for a sandbox, and these are servers of your own", hint=hint)
         what = f"every order in the database and topic {settings.topic} on {','.join(settings.brokers)}"
         options.confirm_destruction(what, mine=False, yes=yes)
@@ -229,7 +229,7 @@ def emptied(
 
 
 def _refuse_own(command: str, settings: "Settings") -> None:
-    # It would be emptied too, unasked.
+    # A downstream's own database, which is not the sandbox's, would be emptied too, without a question.
     from brewctl.delivery.schema import registration
 
     own = [each.named_by for each in settings.own_databases if each.variable in settings.configured]
@@ -239,7 +239,7 @@ def _refuse_own(command: str, settings: "Settings") -> None:
 
 
 def _refuse_nodes(home: Path) -> None:
-    # They would take part, and their groups can't be emptied.
+    # Running nodes would process events too, and their groups' offsets can't be deleted.
     from brewctl.lab.play import background as lab
 
     if running := [node.name for node in lab.status(home) if node.pid]:

@@ -1,4 +1,4 @@
-"""`brewctl serve order` and `brewctl publish`: one replica, in the foreground."""
+"""`brewctl serve order` and `brewctl publish`: run one replica in the foreground."""
 
 import functools
 import threading
@@ -30,13 +30,13 @@ CertificateFile = Annotated[
 ]
 KeyFile = Annotated[
     str | None,
-    _file("--tls-key", text="Its key, PEM, without a password.", variable="BREW_SERVE_TLS_KEY_FILE"),
+    _file("--tls-key", text="Key of the certificate, PEM, without a password.", variable="BREW_SERVE_TLS_KEY_FILE"),
 ]
 ClientCaFile = Annotated[
     str | None,
     _file(
         "--tls-client-ca",
-        text="Take clients alone that show a certificate of these authorities, PEM.",
+        text="Accept only clients with a certificate of these authorities, PEM.",
         variable="BREW_SERVE_TLS_CLIENT_CA_FILE",
     ),
 ]
@@ -44,7 +44,7 @@ TokensFile = Annotated[
     str | None,
     _file(
         "--tokens",
-        text="Take calls alone with a bearer token of these: lines TENANT TOKEN, or TENANT sha256:DIGEST.",
+        text="Accept only calls with a bearer token from this file: lines TENANT TOKEN, or TENANT sha256:DIGEST.",
         variable="BREW_SERVE_TOKENS_FILE",
     ),
 ]
@@ -54,9 +54,7 @@ def order(
     node: options.Node = "",
     port: Annotated[int, typer.Option(help="Port for gRPC; 0 takes a free one.", min=0, max=65535)] = 50081,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    workers: Annotated[
-        int, typer.Option(help="Processes that share the port, for machines with more cores.", min=1, max=64)
-    ] = 1,
+    workers: Annotated[int, typer.Option(help="Processes that share the port, to use more cores.", min=1, max=64)] = 1,
     no_publisher: Annotated[
         bool, typer.Option("--no-publisher", help="Leave publishing to `brewctl publish`.")
     ] = False,
@@ -66,7 +64,7 @@ def order(
     tls_client_ca: ClientCaFile = None,
     tokens: TokensFile = None,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Let other machines in without TLS.", rich_help_panel=_SECURITY)
+        bool, typer.Option("--insecure", help="Allow other machines to connect without TLS.", rich_help_panel=_SECURITY)
     ] = False,
     log_format: options.Format = config.LogFormat.LOGFMT,
     http: options.Http = "",
@@ -77,7 +75,7 @@ def order(
 ) -> None:
     """Run a replica of order-service, with its outbox publisher.
 
-    Ctrl-C drains it. Files of TLS and tokens are read again when they change, without a restart.
+    Ctrl-C drains it. The files for TLS and tokens are read again when they change, without a restart.
     """
     from brewctl.roles.listening import Security
 
@@ -97,7 +95,7 @@ def order(
     from brewctl.roles import order as role
     from brewctl.roles.workers import await_go
 
-    listen = functools.cache(lifecycle.stop_at_end_of_input)  # once, however often it is tried to start
+    listen = functools.cache(lifecycle.stop_at_end_of_input)  # only once, however often the start is retried
 
     def run(node: str, stop: threading.Event, health: "Health") -> None:
         told = listen(stop) if worker else None
@@ -127,9 +125,9 @@ def publish(
 ) -> None:
     """Run a replica that only publishes the outbox's rows.
 
-    For rows of `serve order --no-publisher`, and of services that add events in SQL, with outbox_add().
+    For the rows of `serve order --no-publisher`, and of services that add events in SQL, with outbox_add().
 
-    Many run side by side, beside order-services that publish too. Ctrl-C drains it.
+    Several can run at the same time, also beside order-services that publish. Ctrl-C drains it.
     """
     settings = options.settings(database_url=database_url, brokers=brokers)
     from brewctl.roles import publisher as role

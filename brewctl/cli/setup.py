@@ -1,4 +1,4 @@
-"""`brewctl topic …`: the topic that the roles need to be there."""
+"""`brewctl topic …`: create and configure the topic."""
 
 import functools
 import threading
@@ -13,24 +13,24 @@ Answer = TypeVar("Answer")
 
 
 def when_there(attempt: Callable[[], Answer], wait_s: float) -> Answer:
-    """Do something with a server that may come later, for `wait_s` seconds."""
+    """Call `attempt`; retry for `wait_s` seconds while its server is away. Returns its result."""
     from brewctl import waiting
 
     done = waiting.until_there(
         lambda: (attempt(),), wait_s, threading.Event(), tell=lambda error: output.note(output.plain(f"waits: {error}"))
     )
-    assert done is not None  # nobody sets that event: Ctrl-C ends this as every command
+    assert done is not None  # the event is never set: a Ctrl-C raises KeyboardInterrupt instead
     return done[0]
 
 
 def create(
     recreate: Annotated[
-        bool, typer.Option("--recreate", help="Delete the topics, and the groups' offsets of them, first.")
+        bool, typer.Option("--recreate", help="Delete the topics, and the groups' offsets in them, first.")
     ] = False,
     keep: Annotated[
         str | None,
         typer.Option(
-            help="How long a topic that is created keeps its records: days, 36h, forever.",
+            help="How long a new topic keeps its records: days such as 7 or 7d, 36h, forever.",
             metavar="7d|forever",
             show_default="7d",
         ),
@@ -43,9 +43,9 @@ def create(
 ) -> None:
     """Create the topic and its dead-letter topic.
 
-    6 partitions, 3 replicas, 2 of them in sync; fewer replicas where there are fewer brokers.
+    They have 6 partitions, 3 replicas and min.insync.replicas 2; fewer replicas if there are fewer brokers.
 
-    With --wait also for all the brokers that are named, or three of them.
+    With --wait it waits for all named brokers, or for three of them.
     """
     from brewctl.delivery.topics import keeping, topics
 
@@ -60,12 +60,12 @@ def create(
     for name in (settings.topic, settings.dead_letter_topic):
         output.emit(f"topic {name} {'created' if name in created else 'was there already'}")
     if keep and settings.topic not in created:
-        output.note(f"how long it keeps its records is as it was: `brewctl topic keep {keep}` changes that")
+        output.note(f"the topic keeps its records as long as before: `brewctl topic keep {keep}` changes that")
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    topic = typer.Typer(help="The topic.", no_args_is_help=True)
+    topic = typer.Typer(help="Create and configure the topic.", no_args_is_help=True)
     topic.command(epilog="Example: brewctl topic create --recreate")(create)
     topic.command("keep", epilog="Example: brewctl topic keep forever")(topic_keep.keep)
     topic.command("grants", epilog="Example: brewctl topic grants --prefix shop_")(grants.topic)

@@ -1,4 +1,4 @@
-"""`brewctl top`: everything that runs, on one screen."""
+"""`brewctl top`: watch the whole system on one screen."""
 
 import os
 import shutil
@@ -19,9 +19,9 @@ _FIRST_LOOK_S = 4.0
 def top(
     picture: Annotated[
         Path | None,
-        typer.Option(help="Write the screen to an SVG after a while, and end; needs no terminal.", metavar="FILE.svg"),
+        typer.Option(help="Write the screen to an SVG file, and end; needs no terminal.", metavar="FILE.svg"),
     ] = None,
-    after: Annotated[float, typer.Option(help="Seconds to look on before --picture is taken.", min=1, max=3600)] = 10.0,
+    after: Annotated[float, typer.Option(help="Seconds before --picture is taken.", min=1, max=3600)] = 10.0,
     database_url: options.DatabaseUrl = None,
     brokers: options.Brokers = None,
     topic: options.Topic = None,
@@ -29,16 +29,17 @@ def top(
 ) -> None:
     """Watch everything that runs, on one screen.
 
-    Counters, nodes, brokers, partitions, and what happens to them.
+    It shows counters, nodes, brokers, partitions and events.
 
-    Lag is by committed offsets, which consumers commit once a second.
+    Lag is counted from committed offsets, which consumers commit once a second.
 
-    On the sandbox its keys disturb it: load, another node, SIGTERM, kill -9, pause, restart, of nodes and of servers.
+    On a sandbox, keys start load, add nodes, and terminate, kill, pause and restart nodes and servers.
     """
     from brewctl.lab import report
-    from brewctl.lab.top.app import HEIGHT, WIDTH, Top
+    from brewctl.lab.top.app import Top
     from brewctl.lab.top.controls import Controls
     from brewctl.lab.top.keys import adding
+    from brewctl.lab.top.layout import HEIGHT, WIDTH
     from brewctl.lab.top.observer import Observer
 
     options.check_file("--picture", picture, ".svg")
@@ -74,7 +75,7 @@ def top(
 
 
 def _is_sandbox(settings: "Settings", home: Path) -> bool:
-    """Say whether these are the sandbox's servers; `brewctl env` names them, too."""
+    """Say whether these are the sandbox's servers, also if the variables of `brewctl env` name them."""
     from brewctl.sandbox import state
 
     asked = {"database_url": settings.database_url, "brokers": ",".join(settings.brokers)}

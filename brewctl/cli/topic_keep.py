@@ -1,4 +1,4 @@
-"""`brewctl topic keep`: how long the topic keeps its records."""
+"""`brewctl topic keep`: show or set how long the topic keeps its records."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +18,9 @@ _FROM = {"topic": "set on the topic", "broker": "set on the brokers", "default":
 def keep(
     how_long: Annotated[
         str | None,
-        typer.Argument(help="Days, 7d, 36h, or forever; without it: show.", metavar="[7d|forever]", show_default=False),
+        typer.Argument(
+            help="Days such as 7 or 7d, 36h, or forever; without it: show.", metavar="[7d|forever]", show_default=False
+        ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask before records are removed.")] = False,
     as_json: options.AsJson = False,
@@ -28,11 +30,11 @@ def keep(
 ) -> None:
     """Show or set how long the topic keeps its records.
 
-    So long a new downstream gets them, and so long a group may be away without losing any.
+    A new downstream gets the records of this time. A group may stop for as long without losing records.
 
-    Kafka removes whole segments: what is set here are segments of a seventh of the time, so it may be so much longer.
+    Kafka removes whole segments. They are set to a seventh of the time, so records may stay that much longer.
 
-    Size limits and compaction are taken off the topic, for they end records at any age.
+    Size limits and compaction are removed from the topic, as they remove records of any age.
     """
     from brewctl.delivery.broker import open_admin
     from brewctl.delivery.topics import keeping
@@ -49,11 +51,11 @@ def keep(
     else:
         _print(kept)
     for problem in kept.problems():
-        output.note(f"{problem}: `brewctl topic keep {keeping.words(kept.keep_ms)}` takes that off")
+        output.note(f"{problem}: `brewctl topic keep {keeping.words(kept.keep_ms)}` removes that setting")
 
 
 def _confirm(admin: "Admin", settings: "Settings", wanted: int, *, yes: bool) -> None:
-    """Ask before records are removed that would have stayed."""
+    """Ask before the new time removes records that would have stayed."""
     from brewctl.delivery.topics import keeping
     from brewctl.overview import consumer_groups
 
@@ -61,7 +63,7 @@ def _confirm(admin: "Admin", settings: "Settings", wanted: int, *, yes: bool) ->
         return
     try:
         now = keeping.look(admin, settings.topic).keep_ms
-    except BrewError:  # the user may set it, and not look at it; where the topic is missing, the change says so
+    except BrewError:  # this user may not read the setting, or the topic is missing, which the change reports
         now = keeping.FOREVER_MS
     if 0 <= now <= wanted:
         return

@@ -1,4 +1,4 @@
-"""`brewctl trace`: the life of one order, and where it stands."""
+"""`brewctl trace`: the steps of one order, and what it waits for."""
 
 import textwrap
 from collections.abc import Iterable
@@ -25,18 +25,18 @@ def trace(
     order_id: Annotated[
         str,
         typer.Argument(
-            help="The order, or the beginning of its id.",
+            help="Order id, or the beginning of it.",
             metavar="ORDER_ID",
             autocompletion=completion.orders,
             show_default=False,
         ),
     ],
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Wait for it; exit 1 where it can't be finished, or is late.")
+        bool, typer.Option("--follow", "-f", help="Wait until it is finished; exit 1 if it can't be, or is late.")
     ] = False,
     timeout: Annotated[
         float | None,
-        typer.Option(help=f"With --follow: how long. \\[default: {TIMEOUT_S:g}]", metavar="SECONDS", min=0, max=86400),
+        typer.Option(help=f"How long --follow waits. \\[default: {TIMEOUT_S:g}]", metavar="SECONDS", min=0, max=86400),
     ] = None,
     as_json: options.AsJson = False,
     database_url: options.DatabaseUrl = None,
@@ -44,11 +44,11 @@ def trace(
     topic: options.Topic = None,
     downstream: options.Downstreams = None,
 ) -> None:
-    """Show the life of an order, and what it still waits for.
+    """Show the steps of an order, and what it still waits for.
 
-    Milliseconds are those since the line before.
+    Milliseconds are counted from the line before.
 
-    What comes before a record that waits is counted from its group's committed offset, a second old at most.
+    Records before a waiting one are counted from the group's committed offset, which is up to a second old.
     """
     if timeout is not None and not follow:
         raise UsageError("--timeout is how long --follow waits", hint="give --follow too")
@@ -58,7 +58,7 @@ def trace(
     from brewctl.overview import standing
     from brewctl.overview.reading import bounds, find
 
-    bounds(order_id)  # misuse, whether the servers are there or not
+    bounds(order_id)  # raises UsageError even if the servers are away
     with database.connect(settings) as connection:
         registration.require_story(settings, connection)
         found = find(connection, order_id)
@@ -74,7 +74,7 @@ def trace(
 def wait_for(settings: "Settings", order_id: UUID, *, timeout_s: float = TIMEOUT_S, as_json: bool = False) -> None:
     """Show an order's steps as they come, until it is finished.
 
-    Raises BrewError where it can't be, or is not within `timeout_s` seconds.
+    Raises BrewError if it can't be finished by itself, or is not within `timeout_s` seconds.
     """
     from brewctl.overview.follow import follow
 
@@ -86,7 +86,7 @@ def wait_for(settings: "Settings", order_id: UUID, *, timeout_s: float = TIMEOUT
         else:
             look = seen
             timeline.add(seen)
-    assert look is not None  # a timeout before the first is an error
+    assert look is not None  # `follow` raises if it times out before the first look
     timeline.end(look)
     if not look.life.finished:
         stuck = all(each.stuck for each in look.standings)
@@ -98,7 +98,7 @@ def wait_for(settings: "Settings", order_id: UUID, *, timeout_s: float = TIMEOUT
 
 
 class _Timeline:
-    """Prints steps, each once and as it comes; as JSON, all of them at the end."""
+    """Prints each step once, as it comes; as JSON, all of them in the end."""
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
@@ -106,7 +106,7 @@ class _Timeline:
         self._said: set[str] = set()
 
     def add(self, look: "Look") -> None:
-        """Print what is new of one that is waited for, and on stderr where it stands."""
+        """Print new steps, and on stderr what the order waits for, if that is new."""
         if not self._as_json:
             self._print_steps(look.life)
         for each in look.standings:
@@ -115,7 +115,7 @@ class _Timeline:
                 output.note(output.plain(each.text))
 
     def end(self, look: "Look") -> None:
-        """Print what is still to be said: how it ended, or where it stands and what moves it on."""
+        """Print the remaining steps, then how the order ended, or what it waits for and the command that helps."""
         if self._as_json:
             output.emit_json(_document(look))
             return
@@ -145,7 +145,7 @@ class _Timeline:
                 output.emit(output.fitted(f"{shown:>9} ms  {step.what:<9}  {step.detail}", _WIDTH))
 
     def _explain(self, verbs: set[str]) -> None:
-        """Explain what looks wrong and is not."""
+        """Explain steps that look wrong but are not."""
         if any(round(later.after_ms(step)) < 0 for step, later in pairwise(self._shown)):
             output.note("less than 0 ms: two machines' clocks differ, or it was seen later than it happened")
         whats = [step.what for step in self._shown]

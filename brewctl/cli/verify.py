@@ -1,4 +1,4 @@
-"""`brewctl verify`: the whole chain, from the sources."""
+"""`brewctl verify`: check every order in PostgreSQL and Kafka."""
 
 import contextlib
 import sys
@@ -16,27 +16,28 @@ if TYPE_CHECKING:
     from brewctl.verify import Facts, Verification
 
 _WIDTH = 80
-# A snapshot that was held for longer is worth a line: VACUUM could not do its work meanwhile.
+# A snapshot that was held longer is reported, as it kept VACUUM from removing rows.
 _LONG_SNAPSHOT_S = 60
 
 
 def verify(
     wait: Annotated[
         float,
-        typer.Option(help="First wait until nothing is on its way, so long at most.", metavar="SECONDS", min=0),
+        typer.Option(help="First wait until nothing is on its way, this long at most.", metavar="SECONDS", min=0),
     ] = 0,
     late: Annotated[
         float,
         typer.Option(
-            help="What is not through so long after it was written is a fault; younger, it is on its way.",
+            help="Older events that are not through are faults; younger ones are on their way.",
             metavar="SECONDS",
             min=0,
         ),
     ] = 60,
     statement_timeout: Annotated[
-        float, typer.Option(help="The longest that one statement over whole tables may take.", metavar="SECONDS", min=1)
+        float,
+        typer.Option(help="The longest that one statement, over whole tables, may take.", metavar="SECONDS", min=1),
     ] = 900,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing where no promise is broken.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing if no promise is broken.")] = False,
     as_json: options.AsJson = False,
     database_url: options.DatabaseUrl = None,
     brokers: options.Brokers = None,
@@ -46,7 +47,7 @@ def verify(
 
     Exit 0 where no promise is broken, 1 where one is, 3 where a server can't be reached.
 
-    Sound while everything runs. Reads all of the topic, and changes nothing.
+    Gives no false alarm while everything runs. Reads the whole topic, and changes nothing.
     """
     settings = options.settings(database_url=database_url, brokers=brokers, topic=topic)
     from dataclasses import asdict
@@ -69,7 +70,7 @@ def verify(
 
 @contextlib.contextmanager
 def _progress(*, shown: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar in a terminal, nothing in a pipe."""
+    """Show a bar in a terminal, nothing in a pipe."""
     if not (shown and sys.stderr.isatty()):
         yield None
         return
@@ -117,7 +118,7 @@ def _table(found: "Verification") -> "Table":
 
 
 def _of_operators(facts: "Facts") -> Iterator[tuple[str, str]]:
-    """Say what an upgrade, or a repair by hand, has left in the topic."""
+    """Yield the facts about records of an older version, and about republished rows."""
     if facts.older_headers:
         yield "", f"{facts.older_headers} published by the version before, without event id and number"
     if facts.republished:
@@ -126,7 +127,7 @@ def _of_operators(facts: "Facts") -> Iterator[tuple[str, str]]:
 
 
 def _dropped(facts: "Facts") -> Iterator[tuple[str, str]]:
-    """Say what retention has dropped."""
+    """Yield the fact about rows that retention has dropped."""
     if facts.watermark:
         yield "watermark", f" {facts.watermark}: smaller ids were dropped, of orders up to {facts.dropped_until}"
 
@@ -148,7 +149,7 @@ def _facts(facts: "Facts") -> Iterator[tuple[str, str]]:
         yield "", f"{facts.repeats_other_node} by another node: the first died, or stood still, before its commit"
         yield "", f"{facts.repeats_redriven} redriven from the dead letters"
     if facts.moved_keys:
-        yield "moved", f"{facts.moved_keys} keys in two partitions, each the right one in its time: some were added"
+        yield "moved", f"{facts.moved_keys} keys in two partitions, each right at its time: partitions were added"
     if facts.removed:
         yield "removed", f"{facts.removed} offsets from the topic's beginning, by its retention"
         yield "", f"{facts.removed_events} published rows are known to have been there: a group processed them"

@@ -1,4 +1,4 @@
-"""What `--watch` shows, until Ctrl-C: a server that goes away costs a line, and not the watch."""
+"""The loop of `--watch`. An outage of a server is noted, and does not end the watch."""
 
 import itertools
 import time
@@ -19,7 +19,7 @@ _Seen = TypeVar("_Seen")
 def later(
     connect: Callable[[], AbstractContextManager[_Server]], look: Callable[[_Server], _Seen], *, every_s: float
 ) -> Iterator[_Seen | BrewError]:
-    """Look every `every_s` seconds, for ever; or say what is wrong, and connect anew."""
+    """Yield a look every `every_s` seconds, for ever. After an error, yield that, and connect again."""
     while True:
         time.sleep(every_s)
         try:
@@ -32,7 +32,7 @@ def later(
 
 
 def show_lines(first: _Seen, later: Iterable[_Seen | BrewError], emit: Callable[[_Seen], None], *, server: str) -> None:
-    """Print each look; on stderr, once an outage, that the server is away, and that it is back."""
+    """Print each look. Note each outage of the server, and its end, on stderr."""
     gone = False
     for seen in itertools.chain([first], later):
         if isinstance(seen, BrewError):
@@ -47,7 +47,7 @@ def show_lines(first: _Seen, later: Iterable[_Seen | BrewError], emit: Callable[
 
 
 def show_live(first: _Seen, later: Iterable[_Seen | BrewError], draw: Callable[[_Seen], "RenderableType"]) -> None:
-    """Draw each look in the place of the one before; below the last one, what is wrong."""
+    """Draw each look in place of the last one; during an outage, show the error below the last look."""
     from rich.console import Console, Group
     from rich.live import Live
     from rich.text import Text
@@ -63,5 +63,5 @@ def show_live(first: _Seen, later: Iterable[_Seen | BrewError], draw: Callable[[
 
 
 def away(error: BrewError) -> str:
-    """Say that a server is away."""
+    """Return the note for an outage."""
     return f"{error.message}: trying again"

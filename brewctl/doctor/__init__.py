@@ -1,4 +1,4 @@
-"""Whether this machine and the servers are fit for the flow: questions that change nothing, and what mends the rest."""
+"""Check whether this machine and the servers can run the order flow. Changes nothing, names a fix for each failure."""
 
 from brewctl.doctor.examination import examine
 from brewctl.doctor.finding import Finding, Verdict

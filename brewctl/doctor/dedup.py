@@ -1,4 +1,4 @@
-"""The dedup rows in the databases that downstreams have of their own: how far they are, beside the story's outbox."""
+"""The dedup rows in the databases of single downstreams, compared with the ids of the story's outbox."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -18,17 +18,17 @@ from brewctl.sql import doctor_queries
 class Dedup:
     """The dedup rows of one database."""
 
-    groups: str  # whose they are, as a part of a check's name
-    where: str  # for a message
+    groups: str  # the consumer groups that write them, joined for a check's name
+    where: str  # the database's place, for a message
     processed: int  # the highest outbox id
-    dropped_below: int  # rows of smaller ids were dropped by retention
-    ahead: int | None  # partitions behind the last row of the story's outbox; None: it has no partitions
+    dropped_below: int  # retention dropped the rows with smaller ids
+    ahead: int | None  # partitions for ids above the outbox's last row; None: the table is not partitioned
 
 
 def look(apart: Sequence[Home], last: int) -> Iterator[Dedup]:
-    """Look at each of these databases. One that can't be asked is left out: it is a finding of another check.
+    """Read the dedup rows of each database. A database that does not answer is left out: `elsewhere` reports it.
 
-    `last`: the id of the last row of the story's outbox.
+    `last`: the highest id of the story's outbox.
     """
     for home in apart:
         with contextlib.suppress(BrewError), homes.connect(home, name="brewctl doctor") as own:
@@ -43,7 +43,7 @@ def look(apart: Sequence[Home], last: int) -> Iterator[Dedup]:
 
 
 def check(apart: Sequence[Dedup]) -> Iterator[Finding]:
-    """Judge by how many partitions each has for ids that are still to come."""
+    """Warn of a dedup table that has too few partitions for the next ids."""
     for each in apart:
         if each.ahead is not None:
             name = f"{partitions.CHECK}-{each.groups}"

@@ -1,7 +1,8 @@
 """Whether two deployments share a topic or a group, and whether two replicas share a name.
 
-Consumers deduplicate by outbox id: two databases that publish into one topic number their events alike, and the second
-event of a number is skipped. Members of one group share its partitions: an order has its effect in one database alone.
+Consumers deduplicate by outbox id. If two databases publish into one topic, their events have the same ids, and
+consumers skip the second event of each id. If nodes of two databases join one group, the group's partitions are split
+between them, so that an event has its effect in only one of the databases.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -21,7 +22,7 @@ from brewctl.overview.replicas import SILENT_S
 from brewctl.sql import doctor_queries
 
 _CHECK = "deployment"
-# How many of each partition's newest records are looked at, and for how long at most.
+# How many of each partition's newest records are read, and for how long at most.
 _NEWEST = 100
 _READ_S = 4.0
 _STORY = {name.encode(): decoder for name, decoder in events.DECODERS.items()}
@@ -29,7 +30,7 @@ _APART = "stop one of them, or give it a topic and brokers of its own: BREW_TOPI
 
 
 def check(settings: Settings) -> Iterator[Finding]:
-    """Compare PostgreSQL with Kafka. Where one of them can't be asked, nothing is found: its own check says why."""
+    """Compare PostgreSQL with Kafka. Yields nothing where one of them does not answer: its own check reports that."""
     hasty = replace(settings, limits=replace(settings.limits, kafka_request_s=_READ_S))
     try:
         with database.connect(settings, name="brewctl doctor") as connection:
@@ -51,7 +52,7 @@ def _fought(connection: Connection) -> Iterator[Finding]:
 
 def _foreign_records(settings: Settings, connection: Connection) -> Iterator[Finding]:
     (since_ms,) = connection.execute(doctor_queries["first_event"]).fetchone() or (None,)
-    if since_ms is None:  # without an event of its own nothing tells a foreign one from an older one
+    if since_ms is None:  # an empty outbox can't tell a foreign record from an old one of its own
         return
     seen, newest = 0, []
     with open_reader(settings) as reader:
@@ -59,14 +60,14 @@ def _foreign_records(settings: Settings, connection: Connection) -> Iterator[Fin
         ranges = {partition: (max(first, end - _NEWEST), end) for partition, (first, end) in bounds.items()}
         for records in reader.read(settings.topic, ranges):
             seen += len(records)
-            # What is older than the outbox is from before its tables were emptied.
+            # A record that is older than the outbox's first row was published before the tables were emptied.
             newest += [record for record in records if record.timestamp_ms > since_ms]
     if foreign := _unknown(connection, newest):
         yield _judged(foreign, seen, settings.topic)
 
 
 def _unknown(connection: Connection, records: Sequence[Record]) -> list[Record]:
-    """Return the events that are not in the outbox, which each is before it is published."""
+    """Return the events that have no outbox row. Our own events have one: it is committed before they are published."""
     known = [(record, outbox_id) for record in records if (outbox_id := _outbox_id(record))]
     asked = {
         "ids": [outbox_id for _, outbox_id in known],
@@ -76,7 +77,7 @@ def _unknown(connection: Connection, records: Sequence[Record]) -> list[Record]:
 
 
 def _outbox_id(record: Record) -> int | None:
-    """Return an event's id; None where the record is none that a consumer takes."""
+    """Return an event's outbox id; None where no consumer would take the record."""
     try:
         event = events.read(record.key, record.value, record.headers, decoders=_STORY)
     except events.UnreadableError:
@@ -97,15 +98,15 @@ def _judged(foreign: Sequence[Record], seen: int, topic: str) -> Finding:
 def _foreign_members(settings: Settings, connection: Connection) -> Iterator[Finding]:
     with open_admin(settings) as admin:
         groups = consumer_groups.groups(admin, settings)
-    # Asked afterwards: a member has its row before it joins.
+    # Nodes are read after the groups: a node writes its row before it joins its group.
     names = {str(name) for (name,) in connection.execute(doctor_queries["nodes_there"])}
     yield from strangers(groups, names)
 
 
 def strangers(groups: Sequence[GroupView], names: Collection[str]) -> Iterator[Finding]:
-    """Find members of the groups that are no nodes of this database."""
+    """Warn of group members that are not nodes of this database."""
     for group in groups:
         if foreign := [member for member in group.members if member.client_id not in names]:
             who = ", ".join(f"{member.client_id} at {member.host}" for member in foreign)
-            found = f"{who} reads for group {group.name}, and is no node of this database: what it reads, ours don't"
+            found = f"{who} reads for group {group.name}, and is no node of this database: our nodes miss those records"
             yield warn(_CHECK, found, mend=_APART)

@@ -1,4 +1,4 @@
-"""The databases that downstreams have of their own: whether they are there, with all tables, and what is parked."""
+"""The databases of single downstreams: whether they answer, have all tables, and hold parked or waiting events."""
 
 from collections.abc import Iterator
 
@@ -14,9 +14,9 @@ from brewctl.verify import done
 
 
 def check(settings: Settings) -> Iterator[Finding]:
-    """Look at each; one that can't be asked holds up no other. Says nothing where there is none.
+    """Check each database. A failure in one does not keep the others from being checked.
 
-    Raises UsageError where a downstream is not there, or a variable holds no PostgreSQL URL.
+    Raises UsageError where a downstream can't be found, or a variable holds no PostgreSQL URL.
     """
     for home in homes.apart(settings):
         name = f"database-{'-'.join(home.groups)}"

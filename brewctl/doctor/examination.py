@@ -1,4 +1,4 @@
-"""Everything that is looked at, at the same time: a server that says nothing holds up no other."""
+"""Run all checks at the same time, so that a server that does not answer delays no other check."""
 
 import os
 import queue
@@ -15,9 +15,9 @@ from brewctl.doctor.finding import Finding, fail, failed
 from brewctl.errors import BrewError
 from brewctl.limits import Limits
 
-# For all of it: longer than any server's own bounds below, together.
+# The bound of the whole examination: longer than all bounds of one server below, together.
 _BOUND_S = 20.0
-# Somebody waits for the answer: less than what a role bears.
+# A person waits for the answer, so these bounds are shorter than those of a role.
 _HASTY = Limits(
     database_connect_s=3,
     database_statement_s=4,
@@ -30,17 +30,17 @@ _HASTY = Limits(
 
 @dataclass(frozen=True)
 class Subject:
-    """Something to look at. Where it can't be asked on, `ask` raises: that is a finding too, under this name."""
+    """A server or machine to check. If `ask` raises, the error becomes a failure under this name."""
 
     name: str
     ask: Callable[[], Iterator[Finding]]
 
 
 def examine(settings: Settings | None, home: Path) -> Iterator[Finding]:
-    """Look at this machine, its sandbox in `home`, and the servers; yield what is found, as it comes, in that order.
+    """Check this machine, its sandbox in `home`, and the servers. Yields findings as they come, in this order.
 
-    `settings` is None where it is unknown where the servers are: they are not asked then. What depends on something
-    that failed is not asked either. Raises nothing, and takes at most 20 seconds.
+    Without `settings` the servers' addresses are unknown, and only the machine is checked. A check that depends on a
+    failed one is skipped. Raises nothing, and takes at most 20 seconds.
     """
     subjects = [Subject("machine", partial(machine.check, home, java=os.environ.get("BREW_JAVA", "")))]
     if settings:
@@ -61,7 +61,7 @@ def examine(settings: Settings | None, home: Path) -> Iterator[Finding]:
 
 
 def together(subjects: list[Subject], *, within_s: float) -> Iterator[Finding]:
-    """Ask all at the same time; yield what each found in their order, and a failure for one that is late."""
+    """Check all subjects at the same time; yield findings in the subjects' order, and a failure for a late one."""
     deadline = time.monotonic() + within_s
     answers = [(subject, _begin(subject)) for subject in subjects]
     for subject, found in answers:
@@ -69,11 +69,12 @@ def together(subjects: list[Subject], *, within_s: float) -> Iterator[Finding]:
             while finding := found.get(timeout=max(0.0, deadline - time.monotonic())):
                 yield finding
         except queue.Empty:
-            yield fail(subject.name, f"did not answer within {within_s:g} s", mend="is the machine, or it, overloaded?")
+            mend = "is this machine, or that server, overloaded?"
+            yield fail(subject.name, f"did not answer within {within_s:g} s", mend=mend)
 
 
 def _begin(subject: Subject) -> "queue.SimpleQueue[Finding | None]":
-    """Ask in a thread; None comes after the last finding."""
+    """Run a subject's checks in a thread; the queue gets None after the last finding."""
     found: queue.SimpleQueue[Finding | None] = queue.SimpleQueue()
 
     def ask() -> None:
@@ -82,12 +83,12 @@ def _begin(subject: Subject) -> "queue.SimpleQueue[Finding | None]":
                 found.put(finding)
         except BrewError as error:
             found.put(failed(subject.name, error))
-        except Exception as error:  # noqa: BLE001 - a finding as well
+        except Exception as error:  # noqa: BLE001 - reported as a finding
             message = f"unexpected {type(error).__name__}: {error}"
             found.put(fail(subject.name, message, mend="it is a fault of brewctl: report it"))
         finally:
             found.put(None)
 
-    # A daemon: nobody waits for one that is late, nor after a Ctrl-C.
+    # A daemon thread: a late check must not delay the end of the process, nor a Ctrl-C.
     threading.Thread(target=ask, name=subject.name, daemon=True).start()
     return found

@@ -1,4 +1,4 @@
-"""What a check found."""
+"""The result of a check."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -7,7 +7,7 @@ from brewctl.errors import BrewError
 
 
 class Verdict(StrEnum):
-    """How it is: as it must be, so that it will do, or so that something of the flow can't work or be trusted."""
+    """ok; warn: the flow works, but needs attention; fail: part of the flow does not work, or may lose data."""
 
     OK = "ok"
     WARN = "warn"
@@ -16,7 +16,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of a doctor. `mend` is what mends it, as a BrewError's hint; empty where the verdict is ok."""
+    """One line of `brewctl doctor`. `mend` says how to fix it, like a BrewError's hint; empty if the verdict is ok."""
 
     check: str
     verdict: Verdict
@@ -25,20 +25,20 @@ class Finding:
 
 
 def ok(check: str, found: str) -> Finding:
-    """All is well."""
+    """Make a finding with the verdict ok."""
     return Finding(check, Verdict.OK, found)
 
 
 def warn(check: str, found: str, *, mend: str) -> Finding:
-    """Worth a look."""
+    """Make a warning."""
     return Finding(check, Verdict.WARN, found, mend)
 
 
 def fail(check: str, found: str, *, mend: str) -> Finding:
-    """In the way."""
+    """Make a failure."""
     return Finding(check, Verdict.FAIL, found, mend)
 
 
 def failed(check: str, error: BrewError) -> Finding:
-    """In the way, as the error says."""
+    """Make a failure of an error's message and hint."""
     return fail(check, error.message, mend=error.hint)

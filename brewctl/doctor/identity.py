@@ -1,4 +1,4 @@
-"""Outbox ids: whether the next one is new. After a restored dump or a TRUNCATE … RESTART IDENTITY it may not be."""
+"""Whether the next outbox id is new. After a restored dump or a TRUNCATE … RESTART IDENTITY it may be a used one."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -14,11 +14,11 @@ _CHECK = "outbox-ids"
 
 
 def check(connection: Connection, apart: Sequence[Dedup] = ()) -> Iterator[Finding]:
-    """Compare the sequence with its table, and with what was processed and dropped.
+    """Compare the id sequence with the outbox, and with the ids that were processed or dropped.
 
-    Says nothing where it may not be read. `apart`: the databases of downstreams' own.
+    Yields nothing where this user may not read the sequence. `apart`: the dedup rows in databases of downstreams.
     """
-    # The table first: what is written between the two looks only moves the sequence on.
+    # The table is read first: a row that is added between the two reads only moves the sequence on.
     found = connection.execute(doctor_queries["outbox_ids"]).fetchone()
     if found is None:
         return
@@ -40,9 +40,10 @@ def check(connection: Connection, apart: Sequence[Dedup] = ()) -> Iterator[Findi
 def judge(
     sequence: str, *, following: int, rows: int, processed: int, below: int, elsewhere: Mapping[str, int]
 ) -> Finding:
-    """Judge by the id that is given next, the highest of the table and the highest that a consumer has processed.
+    """Compare the next id with the highest id of the table, and with the highest that a consumer has processed.
 
-    `below`: rows of smaller ids are dropped ones; `elsewhere`: so they are in each database of downstreams' own.
+    `below`: retention dropped the outbox rows of smaller ids. `elsewhere`: the same bound for each database of
+    downstreams, by its place.
     """
     ahead = {where: dropped for where, dropped in elsewhere.items() if dropped > following}
     beyond = max(rows, processed, *(dropped - 1 for dropped in (below, *ahead.values())))
@@ -55,7 +56,7 @@ def judge(
     if ahead:
         said = ", ".join(f"below {dropped} in {where}" for where, dropped in ahead.items())
         what = f"rows were dropped {said}: new events will become dead letters there"
-        mend = f"{mend} in the orders' database; docs/operations.md, backup and restore, has what comes then"
+        mend = f"{mend} in the orders' database; then see docs/operations.md, backup and restore"
         return fail(_CHECK, f"the next is {following}, and {what}", mend=mend)
     if following <= processed:
         what = "an event without an event-id would be taken for a repeat"

@@ -1,4 +1,4 @@
-"""The session that roles have with PostgreSQL: what stands between, which text it keeps, what is in force."""
+"""The session that a role gets from PostgreSQL: a pooler in between, the encoding, the settings in force."""
 
 from collections.abc import Iterator
 from urllib.parse import quote
@@ -11,7 +11,7 @@ _DEFAULT_PATH = '"$user", public'
 
 
 def check(connection: BoundedConnection) -> Iterator[Finding]:
-    """Look at the session of this connection, which asks for what each role's does."""
+    """Check this connection's session, which asks PostgreSQL for the same settings as the session of a role."""
     yield _pooler(connection)
     names = [*connection.session.bounds(), "jit", "server_encoding"]
     asked = connection.execute(doctor_queries["settings"], {"names": names}).fetchall()
@@ -41,7 +41,7 @@ def _encoding(name: str) -> Finding:
 
 
 def _in_force(found: dict[str, str], bounds: dict[str, int]) -> Iterator[Finding]:
-    """Name what differs from what a role asks for: only the options of the URL can win over that."""
+    """Warn of settings that differ from those that roles ask for. Only options in the URL can override those."""
     well = True
     for name, asked_ms in bounds.items():
         value_ms = int(found[name])
@@ -49,7 +49,7 @@ def _in_force(found: dict[str, str], bounds: dict[str, int]) -> Iterator[Finding
             well = False
             said = f"{value_ms} ms" if value_ms else "off"
             yield warn(
-                name, f"{said}: a role's own bound is not in force, and what hangs is not ended", mend=_out(name)
+                name, f"{said}: a role's own bound is not in force, and hanging statements do not end", mend=_out(name)
             )
     if found["jit"] == "on":
         well = False

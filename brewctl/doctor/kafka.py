@@ -1,4 +1,4 @@
-"""Kafka: whether its brokers are there, the topics can be published to and keep what they took, and who reads."""
+"""Kafka: whether brokers answer, topics take writes and are replicated, and each group has members."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,7 @@ _START = "run `brewctl up`, or start the brokers that are missing"
 
 
 def check(settings: Settings) -> Iterator[Finding]:
-    """Look at it. Raises UnreachableError, BrewError."""
+    """Check Kafka. Raises UnreachableError, BrewError."""
     with open_admin(settings) as admin:
         brokers = [(broker.node_id, broker.address) for broker in admin.brokers()]
         alive = [address for _, address in brokers]
@@ -69,7 +69,7 @@ def judge_brokers(alive: Sequence[str], silent: Sequence[str], away: Sequence[Un
 def judge_topic(
     check: str, topic: str, partitions: Sequence[Partition], in_sync: int, *, brokers: int
 ) -> Iterator[Finding]:
-    """Judge a topic of which each write waits for `in_sync` replicas; one finding for each thing that is wrong."""
+    """Judge a topic whose writes each wait for `in_sync` replicas; one finding for each problem, ok where none is."""
     replicas = min(len(partition.replicas) for partition in partitions)
     wanted = min(REPLICATION_FACTOR, brokers)
     problems = [*_availability(check, partitions, in_sync)]
@@ -79,14 +79,14 @@ def judge_topic(
         problems.append(warn(check, found, mend="nothing has to be done: consumers read them all, and skip repeats"))
     if len(partitions) < PARTITIONS:
         found = f"{topic} has {len(partitions)} partition{'s' if len(partitions) > 1 else ''}, not {PARTITIONS}: "
-        found += "was it made anew by another client, and records with it lost?"
+        found += "did another client recreate it, and lose records?"
         add = f"kafka-topics.sh --alter --topic {topic} --partitions {PARTITIONS}"
         problems.append(warn(check, found, mend=f"see `brewctl outbox republish --missing --dry-run`; add them: {add}"))
     if replicas < wanted:
         found = f"{topic} is on {replicas} broker{'s' if replicas > 1 else ''}, and could be on {wanted}"
         problems.append(warn(check, found, mend="add replicas with kafka-reassign-partitions.sh"))
     if in_sync < min(MIN_IN_SYNC_REPLICAS, replicas):
-        found = f"min.insync.replicas is {in_sync}: what is acknowledged may be on one broker alone"
+        found = f"min.insync.replicas is {in_sync}: acknowledged records may be on a single broker"
         problems.append(warn(check, found, mend=f"set it to {MIN_IN_SYNC_REPLICAS} with kafka-configs.sh"))
     yield from problems or [ok(check, f"{topic}: {len(partitions)} partitions, RF {replicas}, min ISR {in_sync}")]
 
@@ -96,7 +96,7 @@ def _availability(check: str, partitions: Sequence[Partition], in_sync: int) -> 
     few = [each.partition for each in partitions if each.leader >= 0 and len(each.isr) < in_sync]
     behind = [each.partition for each in partitions if in_sync <= len(each.isr) < len(each.replicas)]
     if leaderless:
-        yield fail(check, f"partitions {leaderless} have no leader: nobody can write or read them", mend=_START)
+        yield fail(check, f"partitions {leaderless} have no leader: no client can write or read them", mend=_START)
     if few:
         found = f"partitions {few} have less than {in_sync} replicas in sync: nothing can be published there"
         yield fail(check, found, mend=_START)
@@ -112,7 +112,7 @@ def judge_group(group: GroupView, role: str) -> Finding:
         mend = f"run `brewctl outbox republish --missing`; `brewctl start {role}` goes on at the first record"
         return fail(name, found, mend=mend)
     if not group.members:
-        found = f"nobody reads; {group.lag} record{' waits' if group.lag == 1 else 's wait'}"
+        found = f"no member reads; {group.lag} record{' waits' if group.lag == 1 else 's wait'}"
         return warn(name, found, mend=f"run `brewctl start {role}`")
     members = ", ".join(member.client_id for member in group.members)
     return ok(name, f"{group.state}, lag {group.lag}: {members}")

@@ -1,4 +1,4 @@
-"""How long the topics keep their records: what a new downstream gets, and which group may lose some."""
+"""How long the topics keep records: which ones a new downstream gets, and which group may lose unread ones."""
 
 from collections.abc import Iterator, Mapping
 
@@ -12,12 +12,12 @@ from brewctl.errors import BrewError
 from brewctl.overview import consumer_groups
 from brewctl.sql import doctor_queries
 
-_LOOKED_AT = 5000  # rows of the outbox, the first
-_SOON = 2  # a group is warned of whose oldest unread record has half of its time behind it
+_LOOKED_AT = 5000  # the first rows of the outbox, at most
+_SOON = 2  # warn of a group once its oldest unread record is older than this part of the retention time: a half
 
 
 def check(settings: Settings) -> Iterator[Finding]:
-    """Look at it. Says nothing where a server or a topic is missing: others do."""
+    """Check both topics. Yields nothing where a server or a topic is missing: other checks report that."""
     try:
         with open_admin(settings) as admin:
             there = admin.topics()
@@ -53,7 +53,7 @@ def _how_long(kept: Kept) -> str:
 
 
 def _beginning(settings: Settings, firsts: Mapping[int, int]) -> str:
-    """Say what a downstream that is new gets."""
+    """Say which events a new downstream gets."""
     removed = sum(firsts.values())
     if not removed:
         return "a new downstream gets every event from the first on"
@@ -72,8 +72,8 @@ def _beginning(settings: Settings, firsts: Mapping[int, int]) -> str:
 
 
 def _late(admin: Admin, settings: Settings, keep_ms: int) -> Iterator[Finding]:
-    """Warn of groups whose unread records are old, by their age: a count says nothing of when they will be removed."""
-    # Those that have come to the first record by being new have their time as well.
+    """Warn of groups whose unread records are old enough to be removed soon."""
+    # A new group, which starts at the topic's first record, is judged like the others.
     positions = {view.name: view.positions for view in consumer_groups.groups(admin, settings)}
     for older_ms, verdict, when in (
         (keep_ms, fail, "may be removed at any moment"),
@@ -95,5 +95,5 @@ def _letters(admin: Admin, topic: str) -> Iterator[Finding]:
         problems.append(f"{topic} keeps dead letters for {keeping.words(kept.keep_ms)} alone")
     if problems:
         wanted = "retention.ms=-1,retention.bytes=-1,cleanup.policy=delete"
-        mend = f"they are nobody's to forget: kafka-configs.sh --alter --topic {topic} --add-config {wanted}"
+        mend = f"dead letters must not expire: kafka-configs.sh --alter --topic {topic} --add-config {wanted}"
         yield warn("letters-keeping", "; ".join(problems), mend=mend)

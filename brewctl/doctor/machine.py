@@ -1,4 +1,4 @@
-"""This machine, and the sandbox on it: Python, the extra, Java, disk, ports."""
+"""This machine and its sandbox: Python, the sandbox extra, Java, disk, ports, processes."""
 
 import re
 import shutil
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from brewctl.doctor.finding import Finding, fail, failed, ok, warn
 from brewctl.errors import BrewError
-from brewctl.sandbox import cluster, kafka, maven, parts, postgres, processes, state, surroundings
+from brewctl.sandbox import cluster, jvm, kafka, maven, parts, postgres, processes, state, surroundings
 from brewctl.sandbox.server import Server
 from brewctl.sandbox.state import State
 
@@ -18,13 +18,13 @@ _PYTHON = (3, 11)
 _JAVA = 17
 _JAVA_S = 5.0
 _JAVA_VERSION = re.compile(r'version "(\d+)[^"]*"')
-# A sandbox begins with 250 MB and grows with its orders.
+# A new sandbox takes 250 MB, and grows with its orders.
 _LITTLE_BYTES = 2 * 10**9
 _TOO_LITTLE_BYTES = cluster.ROOM_BYTES
 
 
 def check(home: Path, *, java: str) -> Iterator[Finding]:
-    """Look at it. `java` is the one that the user named; empty: the bundled one."""
+    """Check this machine. `java`: the binary that the user named; empty: the bundled one."""
     yield judge_python(sys.version_info[:3])
     versions = parts.versions()
     yield judge_extras(versions)
@@ -55,7 +55,7 @@ def judge_extras(versions: Mapping[str, str]) -> Finding:
 def ask_java(named: str) -> Finding:
     """Run the java that the user named, or the bundled one, and judge its version."""
     try:
-        binary = kafka.java(named)
+        binary = jvm.program(named)
     except BrewError as error:
         return failed("java", error)
     try:
@@ -82,7 +82,7 @@ def _other_java(named: str) -> str:
 
 
 def look_at_disk(home: Path) -> Finding:
-    """Judge whether the home can be written, and the room in it."""
+    """Judge whether BREW_HOME can be written, and how much space is free there."""
     place = home
     try:
         place = _there(home)
@@ -94,7 +94,7 @@ def look_at_disk(home: Path) -> Finding:
 
 
 def judge_disk(free_bytes: int, home: Path) -> Finding:
-    """Judge the room for the sandbox."""
+    """Judge whether the free space is enough for the sandbox."""
     found = f"{free_bytes / 10**9:.1f} GB are free for {home}"
     mend = "make room, or set BREW_HOME to a folder on another disk"
     if free_bytes < _TOO_LITTLE_BYTES:
@@ -103,12 +103,12 @@ def judge_disk(free_bytes: int, home: Path) -> Finding:
 
 
 def _there(folder: Path) -> Path:
-    """Return the folder, or the one above it in which it would be made. Raises OSError."""
+    """Return the folder, or its nearest parent that exists. Raises OSError."""
     return next(place for place in (folder, *folder.parents) if place.exists())
 
 
 def unfit(home: Path) -> Iterator[Finding]:
-    """Say what keeps this user from a sandbox; nothing where all is well. Servers elsewhere need none of it."""
+    """Warn of what keeps this user from a sandbox. With servers elsewhere none of it is needed."""
     looks: dict[str, Callable[[], object]] = {
         "home": lambda: surroundings.require_usable(home, "BREW_HOME"),
         "cache": kafka.require_cache,
@@ -120,12 +120,12 @@ def unfit(home: Path) -> Iterator[Finding]:
             look()
         except BrewError as error:
             yield warn(check, error.message, mend=error.hint)
-        except OSError:  # the home can't be read: the check of the disk says so
+        except OSError:  # BREW_HOME can't be read: the disk check reports that
             continue
 
 
 def look_at_home(home: Path) -> Iterator[Finding]:
-    """Judge the state of the sandbox, and of the nodes in the background."""
+    """Judge whether the sandbox's servers and the background nodes run."""
     try:
         known = state.load(home)
     except BrewError as error:
@@ -151,7 +151,7 @@ def _sandbox(known: State, home: Path) -> Iterator[Finding]:
         yield _ports(known, running)
     if "postgres" not in running and (pid := postgres.stale_lock(home / "postgres" / "data")) is not None:
         found = f"the lock of a postgres that was killed names process {pid}, which is another program"
-        yield warn("sandbox", found, mend="run `brewctl up`, which sees through it")
+        yield warn("sandbox", found, mend="run `brewctl up`, which ignores that lock")
 
 
 def _nodes(nodes: Sequence[Server]) -> Finding:
@@ -176,7 +176,7 @@ def _gone(servers: Sequence[Server]) -> str:
 
 
 def _ports(known: State, running: set[str]) -> Finding:
-    """Whether what doesn't run could be started."""
+    """Judge whether the ports of the stopped servers are free."""
     try:
         for name, ports in known.ports.items():
             for port in ports if name not in running else ():

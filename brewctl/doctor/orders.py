@@ -1,4 +1,4 @@
-"""An order-service: whether one answers at its address, says that it serves, and does."""
+"""The order-service: whether one listens at the address, is healthy, and answers a call."""
 
 import socket
 import time
@@ -24,7 +24,7 @@ _CHECK = "order-service"
 
 
 def check(address: str, security: OrderSecurity = PLAINTEXT) -> Iterator[Finding]:
-    """Look for one at HOST:PORT: as a load balancer would, then with a call that needs its threads and its database."""
+    """Check the order-service at HOST:PORT with a health check, then with a call that needs its database."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
@@ -51,13 +51,13 @@ def check(address: str, security: OrderSecurity = PLAINTEXT) -> Iterator[Finding
 
 
 def _no_handshake(address: str, security: OrderSecurity) -> Finding | None:
-    """Say what keeps clients with these settings from a connection, if it is a matter of TLS."""
+    """Make a failure if TLS keeps a client with these settings from connecting; else None."""
     cause = handshake.why_not(address, security, within_s=_CONNECT_S)
     return fail(_CHECK, f"{address} {cause.text}", mend=cause.hint) if cause else None
 
 
 def _certificate(address: str, security: OrderSecurity) -> Iterator[Finding]:
-    """Say when its certificate expires, and warn of one that was to be replaced by now."""
+    """Report when the server's certificate expires; warn if it should have been replaced by now."""
     met = handshake.greet(address, security, within_s=_CONNECT_S)
     if not isinstance(met, handshake.Met):
         return
@@ -69,7 +69,7 @@ def _certificate(address: str, security: OrderSecurity) -> Iterator[Finding]:
 
 
 def _start(host: str, port: str) -> str:
-    """Say how an order-service comes to listen there: `start` takes the first free port from the default one on."""
+    """Say how to start an order-service there. `brewctl start` takes the first free port from the default one on."""
     if host not in THIS_MACHINE:
         return "start an order-service there, or set BREW_ORDER_ADDRS to where they are"
     if f"{host}:{port}" in DEFAULT_ORDER_ADDRS:
@@ -86,7 +86,7 @@ def _unhealthy(address: str, status: int) -> Finding:
 
 
 def _reads(address: str, channel: grpc.Channel, metadata: channels.Metadata) -> Finding:
-    """Ask for an order that nobody has made: the answer is that it is not there."""
+    """Ask for an order with a random id. A service that works answers NOT_FOUND."""
     request = orders_pb2.GetRequest(order_id=str(uuid.uuid4()))
     try:
         orders_pb2_grpc.OrderServiceStub(channel).Get(request, timeout=_ANSWER_S, metadata=metadata)  # type: ignore[no-untyped-call]
@@ -119,7 +119,7 @@ def _reads(address: str, channel: grpc.Channel, metadata: channels.Metadata) -> 
 
 def _stranger(address: str, code: grpc.StatusCode) -> Finding:
     port = address.rpartition(":")[2]
-    mend = f"see who it is with `ss -ltnp sport = :{port}`, end it, or serve on another port"
+    mend = f"find its process with `ss -ltnp sport = :{port}`, end it, or serve on another port"
     if code in {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED}:
         return fail(_CHECK, f"{address} is a gRPC server, and no order-service", mend=mend)
     return fail(_CHECK, f"{address} takes connections and answers no health check ({code.name})", mend=mend)

@@ -1,4 +1,4 @@
-"""PostgreSQL: whether it is there, has our schema, keeps what it acknowledges, and has room for the roles."""
+"""PostgreSQL: whether it answers, has our schema, keeps acknowledged commits, and has connections left for roles."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,9 +17,9 @@ from brewctl.doctor.finding import Finding, fail, ok, warn
 from brewctl.errors import UsageError
 from brewctl.sql import doctor_queries
 
-# The first with all that our statements say (gen_random_uuid); the oldest that is still maintained.
+# The first version with all functions that we call (gen_random_uuid); the oldest one that is still maintained.
 _NEEDED, _MAINTAINED = 13, 14
-# What becomes of the promises where it is off.
+# What is lost or damaged where the setting is off.
 _DURABLE = {
     "fsync": "a crash of the machine may damage every table",
     "full_page_writes": "a crash of the machine may leave half-written pages",
@@ -35,20 +35,20 @@ _ASKED = (
     "max_connections",
     "superuser_reserved_connections",
 )
-# How old an unpublished row may be.
+# Above this age an unpublished row, or a waiting event, is worth a warning.
 _OLD_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A setting of the server: its value, and what set it, both in PostgreSQL's words."""
+    """A setting of the server: its value, and its source, as pg_settings names both."""
 
     value: str
     source: str
 
 
 def check(settings: Settings) -> Iterator[Finding]:
-    """Look at it. Raises UnreachableError, BrewError."""
+    """Check PostgreSQL. Raises UnreachableError, BrewError."""
     where = database.place(settings.database_url)
     with database.connect(settings, name="brewctl doctor") as connection:
         asked = connection.execute(doctor_queries["settings"], {"names": list(_ASKED)})
@@ -82,7 +82,7 @@ def check(settings: Settings) -> Iterator[Finding]:
 
 
 def _apart(settings: Settings) -> Sequence[Home]:
-    """Return the databases of downstreams' own; none where a downstream can't be found, as another subject says."""
+    """Return the databases of single downstreams; none where a downstream can't be found: `elsewhere` reports that."""
     try:
         return homes.apart(settings)
     except UsageError:
@@ -102,7 +102,7 @@ def judge_version(settings: Mapping[str, Setting], where: str) -> Finding:
 
 
 def schema_finding(standing: MigrationState) -> Finding:
-    """Judge how far the story's database is migrated."""
+    """Judge whether the story's database has all migrations."""
     lacking = [str(part) for part in standing.lacking if part.kind is not Kind.LEFTOVER]
     mend = f"run `{versions.command(lacking)}`"
     if lacking:
@@ -113,13 +113,13 @@ def schema_finding(standing: MigrationState) -> Finding:
         return warn("schema", found, mend="install that program's version when you can")
     if standing.lacking:
         left = ", ".join(sorted(part.name for part in standing.lacking))
-        found = f"{left} is an older version's, and slows publishing down"
+        found = f"{left} belongs to an older version, and slows publishing down"
         return warn("schema", found, mend=mend)
     return ok("schema", f"version {versions.PROGRAM}: all tables and indexes of this version are there")
 
 
 def judge_durable(name: str, setting: Setting, database_name: str) -> Finding:
-    """Judge a setting without which a commit may be lost."""
+    """Fail where a setting is off that protects commits from being lost."""
     if setting.value == "off":
         return fail(name, f"off: {_DURABLE[name]}", mend=_switch(name, setting, database_name, to="on"))
     return ok(name, setting.value)
@@ -137,7 +137,7 @@ def judge_writable(settings: Mapping[str, Setting], database_name: str) -> Findi
 
 
 def _switch(name: str, setting: Setting, database_name: str, *, to: str) -> str:
-    """Say how a setting is changed where it was made: what is set nearer to the session wins."""
+    """Say how to change a setting at its source: a setting nearer to the session overrides the others."""
     match setting.source:
         case "command line":
             return f"start postgres without `-c {name}={setting.value}`"
@@ -153,7 +153,7 @@ def _switch(name: str, setting: Setting, database_name: str, *, to: str) -> str:
 
 
 def judge_connections(settings: Mapping[str, Setting], used: int, *, needed: int) -> Finding:
-    """Judge whether there is room for one more order-service."""
+    """Judge whether enough connections are left for one more order-service."""
     allowed = int(settings["max_connections"].value) - int(settings["superuser_reserved_connections"].value)
     found = f"{used} of {allowed} in use"
     if allowed - used >= needed:
@@ -168,8 +168,8 @@ def judge_isolation(ours: Setting, others: tuple[str, str] | None, database_name
     """Judge the isolation level of our sessions, and that of sessions that ask for none."""
     plain = Setting(*others) if others else ours
     for setting, judge, what in (
-        (ours, fail, ": publishers and consumers fail where they meet"),
-        (plain, warn, " by default: what other clients write fails where they meet"),
+        (ours, fail, ": publishers and consumers fail on concurrent changes"),
+        (plain, warn, " by default: other clients' transactions fail on concurrent changes"),
     ):
         if sessions.is_above_read_committed(setting.value):
             mend = _switch("default_transaction_isolation", setting, database_name, to="'read committed'")
@@ -178,7 +178,7 @@ def judge_isolation(ours: Setting, others: tuple[str, str] | None, database_name
 
 
 def judge_outbox(set_aside: int, oldest_s: float | None) -> Iterator[Finding]:
-    """Judge the rows that wait to be published."""
+    """Judge the unpublished rows: how many were set aside, and how old the oldest is."""
     late = oldest_s is not None and oldest_s > _OLD_S
     if set_aside:
         found = f"Kafka refused {set_aside} row{'s' if set_aside > 1 else ''}, which were set aside"
@@ -191,7 +191,7 @@ def judge_outbox(set_aside: int, oldest_s: float | None) -> Iterator[Finding]:
 
 
 def parked(waiting: Sequence[tuple[Any, ...]]) -> Iterator[Finding]:
-    """Judge what is parked: per consumer, how many events of how many keys."""
+    """Judge parked events; a row per consumer: its group, how many events, of how many keys."""
     for group, events, keys in waiting:
         several = "s" if keys > 1 else ""
         which = f"{events} event{'s' if events > 1 else ''} of {keys} key{several}"
@@ -202,14 +202,14 @@ def parked(waiting: Sequence[tuple[Any, ...]]) -> Iterator[Finding]:
 
 
 def waiting(rows: Sequence[tuple[Any, ...]]) -> Iterator[Finding]:
-    """Judge what waits for lanes: per consumer, how many events, for how long, and how many failed before."""
+    """Judge events that wait for a lane; a row per consumer: group, count, oldest age, failed before, a failure."""
     for group, events, oldest_s, failing, failure in rows:
         found = f"{group} has {events} event{'s' if events > 1 else ''} waiting for its handler"
         found += f", the oldest for {oldest_s:.0f} s"
         if failing:
             found += f"; {failing} failed before, such as: {failure}"
         if oldest_s > _OLD_S:
-            yield warn("waiting", found, mend=f"see in `brewctl top` whether nodes of {group} run, and what they say")
+            yield warn("waiting", found, mend=f"see in `brewctl top` whether nodes of {group} run, and read their logs")
         else:
             yield ok("waiting", found)
 

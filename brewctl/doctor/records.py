@@ -1,4 +1,4 @@
-"""PostgreSQL beside Kafka: whether each published row has come, or will come, to each group."""
+"""Whether each published row has reached, or will reach, each group: PostgreSQL compared with Kafka."""
 
 import time
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ _ALL = "run `brewctl outbox republish --missing --dry-run`, which looks through 
 
 
 def check(settings: Settings) -> Iterator[Finding]:
-    """Look at it for 6 seconds. Says nothing where a server, a table or a topic is missing: others do."""
+    """Compare for 6 seconds at most. Yields nothing where a server, a table or a topic is missing: other checks do."""
     found = Summary()
     complete = True
     deadline = time.monotonic() + _LOOK_S
@@ -33,7 +33,7 @@ def check(settings: Settings) -> Iterator[Finding]:
 
 
 def judge(found: Summary, *, complete: bool) -> Iterator[Finding]:
-    """Judge the published rows that a group does not get."""
+    """Fail for each group that never gets some published rows. `complete`: all rows were compared."""
     for group in sorted({group for group, _ in found.lacking}):
         reasons = {why: count for (name, why), count in found.lacking.items() if name == group}
         rows = sum(reasons.values())

@@ -1,4 +1,4 @@
-"""The replicas: whether something keeps one from its work, as each says in the row that it writes every second."""
+"""The replicas' troubles: each replica writes a row every second, which says what keeps it from its work."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from brewctl.doctor.finding import Finding, warn
 
 
 def check(connection: Connection) -> Iterator[Finding]:
-    """Look at their rows; one that has no trouble has no line."""
+    """Warn of each replica that reports trouble."""
     for node in overview.nodes(connection):
         if node.there and node.trouble:
             mend = f"see its log, and what the sessions of {node.name} wait for in pg_stat_activity"

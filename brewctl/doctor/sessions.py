@@ -1,4 +1,4 @@
-"""PostgreSQL's sessions: what other clients' begin with, and which transactions hold vacuum back."""
+"""PostgreSQL's sessions: their default isolation level, and which transactions hold vacuum back."""
 
 import contextlib
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ from brewctl.delivery.database import Connection
 from brewctl.doctor.finding import Finding, ok, warn
 from brewctl.sql import doctor_queries
 
-# How old a transaction may be.
+# An older transaction is worth a warning.
 OLD_S = 60.0
 _MINUTES_FROM_S = 120.0
 _READ_COMMITTED = ("read committed", "read uncommitted")  # one and the same in PostgreSQL
 
 
 class Open(NamedTuple):
-    """A transaction that has been open for long, prepared ones too, or a replication slot without a reader.
+    """A transaction that has been open for long, a prepared one, or a replication slot without a reader.
 
-    `holds` is whether rows stay that were dead since its begin. A slot's age is not known.
+    `holds`: it keeps vacuum from removing dead rows. `age_s` is None for a slot, whose age is unknown.
     """
 
     kind: str
@@ -37,11 +37,11 @@ class Open(NamedTuple):
             case "prepared":
                 return f"the prepared transaction '{self.name}'"
             case _:
-                return f"replication slot '{self.name}', which nobody reads"
+                return f"replication slot '{self.name}', which has no reader"
 
     @property
     def mend(self) -> str:
-        """What ends it."""
+        """How to end it."""
         match self.kind:
             case "session":
                 return f"let it end, or end it in psql: `SELECT pg_terminate_backend({self.pid});`"
@@ -52,7 +52,7 @@ class Open(NamedTuple):
 
 
 def open_for_long(connection: Connection) -> Finding:
-    """Look for what keeps dead rows in the tables."""
+    """Judge the oldest transactions and the slots that keep vacuum from removing dead rows."""
     return judge_transactions(
         [Open(*row) for row in connection.execute(doctor_queries["open_for_long"], {"age_s": OLD_S})]
     )
@@ -62,7 +62,7 @@ def judge_transactions(found: Sequence[Open]) -> Finding:
     """Judge the transactions that have been open for long."""
     if not found:
         return ok("transactions", f"none is older than {OLD_S:g} s, and no slot holds vacuum back")
-    # Those that hold vacuum back first, the oldest of them first.
+    # Name one that holds vacuum back, if there is one; among equals the oldest.
     first = min(found, key=lambda each: (not each.holds, -(each.age_s or 0)))
     more = f" and {len(found) - 1} more" if len(found) > 1 else ""
     ago = "" if first.age_s is None else f" for {_long(first.age_s)}"
@@ -78,14 +78,14 @@ def _long(seconds: float) -> str:
 
 
 def isolation_of_others(settings: Settings) -> tuple[str, str] | None:
-    """Return the isolation level with which a session begins that asks for none, and what set it. None: unknown."""
+    """Return the default isolation level of a session, and the source of that setting; None: unknown."""
     with (
         contextlib.suppress(psycopg.Error),
         psycopg.connect(
             database.conninfo(settings),
             autocommit=True,
             application_name="brewctl doctor",
-            client_encoding="UTF8",  # an SQL_ASCII database's text comes as bytes otherwise
+            client_encoding="UTF8",  # else psycopg returns the text of an SQL_ASCII database as bytes
             connect_timeout=settings.limits.database_connect_s,
         ) as plain,
     ):
@@ -96,5 +96,5 @@ def isolation_of_others(settings: Settings) -> tuple[str, str] | None:
 
 
 def is_above_read_committed(level: str) -> bool:
-    """Say whether a transaction of this level fails where a row was changed since its begin."""
+    """Say whether a transaction of this level fails when a row that it changes has changed since its snapshot."""
     return level not in _READ_COMMITTED

@@ -1,7 +1,7 @@
-"""What belongs to the whole flow, not to one replica, as metrics: `brewctl metrics`.
+"""Metrics of the whole flow, not of one replica: `brewctl metrics`.
 
-    scrape ──► collector ──► lookers: one thread a server, which keeps its connection
-                               └── questions: each is asked again as seldom as its cost demands
+    scrape ──► collector ──► lookers: one thread for each server, which keeps its connection
+                               └── questions: the more one costs, the less often it is asked
 
-A server that is away, or a question that fails, costs its own series: they are left out, never old, never zero.
+While a server is away, or a question fails, its series are left out. They never show an old value, or zero.
 """

@@ -1,4 +1,4 @@
-"""All lookers together, as a collector of prometheus_client: a scrape asks each, and waits for all at once."""
+"""The collector for prometheus_client: a scrape asks all lookers at the same time, and waits for their answers."""
 
 import contextlib
 import functools
@@ -22,20 +22,20 @@ from brewctl.exporter.families import BUILD_INFO, FAMILIES, QUESTION_UP, Sample
 from brewctl.exporter.looking import Looker, standing
 from brewctl.lifecycle import beside
 
-# A scrape waits for all looks together as long as this; Prometheus gives up after 10 s, if it is not told otherwise.
+# A scrape waits so long for all looks together. Prometheus gives up after 10 s by default.
 SCRAPE_S = 5.0
 
 
 @dataclass(frozen=True)
 class Problems:
-    """What kept series from a page: a server that is away, and questions that failed though theirs is there."""
+    """Why series are missing from a page: a server that is away, and questions that failed although it answers."""
 
     away: BrewError | None
     failed: Sequence[str]
 
 
 class Collector(Base):
-    """Asks the servers when it is scraped. Raises UsageError where a downstream or its database's URL is none."""
+    """Asks the servers when it is scraped. Raises UsageError for a malformed downstream or database URL."""
 
     def __init__(self, settings: Settings, *, within_s: float = SCRAPE_S) -> None:
         settings = settings.impatient
@@ -49,14 +49,14 @@ class Collector(Base):
             ),
             Looker(kafka.SERVER, functools.partial(kafka.opened, settings)),
         ]
-        # It needs both servers, whose own lookers say whether they are there.
+        # This looker needs both servers. Their own lookers report whether they answer.
         self._letters = Looker("dead letters", letters.opener(settings, within_s=within_s / 2))
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
     @contextlib.contextmanager
     def looking(self) -> Iterator[Self]:
-        """Let the lookers work while the block runs."""
+        """Run the lookers' threads while the block runs."""
         stop = threading.Event()
         every = [*self._lookers, self._letters]
         actors = {f"metrics-{looker.server}": functools.partial(looker.run, stop) for looker in every}
@@ -64,7 +64,7 @@ class Collector(Base):
             yield self
 
     def collect(self) -> Iterable[Metric]:
-        """Return the metrics of this moment, of all the servers that answered in time."""
+        """Return the present metrics of all servers that answered in time."""
         until = time.monotonic() + self._within_s
         asked = [(looker, looker.ask()) for looker in (*self._lookers, self._letters)]
         *looks, of_letters = [looker.answer(number, until=until) for looker, number in asked]
@@ -74,27 +74,27 @@ class Collector(Base):
             for sample in standing(looker.server, look)
         ]
         if of_letters.away and not any(look.away for look in looks):
-            # Both servers are there, and still they can't be read.
+            # Both servers answer, but the dead letters can't be read.
             samples.append(Sample(QUESTION_UP, 0, letters.QUESTION))
         return families([Sample(BUILD_INFO, 1, ("metrics", __version__)), *samples, *of_letters.samples])
 
     def page(self) -> bytes:
-        """Return the metrics as text."""
+        """Return the metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
     def problems(self) -> Problems:
-        """Say what kept series from the last page."""
+        """Return why series were missing from the last page."""
         looks = [looker.last for looker in (*self._lookers, self._letters)]
         away = next((look.away for look in looks if look.away), None)
         return Problems(away, [text for look in looks for text in look.failed])
 
     def describe(self) -> Iterable[Metric]:
-        """Name the metrics, without a look at any server."""
+        """Return the metrics' names and help texts, without asking any server."""
         return [GaugeMetricFamily(family.name, family.help, labels=family.labels) for family in FAMILIES]
 
 
 def families(samples: Sequence[Sample]) -> Sequence[Metric]:
-    """Put samples into their families; one without a sample is left out."""
+    """Group samples by family; a family without samples is left out."""
     found = []
     for family in FAMILIES:
         metric = GaugeMetricFamily(family.name, family.help, labels=family.labels)

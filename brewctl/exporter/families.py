@@ -1,4 +1,4 @@
-"""The metrics of the exporter: their names, labels and help texts, each once."""
+"""The exporter's metrics: names, labels and help texts."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,7 +14,7 @@ class Family:
 
 
 class Sample(NamedTuple):
-    """One value; `labels` in the order of the family's."""
+    """One value; label values in the order of the family's labels."""
 
     family: Family
     value: float
@@ -51,7 +51,7 @@ WAITING_OLDEST = Family(
     "For how long the oldest of them has waited, by PostgreSQL's clock; 0 where none waits.",
     ("consumer",),
 )
-REPLICAS = Family("brew_replicas", "Replicas of a role that were heard of lately, of whichever machine.", ("role",))
+REPLICAS = Family("brew_replicas", "Replicas of a role that have reported lately, on all machines.", ("role",))
 OLDEST_TRANSACTION = Family(
     "brew_postgres_oldest_transaction_seconds",
     "Age of the oldest open transaction of another client in the database; left out where the user may not see it.",

@@ -1,4 +1,4 @@
-"""Questions to Kafka: how far behind each downstream's group is, in records and in seconds."""
+"""Questions to Kafka: the lag of each downstream's group, in records and in seconds."""
 
 import contextlib
 import time
@@ -13,15 +13,15 @@ from brewctl.overview import consumer_groups
 from brewctl.overview.consumer_groups import GroupView
 
 SERVER = "kafka"
-# A fetch brings one record of each partition, or as much as lies with it in its batch.
+# Enough for one record of each partition. Kafka returns the record's whole batch even if that is larger.
 _FETCH_BYTES = 16 * 1024
-READ_S = 3.0  # where nothing comes for so long, nothing will
+READ_S = 3.0  # a read that brings no record for so long has failed
 Place = tuple[int, int]  # partition and offset
 
 
 @contextlib.contextmanager
 def opened(settings: Settings) -> Iterator[Sequence[Question]]:
-    """Connect; yield the questions. Raises, also in the block, UnreachableError, BrewError."""
+    """Connect, and yield the questions. Raises UnreachableError or BrewError, in the block too."""
     limits = replace(settings.limits, consume_partition_bytes=_FETCH_BYTES, kafka_request_s=READ_S)
     with open_admin(settings) as admin, open_reader(replace(settings, limits=limits)) as reader:
         groups = _Groups(settings, admin)
@@ -31,7 +31,7 @@ def opened(settings: Settings) -> Iterator[Sequence[Question]]:
             admin.brokers()
 
         yield [
-            # What is known for a while yet is no sign that Kafka is there.
+            # The other questions may answer from their last answer: only the ping shows that Kafka is up.
             Question(SERVER, "ping", ping, always=True),
             Question(SERVER, "group_lag", groups.look),
             Question(SERVER, "group_lag_seconds", lambda: ages.look(groups.views)),
@@ -39,7 +39,7 @@ def opened(settings: Settings) -> Iterator[Sequence[Question]]:
 
 
 class _Groups:
-    """The groups of the downstreams, as they were last looked at."""
+    """The downstreams' groups at the last look; None while they are unknown."""
 
     def __init__(self, settings: Settings, admin: Admin) -> None:
         self._settings = settings
@@ -61,9 +61,9 @@ class _Groups:
 
 
 class Ages:
-    """How old the next record of each group is, by its timestamp, which is when it was sent, and this machine's clock.
+    """The age of the next record that each group will read: this machine's clock minus the record's timestamp.
 
-    A record is read once for as long as a group stands before it.
+    Such a record is read once, and remembered until the group has moved past it.
     """
 
     def __init__(self, reader: Reader, topic: str) -> None:
@@ -72,7 +72,7 @@ class Ages:
         self._written_s: dict[Place, float] = {}
 
     def look(self, views: Sequence[GroupView] | None) -> Sequence[Sample] | None:
-        """Return the age of each group's oldest record; None where it is not known how far they are."""
+        """Return the age of each group's oldest unread record; None where the groups' offsets are unknown."""
         if views is None:
             return None
         next_of = {
@@ -85,7 +85,7 @@ class Ages:
         now = time.time()
         samples = []
         for name, places in next_of.items():
-            # Offsets that hold no record, such as the marks of transactions, are nothing that waits.
+            # An offset may hold no record, such as a transaction marker: nothing waits there.
             written = [self._written_s[place] for place in places if place in self._written_s]
             samples.append(Sample(LAG_SECONDS, max(0.0, now - min(written)) if written else 0.0, (name,)))
         return samples
@@ -98,7 +98,7 @@ class Ages:
 
 
 def _apart(places: set[Place]) -> Iterator[dict[int, int]]:
-    """Split places into parts that have each partition once."""
+    """Split places into parts with one place for each partition: a read takes one range of each."""
     left = sorted(places)
     while left:
         part = dict(reversed(left))

@@ -1,4 +1,4 @@
-"""Dead letters, counted: each is read once, and asked after in PostgreSQL while it is open."""
+"""Count dead letters: each is read once; as long as it is open, PostgreSQL is asked whether it was settled."""
 
 import contextlib
 import time
@@ -20,7 +20,7 @@ from brewctl.sql import queries
 
 QUESTION = (kafka.SERVER, "dead_letters")
 STATES = ("open", "redriven", "dropped")
-# Whoever can write a letter can name any group: so many names become series.
+# Any client that writes dead letters can name any group: so many groups get series, the rest are one series.
 _MOST_GROUPS = 100
 _OTHERS = "other"
 
@@ -36,10 +36,10 @@ class _Open(NamedTuple):
 
 
 class Letters:
-    """How many letters of each group are open, were redriven or dropped."""
+    """Counts the open, redriven and dropped dead letters of each group."""
 
     def __init__(self, settings: Settings, groups: Sequence[str], *, within_s: float) -> None:
-        """Count those of the topic. A look reads for `within_s` seconds: a long topic is read in parts, at first."""
+        """Make a counter. A look reads for `within_s` seconds at most: a long topic takes several looks at first."""
         self._settings = settings
         self._topic = settings.dead_letter_topic
         self._within_s = within_s
@@ -47,15 +47,15 @@ class Letters:
         self._forget()
 
     def _forget(self) -> None:
-        self._next: dict[int, int] = {}  # the offset of the letter that is read next, of each partition
+        self._next: dict[int, int] = {}  # the offset to read next, by partition
         self._open: dict[_Place, _Open] = {}
         self._settled: Counter[tuple[str, str]] = Counter()  # by group and outcome
 
     def look(self, reader: Reader, connection: BoundedConnection) -> Sequence[Sample] | None:
-        """Read on, and count; None while there are letters that were not read yet."""
+        """Read the new letters, and count; None until the whole topic was read once."""
         bounds = reader.bounds(self._topic)
         if any(end < self._next.get(partition, 0) for partition, (_, end) in bounds.items()):
-            self._forget()  # the topic was made anew
+            self._forget()  # the topic was recreated
         self._open = {
             place: letter for place, letter in self._open.items() if place.offset >= bounds[place.partition][0]
         }
@@ -110,9 +110,9 @@ class Letters:
 def opener(
     settings: Settings, *, within_s: float
 ) -> Callable[[], contextlib.AbstractContextManager[Sequence[Question]]]:
-    """Return what connects to both servers, and yields the question after the letters."""
+    """Return a context manager that connects to both servers and yields the question for dead letters."""
     groups = registry.kafka_groups(settings)
-    # Kept while a server is away: what was read is not read again.
+    # The counts outlive a connection, so that letters are not read again after an outage.
     letters = Letters(settings, groups, within_s=within_s)
 
     @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Looking at one server, in a thread of its own, when a scrape asks: a server that is silent holds no scrape up."""
+"""Ask one server in a thread of its own when a scrape comes, so that a silent server does not block the scrape."""
 
 import threading
 import time
@@ -14,39 +14,39 @@ from brewctl.probes import heartbeat
 
 logger = log.get(__name__)
 
-# Scrapes that come so soon after a look share its answers.
+# A scrape that comes sooner after a look gets that look's answers.
 FRESH_S = 1.0
-# No look is bounded by so much: whoever has not come back by then never will.
+# Longer than all bounds of a look together: a look that has not ended by then hangs.
 STUCK_S = 60.0
 _SLICE_S = 0.2
 
 
 @dataclass(frozen=True)
 class Look:
-    """What a server said last. `away`: why it says nothing."""
+    """The result of a look at a server. `away`: why the server gave no answer."""
 
     samples: Sequence[Sample] = ()
     took_s: float = 0.0
     away: BrewError | None = None
-    failed: Sequence[str] = ()  # why questions have no answer, though the server is there
+    failed: Sequence[str] = ()  # why single questions failed although the server answers
 
 
 class Looker:
-    """Asks the questions of one server, over connections that it keeps."""
+    """Asks one server its questions, over a connection that stays open between looks."""
 
     def __init__(self, server: str, opened: Callable[[], AbstractContextManager[Sequence[Question]]]) -> None:
-        """Look at `server` by way of `opened`, which connects, and raises where that fails."""
+        """Make a looker. `opened` connects to the server and yields its questions; raises BrewError if that fails."""
         self.server = server
         self._opened = opened
         self._changed = threading.Condition()
         self._look = _unanswered(server)
         self._looked_at = -FRESH_S  # when the last look began
-        self._began: float | None = None  # the one that goes on
-        self._number = 0  # of looks that have ended
+        self._began: float | None = None  # when the running look began; None: no look runs
+        self._number = 0  # how many looks have ended
         self._wanted = False
 
     def run(self, stop: threading.Event) -> None:
-        """Look whenever that is wanted, until `stop` is set."""
+        """Look each time a scrape asks, until `stop` is set."""
         with heartbeat.Loop(f"metrics-{self.server}", within_s=STUCK_S) as loop:
             self._run(stop, loop)
 
@@ -57,12 +57,12 @@ class Looker:
                     self._ended(questions)
                     while self._awaited(stop, loop):
                         self._ended(questions)
-            except Exception as error:  # noqa: BLE001 - told to the scrapers, whatever it is: looking on goes on
+            except Exception as error:  # noqa: BLE001 - reported to the scrapes; the looker must go on
                 unknown = BrewError(f"{self.server}: {type(error).__name__} {log.reason(error)}")
                 self._finish(Look(away=error if isinstance(error, BrewError) else unknown))
 
     def ask(self) -> int:
-        """Want a look, unless one goes on, or has just been; return the number that it will have."""
+        """Request a look, unless one runs or has just ended; return the number of the look to wait for."""
         with self._changed:
             if self._began is not None or self._wanted:
                 return self._number + 1
@@ -73,7 +73,7 @@ class Looker:
             return self._number + 1
 
     def answer(self, number: int, *, until: float) -> Look:
-        """Wait for the look of this number. One that does not end in time says nothing: an older one is no answer."""
+        """Wait for the look of this number, until the monotonic time `until`. A look that is late counts as away."""
         with self._changed:
             if self._changed.wait_for(lambda: self._number >= number, max(0.0, until - time.monotonic())):
                 return self._look
@@ -85,7 +85,7 @@ class Looker:
         return self._look
 
     def _awaited(self, stop: threading.Event, loop: heartbeat.Loop) -> bool:
-        """Wait until a look is wanted, and begin it; False where it is time to stop."""
+        """Wait until a look is requested, and begin it. Returns False once `stop` is set."""
         loop.rest()
         with self._changed:
             while not self._changed.wait_for(lambda: self._wanted, _SLICE_S):
@@ -122,6 +122,6 @@ def _unanswered(server: str) -> Look:
 
 
 def standing(server: str, look: Look) -> Sequence[Sample]:
-    """Return what a look says of the server itself, then what it answered."""
+    """Return a look's samples: first whether the server is up, then its answers."""
     up = Sample(UP, 0 if look.away else 1, (server,))
     return [up] if look.away else [up, Sample(LOOK_SECONDS, look.took_s, (server,)), *look.samples]

@@ -1,4 +1,4 @@
-"""Questions to PostgreSQL: the outbox's, and those to each database that has the state of downstreams."""
+"""Questions to PostgreSQL: about the outbox, and about the downstreams in each database."""
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -31,25 +31,25 @@ from brewctl.overview.replicas import SILENT_S
 from brewctl.sql import exporter_queries
 
 NAME = "brewctl metrics"
-# What a statement may take; and all the answers to one question, by the client's clock.
+# The server's bound for a statement; the client's bound for all answers to one question.
 _STATEMENT_MS = 2000
 _ANSWER_S = 3.0
-_MOST_ROWS = 100_000  # counting more is felt: about a second for a million
+_MOST_ROWS = 100_000  # counting a million rows would take about a second
 _ROLES = ("order", "publisher")
 
 Ask = Callable[[BoundedConnection], Sequence[Sample]]
 
 
 def server(home: Home) -> str:
-    """Name a database in labels: postgres, or that of downstreams with one of their own."""
+    """Return a database's name for labels: postgres, or postgres-GROUP for a database of downstreams."""
     return f"postgres-{'+'.join(home.groups)}" if home.apart else "postgres"
 
 
 @contextlib.contextmanager
 def opened(home: Home, groups: Sequence[str]) -> Iterator[Sequence[Question]]:
-    """Connect to a database; yield the questions to it. `groups`: of all downstreams, each a role that has replicas.
+    """Connect to a database, and yield its questions. `groups`: of all downstreams; each is a role with replicas.
 
-    Raises, also in the block, UnreachableError, BrewError.
+    Raises UnreachableError or BrewError, in the block too.
     """
     with database.connect(home.settings, name=NAME) as connection:
 
@@ -58,7 +58,7 @@ def opened(home: Home, groups: Sequence[str]) -> Iterator[Sequence[Question]]:
                 connection.execute("")
 
         yield [
-            # What is known for a while yet is no sign that the server is there.
+            # The other questions may answer from their last answer: only the ping shows that the server is up.
             Question(server(home), "ping", ping, always=True),
             *(
                 Question(server(home), name, lambda ask=ask: bounded(home.settings, connection, ask))  # type: ignore[misc]
@@ -68,7 +68,7 @@ def opened(home: Home, groups: Sequence[str]) -> Iterator[Sequence[Question]]:
 
 
 def bounded(settings: Settings, connection: BoundedConnection, ask: Ask) -> Sequence[Sample]:
-    """Ask in a transaction that reads by indexes, and is ended where it takes long. Raises BrewError where it fails."""
+    """Ask in a transaction with a statement timeout, which reads by indexes. Raises BrewError where it fails."""
     try:
         with (
             database.explained(settings),
@@ -129,7 +129,7 @@ def _parked(groups: Sequence[str]) -> Ask:
 
 
 def _partitions(home: Home) -> Ask:
-    """Of the dedup table alone where the home is not the story's; there the last id is the last processed one."""
+    """Ask for partitions. A downstream's database has the dedup table only; its last id is the last processed one."""
     tables = ("processed_events",) if home.apart else ("outbox", "processed_events")
 
     def ask(connection: BoundedConnection) -> Sequence[Sample]:
@@ -147,7 +147,7 @@ def _partitions(home: Home) -> Ask:
 
 
 def _waiting(groups: Sequence[str], *, laned: Collection[str]) -> Ask:
-    """Of groups without lanes too where something waits: their nodes may have a channel that is not set here."""
+    """Ask for waiting events. A group without lanes is listed too if it has some: its nodes may use another channel."""
 
     def ask(connection: BoundedConnection) -> Sequence[Sample]:
         asked = {"consumers": list(groups), "most": _MOST_ROWS}

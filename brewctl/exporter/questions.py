@@ -1,4 +1,4 @@
-"""Questions to a server: what each answered, and how soon it may be asked again."""
+"""A question to a server: its last answer, and when it may be asked again."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -9,27 +9,27 @@ from brewctl.exporter.families import QUESTION_UP, Sample
 
 logger = log.get(__name__)
 
-# A question takes up at most this part of a server's time.
+# After a question that took t seconds, it is asked again t * SHARE seconds later at the earliest.
 SHARE = 20
 
 
 class Question:
-    """One question of a looker. Not for two threads at a time."""
+    """One question of a looker. Not thread-safe."""
 
     def __init__(
         self, server: str, name: str, ask: Callable[[], Sequence[Sample] | None], *, always: bool = False
     ) -> None:
-        """Prepare to ask. `ask` returns None where it does not know yet. `always`: at each look: it costs nothing."""
+        """Make a question. `ask` returns None if it has no answer yet. `always`: ask at each look, as it is cheap."""
         self._server = server
         self._name = name
         self._ask = ask
         self._always = always
         self._due = 0.0
         self._answer: list[Sample] = []
-        self.failed = ""  # why it has no answer
+        self.failed = ""  # the error of the last try, if it failed
 
     def look(self) -> Sequence[Sample]:
-        """Ask again, if what it costs allows that, else give the last answer. Raises where its server is away."""
+        """Ask again if it is due, else return the last answer. Raises UnreachableError where the server is away."""
         began = time.monotonic()
         if self._always or began >= self._due:
             self._answer = list(self._asked())
@@ -42,9 +42,9 @@ class Question:
         try:
             answer = self._ask()
         except (UnreachableError, UsageError):
-            raise  # nobody can ask this server anything
+            raise  # no question to this server would get an answer
         except BrewError as error:
-            # It fails for itself alone: a table, a topic or a right is missing, or it took too long.
+            # Only this question failed: a table, a topic or a right is missing, or it took too long.
             failed, answer = str(error), None
         if answer is not None or failed:
             yield Sample(QUESTION_UP, 0 if failed else 1, (self._server, self._name))

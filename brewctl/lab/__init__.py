@@ -1,5 +1,5 @@
-"""What drives the roles from outside, as `brewctl` processes, and shows what they do.
+"""Programs that run the roles as `brewctl` processes, disturb and measure them, and show what happens.
 
-Read `play` first (nodes, servers), then `load` and `network` (what is done to them), `record` and `report` (what is
-kept and drawn), then one of the four that use these: `demo`, `top`, `chaos`, `bench`.
+Read `play` first (nodes, servers), then `load` and `network` (orders, network faults), `record` and `report` (samples,
+charts), then the four that use these: `demo`, `top`, `chaos`, `bench`.
 """

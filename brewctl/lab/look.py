@@ -1,13 +1,13 @@
-"""How things look, wherever they are shown live: one language of words, signs, colours and strips.
+"""Words, signs, colours and strips for live views, the same in all of them.
 
-Colours are the terminal's own sixteen, so that light and dark ones both do; nothing is told by colour alone.
+Colours are the terminal's own sixteen, for light and dark terminals. No information is in the colour alone.
 """
 
 from collections.abc import Iterable, Sequence
 
 from rich.text import Text
 
-# What may be said of a process: its sign and its colour.
+# The states of a process, each with its sign and colour.
 _STATES = {
     "runs": ("●", "green"),
     "starts": ("◌", "yellow"),
@@ -22,18 +22,18 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 def state(word: str) -> Text:
-    """Write the state of a process: runs, starts, paused, silent, stopped, killed or gone."""
+    """Return a process's state with sign and colour: runs, starts, paused, silent, stopped, killed or gone."""
     sign, colour = _STATES[word]
     return Text(f"{sign} {word}", style=colour)
 
 
 def colours(nodes: Iterable[str]) -> dict[str, str]:
-    """Give each node a colour, the same whenever the same nodes are named."""
+    """Return a colour for each node; the same nodes always get the same colours."""
     return {node: _NODES[index % len(_NODES)] for index, node in enumerate(sorted(set(nodes)))}
 
 
 def strip(partitions: Iterable[int], owned: Iterable[int], *, colour: str, quiet: bool = False) -> Text:
-    """Draw which of a topic's partitions a member owns; `quiet`: it owns them still, and does nothing with them."""
+    """Draw which of a topic's partitions a member owns. `quiet`: the member does not process them."""
     mine, drawn = set(owned), Text()
     sign, style = ("✗", "black on red") if quiet else (" ", f"black on {colour}")
     for partition in partitions:
@@ -45,14 +45,14 @@ def strip(partitions: Iterable[int], owned: Iterable[int], *, colour: str, quiet
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """Draw the last `width` values as bars, from 0 to the highest of them; nothing where there was none yet."""
+    """Draw the last `width` values as bars, scaled from 0 to the highest."""
     shown = values[-width:]
     highest = max(shown, default=0.0) or 1.0
     return "".join(_BARS[round(value / highest * (len(_BARS) - 1))] for value in shown).rjust(width)
 
 
 def ago(seconds: float) -> str:
-    """Write how long something takes or has lasted: 0.4 s, 12 s, 3 min, 5 h."""
+    """Format a duration: 0.4 s, 12 s, 3 min, 5 h."""
     if seconds < 10:  # noqa: PLR2004 - tenths matter below it
         return f"{seconds:.1f} s"
     for unit, size in (("s", 1), ("min", 60)):

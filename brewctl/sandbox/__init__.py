@@ -1,1 +1,1 @@
-"""Real PostgreSQL and Kafka as child processes of nobody, for a machine that has neither. Knows no roles."""
+"""Real PostgreSQL and Kafka as background processes, for a machine that has neither. Knows no roles."""

@@ -1,6 +1,7 @@
-"""The certificates of a secured sandbox: an authority of its own, and what it has signed for each server.
+"""The certificates of a secured sandbox: a certificate authority, and a certificate that it signed for each server.
 
-Only who has the files of this home trusts it. A sandbox that is not secured imports none of this.
+A client trusts this authority only if it is given the authority's file, `ca.pem`. Only secured sandboxes import this
+module, which needs the library cryptography.
 """
 
 import datetime as dt
@@ -20,24 +21,24 @@ from brewctl.errors import BrewError
 from brewctl.sandbox import secured
 from brewctl.sandbox.secured import AUTHORITY, KAFKA, ORDER, POSTGRES
 
-# Who has a certificate, and whether it is shown to a server, too: Kafka's nodes know each other by it.
+# The servers with a certificate, and whether it is a client certificate too: Kafka's nodes show it to each other.
 _SERVERS = {KAFKA: True, POSTGRES: False, ORDER: False}
 _AUTHORITY_DAYS = 20 * 365
 _SERVER_DAYS = 5 * 365
-# So long before its end a later `up` makes it anew, where no server runs.
+# `up` renews a certificate that expires within this time, if no server runs.
 _RENEWED_DAYS = 90
-_BEFORE_DAYS = 1  # for a clock that is set back
+_BEFORE_DAYS = 1  # valid from a day ago, in case the clock is set back
 _Loaded = TypeVar("_Loaded")
 
 
 class _UnusableError(Exception):
-    """The message says which file, and what is wrong with it."""
+    """A certificate or key file can't be used. The message names the file and the problem."""
 
 
 def ensure(home: Path, *, running: Sequence[str]) -> bool:
-    """Make what is missing, damaged or near its end, and return whether there was anything to make.
+    """Create all certificates anew if one is missing, damaged or about to expire. Returns whether it did.
 
-    Raises BrewError where servers of these names run: they have read what was there before.
+    Raises BrewError if that is needed while servers run (`running`: their names): they still use the old files.
     """
     folder = secured.folder(home)
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -61,7 +62,7 @@ def ensure(home: Path, *, running: Sequence[str]) -> bool:
 def _usable(
     folder: Path, name: str, now: dt.datetime, spare: dt.timedelta, issuer: x509.Certificate | None = None
 ) -> x509.Certificate:
-    """Return a certificate that its server can be started with; the authority's is its own issuer."""
+    """Return a certificate. Raises _UnusableError if it is not valid. Without `issuer` it must be self-signed."""
     file, key_file = folder / f"{name}.pem", folder / f"{name}.key"
     certificate = _loaded(file, x509.load_pem_x509_certificate)
     key = _loaded(key_file, lambda pem: serialization.load_pem_private_key(pem, None))
@@ -73,13 +74,13 @@ def _usable(
         raise _UnusableError(f"{file} was not signed by {AUTHORITY}.pem beside it") from None
     if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc - spare:
         days = f"{certificate.not_valid_before_utc:%Y-%m-%d} to {certificate.not_valid_after_utc:%Y-%m-%d}"
-        raise _UnusableError(f"{file} is valid from {days} alone")
+        raise _UnusableError(f"{file} is valid only from {days}")
     return certificate
 
 
 def _loaded(file: Path, load: Callable[[bytes], _Loaded]) -> _Loaded:
     with suppress(OSError):
-        file.chmod(0o600)  # PostgreSQL takes no key that others may read
+        file.chmod(0o600)  # PostgreSQL refuses a key file that other users may read
     try:
         return load(file.read_bytes())
     except FileNotFoundError:
@@ -91,7 +92,7 @@ def _loaded(file: Path, load: Callable[[bytes], _Loaded]) -> _Loaded:
 
 
 def _make(folder: Path, now: dt.datetime) -> None:
-    """Make the authority and all that it signs: whoever has an older copy of its certificate trusts these no more."""
+    """Create the authority and all certificates. A client with a copy of the old ca.pem no longer trusts them."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "brewctl sandbox")])
     builder = _builder(name, name, key, now, _AUTHORITY_DAYS).add_extension(
@@ -158,7 +159,7 @@ def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
 
 
 def _write(folder: Path, name: str, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
-    # PKCS #8, unencrypted: the one form that Java and PostgreSQL both read.
+    # Unencrypted PKCS #8 is the one form that both Java and PostgreSQL read.
     secret = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
@@ -168,7 +169,7 @@ def _write(folder: Path, name: str, certificate: x509.Certificate, key: ec.Ellip
 
 
 def _join(folder: Path) -> None:
-    """Write Kafka's key and certificate into one file, which is how it takes PEM."""
+    """Write Kafka's key and certificate into one file, as its PEM keystore needs them."""
     secured.write_if_other(
         folder / secured.KAFKA_STORE, b"".join((folder / f"{KAFKA}.{part}").read_bytes() for part in ("key", "pem"))
     )

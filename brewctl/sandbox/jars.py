@@ -1,4 +1,4 @@
-"""Kafka's jars: downloaded once a machine by jgo, checked against jars.lock, shared by all sandboxes.
+"""Kafka's jars: downloaded once by jgo, checked against jars.lock, shared by all sandboxes.
 
 jgo trusts what it finds on disk and only warns of a wrong checksum, so every file is hashed before it is used.
 """
@@ -14,14 +14,14 @@ from brewctl.sandbox import maven
 KAFKA_VERSION = "4.3.1"
 # The trailing "!" keeps jgo from importing log4j's BOM, which would bring an older Kafka client.
 ENDPOINTS = (f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}!", "org.apache.logging.log4j:log4j-slf4j-impl:2.25.4!")
-# Beside the nodes' own jars: only the bench needs it.
+# Only the bench needs this jar, for Kafka's performance tools.
 _TOOLS = {
     f"org.apache.kafka:kafka-tools:{KAFKA_VERSION}": "62f3c5dd7aa3442d4c5bc6a95f86e2502178ea09de8e27f74d9563bf955e253c"
 }
 
 
 def fetch(folder: Path, advance: Callable[[int, int, str], None]) -> list[Path]:
-    """Return the jars below `folder` in a fixed order, downloading what is missing or damaged.
+    """Return the jars below `folder` in a fixed order, downloading missing or damaged ones.
 
     An interrupted download goes on where it stopped. Raises BrewError without a network or with a wrong hash.
     """
@@ -29,12 +29,12 @@ def fetch(folder: Path, advance: Callable[[int, int, str], None]) -> list[Path]:
 
 
 def fetch_tools(folder: Path) -> list[Path]:
-    """Return the jars that Kafka's command line tools need, as `fetch` does."""
+    """Return the jars of Kafka's command line tools, downloading as `fetch` does."""
     return _fetched(folder, {**_lock(), **_TOOLS}, lambda _done, _total, _what: None)
 
 
 def present(folder: Path) -> list[Path] | None:
-    """Return the jars below `folder`, in the order of `fetch`, where none is missing or damaged; else None."""
+    """Return the jars below `folder`, in the order of `fetch`; None if one is missing or damaged."""
     return _present(folder, _lock())
 
 
@@ -50,7 +50,7 @@ def _present(folder: Path, locked: Mapping[str, str]) -> list[Path] | None:
 
 
 def fetch_one(folder: Path, coordinate: str, sha256: str, begins: Callable[[], None]) -> Path:
-    """Return a file below `folder`; where it is missing or damaged, it is downloaded, and `begins` called before."""
+    """Return a jar below `folder`. If it is missing or damaged, call `begins`, then download it. Raises BrewError."""
     jar = _path(folder, coordinate)
     if not jar.exists() or _hash(jar) != sha256:
         jar.unlink(missing_ok=True)
@@ -58,7 +58,7 @@ def fetch_one(folder: Path, coordinate: str, sha256: str, begins: Callable[[], N
         maven.download(folder, coordinate)
         if _hash(jar) != sha256:
             jar.unlink()
-            hint = "try again; a proxy or a mirror that answers in its place must let it through"
+            hint = "try again; a proxy or mirror must not answer with another file"
             raise BrewError(f"the download of {coordinate} is not the file that was published", hint=hint)
     return jar
 

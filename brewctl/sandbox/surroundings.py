@@ -1,4 +1,4 @@
-"""What the sandbox's servers are started with, so that they start the same from every shell."""
+"""The environment in which the sandbox's servers start, the same from every shell."""
 
 import os
 import subprocess
@@ -7,15 +7,15 @@ from pathlib import Path
 
 from brewctl.errors import UsageError
 
-# Where a server's own programs find a shell; nothing else of the user's variables is of use to them, and many harm:
+# Servers need PATH to find a shell. The user's other variables are left out, as many would change how servers work:
 # PGDATA, PGPORT, PGOPTIONS, JAVA_TOOL_OPTIONS, _JAVA_OPTIONS, KAFKA_OPTS, LD_PRELOAD, LC_ALL, TZ, …
 _KEPT = ("PATH",)
-# Where PostgreSQL's bound is 1024 for a file of its own.
+# PostgreSQL's paths have at most 1024 bytes; this leaves room for its own file names below the folder.
 _LONGEST_BYTES = 950
 
 
 def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return the variables of a server: the few that it needs, and `more`. Messages are English, and names UTF-8."""
+    """Return the environment variables of a server, with `more`. Messages are in English, file names UTF-8."""
     kept = {name: value for name in _KEPT if (value := os.environ.get(name))}
     return {**kept, "LC_ALL": "C.UTF-8", **(more or {})}
 
@@ -23,9 +23,9 @@ def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
 def run(
     command: Sequence[str | Path], *, timeout_s: float, cwd: Path | None = None, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a server's own program to its end, by default with what `environment` returns; what it says is text.
+    """Run a server's program to its end, by default in `environment`; return its exit code and output.
 
-    Raises OSError where it can't be run, subprocess.TimeoutExpired where it takes longer than `timeout_s` seconds.
+    Raises OSError if it can't be run, subprocess.TimeoutExpired if it takes longer than `timeout_s` seconds.
     """
     return subprocess.run(  # noqa: S603 - commands of our own making
         [str(part) for part in command],
@@ -41,12 +41,12 @@ def run(
 
 
 def require_usable(folder: Path, variable: str) -> None:
-    """Raise UsageError for a folder in which a server can't work because of its name; `variable` names another."""
+    """Raise UsageError if a server can't use this folder because of its path. `variable`: the setting that names it."""
     name, hint = os.fsencode(folder), f"set {variable} to another folder"
     try:
         name.decode("utf-8")
     except UnicodeDecodeError:
-        # It would make another folder beside it.
+        # Java would create another folder beside it.
         raise UsageError(f"{folder}: java can't work in a folder whose name is no UTF-8", hint=hint) from None
     if len(name) > _LONGEST_BYTES:
         message = f"{variable} has {len(name)} bytes: PostgreSQL takes no folder of more than {_LONGEST_BYTES}"

@@ -1,4 +1,4 @@
-"""Load tools of the servers' own makers, as floors for the bench: pgbench, and Kafka's performance tools."""
+"""pgbench and Kafka's performance tools, which measure the floors of the bench."""
 
 import os
 import re
@@ -23,18 +23,17 @@ _SENT = re.compile(r"records sent, ([\d.]+) records/sec")
 
 @dataclass(frozen=True)
 class Transactions:
-    """What pgbench says."""
+    """The result of a pgbench run."""
 
     per_s: float
     latency_ms: float  # on average
-    median_ms: float  # 0 where it was not asked for
+    median_ms: float  # 0 unless `each` was set
 
 
 def pgbench(url: str, script: Path, *, clients: int, seconds: int, each: bool = False) -> Transactions | None:
-    """Run a script of SQL by so many clients; None where none of them ended a transaction in time.
+    """Run an SQL script with pgbench; None if no transaction ended within the time. Raises BrewError.
 
-    The time in which they connect counts. `each`: write down how long each transaction takes, for the median.
-    Raises BrewError.
+    The `seconds` include connecting. `each`: log each transaction's duration, for the median.
     """
     command: list[str | Path] = [
         postgres.binary("pgbench"),
@@ -69,22 +68,22 @@ def _median_ms(folder: Path) -> float:
 
 
 def _surroundings(url: str) -> Mapping[str, str]:
-    """Return the variables for a client of PostgreSQL: the user's PG* are for servers of the user's own alone."""
+    """Return the environment of a PostgreSQL client. The user's PG* variables are for the user's own servers only."""
     place = conninfo_to_dict(url)
     complete = place.get("host") == "127.0.0.1" and place.get("password")
     return surroundings.environment() if complete else os.environ
 
 
 class KafkaTools:
-    """Kafka's own producer and consumer, in Java."""
+    """Kafka's producer and consumer performance tools, in Java."""
 
     def __init__(self, brokers: Sequence[str]) -> None:
-        """Download what is missing. Raises BrewError."""
+        """Download missing jars. Raises BrewError."""
         self._tools = kafka.tools()
         self._brokers = ",".join(brokers)
 
     def produce(self, topic: str, *, records: int, size: int) -> float:
-        """Send records of `size` bytes, acks from all replicas; return how many a second."""
+        """Send records of `size` bytes, acknowledged by all replicas; return records a second."""
         said = self._call(
             "ProducerPerformance",
             *("--topic", topic, "--num-records", str(records), "--record-size", str(size), "--throughput", "-1"),
@@ -95,7 +94,7 @@ class KafkaTools:
         return float(rates[-1])
 
     def consume(self, topic: str, *, records: int) -> float:
-        """Read records; return how many a second, once they come."""
+        """Read records; return records a second, from the first fetch on."""
         said = self._call(
             "ConsumerPerformance",
             *("--bootstrap-server", self._brokers, "--topic", topic, "--num-records", str(records)),

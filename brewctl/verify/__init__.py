@@ -1,4 +1,4 @@
-"""Whether the flow kept its promises, from the sources: PostgreSQL and the topic, and no counter of any process."""
+"""Check that the flow kept its promises. Reads PostgreSQL and the topic; trusts no counter of any process."""
 
 from brewctl.verify.chain import LATE_S, STATEMENT_S, verify
 from brewctl.verify.result import Check, Facts, Verification

@@ -1,4 +1,4 @@
-"""How long a statement of a verification may take: whole tables are read."""
+"""Time bounds of a verification's statements, which read whole tables."""
 
 import contextlib
 import time
@@ -16,15 +16,15 @@ _IDLE_S = 120
 
 
 def parameters(statement_s: float) -> dict[str, str]:
-    """Return what the query `bounds` sets."""
+    """Return the parameters of the query `bounds`."""
     return {"statement_ms": str(int(statement_s * 1000)), "idle_ms": str(_IDLE_S * 1000)}
 
 
 @contextlib.contextmanager
 def bounded(settings: Settings, connection: BoundedConnection, *, statement_s: float) -> Iterator[None]:
-    """Raise BrewError where a statement takes longer than `statement_s`, and wait so long for each answer."""
+    """Raise BrewError where a statement in the block takes longer than `statement_s` seconds."""
     limits, began = settings.limits, time.monotonic()
-    # Later than the server's own bound: then it is silent, and not slow.
+    # The client waits longer than the server's own bound, so that a slow statement ends with the server's error.
     answer_s = statement_s + limits.database_answer_s - limits.database_statement_s
     try:
         with connection.answering_within(answer_s):

@@ -1,12 +1,13 @@
 """The whole chain: orders → outbox → topic → dedup rows and effects → committed offsets, and the dead letters.
 
-It is sound while everything runs, because it looks against the stream:
+It gives no false alarm while everything runs, because it reads the places of the flow in reverse order:
 
     committed offsets ─► snapshot of PostgreSQL ─► end of the dead letters ─► their settlements ─► end of the topic
-      what is behind them is durable in it   the record that a letter, or its redrive, names is before this ─┘
 
-A record whose row is younger than the snapshot is looked up in the present. What is merely on its way is told apart by
-its age: a row that is older than `late_s` seconds and has not come through is a fault, a younger one is counted.
+So the effects of all records below the committed offsets are in the snapshot, and the records that dead letters and
+their redrives name are before the end of the topic. A record whose row is younger than the snapshot is compared with
+the tables as they are now. A row that has not come through is a fault if it is older than `late_s` seconds; a younger
+one is counted as on its way.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,10 +34,10 @@ Bounds = dict[int, tuple[int, int]]
 def verify(
     settings: Settings, *, late_s: float = LATE_S, statement_s: float = STATEMENT_S, progress: Progress | None = None
 ) -> Verification:
-    """Check the whole chain. `progress` is told how many records were read, of how many.
+    """Check the whole chain. `progress` is called with the number of records read so far, and of all.
 
-    What is not through yet is a fault where it is older than `late_s` seconds. Memory is flat: what grows with the
-    number of orders is kept in temporary tables of PostgreSQL. Changes nothing. Raises UnreachableError, and BrewError
+    An event that is not through yet is a fault where it is older than `late_s` seconds. Memory does not grow with the
+    number of orders: temporary tables of PostgreSQL hold them. Changes nothing. Raises UnreachableError, and BrewError
     where a table or a topic is missing, a statement takes longer than `statement_s` seconds, or a downstream's `done`
     query fails.
     """
@@ -69,7 +70,7 @@ def verify(
 
 
 class _Topics:
-    """Reads topics of which retention may remove the beginning meanwhile."""
+    """Reads topics whose first records retention may remove meanwhile."""
 
     def __init__(self, reader: Reader, progress: Progress) -> None:
         self._reader = reader
@@ -77,7 +78,7 @@ class _Topics:
         self._done = self._total = 0
 
     def read(self, topic: str, bounds: Bounds, take: Callable[[Sequence[Record]], None]) -> Bounds:
-        """Hand out the records within `bounds`, and return these with the beginnings that there were in the end."""
+        """Pass the records within `bounds` to `take`. Returns the bounds, less the records that retention removed."""
         self._total += sum(end - start for start, end in bounds.values())
         firsts = {partition: start for partition, (start, _) in bounds.items()}
         rest = dict(bounds)
@@ -114,7 +115,7 @@ class _Chain:
         self._bounds = bounds
 
     def judge(self, records: Records, letters: Letters) -> Verification:
-        """Compare everything that was noted."""
+        """Compare all that the workspace holds, and return the verification."""
         self._note_offsets()
         self._workspace.execute("analyze")
         for downstream in self._downstreams:
@@ -226,5 +227,5 @@ class _Chain:
 
 
 def _of_every_order(downstream: Downstream) -> bool:
-    """Say whether each order must have an effect of it, which can be found."""
+    """Say whether each order must have an effect of this downstream that its `done` query can find."""
     return bool(downstream.done) and events.ORDER_CREATED in downstream.events

@@ -1,7 +1,7 @@
 """What a record of the topic must look like, written out from the contract.
 
-Shares no code with the publisher and the consumers: a mistake in a function of theirs would be made here as well, and
-both sides would agree on it.
+Shares no code with the publisher and the consumers. With a shared function, a mistake in it would be on both sides, and
+the comparison would not find it.
 """
 
 import re
@@ -24,7 +24,7 @@ HEADERS = (
     "event-type",
     "content-type",
 )
-# Behind the seven, where they are known.
+# They follow the seven, in this order, where the row has a value.
 FURTHER = ("event-id", "aggregate-seq", "traceparent")
 CREATED, CANCELLED = "order.created", "order.cancelled"
 _CONTENT_TYPE = b"application/x-protobuf"
@@ -45,9 +45,10 @@ _MESSAGES: dict[str, type[Said]] = {CREATED: OrderCreated, CANCELLED: OrderCance
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What the outbox says of an event, and where Kafka acknowledged its newest record.
+    """An outbox row: an event, and the partition and offset at which Kafka acknowledged its newest record.
 
-    The version before wrote no more than that: then it is an order.created, and the rest is in its payload.
+    The previous version wrote only the fields without a default: such a row is an order.created event, whose payload
+    has the rest.
     """
 
     outbox_id: int
@@ -67,18 +68,18 @@ class Row:
 
     @property
     def type(self) -> str:
-        """Its event type."""
+        """The event type; order.created where the row has none."""
         return self.event_type or CREATED
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a record is to a consumer: an event (`said`: an order's, decoded), or unreadable.
+    """A record as a consumer must read it: an event (`said`: the decoded payload of an order's event), or unreadable.
 
-    Of an event that is none of the story's two nothing is asked but its ids: without an outbox id it is no outbox's.
+    An event of another type than the story's two is read for its ids only. Without an outbox id it is from no outbox.
     """
 
-    type: str | None = None  # None where it has none that can be read
+    type: str | None = None  # None where the header is missing or unreadable
     outbox_id: int | None = None
     event_id: str | None = None
     said: Said | None = None
@@ -86,7 +87,7 @@ class Reading:
 
 
 def read(key: bytes | None, value: bytes | None, headers: Headers) -> Reading:
-    """Tell what a record is, as the contract has it."""
+    """Read a record by the rules of the contract."""
     names = dict(headers)
     event_type = _text(names.get("event-type"))
     if event_type is None:
@@ -110,7 +111,7 @@ def read(key: bytes | None, value: bytes | None, headers: Headers) -> Reading:
 
 
 def parse(event_type: str, payload: bytes) -> Said | None:
-    """Parse a payload of one of the story's types; None where it is no order's."""
+    """Parse the payload of one of the story's event types; None where it names no order."""
     try:
         said = _MESSAGES[event_type].FromString(payload)
     except DecodeError:
@@ -119,7 +120,7 @@ def parse(event_type: str, payload: bytes) -> Said | None:
 
 
 def order_of(aggregate_id: str) -> str | None:
-    """Return the order's id in an aggregate's name, as PostgreSQL writes it; None where there is none."""
+    """Return the order id in an aggregate's name, written as PostgreSQL writes it; None where there is none."""
     match = _AGGREGATE.fullmatch(aggregate_id)
     return match[1].lower() if match else None
 
@@ -127,7 +128,7 @@ def order_of(aggregate_id: str) -> str | None:
 def headers_differ(record: Record, row: Row, tenant: str | None) -> str:
     """Say how a record's headers differ from the contract's; "" where they don't.
 
-    `tenant` is the order's own, None where there is no such order: then the row's counts.
+    `tenant`: the order's tenant; None where the order does not exist, then the row's tenant is expected.
     """
     said = parse(row.type, row.payload) if row.type in _MESSAGES else None
     trace_id = said.trace_id if said else row.trace_id or ""
@@ -158,7 +159,7 @@ def headers_differ(record: Record, row: Row, tenant: str | None) -> str:
     for name, value in record.headers:
         if name in expected and value != expected[name].encode("utf-8"):
             return f"{name} is {shown(value)}, not {shown(expected[name])}"
-    # Seven are too few of a row that has more to say, unless a publisher of the version before sent them.
+    # A row with an event id must have more than seven headers, unless a publisher of the previous version sent it.
     if names == HEADERS and further and not is_of_the_version_before(record, row):
         return f"its headers are {shown(', '.join(names))}"
     if said and not _TRACE_ID.fullmatch(trace_id):
@@ -167,16 +168,17 @@ def headers_differ(record: Record, row: Row, tenant: str | None) -> str:
 
 
 def is_of_the_version_before(record: Record, row: Row) -> bool:
-    """Say whether a record has the seven headers alone though its row has an event id.
+    """Say whether a record has only the seven headers although its row has an event id.
 
-    During an upgrade a publisher of the version before publishes rows of this one too. It knows no other type.
+    During an upgrade a publisher of the previous version publishes rows of this version too. It knows order.created
+    alone.
     """
     names = tuple(name for name, _ in record.headers)
     return names == HEADERS and row.event_id is not None and row.type == CREATED
 
 
 def shown(value: bytes | str | None) -> str:
-    """Shorten foreign text for a line."""
+    """Shorten text of unknown origin for an output line."""
     text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
 

@@ -1,4 +1,4 @@
-"""What the `done` query of a downstream returns: order ids first, and `order_status` where it has that."""
+"""The `done` query of a downstream. Its first column is an order id; it may have a column `order_status`."""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,15 +13,15 @@ from brewctl.errors import BrewError
 
 
 class Done(NamedTuple):
-    """A statement with the rows of the table `effect`, and whether they have the order's status."""
+    """A statement that selects rows for the table `effect`, and whether they have the order's status."""
 
     rows: sql.Composable
     has_status: bool
 
 
 def look(connection: BoundedConnection, downstream: Downstream) -> Done:
-    """Look which columns it has, in the caller's transaction. Raises psycopg.Error."""
-    text = downstream.done.strip().rstrip(";")  # its author is who runs it
+    """Find out which columns the query has, in the caller's transaction. Raises psycopg.Error."""
+    text = downstream.done.strip().rstrip(";")  # trusted: the user who runs the command wrote it
     table = sql.SQL("(\n{}\n) AS done (order_id)").format(sql.SQL(text))
     columns = connection.execute(sql.SQL("SELECT * FROM {} LIMIT 0").format(table)).description or ()
     has_status = any(column.name == "order_status" for column in columns[1:])
@@ -32,7 +32,7 @@ def look(connection: BoundedConnection, downstream: Downstream) -> Done:
 
 @contextlib.contextmanager
 def explained(downstream: Downstream, *, init_command: str = "") -> Iterator[None]:
-    """Turn what PostgreSQL says of the query into a BrewError."""
+    """Turn an error of PostgreSQL about the query into a BrewError with a hint."""
     try:
         yield
     except psycopg.errors.QueryCanceled:

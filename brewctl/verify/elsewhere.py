@@ -1,7 +1,7 @@
-"""What downstreams have in databases of their own: copied, for the tables of a verification.
+"""Copy the rows of downstreams in other databases to files, for the temporary tables of a verification.
 
-Before the snapshot of the story's database, so that of what had its effect here, the order and the outbox row are in
-that one. Each database has a snapshot of its own, held as long as its rows are copied; they wait in files.
+They are copied before the snapshot of the story's database is taken. So for each effect in them, that snapshot has the
+order and the outbox row. Each database is read in a snapshot of its own, which is held only while rows are copied.
 """
 
 import contextlib
@@ -20,14 +20,14 @@ from brewctl.sql import verify_queries
 from brewctl.verify import bounds, done
 
 Bounded = Callable[[], contextlib.AbstractContextManager[None]]
-# What asks for the rows, and what copies them in.
+# The query that copies the rows out, and the one that copies them into the workspace.
 _COPIES = {"elsewhere_processed": "copy_elsewhere_processed", "elsewhere_parked": "copy_elsewhere_parked"}
 
 
 class Rows(NamedTuple):
-    """Rows of a table of the workspace, as PostgreSQL copies them; of `effect`, whose."""
+    """Rows for a table of the workspace, in COPY's format; for the table `effect`, of which group."""
 
-    query: str  # that copies them in
+    query: str  # copies them into the table
     file: IO[bytes]
     group: str = ""
     has_status: bool = False
@@ -35,7 +35,7 @@ class Rows(NamedTuple):
 
 @contextlib.contextmanager
 def copied(apart: Sequence[Home], *, statement_s: float) -> Iterator[list[Rows]]:
-    """Copy what the homes have. Raises UnreachableError, and BrewError where a `done` query or a table is missing."""
+    """Copy the rows of these databases. Raises UnreachableError; BrewError where a table is missing or `done` fails."""
     with contextlib.ExitStack() as stack:
         found: list[Rows] = []
         for home in apart:

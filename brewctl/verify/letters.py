@@ -1,4 +1,4 @@
-"""The dead letters: where each comes from, noted in `letter`."""
+"""The dead letters: for each, the record that it is a copy of, written to the table `letter`."""
 
 import re
 from collections.abc import Sequence
@@ -20,17 +20,17 @@ class Letters:
 
     def __init__(self, settings: Settings, workspace: Workspace) -> None:
         self._topic = settings.topic.encode()
-        # A letter has Kafka's name of its group, the tables have the group's own.
+        # A dead letter has the group's name in Kafka, which may have a prefix. The tables have the plain name.
         self._groups = {registry.kafka_group(settings, each): each.group for each in registry.configured(settings)}
         self._workspace = workspace
         self.check = Check("dead-letters", "each letter is a record of the topic")
 
     def take(self, letters: Sequence[Record]) -> None:
-        """Note a batch in `letter`."""
+        """Write a batch of dead letters to the table `letter`."""
         with self._workspace.copy("copy_letter") as copy:
             for letter in letters:
                 self.check.examined += 1
-                # What died may be a letter itself: the last notes are this one's.
+                # A dead letter may itself be a copy of a dead letter: the last dlq-… headers are its own.
                 names = [name for name, _ in letter.headers]
                 cut = len(names) - names[::-1].index(_FIRST_NOTE) - 1 if _FIRST_NOTE in names else len(names)
                 notes = dict(letter.headers[cut:])

@@ -1,14 +1,14 @@
-"""What a verification found: checks, facts, a verdict."""
+"""The result of a verification: checks, facts, a verdict."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-SHOWN = 5  # offenders that a check names
+SHOWN = 5  # offenders that a check names, at most
 
 
 @dataclass
 class Check:
-    """A claim, how many things it was asked of, how many break it, and the first that do, one line each."""
+    """A claim, how many things were examined, how many break it, and the first of those, one line each."""
 
     name: str
     claim: str
@@ -17,55 +17,55 @@ class Check:
     offenders: list[str] = field(default_factory=list)
 
     def fail(self, offender: str) -> None:
-        """Count a violation, and name it where it is one of the first."""
+        """Count a violation, and keep its line if it is one of the first."""
         self.add(1, [offender])
 
     def add(self, violations: int, offenders: Iterable[str]) -> None:
-        """Count violations, and name the first."""
+        """Count violations, and keep the lines of the first."""
         self.violations += violations
         self.offenders += [_line(text) for text in offenders][: SHOWN - len(self.offenders)]
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What was counted. Repeats are copies of an event beyond its first, each with one explanation."""
+    """The counters of a verification. A repeat is a copy of an event after its first record; each has one cause."""
 
     orders: int
-    ledger: int  # effects that the ledger has, where one is kept
+    ledger: int  # effects in the ledger, where one is kept
     unpublished: int  # rows on their way to the topic
-    unread: dict[str, int]  # group → effects on their way, of published events
-    oldest_s: float  # of what is on its way
-    moved_keys: int  # in two partitions since partitions were added
-    snapshot_s: float  # how long the snapshot was held, and with it what VACUUM could have removed
+    unread: dict[str, int]  # group → published events that it has not processed yet
+    oldest_s: float  # age of the oldest event on its way
+    moved_keys: int  # keys in two partitions, since partitions were added
+    snapshot_s: float  # how long the snapshot was held, and kept VACUUM from removing rows
     outbox_rows: int
-    order_events: int  # of the rows: of the story's own types
-    numbered: int  # of the rows: with a number within their aggregate
-    watermark: int  # rows with smaller ids were dropped by retention; 0 where none was
-    dropped_until: str | None  # orders up to then may have had dropped rows
-    other_topics: int  # of the rows: for another topic, which is not read
+    order_events: int  # rows of the story's own event types
+    numbered: int  # rows with a number within their aggregate
+    watermark: int  # retention dropped the rows with smaller ids; 0: none
+    dropped_until: str | None  # rows of orders up to this time may have been dropped
+    other_topics: int  # rows for another topic, which is not read
     published: int
-    published_here: int  # of those: for this topic
+    published_here: int  # of the published: for this topic
     set_aside: int
-    republished: int  # somebody had them published again: their records may be behind later ones of their keys
+    republished: int  # rows published again by command: their records may follow later ones of the same key
     records: int
-    events: int  # distinct ones
+    events: int  # distinct events
     repeats: int
-    repeats_redriven: int  # put there again from the dead letters
-    repeats_same_node: int  # its acknowledgement, or its commit, was lost
-    repeats_other_node: int  # the first node died, or stood still, before its commit
-    older_headers: int  # records without event id and number that their rows have: the version before publishes so
+    repeats_redriven: int  # redriven from the dead letters
+    repeats_same_node: int  # sent again by the same node: the acknowledgement, or the commit, was lost
+    repeats_other_node: int  # sent by another node: the first died, or paused, before its commit
+    older_headers: int  # records of the previous version, without the event id and number that their rows have
     other_types: int
     unreadable: int
-    removed: int  # offsets before the topic's first records: deleted by retention
-    removed_events: int  # published rows among those, which a group has processed
+    removed: int  # offsets before the topic's first records, which retention removed
+    removed_events: int  # of the removed: events that a group has processed
     dead_letters: dict[str, dict[str, int]]  # group → open, redriven, dropped
     dead_letters_repeated: int
-    parked: int  # events that wait to be redriven
-    lag: dict[str, dict[int, int]]  # group → partition → records that it has not committed
+    parked: int  # parked events that wait to be redriven
+    lag: dict[str, dict[int, int]]  # group → partition → records above the committed offset
 
     @property
     def on_the_way(self) -> str:
-        """What is not through yet and younger than the bound, in words; "" where nothing is."""
+        """What is not through yet, but not late, in words; "" where nothing is."""
         moving = [f"{self.unpublished} unpublished"] * bool(self.unpublished)
         moving += [f"{count} unread by {group}" for group, count in self.unread.items() if count]
         return ", ".join([*moving, f"the oldest for {self.oldest_s:.1f} s"]) if moving else ""
@@ -77,7 +77,7 @@ class Verification:
 
     checks: list[Check]
     facts: Facts
-    done: tuple[str, ...] = ()  # what the downstreams did with each order, in a word each
+    done: tuple[str, ...] = ()  # a verb for each downstream that has an effect of each order
 
     @property
     def ok(self) -> bool:
@@ -85,12 +85,12 @@ class Verification:
         return not any(check.violations for check in self.checks)
 
     def check(self, name: str) -> Check:
-        """Find a check by its name."""
+        """Return the check of this name. Raises StopIteration where there is none."""
         return next(check for check in self.checks if check.name == name)
 
     @property
     def verdict(self) -> str:
-        """The last line."""
+        """The last line of the output."""
         facts = self.facts
         if not self.ok:
             failed = ", ".join(f"{check.name} {check.violations}" for check in self.checks if check.violations)
@@ -121,5 +121,5 @@ def _listed(*words: str) -> str:
 
 
 def _line(text: str) -> str:
-    """Foreign text must not move a terminal's cursor."""
+    """Replace unprintable characters, so that text of unknown origin can't control the terminal."""
     return "".join(character if character.isprintable() else "?" for character in text)

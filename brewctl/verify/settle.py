@@ -1,4 +1,4 @@
-"""Waiting until nothing is on its way."""
+"""Wait until no event is on its way."""
 
 import contextlib
 
@@ -13,9 +13,10 @@ _EVERY_S = 0.5
 
 
 def settle(settings: Settings, *, timeout_s: float) -> str:
-    """Wait until every row that can be is published, the groups have committed the topic's end, and no event waits.
+    """Wait until all rows are published, each group has committed the topic's end, and no event waits for a handler.
 
-    At most about `timeout_s` seconds; returns what was still on its way then, "" where nothing was.
+    Rows that were set aside are not waited for. Waits about `timeout_s` seconds at most; returns in words what was
+    still on its way then, "" where nothing was.
     Raises UnreachableError, and BrewError where a table or a topic is missing.
     """
     moving: list[str] = []

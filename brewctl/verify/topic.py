@@ -1,8 +1,8 @@
-"""The topic against the database, a batch at a time, so that memory stays flat.
+"""Compare the topic with the database, a batch at a time, so that memory does not grow with the topic.
 
-Each record is compared with its outbox row and its order at once: rows that never change once they are committed, so
-they are looked up in the present. What only the whole set shows (what is missing, twice there, in the wrong order) is
-asked of PostgreSQL, which gets a row in `seen` for each record.
+Each record is compared with its outbox row and its order at once. What is compared of those rows never changes once it
+is committed, so the present rows will do. Missing, repeated and misordered records are found in the end by queries over
+the table `seen`, which gets a row for each record.
 """
 
 from collections.abc import Collection, Sequence
@@ -23,9 +23,9 @@ _WHOLE_HASH = 2**31
 
 
 class Records:
-    """Takes every record of the topic, and notes it in `seen`. `present` looks rows up as they are now.
+    """Compares each record with its row, and writes it to `seen`. `present` reads rows as they are now.
 
-    `hashed`: note the hash of each key too, for who has to tell in which partition it belongs.
+    `hashed`: store the hash of each key too, which tells the partition that a key belongs to.
     """
 
     def __init__(self, settings: Settings, workspace: Workspace, present: BoundedConnection, *, hashed: bool) -> None:
@@ -42,11 +42,11 @@ class Records:
 
     @property
     def checks(self) -> list[Check]:
-        """What is asked of each record."""
+        """The checks that each record goes through."""
         return [self.strangers, self.key, self.headers, self.payload, self.order]
 
     def take(self, records: Sequence[Record]) -> None:
-        """Compare a batch, and note it in `seen`."""
+        """Compare a batch of records, and write it to `seen`."""
         found = [(record, contract.read(record.key, record.value, record.headers)) for record in records]
         rows = self._rows({reading.outbox_id for _, reading in found if reading.outbox_id})
         orders = self._orders({row.aggregate_id for row in rows.values()})
@@ -58,7 +58,7 @@ class Records:
                 elif row or reading.said:
                     known = reading.outbox_id
                 else:
-                    known = None  # of another service, whose outbox is elsewhere
+                    known = None  # an event of another service, whose outbox is elsewhere
                 copy.write_row((
                     record.partition,
                     record.offset,
@@ -107,7 +107,7 @@ class Records:
         self.older_headers += contract.is_of_the_version_before(record, row)
         if record.value != row.payload:
             self.payload.fail(f"{where}: its {len(record.value or b'')} bytes are not the row's {len(row.payload)}")
-        if order is None or reading.said is None:  # a row without an order is another check's
+        if order is None or reading.said is None:  # another check reports rows without an order
             return
         self.order.examined += 1
         said = _fields(reading.said)
@@ -116,12 +116,12 @@ class Records:
 
 
 def frame(key: bytes | None, headers: Headers) -> int:
-    """Return a fingerprint of a record's key and headers, as `hash` is one of bytes: good within this process."""
+    """Return a hash of a record's key and headers. Comparable only within this process."""
     return hash((key, *headers))
 
 
 def _fields(said: Said) -> _Order:
-    """Return what an event says of its order, by the names of the order's columns."""
+    """Return the fields of an event's payload, by the names of the order's columns."""
     if not isinstance(said, OrderCreated):
         cancelled_us = said.cancelled_at.seconds * 1_000_000 + said.cancelled_at.nanos // 1000
         return {"order_id": said.order_id, "tenant_id": said.tenant_id, "cancelled_at": cancelled_us}

@@ -1,9 +1,9 @@
 """The temporary tables of a verification, filled from one short snapshot.
 
-An open snapshot keeps VACUUM from removing rows that were deleted or replaced since: so what is needed of the tables is
-copied at once and the snapshot is let go, before the topic is read and anything is compared. Behind a pooler, such as
-PgBouncer in transaction mode, the next transaction may be another session's, without these tables: there all of it is
-one transaction, which holds the snapshot to its end.
+An open snapshot keeps VACUUM from removing rows that were deleted or replaced since. So the rows are copied at once,
+and the snapshot ends before the topic is read. Behind a pooler, such as PgBouncer in transaction mode, the next
+transaction may run in another session, which does not have the temporary tables. There the whole verification is one
+transaction, which holds the snapshot to its end.
 """
 
 import contextlib
@@ -79,7 +79,7 @@ class Workspace:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
-        """Make the tables, and fill them from the snapshot of this moment."""
+        """Create the temporary tables, and fill them from a snapshot of this moment."""
         self._connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         with contextlib.ExitStack() as stack:
             self._took = time.monotonic()
@@ -96,16 +96,16 @@ class Workspace:
 
     @property
     def held_s(self) -> float:
-        """How long the snapshot was held, in seconds; so far, where it is held to the end."""
+        """How long the snapshot was held, in seconds; so far, where it still is."""
         return time.monotonic() - self._took if self._held_s is None else self._held_s
 
     def execute(self, query: str, **parameters: Any) -> psycopg.Cursor[Any]:
-        """Run a query of verify.sql. Raises BrewError where it takes longer than it may."""
+        """Run a query of verify.sql. Raises BrewError where it takes longer than `statement_s` seconds."""
         with self._bounded():
             return self._connection.execute(verify_queries[query], self._parameters | parameters)
 
     def row(self, query: str, **parameters: Any) -> dict[str, Any]:
-        """Return the one row of a query, by the names of its columns."""
+        """Run a query that returns one row; return its values by column name."""
         with self._bounded(), self._connection.cursor(row_factory=dict_row) as cursor:
             row = cursor.execute(verify_queries[query], self._parameters | parameters).fetchone()
         assert row is not None
@@ -113,7 +113,7 @@ class Workspace:
 
     @contextlib.contextmanager
     def copy(self, query: str) -> Iterator[psycopg.Copy]:
-        """Write rows into a table."""
+        """Open a COPY into a table of the workspace."""
         with self._bounded(), self._connection.cursor().copy(verify_queries[query]) as copy:
             yield copy
 
@@ -121,12 +121,12 @@ class Workspace:
         self.execute("bounds", local=True)
         for table in _TABLES:
             with self._bounded():
-                # The end of a pooled session's transaction is nobody else's to clean up after.
+                # A pooler hands the session on to other clients: the tables must be gone with the transaction.
                 kept = " ON COMMIT DROP" if self._pooled else ""
                 self._connection.execute(verify_queries[table] + kept)
         for rows in self._copied:
             self._copy_in(rows)
-        # From here on nothing but temporary tables can be written.
+        # From here on only temporary tables can be written.
         self._connection.execute("SET TRANSACTION READ ONLY")
         for query in _COPIES:
             self.execute(query)
@@ -152,7 +152,7 @@ class Workspace:
             self.states.add(rows.group)
 
     def look(self, present: BoundedConnection, query: str, **parameters: Any) -> psycopg.Cursor[Any]:
-        """Run a query in another session, whose snapshot is of now, under the same bounds."""
+        """Run a query in another session, which sees the rows as they are now, under the same bounds."""
         with self._bounded(present), present.transaction():
             present.execute(verify_queries["bounds"], self._parameters | {"local": True})
             return present.execute(verify_queries[query], parameters, binary=True)
@@ -165,7 +165,7 @@ class Workspace:
 def open_workspace(
     settings: Settings, homes: Sequence[Home], parameters: dict[str, Any], *, statement_s: float
 ) -> Iterator[Workspace]:
-    """Take the snapshot of this moment, of all homes of downstreams, into temporary tables of the story's, the first.
+    """Copy a snapshot of all these databases into temporary tables of the first one, the story's.
 
     Raises UnreachableError, BrewError where a table is missing, a statement takes longer than `statement_s` seconds, or
     the `done` query of a downstream fails.

@@ -59,7 +59,7 @@ def test_a_topic_is_created_with_its_time_and_dead_letters_stay(rig: Rig, topic:
     assert in_force(rig, f"{topic}.dlq")["retention.ms"] == ("-1", "topic")
     again = rig.brewctl("topic", "create", "--keep", "36h", "--topic", topic)
     assert again.returncode == 0
-    assert "is as it was: `brewctl topic keep 36h` changes that" in again.stderr
+    assert "the topic keeps its records as long as before: `brewctl topic keep 36h` changes that" in again.stderr
     assert in_force(rig, topic)["retention.ms"] == (str(7 * DAY_MS), "topic")
 
 

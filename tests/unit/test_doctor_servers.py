@@ -131,7 +131,7 @@ def test_a_server_that_takes_no_writes(settings: dict[str, str], mend: str) -> N
         ),
         (
             [Open("slot", None, "standby", None, holds=True)],
-            "vacuum is held back by replication slot 'standby', which nobody reads: ",
+            "vacuum is held back by replication slot 'standby', which has no reader: ",
             "`SELECT pg_drop_replication_slot('standby');`",
         ),
     ],

@@ -57,7 +57,7 @@ def test_a_node_that_has_no_log(env: dict[str, str], tmp_path: Path) -> None:
     for name in ("order-2", "../logs/order-1"):
         refused = run("logs", name, env=env)
         assert refused.returncode == 1
-        hint = "there are those of inventory-1, order-1"
+        hint = "there are logs of inventory-1, order-1"
         assert refused.stderr == f"brewctl: no log of {name!r} in {tmp_path}/logs: {hint}\n"
 
 

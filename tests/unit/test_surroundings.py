@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from brewctl.errors import UsageError
-from brewctl.sandbox import cache, kafka, kafka_node, surroundings
+from brewctl.sandbox import cache, jvm, kafka_node, surroundings
 
 SHELL = (
     *("JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS", "JDK_JAVA_OPTIONS", "KAFKA_OPTS", "KAFKA_HEAP_OPTS", "JAVA_HOME"),
@@ -20,7 +20,7 @@ def test_a_server_gets_nothing_of_the_shell_but_where_programs_are(monkeypatch: 
         monkeypatch.setenv(name, "spoiled")
     assert surroundings.environment() == {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}
     monkeypatch.setenv("CLASSPATH", "/spoiled")
-    assert "spoiled" not in "".join(kafka._environment(["supplies/a.jar", "supplies/b.jar"]).values())
+    assert "spoiled" not in "".join(jvm.environment(["supplies/a.jar", "supplies/b.jar"]).values())
 
 
 def test_no_file_or_option_of_a_node_repeats_where_the_node_is(tmp_path: Path) -> None:

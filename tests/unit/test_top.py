@@ -119,7 +119,7 @@ def test_keys_act_on_what_is_selected() -> None:
         await pilot.press("p", "o", "i", "n")
         await until(pilot, lambda: len(controls.done) == 7)
         await pilot.press("r", "r")
-        assert "inventory-1: the key before is still at work" in screen(pilot)
+        assert "inventory-1: the last action is not finished" in screen(pilot)
         controls.may_restart.set()
         await until(pilot, lambda: "inventory-1 can't be restarted: try again" in screen(pilot))
 

@@ -1,7 +1,7 @@
-"""The bench: each leg of the flow beside its floor, measured in the same run.
+"""The bench: measure each leg of the flow, and in the same run its floor.
 
-A floor is what the same machine does at this moment with nothing of ours: an empty gRPC handler, pgbench, the bare
-Kafka client, Kafka's own tools. Figures of different machines, or days, don't compare; their ratios do.
+A floor is the speed of this machine without our code: an empty gRPC handler, pgbench, the bare Kafka client, Kafka's
+own tools. Figures of different machines or days can't be compared, but their ratios to the floors can.
 """
 
 from collections.abc import Callable, Iterator, Mapping

@@ -1,4 +1,4 @@
-"""One client of several at the same time: `python -m brewctl.lab.bench.client`, which clients.py starts."""
+"""One of several load clients, each a process of its own. clients.py starts them."""
 
 import json
 import pickle
@@ -10,11 +10,11 @@ from brewctl.lab.load.measure import measure
 
 
 def main(asked: str) -> None:
-    """Wait for the word, load as `asked`, the arguments of `measure`, and write the result."""
+    """Wait for GO on stdin, run `measure` with the arguments `asked` (JSON), and write the pickled result."""
     sys.stdout.buffer.write(READY)
     sys.stdout.buffer.flush()
     if sys.stdin.buffer.readline() != GO:
-        return  # the process that started it has ended
+        return  # the parent process has ended
     try:
         result = measure(**json.loads(asked))
     except BrewError as error:

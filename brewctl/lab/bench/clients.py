@@ -1,7 +1,7 @@
-"""Load from several processes: one of Python makes some thousand calls a second, and no more on any number of cores.
+"""Load from several processes: one Python process can't make more than some thousand calls a second.
 
-Each is `python -m brewctl.lab.bench.client`: it says that it is ready, begins at a line on its stdin, and writes what
-it measured to its stdout.
+Each runs `python -m brewctl.lab.bench.client`: it reports that it is ready, begins at a line on its stdin, and writes
+its result to stdout.
 """
 
 import contextlib
@@ -22,9 +22,9 @@ _LATE_S = 60.0
 def load(
     address: str, *, clients: int, in_flight: int, connections: int, warmup_s: float, duration_s: float
 ) -> tuple[LoadResult, float]:
-    """Load an order-service by so many processes at a time, each with so many calls in flight over so many connections.
+    """Load an order-service with `clients` processes, each with `in_flight` calls over `connections` connections.
 
-    Returns what all of them measured, and the orders a second. Raises BrewError with the words of one that fails.
+    Returns the result of all together, and the orders a second. Raises BrewError with the output of a failed client.
     """
     asked = {
         "addresses": [address],
@@ -40,7 +40,7 @@ def load(
                 raise _failed(process)
         for process in processes:
             assert process.stdin is not None
-            with contextlib.suppress(BrokenPipeError):  # it has ended: its code and words say why, below
+            with contextlib.suppress(BrokenPipeError):  # it has ended: `_result` reports why
                 process.stdin.write(GO)
                 process.stdin.flush()
         results = [_result(process, within_s=warmup_s + duration_s + _LATE_S) for process in processes]
@@ -49,7 +49,7 @@ def load(
 
 @contextlib.contextmanager
 def _started(count: int, asked: str) -> Iterator[Sequence[subprocess.Popen[bytes]]]:
-    """Start clients, none of which is left behind."""
+    """Start clients; kill those that still run after the block."""
     with contextlib.ExitStack() as running:
         processes = []
         for _ in range(count):
@@ -59,7 +59,7 @@ def _started(count: int, asked: str) -> Iterator[Sequence[subprocess.Popen[bytes
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
-                    start_new_session=True,  # a Ctrl-C is ours
+                    start_new_session=True,  # so that a Ctrl-C reaches only this process
                 )
             )
             running.callback(process.kill)

@@ -1,4 +1,4 @@
-"""What a load costs: the CPU time of groups of processes, read from outside, and how busy all cores are meanwhile."""
+"""Measure the CPU time of groups of processes, and how busy all cores are."""
 
 import contextlib
 from collections.abc import Mapping, Sequence
@@ -14,10 +14,10 @@ KAFKA, POSTGRESQL = "Kafka", "PostgreSQL"
 
 
 class Meter:
-    """Reads what groups of processes have spent, and all cores, since it was made."""
+    """Measures CPU time since it was made."""
 
     def __init__(self, groups: Mapping[str, Sequence[int]]) -> None:
-        """Begin. A group is processes by their pids, with all that they start."""
+        """Begin to measure. `groups`: pids by the group's name; their child processes are included."""
         self._groups = groups
         self._before = {name: spent_s(pids) for name, pids in groups.items()}
         self._cores_before = _cores_s()
@@ -27,12 +27,12 @@ class Meter:
         return {name: spent_s(pids) - self._before[name] for name, pids in self._groups.items()}
 
     def busy(self) -> float | None:
-        """Return the share of the time of all cores in which they worked, for anyone."""
+        """Return the share of all cores' time in which they were busy; None if that is unknown."""
         busy_s, all_s = self._cores()
         return busy_s / all_s if all_s > 0 else None
 
     def others(self) -> float | None:
-        """Return the share of the time of all cores in which they worked for no process of the groups."""
+        """Return the share of all cores' time that other processes than the groups took; None if that is unknown."""
         (busy_s, all_s), ours_s = self._cores(), sum(self.spent().values())
         return max(0.0, busy_s - ours_s) / all_s if all_s > 0 else None
 
@@ -42,13 +42,12 @@ class Meter:
 
 
 def spent_s(pids: Sequence[int]) -> float:
-    """Return the CPU seconds of processes, and of all that they have started, since each began.
+    """Return the CPU seconds of processes and all their descendants, since each began.
 
-    A server such as PostgreSQL's begins and ends processes meanwhile. The time of one that has ended is its parent's,
-    as that of a child (proc_pid_stat(5): cutime, cstime), so with both counted the sum loses nothing and has nothing
-    twice: but for one that ends between the look at its parent and at itself. The system counts in ticks, 10 ms each
-    as a rule: of some seconds that is little. Not so on macOS, where no child's time is told: there what has ended is
-    lost.
+    Servers such as PostgreSQL's start and end processes meanwhile. The time of an ended process is added to its
+    parent's times of children (proc_pid_stat(5): cutime, cstime), so that the sum is complete. It is wrong only for a
+    process that ends between the reading of its parent and its own. The resolution is a tick, usually 10 ms. macOS does
+    not report children's times: there the time of ended processes is lost.
     """
     total = 0.0
     for pid in pids:
@@ -64,7 +63,7 @@ def spent_s(pids: Sequence[int]) -> float:
 
 
 def server_pids(settings: Settings) -> dict[str, list[int]]:
-    """Return the servers' processes, where the servers are those of the sandbox in this home; else nothing."""
+    """Return the pids of Kafka and PostgreSQL, for those servers that are this home's sandbox."""
     known = state.load(config.home())
     if known is None:
         return {}
@@ -80,13 +79,13 @@ def server_pids(settings: Settings) -> dict[str, list[int]]:
 
 
 def _cores_s() -> tuple[float, float]:
-    """Return how long the cores that this process may use have worked since the boot, and how long they could have."""
+    """Return the busy seconds, and all seconds, since boot, of the cores that this process may use."""
     allowed = affinity.allowed()
     busy = whole = 0.0
     for core, times in enumerate(psutil.cpu_times(percpu=True)):
         if allowed and core not in allowed:
             continue
-        # A guest's time is in `user` too; in `iowait` a core is idle, in what the host took (`steal`) it is not.
+        # `guest` is part of `user`. A core is idle in `iowait`, but not in `steal`, which the host took.
         worked = sum(
             getattr(times, kind, 0.0) for kind in ("user", "nice", "system", "irq", "softirq", "steal", "interrupt")
         )

@@ -1,6 +1,6 @@
-"""Create: rate and latency at 1, 8 and 64 calls in flight, beside an empty handler, and pgbench's two INSERTs.
+"""Create: rate and latency at 1, 8 and 64 calls in flight. Floors: an empty handler, and pgbench with two INSERTs.
 
-At one in flight also without the publisher, which shows what its work takes from a call beside it.
+With one call in flight also without the publisher, to show how much that slows a call down.
 """
 
 import tempfile
@@ -20,8 +20,8 @@ _IN_FLIGHT = (1, 8, 64)
 _WARMUP_S = 1.5
 _SECONDS = 6
 _NODE = ORDER_NODES[0]
-_ALLOWED_MS = 0.3  # beyond the two floors, at one in flight, without a publisher
-_WITH_PUBLISHER = 1.3  # times what it takes without
+_ALLOWED_MS = 0.3  # more than both floors together, with one call in flight and no publisher
+_WITH_PUBLISHER = 1.3  # at most this many times the latency without the publisher
 _TWO_INSERTS = """\
 BEGIN;
 INSERT INTO orders (id, tenant_id, customer_id, amount_cents, currency, status, idempotency_key)
@@ -33,7 +33,7 @@ COMMIT;
 
 
 def run(ground: Ground) -> Iterator[Figure]:
-    """Measure an order node, and then its floors. Its publisher works meanwhile, as always."""
+    """Measure an order node with its publisher, then its floors."""
     ground.reset()
     with ground.nodes(_NODE, arguments=(*STORY.commands[_NODE], "--no-publisher")) as (node,):
         quiet = _load(ground, node.address, 1, f"{_NODE} without its publisher")
@@ -63,7 +63,7 @@ def run(ground: Ground) -> Iterator[Figure]:
 
 
 def _load(ground: Ground, address: str, in_flight: int, whom: str) -> LoadResult:
-    """Load it; for longer, where no call succeeded in that time."""
+    """Load an address; repeat for longer if no call succeeded."""
     for times in LONGER:
         ground.tell(f"{whom}, {in_flight} in flight")
         result = measure([address], concurrency=in_flight, warmup_s=_WARMUP_S, duration_s=_SECONDS * times)
@@ -73,7 +73,7 @@ def _load(ground: Ground, address: str, in_flight: int, whom: str) -> LoadResult
 
 
 def _insert(ground: Ground, script: Path, clients: int) -> Transactions | None:
-    """Let pgbench run; for longer, where its clients hardly connected in that time. None, and why, without a figure."""
+    """Run pgbench; repeat for longer if no transaction ended. Returns None, and tells why, without a result."""
     for times in LONGER:
         ground.tell(f"pgbench, {clients} clients")
         url, seconds = database.conninfo(ground.settings), _SECONDS * times

@@ -1,6 +1,6 @@
-"""Drains: 20,000 rows that wait for a publisher, then 20,000 records that wait for consumers.
+"""Drains: how fast a publisher takes 20,000 waiting rows, and consumers 20,000 waiting records.
 
-By each of the two Kafka clients where both are installed, in turns, so that no other work slows one of them alone.
+If both Kafka clients are installed, they take turns, so that other work on the machine affects both alike.
 """
 
 import contextlib
@@ -34,14 +34,14 @@ _BUILT_IN = SHORT_NAMES["inventory"]
 _CLIENT = "BREW_KAFKA_CLIENT"
 _FIRST = "kafka-python-ng"
 _SECOND, _SECOND_MODULE = "librdkafka", "confluent_kafka"
-# Of what Kafka's own tools in Java do, with the second client.
+# Targets of the second client, as a share of the speed of Kafka's own Java tools.
 _PRODUCED, _CONSUMED = 0.8, 0.6
-# The forms that call a handler.
+# The downstreams that call a handler.
 HANDLERS = {"batch": "brewctl.lab.bench.handlers:batch", "event": "brewctl.lab.bench.handlers:each"}
 
 
 def publish(ground: Ground) -> Iterator[Figure]:
-    """Measure the publisher of an order node, from its first mark on."""
+    """Measure an order node's publisher, from the first row that it marks as published."""
     turns: dict[str, list[float]] = {client: [] for client in clients()}
     for _ in range(_TURNS):
         for client, rates in turns.items():
@@ -63,9 +63,9 @@ def publish(ground: Ground) -> Iterator[Figure]:
 
 
 def consume(ground: Ground) -> Iterator[Figure]:
-    """Measure two inventory nodes, which stand still until all records are there; then one, in each form, on the same.
+    """Measure two inventory nodes, paused until all records are in the topic; then one node, in each form, on the same.
 
-    The forms take turns, so that what else the machine does slows none of them alone.
+    The forms take turns, so that other work on the machine affects all alike.
     """
     ground.require_one_database()
     both = _two_nodes(ground)
@@ -97,12 +97,12 @@ def consume(ground: Ground) -> Iterator[Figure]:
     yield Figure("consumer drain, batch form", of_form[HANDLERS["batch"]], "/s", one, "the built-in form", at_least=0.7)
     each = of_form[HANDLERS["event"]]
     yield Figure("consumer drain, event form", each, "/s", one, "the built-in form")
-    # A round trip an event, which does not become faster with the built-in form.
+    # The event form's floor is psycopg, as it needs a round trip for each event.
     yield Figure("event form against psycopg", each, "/s", inserts, "an INSERT an event", at_least=0.5)
 
 
 def clients() -> list[str]:
-    """Name the Kafka clients that are installed here, the default first."""
+    """Return the names of the installed Kafka clients, the default first."""
     return [_FIRST, *([_SECOND] if importlib.util.find_spec(_SECOND_MODULE) else [])]
 
 
@@ -123,7 +123,7 @@ def _two_nodes(ground: Ground) -> float:
 
 
 def _one_node(ground: Ground, name: str, *, env: Mapping[str, str]) -> float:
-    """Let one node of a downstream work on the records that are there; return how many effects a second it had."""
+    """Let one node of a downstream process the records in the topic; return its effects a second."""
     ground.forget_effects()
     ground.connection.execute(f"TRUNCATE {TABLE}".encode())
     downstream = registry.find(name)
@@ -134,7 +134,7 @@ def _one_node(ground: Ground, name: str, *, env: Mapping[str, str]) -> float:
 
 
 def _inserts(ground: Ground) -> float:
-    """Return how many rows a second psycopg writes by the event handler's statement, with nothing of ours around it."""
+    """Return the rows a second that psycopg alone writes with the event handler's statement."""
     ground.connection.execute(f"TRUNCATE {TABLE}".encode())
     ids = [uuid.uuid4() for _ in range(WAITING // 4)]
     began = time.perf_counter()
@@ -146,7 +146,7 @@ def _inserts(ground: Ground) -> float:
 
 @contextlib.contextmanager
 def _tables(ground: Ground) -> Iterator[Ground]:
-    """Have the bench's own downstreams beside the others until the block ends. Nothing of theirs stays."""
+    """Add the bench's downstreams for the block. Their tables and registrations are removed afterwards."""
     names = _BUILT_IN, *HANDLERS.values()
     settings = replace(ground.settings, downstreams=tuple(dict.fromkeys((*ground.settings.downstreams, *names))))
     own = Ground(settings, ground.connection, logs=ground.logs, tell=ground.tell)
@@ -163,7 +163,7 @@ def _tables(ground: Ground) -> Iterator[Ground]:
 
 
 def drain(ground: Ground, *, env: Mapping[str, str] | None = None) -> float:
-    """Let an order node publish what waits, and return how many rows a second."""
+    """Let an order node publish 20,000 waiting rows; return the rows a second."""
     ground.let_wait(WAITING)
     by = f" ({env[_CLIENT]})" if env and len(clients()) > 1 else ""
     ground.tell(f"order-1: {WAITING:,} rows wait{by}")
@@ -173,7 +173,7 @@ def drain(ground: Ground, *, env: Mapping[str, str] | None = None) -> float:
 
 
 def _one_by_one(ground: Ground) -> float:
-    """Bring records to where they belong as the original does: each in a commit of its own."""
+    """Process records with a commit for each, as the original story does; return the records a second."""
     ground.forget_effects()
     records: list[Record] = []
     with open_reader(ground.settings) as reader:
@@ -193,7 +193,7 @@ def _one_by_one(ground: Ground) -> float:
 
 
 def _records(ground: Ground) -> list[Record]:
-    """The records that the publisher has just sent."""
+    """Return the records that the publisher has sent."""
     rows = ground.connection.execute("SELECT id, aggregate_id, topic, payload FROM outbox").fetchall()
     return [
         Record(
@@ -204,13 +204,13 @@ def _records(ground: Ground) -> list[Record]:
 
 
 def _bytes(record: Record) -> int:
-    """What a record carries."""
+    """Return the bytes of a record's key, value and headers."""
     headers = sum(len(name) + len(value) for name, value in record.headers)
     return len(record.key or b"") + len(record.value or b"") + headers
 
 
 def _by_java(ground: Ground, measure: Callable[[tools.KafkaTools], float]) -> float | None:
-    """Measure with Kafka's own tools; None, and why, where they can't be had: they are downloaded once."""
+    """Measure with Kafka's own tools. Returns None, and tells why, if they can't be downloaded or used."""
     if ground.settings.kafka_security.protocol is not Protocol.PLAINTEXT:
         ground.tell("without it: kafka's own tools are given no certificates and passwords")
         return None

@@ -1,4 +1,4 @@
-"""The floor of Create: a server of the same library that does nothing. `python -m brewctl.lab.bench.empty`."""
+"""The floor of Create: a gRPC server whose Create does nothing. `python -m brewctl.lab.bench.empty`."""
 
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -12,13 +12,13 @@ _THREADS = 16
 
 
 class Nothing(orders_pb2_grpc.OrderServiceServicer):
-    """Acknowledges what it is asked, and keeps nothing."""
+    """Acknowledges every order, and stores nothing."""
 
     def __init__(self) -> None:
         self._answer = orders_pb2.CreateResponse(order_id=str(uuid.uuid4()), status=orders_pb2.ORDER_STATUS_NEW)
 
     def Create(self, request: object, context: object) -> orders_pb2.CreateResponse:  # noqa: ARG002, N802
-        """Answer."""
+        """Return the same response to every call."""
         return self._answer
 
 

@@ -1,4 +1,4 @@
-"""What was measured: each figure beside its floor, over as many runs as there were, and as JSON."""
+"""Measured figures with their floors, over one or more runs; also as JSON."""
 
 import json
 import statistics
@@ -10,16 +10,16 @@ from typing import Any
 from brewctl.errors import UsageError
 
 _VERSION = 2
-# Of a version 1 there are no runs: the one value is what version 2 has as the median.
+# Version 1 has no runs: its single value is read as the median.
 _READABLE = (1, 2)
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A measured value, and what it is compared with. Either is None where it could not be measured.
+    """A measured value and its floor. Either is None if it could not be measured.
 
-    `floor` is what is possible here, measured in the same run. `at_least` and `at_most` are what the ratio of the two
-    is to reach; of a figure without a floor, the value itself. `optional`: that it is None is no failure.
+    `floor`: the best possible value on this machine, measured in the same run. `at_least` and `at_most` are targets for
+    the ratio of both, or without a floor for the value. `optional`: a missing value is no failure.
     """
 
     name: str
@@ -33,21 +33,20 @@ class Figure:
 
     @property
     def ratio(self) -> float | None:
-        """The value over its floor."""
+        """The value divided by its floor."""
         return self.value / self.floor if self.floor and self.value is not None else None
 
     @property
     def judged(self) -> bool:
-        """Say whether there is anything to be reached."""
+        """Whether it has a target."""
         return self.at_least is not None or self.at_most is not None
 
 
 @dataclass(frozen=True)
 class BenchRow:
-    """A figure over all runs that measured it: the medians, and the spread. Judged by the median of the ratios.
+    """A figure over all runs: medians and spread. The median of the ratios must reach the target.
 
-    Each ratio is of one run, whose floor was measured beside its value. A run in which a figure was not to be judged,
-    on a busy machine, for example, does not count for the verdict.
+    Each ratio is of one run. Runs in which the figure had no target, for example on a busy machine, are not judged.
     """
 
     runs: Sequence[Figure]
@@ -64,7 +63,7 @@ class BenchRow:
 
     @property
     def value(self) -> float | None:
-        """The median."""
+        """The median of the values."""
         return _median(figure.value for figure in self.runs)
 
     @property
@@ -89,12 +88,12 @@ class BenchRow:
 
     @property
     def missing(self) -> bool:
-        """Say whether it should have been measured, and no run did."""
+        """Whether it is not optional, and no run could measure it."""
         return self.value is None and not any(figure.optional for figure in self.runs)
 
     @property
     def reached(self) -> bool | None:
-        """Whether it is what it is to be; None where that is not known."""
+        """Whether it reaches its target; None if it has none, or was not measured."""
         judged = [figure for figure in self.runs if figure.judged]
         told = _median(figure.ratio if figure.floor_name else figure.value for figure in judged)
         if told is None:
@@ -104,7 +103,7 @@ class BenchRow:
 
     @property
     def target(self) -> str:
-        """What is to be reached, in words."""
+        """The target, as text; "" if there is none."""
         judged = next((figure for figure in self.runs if figure.judged), None)
         if judged is None:
             return ""
@@ -112,7 +111,7 @@ class BenchRow:
 
 
 def rows(figures: Iterable[Figure]) -> list[BenchRow]:
-    """Put the figures of the same name, one of each run, together."""
+    """Group figures by name, one of each run."""
     found: dict[str, list[Figure]] = {}
     for figure in figures:
         found.setdefault(figure.name, []).append(figure)
@@ -120,7 +119,7 @@ def rows(figures: Iterable[Figure]) -> list[BenchRow]:
 
 
 def to_json(figures: Sequence[Figure], machine: Mapping[str, Any]) -> dict[str, Any]:
-    """Describe a bench: its figures over all runs, and the machine."""
+    """Return the JSON of a bench: its figures over all runs, and the machine."""
     return {"version": _VERSION, "machine": dict(machine), "figures": [_described(row) for row in rows(figures)]}
 
 
@@ -144,7 +143,7 @@ def _described(row: BenchRow) -> dict[str, Any]:
 
 
 def earlier(path: Path) -> dict[str, float]:
-    """Read the values of an earlier bench, by name: the medians. Raises UsageError where that is no such file."""
+    """Read the median values of an earlier bench, by name. Raises UsageError if the file is no bench's JSON."""
     try:
         bench = json.loads(path.read_text("utf-8"))
         if bench["version"] not in _READABLE:

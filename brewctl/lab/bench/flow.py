@@ -1,7 +1,7 @@
-"""Flow: the whole cast at work, in closed and in open loops, and what an order costs each part of it.
+"""Flow: five nodes at work, in closed and open loops, and the CPU time of an order in each part.
 
-One order node alone, its publisher at work and no consumer beside it, is the floor of the rates: the distance to it is
-what the rest of the flow takes from the calls.
+The floor of the rates is one order node with its publisher but without consumers. The difference shows how much the
+rest of the flow slows the calls down.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ from brewctl.sql import bench_queries
 _IN_FLIGHT = (1, 8, 64)
 _RATES = (20.0, 100.0)
 _OF_ALONE = {8: 0.7, 64: 0.8}
-# Milliseconds from commit to commit at this rate, where the machine has so much left.
+# The delay from commit to commit has targets at this rate, if the machine's cores are less busy than _BUSY.
 _JUDGED_RATE, _P50_MS, _P99_MS = 100.0, 20.0, 80.0
 _BUSY = 0.7
 _WARMUP_S = 1.5
@@ -31,7 +31,7 @@ _PARTS = (_ORDER, _CONSUMERS, cpu.KAFKA, cpu.POSTGRESQL)
 
 
 def run(ground: Ground) -> Iterator[Figure]:
-    """Measure one order node alone, then five nodes: with so many calls in flight, and at so many orders a second."""
+    """Measure one order node alone, then five nodes: in closed loops, then in open loops."""
     ground.reset()
     with ground.nodes(ORDER_NODES[0]) as nodes:
         alone = {count: _rate(_closed(ground, nodes, count, "one order node alone")) for count in _IN_FLIGHT}
@@ -44,7 +44,7 @@ def run(ground: Ground) -> Iterator[Figure]:
             rate = _rate(took.result)
             most = max(most, rate or 0.0)
             yield Figure(f"flow, {name}", rate, "/s", alone[count], "one node alone", at_least=_OF_ALONE.get(count))
-            # The leg `create` has the plain names, of one node.
+            # The leg `create` has figures of the same names without "flow".
             yield from _figures(took, name, of="flow ")
         half = most / 2
         for rate, name in (*((each, f"{each:g} orders/s") for each in _RATES), (half, "half load")):
@@ -57,7 +57,7 @@ def run(ground: Ground) -> Iterator[Figure]:
 
 
 def latency(ground: Ground) -> Iterator[Figure]:
-    """Measure five nodes at the one rate whose delay is judged."""
+    """Measure five nodes at the rate that has targets for the delay."""
     ground.reset()
     with ground.nodes(*STORY.nodes) as nodes:
         took = _watched(ground, nodes, rate=_JUDGED_RATE)
@@ -66,20 +66,20 @@ def latency(ground: Ground) -> Iterator[Figure]:
 
 @dataclass(frozen=True)
 class _Took:
-    """What one load of five nodes brought, and cost."""
+    """The result and the cost of one load of five nodes."""
 
     result: LoadResult
     busy: float | None  # share of all cores
-    delays_ms: Sequence[float | None]  # from an order's commit to its reservation's, of _SHARES
+    delays_ms: Sequence[float | None]  # quantiles _SHARES of the time from an order's commit to its reservation's
     orders: int  # warm-up included, as in `spent_s`
     spent_s: Mapping[str, float]
 
 
 def _watched(ground: Ground, nodes: Sequence[Node], *, in_flight: int = 64, rate: float | None = None) -> _Took:
-    """Load five nodes, wait until every order has its effects, and see what that took.
+    """Load five nodes, wait until every order has its effects, and measure delays and CPU time.
 
-    CPU is counted from before the warm-up until the last effect, and divided by all orders of that time: an order costs
-    most of its work after its answer.
+    CPU time is counted from before the warm-up until the last effect, and divided by all orders of that time, as most
+    of an order's work comes after the answer to the client.
     """
     since, before = ground.now(later_s=_WARMUP_S), ground.counts().orders
     groups = {
@@ -87,7 +87,7 @@ def _watched(ground: Ground, nodes: Sequence[Node], *, in_flight: int = 64, rate
         _CONSUMERS: [node.process.pid for node in nodes if node.name not in ORDER_NODES],
         **cpu.server_pids(ground.settings),
     }
-    if cpu.POSTGRESQL in groups:  # what it does for our own questions is no part of an order
+    if cpu.POSTGRESQL in groups:  # its work for the bench's own queries is subtracted
         groups[_BENCH] = [ground.connection.info.backend_pid]
     meter = cpu.Meter(groups)
     if rate:
@@ -114,7 +114,7 @@ def _watched(ground: Ground, nodes: Sequence[Node], *, in_flight: int = 64, rate
 
 
 def _closed(ground: Ground, nodes: Sequence[Node], in_flight: int, whom: str) -> LoadResult:
-    """Load in a closed loop; for longer, where no call succeeded in that time."""
+    """Load in a closed loop; repeat for longer if no call succeeded."""
     for times in LONGER:
         ground.tell(f"{whom}, {in_flight} in flight")
         result = measure(addresses(nodes), concurrency=in_flight, warmup_s=_WARMUP_S, duration_s=_SECONDS * times)
@@ -124,7 +124,7 @@ def _closed(ground: Ground, nodes: Sequence[Node], in_flight: int, whom: str) ->
 
 
 def _figures(took: _Took, name: str, *, of: str = "", judged: bool = False) -> Iterator[Figure]:
-    # A machine with no time left is slow by itself: what it takes there says nothing of the flow.
+    # On a machine whose cores are busy, delays say nothing about the flow: they are not judged.
     judged = judged and took.busy is not None and took.busy < _BUSY
     p50, p99 = took.delays_ms
     yield Figure(f"{of}create p50, {name}", took.result.percentile_ms(50) or None, "ms")
@@ -133,7 +133,7 @@ def _figures(took: _Took, name: str, *, of: str = "", judged: bool = False) -> I
     yield Figure(f"end to end p99, {name}", p99, "ms", at_most=_P99_MS if judged else None)
     ours = [_an_order_ms(took, part) for part in (_ORDER, _CONSUMERS)]
     five = sum(part for part in ours if part is not None) if None not in ours else None
-    # "-" for servers that are not the sandbox's: their processes are not known here.
+    # None for servers that are not the sandbox's: their processes are unknown.
     yield Figure(f"CPU of five nodes, {name}", five, "ms", optional=True)
     for part in _PARTS:
         yield Figure(f"CPU of {part}, {name}", _an_order_ms(took, part), "ms", optional=True)

@@ -1,4 +1,4 @@
-"""What every leg stands on: empty tables and topics, nodes as real processes, and orders that wait for them."""
+"""The common ground of all legs: empty tables and topics, nodes as processes, waiting orders, and queries."""
 
 import contextlib
 import subprocess
@@ -26,14 +26,14 @@ from brewctl.roles.listening import VARIABLES
 from brewctl.sql import bench_queries, queries
 
 _WRITTEN_AT_ONCE = 1000
-# What TLS and tokens cost is no part of what is measured.
+# Nodes serve without TLS and tokens, whose cost is not measured.
 _PLAINTEXT = dict.fromkeys(VARIABLES, "")
 _LEAVE_S = 30.0
 _READY_S = 120.0  # several start at the same time
 _ANY_PORT = ("--port", "0")
 _WAIT_S = 300.0
 
-# How many times as long something is measured that brought nothing in the time before.
+# A measurement without a result is repeated, this many times as long.
 LONGER = (1, 4, 16)
 
 Tell = Callable[[str], None]
@@ -41,15 +41,15 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much the long legs do."""
+    """The sizes of the long legs."""
 
-    rows: int | None = None  # orders that `migrate` fills; None: its default
+    rows: int | None = None  # orders that `migrate` starts with; None: its default
     soak_s: float = 3600.0
     soak_rate: float = 50.0  # orders a second
 
 
 class Ground:
-    """The servers of one run, whose tables and topics it empties again and again. Nodes are ended by each leg."""
+    """The servers of a bench. `reset` empties their tables and topics. Each leg starts and ends its own nodes."""
 
     def __init__(
         self, settings: Settings, connection: BoundedConnection, *, logs: Path, tell: Tell, sizes: Sizes | None = None
@@ -62,13 +62,13 @@ class Ground:
         self.sizes = sizes or Sizes()
 
     def reset(self) -> None:
-        """Empty tables and topics; no groups."""
+        """Wait until groups have no members, then empty tables and recreate topics."""
         topics.await_empty_groups(self.settings, timeout_s=_LEAVE_S)
         topics.create(self.settings, recreate=True)
         registration.initialize_all(self.settings, self.connection, reset=True)
 
     def forget_effects(self) -> None:
-        """Let the next consumers begin anew, on what is in the topic."""
+        """Empty the downstreams' tables and their groups' offsets, so that consumers read the topic again."""
         topics.await_empty_groups(self.settings, timeout_s=_LEAVE_S)
         topics.forget_offsets(self.settings)
         for home in self.databases.homes:
@@ -84,10 +84,10 @@ class Ground:
         env: Mapping[str, str] | None = None,
         late_is_fine: bool = False,
     ) -> Iterator[list[Node]]:
-        """Run nodes, by names such as `order-1`, until the block ends; wait until each listens or has partitions.
+        """Run nodes of these names, such as `order-1`, for the block; wait until each listens or has partitions.
 
-        `arguments`: run this command, and not the one that the name stands for. `env`: variables for it.
-        `late_is_fine`: one that does not drain in time is killed, and that is no error.
+        `arguments`: run this command instead of the name's own. `env`: further variables. `late_is_fine`: a node that
+        does not drain in time is killed without an error.
         """
         with Nodes(
             self.settings, logs=self.logs, on_line=lambda _line: None, env={**_PLAINTEXT, **(env or {})}
@@ -103,7 +103,7 @@ class Ground:
                 raise BrewError(f"{late[0].name} did not end cleanly", hint=f"see {late[0].log}")
 
     def let_wait(self, count: int) -> None:
-        """Write so many orders: their rows wait in the outbox."""
+        """Write orders directly to PostgreSQL, so that their rows wait in the outbox."""
         request = CreateRequest(customer_id="customer-1", amount_cents=450, currency="EUR")
         for first in range(0, count, _WRITTEN_AT_ONCE):
             new = [
@@ -120,34 +120,34 @@ class Ground:
         return counts
 
     def orders(self) -> int:
-        """Count the orders; another thread may ask meanwhile."""
+        """Count the orders. May be called from another thread."""
         return int((self.connection.execute(queries["totals"]).fetchone() or (0,))[0])
 
     def require_one_database(self) -> None:
-        """Raise BrewError where the story's downstreams have databases of their own: a leg fills or compares tables."""
+        """Raise BrewError if downstreams have databases of their own. For legs that use several tables in one query."""
         if self.databases.apart:
-            hint = "leave the BREW_<GROUP>_DATABASE_URL away, or make the sandbox with `brewctl up --databases one`"
+            hint = "unset BREW_<GROUP>_DATABASE_URL, or make the sandbox with `brewctl up --databases one`"
             raise BrewError("this leg measures one database, and these are several", hint=hint)
 
     def wait(self, what: str, seen: Callable[[overview.Counts], bool]) -> None:
-        """Wait until the counters are as wanted. Raises BrewError."""
+        """Wait until `seen` is true of the counters. Raises BrewError after 300 s."""
         self._wait(what, lambda: seen(self.counts()))
 
     def wait_settled(self) -> None:
         """Wait until every order is published and has both its effects. Raises BrewError."""
-        self.wait_published()  # a count reads four tables, and costs more than this question
+        self.wait_published()  # cheaper than the counts below, which read four tables
         self.wait("every effect", _settled)
 
     def wait_effects(self, downstream: Downstream, count: int) -> None:
-        """Wait until a downstream has had so many effects. Raises BrewError."""
+        """Wait until a downstream has `count` effects. Raises BrewError."""
         self._wait(f"every effect of {downstream.group}", lambda: self._ask("effect_count", downstream) == count)
 
     def effect_rate(self, downstream: Downstream) -> float:
-        """Return how many effects a second a downstream had, whose `done` has their times. Raises BrewError."""
+        """Return a downstream's effects a second. Its `done` query must return their times. Raises BrewError."""
         return self._ask("effect_rate", downstream)
 
     def effect_times(self, downstream: Downstream, *, since: datetime) -> list[tuple[UUID, datetime]]:
-        """Return when each order had its effect, of those since a time."""
+        """Return the orders whose effect came after `since`, with its time."""
         text = bench_queries["effect_times"].replace("/* done */", downstream.done)
         with self.databases.to(self.databases.home(downstream.group)) as connection:
             return connection.execute(text.encode(), {"since": since}).fetchall()
@@ -157,7 +157,7 @@ class Ground:
             return _one(connection, query, bench_queries[query].replace("/* done */", downstream.done), {})
 
     def wait_published(self) -> None:
-        """Wait until no row waits: without counting, which a million rows would make dear. Raises BrewError."""
+        """Wait until no row waits. Does not count, which would be slow with a million rows. Raises BrewError."""
         self._wait("an empty outbox", lambda: bool(self.ask("all_published")))
 
     def _wait(self, what: str, condition: Callable[[], bool]) -> None:
@@ -167,14 +167,14 @@ class Ground:
             raise BrewError(f"{error}; {self.counts()}") from None
 
     def now(self, *, later_s: float = 0.0) -> datetime:
-        """Return what the database's clock says, or will say so many seconds later."""
+        """Return the time `later_s` seconds from now, by the database's clock."""
         row = self.connection.execute("SELECT clock_timestamp() + make_interval(secs => %s)", [later_s]).fetchone()
         assert row is not None
         found: datetime = row[0]
         return found
 
     def ask(self, query: str, **parameters: object) -> float:
-        """Ask for one number. Raises BrewError where there is none."""
+        """Return the number that a query of bench.sql returns. Raises BrewError if it is null."""
         return _one(self.connection, query, bench_queries[query], parameters)
 
 
@@ -186,7 +186,7 @@ def _one(connection: Connection, query: str, text: str, parameters: Mapping[str,
 
 
 def addresses(nodes: Sequence[Node]) -> list[str]:
-    """Return where the order nodes listen."""
+    """Return the addresses of the order nodes."""
     return [node.address for node in nodes if node.name in ORDER_NODES]
 
 
@@ -196,7 +196,7 @@ def _settled(counts: overview.Counts) -> bool:
 
 @contextlib.contextmanager
 def empty_handler() -> Iterator[str]:
-    """Run the floor of Create, and yield its address."""
+    """Run a server whose Create does nothing, and yield its address."""
     server = [sys.executable, "-P", "-m", "brewctl.lab.bench.empty"]
     with subprocess.Popen(server, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
         try:

@@ -1,4 +1,4 @@
-"""Growth: what an order costs with a million in the tables, and 200,000 dead rows, beside ten thousand."""
+"""Growth: the speed with a million orders and 200,000 dead rows, compared with ten thousand orders."""
 
 import contextlib
 import statistics
@@ -44,7 +44,7 @@ def run(ground: Ground) -> Iterator[Figure]:
 
 
 def _measure(ground: Ground) -> tuple[float, float]:
-    # What was filled is written out now, not meanwhile. Not everybody may say so on a server of one's own.
+    # Write the filled rows to disk now, not during the measurement. This user may lack the right to do so.
     with contextlib.suppress(psycopg.errors.InsufficientPrivilege):
         ground.connection.execute("CHECKPOINT")
     with ground.nodes("order-1") as (node,):

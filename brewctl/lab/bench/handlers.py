@@ -1,6 +1,6 @@
-"""What inventory does with a new order, written as a user writes it: a call an event, and a call a batch.
+"""inventory's effect of a new order, as a user would write it: a handler for each event, and one for each batch.
 
-For the bench, which compares them with inventory itself. Their one table has the columns and keys of inventory's.
+The bench compares both with inventory itself. Their table has the columns and keys of inventory's.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The machine's own speed: figures of two machines, or of two hours, are told apart by it."""
+"""This machine and its speed, to recognise figures of another machine, or of a busier hour."""
 
 import contextlib
 import os
@@ -19,15 +19,14 @@ _ROUNDS = 1_000_000
 _LOOPS = 5
 _APPENDS = 50
 _APPENDED = bytes(8192)  # a page of PostgreSQL's log
-_LONGEST_S = 5.0  # on a disk that takes very long
+_LONGEST_S = 5.0  # fewer appends on a very slow disk
 _MODEL = re.compile(r"^model name\s*:\s*(.+?)\s*$", re.MULTILINE)
 
 
 def described(folder: Path, *, ours: Sequence[int] = ()) -> dict[str, Any]:
-    """Say what is measured on, and measure how fast it is by itself. Takes about two seconds.
+    """Describe this machine, and measure its speed. Takes about two seconds.
 
-    `folder`: where files are written that are as slow as the servers' data. `ours`: the processes of the servers, which
-    are no other work.
+    `folder`: on the same disk as the servers' data. `ours`: the servers' pids, which do not count as other work.
     """
     return {
         "cores": cores(),
@@ -46,7 +45,7 @@ def cores() -> int:
 
 
 def _model() -> str:
-    """Name the processor; "" where the system doesn't: proc_cpuinfo(5)."""
+    """Return the processor's name, by proc_cpuinfo(5); "" if unknown."""
     with contextlib.suppress(OSError):
         if found := _MODEL.search(Path("/proc/cpuinfo").read_text("utf-8", "replace")):
             return " ".join(found[1].split())
@@ -54,14 +53,14 @@ def _model() -> str:
 
 
 def _others(ours: Sequence[int]) -> float | None:
-    """Return the share of all cores that other processes than these and this one take now."""
+    """Return the share of all cores that other processes than `ours` and this one take now."""
     meter = Meter({"ours": [*ours, os.getpid()]})
     time.sleep(_LOOK_S)
     return meter.others()
 
 
 def _loop_ms() -> float:
-    """Time a fixed loop of Python, several times; the quickest, which the least disturbed."""
+    """Return the milliseconds of a fixed loop in Python, the fastest of several: the least disturbed."""
     took = []
     for _ in range(_LOOPS):
         began, total = time.perf_counter(), 0
@@ -72,7 +71,7 @@ def _loop_ms() -> float:
 
 
 def _fsync_ms(folder: Path) -> float | None:
-    """Time 8 kB at the end of a file and its fsync, as in a commit; the median. None where none can be written."""
+    """Return the median milliseconds to append 8 kB and fsync, as a commit does. None if no file can be written."""
     took: list[float] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)

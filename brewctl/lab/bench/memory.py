@@ -1,4 +1,4 @@
-"""Memory: what each role has in use after many orders, beside what it had after the first ones."""
+"""Memory: each role's resident memory after 100,000 orders, compared with that after 20,000."""
 
 import re
 import threading
@@ -19,7 +19,7 @@ _RESIDENT = re.compile(r"^VmRSS:\s+(\d+) kB", re.MULTILINE)
 
 
 def run(ground: Ground) -> Iterator[Figure]:
-    """Measure resident memory over 100,000 orders, beside what it was after the first 20,000."""
+    """Measure resident memory after 100,000 orders, and as its floor that after 20,000."""
     ground.reset()
     with ground.nodes(*STORY.nodes) as nodes:
         ground.tell(f"five nodes, {_ORDERS:,} orders")
@@ -42,7 +42,7 @@ def run(ground: Ground) -> Iterator[Figure]:
 
 
 def resident_mb(node: Node) -> float:
-    """Resident megabytes of a process: proc_pid_status(5). 0 where the system doesn't say."""
+    """Return the resident megabytes of a process, by proc_pid_status(5); 0 if unknown."""
     try:
         found = _RESIDENT.search(Path(f"/proc/{node.process.pid}/status").read_text("ascii"))
     except OSError:

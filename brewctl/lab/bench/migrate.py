@@ -1,7 +1,7 @@
-"""Migrate: how long `brewctl db migrate` takes on a large database of the first schema, and what roles see of it.
+"""Migrate: how long `brewctl db migrate` takes on a large database of the first schema, and how it delays roles.
 
-The roles of that release are its statements, each in a session of its own: this version's refuse the old schema. The
-database is one of the leg's own, beside the others' on the same server.
+This version's roles refuse the old schema. So the roles are represented by the statements of the first release, each
+in a session of its own. The leg creates a database of its own on the same server.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ _ROLES = {
 
 
 def run(ground: Ground) -> Iterator[Figure]:
-    """Fill it, load it, and migrate it meanwhile."""
+    """Fill a database of the first schema, run the roles' statements on it, and migrate it meanwhile."""
     rows = ground.sizes.rows or DEFAULT_ROWS
     with _fresh(ground) as settings, psycopg.connect(database.conninfo(settings), autocommit=True) as psql:
         psql.execute(sql.migrations[1])
@@ -51,7 +51,7 @@ def run(ground: Ground) -> Iterator[Figure]:
             before = {role.name: role.slowest_ms() for role in roles}
             took_s, during = _migrate(ground, settings, roles)
         rewritten = [name for name, file in _files(psql).items() if files.get(name, file) != file]
-    ground.tell(f"tables that were written anew: {', '.join(rewritten) or 'none'}")
+    ground.tell(f"rewritten tables: {', '.join(rewritten) or 'none'}")
     yield Figure(f"migrate, {rows:,} orders", took_s, "s")
     for name, slowest in before.items():
         allowed = f"before + {_ALLOWED_MS:g}"
@@ -63,7 +63,7 @@ def run(ground: Ground) -> Iterator[Figure]:
 def _fresh(ground: Ground) -> Iterator[Settings]:
     drop = f'DROP DATABASE IF EXISTS "{_NAME}" WITH (FORCE)'.encode()
     with psycopg.connect(database.conninfo(ground.settings), autocommit=True) as maintenance:
-        maintenance.execute(drop)  # of a run that was killed
+        maintenance.execute(drop)  # left by a run that was killed
         maintenance.execute(f'CREATE DATABASE "{_NAME}"'.encode())
         try:
             yield replace(ground.settings, database_url=make_conninfo(ground.settings.database_url, dbname=_NAME))
@@ -79,19 +79,19 @@ def _fill(ground: Ground, psql: psycopg.Connection, rows: int) -> None:
         some = min(_FILLED_AT_ONCE, rows - first)
         psql.execute(bench_queries["fill_orders"], {**parameters, "orders": some})
     psql.execute("VACUUM ANALYZE")
-    # What was filled is written out now, not meanwhile. Not everybody may say so on a server of one's own.
+    # Write the filled rows to disk now, not during the measurement. This user may lack the right to do so.
     with contextlib.suppress(psycopg.errors.InsufficientPrivilege):
         psql.execute("CHECKPOINT")
     psql.execute(bench_queries["number_events"])
 
 
 def _files(psql: psycopg.Connection) -> Mapping[str, int]:
-    """Return the file of each table: a table that is written anew gets another."""
+    """Return the file of each table, which changes if the table is rewritten."""
     return dict(psql.execute(bench_queries["table_files"]).fetchall())
 
 
 class _Role(threading.Thread):
-    """Runs a statement again and again, and knows how long the slowest one took."""
+    """Runs a statement repeatedly, and records the slowest run."""
 
     def __init__(self, settings: Settings, name: str, statement: str) -> None:
         super().__init__(name=name, daemon=True)
@@ -112,14 +112,14 @@ class _Role(threading.Thread):
             self._error = error
 
     def slowest_ms(self) -> float:
-        """Return the slowest since this was asked last. Raises BrewError where a statement failed."""
+        """Return the milliseconds of the slowest run since the last call. Raises BrewError if a statement failed."""
         if self._error:
             raise BrewError(f"{self.name} failed: {str(self._error).splitlines()[0]}")
         times, self._times = self._times, []
         return 1000 * max(times, default=0.0)
 
     def end(self) -> None:
-        """Let the statement in hand be the last."""
+        """Stop after the current statement."""
         self._over.set()
         self.join()
 
@@ -137,9 +137,9 @@ def _loaded(settings: Settings) -> Iterator[list[_Role]]:
 
 
 def _migrate(ground: Ground, settings: Settings, roles: Sequence[_Role]) -> tuple[float, Mapping[str, float]]:
-    """Run the command, and tell each of its steps with the slowest statement meanwhile.
+    """Run `db migrate`, and tell each of its steps together with the slowest statement meanwhile.
 
-    Return how many seconds it took, and how many milliseconds each role's slowest statement did.
+    Returns its seconds, and the milliseconds of each role's slowest statement.
     """
     slowest = {role.name: 0.0 for role in roles}
 

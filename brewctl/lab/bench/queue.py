@@ -1,4 +1,4 @@
-"""Queue: how fast an outbox is drained whose events are of few aggregates, or stand behind an old snapshot."""
+"""Queue: how fast an outbox drains if its events belong to few aggregates, or an old snapshot keeps dead rows."""
 
 import contextlib
 from collections.abc import Iterator
@@ -15,11 +15,11 @@ from brewctl.sql import bench_queries
 _ROWS = 100_000
 _AGGREGATES = (900, 50, 1)
 _FILLED_AT_ONCE = 50_000
-# A queue that can't be drained may take for ever: after so long, what was published by then counts.
+# A slow queue is given up after this time: then the rows that were published by then count.
 _LONGEST_S = 40.0
 _OF_FLOOR = 0.5
 _PAYLOAD = bytes(140)
-# A fetch of many rows hides what it costs to find the first one: so also the delay where few come at a time.
+# Large fetches hide the cost of finding the first row. So the delay of single events is measured too.
 _RATE = 100.0
 _WARMUP_S = 1.5
 _SECONDS = 8.0
@@ -27,7 +27,7 @@ _OF_FRESH = 1.5
 
 
 def run(ground: Ground) -> Iterator[Figure]:
-    """Measure the drain of as many events, of an aggregate each; then of few aggregates; then behind a snapshot."""
+    """Measure the drain of events with an aggregate each; then of few aggregates; then with an old snapshot."""
     floor = _drain(ground, _ROWS)
     yield Figure("queue, an aggregate each", floor, "/s")
     for aggregates in _AGGREGATES:
@@ -37,7 +37,7 @@ def run(ground: Ground) -> Iterator[Figure]:
     with _old_snapshot(ground):
         ground.reset()
         fresh = _delay_ms(ground)
-        # What is published while the snapshot is open can't be cleared away: what comes later is behind all that.
+        # While the snapshot is open, vacuum can't remove published rows' old versions: later fetches must pass them.
         _drain(ground, _ROWS, stem="before", anew=False)
         behind = _delay_ms(ground)
         rate = _drain(ground, _ROWS, stem="after", anew=False)
@@ -47,12 +47,12 @@ def run(ground: Ground) -> Iterator[Figure]:
 
 
 def _drain(ground: Ground, aggregates: int, *, stem: str = "queue", anew: bool = True) -> float:
-    """Let an order node publish events that wait; return how many a second, of those that it does in time."""
+    """Let an order node publish waiting events for 40 s at most; return the events a second."""
     if anew:
         ground.reset()
     ground.tell(f"order-1: {_ROWS:,} rows of {aggregates:,} aggregates wait")
     for first in range(0, _ROWS, _FILLED_AT_ONCE):
-        # Rows of one statement each after those of the statement before, also within an aggregate.
+        # Each statement adds rows after those of the last one, also within an aggregate.
         parameters = {
             "stem": stem,
             "aggregates": aggregates,
@@ -68,7 +68,7 @@ def _drain(ground: Ground, aggregates: int, *, stem: str = "queue", anew: bool =
 
 
 def _delay_ms(ground: Ground) -> float:
-    """Return the median time from an order's commit to the mark that it is in Kafka, at a steady rate."""
+    """Return the median milliseconds from an order's commit until its row is marked published, at a steady rate."""
     with ground.nodes("order-1") as nodes:
         ground.tell(f"order-1, {_RATE:g} orders a second")
         since = ground.now(later_s=_WARMUP_S)
@@ -79,11 +79,11 @@ def _delay_ms(ground: Ground) -> float:
 
 @contextlib.contextmanager
 def _old_snapshot(ground: Ground) -> Iterator[None]:
-    """Keep a transaction open that may read what was there at its beginning: nothing dead is cleared away meanwhile."""
+    """Keep a snapshot open for the block, so that vacuum can't remove rows that die meanwhile."""
     with psycopg.connect(database.conninfo(ground.settings)) as reader:
         reader.execute("SET idle_in_transaction_session_timeout = 0")
         reader.commit()
         reader.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
-        reader.execute("SELECT 1")  # of no table: it locks none that is emptied meanwhile
+        reader.execute("SELECT 1")  # takes the snapshot without locking a table, as tables are truncated meanwhile
         yield
         reader.rollback()

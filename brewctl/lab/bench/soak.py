@@ -1,7 +1,7 @@
-"""Soak: a steady load for long, with retention at work: what grows levels off, and calls take as long as at first.
+"""Soak: a long steady load with retention. Sizes must level off, and calls must not become slower.
 
-Everything that ends a row or a record is quick here: the topic keeps its records for a twelfth of the time, and a
-partition of a table has the rows of half of that. What was there in the first third is the floor of the last.
+Retention is fast here: the topic keeps its records for a twelfth of the soak, and a partition has the rows of half of
+that time. The figures of the first third are the floors for the last third.
 """
 
 import contextlib
@@ -40,12 +40,12 @@ from brewctl.verify import verify
 _TABLES = ("outbox", "processed_events")
 _CONCURRENCY = 64
 _LOOK_S = 60.0
-_LOOKS = 12  # at least
-_KEEPS = 12  # so many times the topic keeps its records, in all
+_LOOKS = 12  # in a soak, at least
+_KEEPS = 12  # the topic keeps its records for the soak's duration divided by this
 _LEAST_KEEP_S = 20
 _LEAST_ROWS = 1000
 _SHARES = (0.5, 0.99)
-# Shorter than that, retention has not gone round in the first third: Kafka looks at its segments twice a minute.
+# In a shorter soak, retention has not begun in the first third, as Kafka checks its segments twice a minute.
 _JUDGED_S = 900.0
 _OF_SIZE, _OF_P99, _OF_MEMORY = 1.25, 1.5, 1.2
 _END_S = 30.0
@@ -54,7 +54,7 @@ _MB = 1e6
 
 @dataclass(frozen=True)
 class SoakLook:
-    """What was there at a moment, and what the time since the look before it brought."""
+    """Sizes at one moment, and rates and latencies since the last look."""
 
     at_s: float
     table_mb: dict[str, float]  # with indexes, over all partitions
@@ -70,7 +70,7 @@ class SoakLook:
 
 
 def run(ground: Ground) -> Iterator[Figure]:
-    """Load five nodes for so long, and compare the last third with the first. Raises BrewError where `verify` fails."""
+    """Load five nodes, and compare the last third with the first. Raises BrewError if `verify` fails."""
     ground.reset()
     duration_s, rate = ground.sizes.soak_s, ground.sizes.soak_rate
     keep_s = max(_LEAST_KEEP_S, int(duration_s / _KEEPS))
@@ -92,7 +92,7 @@ def run(ground: Ground) -> Iterator[Figure]:
 
 @contextlib.contextmanager
 def _small_partitions(ground: Ground, rows: int) -> Iterator[None]:
-    """Put small partitions into the place of those that are there, which are empty and have a million ids each."""
+    """Replace the empty partitions, of a million ids each, with small ones; restore the size after the block."""
     settings, connection = ground.settings, ground.connection
     before = retention.state(connection).partition_rows
     retention.size(settings, connection, rows)
@@ -107,7 +107,7 @@ def _small_partitions(ground: Ground, rows: int) -> Iterator[None]:
 
 
 class _Soak:
-    """A load, and the looks at what it leaves."""
+    """A load, with regular looks at sizes and latencies."""
 
     def __init__(self, ground: Ground, nodes: Sequence[Node], admin: Admin) -> None:
         self.looks: list[SoakLook] = []
@@ -120,7 +120,7 @@ class _Soak:
         self._since = ground.now()
 
     def load(self, duration_s: float, rate: float) -> None:
-        """Load the order nodes, and look at all of it every minute; in a short soak so often that there is a third."""
+        """Load the order nodes, and take a look every minute; more often in a short soak, for twelve looks."""
         load = Load(addresses(self._nodes), self._record, rate=rate, concurrency=_CONCURRENCY, duration_s=duration_s)
         every_s = min(_LOOK_S, duration_s / _LOOKS)
         began, stop, over = time.monotonic(), threading.Event(), threading.Event()
@@ -182,7 +182,7 @@ class _Soak:
 
 @contextlib.contextmanager
 def _retention_runs(ground: Ground, *, every_s: float, rows: int) -> Iterator[None]:
-    """Run the tables' retention beside the load, as an operator does."""
+    """Run `brewctl db retention` during the block."""
     command = [sys.executable, "-P", "-m", "brewctl", "db", "retention"]
     options = ["--every", f"{every_s:g}", "--partition-rows", str(rows)]
     ground.logs.mkdir(parents=True, exist_ok=True)
@@ -225,7 +225,7 @@ def _line(look: SoakLook) -> str:
 
 
 def figures(looks: Sequence[SoakLook], *, failed: int, judged: bool) -> Iterator[Figure]:
-    """Compare the last third of the looks with the first: the most of what is to level off, the median of times."""
+    """Compare the last third of the looks with the first: maxima of sizes, medians of times."""
     third = max(1, len(looks) // 3)
     first, last = looks[:third], looks[-third:]
 

@@ -1,4 +1,4 @@
-"""Start-up of the command line, beside what can't be had for less: the same libraries and nothing else."""
+"""Start-up time of the command line. Floor: programs that import the same libraries and nothing else."""
 
 import statistics
 import subprocess
@@ -20,7 +20,7 @@ def one(name: str = ""): "A command."
 def two(name: str = ""): "Another."
 app()
 """
-# What the command itself needs: options, rich, and a client of gRPC.
+# The libraries that `create-order` needs: typer, rich, and a gRPC client.
 _CLIENT = """
 import typer, rich
 app = typer.Typer()
@@ -35,7 +35,7 @@ app()
 
 
 def run(ground: Ground) -> Iterator[Figure]:
-    """Measure `--help` and `create-order`, each in turn with its floor."""
+    """Measure `--help` and `create-order`; runs of each alternate with runs of its floor."""
     ground.tell("start-up")
     help_ms, tiny_ms = _medians(["-P", "-m", "brewctl", "--help"], ["-P", "-c", _TINY, "--help"])
     yield Figure("brewctl --help", help_ms, "ms", tiny_ms, "an empty Typer app's", at_most=1.5)
@@ -46,7 +46,7 @@ def run(ground: Ground) -> Iterator[Figure]:
 
 
 def _medians(*commands: Sequence[str]) -> list[float]:
-    """Run commands in turn, and return the median of each one's milliseconds."""
+    """Run the commands in turn; return the median milliseconds of each."""
     took: list[list[float]] = [[] for _ in commands]
     for _ in range(_RUNS):
         for command, each in zip(commands, took, strict=True):

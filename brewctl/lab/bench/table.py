@@ -1,4 +1,4 @@
-"""The figures as a table of 80 columns, and above it the machine they are from."""
+"""The table of figures, 80 characters wide, below a description of the machine."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,9 +13,9 @@ _INDENT = 4
 
 
 def lines(rows: Sequence[BenchRow], before: Mapping[str, float], machine: Mapping[str, Any]) -> Iterator[str]:
-    """Write the machine, then a line a figure; of one that was measured several times, its spread below it.
+    """Yield the lines of the machine, then a line for each figure; after several runs, its spread in a second line.
 
-    `before` has the medians of an earlier bench, by name.
+    `before`: the medians of an earlier bench, by name.
     """
     yield from described(machine)
     yield ""
@@ -32,7 +32,7 @@ def lines(rows: Sequence[BenchRow], before: Mapping[str, float], machine: Mappin
 
 
 def described(machine: Mapping[str, Any]) -> Iterator[str]:
-    """Write what tells this machine from others, and this hour from others."""
+    """Yield lines about the machine, its speed, and other work on it."""
     where = f"{machine['cores']} cores, {machine['system']}, Python {machine['python']}"
     cpu = str(machine.get("cpu", ""))
     room = _WIDTH - len(where) - len("machine   , ")
@@ -47,14 +47,14 @@ def described(machine: Mapping[str, Any]) -> Iterator[str]:
 
 
 def amount(value: float | None, unit: str) -> str:
-    """Write a value, with as many digits as are of use."""
+    """Format a value with its unit: from 100 on without decimals."""
     if value is None:
         return "-"
     return f"{value:,.0f} {unit}" if value >= _MANY_DIGITS else f"{value:,.2f} {unit}"
 
 
 def _spread(row: BenchRow) -> str:
-    """Write the lowest and the highest value and ratio of the runs; "" where no run has a value."""
+    """Format the lowest and highest value and ratio of the runs; "" if no run has a value."""
     if row.spread is None:
         return ""
     values, ratios = row.spread, row.ratio_spread

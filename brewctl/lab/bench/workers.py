@@ -1,4 +1,4 @@
-"""Workers: `serve order --workers N`, beside N times what one does."""
+"""Workers: the rate of `serve order --workers N`. Floor: N times the rate of one worker."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -11,20 +11,20 @@ from brewctl.lab.play.cast import ORDER_NODES, STORY
 from brewctl.lab.play.nodes import Node
 
 _NODE = ORDER_NODES[0]
-# The node itself says so once all its workers listen; each worker says it for itself before.
+# The supervisor's line, after all workers listen. Each worker prints its own line before.
 _ALL_LISTEN = re.compile(rf"\[{_NODE}\] order-service listening on")
 _LISTEN_S = 120.0
-# Of one worker. The kernel gives connections to workers by chance: with few, some worker would have most of the calls.
+# For each worker. The kernel assigns connections to workers at random: with few, one worker would get most calls.
 _IN_FLIGHT = 8
 _CONNECTIONS = 8
 _WARMUP_S = 2.0
 _SECONDS = 6.0
 _OF_EACH = 0.7
-_OF_ONE = 0.95  # as many as one worker, but for the noise
+_OF_ONE = 0.95  # not less than one worker, apart from noise
 
 
 def run(ground: Ground) -> Iterator[Figure]:
-    """Measure 1, 2, 4 workers and so on, as many as there are cores; each with eight calls in flight."""
+    """Measure 1, 2, 4, … workers, up to the number of cores, with eight calls in flight for each worker."""
     one: float | None = None
     p99: float | None = None
     for count in counts(machine.cores()):
@@ -42,26 +42,26 @@ def run(ground: Ground) -> Iterator[Figure]:
             f"{count} workers", rate or None, "/s", many, f"one x {count}", at_least=_OF_EACH if enough else None
         )
         if not enough and count == counts(machine.cores())[1]:
-            # They share the cores with their clients and servers, and can't do twice as much; nor are they to do less.
+            # The workers share the cores with clients and servers: two can't do twice as much, but must not do less.
             yield Figure(f"{count} workers against one", rate or None, "/s", one, "one worker", at_least=_OF_ONE)
         yield Figure(f"create p99, {count} workers", slow, "ms", p99, "one worker")
 
 
 def counts(cores: int) -> Sequence[int]:
-    """Return how many workers are measured: powers of two up to the number of cores, two at least."""
+    """Return the numbers of workers to measure: powers of two up to the number of cores, at least 1 and 2."""
     return [2**power for power in range(max(2, cores).bit_length())]
 
 
 def cores_for(workers: int) -> int:
-    """Return how many cores it takes that so many workers could do as much as each alone.
+    """Return how many cores the workers need to reach N times the rate of one.
 
-    A client and PostgreSQL's processes work as long as a worker does for the same call, together.
+    For each call, a client and PostgreSQL together need as much CPU time as a worker.
     """
     return 2 * workers
 
 
 def _load(ground: Ground, count: int) -> tuple[LoadResult, float]:
-    """Load so many workers by as many clients; for longer, where no call succeeded in that time."""
+    """Load `count` workers with as many clients; repeat for longer if no call succeeded."""
     command = (*STORY.commands[_NODE], "--workers", str(count))
     with ground.nodes(_NODE, arguments=command) as (node,):
         node.wait_for("all its workers", _all_listen, timeout_s=_LISTEN_S)

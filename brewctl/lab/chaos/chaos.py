@@ -1,6 +1,6 @@
-"""Chaos: a steady load, faults by a plan, and then the truth, from the client's history and the sources.
+"""Play a scenario: a steady load, planned faults, then a verdict from the client's history and from `verify`.
 
-cast starts ─► load ─► faults begin and end by the plan ─► all healed ─► load ends ─► effects catch up ─► verify
+nodes start ─► load ─► faults begin and end by the plan ─► all healed ─► load ends ─► effects catch up ─► verify
 """
 
 import heapq
@@ -30,28 +30,28 @@ from brewctl.lab.record.watch import FlowWatch
 from brewctl.lifecycle import wait_until
 from brewctl.verify import Check, Verification, verify
 
-_LEAVE_S = 15.0  # beyond their session: until members that were killed are forgotten
-_STEADY_S = 60.0  # until the first orders are through
-_CALM_S = 3.0  # of load after the last fault
+_LEAVE_S = 15.0  # after a session timeout: until Kafka has removed members that were killed
+_STEADY_S = 60.0  # until the first orders have their effects
+_CALM_S = 3.0  # load after the last fault
 _CATCH_UP_S = 180.0
 _SETTLE_S = 2.0
-# Beside the load: clients that give up soon, so that many are refused, and ask for what can't be.
+# A second load, whose clients have a short timeout and send some invalid orders, so that many calls are refused.
 _HASTY_SHARE = 8
 _HASTY_S = 1.0
 _INVALID_EVERY = 10
-# Of the checks that `verify` makes of each downstream, those of its effects.
+# The checks of `verify` for missing and doubled effects of each downstream.
 _EFFECT_CHECKS = ("missing", "doubled")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What every scenario of one run has in common."""
+    """The settings that all scenarios of a run share."""
 
-    orders: int  # at least; the load lasts as long as the faults
+    orders: int  # or more: the load lasts as long as the faults
     rate: float  # orders a second
     seed: int
     session_s: float
-    cancel: float = 0.0  # the share of the orders that is cancelled
+    cancel: float = 0.0  # share of the orders that are cancelled
 
 
 Tell = Callable[[float, str], None]
@@ -60,9 +60,9 @@ Tell = Callable[[float, str], None]
 def run(
     settings: Settings, scenario: Scenario, plan: Plan, servers: Servers, *, logs: Path, tell: Tell
 ) -> tuple[ScenarioResult, Act]:
-    """Play one scenario on the sandbox, whose tables and topics it empties first. Leaves servers healed and no process.
+    """Play one scenario on the sandbox. Empties tables and topics first; restores servers and ends nodes afterwards.
 
-    Raises BrewError where it can't be played at all, for example because a role does not start.
+    Raises BrewError if it can't be played at all, for example because a role does not start.
     """
     chance = scenarios.chance(plan.seed, scenario.name)
     players = cast(settings)
@@ -104,13 +104,13 @@ def run(
 
 
 def _effects(verification: Verification) -> tuple[int, int]:
-    """Count missing and surplus effects."""
+    """Return the numbers of missing and of doubled effects."""
     missing, doubled = (sum(check.violations for check in _of_groups(verification, name)) for name in _EFFECT_CHECKS)
     return missing, doubled
 
 
 def _of_groups(verification: Verification, name: str) -> list[Check]:
-    """Return the check of this name of every downstream."""
+    """Return the check of this name for each downstream."""
     return [check for check in verification.checks if check.name.endswith(f"-{name}")]
 
 
@@ -134,7 +134,7 @@ class _ScenarioRun:
         self._watch = watch
 
     def run(self, steps: Sequence[PlannedFault]) -> None:
-        """Play the steps under load, heal, wait, and judge."""
+        """Play the faults under load, wait for all effects, and judge."""
         self._stage.start_all()
         told, hastily = History(), History()
         load = Load(
@@ -173,7 +173,7 @@ class _ScenarioRun:
                     self._plan.orders / self._plan.rate + _CATCH_UP_S,
                 )
             except BrewError as error:
-                # Judged all the same: what else is wrong tells why.
+                # The scenario is judged nevertheless: other findings may tell the cause.
                 self._result.findings.append(str(error))
             finally:
                 stop.set()
@@ -187,7 +187,7 @@ class _ScenarioRun:
         self._judge(fell)
 
     def _disturb(self, steps: Sequence[PlannedFault]) -> None:
-        """Begin and end each fault when the plan says so; whatever is interrupted is ended too."""
+        """Begin and end each fault by the plan; end all active faults after an error or a Ctrl-C."""
         order = count()
         agenda = [(step.at_s, next(order), step, True) for step in steps]
         heapq.heapify(agenda)
@@ -203,7 +203,7 @@ class _ScenarioRun:
                     self._say(step.fault.label)
                     self._begin(step)
                     if step.for_s:
-                        # From now on: what takes long to begin, lasts as long.
+                        # The duration counts from now, as a fault may take long to begin.
                         heapq.heappush(agenda, (self._watch.now_s - began_s + step.for_s, number, step, False))
                         continue
                 self._end(*active.pop(number))
@@ -269,8 +269,7 @@ class _ScenarioRun:
 
     def _judge(self, fell: Sequence[str]) -> None:
         result = self._result
-        # The load is over and the effects were waited for: nothing may be on its way any more.
-        verification = verify(self._settings, late_s=0)
+        verification = verify(self._settings, late_s=0)  # all effects were waited for: none may be on its way
         result.repeats = verification.facts.repeats
         result.missing, result.doubled = _effects(verification)
         for check in verification.checks:
@@ -278,13 +277,13 @@ class _ScenarioRun:
         effects = sum(check.examined for check in _of_groups(verification, "doubled"))
         if verification.facts.ledger < effects:
             known = f"{verification.facts.ledger} of {effects}"
-            result.findings.append(f"the ledger has {known} effects: one that was done twice could not be seen")
+            result.findings.append(f"the ledger has {known} effects: a doubled one may be missed")
         if result.refused == 0:
             result.findings.append("no call was refused: whether such a call writes nothing was not tested")
         if result.acknowledged == 0:
             result.findings.append("no order was acknowledged: nothing was tested")
         if result.cancels and result.cancels.acknowledged == 0:
-            result.findings.append("no cancel was acknowledged: nothing was tested of them")
+            result.findings.append("no cancel was acknowledged: cancels were not tested")
         if result.cancels and result.cancels.refused == 0:
             result.findings.append("no cancel was refused: whether such a cancel writes nothing was not tested")
         result.findings += fell

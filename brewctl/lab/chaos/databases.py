@@ -1,4 +1,4 @@
-"""All databases of the system, as chaos works on them: the story's, and those that downstreams have of their own."""
+"""What chaos does in all databases: the story's, and those of single downstreams."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -12,14 +12,14 @@ from brewctl.sql import queries
 
 
 def at_each(databases: Databases, do: Callable[[database.Connection], None]) -> None:
-    """Do something in every database in which a downstream has its effects, and in the story's."""
+    """Call `do` with a connection to the story's database, then to each downstream's own."""
     for home in databases.homes:
         with databases.to(home) as connection:
             do(connection)
 
 
 def empty_further(databases: Databases) -> None:
-    """Make the tables of the downstreams beside the story's own, and empty those that hold their effects."""
+    """Create the tables of the user's own downstreams, and empty those with their effects."""
     settings = databases.settings
     for name in settings.downstreams:
         if registry.is_own(name):
@@ -29,11 +29,11 @@ def empty_further(databases: Databases) -> None:
         with databases.to(databases.home(downstream.group)) as connection:
             for table in effects.tables(connection, downstream):
                 connection.execute(f"TRUNCATE {table}")  # quoted
-    overview.flow(databases, registry.configured(settings))  # else a `done` query that fails is no sample, for ever
+    overview.flow(databases, registry.configured(settings))  # raises if a `done` query fails
 
 
 def slowest_s(databases: Databases) -> float:
-    """Return the seconds from the acceptance of an order to the last of its effects, at most."""
+    """Return the longest time in seconds from the acceptance of an order to the last of its effects."""
     groups = {each.group for each in registry.configured(databases.settings)}
     story, *apart = databases.homes
     done: list[tuple[int, datetime]] = []

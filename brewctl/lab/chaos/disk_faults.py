@@ -1,4 +1,4 @@
-"""Faults of disks: PostgreSQL's or a broker's data is moved to a small disk, which is filled."""
+"""Disk faults: move PostgreSQL's or a broker's data to a small disk, and fill that."""
 
 import contextlib
 import shutil
@@ -15,7 +15,7 @@ _DISK_BYTES = 64 * 1024 * 1024
 
 
 def fill_postgres_disk() -> Fault:
-    """Move the tables to a small disk, and fill it."""
+    """Move the orders and outbox tables to a small disk, and fill it."""
 
     def begin(stage: Stage) -> None:
         disk = stage.servers.home / "chaos-disk"
@@ -47,7 +47,7 @@ def _move_tables(connection: psycopg.Connection[tuple[object, ...]], space: str)
 
 
 def fill_broker_disk(name: str) -> Fault:
-    """Let a broker's data lie on a small disk, and fill it: the broker ends itself."""
+    """Move a broker's data to a small disk, and fill it. The broker then ends itself."""
 
     def folder(stage: Stage) -> Path:
         return stage.servers.home / "kafka" / name.removeprefix("kafka-")

@@ -1,4 +1,4 @@
-"""Faults of processes, servers and the network: each has a beginning and an end."""
+"""Faults of processes, servers and the network."""
 
 import contextlib
 import signal
@@ -23,29 +23,29 @@ def _nothing(_stage: Stage) -> None:
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that goes wrong. `end` also runs where the scenario is interrupted, and may run twice."""
+    """A fault that can be injected. `end` runs after an interruption too, and may run twice."""
 
     label: str
     begin: StageAction
     end: StageAction = _nothing
-    nodes: tuple[str, ...] = ()  # that can't work meanwhile
+    nodes: tuple[str, ...] = ()  # nodes that can't work meanwhile
 
 
 # Processes
 
 
 def kill_node(name: str) -> Fault:
-    """Kill a replica; its successor of the same name starts at the end."""
+    """Kill a replica; at the end, start another one of the same name."""
     return Fault(f"kill -9 {name}", lambda stage: stage.kill(name), lambda stage: _start(stage, name), (name,))
 
 
 def terminate_node(name: str) -> Fault:
-    """Let a replica drain; its successor starts at the end."""
+    """Let a replica drain; at the end, start another one of the same name."""
     return Fault(f"SIGTERM {name}", lambda stage: stage.terminate(name), lambda stage: _start(stage, name), (name,))
 
 
 def pause_node(name: str) -> Fault:
-    """Let a replica stand still: to the others it is dead, until it wakes as a zombie."""
+    """Pause a replica. After its session timeout Kafka counts it as dead; then it resumes, as a zombie."""
     return Fault(
         f"SIGSTOP {name}",
         lambda stage: stage.signal(name, signal.SIGSTOP),
@@ -55,9 +55,9 @@ def pause_node(name: str) -> Fault:
 
 
 def kill_between_acknowledgement_and_commit(name: str) -> Fault:
-    """Kill an order replica when Kafka has its batch and the outbox doesn't know yet.
+    """Kill an order replica after Kafka's acknowledgement of a batch, before the outbox rows are marked as published.
 
-    Nothing is left to chance: the database holds it at its UPDATE until it is dead.
+    A trigger blocks the replica's UPDATE until it is dead, so that the moment is exact.
     """
 
     def begin(stage: Stage) -> None:
@@ -73,7 +73,7 @@ def kill_between_acknowledgement_and_commit(name: str) -> Fault:
                 " BEGIN IF current_setting('application_name') = TG_ARGV[0]"
                 " THEN PERFORM pg_advisory_xact_lock(4242); END IF; RETURN NEW; END $$"
             )
-            # A trigger's argument can't be a parameter; names of nodes are letters, digits and dashes.
+            # A trigger's argument can't be a query parameter.
             connection.execute(
                 psycopg.sql.SQL(
                     "CREATE TRIGGER chaos_gate BEFORE UPDATE ON outbox FOR EACH ROW EXECUTE FUNCTION chaos_gate({})"
@@ -83,7 +83,7 @@ def kill_between_acknowledgement_and_commit(name: str) -> Fault:
                 wait(f"{name} at its UPDATE", is_held)
                 stage.kill(name)
             finally:
-                # The dead one's backend is still in the queue: it must not get through.
+                # The dead replica's backend still waits for the lock, and must not complete the UPDATE.
                 connection.execute(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s", (name,)
                 )
@@ -101,7 +101,7 @@ def _held(connection: psycopg.Connection[tuple[object, ...]], name: str) -> bool
 
 
 def _let_lead(connection: psycopg.Connection[tuple[object, ...]], name: str) -> None:
-    """Let a replica publish for all, for a moment from now: where another one leads, it publishes nothing."""
+    """Make a replica the publishing leader for half a second: only the leader publishes."""
     connection.execute(
         "INSERT INTO publishing (node_id, ends_at) VALUES (%s, clock_timestamp() + interval '0.5 s')"
         " ON CONFLICT (one) DO UPDATE SET (node_id, ends_at) = (excluded.node_id, excluded.ends_at)",
@@ -117,7 +117,7 @@ def _start(stage: Stage, name: str) -> None:
 
 
 def kill_brokers(*names: str) -> Fault:
-    """Kill brokers at the same moment; they come back on their data."""
+    """Kill brokers at the same time; at the end, start them on their data."""
 
     def begin(stage: Stage) -> None:
         if len(names) > 1 or len(stage.servers.brokers) == 1:
@@ -129,15 +129,15 @@ def kill_brokers(*names: str) -> Fault:
 
 
 def crash_postgres() -> Fault:
-    """Stop PostgreSQL as `immediate` does: no checkpoint, crash recovery at its start."""
+    """Stop PostgreSQL in immediate mode: no checkpoint, and crash recovery at the next start."""
     return Fault("postgres stops at once", lambda stage: stage.servers.end("postgres", signal.SIGQUIT), restore)
 
 
 def terminate_backends(name: str) -> Fault:
-    """End every session that a replica has with PostgreSQL."""
+    """Terminate every PostgreSQL session of a replica."""
 
     def begin(stage: Stage) -> None:
-        # A server that another fault has stopped has no session to end.
+        # If another fault has stopped PostgreSQL, there is no session to end.
         with contextlib.suppress(psycopg.OperationalError), stage.postgres() as connection:
             connection.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s", (name,)
@@ -147,7 +147,7 @@ def terminate_backends(name: str) -> Fault:
 
 
 def exhaust_connections() -> Fault:
-    """Take every connection that PostgreSQL has, end the roles' own, and keep taking what comes free."""
+    """Occupy all of PostgreSQL's connections: terminate the roles' sessions, and take what becomes free."""
     over, full = threading.Event(), threading.Event()
     threads: list[threading.Thread] = []
 
@@ -157,7 +157,7 @@ def exhaust_connections() -> Fault:
                 try:
                     held.enter_context(stage.postgres())
                 except psycopg.OperationalError:
-                    # What the roles still have is ended, and whoever is quicker has it next.
+                    # The roles' sessions are terminated. A role may reconnect before this thread does.
                     control.execute(
                         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = ANY(%s)",
                         (list(stage.cast.nodes),),
@@ -186,7 +186,7 @@ def restore(stage: Stage) -> None:
 
 
 def require_brokers(stage: Stage, count: int) -> None:
-    """Raise SkippedError where the sandbox has too few brokers to lose so many."""
+    """Raise SkippedError if the sandbox has fewer than `count` brokers, or fewer than three."""
     if len(stage.servers.brokers) < max(count, 3):
         raise SkippedError(f"needs a sandbox of 3 brokers, not {len(stage.servers.brokers)}")
 
@@ -195,7 +195,7 @@ def require_brokers(stage: Stage, count: int) -> None:
 
 
 def network(what: str, *targets: str) -> Callable[[Callable[[Proxy, Stage], None]], Fault]:
-    """Make a fault of something done to the proxies before `targets`; its end heals them."""
+    """Return a function that makes a fault of an action on the proxies of `targets`. Its end heals them."""
 
     def make(act: Callable[[Proxy, Stage], None]) -> Fault:
         def begin(stage: Stage) -> None:
@@ -212,29 +212,29 @@ def network(what: str, *targets: str) -> Callable[[Callable[[Proxy, Stage], None
 
 
 def slow(seconds: float, *targets: str) -> Fault:
-    """Delay everything, there and back."""
+    """Delay all bytes in both directions, by `seconds` ± half."""
     return network(f"latency {seconds * 1000:g} ms ± half", *targets)(
         lambda proxy, stage: proxy.latency(seconds, seconds / 2, chance=stage.chance)
     )
 
 
 def narrow(bytes_per_s: int, *targets: str) -> Fault:
-    """Let little through."""
+    """Limit the bandwidth."""
     return network(f"{bytes_per_s // 1024} KiB/s", *targets)(lambda proxy, _: proxy.bandwidth(bytes_per_s))
 
 
 def swallow(*targets: str) -> Fault:
-    """Take everything, answer nothing."""
+    """Accept connections and bytes, but forward and answer nothing."""
     return network("black hole", *targets)(lambda proxy, _: proxy.black_hole())
 
 
 def reset(*targets: str) -> Fault:
-    """End every open connection with an RST."""
+    """Reset every open connection."""
     return network("reset", *targets)(lambda proxy, _: proxy.reset())
 
 
 def cut_responses(*targets: str) -> Fault:
-    """Deliver requests and cut some of their answers: the caller never hears of a commit that happened."""
+    """Deliver requests, but cut off every fifth answer: the caller does not learn that its commit succeeded."""
     return network("answers cut", *targets)(lambda proxy, _: proxy.cut_response(0, every=5))
 
 
@@ -244,7 +244,7 @@ def _proxies(stage: Stage, targets: tuple[str, ...]) -> list[Proxy]:
 
 
 def wait(what: str, condition: Callable[[], bool]) -> None:
-    """Wait until the condition holds. Raises BrewError where it takes longer than 30 s."""
+    """Wait until the condition holds. Raises BrewError after 30 s."""
     try:
         wait_until(what, condition, timeout_s=30)
     except TimeoutError as error:

@@ -1,9 +1,9 @@
-"""A ledger of effects: one row each time an effect is done, so that one done twice is seen.
+"""A ledger of effects: a table with a row for each time that an effect was done, which shows doubled effects.
 
-The story's own tables can't show it: their key is the order's id, and an effect skips an order that is there.
-`python -m brewctl.lab.chaos.ledger ARGUMENTS` is `brewctl ARGUMENTS`, and its inbox also inserts what it hands to the
-effect into a table without a key, in the same statement and so in the same commit. `verify` counts the rows of that
-table where it exists.
+The story's own tables can't show them: the order's id is their key, and an effect skips orders that have a row.
+`python -m brewctl.lab.chaos.ledger ARGUMENTS` runs `brewctl ARGUMENTS` with an inbox that also inserts the events that
+it hands to the effect into the ledger, in the same statement and so in the same commit. `verify` counts the ledger's
+rows if the table exists.
 """
 
 import runpy
@@ -15,7 +15,7 @@ MODULE = "brewctl.lab.chaos.ledger"
 
 
 def create(connection: Connection) -> None:
-    """Make an empty ledger; an earlier run's is dropped."""
+    """Create an empty ledger; drop that of an earlier run."""
     drop(connection)
     connection.execute(
         "CREATE TABLE effect_ledger"
@@ -25,12 +25,12 @@ def create(connection: Connection) -> None:
 
 
 def drop(connection: Connection) -> None:
-    """Remove the ledger: whoever works without it leaves gaps in it."""
+    """Drop the ledger, which would become incomplete through nodes that do not write to it."""
     connection.execute("DROP TABLE IF EXISTS effect_ledger")
 
 
 def keep() -> None:
-    """Let this process's inboxes keep the ledger."""
+    """Let the inboxes of this process write to the ledger."""
     queries["inbox"] += (
         ", kept AS (INSERT INTO effect_ledger (consumer, outbox_id, node_id)"
         " SELECT %(consumer)s, outbox_id, %(node)s FROM fresh)"

@@ -1,4 +1,4 @@
-"""Faults of records and of effects: records that no consumer can read, and rows that PostgreSQL refuses."""
+"""Faults of records and effects: unreadable records, and effects that PostgreSQL refuses."""
 
 import uuid
 
@@ -14,7 +14,7 @@ from brewctl.proto.orders_pb2 import OrderCreated
 
 
 def poison() -> Fault:
-    """Put records into the topic that no consumer can read, and events of another type."""
+    """Send unreadable records to the topic, and events of another type."""
 
     def begin(stage: Stage) -> None:
         producer = Producer(stage.settings, node="chaos")
@@ -48,17 +48,17 @@ def _poisoned(stage: Stage, kind: str) -> Record:
     return Record(stage.settings.topic, key.encode(), value, list(headers.items()))
 
 
-# The constraint that refuses effects: it is in the reason for which their events are parked.
+# The name of the constraint that refuses effects. It appears in the reasons of the parked events.
 REFUSING = "chaos_refuses"
 
 
 def reject_effects(downstream: Downstream) -> Fault:
-    """Let PostgreSQL refuse every 20th effect of a downstream; afterwards `dlq redrive` brings them back."""
+    """Let PostgreSQL refuse every 20th effect of a downstream. Afterwards `dlq redrive` is run until all are done."""
     what = downstream.counter.removesuffix("s") or f"effect of {downstream.group}"
 
     def begin(stage: Stage) -> None:
         with stage.postgres(downstream) as connection:
-            # Whatever tables its effects are in: a dedup row is part of each.
+            # Each effect includes a dedup row, whatever other tables it writes to.
             connection.execute(
                 sql.SQL(
                     "ALTER TABLE processed_events ADD CONSTRAINT {}"

@@ -1,50 +1,50 @@
-"""What a scenario of chaos came to."""
+"""The result of a chaos scenario."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass
 class CancelCounts:
-    """What the cancels of a scenario came to."""
+    """The outcomes of a scenario's cancels."""
 
     acknowledged: int
     refused: int
     unknown: int
-    not_cancelled: int  # acknowledged, and the order is not cancelled
-    refused_cancelled: int  # refused, and the order is cancelled
+    not_cancelled: int  # acknowledged, but the order is not cancelled
+    refused_cancelled: int  # refused, but the order is cancelled
 
 
 @dataclass
 class ScenarioResult:
-    """What a scenario came to. Of a skipped one just the reason."""
+    """The result of a scenario; of a skipped one only the reason."""
 
     scenario: str
     skipped: str = ""
     plan: list[str] = field(default_factory=list)
     acknowledged: int = 0
-    failed: int = 0  # of clients with patience
-    unknown: int = 0  # to the client; `written` of them are in the database
+    failed: int = 0  # calls of the load with a long timeout
+    unknown: int = 0  # calls without an answer; `written` of their orders are in the database
     written: int = 0
-    lost: int = 0  # acknowledged, and not there or not as acknowledged
-    refused: int = 0  # calls that surely wrote nothing, those of hasty clients too
-    refused_written: int = 0  # of those: written all the same
-    repeats: int = 0  # records of the topic beyond the first of each event
+    lost: int = 0  # acknowledged orders that are missing, or differ from the acknowledgement
+    refused: int = 0  # calls that must have written nothing, of both loads
+    refused_written: int = 0  # refused calls whose order exists nevertheless
+    repeats: int = 0  # records of an event after its first one
     missing: int = 0  # effects
     doubled: int = 0  # effects
     standstill_s: float = 0.0
     catch_up_s: float | None = None
     slowest_s: float = 0.0  # from the acceptance of an order to the last of its effects
-    slowest_answer_s: float = 0.0  # from the time when an order should have been sent, with all retries
+    slowest_answer_s: float = 0.0  # from when an order was due, including retries
     findings: list[str] = field(default_factory=list)
-    cancels: CancelCounts | None = None  # where orders were cancelled
+    cancels: CancelCounts | None = None  # None: no orders were cancelled
 
     @property
     def ok(self) -> bool:
-        """Whether nothing was found."""
+        """Whether there are no findings."""
         return not self.findings
 
     def figures(self) -> list[tuple[str, str]]:
-        """Name the figures, for a report."""
+        """Return the figures for a report: names and formatted values."""
         catch_up = "-" if self.catch_up_s is None else f"{self.catch_up_s:.1f} s"
         figures = [
             ("acknowledged", str(self.acknowledged)),

@@ -1,4 +1,4 @@
-"""What chaos plays: each scenario is a plan of faults, made from a seed and nothing else."""
+"""The scenarios of chaos. Each is a plan of faults that depends only on the seed."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from brewctl.lab.play.cast import ORDER_NODES, Cast
 
 @dataclass(frozen=True)
 class PlannedFault:
-    """A fault that begins `at_s` seconds after the first one may, and lasts `for_s` seconds."""
+    """A fault that begins `at_s` seconds after the scenario's start, and lasts `for_s` seconds."""
 
     at_s: float
     for_s: float
@@ -23,7 +23,7 @@ class PlannedFault:
 
 @dataclass(frozen=True)
 class Scenario:
-    """A plan, and what it is for. `network`: roles and clients go through the lab's proxies."""
+    """A plan of faults. `network`: roles and clients connect through the lab's proxies."""
 
     name: str
     title: str
@@ -32,13 +32,13 @@ class Scenario:
     network: bool = False
 
     def title_for(self, cast: Cast) -> str:
-        """Return the title, which may name the group whose partitions are shared out."""
+        """Return the title, which may name the group that has two nodes."""
         group = cast.sharing.group
         return self.title.format(a_consumer=f"{'an' if group[0] in 'aeiou' else 'a'} {group}")
 
 
 def chance(seed: int, name: str) -> random.Random:
-    """Return the one source of randomness of a scenario: equal seeds, equal plans."""
+    """Return a scenario's source of randomness: equal seeds give equal plans."""
     return random.Random(f"{seed}/{name}")  # noqa: S311 - repeatable on purpose
 
 
@@ -126,7 +126,7 @@ def _poison(_chance: random.Random, _session_s: float, cast: Cast) -> Sequence[P
 
 
 def _mixed(chance: random.Random, session_s: float, cast: Cast) -> Sequence[PlannedFault]:
-    """Fifteen faults of every kind; some overlap, as they do where one causes the other."""
+    """Plan fifteen faults of all kinds; some overlap, as when one fault causes another."""
     menu: list[Callable[[], tuple[float, Fault]]] = [
         lambda: (1.0, faults.kill_node(chance.choice(cast.nodes))),
         lambda: (0.2, faults.terminate_node(chance.choice(cast.nodes))),
@@ -140,7 +140,7 @@ def _mixed(chance: random.Random, session_s: float, cast: Cast) -> Sequence[Plan
         lambda: (3.0, faults.cut_responses(chance.choice(("postgres", "kafka", "clients")))),
         lambda: (0.0, record_faults.poison()),
     ]
-    # Every kind once, in an order of the seed's, then a few again.
+    # Each kind once in random order, then four more.
     kinds = [*chance.sample(menu, len(menu)), *chance.choices(menu, k=4)]
     steps, at_s = [], 0.0
     for kind in kinds:
@@ -182,8 +182,8 @@ SCENARIOS = (
     Scenario("black-hole", "a network that takes everything and answers nothing", _black_hole, network=True),
     Scenario("reset-connections", "RST on every connection, again and again", _reset, network=True),
     Scenario("narrow-network", "little bandwidth", _narrow, network=True),
-    Scenario("cut-responses", "answers cut in the middle: what was done is asked for again", _cut, network=True),
-    Scenario("poison-records", "records nobody can read, effects refused, then redriven", _poison),
+    Scenario("cut-responses", "answers cut off: clients retry calls that succeeded", _cut, network=True),
+    Scenario("poison-records", "unreadable records, and effects refused, then redriven", _poison),
     Scenario("full-disk-postgres", "PostgreSQL's disk is full (needs root)", _once(disk_faults.fill_postgres_disk, 6)),
     Scenario(
         "full-disk-broker",

@@ -1,4 +1,4 @@
-"""What a fault works on: the roles' processes, the sandbox's servers, and the network between them."""
+"""The stage of a scenario: the roles' processes, the sandbox's servers, and the network between them."""
 
 import contextlib
 import os
@@ -34,11 +34,11 @@ _READY_S = 60.0
 
 
 class SkippedError(Exception):
-    """A scenario that can't run here. The message is the reason."""
+    """The scenario can't run on this machine. The message is the reason."""
 
 
 class Stage:
-    """One scenario's cast and servers. Use it as a context manager: nothing it started is left behind."""
+    """The nodes and servers of one scenario. As a context manager it ends all that it started."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Stage:
         self.cast = cast
         self.chance = chance
         self.halt = threading.Event()
-        # Called every second or so while effects are waited for.
+        # Called every two seconds while the scenario waits for effects.
         self.while_waiting: list[Callable[[], None]] = []
         self._logs = logs
         self._network = network
@@ -88,7 +88,7 @@ class Stage:
 
     @property
     def addresses(self) -> list[str]:
-        """Where clients send their orders."""
+        """The addresses to which clients send orders."""
         if self._network:
             return [self.proxies[name].address for name in ORDER_NODES]
         return [f"127.0.0.1:{self._ports[name]}" for name in ORDER_NODES]
@@ -98,7 +98,7 @@ class Stage:
         return self._cast[name]
 
     def start(self, name: str) -> Node:
-        """Start a node, unless it runs. Doesn't wait until it is ready."""
+        """Start a node, unless it runs. Does not wait until it is ready."""
         if name in self._cast and self._cast[name].alive:
             return self._cast[name]
         if name in ORDER_NODES:
@@ -109,13 +109,13 @@ class Stage:
         return self._cast[name]
 
     def start_all(self) -> None:
-        """Start the whole cast and wait until it is ready."""
+        """Start all nodes, and wait until they are ready."""
         for name in self.cast.nodes:
             self.start(name)
         self.wait_ready()
 
     def wait_ready(self) -> None:
-        """Wait until servers listen and consumers have joined. Raises BrewError where one ends before that."""
+        """Wait until order-services listen and consumers have joined. Raises BrewError if a node ends before that."""
         deadline = time.monotonic() + _READY_S
         for name in self.cast.nodes:
             while True:
@@ -128,7 +128,7 @@ class Stage:
                 self.revive()
 
     def revive(self) -> None:
-        """Do as a supervisor does: what ended at its start, because a server was away, is started again."""
+        """Restart nodes that ended at their start because a server was away, as a supervisor would."""
         for name, node in list(self._cast.items()):
             if self._gave_up(node) and node not in self._ended_by_us:
                 self._ended_by_us.append(node)
@@ -139,12 +139,12 @@ class Stage:
         return node.process.poll() == ExitCode.UNREACHABLE and not node.ready
 
     def kill(self, name: str) -> None:
-        """Kill a node, paused or not."""
+        """Kill a node, also a paused one."""
         self._ended_by_us.append(self.node(name))
         self.node(name).kill()
 
     def terminate(self, name: str) -> None:
-        """Let a node drain. Raises BrewError where it does not end cleanly."""
+        """Let a node drain. Raises BrewError if it does not end cleanly."""
         node = self.node(name)
         if not node.alive:
             return
@@ -159,12 +159,12 @@ class Stage:
             raise BrewError(f"{name} ended with {code} after SIGTERM", hint=f"see {node.log}")
 
     def signal(self, name: str, number: signal.Signals) -> None:
-        """Send a node a signal, if it runs."""
+        """Send a signal to a node, if it runs."""
         if self.node(name).alive:
             self.node(name).process.send_signal(number)
 
     def stop(self) -> list[str]:
-        """Drain the whole cast; say of each that ended by itself before, or not cleanly now."""
+        """Drain all nodes. Returns a line for each that had ended by itself, or did not drain cleanly."""
         fell = [node for node in self._nodes.started if not node.alive and node not in self._ended_by_us]
         return [
             *(f"{node.name} ended by itself with {node.process.returncode}: see {node.log}" for node in fell),
@@ -172,7 +172,7 @@ class Stage:
         ]
 
     def brewctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run a command on the servers, past the faulty network; what has effects keeps the ledger, as the nodes do."""
+        """Run a command, not through the faulty network. Its effects are written to the ledger too."""
         return subprocess.run(  # noqa: S603 - ourselves
             [sys.executable, "-P", "-m", ledger.MODULE, *arguments],
             env={**os.environ, **environment(self.settings), **stdout.ENVIRONMENT, "BREW_HOME": str(self.servers.home)},
@@ -186,9 +186,9 @@ class Stage:
 
     @contextlib.contextmanager
     def postgres(self, downstream: Downstream | None = None) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
-        """Open a connection past the faulty network, for what only an administrator does.
+        """Open an administrator's connection, not through the faulty network.
 
-        To the story's database, or to the one where a downstream has its state.
+        It is to the story's database, or to the database of `downstream`.
         """
         at = self.settings
         if downstream:
@@ -208,13 +208,13 @@ class Stage:
             yield Proxy(name, ("127.0.0.1", self._ports[name]))
 
     def _routed(self) -> Settings:
-        """Where the roles find the servers."""
+        """Return the settings of the roles: with the proxies' addresses, if there are proxies."""
         if not self._network:
             return self.settings
         postgres = self.proxies["postgres"]
         return replace(
             self.settings,
-            # Not by its file, whose URL has the server's own port.
+            # The URL from a file would have the server's own port.
             database_url=psycopg.conninfo.make_conninfo(self.settings.database_url, port=postgres.port),
             database_security=replace(self.settings.database_security, url=DatabaseSecurity.url),
             own_databases=tuple(

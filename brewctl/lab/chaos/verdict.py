@@ -1,7 +1,7 @@
-"""What clients were told of their orders and cancels, against what PostgreSQL has of them.
+"""Compare the answers that clients got to orders and cancels with the orders in PostgreSQL.
 
-A key's last word counts, with all of its tries: acknowledged, surely nothing written, or unknown. The same goes for the
-cancels of an order; that a cancelled order has its event and its effects, `verify` checks of each of them.
+A call has one outcome for all of its tries: acknowledged, surely nothing written, or unknown. The same applies to a
+cancel. That a cancelled order has its event and its effects is checked by `verify`.
 """
 
 from collections import Counter
@@ -20,16 +20,16 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class Contradictions:
-    """Where the two differ; `written`: how many orders there are of calls whose outcome is unknown."""
+    """Where answers and orders differ. `written`: how many orders exist of calls with an unknown outcome."""
 
-    lost: list[str]  # ids of orders that were acknowledged, and are not there or not as acknowledged
-    refused_written: list[tuple[LoadCall, str]]  # calls that surely wrote nothing, and the order that each wrote
+    lost: list[str]  # ids of acknowledged orders that are missing, or differ from the acknowledgement
+    refused_written: list[tuple[LoadCall, str]]  # refused calls, and the order that each wrote nevertheless
     written: int
-    not_cancelled: list[str]  # ids of orders whose cancel was acknowledged, and that are not cancelled
-    refused_cancelled: list[Cancel]  # cancels that surely wrote nothing, of orders that are cancelled
+    not_cancelled: list[str]  # ids of orders that are not cancelled although a cancel was acknowledged
+    refused_cancelled: list[Cancel]  # refused cancels of orders that are cancelled nevertheless
 
     def findings(self) -> Iterator[str]:
-        """Name the first of them."""
+        """Yield a line for the first ones of each kind."""
         for order_id in self.lost[:SHOWN]:
             yield f"order {order_id} was acknowledged and is not there"
         for call, order_id in self.refused_written[:SHOWN]:
@@ -41,9 +41,9 @@ class Contradictions:
 
 
 def compare(connection: Connection, calls: Sequence[LoadCall], cancels: Sequence[Cancel] = ()) -> Contradictions:
-    """Compare what the clients of these calls and cancels were told with the orders that there are.
+    """Compare the outcomes of calls and cancels with the orders in the database.
 
-    Nobody else may have cancelled one of these orders.
+    All cancels of these orders must be among `cancels`.
     """
     by_outcome: dict[CallOutcome, list[LoadCall]] = {outcome: [] for outcome in CallOutcome}
     for call in calls:
@@ -73,14 +73,14 @@ def _contradicted_cancels(connection: Connection, cancels: Sequence[Cancel]) -> 
     ids = list({cancel.order_id for cancel in cancels})
     cancelled = {order_id for (order_id,) in connection.execute(queries["cancelled_orders"], {"ids": ids})}
     acknowledged = {cancel.order_id for cancel in cancels if cancel.outcome == CallOutcome.ACKNOWLEDGED}
-    # Where another cancel of the order was not refused, that one has cancelled it.
+    # If another cancel of the same order was not refused, that one may have cancelled it.
     by_another = {cancel.order_id for cancel in cancels if cancel.outcome != CallOutcome.FAILED}
     refused = [cancel for cancel in cancels if cancel.order_id in cancelled - by_another]
     return sorted(acknowledged - cancelled), refused
 
 
 def counted(cancels: Sequence[Cancel], contradicted: Contradictions) -> CancelCounts:
-    """Count what became of the cancels."""
+    """Count the cancels' outcomes."""
     by_outcome = Counter(cancel.outcome for cancel in cancels)
     return CancelCounts(
         acknowledged=by_outcome[CallOutcome.ACKNOWLEDGED],
@@ -92,9 +92,9 @@ def counted(cancels: Sequence[Cancel], contradicted: Contradictions) -> CancelCo
 
 
 def wrongly_parked(connection: Connection, *, cause: str) -> list[str]:
-    """Name the events that are parked, and those that were though nothing was wrong with them.
+    """Return a line for each event that is still parked, or was parked although its effect was not refused.
 
-    `cause` is in the reason of those events whose effect was refused on purpose.
+    `cause`: text in the reasons of events whose effect was refused on purpose.
     """
     rows = connection.execute(queries["wrongly_parked"], {"cause": cause, "limit": SHOWN}).fetchall()
     return [
@@ -104,7 +104,7 @@ def wrongly_parked(connection: Connection, *, cause: str) -> list[str]:
 
 
 def _orders(connection: Connection, calls: Sequence[LoadCall]) -> dict[str, str]:
-    """Return the orders that the keys of these calls made."""
+    """Return the ids of the orders that these calls wrote, by idempotency key."""
     parameters = {"tenant_id": acceptance.DEFAULT_TENANT, "keys": [call.key for call in calls]}
     return dict(connection.execute(queries["orders_of_keys"], parameters).fetchall())
 

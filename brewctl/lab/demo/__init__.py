@@ -1,4 +1,4 @@
-"""The story as a play in six acts: five nodes, some orders, one kill -9 in the middle, and a verdict.
+"""The demo: a play in six acts, with five nodes, orders, one kill -9, and a verdict.
 
-play plays it, recorder looks on and writes down, narration has the words, views and chart show it.
+play runs it, recorder records it, narration has its texts, views and text_chart show it.
 """

@@ -1,4 +1,4 @@
-"""The customer: sends all orders from a thread of its own, rests once on the way, and has a node killed in between."""
+"""The customer: a thread that sends all orders, pauses once, and calls a function that kills a node."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -10,13 +10,13 @@ from brewctl.errors import BrewError
 from brewctl.security import PLAINTEXT, OrderSecurity
 
 _PER_S = 40.0  # slow enough to watch
-_LONGEST_S = 10.0  # many orders come faster
+_LONGEST_S = 10.0  # many orders are sent faster, to take this long
 
 
 class Customer:
-    """Sends `orders` to `addresses` in turn.
+    """Sends `orders` orders to `addresses` in turn.
 
-    After `rest_at` of them it rests until it is told to go on; after `kill_at` it calls `kill`.
+    After `rest_at` orders it pauses until `go_on`; after `kill_at` orders it calls `kill`.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Customer:
 
     @contextmanager
     def sending(self) -> Iterator[None]:
-        """Send while the block runs; whatever ends the block ends it too."""
+        """Send while the block runs; stop when the block ends."""
         with ThreadPoolExecutor(1, thread_name_prefix="customer") as executor:
             self._sending = executor.submit(self._send)
             try:
@@ -55,12 +55,12 @@ class Customer:
 
     @property
     def rests(self) -> bool:
-        """Whether the first part is sent."""
+        """Whether it has reached its pause."""
         return self._rests.is_set()
 
     @property
     def done(self) -> bool:
-        """Whether all is sent. Raises BrewError where an order was not taken."""
+        """Whether all orders are sent. Raises BrewError if one failed."""
         if not self._sending.done():
             return False
         if error := self._sending.exception():
@@ -68,7 +68,7 @@ class Customer:
         return True
 
     def go_on(self) -> None:
-        """Send the rest."""
+        """End the pause."""
         self._may_go_on.set()
 
     def _send(self) -> None:

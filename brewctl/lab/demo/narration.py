@@ -1,6 +1,6 @@
-"""What the demo says: what happens, and why, for somebody who sees it for the first time.
+"""The texts of the demo: what happens, and why, for a first-time viewer.
 
-Numbers are those of the run. A line has up to 76 columns: so many are left in a panel on a terminal of 80.
+A line has at most 76 characters, which fit into a panel on a terminal of 80.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,18 +22,18 @@ FORGETS = "a node of an earlier run is a member of its group until its session e
 STARTS = "order-service and inventory-service start twice, notification-service once"
 PUBLISHERS = "order-1 and order-2 take orders, and each publishes what is in the outbox"
 COMMITS = "each Create commits an order and its outbox row together: both, or neither"
-PUBLISHES = "the publishers take rows with SKIP LOCKED: none waits for the other's"
+PUBLISHES = "the publishers take rows with SKIP LOCKED: neither waits for the other"
 DRAINS = "the nodes get a SIGTERM: they finish their work, commit and leave the groups"
 LATE = "time is up, and not every order is through"
 
 
 def title(number: int) -> str:
-    """Name an act, from 1 on."""
+    """Return the title of an act; the first is 1."""
     return f"act {number} of {len(ACTS)}: {ACTS[number - 1]}"
 
 
 def topic(replicas: int) -> str:
-    """Say what the topic is made of."""
+    """Describe the topic."""
     copies = "1 copy" if replicas == 1 else f"{replicas} copies"
     return f"topic: {PARTITIONS} partitions, {copies} of each; an order's key picks its partition"
 
@@ -49,12 +49,12 @@ def group_of_one(node: str) -> str:
 
 
 def orders(count: int, rate: float) -> str:
-    """Say what the client does."""
+    """Describe the orders that the client sends."""
     return f"{count} orders, in turn to order-1 and order-2, about {rate:g} a second"
 
 
 def progress(counts: Counts) -> str:
-    """Say how far the orders are."""
+    """Describe how many orders are published, reserved and notified."""
     published = counts.orders - counts.outbox_unpublished
     done = f"{counts.reservations} reserved, {counts.notifications} notified"
     return f"so far: {counts.orders} orders, {published} published, {done}"
@@ -66,29 +66,29 @@ def threat(victim: str, pid: int, kill_at: int) -> str:
 
 
 def killed(victim: str, pid: int) -> str:
-    """Say what a kill -9 is."""
+    """Say that the node was killed."""
     return f"kill -9 {pid}: {victim} is gone, and Kafka doesn't know it yet"
 
 
 def no_goodbye(owned: Iterable[int]) -> str:
-    """Say why nothing happens to its partitions."""
-    return f"it could not leave its group: to Kafka, {listed(owned)} are its own still"
+    """Say why its partitions do not move yet."""
+    return f"it could not leave its group: for Kafka it still owns {listed(owned)}"
 
 
 def wait(owned: Iterable[int], session_s: float) -> str:
-    """Say what Kafka waits for."""
+    """Say how long Kafka waits."""
     return f"Kafka waits {session_s:g} s for its heartbeat before it moves partitions {listed(owned)}"
 
 
 def committed(owned: Iterable[int], offsets: Mapping[int, int]) -> str:
-    """Say where the next owner will go on."""
-    # A partition of a new topic that has no offset is read from its beginning.
+    """Say where the next owner will continue."""
+    # Without a committed offset, a partition is read from its beginning.
     places = ", ".join(f"{partition}:{offsets.get(partition, 0)}" for partition in owned)
-    return f"committed offsets {places}: there the next owner goes on"
+    return f"committed offsets {places}: the next owner starts there"
 
 
 def piled_up(counts: Counts, owned: Iterable[int]) -> str:
-    """Say what goes on meanwhile, and what doesn't."""
+    """Say that the other group works meanwhile, and how many orders wait."""
     waiting = counts.orders - counts.reservations
     return f"all {counts.notifications} orders are notified; {waiting} wait to be reserved, in {listed(owned)}"
 
@@ -99,12 +99,12 @@ def moved(owned: Iterable[int], heir: str, after_s: float) -> str:
 
 
 def caught_up(counts: Counts, after_s: float) -> str:
-    """Say how long it took the heir to do what had waited."""
+    """Say how long the new owner took for the waiting orders."""
     return f"{after_s:.1f} s later all {counts.reservations} orders are reserved"
 
 
 def repeats(skipped: int, victim: str, heir: str) -> str:
-    """Say whether the heir was given what was done already."""
+    """Say how many records the new owner got again."""
     if not skipped:
         return f"no record came twice: {victim} had committed the offsets of all it did"
     if skipped == 1:
@@ -118,5 +118,5 @@ def prompt(number: int) -> str:
 
 
 def listed(partitions: Iterable[int]) -> str:
-    """Write partitions as 0, 2, 4."""
+    """Format partitions as 0, 2, 4."""
     return ", ".join(map(str, partitions))

@@ -1,4 +1,4 @@
-"""The play, act by act.
+"""Run the demo, act by act.
 
 empty ─► start nodes ─► orders … kill inventory-1 … orders ─► wait for the last effect ─► verdict
 """
@@ -26,15 +26,15 @@ from brewctl.lab.record.history import Act, Claim, FaultSpan, Mark
 from brewctl.lab.record.watch import standstill_s
 
 _LOOK_EVERY_S = 0.2
-_FORGET_S = 20.0  # longer than a session of any demo
-_CATCH_UP_S = 60.0  # beyond the session timeout
+_FORGET_S = 20.0  # longer than the session timeout of any demo
+_CATCH_UP_S = 60.0  # after the session timeout
 (_VICTIM, _HEIR), (_NOTIFIER,) = STORY.consumers
 _SKIPPED = re.compile(r"skipped=(\d+)")
 
 
 @dataclass(frozen=True)
 class DemoVerdict:
-    """How the play ended: what was claimed, and whether it holds."""
+    """The verdict: claims and whether each holds."""
 
     claims: list[Claim]
     shares: dict[str, int]
@@ -49,9 +49,9 @@ class DemoVerdict:
 def run(
     settings: Settings, view: View, *, orders: int, kill_at: int, logs: Path, keys: TourKeys | None = None
 ) -> tuple[DemoVerdict, Act]:
-    """Play it on servers that are up; destroys what is in the tables and topics. Leaves no process behind.
+    """Run the demo on running servers. Empties tables and topics first; ends all nodes.
 
-    With `keys` each act but the first waits for one, for as long as it takes; the nodes work on meanwhile.
+    With `keys`, each act but the first waits for a key. The nodes work on meanwhile.
     """
     recorder = Recorder(view, orders=orders)
     with homes.opened(settings) as databases:
@@ -65,7 +65,7 @@ def run(
             play = _DemoRun(settings, recorder, databases, admin, logs, keys)
             with play.nodes:
                 addresses = play.start_nodes()
-                # The flow is seen before the kill, which then hits nodes that are at work.
+                # The customer pauses before the kill, so that the viewer sees the flow first.
                 customer = Customer(
                     addresses,
                     orders=orders,
@@ -83,7 +83,7 @@ def run(
 
 
 def _await_empty_groups(settings: Settings, recorder: Recorder) -> None:
-    """Wait until the groups are empty: Kafka keeps the members that an interrupted run has killed for a session."""
+    """Wait until the groups are empty. Members of an interrupted run stay until their session timeout."""
     try:
         topics.await_empty_groups(settings, timeout_s=0)
     except BrewError:
@@ -107,11 +107,11 @@ class _DemoRun:
         self._databases = databases
         self._admin = admin
         self._keys = keys
-        # inf until it happens.
+        # Times of events; inf until they happen.
         self._killed_s = self._moved_s = self._late_s = inf
 
     def start_nodes(self) -> list[str]:
-        """Start the five nodes and wait until each listens or owns its partitions. Returns the addresses for Create."""
+        """Start five nodes; wait until each listens or owns its partitions. Returns the order-services' addresses."""
         self._begin(2)
         say = self._recorder.say
         say(narration.STARTS)
@@ -131,27 +131,27 @@ class _DemoRun:
         return [node.address for node in servers]
 
     def announce_orders(self, customer: Customer) -> None:
-        """Say what is about to be sent: none is before its act."""
+        """Begin act 3: announce the orders before the first is sent."""
         self._begin(3)
         self._recorder.say(narration.orders(self._orders, customer.rate))
         self._recorder.say(narration.COMMITS)
 
     def let_orders_flow(self, customer: Customer) -> None:
-        """Wait until the first orders are sent."""
+        """Wait until the customer pauses."""
         say = self._recorder.say
         self._watch_until(lambda: customer.rests or customer.done)
         say(narration.PUBLISHES)
         say(narration.progress(self._counts))
 
     def await_kill(self, customer: Customer, kill_at: int) -> None:
-        """Let the orders go on until the victim is killed."""
+        """Begin act 4: let the customer go on until the victim is killed."""
         self._begin(4)
         self._recorder.say(narration.threat(_VICTIM, self._node(_VICTIM).process.pid, kill_at))
         customer.go_on()
         self._watch_until(lambda: self._killed_s < inf or customer.done)
 
     def kill_victim(self) -> None:
-        """Kill it, from the customer's thread: right between two orders."""
+        """Kill the victim. The customer's thread calls this between two orders."""
         victim = self._node(_VICTIM)
         killed_s = self._recorder.now_s
         victim.kill()
@@ -161,10 +161,10 @@ class _DemoRun:
         self._killed_s = killed_s
 
     def await_effects(self, customer: Customer) -> None:
-        """Wait until every order is published, reserved and notified, and the partitions have moved, or time is up."""
+        """Begin act 5: wait until the partitions have moved and all orders have their effects, or time is up."""
         self._begin(5)
         say, owned = self._recorder.say, self._node(_VICTIM).assignment
-        if not self._moved:  # before a key was pressed
+        if not self._moved:  # it may have happened while act 5 waited for a key
             say(narration.wait(owned, self._session_s))
             say(narration.committed(owned, self._admin.committed("inventory", self._settings.topic)))
             self._watch_until(lambda: self._moved or self._counts.notifications == self._orders or self._late(customer))
@@ -180,7 +180,7 @@ class _DemoRun:
             say(narration.LATE)
 
     def judge(self, acknowledged: list[str]) -> DemoVerdict:
-        """Stop the nodes and judge by what the tables say."""
+        """Begin act 6: stop the nodes, and judge by the tables."""
         self._begin(6)
         self._recorder.say(narration.DRAINS)
         shares = overview.distribution(self._databases)
@@ -239,17 +239,17 @@ class _DemoRun:
 
     @property
     def _moved(self) -> bool:
-        """Whether the victim's partitions are the heir's."""
+        """Whether the heir owns the victim's partitions."""
         return self._moved_s < inf
 
     def _late(self, customer: Customer) -> bool:
-        """Whether the effects of the last order take too long."""
+        """Whether the effects take too long after the last order."""
         if customer.done:
             self._late_s = min(self._late_s, self._recorder.now_s + self._session_s + _CATCH_UP_S)
         return self._recorder.now_s > self._late_s
 
     def _reserved_s(self) -> float:
-        """When the last order was seen to be reserved."""
+        """Return when all orders were first seen to be reserved."""
         samples = self._recorder.act.samples
         return next(sample.at_s for sample in samples if sample.value("reservations") == self._orders)
 
@@ -257,7 +257,7 @@ class _DemoRun:
         return next(node for node in self.nodes.started if node.name == name)
 
     def _begin(self, number: int) -> None:
-        """Begin an act, at once or when a key is pressed."""
+        """Begin an act: at once, or with `keys` when one is pressed."""
         if self._keys:
             self._recorder.ask(narration.prompt(number))
             self._keys.forget()
@@ -274,7 +274,7 @@ class _DemoRun:
         self._recorder.look(self._settings, self._databases, self._admin, self.nodes.started)
 
     def _hear(self, line: str) -> None:
-        """Take a node's line as it comes: one of the heir's is the rebalance."""
+        """Record a node's line; the heir's line about the victim's partitions is the rebalance."""
         self._recorder.tell(line)
         if not (line.startswith(f"[{_HEIR}]") and self._killed_s < inf) or self._moved:
             return

@@ -1,4 +1,4 @@
-"""Looking on while the demo plays: what happens is written down, for the report, and shown."""
+"""Record what happens in the demo, for the report, and pass it to the view."""
 
 import time
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from brewctl.lab.record.history import Act, ActEvent, FlowSample, Ownership
 
 @dataclass(frozen=True)
 class Scene:
-    """What a view shows, as of one look: read from PostgreSQL, Kafka and the process table."""
+    """The state that a view shows, read from PostgreSQL, Kafka and the process table."""
 
     orders: int
     record: Act
@@ -30,36 +30,36 @@ class Scene:
 
 
 class View(Protocol):
-    """Where the play is shown."""
+    """Shows the demo."""
 
     def begin(self, title: str) -> None:
         """Begin an act."""
 
     def say(self, text: str) -> None:
-        """Say what happens and why."""
+        """Show a narration."""
 
     def tell(self, line: str) -> None:
-        """Pass on a line that a node has printed."""
+        """Show a line that a node has printed."""
 
     def ask(self, text: str) -> None:
-        """Say what a key does, until the next act begins."""
+        """Show what a key does, until the next act begins."""
 
     def show(self, scene: Scene) -> None:
-        """Show where everything stands."""
+        """Show the present state."""
 
 
 class TourKeys(Protocol):
-    """The keys of a terminal, for a tour that waits for one before each act."""
+    """The keys of a terminal, for a demo that waits for one before each act."""
 
     def forget(self) -> None:
-        """Forget those that were pressed up to now."""
+        """Discard the keys that were pressed up to now."""
 
     def pressed(self) -> bool:
-        """Say whether one was. Raises KeyboardInterrupt where it means the end."""
+        """Say whether a key was pressed. Raises KeyboardInterrupt for the key that ends the demo."""
 
 
 class Recorder:
-    """Hands on to a view what happens, and keeps it. Its clock starts with it; any thread may say and tell."""
+    """Records the demo, and passes it to a view. `say` and `tell` may be called from any thread."""
 
     def __init__(self, view: View, *, orders: int) -> None:
         self.act = Act("demo", f"five nodes, {orders} orders, a kill -9 in the middle")
@@ -79,24 +79,24 @@ class Recorder:
         self._view.begin(title)
 
     def say(self, text: str) -> None:
-        """Say what happens and why."""
+        """Record and show a narration."""
         self._keep(text)
         self._view.say(text)
 
     def tell(self, line: str) -> None:
-        """Pass on a line that a node has printed."""
+        """Record and show a line that a node has printed."""
         self._keep(line)
         self._view.tell(line)
 
     def ask(self, text: str) -> None:
-        """Say what a key does."""
+        """Show what a key does."""
         self._view.ask(text)
 
     def _keep(self, text: str) -> None:
         self.act.events.append(ActEvent(self.now_s, text))
 
     def look(self, settings: Settings, databases: Databases, admin: Admin, nodes: Sequence[Node]) -> None:
-        """See how far everything is, in PostgreSQL, in Kafka and in the process table, and show it."""
+        """Read the present state from PostgreSQL, Kafka and the processes; record and show it."""
         at_s, (counts, away) = self.now_s, overview.with_homes(databases)
         if away:
             raise away

@@ -1,4 +1,4 @@
-"""The counters over time, drawn with characters: what waits to be reserved is a gap that one sees.
+"""Draw the counters over time with characters. Orders that wait to be reserved show as a gap.
 
     ░ orders 200   █ reservations 200   • notifications 200
 200 ┤         •••••••••••••••••••••••••••••••••██████
@@ -20,7 +20,7 @@ from rich.text import Text
 from brewctl.lab.record.history import Act, FlowSample
 from brewctl.lab.report.geometry import Scale, lanes, tick_step, ticks
 
-HEIGHT = 13  # lines that it takes at most
+HEIGHT = 13  # of the chart in lines, at most
 _ROWS = 8
 _LEFT = 7  # columns before the plot
 _WAITS, _RESERVED, _NOTIFIED, _MARK = "░", "█", "•", "▲"
@@ -29,7 +29,7 @@ _STYLES = {_WAITS: "yellow", _RESERVED: "cyan", _NOTIFIED: "bold magenta", _MARK
 
 @dataclass(frozen=True)
 class _Label:
-    """A moment on the axis, in columns."""
+    """A label of a moment on the axis; positions are columns."""
 
     at: int
     text: str
@@ -37,7 +37,7 @@ class _Label:
 
 
 def draw(act: Act, width: int) -> Text:
-    """Draw it in so many columns, from the first order on. Nothing where there was none."""
+    """Draw the chart in `width` columns, from the first order on. Empty if there was no order."""
     samples = act.samples[sum(1 for _ in takewhile(lambda sample: not sample.orders, act.samples)) :]
     if len(samples) < 2:  # noqa: PLR2004 - no time has passed
         return Text()
@@ -66,12 +66,12 @@ def _plot(samples: Sequence[FlowSample], time: Scale) -> Iterator[str]:
 
 
 def _seen(samples: Sequence[FlowSample], time: Scale, column: int) -> FlowSample:
-    """Return the last sample of a column, or the one before."""
+    """Return the last sample within a column, or else the one before."""
     return samples[max(0, bisect_left(samples, column + 1.0, key=lambda sample: time(sample.at_s)) - 1)]
 
 
 def _cell(sample: FlowSample, row: Scale, number: int) -> str:
-    """Say what a row shows of a sample. What is notified shows only where it isn't level with what is reserved."""
+    """Return the character of a sample in a row. Notified orders show only where they differ from the reserved."""
     counters = ("orders", "reservations", "notifications")
     orders, reserved, notified = (round(row(sample.value(name))) for name in counters)
     if number == notified != reserved:
@@ -91,7 +91,7 @@ def _labels(act: Act, time: Scale, columns: int) -> list[_Label]:
 
 
 def _axis(labels: Sequence[_Label], time: Scale) -> Iterator[str]:
-    """Draw the axis, and name its ticks below it."""
+    """Yield the axis, and the line with the names of its ticks."""
     first_s, last_s = time.values
     marks = [mark for mark in ticks(last_s, tick_step(last_s - first_s, at_most=6)) if mark >= first_s]
     line = ["─"] * (int(time.length) + 1)

@@ -1,4 +1,4 @@
-"""How the demo looks: live in a terminal, lines in a pipe, and as a picture of the terminal."""
+"""The demo's views: live in a terminal, lines in a pipe, and a picture of the terminal."""
 
 import time
 from collections import deque
@@ -26,17 +26,17 @@ from brewctl.overview import distribution_line
 
 _VERBS = {"order": "published", "inventory": "reserved", "notification": "notified"}
 _SILENCE_S = 5.0
-_SAID = 3  # lines of narration that stay
+_SAID = 3  # lines of narration that are shown
 _EVENTS = 50
-# A terminal of the usual size; and the lines of the screen that are not events.
+# The usual size of a terminal, and the lines of the screen that are not events.
 _WIDTH, _HEIGHT = 80, 24
 _OTHER_LINES = 18
-# With more lines than this of events there is room for the chart, too.
+# The chart is shown if this many lines are left for events.
 _FEW_EVENTS = 6
 
 
 class Screen:
-    """What there is to see, kept so that it can be drawn; also the view that shows nothing."""
+    """Keeps the state of the demo and draws it; a view that shows nothing by itself."""
 
     def __init__(self) -> None:
         self._title = ""
@@ -48,26 +48,26 @@ class Screen:
         self._plateau: Group | None = None
 
     def begin(self, title: str) -> None:
-        """Begin an act: what was said in the one before goes."""
+        """Begin an act, and remove the narration of the last one."""
         self._title, self._prompt = title, ""
         self._said.clear()
         self._happened(title)
 
     def say(self, text: str) -> None:
-        """Say what happens and why."""
+        """Add a narration."""
         self._said.append(text)
         self._happened(text)
 
     def tell(self, line: str) -> None:
-        """Add a node's line to what happened."""
+        """Add a node's line to the events."""
         self._happened(line)
 
     def ask(self, text: str) -> None:
-        """Say what a key does."""
+        """Show what a key does."""
         self._prompt = text
 
     def show(self, scene: Scene) -> None:
-        """Show where everything stands."""
+        """Keep the present state; also a drawing of the time before the rebalance."""
         self._scene = scene
         if any(scene.states.get(member.client_id) == "killed" and member.partitions for member in scene.owners):
             self._plateau = self.draw()
@@ -76,7 +76,7 @@ class Screen:
         self._events.append(f"{time.monotonic() - self._began:5.1f} s  {text}")
 
     def draw(self, width: int = _WIDTH, height: int = _HEIGHT) -> Group:
-        """Draw it as it is now, for a terminal of this size; one line stays free for its cursor."""
+        """Draw the present state for a terminal of this size, with one line left for the cursor."""
         parts: list[RenderableType] = [self._narration()]
         if self._scene:
             parts += [_heading("Brew orders"), _counters(self._scene), _nodes(self._scene)]
@@ -102,9 +102,9 @@ class Screen:
         )
 
     def save(self, verdict: DemoVerdict, path: Path) -> None:
-        """Write an SVG: the last look at the plateau, before the survivor took over, and the verdict.
+        """Write an SVG of the last state before the rebalance, and of the verdict.
 
-        Raises BrewError where the file can't be written.
+        Raises BrewError if the file can't be written.
         """
         console = Console(record=True, width=_WIDTH, file=StringIO(), force_terminal=True, no_color=False)
         console.print(self._plateau or self.draw())
@@ -113,7 +113,7 @@ class Screen:
 
 
 class PlainView(Screen):
-    """One line at a time: what happens, and the counters where they changed."""
+    """Prints events and changed counters, a line each."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class PlainView(Screen):
         self._counted_at = 0.0
 
     def shown(self) -> AbstractContextManager[None]:
-        """Nothing has to be shown beside what is printed."""
+        """Return a context that does nothing, as lines are printed at once."""
         return nullcontext()
 
     def ask(self, text: str) -> None:
@@ -130,7 +130,7 @@ class PlainView(Screen):
         stdout.put(text)
 
     def show(self, scene: Scene) -> None:
-        """Print the counters twice a second while they change, every 5 s while they don't."""
+        """Print the counters: twice a second while they change, else every 5 s."""
         super().show(scene)
         line, now = str(scene.counts), time.monotonic()
         pause_s = 0.5 if line != self._counted else _SILENCE_S
@@ -152,14 +152,14 @@ class PlainView(Screen):
 
 
 class LiveView(Screen):
-    """A screen that shows what happens and why, counters, nodes with their partitions, and the last events."""
+    """Shows the narration, counters, nodes with their partitions, and the last events on one screen."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()
         self._console = console
 
     def shown(self) -> Live:
-        """Show it while the block runs, and leave the last screen."""
+        """Show the screen while the block runs. The last state stays on the terminal."""
         return Live(get_renderable=lambda: self.draw(*self._console.size), console=self._console, refresh_per_second=8)
 
     def finish(self, verdict: DemoVerdict, act: Act) -> None:
@@ -174,7 +174,7 @@ def _shows_chart(height: int) -> bool:
 
 
 def _room(height: int) -> int:
-    """Return how many events there is room for."""
+    """Return how many events fit on the screen."""
     return max(3, height - _OTHER_LINES - (text_chart.HEIGHT if _shows_chart(height) else 0))
 
 
@@ -207,7 +207,7 @@ def _nodes(scene: Scene) -> Table:
     for node, state in scene.states.items():
         strip = Text()
         if not node.startswith("order"):
-            # A killed owner keeps its partitions until Kafka misses its heartbeat.
+            # A killed node owns its partitions until its session timeout.
             owned, killed = owners[node].partitions if node in owners else (), state == "killed"
             strip = look.strip(range(PARTITIONS), owned, colour=colours[node], quiet=killed)
             strip.append("no heartbeat" if owned and killed else "", style="red")
@@ -218,7 +218,7 @@ def _nodes(scene: Scene) -> Table:
 
 
 def _judged(verdict: DemoVerdict) -> Panel:
-    """Draw the claims, the distribution and how it ended."""
+    """Draw the claims, the distribution and the verdict."""
     lines = Text()
     for claim in verdict.claims:
         lines.append("✔ " if claim.holds else "✘ ", style="green" if claim.holds else "bold red")

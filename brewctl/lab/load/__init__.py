@@ -1,1 +1,1 @@
-"""Load on order-service: Create calls and cancels at a rate, and the figures of what their clients were told."""
+"""Load order-service with Create calls and cancels, and measure the outcomes and latencies."""

@@ -1,7 +1,7 @@
-"""The cancels of a load: a share of the orders that it makes, half of them at once and half of them later.
+"""The cancels of a load: a share of its orders, half of them at once and half of them later.
 
-At once is right after the answer to Create, and so mostly before the order's first event is published; later is mostly
-after its effects.
+An immediate cancel follows the answer to Create, usually before the order's first event is published. A later one
+usually comes after the order's effects.
 """
 
 import threading
@@ -19,24 +19,24 @@ class Cancel:
     """One cancel as its client saw it, retries included."""
 
     order_id: str
-    outcome: str  # as of a call: acknowledged, failed, unknown
+    outcome: str  # acknowledged, failed or unknown, as for a call
     error: BrewError | None
     retried: bool
     at_once: bool
-    begun_s: float  # since the load began, negative in the warm-up
+    begun_s: float  # since the load began; negative during the warm-up
     answered_s: float
 
     @property
     def latency_s(self) -> float:
-        """Seconds from its beginning to its answer."""
+        """Seconds from the call to the answer."""
         return self.answered_s - self.begun_s
 
 
 class CancelPlan:
-    """Which orders of a load are cancelled, and when. Safe between threads."""
+    """Chooses the orders of a load that are cancelled, and when. Thread-safe."""
 
     def __init__(self, share: float) -> None:
-        """Cancel `share` of the orders: 0 to 1."""
+        """Choose a share of the orders, from 0 to 1."""
         self._share = share
         self._lock = threading.Lock()
         self._made = 0
@@ -44,7 +44,7 @@ class CancelPlan:
         self._later: deque[tuple[float, str]] = deque()
 
     def chosen(self, order_id: str) -> bool:
-        """Say of an order that was just made whether it is to be cancelled now; it may be kept for later."""
+        """Say whether a new order is to be cancelled now. It may also be kept to be cancelled later."""
         if not self._share:
             return False
         with self._lock:
@@ -58,13 +58,13 @@ class CancelPlan:
             return False
 
     def due(self) -> str | None:
-        """Take an order whose time to be cancelled has come, if there is one."""
+        """Remove and return a kept order that is due to be cancelled; None if there is none."""
         if not self._later:
             return None
         with self._lock:
             return self._later.popleft()[1] if self._later and self._later[0][0] <= time.monotonic() else None
 
     def left_s(self) -> float | None:
-        """Say for how long the next one is still kept; None where there is none."""
+        """Return the seconds until the next kept order is due; None if there is none."""
         with self._lock:
             return max(0.0, self._later[0][0] - time.monotonic()) if self._later else None

@@ -1,7 +1,7 @@
-"""Load: Create calls from many callers at once, in a closed or in an open loop, and what each client was told.
+"""Send Create calls from many callers, in a closed or an open loop, and record each outcome.
 
-Closed loop: a caller sends its next order once the one before is answered. Open loop: each call has its time, whether
-the ones before it were answered or not, so a stall of the server is not hidden by a client that politely waits.
+Closed loop: a caller sends its next order after the answer to the last one. Open loop: each call is due at a fixed
+time, whether earlier calls were answered or not, so that a stall of the server shows in the latencies.
 """
 
 import itertools
@@ -23,53 +23,53 @@ from brewctl.security import PLAINTEXT, OrderSecurity
 
 _SLICE_S = 0.1
 _REASON = "the load changed its mind"
-_INVALID_CANCEL_EVERY = 3  # not 2: every other one comes at once, and both kinds are to be refused
+_INVALID_CANCEL_EVERY = 3  # not 2, as every other cancel is immediate, and some of both kinds must be invalid
 
 
 class CallOutcome(StrEnum):
-    """What a client knows of its order."""
+    """What the client knows about its order after the call."""
 
     ACKNOWLEDGED = "acknowledged"
-    FAILED = "failed"  # no try of the call has written it
-    UNKNOWN = "unknown"  # at least one try got no answer: it may be written
+    FAILED = "failed"  # no try has written it
+    UNKNOWN = "unknown"  # at least one try got no answer: the order may be written
 
 
 @dataclass(frozen=True, slots=True)
 class LoadCall:
-    """One order as its client saw it, retries included. Seconds since the load began, negative in the warm-up."""
+    """One order as its client saw it, retries included. Times are seconds since the load began, after the warm-up."""
 
     key: str
     outcome: CallOutcome
     order_id: str
     error: BrewError | None
     retried: bool
-    intended_s: float  # in a closed loop when it began
+    intended_s: float  # when it was due; in a closed loop, when it began
     begun_s: float
     answered_s: float
 
     @property
     def latency_s(self) -> float:
-        """Seconds from when it should have been sent to its answer."""
+        """Seconds from when it was due to the answer."""
         return self.answered_s - self.intended_s
 
 
 class History:
-    """Every call of a load, and every cancel."""
+    """All calls and cancels of a load."""
 
     def __init__(self) -> None:
         self.calls: list[LoadCall] = []
         self.cancels: list[Cancel] = []
 
     def record(self, call: LoadCall) -> None:
-        """Keep a call. Safe between threads."""
+        """Add a call. Thread-safe."""
         self.calls.append(call)
 
     def record_cancel(self, cancel: Cancel) -> None:
-        """Keep a cancel. Safe between threads."""
+        """Add a cancel. Thread-safe."""
         self.cancels.append(cancel)
 
     def count(self, outcome: CallOutcome) -> int:
-        """Count the calls that ended so."""
+        """Count the calls with this outcome."""
         return sum(call.outcome is outcome for call in self.calls)
 
     @property
@@ -81,8 +81,8 @@ class History:
 class Load:
     """Creates orders from `concurrency` callers, at `rate` orders a second or, without one, in a closed loop.
 
-    Calls that wait for an answer are at most `concurrency`; later ones of an open loop queue. `record` is given every
-    call, by the callers' threads; what it raises ends the load. Begin one load only once.
+    At most `concurrency` calls are in flight; further calls of an open loop queue. The callers' threads pass every call
+    to `record`; an exception from it ends the load. `run` may be called only once.
     """
 
     def __init__(
@@ -103,11 +103,11 @@ class Load:
         connections: int = 1,
         security: OrderSecurity = PLAINTEXT,
     ) -> None:
-        """Prepare a load that ends `duration_s` after its warm-up, or with the last of `orders` begun after it.
+        """Make a load that ends `duration_s` seconds, or `orders` calls, after its warm-up.
 
-        `invalid_every`: every so many calls, and every third cancel, ask for what no order-service may take; 0: none
-        does. `cancel`: the share of the orders made that is cancelled, of which `record_cancel` is told as `record` is
-        of the calls. `connections`: how many to each address; the callers take them in turn.
+        `invalid_every`: one call of this many is invalid, and every third cancel; 0: none is. `cancel`: the share of
+        the orders that are cancelled; `record_cancel` gets each cancel. `connections`: to each address; the callers use
+        them in turn.
         """
         self._addresses = addresses
         self._record = record
@@ -129,11 +129,11 @@ class Load:
         self._turn = threading.Lock()
         self._over = threading.Event()
         self._this_call = threading.local()
-        self.sent = 0  # warm-up included
-        self.unsent = 0  # calls of an open loop that were due, and waited for a caller, when their time was up
+        self.sent = 0  # calls, including the warm-up
+        self.unsent = 0  # calls of an open loop that were due at the end, but still waited for a caller
 
     def run(self, stop: threading.Event) -> None:
-        """Send until it is over or `stop` is set, then wait for the answers, at most the client's timeout.
+        """Send until the load is over or `stop` is set; then wait for the last answers, for a call's timeout at most.
 
         Raises what `record` raised.
         """
@@ -165,9 +165,9 @@ class Load:
                 caller.result()
 
     def set_rate(self, rate: float) -> None:
-        """Change the rate of an open loop, while it runs or before; what was due by then stays due.
+        """Change the rate of an open loop. Calls that were due before stay due.
 
-        Raises ValueError where the loop is closed or `rate` is not above 0.
+        Raises ValueError for a closed loop, or if `rate` is not above 0.
         """
         if self._rate is None or rate <= 0:
             raise ValueError(f"no rate to change from {self._rate} to {rate}")
@@ -188,19 +188,19 @@ class Load:
                 time.sleep(min(left_s, _SLICE_S))
                 order_id = self._cancels.due()
                 if order_id and isinstance(self._cancel(client, order_id, at_once=False), UnreachableError):
-                    break  # no server answers: each of the rest would wait as long
+                    break  # no server answers: each further cancel would wait for its timeout too
         finally:
             self._over.set()
 
     def _next(self) -> tuple[int, float, float] | None:
-        """Wait for the next call: its number, when it is due, and the time. None once the load is over."""
-        # One caller waits until the call is due; the others wait for the lock, which costs no CPU.
+        """Wait until the next call is due. Returns its number, its due time and the present time; None at the end."""
+        # One caller sleeps until the call is due; the others wait for the lock.
         with self._turn:
             while not self._over.is_set():
                 now = time.monotonic()
                 due = self._pace.due(self.sent) if self._pace else now
                 if due > now:
-                    self._over.wait(min(due - now, _SLICE_S))  # in slices: the rate may have changed
+                    self._over.wait(min(due - now, _SLICE_S))  # in slices, as the rate may change meanwhile
                     continue
                 number = self.sent
                 self.sent += 1
@@ -221,7 +221,7 @@ class Load:
                 f"customer-{number % 100}", amount_cents=100 + number % 900, currency=currency, idempotency_key=key
             )
         except BrewError as caught:
-            error = caught.with_traceback(None)  # it would keep every frame
+            error = caught.with_traceback(None)  # a traceback would keep all frames in memory
             outcome = CallOutcome.FAILED if _refused(caught, retried=self._this_call.retried) else CallOutcome.UNKNOWN
         return LoadCall(
             key,
@@ -242,7 +242,7 @@ class Load:
         try:
             client.cancel(order_id, reason="x" * (LONGEST_REASON + 1) if invalid else _REASON)
         except BrewError as caught:
-            error = caught.with_traceback(None)  # it would keep every frame
+            error = caught.with_traceback(None)  # a traceback would keep all frames in memory
             outcome = CallOutcome.FAILED if _refused(caught, retried=self._this_call.retried) else CallOutcome.UNKNOWN
         times = (begun - self._began, time.monotonic() - self._began)
         self._record_cancel(Cancel(order_id, outcome, error, self._this_call.retried, at_once, *times))
@@ -253,7 +253,7 @@ class Load:
 
 
 def _refused(error: BrewError, *, retried: bool) -> bool:
-    """Say whether nothing was written, by no try: an answer that stands tells nothing of the tries before it."""
+    """Say whether no try has written the order. A final answer to a retry does not tell about the tries before it."""
     if isinstance(error, UnknownOutcomeError):
         return False
     return isinstance(error, UnreachableError | UsageError) or not retried

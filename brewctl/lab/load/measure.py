@@ -1,4 +1,4 @@
-"""Measuring order-service: what a load's callers were told, as figures whose memory does not grow with it."""
+"""Measure order-service: the results of a load, whose memory does not grow with the number of calls."""
 
 import copy
 import threading
@@ -12,32 +12,32 @@ from brewctl.lab.load.cancels import Cancel
 from brewctl.lab.load.histogram import Histogram
 from brewctl.lab.load.load import CallOutcome, Load, LoadCall
 
-# A server's own words may be new each time.
+# A bound, as a server's messages may differ each time.
 _MOST_REASONS = 20
 _OTHERS = "other reasons"
 
 
 @dataclass(frozen=True)
 class LoadResult:
-    """What was measured: the calls begun after the warm-up, failed ones included."""
+    """The results of all calls that began after the warm-up, including failed ones."""
 
     seconds: float  # from the end of the warm-up to the last answer
     count: int
-    failures: dict[str, int]  # by reason, the most frequent first
+    failures: dict[str, int]  # number by reason, the most frequent first
     retries: int  # calls that needed more than one try
-    unsent: int  # calls of an open loop that were due, and waited for a caller, when the load ended
-    latencies: Histogram  # from when a call should have been sent to its answer, good or bad
-    cancels: Histogram  # from a cancel's beginning to its answer, good or bad
-    cancel_failures: dict[str, int]  # by reason
+    unsent: int  # calls of an open loop that were due at the end, but still waited for a caller
+    latencies: Histogram  # from when a call was due to its answer, also of failed calls
+    cancels: Histogram  # from a cancel's call to its answer, also of failed ones
+    cancel_failures: dict[str, int]  # number by reason
 
     @property
     def failed(self) -> int:
-        """How many calls failed for good."""
+        """The number of calls that failed after all retries."""
         return sum(self.failures.values())
 
     @property
     def not_cancelled(self) -> int:
-        """How many cancels failed for good."""
+        """The number of cancels that failed after all retries."""
         return sum(self.cancel_failures.values())
 
     @property
@@ -47,21 +47,21 @@ class LoadResult:
 
     @property
     def mean_ms(self) -> float:
-        """The mean latency; 0 where nothing was measured."""
+        """The mean latency; 0 without calls."""
         return self.latencies.mean_s * 1000
 
     @property
     def max_ms(self) -> float:
-        """The longest latency; 0 where nothing was measured."""
+        """The longest latency; 0 without calls."""
         return self.latencies.max_s * 1000
 
     def percentile_ms(self, percent: float) -> float:
-        """Return the latency that `percent` of 100 calls don't exceed; 0 where nothing was measured."""
+        """Return the latency that `percent` % of the calls do not exceed; 0 without calls."""
         return self.latencies.percentile_s(percent) * 1000
 
 
 def together(results: Sequence[LoadResult]) -> LoadResult:
-    """Return what several clients measured at the same time, as one result."""
+    """Combine the results of clients that measured at the same time."""
     failures: Counter[str] = Counter()
     cancel_failures: Counter[str] = Counter()
     latencies, cancels = Histogram(), Histogram()
@@ -83,7 +83,7 @@ def together(results: Sequence[LoadResult]) -> LoadResult:
 
 
 class Measurement:
-    """Records the calls of one load, and has its result at any time. Safe between threads."""
+    """Records the calls of one load; its result is available at any time. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -96,9 +96,9 @@ class Measurement:
         self._cancel_failures: Counter[str] = Counter()
 
     def record(self, call: LoadCall) -> None:
-        """Count a call, unless it was begun in the warm-up.
+        """Count a call, unless it began in the warm-up.
 
-        Raises the client's UnreachableError where no call before was answered either: there is nothing to measure.
+        Raises the call's UnreachableError if no call was answered so far.
         """
         if not self._reached:
             if call.outcome is CallOutcome.FAILED and isinstance(call.error, UnreachableError):
@@ -114,7 +114,7 @@ class Measurement:
                 _count(self._failures, call.error)
 
     def record_cancel(self, cancel: Cancel) -> None:
-        """Count a cancel, unless it was begun in the warm-up."""
+        """Count a cancel, unless it began in the warm-up."""
         if cancel.begun_s < 0:
             return
         with self._lock:
@@ -124,12 +124,12 @@ class Measurement:
 
     @property
     def failed(self) -> int:
-        """How many calls failed for good, so far."""
+        """The number of calls so far that failed after all retries."""
         with self._lock:
             return self._failures.total()
 
     def result(self, *, unsent: int = 0) -> LoadResult:
-        """Return what was measured so far."""
+        """Return the result so far."""
         with self._lock:
             return LoadResult(
                 seconds=self._seconds,
@@ -159,11 +159,9 @@ def measure(
     orders: int | None = None,
     connections: int = 1,
 ) -> LoadResult:
-    """Load order-service until `duration_s` or `orders` ends it, and return what was measured.
+    """Load order-service for `duration_s` seconds or `orders` orders, and return the result.
 
-    Each address gets so many `connections`; the callers take them in turn.
-
-    Raises UnreachableError where no order-service answers at all.
+    `connections`: to each address; the callers use them in turn. Raises UnreachableError if no order-service answers.
     """
     measurement = Measurement()
     load = Load(

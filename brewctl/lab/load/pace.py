@@ -1,13 +1,13 @@
-"""When each call of an open loop is due, also while the rate changes."""
+"""The times at which the calls of an open loop are due, with a rate that may change."""
 
 from collections import deque
 from itertools import pairwise
 
 
 class CallSchedule:
-    """A schedule at `rate` calls a second from `since` on. Times are time.monotonic()'s.
+    """A schedule of `rate` calls a second from `since` on. Times are those of time.monotonic().
 
-    `set_rate` may be called by any thread, the rest by one at a time.
+    `set_rate` may be called from any thread, the other methods by one thread at a time.
     """
 
     def __init__(self, rate: float, since: float) -> None:
@@ -17,11 +17,11 @@ class CallSchedule:
         self._changes: deque[tuple[float, float]] = deque()
 
     def set_rate(self, rate: float, now: float) -> None:
-        """Change the rate from `now` on. What was due before stays due."""
+        """Change the rate from `now` on. Calls that were due before stay due."""
         self._changes.append((now, rate))
 
     def due(self, number: int) -> float:
-        """Return when a call is due; they are numbered from 0, and asked for in their order."""
+        """Return when a call is due. Calls are numbered from 0; call this in their order."""
         while True:
             at = self._since + (number - self._before) / self._rate
             if not self._changes or at <= self._changes[0][0]:

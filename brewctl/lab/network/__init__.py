@@ -1,1 +1,1 @@
-"""A faulty network: TCP proxies that delay, narrow, swallow, reset or cut what goes through them."""
+"""A faulty network: TCP proxies that delay, throttle, swallow, reset or cut off connections."""

@@ -1,11 +1,11 @@
-"""A TCP proxy with faults, to stand between a role and a server, or between a client and a role.
+"""A TCP proxy with faults, between a role and a server, or between a client and a role.
 
     client ──connection──► 127.0.0.1:port ─ request flow ─►┐
                                          ◄─ response flow ─┴─connection──► upstream
 
-One thread a proxy runs all of its connections, and sleeps while nothing happens. Control calls are
-handed to it: they may come from any thread, and when they return, what they ask for is in force, also
-for who connected just before. Faults add up until `heal()`.
+One thread of each proxy serves all of its connections, and sleeps while nothing happens. Other threads
+hand their calls to it. When a call returns, its fault is in force, also for connections that were opened
+just before. Faults add up until `heal()`.
 """
 
 import contextlib
@@ -24,22 +24,22 @@ from brewctl.lab.network.relay import BACKLOG, Relay
 from brewctl.lab.network.wire import Cut
 
 _HOST = "127.0.0.1"
-# The thread never blocks: only a bug makes a call wait so long.
+# The thread never blocks, so that only a bug lets a call wait so long.
 _ANSWER_S = 10.0
 
 
 class Proxy:
     """Forwards one local port to one upstream address, with faults that come and go while connections live.
 
-    Without faults every byte and every FIN passes, in order, each way for itself; where one end breaks
-    (RST), or upstream can't be connected to, the other is broken too. A slow reader slows its sender
-    down: at most 256 KiB wait here, each way and connection.
+    Without faults all bytes and FINs pass in order, in both directions. If one end is reset, or upstream
+    can't be connected to, the other end is reset too. A slow reader slows its sender down: at most 256 KiB
+    wait here for each direction of a connection.
     """
 
     def __init__(self, name: str, upstream: tuple[str, int], *, port: int = 0) -> None:
         """Listen on 127.0.0.1, on a free port where `port` is 0.
 
-        Upstream need not be there. Raises BrewError for a busy port, or an unknown host.
+        Upstream need not run yet. Raises BrewError for a busy port, or an unknown host.
         """
         self.name = name
         try:
@@ -64,7 +64,7 @@ class Proxy:
 
     @property
     def address(self) -> str:
-        """Where clients connect to."""
+        """The address to which clients connect, HOST:PORT."""
         return f"{_HOST}:{self.port}"
 
     def __enter__(self) -> Self:
@@ -74,62 +74,62 @@ class Proxy:
         self.close()
 
     def latency(self, seconds: float, jitter_s: float = 0.0, *, chance: random.Random) -> None:
-        """Delay each piece, each way, by `seconds` more or less up to `jitter_s` that `chance` draws. Order is kept."""
+        """Delay all bytes in both directions by `seconds` ± a random time up to `jitter_s`. Their order is kept."""
         self._put_on(latency_s=seconds, jitter_s=jitter_s, chance=chance)
 
     def bandwidth(self, bytes_per_s: int) -> None:
-        """Carry at most so much each way, for all connections together, as one slow line does."""
+        """Limit the bandwidth in each direction, for all connections together."""
         self._put_on(bytes_per_s=bytes_per_s)
 
     def black_hole(self) -> None:
-        """Accept and read, forward and answer nothing, also of what is under way now; connections stay open.
+        """Accept connections and read, but forward nothing, not even bytes that are under way. Connections stay open.
 
-        What is swallowed is lost, an end's FIN or RST too: `heal()` breaks the connections that lost something,
-        and connects new ones that did not to upstream.
+        Swallowed bytes, FINs and RSTs are lost. `heal()` resets the connections that lost something, and connects
+        the others to upstream.
         """
         self._put_on(swallows=True)
 
     def reset(self) -> None:
-        """Break every open connection, both ends, now (RST). Later ones work."""
+        """Reset both ends of every open connection now. Later connections work."""
         self._do(self._relay.break_all)
 
     def refuse(self) -> None:
-        """Break each new connection at once (RST); open ones go on."""
+        """Reset each new connection at once; open ones go on."""
         self._put_on(refuses=True)
 
     def cut_response(self, after_bytes: int = 0, *, every: int = 1, times: int | None = None) -> None:
-        """Break off each `every`-th answer, `times` times, or until `heal()`: both ends get an RST in its midst.
+        """Cut off every `every`-th answer in the middle with an RST to both ends, `times` times or until `heal()`.
 
-        The client gets `after_bytes` bytes of such an answer and misses at least one; a shorter answer passes.
-        Upstream has got all of the request, and has acted on it. Answers are counted from this call on, over all
-        connections: over HTTP/2, so gRPC, each DATA frame that upstream sends (a unary call's result, never an
-        error, a setting or a ping), else the first bytes from upstream after some went there. `cuts` counts the hits.
+        The client gets `after_bytes` bytes of the answer, and misses at least one; shorter answers pass. Upstream has
+        got the whole request, and has acted on it. Answers are counted from this call on, over all connections. With
+        HTTP/2, so gRPC, each DATA frame from upstream is an answer: a unary call's result, but no error, setting or
+        ping. Else the first bytes from upstream after a request are one. `cuts` counts the answers that were cut off.
         """
         self._put_on(cut=Cut(after_bytes, every, math.inf if times is None else times))
 
     def heal(self) -> None:
-        """Take all faults away. What is still under way arrives at once; see `black_hole()` for what is lost."""
+        """Remove all faults. Delayed bytes arrive at once; `black_hole()` tells which are lost."""
         self._do(self._relay.heal)
 
     @property
     def cuts(self) -> int:
-        """How many answers were broken off so far."""
+        """How many answers were cut off so far."""
         return self._relay.cuts
 
     def connections(self) -> int:
-        """How many connections are open: of clients, those to upstream not counted."""
+        """Return the number of open connections from clients."""
         return len(self._relay.connections)
 
     def losses(self) -> int:
-        """How many open connections have lost something in a black hole."""
+        """Return the number of open connections that have lost bytes in a black hole."""
         return sum(connection.lost for connection in list(self._relay.connections))
 
     def held_bytes(self) -> int:
-        """How many bytes have been read and not sent on yet, both ways, over all connections."""
+        """Return the bytes that were read but not sent on yet, over all connections and both directions."""
         return sum(flow.size for connection in list(self._relay.connections) for flow in connection.flows)
 
     def close(self) -> None:
-        """Break all connections and free the port. Twice is harmless; any other call after it is a BrewError."""
+        """Reset all connections and free the port. May be called twice; other calls raise BrewError afterwards."""
         with self._lock:
             self._closed = True
             self._ring()
@@ -140,7 +140,7 @@ class Proxy:
         self._do(lambda: self._relay.put_on(replace(self._relay.faults, **faults)))
 
     def _do(self, action: Callable[[], None]) -> None:
-        """Have the thread do it, and wait until it has."""
+        """Let the proxy's thread call `action`, and wait until it has."""
         done: Future[None] = Future()
         with self._lock:
             if self._closed:
@@ -150,14 +150,14 @@ class Proxy:
         done.result(_ANSWER_S)
 
     def _ring(self) -> None:
-        with contextlib.suppress(OSError):  # it rings already, or is closed
+        with contextlib.suppress(OSError):  # the alarm is set already, or closed
             self._waker.send(b"!")
 
     def _run(self) -> None:
         try:
             while not self._closed:
                 self._relay.turn()
-            self._obey()  # a call made just before the end still gets its answer
+            self._obey()  # answers calls that were made just before the end
         finally:
             self._relay.close()
             self._alarm.close()

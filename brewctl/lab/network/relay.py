@@ -1,6 +1,6 @@
-"""The work of a proxy's thread: accepts, connects, and moves bytes between sockets as the faults allow.
+"""The work of a proxy's thread: accept, connect, and move bytes between sockets as the faults allow.
 
-Nothing here is thread-safe. No call blocks but `turn()`, which sleeps while nothing happens.
+Nothing here is thread-safe. Only `turn()` blocks: it sleeps while nothing happens.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class Relay:
-    """Forwards what comes to `listener` to `upstream`. `on_alarm` is called when `alarm` can be read."""
+    """Forwards connections to `listener` on to `upstream`. Calls `on_alarm` when `alarm` is readable."""
 
     def __init__(
         self, listener: socket.socket, upstream: tuple[str, int], *, alarm: socket.socket, on_alarm: Callable[[], None]
@@ -43,7 +43,7 @@ class Relay:
         self._listen()
 
     def turn(self) -> None:
-        """Wait until something can be done, and do it."""
+        """Wait for the next events or timers, and handle them."""
         wait_s = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
         for key, events in self._selector.select(wait_s):
             key.data(events)
@@ -51,7 +51,7 @@ class Relay:
             heapq.heappop(self._timers)[2]()
 
     def close(self) -> None:
-        """Break all connections and listen no more."""
+        """Reset all connections, and stop listening."""
         self.break_all()
         self._selector.close()
         self._listener.close()
@@ -64,7 +64,7 @@ class Relay:
             except BlockingIOError:
                 return
             except OSError:
-                # No descriptor is free, say. The listener would be ready again at once, for ever.
+                # For example, no file descriptor is free. The listener would stay ready, and the thread never sleep.
                 if self._listener in self._selector.get_map():
                     self._selector.unregister(self._listener)
                     self._at(time.monotonic() + _ACCEPT_AGAIN_S, self._listen)
@@ -80,12 +80,12 @@ class Relay:
                 _break(client)
 
     def put_on(self, faults: Faults) -> None:
-        """Have these faults from now on."""
+        """Apply these faults from now on."""
         self.faults = faults
         for connection in list(self.connections):
             if faults.swallows:
                 connection.swallow()
-            self._guard(self._watch, connection)  # there may be more room now, or less
+            self._guard(self._watch, connection)  # the faults change how much may wait
 
     def heal(self) -> None:
         """Remove all faults. Waiting bytes are sent; connections that lost bytes are reset."""
@@ -105,7 +105,7 @@ class Relay:
         heapq.heappush(self._timers, (when, next(self._tickets), act))
 
     def _guard(self, act: Callable[..., None], connection: ProxiedConnection, *more: object) -> None:
-        """Do something for a connection. What goes wrong ends that one, and nothing else."""
+        """Call `act` for a connection. An error ends only that connection."""
         if connection not in self.connections:
             return
         try:
@@ -160,7 +160,7 @@ class Relay:
         if faults.swallows:
             connection.lost, flow.ended = True, not piece
             if flow.ended and not connection.started:
-                raise ConnectionResetError  # its other end never heard of it
+                raise ConnectionResetError  # upstream never got the connection
             return
         if piece and flow is connection.request:
             connection.note_request(piece)
@@ -182,7 +182,7 @@ class Relay:
             self._at(due, functools.partial(self._guard, self._send, connection, flow))
 
     def _watch(self, connection: ProxiedConnection) -> None:
-        """Wait for what can be dealt with, and for nothing else: else the thread would never sleep."""
+        """Watch only events that can be handled now: others would keep the thread from sleeping."""
         room = self.faults.room_bytes
         for reads, writes in (connection.flows, connection.flows[::-1]):
             events = 0
@@ -213,7 +213,7 @@ class Relay:
 
 
 def _break(end: socket.socket) -> None:
-    """Close with an RST instead of a FIN."""
+    """Close a socket with an RST instead of a FIN."""
     with contextlib.suppress(OSError):
         end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
     end.close()

@@ -1,6 +1,6 @@
-"""What a faulty line does to bytes: when a piece may go, how many fit, where an answer breaks off.
+"""The effect of faults on bytes: when they may be sent, how many may wait, where an answer is cut off.
 
-No thread and no selector here: `relay` drives these.
+This module has no threads and no selector: `relay` calls it.
 """
 
 import functools
@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 
 _PIECE_BYTES = 64 * 1024
 _ROOM_BYTES = 4 * _PIECE_BYTES
-# A slow line is read in pieces of so much of its time.
+# On a slow line, a piece has the bytes of this time.
 _PIECE_S = 0.05
-# The client's first bytes where it speaks HTTP/2, so also gRPC.
+# The first bytes of a client that speaks HTTP/2, and so of gRPC.
 _PREFACE = b"PRI * HTTP/2.0"
 _FRAME_HEADER_BYTES = 9
 _DATA_FRAME = 0
@@ -24,7 +24,7 @@ _DATA_FRAME = 0
 
 @dataclass
 class Cut:
-    """Breaks off each `every`-th answer after `after_bytes` bytes of it, `left` times."""
+    """Cuts off every `every`-th answer after `after_bytes` bytes, `left` times."""
 
     after_bytes: int
     every: int
@@ -36,14 +36,14 @@ class Cut:
             raise ValueError("after_bytes must be at least 0, every and times at least 1")
 
     def takes_next(self) -> bool:
-        """Count an answer; say whether it is one to break off."""
+        """Count an answer; say whether it is to be cut off."""
         self.answers += 1
         return self.answers % self.every == 0
 
 
 @dataclass(frozen=True)
 class Faults:
-    """All that is wrong with a line at a time."""
+    """All present faults of a proxy."""
 
     latency_s: float = 0.0
     jitter_s: float = 0.0
@@ -52,7 +52,7 @@ class Faults:
     swallows: bool = False
     refuses: bool = False
     cut: Cut | None = None
-    # The line is one for all connections: when each way of it has carried what it took.
+    # All connections share the line: when each direction of it will be free again.
     _free_at: list[float] = field(default_factory=lambda: [0.0, 0.0], init=False)
 
     def __post_init__(self) -> None:
@@ -60,28 +60,28 @@ class Faults:
             raise ValueError("latency and jitter must be at least 0 s, bandwidth more than 0 bytes/s")
 
     def due(self, way: int, size: int) -> float:
-        """Say when a piece that is read now may go on."""
+        """Return when a piece that was read now may be sent."""
         carried = self._free_at[way] = max(time.monotonic(), self._free_at[way]) + size / self.bytes_per_s
         jitter_s = self.chance.uniform(-self.jitter_s, self.jitter_s) if self.chance else 0.0
         return carried + max(0.0, self.latency_s + jitter_s)
 
     @functools.cached_property
     def piece_bytes(self) -> int:
-        """How much to read at once."""
+        """How many bytes to read at once."""
         return max(1, int(min(_PIECE_BYTES, self.bytes_per_s * _PIECE_S)))
 
     @functools.cached_property
     def room_bytes(self) -> int:
-        """What may wait in a flow: on a slow line little more than what is under way, so that senders feel it."""
+        """How many bytes may wait in a flow. On a slow line few, so that senders are slowed down."""
         if self.bytes_per_s == math.inf:
             return _ROOM_BYTES
         return int(min(_ROOM_BYTES, self.bytes_per_s * (self.latency_s + self.jitter_s) + 2 * self.piece_bytes))
 
 
 class ByteStream:
-    """One direction of a connection: what came from `source` and waits, in order, to be sent to `target`.
+    """One direction of a connection: bytes from `source` that wait, in order, to be sent to `target`.
 
-    Each piece has the time before which it may not go. An empty one is the source's FIN, None its RST.
+    Each piece has the earliest time to send it. An empty piece is the source's FIN, None its RST.
     """
 
     def __init__(self, source: socket.socket, target: socket.socket, *, way: int) -> None:
@@ -97,13 +97,13 @@ class ByteStream:
         self.wake_at = 0.0  # the newest timer for the first piece
 
     def put(self, due: float, piece: bytes | None) -> None:
-        """Add a piece. After a FIN or an RST nothing more is to be read."""
+        """Add a piece. After a FIN or an RST nothing more is read."""
         self.pieces.append((due, piece))
         self.size += len(piece or b"")
         self.ended = self.ended or not piece
 
     def send(self, now: float) -> bool:
-        """Send what is due, as far as it fits; say whether a byte went. Raises OSError where the connection broke."""
+        """Send due pieces until the target blocks. Returns whether a byte was sent. Raises OSError if it is broken."""
         sent_any = self.blocked = False
         while self.pieces and self.pieces[0][0] <= now:
             due, piece = self.pieces.popleft()
@@ -126,12 +126,12 @@ class ByteStream:
         return sent_any
 
     def release(self) -> None:
-        """Let everything go at once."""
+        """Make all pieces due now."""
         self.pieces = deque((0.0, piece) for _, piece in self.pieces)
 
 
 class ProxiedConnection:
-    """A client's connection, the one to upstream that belongs to it, and the flows between the two."""
+    """A client's connection, its connection to upstream, and the flows between them."""
 
     def __init__(self, client: socket.socket) -> None:
         self.upstream = socket.socket()
@@ -143,42 +143,42 @@ class ProxiedConnection:
         self.flows = (self.request, self.response)
         self.started = False  # connecting to upstream, or connected
         self.connected = False
-        self.lost = False  # bytes of it were swallowed: it can only be broken
-        self._opened = False  # the client has said something
-        self._asked = False  # upstream has got bytes that it has not answered yet
+        self.lost = False  # bytes were swallowed: it can only be reset
+        self._opened = False  # the client has sent bytes
+        self._asked = False  # upstream has got bytes, and has not answered since
         self._frames: _Frames | None = _Frames()
         self._cut: Cut | None = None
-        self._allowance: int | None = None  # bytes until the answer at hand breaks off
+        self._allowance: int | None = None  # bytes until the present answer is cut off
 
     def look_connected(self) -> None:
-        """Learn, once upstream can be written to, how connecting ended. Raises OSError where it failed."""
+        """Check the result of connecting, once upstream is writable. Raises OSError if it failed."""
         if not self.connected:
             if error := self.upstream.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
                 raise OSError(error, os.strerror(error))
-            # Without a listener, a local port sometimes connects to itself: both ends are the same.
+            # Without a listener, a local port may connect to itself: then both ends have the same address.
             if self.upstream.getsockname() == self.upstream.getpeername():
                 raise ConnectionRefusedError
             self.connected = True
 
     def swallow(self) -> None:
-        """Lose what is under way."""
+        """Discard the waiting bytes."""
         for flow in self.flows:
             self.lost = self.lost or bool(flow.pieces)
             flow.pieces.clear()
             flow.size = 0
 
     def note_request(self, piece: bytes) -> None:
-        """Tell the protocol from the client's first bytes."""
+        """Detect HTTP/2 from the client's first bytes."""
         if not self._opened and not _PREFACE.startswith(piece[: len(_PREFACE)]):
             self._frames = None
         self._opened = True
 
     def note_sent(self) -> None:
-        """Upstream has got bytes of a request."""
+        """Note that upstream has got bytes of a request."""
         self._asked = True
 
     def breaks_at(self, piece: bytes, cut: Cut | None) -> int | None:
-        """Say how much of this piece of a response the client still gets; None where it gets all."""
+        """Return how many bytes of this piece the client gets before the cut; None if there is no cut."""
         starts = self._answers_in(piece)
         if cut is not self._cut:
             self._cut, self._allowance = cut, None
@@ -205,14 +205,14 @@ class ProxiedConnection:
 
 
 class _Frames:
-    """Follows HTTP/2 frames. Settings, pings and windows come at any time; a DATA frame is a message, so an answer."""
+    """Parses HTTP/2 frames. A DATA frame is an answer; settings, pings and window updates are not."""
 
     def __init__(self) -> None:
         self._header = b""
-        self._left = 0  # bytes of the frame at hand
+        self._left = 0  # bytes of the present frame
 
     def messages_in(self, piece: bytes) -> list[int]:
-        """Return where DATA frames begin in the stream's next piece; 0 for one whose header began before it."""
+        """Return the positions of DATA frames in the next piece; 0 for a frame whose header began before it."""
         starts = []
         position = 0
         while position < len(piece):

@@ -1,1 +1,1 @@
-"""The roles as processes that the lab starts: the cast of the story, nodes, background nodes, and their logs."""
+"""Roles as processes: the cast, nodes that the lab starts and ends, background nodes, and their logs."""

@@ -1,7 +1,7 @@
-"""Nodes in the background: `brewctl` processes that outlive the command that started them.
+"""Background nodes: `brewctl` processes that outlive the command that started them.
 
-Each has a log, and a place in its home's state beside the sandbox's servers. Its environment
-names the servers, since other users can't read the secrets there.
+Each has a log, and an entry in its home's state file. It gets the servers' addresses and secrets in
+its environment, which other users can't read.
 """
 
 import itertools
@@ -29,15 +29,15 @@ from brewctl.sandbox.server import Server
 from brewctl.sandbox.state import State
 
 READY_S = 30.0
-# Longer than config's drain_s, after which a role gives up by itself and says what it left.
+# Longer than drain_s of the limits, after which a role gives up draining by itself.
 STOP_S = 15.0
 _KILL_S = 5.0
 _HOST = "127.0.0.1"
-_PORTS = range(50081, 51081)  # the first is where clients look by default
+_PORTS = range(50081, 51081)  # clients use the first by default
 
 
 class Condition(StrEnum):
-    """Whether a node runs, in the words of `lab.look.state`."""
+    """The state of a node, as `lab.look` shows it."""
 
     RUNS = "runs"
     PAUSED = "paused"
@@ -58,7 +58,7 @@ class Stopped:
 
     name: str
     ending: Ending
-    last_line: str  # of its log: its counters, where it drained
+    last_line: str  # of its log; the counters of a node that drained
     log: str
 
 
@@ -68,8 +68,8 @@ class NodeStatus:
 
     name: str
     role: str
-    pid: int | None  # None where it is gone
-    port: int  # 0 where it listens on none
+    pid: int | None  # None: it is gone
+    port: int  # 0: it listens on none
     memory_bytes: int
     state: Condition
     log: str
@@ -82,7 +82,7 @@ def nodes(home: Path) -> dict[str, Server]:
 
 
 def status(home: Path) -> list[NodeStatus]:
-    """Look at every node; empty where there is none."""
+    """Return the state of every node."""
     rows = []
     for node in nodes(home).values():
         process = processes.find(node)
@@ -101,10 +101,10 @@ def status(home: Path) -> list[NodeStatus]:
 
 
 def start(home: Path, settings: Settings, roles: Sequence[str | Role], *, name: str = "") -> list[Server]:
-    """Start a node of each role, order, publisher or a downstream's; see `wait_ready`.
+    """Start a node of each role. Does not wait until they are ready: see `wait_ready`.
 
-    They are numbered as in the story, each with the first number that is not running. `name` is that of a single node:
-    raises BrewError where one of that name runs. An order node takes the first free port from 50081 on.
+    Nodes are numbered, with the first numbers that are free. `name`: the name of a single node; raises BrewError if a
+    node of that name runs. An order node takes the first free port from 50081 on.
     """
     with state.locked(home):
         known = state.load(home) or State.without_sandbox()
@@ -118,11 +118,11 @@ def start(home: Path, settings: Settings, roles: Sequence[str | Role], *, name: 
             port = _free_port({node.port for node in taken.values()}) if role.name == "order" else 0
             with interrupts_held():
                 node = _spawn(home, settings, node_name, role, port)
-                known.nodes.pop(node.name, None)  # a gone one: this one comes last
+                known.nodes.pop(node.name, None)  # an ended node's entry: the new one comes last
                 known.nodes[node.name] = taken[node.name] = node
                 try:
                     state.save(home, known)
-                except BrewError:  # nobody would know of it
+                except BrewError:  # without an entry no command could stop it
                     processes.end([node], ((signal.SIGKILL, _KILL_S),))
                     raise
             started.append(node)
@@ -130,9 +130,9 @@ def start(home: Path, settings: Settings, roles: Sequence[str | Role], *, name: 
 
 
 def wait_ready(node: Server, *, timeout_s: float = READY_S) -> None:
-    """Wait until a node works: it listens, or has joined its group and was given its partitions, if only none.
+    """Wait until a node is ready: it listens, or its group has assigned it partitions, which may be none.
 
-    Raises BrewError with the end of its log where it ends before that, or is late; a late one runs on.
+    Raises BrewError with the end of its log if it ends before that, or is late. A late node goes on.
     """
     ready = role_of(node.role).ready
     deadline = time.monotonic() + timeout_s
@@ -148,7 +148,7 @@ def wait_ready(node: Server, *, timeout_s: float = READY_S) -> None:
 
 
 def settle(home: Path, settings: Settings, node: Server, *, timeout_s: float = READY_S) -> Server:
-    """Wait until a node works, and return it; where its port was taken since it was free, by one on the next port.
+    """Wait until a node is ready, and return it. If another process took its port first, start one on the next port.
 
     Raises what `wait_ready` raises.
     """
@@ -165,15 +165,15 @@ def settle(home: Path, settings: Settings, node: Server, *, timeout_s: float = R
 
 
 def stop(home: Path, names: Iterable[str], *, within_s: float = STOP_S) -> list[Stopped]:
-    """Drain nodes at the same time, paused ones too, and kill what still runs after `within_s` seconds; forget them.
+    """Drain nodes, also paused ones, at the same time; kill those that run after `within_s` seconds. Forget all.
 
-    Raises BrewError, and stops none, where a name is not that of a node.
+    Raises BrewError, and stops none, if a name is unknown.
     """
     chosen = [_node(home, name) for name in dict.fromkeys(names)]
-    # While they drain others may use the home: a name is free once its process has ended.
+    # The home is not locked while nodes drain: other commands may use it. A name is free once its process has ended.
     running = [node for node in chosen if processes.find(node)]
-    with suppress(BrewError):  # of those that are late: they are killed
-        # One that is paused hears nothing until it is continued.
+    with suppress(BrewError):  # late nodes are killed below
+        # A paused process handles SIGTERM only after SIGCONT.
         processes.end(running, ((signal.SIGTERM, 0.0), (signal.SIGCONT, within_s)))
     late = [node for node in running if processes.find(node)]
     processes.end(late, ((signal.SIGKILL, _KILL_S),))
@@ -190,9 +190,9 @@ def stop(home: Path, names: Iterable[str], *, within_s: float = STOP_S) -> list[
 
 
 def send(home: Path, name: str, number: signal.Signals) -> None:
-    """Send a node a signal, such as SIGKILL, SIGSTOP or SIGCONT; whoever else has its pid now gets none.
+    """Send a signal to a node, such as SIGKILL, SIGSTOP or SIGCONT, but never to another process with its pid.
 
-    The state stays as it is: who is killed is gone. Raises BrewError where no node of that name runs.
+    The node's entry stays: a killed node is shown as gone. Raises BrewError if no node of that name runs.
     """
     node = _node(home, name)
     process = processes.find(node)
@@ -204,7 +204,7 @@ def send(home: Path, name: str, number: signal.Signals) -> None:
 
 
 def serving(home: Path) -> dict[str, str]:
-    """Return the variables by which order nodes of a secured sandbox, which runs, serve TLS."""
+    """Return the variables with order-service's TLS files, if a secured sandbox runs; else none."""
     files = state.serving(home)
     return dict(zip(VARIABLES, files, strict=False)) if files else {}
 
@@ -229,7 +229,7 @@ def _free_name(stem: str, taken: Collection[str]) -> str:
 
 def _free_port(taken: Collection[int]) -> int:
     for port in _PORTS:
-        # One that was just started does not listen yet.
+        # `taken` has the ports of nodes that have just started and do not listen yet.
         if port not in taken and processes.is_free(port):
             return port
     hint = "stop a node that `brewctl status` names, or run `brewctl serve order --port` with another one"
@@ -247,7 +247,7 @@ def _spawn(home: Path, settings: Settings, name: str, role: Role, port: int) -> 
             program(name, *arguments),
             port=port,
             log=logs / f"{name}.log",
-            # A downstream of the user's own works where it was started: it may read files there.
+            # A downstream of the user's own runs in the present working directory, as it may read files there.
             cwd=place if role.name in ROLES or registry.is_own(role.name) else Path.cwd(),
             env={
                 **({} if settings.configured & {"database_url", "brokers"} else serving(home)),
@@ -263,5 +263,5 @@ def _spawn(home: Path, settings: Settings, name: str, role: Role, port: int) -> 
 
 
 def _lines(node: Server) -> list[str]:
-    """What it wrote to its log, the end of it."""
+    """Return the last lines of a node's log, of this process only."""
     return processes.recent(Path(node.log), start=node.log_start)

@@ -1,4 +1,4 @@
-"""The cast: two order-services, two nodes of the first downstream, one of each other."""
+"""The cast of a demo or scenario: two order-services, two nodes of the first downstream, one of each other."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,27 +14,27 @@ ORDER_NODES = ("order-1", "order-2")
 
 @dataclass(frozen=True)
 class Cast:
-    """The nodes by their names; `consumers`: of each downstream, in the order in which the settings name them."""
+    """The names of the nodes. `consumers`: those of each downstream, in the order of the settings."""
 
     consumers: tuple[tuple[str, ...], ...]
-    commands: Mapping[str, tuple[str, ...]]  # what `brewctl` is told to be each, such as `consume inventory`
-    sharing: Downstream  # the first downstream
+    commands: Mapping[str, tuple[str, ...]]  # the arguments of `brewctl` for each node, such as `consume inventory`
+    sharing: Downstream  # the first downstream, which has two nodes
 
     @property
     def nodes(self) -> tuple[str, ...]:
-        """Every node."""
+        """The names of all nodes."""
         return (*ORDER_NODES, *chain.from_iterable(self.consumers))
 
     @property
     def peers(self) -> tuple[str, ...]:
-        """The nodes that share their partitions out."""
+        """The two nodes of the first downstream, which share its partitions."""
         return self.consumers[0]
 
 
 def cast(settings: Settings) -> Cast:
-    """Return the cast for the downstreams that the settings name. Raises UsageError for one that is not found.
+    """Return the cast for the downstreams of the settings. Raises UsageError if one can't be found.
 
-    One of them at least has two nodes, which share its partitions out: a fault of one moves them to the other.
+    The first downstream has two nodes, so that a fault of one moves its partitions to the other.
     """
     commands = dict.fromkeys(ORDER_NODES, nodes.ROLES["order"].command)
     downstreams = registry.configured(settings)

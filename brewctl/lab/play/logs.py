@@ -1,4 +1,4 @@
-"""The logs of the nodes in the background, those of ended ones too: merged, and followed."""
+"""Merge and follow the logs of background nodes, also of ended ones."""
 
 import heapq
 import os
@@ -18,25 +18,25 @@ _TIME = re.compile(rb"ts=(\S+)")
 
 
 class LogLine(NamedTuple):
-    """A line of a node's log, without its end."""
+    """A line of a node's log, without the line end."""
 
-    at: bytes  # its time, as it is written; of a line that has none, that of the line before it
+    at: bytes  # its time as text; of a line without one, the time of the line before
     node: str
     text: bytes
 
 
 def known(home: Path) -> dict[str, Path]:
-    """Return every node's log, by the node's name."""
+    """Return the path of every node's log, by the node's name."""
     return {path.stem: path for path in sorted((home / "logs").glob("*.log"))}
 
 
 def read(
     home: Path, names: Collection[str] = (), *, tail: int | None = None, follow: bool = False
 ) -> Iterator[LogLine]:
-    """Yield the lines of these nodes, or of all, by their time; of each node the last `tail` at first.
+    """Yield the lines of these nodes, or of all, by time; at first only the last `tail` of each.
 
-    `follow`: go on for ever, with what is written meanwhile, and by nodes that start meanwhile. A log that is truncated
-    or replaced is read on from its new beginning. Raises BrewError for one that can't be read.
+    `follow`: go on for ever with new lines, also of new nodes. A log that is truncated or replaced is read from its new
+    beginning. Raises BrewError if a log can't be read.
     """
     logs: dict[str, _FollowedLog] = {}
     with ExitStack() as stack:
@@ -59,16 +59,16 @@ def read(
 
 
 class _FollowedLog:
-    """A log that is read on from where it was read to."""
+    """A log that is read further at each look."""
 
     def __init__(self, node: str, path: Path, tail: int | None) -> None:
-        """Begin where more than `tail` lines are left, at the log's beginning without."""
+        """Open no file yet. Reading begins a little more than `tail` lines before the end, or at the beginning."""
         self._node = node
         self._path = path
         self._tail = tail
         self._file: BinaryIO | None = None
         self._at = b""
-        self._begun = b""  # a line whose end was not written yet
+        self._begun = b""  # an incomplete line at the end of the file
 
     def close(self) -> None:
         if self._file:
@@ -76,8 +76,8 @@ class _FollowedLog:
         self._file = None
 
     def lines(self, *, unfinished: bool) -> Iterator[LogLine]:
-        """Yield what is new; `unfinished`: the last line also where its end is missing."""
-        # Asked first: nothing is added any more to what was replaced.
+        """Yield new lines. `unfinished`: also an incomplete last line."""
+        # Checked before reading: no lines are added to a file after it was replaced.
         replaced = self._replaced()
         yield from self._rest(unfinished=unfinished or replaced)
         if replaced:
@@ -118,9 +118,9 @@ class _FollowedLog:
 
 
 def _near_end(log: BinaryIO, lines: int) -> None:
-    """Go to the beginning of a line that more than so many follow: a large log is not read whole for its last ones.
+    """Seek to a line with more than `lines` lines after it, without reading a large log from its beginning.
 
-    Of its last 64 KiB at least, so that the time of a line that has none is known, as a rule.
+    At least the last 64 KiB are read, so that for a line without a time an earlier line usually has one.
     """
     end, last = log.seek(0, os.SEEK_END), _LONGEST_BYTES
     while last < end:

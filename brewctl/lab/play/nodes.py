@@ -1,4 +1,4 @@
-"""Replicas of roles as real `brewctl` processes, to be watched, stopped and killed."""
+"""Replicas of roles as `brewctl` processes that the lab watches, stops and kills."""
 
 import os
 import re
@@ -27,10 +27,10 @@ _LISTENS = re.compile(r"listening on (\S+)")
 
 @dataclass(frozen=True)
 class Role:
-    """How a role is called, its nodes are named and started, and what one says once it works."""
+    """A role: its name, its nodes' names, their command, and the line that a ready node prints."""
 
     name: str
-    stem: str  # of its nodes' names
+    stem: str  # the beginning of its nodes' names
     command: tuple[str, ...]
     ready: re.Pattern[str]
 
@@ -42,36 +42,36 @@ ROLES = {
         Role("publisher", "publisher", ("publish",), _STARTED),
     )
 }
-# Room for a node's number behind its stem, in the 64 characters of its name.
+# A node's name has 64 characters at most: this leaves room for a number after the stem.
 _STEM_CHARACTERS = 58
 
 
 def role(name: str, downstream: Downstream | None = None, *, app_dir: str = "") -> Role:
-    """Return the role of this name: one of ROLES, or a downstream's; of one of the user's own it must be given.
+    """Return the role of this name: one of ROLES, or a downstream.
 
-    Without, the role of MODULE:NAME can be waited for, and its nodes have no names.
+    For MODULE:NAME, give the `downstream`. Without it, the role has no stem, and can only be waited for.
     """
     if name in ROLES:
         return ROLES[name]
     if downstream is None and registry.is_own(name):
         downstream = registry.find(name)
     stem = (downstream.node or downstream.group)[:_STEM_CHARACTERS] if downstream else ""
-    stem += "-group" if stem in ROLES else ""  # its nodes are no order-services
+    stem += "-group" if stem in ROLES else ""  # the names order-… and publisher-… mean other roles
     options = ("--app-dir", app_dir) if app_dir else ()
     return Role(name, stem, ("consume", name, *options), _ASSIGNED)
 
 
 def program(name: str, *arguments: str, module: str = "brewctl") -> list[str]:
-    """Return how a node of this name is run as a process, for example with `consume inventory`.
+    """Return the command line of a node of this name, for example with the arguments `consume inventory`.
 
-    `module` is brewctl, or one that runs it with something added.
+    `module`: brewctl, or a module that runs it with additions.
     """
-    # -P: whatever lies in the working directory is no module of ours.
+    # -P: do not import modules from the working directory.
     return [sys.executable, "-P", "-m", module, *arguments, "--node", name]
 
 
 class Node:
-    """One role's process. Its stdout lines are kept and handed to `on_line`; its stderr goes to `log`."""
+    """A replica's process. Its stdout lines are kept, and passed to `on_line`; its stderr goes to `log`."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class Node:
                 stderr=errors,
                 encoding="utf-8",
                 errors="replace",
-                start_new_session=True,  # a Ctrl-C is ours to hand on, in our order
+                start_new_session=True,  # a Ctrl-C must not reach the node: this process stops it
             )
         self._reader = threading.Thread(target=self._read, args=(on_line,), name=f"{name}-stdout")
         self._reader.start()
@@ -115,7 +115,7 @@ class Node:
 
     @property
     def assignment(self) -> list[int]:
-        """The partitions that it was assigned last."""
+        """The partitions of its last assignment."""
         for line in reversed(self.lines):
             if match := _ASSIGNED.search(line):
                 return [int(number) for number in match[1].split(",") if number.strip()]
@@ -123,23 +123,23 @@ class Node:
 
     @property
     def address(self) -> str:
-        """Where it listens; "" before it does."""
+        """The address that it listens on; "" before it does."""
         return next((match[1] for line in self.lines if (match := _LISTENS.search(line))), "")
 
     @property
     def ready(self) -> bool:
-        """Say whether it works: it listens, publishes, or has been assigned partitions."""
+        """Whether it is ready: it listens, publishes, or has got an assignment."""
         role = ROLES.get(self.name.rpartition("-")[0])
-        ready = role.ready if role else _ASSIGNED  # a downstream's
+        ready = role.ready if role else _ASSIGNED  # of a downstream
         return any(ready.search(line) for line in self.lines)
 
     @property
     def alive(self) -> bool:
-        """Say whether the process runs."""
+        """Whether the process runs."""
         return self.process.poll() is None
 
     def wait_for(self, what: str, seen: Callable[["Node"], bool], *, timeout_s: float = 30.0) -> None:
-        """Wait until `seen` holds. Raises BrewError with the end of its log where it ends before that, or is late."""
+        """Wait until `seen` holds. Raises BrewError with the end of its log if it ends before that, or is late."""
         deadline = time.monotonic() + timeout_s
         with self._arrived:
             while not seen(self):
@@ -150,17 +150,17 @@ class Node:
                 self._arrived.wait(0.1)
 
     def wait_ready(self, *, timeout_s: float = 30.0) -> None:
-        """Wait until it works. Raises what `wait_for` raises."""
+        """Wait until it is ready. Raises what `wait_for` raises."""
         self.wait_for("readiness", lambda node: node.ready, timeout_s=timeout_s)
 
     def ended(self, *, within_s: float) -> int:
-        """Wait for its end, and return its exit code: all its lines are there then. Raises TimeoutExpired."""
+        """Wait until it has ended and all its lines were read; return its exit code. Raises TimeoutExpired."""
         code = self.process.wait(within_s)
         self._reader.join(within_s)
         return code
 
     def kill(self) -> None:
-        """End it as a crash does: SIGKILL."""
+        """Send SIGKILL, and wait for its end."""
         self.process.kill()
         self.process.wait()
         self._reader.join()
@@ -170,7 +170,7 @@ class Node:
 
 
 class Nodes:
-    """A set of nodes that is never left behind. Use it as a context manager."""
+    """A set of nodes. As a context manager it ends all of them."""
 
     def __init__(
         self,
@@ -181,7 +181,7 @@ class Nodes:
         module: str = "brewctl",
         env: Mapping[str, str] | None = None,
     ) -> None:
-        """Prepare nodes that run `module`, as `program` says, with the variables of `env` beside our own."""
+        """Make an empty set. `module`: as in `program`; `env`: further environment variables of the nodes."""
         self._settings = settings
         self._env = env
         self._logs = logs
@@ -200,8 +200,8 @@ class Nodes:
         """Start a node, for example `start("inventory-1", "consume", "inventory")`."""
         log = self._logs / f"{name}.log"
         if all(node.name != name for node in self.started):
-            log.unlink(missing_ok=True)  # an earlier run's
-        with interrupts_held():  # else an interrupt could leave a running process that is not in `started`
+            log.unlink(missing_ok=True)  # left by an earlier run
+        with interrupts_held():  # an interrupt here could leave a running process that is not in `started`
             node = Node(
                 name, arguments, self._settings, log=log, on_line=self._on_line, module=self._module, env=self._env
             )
@@ -209,7 +209,7 @@ class Nodes:
         return node
 
     def stop(self, *, within_s: float = 15.0) -> list[Node]:
-        """Drain all that run at the same time, and kill what is late. Returns those that did not drain cleanly."""
+        """Drain all running nodes at the same time; kill late ones. Returns those that did not drain cleanly."""
         running = [node for node in self.started if node.alive]
         for node in running:
             node.process.send_signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""The sandbox's servers, to be stopped, killed and brought back."""
+"""Stop, kill and restart the sandbox's servers."""
 
 import signal
 from pathlib import Path
@@ -20,13 +20,13 @@ class _Silent:
 
 
 class Servers:
-    """The sandbox's servers, to break and to bring back."""
+    """The sandbox's servers. All methods raise BrewError if there is no sandbox."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
 
     def state(self) -> state.State:
-        """Read what the sandbox is made of. Raises BrewError where there is none."""
+        """Read the sandbox's state file."""
         known = state.load(self.home)
         if known is None:
             raise BrewError(f"no sandbox in {self.home}", hint="run `brewctl up`")
@@ -38,7 +38,7 @@ class Servers:
         return [f"kafka-{number}" for number, _ in enumerate(self.state().kafka_ports, start=1)]
 
     def send(self, name: str, number: signal.Signals) -> psutil.Process | None:
-        """Send a server a signal; None where it doesn't run."""
+        """Send a signal to a server. Returns its process; None if it does not run."""
         server = self.state().servers.get(name)
         process = processes.find(server) if server else None
         if process:
@@ -46,15 +46,15 @@ class Servers:
         return process
 
     def end(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
-        """End a server by a signal and wait until it is gone. One that doesn't run is left alone."""
+        """End a server with a signal, if it runs, and wait until it has ended, for 20 s at most."""
         if process := self.send(name, number):
             psutil.wait_procs([process], timeout=_END_S)
 
     def runs(self, name: str) -> bool:
-        """Say whether a server's process is there."""
+        """Say whether a server's process runs."""
         server = self.state().servers.get(name)
         return server is not None and processes.find(server) is not None
 
     def restore(self) -> None:
-        """Start what doesn't run and wait until all of it answers."""
+        """Start the servers that do not run, and wait until all answer."""
         cluster.up(self.home, cluster.Options(), _Silent())

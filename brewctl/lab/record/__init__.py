@@ -1,1 +1,1 @@
-"""What a run of the lab records while it plays: samples, owners of partitions, faults, events."""
+"""The recording of a demo or chaos run: samples, partition owners, faults, events."""

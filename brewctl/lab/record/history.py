@@ -1,6 +1,6 @@
-"""What a run of the lab records while it plays, to be judged and shown afterwards.
+"""The data recorded during a demo or a chaos scenario, for its verdict and report.
 
-Every time is in seconds since the act began.
+All times are in seconds since the act began.
 """
 
 import math
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class FlowSample:
-    """One look at the counters; `effects` of each downstream, by the name of its counter."""
+    """The counters at one moment; `effects` of each downstream, by the name of its counter."""
 
     at_s: float
     orders: int
@@ -25,7 +25,7 @@ class FlowSample:
 
 @dataclass(frozen=True)
 class Ownership:
-    """The owner of each partition of a group from `at_s` on, by Kafka. "", or a partition left out: none."""
+    """The owner of each partition of a group from `at_s` on; none if it is "" or the partition is left out."""
 
     at_s: float
     group: str
@@ -34,18 +34,18 @@ class Ownership:
 
 @dataclass(frozen=True)
 class FaultSpan:
-    """What was broken on purpose. One that ends when it starts is an instant."""
+    """A fault that was injected. It is an instant if it ends when it starts."""
 
     start_s: float
-    end_s: float  # math.inf: never ended
+    end_s: float  # math.inf: it never ended
     label: str
-    # The nodes that could not work meanwhile: the partitions that they still own make no progress.
+    # Nodes that could not work meanwhile: partitions that they still own make no progress.
     nodes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A moment that explains the curves, and is no fault: a rebalance."""
+    """A moment that explains the curves but is no fault, such as a rebalance."""
 
     at_s: float
     label: str
@@ -53,7 +53,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Claim:
-    """What was claimed of a run, whether it holds, and if not, what was found instead."""
+    """A claim about a run, whether it holds, and if not, what was found instead."""
 
     text: str
     holds: bool
@@ -80,24 +80,24 @@ class Act:
     faults: list[FaultSpan] = field(default_factory=list)
     marks: list[Mark] = field(default_factory=list)
     events: list[ActEvent] = field(default_factory=list)
-    # What was measured, by name, as it is to be read: ("acknowledged", "1200"), ("without progress", "7.9 s").
+    # Names and formatted values of measurements: ("acknowledged", "1200"), ("without progress", "7.9 s").
     figures: list[tuple[str, str]] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
-    # What failed, and the first offenders.
+    # Failures, with the first offenders.
     findings: list[str] = field(default_factory=list)
-    # Why it did not run.
+    # The reason why it was skipped, if so.
     skipped: str = ""
 
     @property
     def verdict(self) -> str:
-        """Say in a word how it ended: ok, failed or skipped."""
+        """How it ended: ok, failed or skipped."""
         if self.skipped:
             return "skipped"
         return "ok" if self.ok else "failed"
 
     @property
     def duration_s(self) -> float:
-        """The time of the last thing that is recorded; 0 where nothing is."""
+        """The last time that was recorded; 0 if there is none."""
         times = [
             *(sample.at_s for sample in self.samples),
             *(ownership.at_s for ownership in self.ownerships),

@@ -1,4 +1,4 @@
-"""Samples of the flow while it is disturbed: counters from PostgreSQL, owners of partitions from Kafka."""
+"""Sample the flow during a run: counters from PostgreSQL, partition owners from Kafka."""
 
 import contextlib
 import threading
@@ -22,47 +22,47 @@ _ASK_EVERY_S = 0.7
 
 
 class FlowWatch:
-    """Takes samples in two threads until it is stopped. While a server is away there is no sample."""
+    """Takes samples in two threads. While a server is away it takes none."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings.impatient
         self._stop = threading.Event()
         self._began = time.monotonic()
         self._downstreams = registry.configured(settings)
-        # The counters that come as far as the orders.
+        # Counters of the downstreams that have an effect of each order.
         self._following = [each.counted_as for each in self._downstreams if each.follows_orders]
-        self._unread: dict[str, tuple[float, int]] = {}  # of each group: when it was asked, and its lag
+        self._unread: dict[str, tuple[float, int]] = {}  # by group: when Kafka was asked, and the lag
         self._wants_unread = threading.Event()
         self.samples: list[FlowSample] = []
         self.ownerships: list[Ownership] = []
 
     @contextlib.contextmanager
     def running(self) -> Iterator["FlowWatch"]:
-        """Look while the block runs."""
+        """Take samples while the block runs."""
         self._began = time.monotonic()
         with beside({"count": self._count, "ask": self._ask}, self._stop):
             yield self
 
     @property
     def now_s(self) -> float:
-        """Seconds since the look began."""
+        """Seconds since the first sample."""
         return time.monotonic() - self._began
 
     @property
     def newest(self) -> FlowSample:
-        """The last sample, zeros where there is none."""
+        """The last sample; one with zeros if there is none."""
         return self.samples[-1] if self.samples else FlowSample(0.0, 0, 0)
 
     def has_flowed(self, orders: float) -> bool:
-        """Say whether so many orders have come through, to every downstream that has an effect of each."""
+        """Say whether so many orders have reached every downstream that has an effect of each order."""
         newest = self.newest
         return min([newest.orders, *map(newest.value, self._following)]) >= orders
 
     def has_settled(self, since_s: float) -> bool:
-        """Say whether everything is through, as was seen after `since_s`.
+        """Say whether samples after `since_s` show that no event is on its way.
 
-        All is published and nothing is parked, then every group has read it all. Where a downstream's `done` query
-        counts an effect of each order, it counts as many as there are orders.
+        That is, all rows were published and no event was parked, and after that each group had no lag. Also, each
+        downstream whose `done` query counts an effect of each order has as many effects as there are orders.
         """
         self._wants_unread.set()
         settled_s = None
@@ -72,7 +72,7 @@ class FlowWatch:
             settled_s = sample.at_s
         if settled_s is None or len(self._unread) < len(self._downstreams):
             return False
-        # A lag asked for before all was published does not count the records published since.
+        # A lag that was read before all rows were published may be too small.
         return all(at_s >= settled_s and not lag for at_s, lag in self._unread.values())
 
     def _is_complete(self, sample: FlowSample) -> bool:
@@ -88,7 +88,7 @@ class FlowWatch:
                 homes.databases(self._settings, connection) as databases,
             ):
                 while True:
-                    at_s = self.now_s  # before it is asked: an order from then on may be missing
+                    at_s = self.now_s  # read before the query: orders after this time may be missing in it
                     seen = overview.flow(databases, self._downstreams)
                     self.samples.append(
                         FlowSample(at_s, seen.orders, seen.outbox_unpublished, seen.effects, seen.parked)
@@ -110,11 +110,11 @@ class FlowWatch:
                             self._unread[seen.name] = at_s, seen.lag
 
     def longest_standstill_s(self, load_end_s: float) -> float:
-        """Return the longest time in which a role did nothing, though orders came or waited for it."""
+        """Return the longest time in seconds in which a role made no progress although it had orders."""
         return max(standstill_s(self.samples, load_end_s, counter) for counter in ("orders", *self._following))
 
     def catch_up_s(self, since_s: float, *, backlog: float) -> float | None:
-        """Return the seconds from `since_s` until less than `backlog` orders waited for anything; None if never."""
+        """Return the seconds from `since_s` until at most `backlog` orders waited for a role; None if never."""
         for sample in self.samples:
             done = min([sample.orders, *map(sample.value, self._following)])
             waiting = max(sample.orders - done, sample.outbox_unpublished)
@@ -124,7 +124,7 @@ class FlowWatch:
 
 
 def standstill_s(samples: Sequence[FlowSample], load_end_s: float, counter: str) -> float:
-    """Return the longest time in which a counter stood still though orders came, until `load_end_s`, or waited."""
+    """Return the longest time in which a counter did not grow, although orders came (until `load_end_s`) or waited."""
     longest, since, before = 0.0, 0.0, 0
     for sample in samples:
         now = sample.value(counter)

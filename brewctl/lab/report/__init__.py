@@ -1,6 +1,6 @@
-"""What commands write for people to look at: a run as a single HTML file, an act or a terminal as an SVG.
+"""Write reports: a run as a single HTML file, an act or a terminal's screen as an SVG.
 
-They need nothing else: no script, no font, no network. The same input gives the same bytes.
+The files need no scripts, fonts or network. Equal input gives equal bytes.
 """
 
 import re
@@ -17,21 +17,21 @@ _GREY = "#4b4e55"  # the black of rich.terminal_theme.SVG_EXPORT_THEME
 
 
 def write(path: Path, *, title: str, subtitle: str, acts: Sequence[Act], facts: Sequence[tuple[str, str]]) -> None:
-    """Write the report of some acts. Facts say how it came about: command, seed, versions, machine, date.
+    """Write an HTML report of acts. `facts`: the origin of the report, such as command, seed and versions.
 
-    Raises BrewError where the file can't be written.
+    Raises BrewError if the file can't be written.
     """
     _save(path, page.render(title, subtitle, acts, facts, style=_style("chart.css") + _style("page.css")))
 
 
 def write_svg(path: Path, act: Act) -> None:
-    """Write an act as a picture of its own. Raises BrewError where the file can't be written."""
+    """Write an act's chart as an SVG. Raises BrewError if the file can't be written."""
     _save(path, chart.poster(act, _written_out(_style("chart.css"))))
 
 
 def write_terminal(path: Path, drawn: str) -> None:
-    """Write what a terminal shows, as an SVG by Rich. Raises BrewError where the file can't be written."""
-    # A viewer has fonts of its own, Rich would load one; and black on a colour is to be read, its black is a grey.
+    """Write a terminal's screen, an SVG by Rich. Raises BrewError if the file can't be written."""
+    # Rich's SVG would load a font from the network, and its black is a grey, too light for text on colours.
     drawn = re.sub(r"@font-face \{.*?\}\s*", "", drawn, flags=re.DOTALL)
     drawn = drawn.replace("font-family: Fira Code, monospace", f"font-family: {_FONTS}")
     _save(path, drawn.replace(f"fill: {_GREY}", "fill: #121212"))
@@ -49,7 +49,7 @@ def _style(name: str) -> str:
 
 
 def _written_out(style: str) -> str:
-    """Put the values of a style sheet's variables in their places: what shows an SVG often knows no variables."""
+    """Replace a style sheet's variables with their values, as many SVG viewers do not support variables."""
     light, dark = (
         dict(re.findall(r"--(\w+): ([^;]+);", root)) for root in re.findall(r":root \{(.*?)\}", style, re.DOTALL)
     )

@@ -1,12 +1,12 @@
-"""An act as one picture over one time axis.
+"""Draw an act as one picture with one time axis.
 
-    ┌ kill -9 inventory-1 ┐          faults and marks, in lanes; their bands and lines fall through everything below
+    ┌ kill -9 inventory-1 ┐          faults and marks in lanes, with bands and lines through all panels below
     │ orders, effects of each downstream
-    │ unpublished outbox rows        on a scale of their own: few, where the others are many
-    │ owner of each partition        one row a partition, for each group
+    │ unpublished outbox rows        with a scale of their own, as they are few
+    │ owner of each partition        a row for each partition of each group
     └ 0        50       100 s
 
-Lines differ in dashes, owners in written names: nothing is told by colour alone.
+Lines differ in dashes, and owners' names are written: no information is in the colour alone.
 """
 
 import math
@@ -23,10 +23,10 @@ from brewctl.lab.report.strips import hatches, strips
 WIDE, NARROW = 960.0, 380.0  # pixels: for a screen or paper, for a phone
 
 _LANE = 20.0
-_MOST_LANES = 8  # those that would need more keep their bands, and lose their labels
+_MOST_LANES = 8  # moments in further lanes have bands, but no labels
 _AXIS = 24.0
 _HEADING = 44.0
-_THINNEST = 2.0  # what an instant takes
+_THINNEST = 2.0  # the width of an instant
 
 
 @dataclass(frozen=True)
@@ -43,18 +43,18 @@ class _Placed:
 
     @property
     def top(self) -> float:
-        """Where its bar is, below its label."""
+        """The y of its bar, below its label."""
         return self.lane * _LANE + 15.0 if self.lane < _MOST_LANES else _MOST_LANES * _LANE
 
 
 def picture(act: Act, *, width: float, key: str) -> Markup:
-    """Draw an act for a page that has chart.css. `key` makes its ids unique there."""
+    """Draw an act for a page with chart.css. `key` makes its ids unique on the page."""
     drawn = _draw(act, width, key)
     return _svg(act, width, drawn.height, drawn.content)
 
 
 def poster(act: Act, style: str) -> Markup:
-    """Draw an act as a file of its own, which brings chart.css with it as `style`."""
+    """Draw an act as an SVG file, with the style sheet `style`."""
     drawn = _draw(act, WIDE, "act")
     height = drawn.height + _HEADING
     heading = tag("text", f"{act.title}: {act.verdict}", class_="heading", x=16, y=30)
@@ -90,7 +90,7 @@ def _draw(act: Act, width: float, key: str) -> Panel:
 
 
 def _place(act: Act, frame: Frame) -> list[_Placed]:
-    """Give each fault and each mark its lane: neither labels nor bars touch."""
+    """Place faults and marks in lanes so that neither labels nor bars touch."""
     moments = [("fault", fault.start_s, fault.end_s, fault.label) for fault in act.faults]
     moments += [("mark", mark.at_s, mark.at_s, mark.label) for mark in act.marks]
     placed = []
@@ -133,7 +133,7 @@ def _span(start_s: float, end_s: float) -> str:
 
 
 def _axis(frame: Frame, top: float, bottom: float, every: float) -> Iterator[Markup]:
-    """Draw the seconds: a line through all panels at each tick, named below them."""
+    """Draw the time axis: a line through all panels at each tick, with its name below."""
     duration_s = frame.time.values[1]
     marks = ticks(duration_s, tick_step(duration_s, at_most=int(frame.time.length // every)))
     for mark in marks:

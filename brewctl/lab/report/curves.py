@@ -1,4 +1,4 @@
-"""The counters: orders and effects, which grow together, on one scale, unpublished outbox rows on one of their own."""
+"""Draw the counters: orders and effects with one scale, unpublished outbox rows with another."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from brewctl.lab.report.markup import Markup, join, leaf, number, tag
 _MOST_POINTS = 600
 _READINGS = 120
 _THOUSANDS_FROM = 10_000
-_STYLES = 5  # of lines of effects in chart.css; more downstreams share them
+_STYLES = 5  # line styles for effects in chart.css; further downstreams share them
 
 
 @dataclass(frozen=True)
 class _Counter:
-    """One of them: its class in chart.css, what it is called, and how it is read from a sample."""
+    """A counter: its class in chart.css, its label, and its value in a sample."""
 
     style: str
     label: str
@@ -32,7 +32,7 @@ _OUTBOX = _Counter("outbox", "unpublished outbox rows", lambda sample: sample.ou
 
 
 def _growing(sample: FlowSample) -> list[_Counter]:
-    """Return orders and effects in the order of drawing: each leaves gaps or edges to see those below it by."""
+    """Return orders and effects in the order of drawing: each style leaves those below it visible."""
     effects = [
         _Counter(f"effects{number % _STYLES + 1}", name, lambda sample, name=name: sample.value(name))  # type: ignore[misc]
         for number, name in enumerate(sample.effects)
@@ -41,9 +41,9 @@ def _growing(sample: FlowSample) -> list[_Counter]:
 
 
 def curves(samples: Sequence[FlowSample], frame: Frame) -> Panel:
-    """Draw the counters over time; what one look saw is told to a pointer that rests on its moment."""
+    """Draw the counters over time. Tooltips show the values at each moment."""
     if not samples:
-        said = tag("text", "the counters were not looked at", class_="quiet", x=frame.left, y=14)
+        said = tag("text", "no samples of the counters", class_="quiet", x=frame.left, y=14)
         return Panel(28, said)
     last, most = samples[-1], max(sample.outbox_unpublished for sample in samples)
     growing = _growing(last)
@@ -64,7 +64,7 @@ def _entry(counter: _Counter, value: str) -> Entry:
 def _plot(counters: Sequence[_Counter], samples: Sequence[FlowSample], frame: Frame, *, height: float) -> Panel:
     highest = max(counter.read(sample) for sample in samples for counter in counters)
     step = tick_step(max(highest, 1), at_most=int(height // 30))
-    marks = ticks(max(highest, 1) + step * 0.999, step)  # to the tick that no counter passes
+    marks = ticks(max(highest, 1) + step * 0.999, step)  # up to the first tick that no counter exceeds
     scale = Scale((0.0, marks[-1]), (height, 6.0))
     lines = [
         _line(counter, [(frame.time(at_s), scale(value)) for at_s, value in points], bottom=height)
@@ -90,7 +90,7 @@ def _short(value: float) -> str:
 def _line(counter: _Counter, points: Sequence[Point], *, bottom: float) -> Markup:
     path = "L".join(f"{number(x)} {number(y)}" for x, y in points)
     area = f"M{number(points[0][0])} {number(bottom)}L{path}L{number(points[-1][0])} {number(bottom)}Z"
-    # A line of one point has no length: a round cap makes it a dot.
+    # A line of one point has no length; its round cap makes it a dot.
     line = f"M{path}h0" if len(points) == 1 else f"M{path}"
     return join(
         [
@@ -103,7 +103,7 @@ def _line(counter: _Counter, points: Sequence[Point], *, bottom: float) -> Marku
 def _readings(
     counters: Sequence[_Counter], samples: Sequence[FlowSample], frame: Frame, height: float
 ) -> Iterator[Markup]:
-    """Cover the plots with invisible columns, each of which tells what was seen in it last."""
+    """Cover the plots with invisible columns whose tooltips show the last sample in each."""
     columns = int(min(_READINGS, max(len(samples), 1)))
     seen = {
         min(int((frame.time(sample.at_s) - frame.left) / frame.time.length * columns), columns - 1): sample

@@ -1,4 +1,4 @@
-"""From values to pixels: scales, ticks, lanes, thinned lines. Knows neither SVG nor orders."""
+"""Convert values to pixels: scales, ticks, lanes, thinned lines. Independent of SVG and of orders."""
 
 import math
 from collections.abc import Sequence
@@ -7,18 +7,18 @@ from dataclasses import dataclass
 Point = tuple[float, float]
 Span = tuple[float, float]
 
-_CHARACTER = 0.58  # of the font's size, on average
+_CHARACTER = 0.58  # average width of a character, as a share of the font's size
 
 
 @dataclass(frozen=True)
 class Scale:
-    """The straight way from a span of values to a span of pixels; what lies outside goes to its edge."""
+    """A linear map from a span of values to a span of pixels. Values outside map to the edges."""
 
     values: Span
     pixels: Span
 
     def __call__(self, value: float) -> float:
-        """Say where a value is, in pixels."""
+        """Return a value's position in pixels."""
         low, high = self.values
         start, end = self.pixels
         share = (min(max(value, low), high) - low) / (high - low)
@@ -26,35 +26,35 @@ class Scale:
 
     @property
     def length(self) -> float:
-        """How many pixels there are."""
+        """The length of the span in pixels."""
         return abs(self.pixels[1] - self.pixels[0])
 
 
 def tick_step(high: float, at_most: int) -> float:
-    """Find the smallest of 1, 2, 5, 10, 20 … that needs at most so many steps from 0 to `high`."""
+    """Return the smallest of 1, 2, 5, 10, 20, … that needs at most `at_most` steps from 0 to `high`."""
     wanted = max(high / at_most, 1.0)
     power: float = 10 ** math.floor(math.log10(wanted))
     return next(step for step in (power, 2 * power, 5 * power, 10 * power) if step >= wanted)
 
 
 def ticks(high: float, step: float) -> list[float]:
-    """List the multiples of `step` from 0 to `high`, both included."""
+    """Return the multiples of `step` from 0 to `high`."""
     return [index * step for index in range(math.floor(high / step) + 1)]
 
 
 def text_width(text: str, size: float) -> float:
-    """Guess how many pixels a text takes: the reader's font is not known."""
+    """Estimate a text's width in pixels; the reader's font is unknown."""
     return len(text) * size * _CHARACTER
 
 
 def shorten(text: str, pixels: float, size: float) -> str:
-    """Cut a text that would be wider, and say so with an ellipsis."""
+    """Shorten a text that would be wider than `pixels`, with an ellipsis."""
     fits = int(pixels / (size * _CHARACTER))
     return text if len(text) <= fits else f"{text[: max(fits - 1, 0)].rstrip()}…"
 
 
 def lanes(spans: Sequence[Span], *, gap: float) -> list[int]:
-    """Give each span, in order of their starts, the first lane where it touches none before it."""
+    """Assign each span, in the order of starts, the first lane in which it touches no other."""
     ends: list[float] = []
     chosen = []
     for start, end in spans:
@@ -65,7 +65,7 @@ def lanes(spans: Sequence[Span], *, gap: float) -> list[int]:
 
 
 def thin(points: Sequence[Point], limit: int) -> list[Point]:
-    """Keep at most `limit` points: the first, the last, and the lowest and highest of each stretch between them."""
+    """Reduce a line to `limit` points: the first, the last, and the extremes of each stretch between."""
     if len(points) <= limit:
         return list(points)
     inner = range(1, len(points) - 1)

@@ -1,4 +1,4 @@
-"""What every part of the picture shares: the frame it is drawn in, and legends."""
+"""The common parts of all panels: the frame, stacking, and legends."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from brewctl.lab.report.geometry import Scale, text_width
 from brewctl.lab.report.markup import Markup, join, number, tag
 
-TEXT = 11.5  # pixels; chart.css says the same
+TEXT = 11.5  # font size in pixels, as in chart.css
 _SWATCH = 26.0
 _BETWEEN = 18.0
 _LINE = 17.0
@@ -14,14 +14,14 @@ _LINE = 17.0
 
 @dataclass(frozen=True)
 class Frame:
-    """Where everything goes: the same left and right edge and the same time for every panel. Lengths are pixels."""
+    """The time scale and the edges, which all panels share. Lengths are pixels."""
 
     time: Scale
-    key: str  # makes ids unique in a page of many pictures
+    key: str  # makes ids unique on a page with several pictures
 
     @property
     def left(self) -> float:
-        """The left edge of the plots; names of ticks and rows end there."""
+        """The left edge of the plots; names of ticks and rows are left of it."""
         return self.time.pixels[0]
 
     @property
@@ -40,7 +40,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Entry:
-    """A word of a legend: a sample of what is drawn, 20 pixels wide around y = 0, what it is, and perhaps how much."""
+    """An entry of a legend: a swatch of 20 pixels around y = 0, a name, and perhaps a value."""
 
     swatch: Markup
     text: str
@@ -48,12 +48,12 @@ class Entry:
 
 
 def at(x: float, y: float, content: Markup) -> Markup:
-    """Move what was drawn from 0, 0 on."""
+    """Move content that was drawn at 0, 0."""
     return tag("g", content, transform=f"translate({number(x)} {number(y)})")
 
 
 def stack(panels: Iterable[Panel]) -> Markup:
-    """Set panels one below the other."""
+    """Place panels below each other."""
     y, placed = 0.0, []
     for panel in panels:
         placed.append(at(0, y, panel.content))
@@ -62,7 +62,7 @@ def stack(panels: Iterable[Panel]) -> Markup:
 
 
 def legend(entries: Sequence[Entry], frame: Frame, *, title: str = "") -> Panel:
-    """Set entries side by side, in as many lines as they need."""
+    """Place entries side by side, in as many lines as they need."""
     x, y = frame.left, 12.0
     parts = []
     if title:

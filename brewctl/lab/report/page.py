@@ -1,4 +1,4 @@
-"""The page: verdict, facts, a table of all acts, and a section for each."""
+"""The HTML page: verdict, facts, a table of all acts, and a section for each act."""
 
 from collections.abc import Iterator, Sequence
 
@@ -7,12 +7,12 @@ from brewctl.lab.report.chart import NARROW, WIDE, picture
 from brewctl.lab.report.markup import Markup, leaf, tag
 
 _SIGNS = {"ok": "✓", "failed": "✗", "skipped": "—"}
-# Whatever the texts of a run may hold, the page loads and runs nothing.
+# The page must load and run nothing, whatever the texts of a run contain.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def render(title: str, subtitle: str, acts: Sequence[Act], facts: Sequence[tuple[str, str]], *, style: str) -> Markup:
-    """Write the page."""
+    """Return the page."""
     head = tag(
         "head",
         leaf("meta", charset="utf-8"),
@@ -41,7 +41,7 @@ def _header(title: str, subtitle: str, acts: Sequence[Act], facts: Sequence[tupl
 
 
 def _verdict(acts: Sequence[Act]) -> str:
-    """Say how it ended, in one line."""
+    """Return the verdict in one line."""
     ran = [act for act in acts if not act.skipped]
     failed = [act for act in ran if not act.ok]
     skipped = f", {len(acts) - len(ran)} skipped" if len(ran) < len(acts) else ""
@@ -53,7 +53,7 @@ def _verdict(acts: Sequence[Act]) -> str:
 
 
 def _summary(acts: Sequence[Act]) -> Markup:
-    """Compare the acts, a row each and a column for every figure that any of them has."""
+    """Return a table with a row for each act, and a column for each figure."""
     names = list(dict.fromkeys(name for act in acts for name, _ in act.figures))
     head = tag("tr", *(tag("th", name, scope="col") for name in ("scenario", "verdict", *names)))
     rows = [_row(act, index, names) for index, act in enumerate(acts, 1)]
@@ -87,7 +87,7 @@ def _content(act: Act, key: str) -> Iterator[Markup]:
     if act.figures:
         yield _pairs(act.figures, "figures")
     if act.samples or act.ownerships:
-        # A picture can't reflow: one for wide pages, one for phones, and the style sheet shows the one that fits.
+        # A picture can't reflow. So there is a wide and a narrow one, and the style sheet shows the one that fits.
         wide, narrow = (picture(act, width=width, key=f"{key}-{width:.0f}") for width in (WIDE, NARROW))
         yield tag("figure", tag("div", wide, class_="wide"), tag("div", narrow, class_="narrow"))
     if act.events:

@@ -1,4 +1,4 @@
-"""The owner of each partition over time, one row a partition, and when that owner could not work."""
+"""Draw the owner of each partition over time, and when that owner could not work."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from brewctl.lab.report.markup import Markup, join, leaf, tag
 
 _ROW = 15.0
 _GAP = 2.0
-_COLOURS = 8  # in chart.css; more nodes than that share some
+_COLOURS = 8  # of nodes in chart.css; further nodes share them
 _LABEL = 9.5
 
 
 @dataclass(frozen=True)
 class _Stretch:
-    """A time in which nothing changed for a partition."""
+    """A time in which a partition had one owner."""
 
     start_s: float
     end_s: float
@@ -25,7 +25,7 @@ class _Stretch:
 
 
 def hatches(key: str) -> Markup:
-    """Define the two hatched fills: owned by no node, and owned by a node that can't work."""
+    """Define the hatched fills of partitions without an owner, or with an owner that can't work."""
     return tag("defs", *(_hatch(f"{key}-{name}", name) for name in ("nobody", "down")))
 
 
@@ -101,7 +101,7 @@ class _Strip:
         return f"url(#{self._frame.key}-{name})"
 
     def _downs(self, stretch: _Stretch) -> Iterator[_Stretch]:
-        """Find when the owner of a stretch could not work."""
+        """Yield the times within a stretch in which its owner could not work."""
         for fault in self._faults:
             start_s, end_s = max(fault.start_s, stretch.start_s), min(fault.end_s, stretch.end_s)
             if stretch.node in fault.nodes and start_s < end_s:

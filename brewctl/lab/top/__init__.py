@@ -1,4 +1,4 @@
-"""`brewctl top`: everything that runs on one screen, and on a sandbox the keys to disturb it.
+"""`brewctl top`: the whole system on one screen; on a sandbox with keys that disturb it.
 
 observer: PostgreSQL, Kafka, the process table ─► snapshot ─► panels ─► app ◄─ keys ─► controls
                                                     └─ changes: the event log

@@ -1,4 +1,4 @@
-"""The screen of `top`: counters, processes, partitions and events, and the keys that act on what is selected.
+"""The screen of `top`: counters, processes, partitions and events, and the keys that act on the selected process.
 
 ┌ counters with rates and sparklines
 │ processes: replicas, brokers, PostgreSQL; one of them is selected
@@ -24,41 +24,24 @@ from textual.widgets import Static
 from brewctl.errors import BrewError, ExitCode
 from brewctl.lab import look
 from brewctl.lab.play.nodes import Role
-from brewctl.lab.top import changes, keys, panels
+from brewctl.lab.top import changes, keys, layout, panels
 from brewctl.lab.top.controls import Controls, LoadControl
 from brewctl.lab.top.jobs import Jobs
+from brewctl.lab.top.layout import HEIGHT, WIDTH
 from brewctl.lab.top.observer import EVERY_S, Observer
 from brewctl.lab.top.process_table import ProcessTable
 from brewctl.lab.top.rates import Rates
 from brewctl.lab.top.snapshot import Process, Snapshot
 from brewctl.security import PLAINTEXT, OrderSecurity
 
-WIDTH, HEIGHT = 80, 24
 _EVENTS = 200
-# What the parts have beside lines of downstreams: two bars, five lines of counters and partitions; then the fewest
-# lines of processes and of events.
-_FIXED, _FEWEST_PROCESSES, _FEWEST_EVENTS = 7, 4, 2
 
 
 class Top(App[None]):
-    """Shows what an observer sees, once a second. Without controls it only looks."""
+    """Shows an observer's snapshot every second. Without controls its keys can change nothing."""
 
     ENABLE_COMMAND_PALETTE = False
-    CSS = """
-    Screen { overflow: hidden; }
-    Static { height: auto; }
-    #title, #keys { text-style: reverse; }
-    Screen.log #counters, Screen.log #partitions { display: none; }
-    #processes { height: auto; max-height: 50%; scrollbar-size: 1 1; }
-    #events { height: 1fr; }
-    #small { display: none; }
-    Screen.small > * { display: none; }
-    Screen.small > #small { display: block; }
-    DataTable > .datatable--header { background: ansi_default; color: ansi_default; text-style: underline; }
-    DataTable > .datatable--cursor, DataTable:focus > .datatable--cursor {
-        background: ansi_default; color: ansi_default; text-style: reverse;
-    }
-    """
+    CSS = layout.CSS
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("q", "quit"),
         Binding("ctrl+c", "interrupt", priority=True),
@@ -81,7 +64,7 @@ class Top(App[None]):
         adds: Mapping[str, Role] | None = None,
         security: OrderSecurity = PLAINTEXT,
     ) -> None:
-        """Prepare the screen; `adds`: the role that each key adds a node of."""
+        """Make the screen. `adds`: the role of which each key adds a node."""
         super().__init__(ansi_color=True)
         self._adds = adds or {}
         for key in self._adds:
@@ -91,15 +74,15 @@ class Top(App[None]):
         self._where = where
         self._load = LoadControl(self._tell, security)
         self._jobs = Jobs(self._tell)
-        self._killed: dict[str, int | None] = {}  # by a key: the pid
+        self._killed: dict[str, int | None] = {}  # the pid of each process that a key has killed, by its name
         self._rates = Rates()
         self._events: deque[str] = deque(maxlen=_EVENTS)
         self._table = ProcessTable()
         self.snapshot = Snapshot(time.monotonic())
-        self.failure: Exception | None = None  # the unexpected error that has ended it
+        self.failure: Exception | None = None  # the unexpected error that has ended the screen
 
     def compose(self) -> ComposeResult:
-        """Lay the parts out."""
+        """Yield the parts of the screen, from top to bottom."""
         yield Static(id="small")
         yield Static(id="title")
         yield Static(id="counters")
@@ -109,7 +92,7 @@ class Top(App[None]):
         yield Static(id="keys")
 
     def on_mount(self) -> None:
-        """Look for the first time, and every second from then on."""
+        """Show the first snapshot, then a new one every second."""
         self.theme = "ansi-dark"  # the terminal's own colours, light or dark
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             asyncio.get_running_loop().add_signal_handler(number, self.action_interrupt)
@@ -121,11 +104,11 @@ class Top(App[None]):
         self.set_interval(EVERY_S, self._look)
 
     def on_unmount(self) -> None:
-        """Leave no load behind."""
+        """Stop the load."""
         self._load.stop()
 
     def on_resize(self, event: Resize) -> None:
-        """Say where there is not room enough."""
+        """Show only a message while the terminal is too small."""
         size = event.size
         small = size.width < WIDTH or size.height < HEIGHT
         self.screen.set_class(small, "small")
@@ -137,7 +120,7 @@ class Top(App[None]):
                 self._show()
 
     def run_for_picture(self, *, after_s: float) -> str:
-        """Run without a terminal for so many seconds, and return the screen as an SVG; "" where it ended before."""
+        """Run without a terminal for `after_s` seconds, and return the screen as an SVG; "" if it ended before."""
         drawn = ""
 
         def draw() -> None:
@@ -152,7 +135,7 @@ class Top(App[None]):
         return drawn
 
     def finish(self) -> Iterator[str]:
-        """Once it has run: let what keys began come to its end, and say what is waited for and what came of it."""
+        """Wait for restarts and for the load's last answers; yield lines about them. Call it after `run`."""
         last = ["the last answers"] if self._load.answering else []
         if waits := [*self._jobs.running, *last]:
             yield f"waiting for {', '.join(waits)}"
@@ -162,15 +145,15 @@ class Top(App[None]):
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
-        """End the screen where something unexpected happens: Textual would print a traceback."""
+        """End the screen after an unexpected error, which Textual would print as a traceback."""
         try:
             yield
-        except Exception as error:  # noqa: BLE001 - raised once the terminal is as it was
+        except Exception as error:  # noqa: BLE001 - raised once the terminal is restored
             self.failure = error
             self.exit(return_code=ExitCode.FAILED)
 
     def _look(self) -> None:
-        if not self.is_running:  # it is being closed: the parts are gone
+        if not self.is_running:  # the screen is closing, and its parts no longer exist
             return
         with self._guarded():
             if self._jobs.failure:
@@ -187,7 +170,8 @@ class Top(App[None]):
 
     def _show(self) -> None:
         snapshot, width = self.snapshot, self.size.width
-        most = self._most_downstreams(len(snapshot.downstreams))
+        most, table_lines = layout.room(self.size.height, len(snapshot.downstreams), log=self.screen.has_class("log"))
+        self._table.styles.max_height = table_lines
         colours = look.colours(process.name for process in snapshot.processes if process.row)
         self.query_one("#title", Static).update(self._title())
         said = keys.line(self._adds) if self._controls else keys.ELSEWHERE
@@ -198,43 +182,34 @@ class Top(App[None]):
         events = self.query_one("#events", Static)
         events.update(panels.events(list(self._events), events.size.height, width))
 
-    def _most_downstreams(self, there: int) -> int:
-        """Return for how many downstreams there is room, and leave the processes what room is left."""
-        height = self.size.height
-        most = max(1, (height - _FIXED - _FEWEST_PROCESSES - _FEWEST_EVENTS) // 2)
-        left = height - _FIXED - 2 * min(there, most) - 1
-        in_log = self.screen.has_class("log")
-        self._table.styles.max_height = height // 2 if in_log else min(height // 2, left)
-        return most
-
     def _title(self) -> str:
         left, right = f"brewctl top  {self._where}", f"{self._load}  {time.strftime('%H:%M:%S')}"
         room = self.size.width - len(right) - 1
         return f"{left[:room]:<{room}} {right}"
 
     def _tell(self, text: str) -> None:
-        """Add to the log, from any thread; the next look shows it."""
+        """Add a line to the event log, from any thread; the next look shows it."""
         self._events.append(f"{time.strftime('%H:%M:%S')}  {text}")
 
     # Keys
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Leave servers that are not the sandbox's alone."""
+        """Disable the keys that act on processes where the servers are not the sandbox's."""
         acts = {"load", "rate", "add", "terminate", "kill", "pause", "restart"}
         return super().check_action(action, parameters) and (action not in acts or self._controls is not None)
 
     async def run_action(self, *arguments: Any, **named: Any) -> bool:
-        """Do what a key asks for."""
+        """Run a key's action."""
         with self._guarded():
             return await super().run_action(*arguments, **named)
         return True
 
     def action_interrupt(self) -> None:
-        """End as every interrupted command does."""
+        """End with the exit code of an interrupted command."""
         self.exit(return_code=ExitCode.INTERRUPTED)
 
     def action_log(self) -> None:
-        """Give the log the room of counters and partitions, or give it back."""
+        """Show the event log in place of counters and partitions, or show those again."""
         self.screen.toggle_class("log")
         self.call_after_refresh(self._show)
 
@@ -261,15 +236,15 @@ class Top(App[None]):
         self._begin(role.name, f"another node of {role.name} starts", lambda controls: controls.start(role))
 
     def action_terminate(self) -> None:
-        """Let what is selected drain and end."""
+        """Send SIGTERM to the selected process."""
         self._send(signal.SIGTERM, "SIGTERM")
 
     def action_kill(self) -> None:
-        """End what is selected as a crash does."""
+        """Send SIGKILL to the selected process."""
         self._send(signal.SIGKILL, "kill -9")
 
     def action_pause(self) -> None:
-        """Pause what is selected, or let it go on."""
+        """Pause the selected process, or resume it."""
         process = self.snapshot.process(self._table.selected)
         if process and process.state == "paused":
             self._send(signal.SIGCONT, "SIGCONT")
@@ -277,7 +252,7 @@ class Top(App[None]):
             self._send(signal.SIGSTOP, "SIGSTOP")
 
     def action_restart(self) -> None:
-        """End what is selected, if it runs, and start it again."""
+        """End the selected process, if it runs, and start it again."""
         if process := self._selected():
             self._begin(process.name, f"{process.name} is restarted", lambda controls: controls.restart(process))
 
@@ -308,5 +283,5 @@ class Top(App[None]):
         if controls and self._jobs.begin(name, lambda: do(controls)):
             self._tell(what)
         else:
-            self._tell(f"{name}: the key before is still at work")
+            self._tell(f"{name}: the last action is not finished")
         self._show()

@@ -1,23 +1,23 @@
-"""What happened between two looks, in the words of the event log."""
+"""The differences between two snapshots, as lines of the event log."""
 
 from collections.abc import Iterator, Mapping
 
 from brewctl.lab.top.snapshot import Process, ShownGroup, Snapshot
 
 _WORKS = {"runs", "starts"}
-_EXPECTED = {*_WORKS, "stopped"}  # after which a start mends nothing
+_EXPECTED = {*_WORKS, "stopped"}  # a start after these is no recovery
 _MEANS = {
     "paused": "its partitions stand still",
     "killed": "kill -9",
     "gone": "killed, or crashed",
     "stopped": "it drained",
 }
-# Not said of these: they own no partitions, or keep no row that tells a drain from a crash.
+# The meaning is left out for these: they own no partitions, or have no row that tells a drain from a crash.
 _MAY_DIFFER = {("paused", "order"), ("paused", "postgres"), ("gone", "kafka"), ("gone", "postgres")}
 
 
 def between(before: Snapshot, after: Snapshot) -> Iterator[str]:
-    """Name what changed: servers, processes, owners of partitions, replicas in sync."""
+    """Yield a line for each change of servers, processes, partition owners and replicas in sync."""
     for server in sorted({*before.troubles, *after.troubles}):
         if server not in before.troubles:
             yield after.troubles[server]

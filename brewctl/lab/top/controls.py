@@ -1,4 +1,4 @@
-"""What `top` can do to a sandbox: load it, start nodes, and end, pause or bring back whatever was started there."""
+"""The actions of `top` on a sandbox: a load of orders; start, end, pause and restart nodes and servers."""
 
 import signal
 import threading
@@ -17,12 +17,12 @@ from brewctl.security import PLAINTEXT, OrderSecurity
 
 RATES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 _CALLERS = 16
-_TIMEOUT_S = 5.0  # of a call, and so of the end of a load
+_TIMEOUT_S = 5.0  # of a call, which the end of the load waits for
 _SERVERS = {"kafka", "postgres"}
 
 
 class LoadControl:
-    """A load that is started, stopped and paced while it runs. Not for two threads."""
+    """A load of orders with a start, a stop and a rate. Not thread-safe."""
 
     def __init__(self, say: Callable[[str], None], security: OrderSecurity = PLAINTEXT) -> None:
         self._say = say
@@ -32,33 +32,33 @@ class LoadControl:
         self._threads: list[threading.Thread] = []
         self._addresses: Sequence[str] = ()
         self._counting = threading.Lock()
-        self._told = Counter[CallOutcome]()  # what became of the calls since the start
+        self._told = Counter[CallOutcome]()  # outcomes of the calls since the start
         self.rate = 20
-        self.wanted = False  # it is, until it is stopped: it waits where no order-service runs
+        self.wanted = False  # between start and stop, also while it waits for an order-service
 
     @property
     def failed(self) -> int:
-        """How many calls since the start were refused, or not answered in time."""
+        """The number of calls since the start that were refused, or not answered in time."""
         return self._told[CallOutcome.FAILED] + self._told[CallOutcome.UNKNOWN]
 
     @property
     def answering(self) -> bool:
-        """Say whether answers may still come."""
+        """Whether answers may still come."""
         return any(thread.is_alive() for thread in self._threads)
 
     def __str__(self) -> str:
-        """Say what it does, for a title."""
+        """Return the load's state, for the title line."""
         waits = self.wanted and not self._addresses
         doing = "load waits" if waits else f"load {self.rate}/s" if self.wanted else "no load"
         return f"{doing}, {self.failed:,} failed" if self.failed else doing
 
     def start(self, addresses: Sequence[str]) -> None:
-        """Send orders to these order-services, in turn."""
+        """Start to send orders to these addresses, in turn."""
         self.wanted, self._told = True, Counter()
         self._send_to(addresses)
 
     def follow(self, addresses: Sequence[str]) -> None:
-        """Send to the order-services that run now, since another process may have an ended one's port; or wait."""
+        """Send to the order-services that run now; wait if none does. An old port may be another process's now."""
         if not self.wanted or set(addresses) == set(self._addresses):
             return
         if addresses:
@@ -69,14 +69,14 @@ class LoadControl:
             self._say("load: waits for an order-service: press o to add one")
 
     def stop(self) -> None:
-        """Send no more, and leave the last calls to themselves."""
+        """Stop sending. Does not wait for the last answers."""
         self.wanted = False
         self._stop.set()
 
     def finish(self) -> str:
-        """Stop, wait for the last answers, a call's timeout at most, and say what became of all orders since the start.
+        """Stop, and wait for the last answers, for a call's timeout at most.
 
-        Returns "" where there were none.
+        Returns a line with the outcomes of all orders since the start; "" if there were none.
         """
         self.stop()
         for thread in self._threads:
@@ -85,7 +85,7 @@ class LoadControl:
         return f"load: orders {told}" if told else ""
 
     def step(self, direction: int) -> None:
-        """Choose the next higher rate, or the next lower one."""
+        """Choose the next higher rate (1), or the next lower one (-1)."""
         index = RATES.index(self.rate) + direction
         self.rate = RATES[min(max(index, 0), len(RATES) - 1)]
         if self.wanted and self._load:
@@ -116,7 +116,7 @@ class LoadControl:
 
 
 class Controls:
-    """What may be done to the processes of a sandbox. Raises BrewError where it can't be done."""
+    """Acts on the processes of a sandbox. All methods raise BrewError."""
 
     def __init__(self, home: Path, settings: Settings) -> None:
         self._home = home
@@ -136,7 +136,7 @@ class Controls:
             background.send(self._home, process.name, number)
 
     def restart(self, process: Process) -> None:
-        """End a process, as it is meant to be ended, and start it again; one that has ended is just started."""
+        """End a process cleanly, if it runs, and start it again."""
         if process.role in _SERVERS:
             self._servers.end(process.name, signal.SIGINT if process.role == "postgres" else signal.SIGTERM)
             self._servers.restore()
@@ -146,5 +146,5 @@ class Controls:
 
     def _start(self, role: str | Role, *, name: str = "") -> None:
         (node,) = background.start(self._home, self._settings, [role], name=name)
-        if node.port:  # which another process may take first
+        if node.port:  # another process may have taken the port: `settle` handles that
             background.settle(self._home, self._settings, node)

@@ -1,9 +1,9 @@
-"""Counting large tables once a second without being felt.
+"""Count large tables every second without loading PostgreSQL.
 
-An exact count reads a whole index: it is taken as often as it costs a fiftieth of PostgreSQL's time at most, which
-for tables of some thousand rows is every time. In between stands the last exact one and what the cumulative
-statistics say was inserted since. They count what was rolled back, and are a second late, ten once a session is idle:
-an estimate may be wrong by as much.
+An exact count reads a whole index. So exact counts take a fiftieth of PostgreSQL's time at most; for tables of some
+thousand rows that is every second. In between, a count is estimated: the last exact one, plus the inserts since then by
+PostgreSQL's cumulative statistics. Those include rolled-back inserts, and are a second late, or ten while a session is
+idle.
 """
 
 import time
@@ -17,18 +17,18 @@ from brewctl.overview import effects
 from brewctl.sql import queries
 
 _SHARE = 50
-_MOST_UNPUBLISHED = 100_000  # rows that are counted every time; more are "at least"
+_MOST_UNPUBLISHED = 100_000  # unpublished rows are counted exactly up to this number
 
 
 class Counting:
-    """The counters, from one look to the next. For one connection after another, not for two threads."""
+    """Keeps the counters between looks, also over several connections. Not thread-safe."""
 
     def __init__(self, downstreams: Sequence[Downstream] = ()) -> None:
         self._story = _Tally(_totals, lambda _connection: ["orders", "outbox"])
         self._effects = [(each.counted_as, Effects(each)) for each in downstreams]
 
     def look(self, connection: Connection) -> Counters:
-        """Count, with a few queries. Raises what psycopg raises."""
+        """Return the counters. Takes a few queries; raises psycopg.Error."""
         row = connection.execute(queries["pulse"], {"most": _MOST_UNPUBLISHED}).fetchone()
         assert row is not None
         unpublished, set_aside, oldest_s = row
@@ -50,10 +50,10 @@ class Counting:
 
 
 class Effects:
-    """Counts what a downstream has done. For one connection after another, not for two threads."""
+    """Counts the effects of a downstream, also over several connections. Not thread-safe."""
 
     def __init__(self, downstream: Downstream) -> None:
-        # The statistics are of tables: where its query reads another number of them than one, they say nothing of it.
+        # An estimate needs a single table: the statistics of several don't tell how many rows the `done` query has.
         def tables(connection: Connection) -> list[str]:
             found = effects.tables(connection, downstream)
             return found if len(found) == 1 else []
@@ -61,7 +61,7 @@ class Effects:
         self._tally = _Tally(lambda connection: (effects.number(connection, downstream),), tables)
 
     def look(self, connection: Connection) -> tuple[int | None, bool]:
-        """Count; the second: whether that is an estimate. None where its `done` query fails, as before `db init`."""
+        """Return the number of effects, or None if the `done` query fails; and whether that is an estimate."""
         try:
             (done,), about = self._tally.look(connection)
         except BrewError:
@@ -70,7 +70,7 @@ class Effects:
 
 
 class _Tally:
-    """Numbers that are counted together, and in the same order the tables that they grow with."""
+    """Numbers that one query counts, each of which grows with the inserts into one table."""
 
     def __init__(
         self, count: Callable[[Connection], tuple[int, ...]], tables: Callable[[Connection], list[str]]
@@ -79,8 +79,8 @@ class _Tally:
         self._find_tables = tables
         self._tables: list[str] | None = None
         self._exact: tuple[int, ...] = ()
-        self._inserted: list[int] = []  # what the statistics said then
-        self._files: str = ""  # what the tables were stored in: other files after a TRUNCATE
+        self._inserted: list[int] = []  # by the statistics, at the last exact count
+        self._files: str = ""  # the tables' files, which change with a TRUNCATE
         self._due_s = 0.0
 
     def look(self, connection: Connection) -> tuple[tuple[int, ...], bool]:

@@ -1,4 +1,4 @@
-"""What a key began and takes its time, such as a restart: in threads, for each process one at a time."""
+"""Actions of keys that take time, such as a restart. Each runs in a thread, one at a time for each process."""
 
 import threading
 from collections.abc import Callable
@@ -7,15 +7,15 @@ from brewctl.errors import BrewError
 
 
 class Jobs:
-    """Begins jobs and says what becomes of those that fail. Begin them from one thread."""
+    """Runs jobs in threads, and reports those that fail. Call `begin` from one thread only."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
         self._threads: dict[str, threading.Thread] = {}
-        self.failure: Exception | None = None  # the last unexpected one
+        self.failure: Exception | None = None  # the last unexpected error
 
     def begin(self, name: str, do: Callable[[], object]) -> bool:
-        """Do something for `name` in a thread. False, and it is not done, while another thing is done for it."""
+        """Run `do` in a thread. Returns False, without running it, if another job for `name` is not finished."""
         if name in self.running:
             return False
         self._threads[name] = threading.Thread(target=self._run, args=(do,), name=f"top-{name}")
@@ -24,11 +24,11 @@ class Jobs:
 
     @property
     def running(self) -> list[str]:
-        """The names that have a job at work."""
+        """The names whose job is not finished."""
         return [name for name, thread in self._threads.items() if thread.is_alive()]
 
     def wait(self) -> None:
-        """Wait until all is done. Each job has bounds of its own."""
+        """Wait for all jobs. Each has time limits of its own."""
         for thread in self._threads.values():
             thread.join()
 

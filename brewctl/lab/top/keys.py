@@ -1,4 +1,4 @@
-"""Which keys `top` has: those of its own, and one for each role of which it can add a node."""
+"""The keys of `top`: its own, and one for each role of which it can add a node."""
 
 from collections.abc import Mapping
 
@@ -14,9 +14,9 @@ _WIDTH = 80
 
 
 def adding(settings: Settings) -> dict[str, Role]:
-    """Return the role that each key adds a node of: order, and the downstreams that the settings name.
+    """Return the keys that add a node, with their roles: order, and the downstreams of the settings.
 
-    A downstream's key is the first letter of its group that no other has, else a digit. Beyond those it has none.
+    A downstream's key is the first letter of its group that is free, else a free digit. Further downstreams have none.
     """
     found = {"o": nodes.ROLES["order"]}
     for full, downstream in zip(settings.downstreams, registry.configured(settings), strict=True):
@@ -28,7 +28,7 @@ def adding(settings: Settings) -> dict[str, Role]:
 
 
 def line(adds: Mapping[str, Role]) -> str:
-    """Say what the keys do, in 80 columns while there are few downstreams."""
+    """Return the help line for the keys; it fits into 80 columns if there are few downstreams."""
     add = f"{'/'.join(adds)} add"
     said = f"q quit  l load  +- rate  {add}  t term  k kill -9  p pause  r restart  e log"
     return said if len(said) <= _WIDTH else f"q quit l load +- rate {add} t term k kill p pause r restart e log"

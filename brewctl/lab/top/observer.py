@@ -1,6 +1,6 @@
-"""Looking at everything that runs, once a second: one thread asks PostgreSQL, one asks Kafka, both bounded.
+"""Collect the state of all that runs every second. One thread asks PostgreSQL and one Kafka, with time limits.
 
-A server that is away costs its own part of the picture: what it said last stays, beside the reason.
+While a server is away, its last answers are shown together with the error.
 """
 
 import contextlib
@@ -30,12 +30,12 @@ from brewctl.overview.consumer_groups import GroupView
 from brewctl.sandbox import state
 
 EVERY_S = 1.0
-_ANSWER_S = 3.0  # an answer that takes longer is of no use here
+_ANSWER_S = 3.0  # longer answers are given up
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """What Kafka said last."""
+    """Kafka's last answers."""
 
     brokers: Sequence[Broker] = ()
     partitions: Sequence[Partition] = ()
@@ -45,12 +45,12 @@ class Cluster:
 
 @dataclass
 class _Owners:
-    """The owner of each partition of a group, and since when."""
+    """The owner of each partition of a group, and when it got it."""
 
     since: dict[int, tuple[str, float | None]] = field(default_factory=dict)
 
     def places(self, group: GroupView, now: float) -> Iterator[GroupPartition]:
-        """Return the group's partitions as they are now, and remember their owners."""
+        """Yield the group's present partitions, and remember their owners."""
         first = not self.since
         for part in group.partitions:
             owner, since = self.since.get(part.partition, ("", None))
@@ -61,7 +61,7 @@ class _Owners:
 
 
 class Observer:
-    """Looks until it is closed. `home` is the sandbox's, None where the servers are the user's own."""
+    """Collects snapshots. `home`: the sandbox's; None if the servers are the user's own."""
 
     def __init__(self, settings: Settings, home: Path | None) -> None:
         self._settings = settings.impatient
@@ -69,20 +69,23 @@ class Observer:
         self._stop = threading.Event()
         self._counters: Counters | None = None
         self._downstreams = registry.configured(settings)
-        # Where those with a database of their own have it; and what that said last.
+        # The settings of downstreams' own databases by group, and the last counts in them.
         self._apart = {each.group: home.settings for home in homes.apart(self._settings) for each in home.downstreams}
         self._done_apart: dict[str, tuple[int | None, bool]] = {}
-        self._rows: tuple[float, list[overview.NodeRow]] = (0.0, [])  # and when they were read
+        self._rows: tuple[float, list[overview.NodeRow]] = (
+            0.0,
+            [],
+        )  # the replicas' rows, and when they were read
         self._cluster = Cluster()
         self._owners: dict[str, _Owners] = {}
         self._troubles: dict[str, str] = {}
-        # Where they are is shown anyway, and would leave no room for what is wrong.
+        # Addresses are removed from error messages: the title shows them, and the line has little room.
         self._places = {"postgres": database.place(settings.database_url), "kafka": ",".join(settings.brokers)}
         self._first_looks = {"postgres": threading.Event(), "kafka": threading.Event()}
 
     @contextlib.contextmanager
     def looking(self) -> Iterator[Self]:
-        """Look while the block runs."""
+        """Run the threads while the block runs."""
         asked = {"postgres": self._ask_postgres, "kafka": self._ask_kafka}
         actors = {f"top-{server}": partial(self._again_and_again, server, ask) for server, ask in asked.items()}
         for each in self._downstreams:
@@ -92,13 +95,13 @@ class Observer:
             yield self
 
     def wait_for_first_look(self, *, within_s: float) -> None:
-        """Wait until both servers have said something, or have been found away."""
+        """Wait until both servers have answered, or have failed to."""
         deadline = time.monotonic() + within_s
         for looked in self._first_looks.values():
             looked.wait(max(0.0, deadline - time.monotonic()))
 
     def look(self) -> Snapshot:
-        """Put together what is known now; the process table is read for it."""
+        """Return a snapshot of the last answers, with the process table as it is now."""
         now, cluster, troubles, (read_at, rows) = time.monotonic(), self._cluster, dict(self._troubles), self._rows
         try:
             known = state.load(self._home) if self._home else None
@@ -126,7 +129,7 @@ class Observer:
         while not self._stop.is_set():
             try:
                 ask()
-            except Exception as error:  # noqa: BLE001 - shown, whatever it is: looking on goes on
+            except Exception as error:  # noqa: BLE001 - shown on the screen; the thread goes on
                 self._troubles[server] = self._said(server, error)
                 self._first_looks[server].set()
             self._stop.wait(EVERY_S)
@@ -134,7 +137,7 @@ class Observer:
     def _said(self, server: str, error: Exception) -> str:
         if not isinstance(error, BrewError):
             return f"{server}: {type(error).__name__} {error}"
-        # One that is away may be started by a key; what else is wrong, by the command that its hint names.
+        # A key starts a server that is away, so its hint is left out. Other errors keep theirs.
         said = error.message if isinstance(error, UnreachableError) else str(error)
         return said.replace(f" {self._places[server]}", "")
 
@@ -144,7 +147,7 @@ class Observer:
         self._stop.wait(max(0.0, began + EVERY_S - time.monotonic()))
 
     def _with_apart(self, counters: Counters) -> Counters:
-        """Add what was counted in databases of downstreams' own."""
+        """Add the counts from downstreams' own databases."""
         known = {name: (count, name in counters.estimated) for name, count in counters.effects.items()}
         known |= self._done_apart
         done = {each.counted_as: known.get(each.counted_as, (None, False)) for each in self._downstreams}
@@ -163,7 +166,7 @@ class Observer:
                         with connection.answering_within(_ANSWER_S):
                             self._done_apart[downstream.counted_as] = effects.look(connection)
                         self._stop.wait(EVERY_S)
-            except (BrewError, psycopg.Error):  # its line says so
+            except (BrewError, psycopg.Error):  # its counter shows that
                 self._done_apart[downstream.counted_as] = None, False
             self._stop.wait(EVERY_S)
 
@@ -195,6 +198,6 @@ class Observer:
 
 
 def _later(process: Process, seconds: float) -> Process:
-    """Return what is known of a process so long after its row was read: it has not written its row since."""
+    """Return a process whose row is `seconds` older than when it was read."""
     row = process.row
     return replace(process, row=replace(row, silent_s=row.silent_s + seconds)) if row else process

@@ -1,4 +1,4 @@
-"""What the parts of the screen show, as text: from a snapshot alone."""
+"""Draw the parts of the screen from a snapshot."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -14,7 +14,7 @@ _SHORTEST = 8  # of a sparkline
 
 
 def counters(snapshot: Snapshot, rates: Rates, width: int, *, most: int) -> Text:
-    """Draw a line for each counter: its value, its rate, and how that was. Of downstreams at most so many."""
+    """Draw a line for each counter: value, rate, and a sparkline of the rate. `most`: downstreams at most."""
     now = snapshot.counters
     done = list(now.effects) if now else list(snapshot.downstreams)
     names = ["orders", "unpublished", "published", *_first(done, most)]
@@ -29,7 +29,7 @@ def counters(snapshot: Snapshot, rates: Rates, width: int, *, most: int) -> Text
 
 
 def _first(names: list[str], most: int) -> list[str]:
-    """Return those that there is room for; where not for all, a line is for how many are left out."""
+    """Return the first `most` names; one less if there are more, for a line with the number of the others."""
     return names if len(names) <= most else names[: most - 1]
 
 
@@ -38,7 +38,7 @@ def _more(number: int, what: str) -> Text:
 
 
 def _fitted(name: str) -> str:
-    """Return a name as a label: of a long one the beginning and the end, where names differ."""
+    """Shorten a name to a label: beginning and end stay, where names differ."""
     most = _LABEL - 1
     return name if len(name) <= most else f"{name[: most // 2]}…{name[-(most - most // 2 - 1) :]}"
 
@@ -50,7 +50,7 @@ def _trouble(words: str) -> Text:
 def _counter(name: str, now: Counters | None, rates: Rates, width: int) -> Text:
     if now is None:
         return _line(name, "-", "", (), width)
-    if name == "unpublished":  # few wait: they are counted, whatever the tables' size
+    if name == "unpublished":  # always exact, as few rows wait
         oldest = "" if now.oldest_s is None else f"{look.ago(now.oldest_s)} old"
         warning = f"{now.set_aside:,} set aside: see `brewctl outbox list`" if now.set_aside else ""
         return _line(name, f"{now.unpublished:,}", oldest, rates.history(name), width, warning)
@@ -79,7 +79,7 @@ def _line(name: str, value: str, beside: str, history: Sequence[float], width: i
 
 
 def partitions(snapshot: Snapshot, colours: Mapping[str, str], width: int, *, most: int) -> Text:
-    """Draw the map of each group's partitions, of at most so many groups: owner, lag, since when."""
+    """Draw each group's partitions: owner, lag, and since when it owns them. `most`: groups at most."""
     numbers = sorted({place.partition for group in snapshot.groups for place in group.places})
     shown = numbers[: max(1, (width - _LABEL) // (_CELL + 1))]
     label = "partition" if shown == numbers else f"first {len(shown)} of {len(numbers)}"
@@ -109,7 +109,7 @@ def _group(group: ShownGroup, shown: list[int], colours: Mapping[str, str], stat
 def _cell(place: GroupPartition, colour: str, state: str) -> Text:
     if not place.owner:
         return Text(f"{f'-  +{place.lag}':<{_CELL}}", style="dim" if not place.lag else "yellow")
-    # The number of an owner tells it from its peers where colours don't, and a sign one that does nothing.
+    # Without colours, the owner's number tells it from its peers, and a sign shows that it does not work.
     number = place.owner.rpartition("-")[2][-3:]
     works = state in {"runs", "starts"}
     said = f"{number}{' ' if works else look.state(state).plain[0]}+{_few(place.lag)}"
@@ -121,7 +121,7 @@ def _cell(place: GroupPartition, colour: str, state: str) -> Text:
 
 
 def _few(number: int) -> str:
-    """Write a lag in four characters."""
+    """Format a lag in four characters."""
     for unit, size in (("", 1), ("k", 1_000), ("M", 1_000_000)):
         if number < 1_000 * size or unit == "M":
             return f"{number / size:.0f}{unit}"
@@ -129,14 +129,14 @@ def _few(number: int) -> str:
 
 
 def _briefly(seconds: float) -> str:
-    """Write a time in three characters: 7s, 12s, 3m, 5h."""
+    """Format a time in three characters: 7s, 12s, 3m, 5h."""
     if seconds < 100:  # noqa: PLR2004 - two digits
         return f"{seconds:.0f}s"
     return f"{seconds / 60:.0f}m" if seconds < 100 * 60 else f"{seconds / 3600:.0f}h"
 
 
 def process(shown: Process, colour: str, widths: Sequence[int]) -> tuple[Text, ...]:
-    """Write the cells of a process: name, pid, state, what it does."""
+    """Return a process's cells in the table: name, pid, state, what it does."""
     cells = (
         Text(shown.name, style=colour),
         Text(f"{shown.pid or '-':>7}"),
@@ -149,7 +149,7 @@ def process(shown: Process, colour: str, widths: Sequence[int]) -> tuple[Text, .
 
 
 def events(lines: Sequence[str], height: int, width: int) -> Text:
-    """Write the last lines that there is room for."""
+    """Draw the last `height` lines of the event log."""
     return _joined([Text(line) for line in lines[-max(1, height) :]], width)
 
 
@@ -172,7 +172,7 @@ def _does(shown: Process) -> Iterator[str]:
         yield f"leads {leads}"
         yield f"in sync {shown.in_sync}/{shown.holds}"
     if shown.place:
-        # The sandbox's are all on this machine.
+        # The sandbox's brokers are all on this machine: the port is enough.
         yield f"port {shown.place.rpartition(':')[2]}" if shown.ours and shown.role == "kafka" else shown.place
 
 

@@ -1,4 +1,4 @@
-"""The table of processes: one of them is selected, and stays so while others come and go."""
+"""The table of processes. The selected one stays selected while others come and go."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from textual.widgets import DataTable
 from brewctl.lab.top import panels
 from brewctl.lab.top.snapshot import Process
 
-# Columns, their padding included; the last one takes the rest, up to the scroll bar.
+# The columns' widths with padding. The last column takes the rest, up to the scroll bar.
 _COLUMNS = {"name": 17, "    pid": 9, "state": 10}
 
 
@@ -17,21 +17,21 @@ class ProcessTable(DataTable[Any]):
 
     def __init__(self) -> None:
         super().__init__(id="processes", cursor_type="row", cell_padding=0)
-        self._names: list[str] = []  # in their rows
+        self._names: list[str] = []  # of the processes, by row
 
     def on_mount(self) -> None:
-        """Lay the columns out."""
+        """Add the columns."""
         for name, width in _COLUMNS.items():
             self.add_column(name, key=name, width=width)
         self.add_column("what it does", key="what")
 
     @property
     def selected(self) -> str:
-        """The name of the process that is selected, or ""."""
+        """The name of the selected process, or ""."""
         return self._names[self.cursor_row] if 0 <= self.cursor_row < len(self._names) else ""
 
     def show(self, processes: Sequence[Process], colours: Mapping[str, str]) -> None:
-        """Show these processes, each node in its colour."""
+        """Show these processes; nodes in their colours, by name."""
         names = [process.name for process in processes]
         if names != self._names:
             selected = self.selected

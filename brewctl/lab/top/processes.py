@@ -1,4 +1,4 @@
-"""What runs: the rows that replicas keep of themselves, the state file, Kafka's members, and the process table."""
+"""All known processes: from the replicas' rows, the sandbox's state file, Kafka, and the process table."""
 
 import socket
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,8 +14,8 @@ from brewctl.sandbox import processes
 from brewctl.sandbox.server import Server
 from brewctl.sandbox.state import State
 
-_FORGOTTEN_S = 300.0  # after which one that has ended is shown no more
-# A row's start is told by PostgreSQL's clock, a process's by the system's.
+_FORGOTTEN_S = 300.0  # an ended replica is shown this long after its last row
+# A row has its start by PostgreSQL's clock, a process by the system's: they may differ a little.
 _SAME_START_S = 5.0
 
 
@@ -27,7 +27,7 @@ def processes_of(
     partitions: Sequence[Partition],
     troubles: Mapping[str, str],
 ) -> Iterator[Process]:
-    """Name replicas, then brokers, then PostgreSQL; `known` is None where the servers are the user's own."""
+    """Yield replicas, then brokers, then PostgreSQL. `known`: None if the servers are the user's own."""
     servers = known.servers if known else {}
     nodes = known.nodes if known else {}
     yield from _replicas(nodes, rows)
@@ -36,7 +36,7 @@ def processes_of(
     names |= {f"kafka-{number}": number for number in alive if number not in names.values()}
     for name, number in names.items():
         process = processes.find(servers[name]) if name in servers else None
-        # Where Kafka as a whole does not answer, what it said last of a broker that is there stays.
+        # If Kafka does not answer, its last answer stands for a sandbox's broker whose process runs.
         there = number in alive and (process is not None if name in servers else "kafka" not in troubles)
         yield Process(
             name,
@@ -62,7 +62,7 @@ def _replicas(nodes: Mapping[str, Server], rows: Sequence[NodeRow]) -> Iterator[
     for name in [*said, *(name for name in nodes if name not in said)]:
         row, server = said.get(name), nodes.get(name)
         if row and server and row.pid != server.pid and not row.there:
-            row = None  # of an earlier process of the name
+            row = None  # written by an earlier process of this name
         process = processes.find(server) if server else _found(row)
         pid = process.pid if process else row.pid if row else None
         role = server.role if server else row.role if row else ""
@@ -71,7 +71,7 @@ def _replicas(nodes: Mapping[str, Server], rows: Sequence[NodeRow]) -> Iterator[
 
 
 def _found(row: NodeRow | None) -> psutil.Process | None:
-    """Find the process of a replica on this machine that was not started by `brewctl start`."""
+    """Return the process of a replica on this machine that `brewctl start` did not start; else None."""
     if row is None or row.host != socket.gethostname():
         return None
     try:

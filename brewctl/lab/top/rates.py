@@ -1,4 +1,4 @@
-"""How fast each counter grows: the last minutes of rates, one a look."""
+"""The growth rates of the counters over the last looks."""
 
 from collections import defaultdict, deque
 from collections.abc import Sequence
@@ -6,18 +6,18 @@ from collections.abc import Sequence
 from brewctl.lab.top.snapshot import Snapshot
 
 _KEPT = 300
-_SMOOTHED = 3  # looks: one alone jumps by what a batch brings
+_SMOOTHED = 3  # looks that a shown rate is the mean of, as batches make single ones jump
 
 
 class Rates:
-    """How fast each counter grows from one look to the next, a second; the dead letters of Kafka are one, too."""
+    """The growth of each counter between looks, per second; also of the dead letters."""
 
     def __init__(self) -> None:
         self._before: dict[str, tuple[float, int]] = {}
         self._history: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_KEPT))
 
     def add(self, snapshot: Snapshot) -> None:
-        """Take a look into account: what a server that was away said last says nothing of now."""
+        """Add a snapshot. Counters of a server that is away are left out, as they are old."""
         if (now := snapshot.counters) and "postgres" not in snapshot.troubles:
             for name, value in now.growing().items():
                 if value is not None:
@@ -29,15 +29,15 @@ class Rates:
     def _grow(self, name: str, value: int, at_s: float) -> None:
         if name in self._before:
             then_s, before = self._before[name]
-            # One that fell, as a table that was emptied does, grew by nothing.
+            # A counter that fell, because its table was emptied, has rate 0.
             self._history[name].append(max(0.0, (value - before) / (at_s - then_s)))
         self._before[name] = at_s, value
 
     def now(self, name: str) -> float:
-        """Return the rate of the last looks."""
+        """Return the mean rate of the last looks, per second."""
         last = [*self._history[name]][-_SMOOTHED:]
         return sum(last) / len(last) if last else 0.0
 
     def history(self, name: str) -> Sequence[float]:
-        """Return the rates so far; of `unpublished`, which has none, its values."""
+        """Return the rates so far; for `unpublished` its values."""
         return [*self._history[name]]

@@ -1,4 +1,4 @@
-"""What `top` knows at one moment: read from PostgreSQL, Kafka and the process table, never guessed."""
+"""The state that `top` shows: read from PostgreSQL, Kafka and the process table."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -8,19 +8,18 @@ from brewctl.overview import NodeRow
 
 @dataclass(frozen=True)
 class Counters:
-    """The flow in numbers, as PostgreSQL has them."""
+    """Counters of the flow, from PostgreSQL."""
 
     orders: int
     unpublished: int
     published: int
-    effects: Mapping[str, int | None]  # of each downstream, by the name of its counter; None: could not be counted
+    effects: Mapping[str, int | None]  # by the name of each downstream's counter; None: could not be counted
     set_aside: int  # of the unpublished
-    oldest_s: float | None  # how long the oldest row that is ready waits; None where none does
-    # Between two exact counts of large tables: the exact one, and what PostgreSQL says was added since.
-    estimated: frozenset[str] = frozenset()  # names of counters
+    oldest_s: float | None  # age of the oldest row that is ready; None: no row waits
+    estimated: frozenset[str] = frozenset()  # counters that are estimates: see `counting`
 
     def growing(self) -> dict[str, int | None]:
-        """Return what only grows, by name."""
+        """Return the counters that only grow, by name."""
         return {"orders": self.orders, "published": self.published, **self.effects}
 
 
@@ -29,25 +28,25 @@ class Process:
     """A replica of a role, or a server."""
 
     name: str
-    role: str  # order, publisher, a downstream's, kafka or postgres
-    state: str  # a word of lab.look
+    role: str  # order, publisher, a downstream's role, kafka or postgres
+    state: str  # one of those in lab.look
     pid: int | None
-    ours: bool = False  # in the state file: may be killed
-    row: NodeRow | None = None  # of a replica: what it says of itself
-    place: str = ""  # of a server
-    leads: tuple[int, ...] = ()  # partitions of the topic, of a broker
-    in_sync: int = 0  # with how many of those that it holds
+    ours: bool = False  # it is in the sandbox's state file, so keys may act on it
+    row: NodeRow | None = None  # of a replica: its own row in PostgreSQL
+    place: str = ""  # address of a server
+    leads: tuple[int, ...] = ()  # of a broker: the topic's partitions that it leads
+    in_sync: int = 0  # of a broker: how many of its `holds` replicas are in sync
     holds: int = 0
 
 
 @dataclass(frozen=True)
 class GroupPartition:
-    """A partition, as a group has it."""
+    """A partition of a consumer group."""
 
     partition: int
     owner: str  # "": none
     lag: int
-    moved_s: float | None  # since it came to its owner; None where that was before the first look
+    moved_s: float | None  # seconds since its owner got it; None: before the first look
 
 
 @dataclass(frozen=True)
@@ -55,13 +54,13 @@ class ShownGroup:
     """A consumer group."""
 
     name: str
-    state: str  # Kafka's word
+    state: str  # Kafka's name for it
     places: tuple[GroupPartition, ...]
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One look at everything. What could not be asked is as it was, and `troubles` says why."""
+    """One look at everything. While a server is away, its part is old, and `troubles` has the error."""
 
     at_s: float  # time.monotonic()
     counters: Counters | None = None
@@ -69,14 +68,14 @@ class Snapshot:
     dead_letters: int | None = None  # records of their topic
     processes: tuple[Process, ...] = ()
     groups: tuple[ShownGroup, ...] = ()
-    troubles: dict[str, str] = field(default_factory=dict)  # of postgres, of kafka
+    troubles: dict[str, str] = field(default_factory=dict)  # errors, by server
 
     def process(self, name: str) -> Process | None:
-        """Return the process of a name."""
+        """Return the process of this name, or None."""
         return next((process for process in self.processes if process.name == name), None)
 
     def with_killed(self, pids: Mapping[str, int | None]) -> "Snapshot":
-        """Return a copy in which gone processes that a key has killed are `killed`; `pids` by their names."""
+        """Return a copy in which gone processes among `pids`, by name, are shown as killed by a key."""
         return replace(
             self,
             processes=tuple(
@@ -87,7 +86,7 @@ class Snapshot:
 
     @property
     def addresses(self) -> list[str]:
-        """Where order-services take orders; a paused one listens, and its callers wait."""
+        """The addresses of order-services; also of paused ones, which still accept connections."""
         return [
             process.row.address
             for process in self.processes
