@@ -171,13 +171,13 @@ def settings(
     }
     try:
         found = state.endpoints(config.home())
-    except (UsageError, state.UnreadableError) as error:
+    except (UsageError, state.UnreadableHomeError) as error:
         if os.environ.get("BREW_HOME"):
             raise
         # A user without a home folder has no sandbox. A user whose home can't be read, as in a container, needs no
         # sandbox if the servers are configured.
         resolved = config.resolve(flags, os.environ, {}, limits)
-        if isinstance(error, state.UnreadableError) and not resolved.configured & _SERVERS:
+        if isinstance(error, state.UnreadableHomeError) and not resolved.configured & _SERVERS:
             raise
         return resolved
     return config.resolve(flags, os.environ, found, limits)

@@ -14,7 +14,7 @@ from brewctl.errors import BrewError, UsageError
 
 if TYPE_CHECKING:
     from brewctl.config import Settings
-    from brewctl.overview.standing import Look
+    from brewctl.overview.standing import OrderView
     from brewctl.overview.trace import Life, Step
 
 _WIDTH = 80
@@ -79,7 +79,7 @@ def wait_for(settings: "Settings", order_id: UUID, *, timeout_s: float = TIMEOUT
     from brewctl.overview.follow import follow
 
     timeline = _Timeline(as_json=as_json)
-    look: Look | None = None
+    look: OrderView | None = None
     for seen in follow(settings, order_id, timeout_s=timeout_s):
         if isinstance(seen, BrewError):
             output.note(f"{seen.message}; waiting for it …")
@@ -105,7 +105,7 @@ class _Timeline:
         self._shown: list[Step] = []
         self._said: set[str] = set()
 
-    def add(self, look: "Look") -> None:
+    def add(self, look: "OrderView") -> None:
         """Print new steps, and on stderr what the order waits for, if that is new."""
         if not self._as_json:
             self._print_steps(look.life)
@@ -114,7 +114,7 @@ class _Timeline:
                 self._said.add(each.text)
                 output.note(output.plain(each.text))
 
-    def end(self, look: "Look") -> None:
+    def end(self, look: "OrderView") -> None:
         """Print the remaining steps, then how the order ended, or what it waits for and the command that helps."""
         if self._as_json:
             output.emit_json(_document(look))
@@ -164,7 +164,7 @@ def _finished(life: "Life") -> str:
     return f"finished after {life.took_ms:.0f} ms: {all_done} once"
 
 
-def _document(look: "Look") -> dict[str, object]:
+def _document(look: "OrderView") -> dict[str, object]:
     order = look.life.order
     return {
         "order_id": str(order.id),

@@ -15,7 +15,7 @@ from brewctl.sql import doctor_queries
 
 
 @dataclass(frozen=True, slots=True)
-class Dedup:
+class DedupState:
     """The dedup rows of one database."""
 
     groups: str  # the consumer groups that write them, joined for a check's name
@@ -25,7 +25,7 @@ class Dedup:
     ahead: int | None  # partitions for ids above the outbox's last row; None: the table is not partitioned
 
 
-def look(apart: Sequence[Home], last: int) -> Iterator[Dedup]:
+def look(apart: Sequence[Home], last: int) -> Iterator[DedupState]:
     """Read the dedup rows of each database. A database that does not answer is left out: `elsewhere` reports it.
 
     `last`: the highest id of the story's outbox.
@@ -33,7 +33,7 @@ def look(apart: Sequence[Home], last: int) -> Iterator[Dedup]:
     for home in apart:
         with contextlib.suppress(BrewError), homes.connect(home, name="brewctl doctor") as own:
             (highest,) = own.execute(doctor_queries["highest_processed"], {"groups": home.groups}).fetchone() or (0,)
-            yield Dedup(
+            yield DedupState(
                 groups="-".join(home.groups),
                 where=f"{database.place(home.settings.database_url)} of {home.whose}",
                 processed=highest,
@@ -42,7 +42,7 @@ def look(apart: Sequence[Home], last: int) -> Iterator[Dedup]:
             )
 
 
-def check(apart: Sequence[Dedup]) -> Iterator[Finding]:
+def check(apart: Sequence[DedupState]) -> Iterator[Finding]:
     """Warn of a dedup table that has too few partitions for the next ids."""
     for each in apart:
         if each.ahead is not None:

@@ -6,14 +6,14 @@ from psycopg import sql
 
 from brewctl.delivery.database import Connection
 from brewctl.delivery.retention import retention
-from brewctl.doctor.dedup import Dedup
+from brewctl.doctor.dedup import DedupState
 from brewctl.doctor.finding import Finding, fail, ok, warn
 from brewctl.sql import doctor_queries
 
 _CHECK = "outbox-ids"
 
 
-def check(connection: Connection, apart: Sequence[Dedup] = ()) -> Iterator[Finding]:
+def check(connection: Connection, apart: Sequence[DedupState] = ()) -> Iterator[Finding]:
     """Compare the id sequence with the outbox, and with the ids that were processed or dropped.
 
     Yields nothing where this user may not read the sequence. `apart`: the dedup rows in databases of downstreams.

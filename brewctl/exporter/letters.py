@@ -35,7 +35,7 @@ class _Open(NamedTuple):
     written_at: datetime
 
 
-class Letters:
+class LetterCounter:
     """Counts the open, redriven and dropped dead letters of each group."""
 
     def __init__(self, settings: Settings, groups: Sequence[str], *, within_s: float) -> None:
@@ -113,7 +113,7 @@ def opener(
     """Return a context manager that connects to both servers and yields the question for dead letters."""
     groups = registry.kafka_groups(settings)
     # The counts outlive a connection, so that letters are not read again after an outage.
-    letters = Letters(settings, groups, within_s=within_s)
+    letters = LetterCounter(settings, groups, within_s=within_s)
 
     @contextlib.contextmanager
     def opened() -> Iterator[Sequence[Question]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from brewctl.errors import UsageError
 
 if TYPE_CHECKING:
-    from brewctl.metrics.prometheus import Instruments, Sum
+    from brewctl.metrics.prometheus import Instruments, ProcessesSum
 
 EXTRA = "pip install 'brewctl[metrics]'"
 
@@ -111,9 +111,9 @@ def _prometheus() -> Any:
     return prometheus
 
 
-def summed(folder: Path, *, role: str, version: str) -> "Sum":
+def summed(folder: Path, *, role: str, version: str) -> "ProcessesSum":
     """Return the object that shows the sum of processes' metrics. Raises UsageError without prometheus-client."""
-    sum_: Sum = _prometheus().Sum(folder, role=role, version=version)
+    sum_: ProcessesSum = _prometheus().Sum(folder, role=role, version=version)
     return sum_
 
 

@@ -74,7 +74,7 @@ def _about_build(registry: CollectorRegistry, *, role: str, version: str) -> Non
     Info("brew_build", "The version that runs, and in which role.", registry=registry).info(build)
 
 
-class Sum:
+class ProcessesSum:
     """The sum of several processes' metrics, also of ended ones, whose files stay."""
 
     content_type = CONTENT_TYPE

@@ -16,7 +16,7 @@ from brewctl.errors import BrewError
 
 
 @dataclass(frozen=True)
-class Effect:
+class OrderEffect:
     """A group's effect of an order. `node` is empty if the `done` query does not return it."""
 
     group: str
@@ -26,14 +26,14 @@ class Effect:
 
 def of_order(
     connection: Connection, downstreams: Sequence[Downstream], order_id: UUID, handled: Mapping[str, datetime]
-) -> list[Effect]:
+) -> list[OrderEffect]:
     """Return the effects of an order that the downstreams' `done` queries return, in the downstreams' order.
 
     `handled`: when each group first processed an event of the order, for a `done` query without `created_at`. Raises
     BrewError if a `done` query fails.
     """
     return [
-        Effect(downstream.group, str(row.get("node_id") or ""), at)
+        OrderEffect(downstream.group, str(row.get("node_id") or ""), at)
         for downstream in downstreams
         if downstream.done
         for row in _rows(connection, downstream, order_id)

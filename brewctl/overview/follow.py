@@ -10,14 +10,14 @@ from brewctl.delivery.database import BoundedConnection
 from brewctl.delivery.schema import homes
 from brewctl.errors import UnreachableError
 from brewctl.overview import reading, standing, trace
-from brewctl.overview.standing import Look
+from brewctl.overview.standing import OrderView
 
 _EVERY_S = 0.1
 # Kafka is asked each time the order has not moved for so long. Not more often, since each time needs new connections.
 _STILL_S = 2.0
 
 
-def follow(settings: Settings, order_id: UUID, *, timeout_s: float) -> Iterator[Look | UnreachableError]:
+def follow(settings: Settings, order_id: UUID, *, timeout_s: float) -> Iterator[OrderView | UnreachableError]:
     """Yield a Look at an order each time it has moved, and, while it does not move, where it stands.
 
     The last Look is at both servers: once the order is finished or stuck, or after `timeout_s` seconds. If PostgreSQL
@@ -41,7 +41,7 @@ def follow(settings: Settings, order_id: UUID, *, timeout_s: float) -> Iterator[
             time.sleep(_EVERY_S)
 
 
-def _watch(settings: Settings, connection: BoundedConnection, order_id: UUID, until: float) -> Iterator[Look]:
+def _watch(settings: Settings, connection: BoundedConnection, order_id: UUID, until: float) -> Iterator[OrderView]:
     where = homes.of(settings)
     steps: list[trace.Step] = []
     look_at = time.monotonic() + _STILL_S
@@ -49,7 +49,7 @@ def _watch(settings: Settings, connection: BoundedConnection, order_id: UUID, un
         life = reading.read(connection, order_id, where)
         if (now_steps := life.steps()) != steps:
             steps = now_steps
-            yield Look(life)
+            yield OrderView(life)
             look_at = time.monotonic() + _STILL_S
         now = time.monotonic()
         if life.finished or now > min(look_at, until):

@@ -14,9 +14,9 @@ from brewctl.delivery.schema import homes
 from brewctl.delivery.schema.homes import Home
 from brewctl.errors import BrewError, UnreachableError, UsageError
 from brewctl.overview import effects
-from brewctl.overview.effects import Effect
+from brewctl.overview.effects import OrderEffect
 from brewctl.overview.replicas import nodes
-from brewctl.overview.trace import Dedup, Event, Life, Order, Parked, Waiting
+from brewctl.overview.trace import DedupRow, Life, Order, Parked, TracedEvent, Waiting
 from brewctl.sql import queries
 
 _DIGITS = 32  # of a UUID
@@ -69,7 +69,7 @@ def read(connection: BoundedConnection, order_id: UUID, where: Sequence[Home]) -
         orders = _rows(connection, Order, queries["traced_order"], id=order_id)
         if not orders:
             raise BrewError(f"order {order_id} is not in postgres any more", hint="was the database reset?")
-        own = _rows(connection, Event, queries["traced_events"], aggregate_id=events.aggregate_id(str(order_id)))
+        own = _rows(connection, TracedEvent, queries["traced_events"], aggregate_id=events.aggregate_id(str(order_id)))
         ids = [event.id for event in own]
         done = [_done(connection, story, order_id, ids)]
         there = nodes(connection)
@@ -99,14 +99,14 @@ def read(connection: BoundedConnection, order_id: UUID, where: Sequence[Home]) -
 class _Done(NamedTuple):
     """The rows of an order in one home of downstreams."""
 
-    dedup: Sequence[Dedup]
-    effects: Sequence[Effect]
+    dedup: Sequence[DedupRow]
+    effects: Sequence[OrderEffect]
     parked: Sequence[Parked]
     waiting: Sequence[Waiting]
 
 
 def _done(connection: Connection, home: Home, order_id: UUID, ids: Sequence[int]) -> _Done:
-    dedup = _rows(connection, Dedup, queries["traced_dedup"], groups=home.groups, ids=ids)
+    dedup = _rows(connection, DedupRow, queries["traced_dedup"], groups=home.groups, ids=ids)
     first = {row.group: row.processed_at for row in reversed(dedup)}
     found = effects.of_order(connection, home.downstreams, order_id, first)
     parked = _rows(connection, Parked, queries["traced_parked"], groups=home.groups, ids=ids)

@@ -21,7 +21,7 @@ from brewctl.delivery.schema import homes
 from brewctl.errors import BrewError
 from brewctl.overview import consumer_groups, reading, trace
 from brewctl.overview.consumer_groups import GroupView
-from brewctl.overview.trace import Event, Life, Order
+from brewctl.overview.trace import Life, Order, TracedEvent
 
 _VERIFY = "brewctl verify"
 # A consumer's clock, which dates its dead letters, may be behind the clock of the order's node by so much.
@@ -29,7 +29,7 @@ _CLOCKS = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
-class Topics:
+class KafkaView:
     """Kafka's answers: the names of all topics, the groups, and the order's dead letters."""
 
     names: frozenset[str]
@@ -47,7 +47,7 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Look:
+class OrderView:
     """An order's life, and where it stands if it is unfinished. `unknown`: a server's error, if one failed."""
 
     life: Life
@@ -55,7 +55,7 @@ class Look:
     unknown: BrewError | None = None
 
 
-def look(settings: Settings, connection: BoundedConnection, order_id: UUID) -> Look:
+def look(settings: Settings, connection: BoundedConnection, order_id: UUID) -> OrderView:
     """Look at an order in both servers; only in PostgreSQL if Kafka fails. Raises what `reading.read` raises."""
     where = homes.of(settings)
     order = reading.read(connection, order_id, where).order
@@ -63,28 +63,28 @@ def look(settings: Settings, connection: BoundedConnection, order_id: UUID) -> L
         topics = _ask(settings, connection, order)
     except BrewError as error:
         life = reading.read(connection, order_id, where)
-        return Look(life, judge(settings, life, error), error)
+        return OrderView(life, judge(settings, life, error), error)
     life = replace(reading.read(connection, order_id, where), letters=topics.letters)
-    return Look(life, judge(settings, life, topics), next(iter(life.away.values()), None))
+    return OrderView(life, judge(settings, life, topics), next(iter(life.away.values()), None))
 
 
-def judge(settings: Settings, life: Life, kafka: Topics | BrewError) -> list[Standing]:
+def judge(settings: Settings, life: Life, kafka: KafkaView | BrewError) -> list[Standing]:
     """Return where each unfinished event of an order stands. `kafka`: Kafka's answers, or why there are none."""
     return list(_Judge(settings, life, kafka).standings())
 
 
-def _ask(settings: Settings, connection: BoundedConnection, order: Order) -> Topics:
+def _ask(settings: Settings, connection: BoundedConnection, order: Order) -> KafkaView:
     with open_admin(settings) as admin:
         groups = {view.name: view for view in consumer_groups.groups(admin, settings)}
         names = frozenset(admin.topics())
     key = events.aggregate_id(str(order.id)).encode()
     with open_dead_letters(settings, connection, since=order.created_at - _CLOCKS) as letters:
         found = sorted(letters.find(Filter(key=key), settled=True), key=lambda letter: letter.written_at)
-    return Topics(names, groups, found)
+    return KafkaView(names, groups, found)
 
 
 class _Judge:
-    def __init__(self, settings: Settings, life: Life, kafka: Topics | BrewError) -> None:
+    def __init__(self, settings: Settings, life: Life, kafka: KafkaView | BrewError) -> None:
         self._settings = settings
         self._life = life
         self._kafka = kafka
@@ -117,13 +117,13 @@ class _Judge:
                     text = f"not {trace.word(downstream, event)}: group {group} has handled it, and its effect is gone"
                     yield Standing(text, _VERIFY, stuck=True)
 
-    def _unpublished(self, event: Event) -> Standing:
+    def _unpublished(self, event: TracedEvent) -> Standing:
         row = f"outbox row {event.id}"
         if event.failed_at:
             times = "once" if event.attempts == 1 else f"{event.attempts} times"
             text = f"{row} is set aside, refused {times}: {event.failure}"
             return Standing(text, f"brewctl outbox retry {event.id}", stuck=True)
-        if isinstance(self._kafka, Topics) and event.topic not in self._kafka.names:
+        if isinstance(self._kafka, KafkaView) and event.topic not in self._kafka.names:
             other = "" if event.topic == self._settings.topic else f" --topic {shlex.quote(event.topic)}"
             return Standing(f"{row} waits: kafka has no topic {event.topic}", f"brewctl topic create{other}")
         publishers = [node.name for node in self._life.nodes if node.publishes and node.there]
@@ -135,13 +135,13 @@ class _Judge:
             return Standing(f"{row} waits: {self._kafka.message}")
         return Standing(f"{row} is to be published by {' or '.join(publishers)}")
 
-    def _unhandled(self, event: Event, downstream: Downstream) -> Standing:
+    def _unhandled(self, event: TracedEvent, downstream: Downstream) -> Standing:
         if away := self._life.away.get(downstream.group):
             done = f"{trace.word(downstream, event)} by group {downstream.group}"
             return Standing(f"whether it is {done} is not known: {away.message}")
         return self._to_come(event, downstream)
 
-    def _to_come(self, event: Event, downstream: Downstream) -> Standing:
+    def _to_come(self, event: TracedEvent, downstream: Downstream) -> Standing:
         undone = f"not {trace.word(downstream, event)} by group {downstream.group}"
         group = registry.kafka_group(self._settings, downstream)
         if isinstance(self._kafka, BrewError):
@@ -187,7 +187,7 @@ class _Judge:
         return Standing(f"{coming}, which {progress.owner} reads")
 
 
-def _parked(parked: trace.Parked, downstream: Downstream, event: Event) -> Standing:
+def _parked(parked: trace.Parked, downstream: Downstream, event: TracedEvent) -> Standing:
     undone = f"not {trace.word(downstream, event)} by group {downstream.group}"
     if parked.outcome:
         return Standing(f"{undone}, and never will be: {parked.name}, which was parked, was dropped", stuck=True)
@@ -198,13 +198,13 @@ def _start(role: str) -> str:
     return f"brewctl start {role}"
 
 
-def _place(event: Event) -> Place | None:
+def _place(event: TracedEvent) -> Place | None:
     if event.kafka_partition is None or event.kafka_offset is None:
         return None
     return Place(event.kafka_partition, event.kafka_offset)
 
 
-def _of(letter: Letter, event: Event) -> bool:
+def _of(letter: Letter, event: TracedEvent) -> bool:
     """Return whether a dead letter is of this event: by the event's place, or by the id in its header.
 
     Either may fail: the header may be the unreadable part, and the dead record may be a second copy of the event.

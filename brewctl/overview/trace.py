@@ -14,7 +14,7 @@ from brewctl.delivery.downstream import Downstream
 from brewctl.delivery.inbox import parking
 from brewctl.delivery.inbox.dead_letter import Letter
 from brewctl.errors import BrewError
-from brewctl.overview.effects import Effect
+from brewctl.overview.effects import OrderEffect
 from brewctl.overview.replicas import NodeRow
 
 
@@ -34,7 +34,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Event:
+class TracedEvent:
     """An outbox row of the order. Its place is None until it is published, or if an older version published it."""
 
     id: int
@@ -95,7 +95,7 @@ class Waiting:
 
 
 @dataclass(frozen=True)
-class Dedup:
+class DedupRow:
     """A row of processed_events: a group handled an event, and skipped `duplicates` later deliveries."""
 
     group: str
@@ -129,9 +129,9 @@ class Life:
     """All that PostgreSQL and Kafka know of an order at one moment."""
 
     order: Order
-    events: Sequence[Event]
-    dedup: Sequence[Dedup]
-    effects: Sequence[Effect]
+    events: Sequence[TracedEvent]
+    dedup: Sequence[DedupRow]
+    effects: Sequence[OrderEffect]
     nodes: Sequence[NodeRow]
     downstreams: Sequence[Downstream]
     letters: Sequence[Letter] = ()
@@ -167,7 +167,7 @@ class Life:
             )
         )
 
-    def takers(self, event: Event) -> list[Downstream]:
+    def takers(self, event: TracedEvent) -> list[Downstream]:
         """Return the downstreams that handle an event. The others skip it."""
         return [downstream for downstream in self.downstreams if event.type in downstream.events]
 
@@ -276,6 +276,6 @@ class Life:
                        offset=letter.offset)  # fmt: skip
 
 
-def word(downstream: Downstream, event: Event) -> str:
+def word(downstream: Downstream, event: TracedEvent) -> str:
     """Return the word for a downstream's effect of an event, such as reserved or released."""
     return downstream.undo if event.cancels and downstream.undo else downstream.verb

@@ -14,15 +14,15 @@ from brewctl.probes import heartbeat
 from brewctl.probes.pages import TEXT, Answer
 
 
-class Finding(NamedTuple):
+class Readiness(NamedTuple):
     """The result of a check, one line of the page."""
 
     ready: bool
     text: str
 
 
-DRAINS = Finding(ready=False, text="it drains: what is in hand is finished, and nothing new is taken")
-Check = Callable[[], Iterable[Finding]]
+DRAINS = Readiness(ready=False, text="it drains: what is in hand is finished, and nothing new is taken")
+Check = Callable[[], Iterable[Readiness]]
 
 
 class Health:
@@ -39,7 +39,7 @@ class Health:
         self._checks: Sequence[Check] = ()
         self._is_up = False
         self._lock = threading.Lock()
-        self._found: list[Finding] = []
+        self._found: list[Readiness] = []
         self._found_at: float | None = None
 
     def up(self, *checks: Check) -> None:
@@ -55,19 +55,19 @@ class Health:
     def livez(self) -> Answer:
         """Return the page /livez: whether all threads move."""
         troubles = heartbeat.troubles()
-        return answer("alive", "stuck", [Finding(ready=False, text=trouble) for trouble in troubles] or _moving())
+        return answer("alive", "stuck", [Readiness(ready=False, text=trouble) for trouble in troubles] or _moving())
 
     def readyz(self) -> Answer:
         """Return the page /readyz: whether the role can do its work."""
         if self._stop.is_set():
             findings = [DRAINS]
         elif not self._is_up:
-            findings = [Finding(ready=False, text=f"starting{self._waits}")]
+            findings = [Readiness(ready=False, text=f"starting{self._waits}")]
         else:
             findings = self._findings()
         return answer("ready", "not ready", findings)
 
-    def _findings(self) -> list[Finding]:
+    def _findings(self) -> list[Readiness]:
         with self._lock:  # concurrent probes run the checks once, and share the findings
             if self._found_at is None or time.monotonic() >= self._found_at + self._fresh_s:
                 self._found = [finding for check in self._checks for finding in check()]
@@ -79,11 +79,11 @@ def _tell_nobody(*_said: str) -> None:
     """Do nothing: the default of `on_up` and `on_wait`."""
 
 
-def _moving() -> list[Finding]:
-    return [Finding(ready=True, text=f"{name} moves") for name in heartbeat.names()]
+def _moving() -> list[Readiness]:
+    return [Readiness(ready=True, text=f"{name} moves") for name in heartbeat.names()]
 
 
-def answer(well: str, ill: str, findings: Sequence[Finding]) -> Answer:
+def answer(well: str, ill: str, findings: Sequence[Readiness]) -> Answer:
     """Return a page: first `well` or `ill`, then one line a finding."""
     is_well = all(finding.ready for finding in findings)
     marks = {True: "ok", False: "NO"}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from brewctl import __version__, log, metrics
 from brewctl.errors import BrewError
-from brewctl.probes.health import DRAINS, Finding, Health, answer
+from brewctl.probes.health import DRAINS, Health, Readiness, answer
 from brewctl.probes.pages import Answer, Page
 
 if TYPE_CHECKING:
@@ -141,25 +141,25 @@ class _Crew:
         findings = [DRAINS] if self._stop.is_set() else self._asked("/readyz", starting=False)
         return answer("ready", "not ready", findings)
 
-    def _asked(self, page: str, *, starting: bool) -> list[Finding]:
+    def _asked(self, page: str, *, starting: bool) -> list[Readiness]:
         with ThreadPoolExecutor(len(self._names)) as threads:
             found = threads.map(lambda name: self._ask(name, page, starting=starting), self._names)
             return [finding for findings in found for finding in findings]
 
-    def _ask(self, name: str, page: str, *, starting: bool) -> list[Finding]:
+    def _ask(self, name: str, page: str, *, starting: bool) -> list[Readiness]:
         from brewctl.probes import endpoint  # noqa: PLC0415 - only where something is served
 
         try:
             said = endpoint.ask(_socket(self._folder, name), page, within_s=self._within_s)
         except TimeoutError:
-            return [Finding(ready=False, text=f"{name} does not answer within {self._within_s:g} s")]
+            return [Readiness(ready=False, text=f"{name} does not answer within {self._within_s:g} s")]
         except OSError:
-            return [Finding(ready=starting, text=f"{name} starts, or stops")]
+            return [Readiness(ready=starting, text=f"{name} starts, or stops")]
         verdict, *lines = said.body.decode(errors="replace").splitlines() or ["no answer"]
         if said.status == HTTPStatus.OK:
-            return [Finding(ready=True, text=f"{name} {verdict}")]
+            return [Readiness(ready=True, text=f"{name} {verdict}")]
         ill = [line.removeprefix("NO ") for line in lines if line.startswith("NO ")] or [verdict]
-        return [Finding(ready=False, text=f"{name}: {line}") for line in ill]
+        return [Readiness(ready=False, text=f"{name}: {line}") for line in ill]
 
 
 def _socket(folder: Path, worker: str) -> Path:

@@ -18,7 +18,7 @@ from brewctl.delivery.database import rights
 from brewctl.delivery.outbox.publisher import Publisher
 from brewctl.delivery.schema import readiness, registration, setup, versions
 from brewctl.lifecycle import run_together
-from brewctl.probes.health import Finding, Health
+from brewctl.probes.health import Health, Readiness
 
 
 def run(settings: Settings, stop: threading.Event, *, node: str, health: Health | None = None) -> None:
@@ -40,8 +40,10 @@ def run(settings: Settings, stop: threading.Event, *, node: str, health: Health 
             stop.wait()
             publisher.notify()
 
-        def findings() -> Iterator[Finding]:
-            yield Finding(ready=not publisher.trouble, text=publisher.trouble or "the last try to publish did not fail")
+        def findings() -> Iterator[Readiness]:
+            yield Readiness(
+                ready=not publisher.trouble, text=publisher.trouble or "the last try to publish did not fail"
+            )
 
         check = readiness.DatabaseCheck(settings, node=node, tables=tables)
         if health:

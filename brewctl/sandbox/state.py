@@ -118,7 +118,7 @@ class State:
         }
 
 
-class UnreadableError(BrewError):
+class UnreadableHomeError(BrewError):
     """This user can't read the home, so it is unknown whether it has a sandbox."""
 
     def __init__(self, path: Path, error: OSError) -> None:
@@ -132,7 +132,7 @@ def exists(home: Path) -> bool:
     try:
         return path.exists()
     except OSError as error:
-        raise UnreadableError(path, error) from error
+        raise UnreadableHomeError(path, error) from error
 
 
 def load(home: Path) -> State | None:
@@ -155,7 +155,7 @@ def load(home: Path) -> State | None:
     except OSError as error:
         if isinstance(error, NotADirectoryError) and not home.exists():  # below a home folder like /dev/null
             return None
-        raise UnreadableError(path, error) from error
+        raise UnreadableHomeError(path, error) from error
 
 
 def save(home: Path, state: State) -> None:

@@ -19,7 +19,7 @@ from brewctl.delivery.broker import PARTITIONS, Reader, Record, open_admin, open
 from brewctl.delivery.downstream import Downstream
 from brewctl.delivery.schema import homes
 from brewctl.errors import BrewError, UnreachableError
-from brewctl.verify.letters import Letters
+from brewctl.verify.letters import LetterCheck
 from brewctl.verify.result import SHOWN, Check, Facts, Verification
 from brewctl.verify.topic import Records
 from brewctl.verify.workspace import Workspace, open_workspace
@@ -60,7 +60,7 @@ def verify(
         open_workspace(settings, where, parameters, statement_s=statement_s) as workspace,
     ):
         topic = _Topics(reader, progress or (lambda _done, _total: None))
-        letters = Letters(settings, workspace)
+        letters = LetterCheck(settings, workspace)
         topic.read(settings.dead_letter_topic, reader.bounds(settings.dead_letter_topic), letters.take)
         workspace.execute("settle_letters")
         bounds = reader.bounds(settings.topic)
@@ -114,7 +114,7 @@ class _Chain:
         self._committed = committed
         self._bounds = bounds
 
-    def judge(self, records: Records, letters: Letters) -> Verification:
+    def judge(self, records: Records, letters: LetterCheck) -> Verification:
         """Compare all that the workspace holds, and return the verification."""
         self._note_offsets()
         self._workspace.execute("analyze")

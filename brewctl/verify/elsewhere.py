@@ -24,7 +24,7 @@ Bounded = Callable[[], contextlib.AbstractContextManager[None]]
 _COPIES = {"elsewhere_processed": "copy_elsewhere_processed", "elsewhere_parked": "copy_elsewhere_parked"}
 
 
-class Rows(NamedTuple):
+class CopiedRows(NamedTuple):
     """Rows for a table of the workspace, in COPY's format; for the table `effect`, of which group."""
 
     query: str  # copies them into the table
@@ -34,10 +34,10 @@ class Rows(NamedTuple):
 
 
 @contextlib.contextmanager
-def copied(apart: Sequence[Home], *, statement_s: float) -> Iterator[list[Rows]]:
+def copied(apart: Sequence[Home], *, statement_s: float) -> Iterator[list[CopiedRows]]:
     """Copy the rows of these databases. Raises UnreachableError; BrewError where a table is missing or `done` fails."""
     with contextlib.ExitStack() as stack:
-        found: list[Rows] = []
+        found: list[CopiedRows] = []
         for home in apart:
             with homes.connect(home, name="verify") as connection:
                 connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
@@ -49,18 +49,20 @@ def copied(apart: Sequence[Home], *, statement_s: float) -> Iterator[list[Rows]]
         yield found
 
 
-def _copy(home: Home, connection: BoundedConnection, stack: contextlib.ExitStack, bounded: Bounded) -> Iterator[Rows]:
+def _copy(
+    home: Home, connection: BoundedConnection, stack: contextlib.ExitStack, bounded: Bounded
+) -> Iterator[CopiedRows]:
     for asked, copied_in in _COPIES.items():
         file = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - the stack closes it
         with bounded(), connection.cursor().copy(verify_queries[asked], {"groups": home.groups}) as copy:
             file.writelines(copy)
-        yield Rows(copied_in, file)
+        yield CopiedRows(copied_in, file)
     (there,) = connection.execute(verify_queries["has_ledger"]).fetchone() or (False,)
     if there:
         file = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - the stack closes it
         with bounded(), connection.cursor().copy(verify_queries["elsewhere_ledger"], {"groups": home.groups}) as copy:
             file.writelines(copy)
-        yield Rows("copy_ledger", file)
+        yield CopiedRows("copy_ledger", file)
     for downstream in home.downstreams:
         if not downstream.done:
             continue
@@ -70,4 +72,4 @@ def _copy(home: Home, connection: BoundedConnection, stack: contextlib.ExitStack
             statement = sql.SQL("COPY ({}) TO STDOUT (FORMAT BINARY)").format(seen.rows)
             with connection.cursor().copy(statement) as copy:
                 file.writelines(copy)
-        yield Rows("copy_effect", file, downstream.group, seen.has_status)
+        yield CopiedRows("copy_effect", file, downstream.group, seen.has_status)

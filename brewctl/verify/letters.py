@@ -15,7 +15,7 @@ _NUMBER = re.compile(rb"[0-9]{1,18}")
 _FIRST_NOTE = "dlq-reason"
 
 
-class Letters:
+class LetterCheck:
     """Takes every record of the dead-letter topic."""
 
     def __init__(self, settings: Settings, workspace: Workspace) -> None:

@@ -23,7 +23,7 @@ from brewctl.delivery.schema import registration
 from brewctl.delivery.schema.homes import Home
 from brewctl.sql import verify_queries
 from brewctl.verify import bounds, done, elsewhere
-from brewctl.verify.elsewhere import Rows
+from brewctl.verify.elsewhere import CopiedRows
 
 _TABLES = (
     "create_event",
@@ -55,7 +55,7 @@ class Workspace:
         connection: BoundedConnection,
         homes: Sequence[Home],
         parameters: dict[str, Any],
-        copied: Sequence[Rows],
+        copied: Sequence[CopiedRows],
         *,
         statement_s: float,
     ) -> None:
@@ -143,7 +143,7 @@ class Workspace:
         if seen.has_status:
             self.states.add(downstream.group)
 
-    def _copy_in(self, rows: Rows) -> None:
+    def _copy_in(self, rows: CopiedRows) -> None:
         rows.file.seek(0)
         with self.copy(rows.query) as copy:
             while chunk := rows.file.read(_CHUNK_BYTES):

@@ -18,7 +18,7 @@ from brewctl.delivery.orders.group_commit import GroupCommit
 from brewctl.lifecycle import wait_until
 from brewctl.roles.order.admission import Admission
 from brewctl.roles.order.cancelling import Cancelling
-from brewctl.roles.order.server import Server
+from brewctl.roles.order.server import OrderServer
 from brewctl.roles.order.service import OrderService
 from tests.conftest import Rig
 from tests.integration.grpc_tools import Service, dialled
@@ -62,7 +62,7 @@ class HeldNode:
     """The node's parts, and a client of it."""
 
     client: Service
-    server: Server
+    server: OrderServer
     admission: Admission
     writer: Writer
     calls: list[Any] = field(default_factory=list)
@@ -122,7 +122,7 @@ def held_node(rig: Rig, settings: Settings | None = None) -> Iterator[HeldNode]:
         orders = OrderService(
             settings, admission, reading=single, availability=availability, writer=writer, cancelling=cancelling
         )
-        server = Server(settings, orders, admission, host="127.0.0.1", port=0, share_port=False)
+        server = OrderServer(settings, orders, admission, host="127.0.0.1", port=0, share_port=False)
         try:
             with dialled(rig, server.address) as client:
                 yield HeldNode(client, server, admission, writer, notified=notified)

@@ -17,7 +17,7 @@ from brewctl.delivery.broker import Producer, Record, open_admin
 from brewctl.delivery.inbox import dead_letter
 from brewctl.errors import UnreachableError
 from brewctl.exporter.collector import Collector
-from brewctl.exporter.letters import Letters
+from brewctl.exporter.letters import LetterCounter
 from brewctl.lab.network.proxy import Proxy
 from brewctl.lifecycle import wait_until
 from brewctl.sql import exporter_queries
@@ -141,7 +141,7 @@ def test_dead_letters_that_can_not_be_read_are_said_to_be_so(rig: Rig, monkeypat
     def gives_nothing(*_: object) -> None:
         raise UnreachableError("kafka gave nothing more")
 
-    monkeypatch.setattr(Letters, "look", gives_nothing)
+    monkeypatch.setattr(LetterCounter, "look", gives_nothing)
     with Collector(rig.settings, within_s=30).looking() as collector:
         found = page(collector)
     assert found.of("brew_up") == {"postgres": 1, "kafka": 1}

@@ -260,7 +260,7 @@ def test_what_is_done_there_while_verify_begins_is_no_fault(own: Own, monkeypatc
     own.rig.start("loyalty-1", "consume", NAME)
     copied = elsewhere.copied
 
-    def delayed(apart: Sequence[Home], *, statement_s: float) -> AbstractContextManager[list[elsewhere.Rows]]:
+    def delayed(apart: Sequence[Home], *, statement_s: float) -> AbstractContextManager[list[elsewhere.CopiedRows]]:
         assert own.brewctl("create-order", "--customer", "c1", "--addr", address).returncode == 0
         own.rig.wait("its effect", lambda: own.rows("SELECT count(*) FROM points") == [(1,)])
         return copied(apart, statement_s=statement_s)

@@ -13,7 +13,7 @@ from brewctl.delivery import registry
 from brewctl.delivery.downstream import Downstream
 from brewctl.delivery.repair import republish
 from brewctl.errors import BrewError, UsageError
-from brewctl.overview.standing import Look, look
+from brewctl.overview.standing import OrderView, look
 from tests.conftest import run
 from tests.integration.chain_tools import PROJECTIONS, Chain, Row, open_chain
 
@@ -63,7 +63,7 @@ def loyalty() -> Downstream:
     return registry.find("loyalty_of_mine:points")
 
 
-def looked(chain: Chain, row: Row) -> Look:
+def looked(chain: Chain, row: Row) -> OrderView:
     return look(chain.rig.settings, chain.rig.connection, uuid.UUID(row.order_id))
 
 

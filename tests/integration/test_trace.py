@@ -10,7 +10,7 @@ import pytest
 
 from brewctl.config import environment
 from brewctl.delivery.schema import setup
-from brewctl.overview.standing import Look, Standing, look
+from brewctl.overview.standing import OrderView, Standing, look
 from tests.conftest import Rig, begin, run
 from tests.integration.chain_tools import PROJECTIONS, Chain, Row, open_chain
 from tests.integration.kafka_tools import refused_connections
@@ -25,7 +25,7 @@ def chain(servers: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> 
         yield chain
 
 
-def looked(chain: Chain, row: Row, *, kafka: bool = True) -> Look:
+def looked(chain: Chain, row: Row, *, kafka: bool = True) -> OrderView:
     settings = chain.rig.settings if kafka else dataclasses.replace(chain.rig.settings, brokers=NOWHERE)
     return look(settings, chain.rig.connection, uuid.UUID(row.order_id))
 

@@ -9,7 +9,7 @@ from brewctl.config import Settings
 from brewctl.delivery.broker import Record
 from brewctl.delivery.inbox import dead_letter
 from brewctl.exporter import letters, postgres
-from brewctl.exporter.letters import Letters
+from brewctl.exporter.letters import LetterCounter
 
 GROUPS = ("inventory", "notifications")
 
@@ -49,7 +49,7 @@ class Topic:
 
         return Answer()
 
-    def look(self, counting: Letters) -> dict[str, float] | None:
+    def look(self, counting: LetterCounter) -> dict[str, float] | None:
         """All that is not 0; None where it is not known yet."""
         samples = counting.look(self, self)  # type: ignore[arg-type]
         return None if samples is None else {" ".join(each.labels): each.value for each in samples if each.value}
@@ -60,8 +60,8 @@ def topic(monkeypatch: pytest.MonkeyPatch) -> Topic:
     return Topic(monkeypatch)
 
 
-def counting(within_s: float = 60.0) -> Letters:
-    return Letters(Settings(), GROUPS, within_s=within_s)
+def counting(within_s: float = 60.0) -> LetterCounter:
+    return LetterCounter(Settings(), GROUPS, within_s=within_s)
 
 
 def test_a_letter_is_read_once_and_asked_after_while_it_is_open(topic: Topic) -> None:

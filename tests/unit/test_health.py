@@ -9,7 +9,7 @@ import pytest
 
 from brewctl.lifecycle import wait_until
 from brewctl.probes import heartbeat
-from brewctl.probes.health import Finding, Health
+from brewctl.probes.health import Health, Readiness
 from brewctl.probes.heartbeat import Loop
 from brewctl.probes.pages import Answer
 
@@ -30,8 +30,8 @@ def said(answer: Answer) -> tuple[int, list[str]]:
     return answer.status, answer.body.decode().splitlines()
 
 
-def found(text: str = "", *, ready: bool = True) -> Iterator[Finding]:
-    yield Finding(ready, text)
+def found(text: str = "", *, ready: bool = True) -> Iterator[Readiness]:
+    yield Readiness(ready, text)
 
 
 def test_a_role_is_ready_once_it_is_up_and_until_it_drains(stop: threading.Event) -> None:
@@ -58,11 +58,11 @@ def test_a_storm_of_probes_costs_one_look(stop: threading.Event) -> None:
     looks: list[None] = []
     begun, going = threading.Event(), threading.Event()
 
-    def look() -> Iterator[Finding]:
+    def look() -> Iterator[Readiness]:
         looks.append(None)
         begun.set()
         assert going.wait(20)
-        yield Finding(ready=True, text="well")
+        yield Readiness(ready=True, text="well")
 
     health = Health(stop, fresh_s=600)
     health.up(look)

@@ -14,10 +14,10 @@ from brewctl.delivery.broker import Group, GroupMember
 from brewctl.delivery.topics import group_progress
 from brewctl.errors import BrewError, UsageError
 from brewctl.overview import consumer_groups
-from brewctl.overview.effects import Effect
+from brewctl.overview.effects import OrderEffect
 from brewctl.overview.reading import bounds
-from brewctl.overview.standing import Look, Standing, Topics, judge
-from brewctl.overview.trace import Dedup, Event, Life, Order, Step
+from brewctl.overview.standing import KafkaView, OrderView, Standing, judge
+from brewctl.overview.trace import DedupRow, Life, Order, Step, TracedEvent
 from brewctl.proto.orders_pb2 import OrderCancelled, OrderCreated
 
 ORDER_ID = uuid.UUID("0199c2f4-1b2c-7000-8000-0123456789ab")
@@ -29,7 +29,7 @@ def at(milliseconds: float) -> datetime:
     return NOON + timedelta(milliseconds=milliseconds)
 
 
-def event(outbox_id: int, **other: object) -> Event:
+def event(outbox_id: int, **other: object) -> TracedEvent:
     values: dict[str, object] = {
         "topic": "t",
         "payload": OrderCreated(order_id=str(ORDER_ID), trace_id="4bf9").SerializeToString(),
@@ -43,20 +43,20 @@ def event(outbox_id: int, **other: object) -> Event:
         "failure": None,
         "attempts": 0,
     }
-    return Event(outbox_id, **values | other)  # type: ignore[arg-type]
+    return TracedEvent(outbox_id, **values | other)  # type: ignore[arg-type]
 
 
-def cancel(outbox_id: int, **other: object) -> Event:
+def cancel(outbox_id: int, **other: object) -> TracedEvent:
     payload = OrderCancelled(order_id=str(ORDER_ID), reason="out of beans").SerializeToString()
     return event(outbox_id, **{"type": "order.cancelled", "payload": payload, "created_at": at(40), **other})
 
 
-def life(events: list[Event], *, committed_ms: float | None = 2) -> Life:
+def life(events: list[TracedEvent], *, committed_ms: float | None = 2) -> Life:
     committed_at = None if committed_ms is None else at(committed_ms)
     status = "ORDER_STATUS_CANCELLED" if any(each.cancels for each in events) else "ORDER_STATUS_NEW"
-    effects = [Effect("inventory", "inventory-2", at(7)), Effect("notifications", "notification-1", at(31))]
+    effects = [OrderEffect("inventory", "inventory-2", at(7)), OrderEffect("notifications", "notification-1", at(31))]
     dedup = [
-        Dedup(effect.group, each.id, at(6 + number), 0, at(6))
+        DedupRow(effect.group, each.id, at(6 + number), 0, at(6))
         for effect in effects
         for number, each in enumerate(events)
     ]
@@ -104,7 +104,7 @@ def test_a_clock_that_is_ahead_does_not_move_the_creation() -> None:
 
 
 def test_what_looks_wrong_in_a_timeline_is_explained_once(capsys: pytest.CaptureFixture[str]) -> None:
-    _Timeline(as_json=False).end(Look(life([event(5)], committed_ms=-3)))
+    _Timeline(as_json=False).end(OrderView(life([event(5)], committed_ms=-3)))
     told, noted = capsys.readouterr()
     assert told.splitlines() == [
         f"order {ORDER_ID}  450 cents EUR  customer c1",
@@ -137,7 +137,7 @@ def test_a_cancelled_order_has_two_events_and_both_effects_of_each(capsys: pytes
     handled = [dataclasses.replace(row, processed_at=at(50)) if row.outbox_id == 6 else row for row in whole.dedup]
     whole = dataclasses.replace(whole, dedup=handled)
     assert (whole.finished, whole.took_ms) == (True, 10)
-    _Timeline(as_json=False).end(Look(whole))
+    _Timeline(as_json=False).end(OrderView(whole))
     told, _ = capsys.readouterr()
     assert told.splitlines()[6:] == [
         "      +22 ms  notified   by notification-1, group notifications",
@@ -210,14 +210,14 @@ READS, SILENT = node("inventory-1", silent_s=0.5), node("inventory-2", silent_s=
 def test_what_a_group_waits_for_is_who_owns_the_partition(members: list[GroupMember], said: Standing) -> None:
     notified = dataclasses.replace(
         life([event(5)]),
-        dedup=[Dedup("notifications", 5, NOON, 0, NOON)],
-        effects=[Effect("notifications", "notification-1", NOON)],
+        dedup=[DedupRow("notifications", 5, NOON, 0, NOON)],
+        effects=[OrderEffect("notifications", "notification-1", NOON)],
         nodes=[READS, SILENT],
     )
     group = Group("inventory", "Stable" if members else "Empty", "roundrobin", tuple(members))
     progress = group_progress.progress(group, {3: 57}, {3: (0, 58)})
     view = consumer_groups.GroupView(group.name, group.state, group.assignor, group.members, tuple(progress))
-    kafka = Topics(frozenset("t"), {group.name: view}, [])
+    kafka = KafkaView(frozenset("t"), {group.name: view}, [])
     assert judge(dataclasses.replace(Settings(), topic="t"), notified, kafka) == [said]
 
 
@@ -232,11 +232,11 @@ def test_a_member_may_be_further_than_the_offset_that_it_has_committed(members: 
     group = Group("inventory", "Stable" if members else "Empty", "roundrobin", tuple(members))
     progress = group_progress.progress(group, {3: 50}, {3: (0, 58)})
     view = consumer_groups.GroupView(group.name, group.state, group.assignor, group.members, tuple(progress))
-    kafka = Topics(frozenset("t"), {group.name: view}, [])
+    kafka = KafkaView(frozenset("t"), {group.name: view}, [])
     notified = dataclasses.replace(
         life([event(5)]),
-        dedup=[Dedup("notifications", 5, NOON, 0, NOON)],
-        effects=[Effect("notifications", "notification-1", NOON)],
+        dedup=[DedupRow("notifications", 5, NOON, 0, NOON)],
+        effects=[OrderEffect("notifications", "notification-1", NOON)],
         nodes=[READS, SILENT],
     )
     (standing,) = judge(dataclasses.replace(Settings(), topic="t"), notified, kafka)

@@ -33,7 +33,7 @@ from brewctl.errors import BrewError, UnreachableError, UsageError
 from brewctl.lifecycle import Backoff
 from brewctl.metrics import RetryReason
 from brewctl.probes import heartbeat
-from brewctl.probes.health import Finding
+from brewctl.probes.health import Readiness
 
 logger = log.get(__name__)
 
@@ -62,18 +62,18 @@ class Consumption:
         self._overtaken: dict[int, int] = {}  # partition → the offset it continued at, behind removed records
         self._revoked_at = math.inf  # when its partitions were revoked, if none were assigned since
 
-    def findings(self) -> Iterator[Finding]:
+    def findings(self) -> Iterator[Readiness]:
         """Yield for /readyz whether it is a member of its group, and whether its downstream has stopped."""
         absence, session_s = self._absence, self._settings.limits.session_s
         if not absence and time.monotonic() > self._revoked_at + session_s:
             absence = f"its partitions have left, and it has waited for others for more than {session_s:g} s"
         elif not absence and self._member and self._member.silent:
             absence = f"kafka is away: it has answered no heartbeat for {session_s:g} s"
-        yield Finding(ready=not absence, text=absence or f"it is a member of group {self._group}")
+        yield Readiness(ready=not absence, text=absence or f"it is a member of group {self._group}")
         if stopped := self._inbox.stopped:
-            yield Finding(ready=False, text=f"{stopped}; it takes no new events until one succeeds")
+            yield Readiness(ready=False, text=f"{stopped}; it takes no new events until one succeeds")
         else:
-            yield Finding(ready=True, text="its effects have not stopped")
+            yield Readiness(ready=True, text="its effects have not stopped")
 
     def run(self, stop: threading.Event) -> None:
         """Consume until `stop` is set, then finish the open transaction and commit its offsets.

@@ -28,7 +28,7 @@ from brewctl.delivery.schema import setup
 from brewctl.errors import BrewError
 from brewctl.lifecycle import Backoff
 from brewctl.probes import heartbeat
-from brewctl.probes.health import Finding
+from brewctl.probes.health import Readiness
 
 logger = log.get(__name__)
 
@@ -96,14 +96,14 @@ class Lanes:
         """How many calls lost their lease."""
         return self._tally.lost
 
-    def findings(self) -> Iterator[Finding]:
+    def findings(self) -> Iterator[Readiness]:
         """Yield for /readyz whether the lanes handle events."""
         if stopped := self._tally.stopped:
-            yield Finding(ready=False, text=f"{stopped}; its lanes try one event at a time until one succeeds")
+            yield Readiness(ready=False, text=f"{stopped}; its lanes try one event at a time until one succeeds")
         elif self._trouble:
-            yield Finding(ready=False, text=self._trouble)
+            yield Readiness(ready=False, text=self._trouble)
         else:
-            yield Finding(ready=True, text="its lanes handle events")
+            yield Readiness(ready=True, text="its lanes handle events")
 
     def _slow_call(self) -> str:
         with self._lock:

@@ -11,7 +11,7 @@ from brewctl.delivery import database
 from brewctl.delivery.database import BoundedConnection
 from brewctl.delivery.schema import setup, versions
 from brewctl.errors import BrewError
-from brewctl.probes.health import Finding
+from brewctl.probes.health import Readiness
 
 
 class DatabaseCheck:
@@ -26,22 +26,22 @@ class DatabaseCheck:
         self._held = contextlib.ExitStack()
         self._connection: BoundedConnection | None = None
 
-    def __call__(self) -> Iterator[Finding]:
+    def __call__(self) -> Iterator[Readiness]:
         """Yield the findings. Takes at most about database_look_s and one connection attempt."""
         place = f"postgres {database.place(self._settings.database_url)}"
         try:
             with self._lock:
                 missing = self._ask()
         except BrewError as error:
-            yield Finding(ready=False, text=f"{error.message}; the schema is not known")
+            yield Readiness(ready=False, text=f"{error.message}; the schema is not known")
             return
-        yield Finding(ready=True, text=f"{place} answers")
+        yield Readiness(ready=True, text=f"{place} answers")
         if missing:
             command = versions.command(missing, self._settings.init_command)
             said = f"missing in postgres: {', '.join(missing)}: run `{command}`"
-            yield Finding(ready=False, text=said)
+            yield Readiness(ready=False, text=said)
         else:
-            yield Finding(ready=True, text="the schema fits")
+            yield Readiness(ready=True, text="the schema fits")
 
     def close(self) -> None:
         """Close the connection, unless a check is using it: a stop does not wait for a probe."""

@@ -30,12 +30,12 @@ from brewctl.delivery.outbox.publisher import Publisher
 from brewctl.delivery.schema import readiness, registration, setup, versions
 from brewctl.errors import UnreachableError
 from brewctl.lifecycle import run_together
-from brewctl.probes.health import Finding, Health
+from brewctl.probes.health import Health, Readiness
 from brewctl.roles.listening import Security
 from brewctl.roles.order import assumed  # noqa: F401 - before what uses those names
 from brewctl.roles.order.admission import Admission
 from brewctl.roles.order.cancelling import Cancelling
-from brewctl.roles.order.server import OPEN, Guard, Server
+from brewctl.roles.order.server import OPEN, Guard, OrderServer
 from brewctl.roles.order.service import OrderService
 
 logger = log.get(__name__)
@@ -97,7 +97,7 @@ def run(
         own.callback(service.shutdown)
         if not ready():
             return
-        server = Server(settings, service, admission, host=host, port=port, share_port=share_port, guard=guard)
+        server = OrderServer(settings, service, admission, host=host, port=port, share_port=share_port, guard=guard)
         availability.on_change = server.tell_health
         log.say(node, f"order-service listening on {server.address}")
         drained = threading.Event()
@@ -108,10 +108,10 @@ def run(
             drained.set()
             notify()
 
-        def findings() -> Iterator[Finding]:
+        def findings() -> Iterator[Readiness]:
             # The role stays ready: the outbox takes the orders.
             if publisher and publisher.trouble:
-                yield Finding(ready=True, text=f"orders are taken, and their events wait: {publisher.trouble}")
+                yield Readiness(ready=True, text=f"orders are taken, and their events wait: {publisher.trouble}")
 
         check = own.enter_context(contextlib.closing(readiness.DatabaseCheck(settings, node=node, tables=tables)))
         if health:

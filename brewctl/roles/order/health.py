@@ -15,10 +15,10 @@ from grpc_health.v1.health_pb2 import HealthCheckResponse
 from brewctl.roles.order.call import Call, with_message
 from brewctl.roles.order.status import Status
 
-NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+NAME = health_pb2.DESCRIPTOR.services_by_name["HealthService"].full_name
 
 
-class Health:
+class HealthService:
     """Serves the status of each service by its name; "" is the whole server. Safe from any thread."""
 
     def __init__(self, *, most: int, full: Status) -> None:
@@ -104,7 +104,7 @@ class Health:
 class _Watcher:
     """A client that wants to hear each change of one service's status."""
 
-    def __init__(self, health: Health, service: str, call: Call) -> None:
+    def __init__(self, health: HealthService, service: str, call: Call) -> None:
         self.call = call
         self._health = health
         self._service = service

@@ -19,7 +19,7 @@ from brewctl.roles.order import health, reflection, service, traced
 from brewctl.roles.order.admission import Admission
 from brewctl.roles.order.call import Call, method, with_message
 from brewctl.roles.order.door import Door
-from brewctl.roles.order.health import Health
+from brewctl.roles.order.health import HealthService
 from brewctl.roles.order.reflection import Reflection
 from brewctl.roles.order.status import Status, retry_later
 
@@ -38,7 +38,7 @@ class Guard(NamedTuple):
 OPEN = Guard()
 
 
-class Server:
+class OrderServer:
     """Serves from its construction on."""
 
     def __init__(
@@ -94,7 +94,7 @@ class Server:
                 "Get": with_message(orders_pb2.GetRequest.FromString, admission.admitted(orders.get)),
             },
         )
-        self._health = Health(
+        self._health = HealthService(
             most=limits.health_watchers,
             full=crowded(f"more than {limits.health_watchers} clients watch: retry later"),
         )
