@@ -147,7 +147,7 @@ def _consume(name: str, settings: config.Settings, play: Play, app_dir: str = ""
 
 def _consume_watched(name: str, app_dir: str, settings: config.Settings, play: Play) -> None:
     """Run a downstream until its file changes, then restart. If it can't be imported, wait for a change first."""
-    from brewctl import lifecycle, log
+    from brewctl import log, signals
     from brewctl.delivery import registry
     from brewctl.roles import consumer, reloading
 
@@ -157,7 +157,7 @@ def _consume_watched(name: str, app_dir: str, settings: config.Settings, play: P
     except UsageError as error:
         output.note(output.plain(f"brewctl: {error}"))
         output.note("waits for a change of it …")
-        with lifecycle.stop_on_signals() as stop:
+        with signals.stop_on_signals() as stop:
             again = reloading.await_change(files, stop)
     else:
         files.imported()

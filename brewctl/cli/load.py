@@ -75,7 +75,7 @@ def load(
     settings = options.settings(order_addrs=",".join(addr or []))
     from brewctl.lab.load.load import Load
     from brewctl.lab.load.measure import Measurement
-    from brewctl.lifecycle import stop_on_signals
+    from brewctl.signals import stop_on_signals
 
     used: dict[str, Any] = {
         "concurrency": concurrency,

@@ -75,7 +75,7 @@ def _print_once(collector: "Collector") -> None:
 
 
 def _serve(collector: "Collector", where: "Address", log_format: config.LogFormat) -> None:
-    from brewctl import lifecycle, log
+    from brewctl import log, signals
     from brewctl.metrics.prometheus import CONTENT_TYPE
     from brewctl.probes import endpoint
     from brewctl.probes.health import Health
@@ -86,7 +86,7 @@ def _serve(collector: "Collector", where: "Address", log_format: config.LogForma
         return Answer(HTTPStatus.OK, CONTENT_TYPE, collector.page())
 
     log.configure(node=_NODE, as_json=log_format is config.LogFormat.JSON, verbose=output.verbose)
-    with lifecycle.stop_on_signals() as stop, collector.looking():
+    with signals.stop_on_signals() as stop, collector.looking():
         health = Health(stop)
         pages: dict[str, Page] = {"/metrics": numbers, "/livez": health.livez, "/readyz": health.readyz}
         with endpoint.serving(where, pages) as address, observing.managed(stop, health):

@@ -70,9 +70,9 @@ class Play:
         self, node: str, run: Callable[[threading.Event], None], *, last: Callable[[], None] = lambda: None
     ) -> None:
         """Call `run` with an event that a signal sets. `last` is called before a second signal ends the process."""
-        from brewctl import lifecycle, log
+        from brewctl import lifecycle, log, signals
 
         log.configure(node=node, as_json=self.log_format is config.LogFormat.JSON, verbose=output.verbose)
         lifecycle.collect_garbage_rarely()
-        with lifecycle.stop_on_signals(last) as stop:
+        with signals.stop_on_signals(last) as stop:
             run(stop)

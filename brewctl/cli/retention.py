@@ -144,12 +144,12 @@ def _loop(
     log_format: config.LogFormat,
 ) -> None:
     """Run every `every` seconds. If a run fails, or another process runs, the next run tries again."""
-    from brewctl import lifecycle, log
+    from brewctl import log, signals
     from brewctl.delivery.retention.turn import BusyError
 
     log.configure(node=_NODE, as_json=log_format is config.LogFormat.JSON, verbose=output.verbose)
     logger = log.get(__name__)
-    with lifecycle.stop_on_signals() as stop:
+    with signals.stop_on_signals() as stop:
         log.say(_NODE, f"ready: one run every {every:g} s")
         while not stop.is_set():
             try:

@@ -13,7 +13,6 @@ from brewctl.delivery import database
 from brewctl.delivery.schema import registration, setup
 from brewctl.delivery.topics import topics
 from brewctl.errors import BrewError, UsageError
-from brewctl.lifecycle import interrupts_held
 from brewctl.sandbox import (
     kafka,
     kafka_node,
@@ -28,6 +27,7 @@ from brewctl.sandbox import (
 )
 from brewctl.sandbox.server import Server
 from brewctl.sandbox.state import State
+from brewctl.signals import interrupts_held
 
 # The folders of a home.
 _PARTS = ("postgres", "kafka", "logs", "nodes")

@@ -160,12 +160,12 @@ def test_one_that_does_not_get_ready_is_named(rig: Rig) -> None:
 # A process of several on one port, whose connections live for so many seconds.
 SHARING = """
 import sys
-from brewctl import lifecycle
+from brewctl import signals
 from brewctl.cli import options
 from brewctl.limits import Limits
 from brewctl.roles import order
 settings = options.settings(limits=Limits(connection_age_s=float(sys.argv[3])))
-with lifecycle.stop_on_signals() as stop:
+with signals.stop_on_signals() as stop:
     port = int(sys.argv[2])
     order.run(settings, stop, node=sys.argv[1], host="127.0.0.1", port=port, share_port=True, publishes=False)
 """

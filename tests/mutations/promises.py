@@ -152,7 +152,7 @@ PROMISES = [
     Broken(
         "the first signal drains, the second quits",
         "the first quits",
-        "brewctl/lifecycle.py",
+        "brewctl/signals.py",
         "        if self._handled > 1:\n",
         "        if self._handled > 0:\n",
         ("tests/unit/test_signals.py::test_the_first_signal_drains",),

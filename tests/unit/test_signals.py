@@ -11,7 +11,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from brewctl.lifecycle import interrupts_held, stop_on_signals, wait_until
+from brewctl.lifecycle import wait_until
+from brewctl.signals import interrupts_held, stop_on_signals
 
 each_signal = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 
@@ -21,7 +22,8 @@ each_signal = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, 
 # tells that it sleeps: so each phase gives it a moment before it is announced.
 ROLE = """
 import signal, sys, threading
-from brewctl.lifecycle import run_together, stop_at_end_of_input, stop_on_signals
+from brewctl.lifecycle import run_together, stop_at_end_of_input
+from brewctl.signals import stop_on_signals
 
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
 
@@ -98,7 +100,7 @@ def test_the_second_signal_quits_at_once(
 # of those tells the others too.
 AFTER_A_STOP = """
 import signal
-from brewctl.lifecycle import stop_on_signals
+from brewctl.signals import stop_on_signals
 with stop_on_signals() as stop:
     stop.set()
     signal.raise_signal(signal.SIGTERM)
@@ -111,7 +113,7 @@ with stop_on_signals() as stop:
 # A handler runs between any two steps of the main thread, also within a wait for the event that it sets.
 WHILE_LOCKED = """
 import signal
-from brewctl.lifecycle import stop_on_signals
+from brewctl.signals import stop_on_signals
 with stop_on_signals() as stop:
     with stop._cond:
         signal.raise_signal(signal.SIGTERM)
@@ -124,7 +126,7 @@ with stop_on_signals() as stop:
 # is a C function that never returns.
 IN_A_CALL = """
 import ctypes, os, signal, threading
-from brewctl.lifecycle import stop_on_signals
+from brewctl.signals import stop_on_signals
 
 def tell(stop):
     os.kill(os.getpid(), signal.SIGTERM)
@@ -143,7 +145,7 @@ with stop_on_signals() as stop:
 # An interrupt that is held is the first signal after the block.
 HELD = """
 import os, signal
-from brewctl.lifecycle import interrupts_held, stop_on_signals
+from brewctl.signals import interrupts_held, stop_on_signals
 with stop_on_signals() as stop:
     with interrupts_held():
         os.kill(os.getpid(), signal.SIGTERM)

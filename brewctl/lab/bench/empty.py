@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 
-from brewctl.lifecycle import stop_on_signals
 from brewctl.proto import orders_pb2, orders_pb2_grpc
+from brewctl.signals import stop_on_signals
 
 _THREADS = 16
 

@@ -22,11 +22,11 @@ from brewctl.delivery import registry
 from brewctl.errors import BrewError, PortError
 from brewctl.lab.play.nodes import ROLES, Role, program
 from brewctl.lab.play.nodes import role as role_of
-from brewctl.lifecycle import interrupts_held
 from brewctl.roles.listening import VARIABLES
 from brewctl.sandbox import processes, state
 from brewctl.sandbox.server import Server
 from brewctl.sandbox.state import State
+from brewctl.signals import interrupts_held
 
 READY_S = 30.0
 # Longer than drain_s of the limits, after which a role gives up draining by itself.

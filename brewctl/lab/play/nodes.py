@@ -17,8 +17,8 @@ from brewctl.config import HTTP_VARIABLE, Settings, environment
 from brewctl.delivery import registry
 from brewctl.delivery.downstream import Downstream
 from brewctl.errors import BrewError
-from brewctl.lifecycle import interrupts_held
 from brewctl.sandbox import processes
+from brewctl.signals import interrupts_held
 
 _ASSIGNED = re.compile(r"partitions assigned \[([\d, ]*)\]")
 _STARTED = re.compile(r"publisher started")
