@@ -113,7 +113,7 @@ def _prometheus() -> Any:
 
 def summed(folder: Path, *, role: str, version: str) -> "ProcessesSum":
     """Return the object that shows the sum of processes' metrics. Raises UsageError without prometheus-client."""
-    sum_: ProcessesSum = _prometheus().Sum(folder, role=role, version=version)
+    sum_: ProcessesSum = _prometheus().ProcessesSum(folder, role=role, version=version)
     return sum_
 
 

@@ -15,7 +15,7 @@ from grpc_health.v1.health_pb2 import HealthCheckResponse
 from brewctl.roles.order.call import Call, with_message
 from brewctl.roles.order.status import Status
 
-NAME = health_pb2.DESCRIPTOR.services_by_name["HealthService"].full_name
+NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 
 class HealthService:
