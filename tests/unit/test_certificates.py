@@ -134,7 +134,7 @@ def test_a_change_of_any_file_is_seen(files: Files) -> None:
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_server_with_such_files_does_not_start(files: Files, tmp_path: Path, workers: str) -> None:
     files.key.write_text("")
-    done = run("serve", "order", "--workers", workers, *files.options, env={"BREW_HOME": str(tmp_path)})
+    done = run("serve", "order", "--port", "0", "--workers", workers, *files.options, env={"BREW_HOME": str(tmp_path)})
     (line,) = done.stderr.splitlines()
     assert done.returncode == 2
     assert line == f"brewctl: --tls-key: {files.key} is empty"
