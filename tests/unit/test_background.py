@@ -117,6 +117,7 @@ def test_one_whose_port_is_taken_meanwhile_gets_the_next(home: Path, monkeypatch
         settled = background.settle(home, SETTINGS, node)
     assert (settled.name, settled.port) == ("order-1", background.nodes(home)["order-1"].port)
     assert settled.port > busy
+    monkeypatch.setenv("HOW", "slow")
     with pytest.raises(BrewError, match="order-2 is not ready yet"):
         background.settle(home, SETTINGS, background.start(home, SETTINGS, ["order"], name="order-2")[0], timeout_s=0)
 
