@@ -32,7 +32,7 @@ from brewctl.delivery.topics import topics
 from brewctl.lab.play.nodes import Node, Nodes
 from brewctl.roles import listening
 from brewctl.security import KafkaSecurity, Secret
-from tests import template
+from tests import scheduling, template
 from tests.warm import Warm
 
 # Where nothing is to be written, each start of brewctl compiles it anew: a fourth of the CPU that a node's start takes.
@@ -50,6 +50,12 @@ _CLIENT = KafkaClient(os.environ.get("BREW_KAFKA_CLIENT") or Settings.kafka_clie
 warmed: list[Warm] = []  # in which unit tests run `brewctl`
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> scheduling.ByFile | None:
+    return scheduling.ByFile(config, log) if config.getoption("dist") == "loadfile" else None
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Three, each with servers of its own: most tests wait. One process on servers of yours, which share the groups.
 
