@@ -11,8 +11,10 @@ import dataclasses
 import functools
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -47,6 +49,7 @@ _GIVEN_SECURITY = {name: os.environ[name] for name in (*_SECURED, *listening.VAR
 _CLIENT = KafkaClient(os.environ.get("BREW_KAFKA_CLIENT") or Settings.kafka_client)
 
 
+_ROOM_BYTES = 4 * 1024**3  # for a sandbox of each process, of several hundred MB
 warmed: list[Warm] = []  # in which unit tests run `brewctl`
 
 
@@ -118,8 +121,19 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
 
     One broker, which costs less: what needs three is among the acceptance tests.
     """
-    with real_servers(tmp_path_factory.mktemp("sandbox"), brokers=1) as found:
+    with in_memory(tmp_path_factory) as home, real_servers(home, brokers=1) as found:
         yield found
+
+
+@contextlib.contextmanager
+def in_memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder for a sandbox in memory, where there is room: each test makes a database, and drops it, with fsyncs."""
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or shutil.disk_usage(memory).free < _ROOM_BYTES:
+        yield tmp_path_factory.mktemp("sandbox")
+        return
+    with tempfile.TemporaryDirectory(dir=memory, prefix="brewctl-tests-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 @contextlib.contextmanager
