@@ -24,10 +24,10 @@ _GARBAGE = 100_000
 
 
 class Sleeper(Protocol):
-    """What waits for something else than an event, and can be woken from another thread."""
+    """An object that waits for other things than an event, and can be woken from another thread."""
 
     def wakeup(self) -> object:
-        """End the wait that goes on, or else the next one, at once."""
+        """End the current wait at once, or else the next one."""
 
 
 _sleepers: "weakref.WeakKeyDictionary[threading.Event, weakref.WeakSet[Sleeper]]" = weakref.WeakKeyDictionary()
@@ -35,9 +35,9 @@ _sleepers_lock = threading.Lock()
 
 
 def wake_at(event: threading.Event, sleeper: Sleeper) -> None:
-    """Wake a sleeper once the event is set, at once where it is set already. Forgets sleepers that are gone.
+    """Wake a sleeper when the event is set, at once if it is set already. Keeps no reference to sleepers.
 
-    One thread waits for each event, however many sleepers come and go: an event itself calls nobody.
+    An event has no callbacks, so one thread waits for each event, for all of its sleepers.
     """
     with _sleepers_lock:
         known = event in _sleepers
@@ -58,7 +58,7 @@ def wake_at(event: threading.Event, sleeper: Sleeper) -> None:
 
 
 def stop_at_end_of_input(stop: threading.Event) -> threading.Event:
-    """Set `stop` once stdin ends: the process that holds its other end wants it so, or is gone.
+    """Set `stop` when stdin ends: the process that holds its other end has closed it, or is gone.
 
     Return the event that the first byte on stdin sets.
     """
@@ -75,7 +75,7 @@ def stop_at_end_of_input(stop: threading.Event) -> threading.Event:
 
 
 def collect_garbage_rarely() -> None:
-    """Let the cyclic collector look at what is new less often, and never again at what is there now.
+    """Let the garbage collector run less often, and skip the objects that exist now.
 
     A role makes and drops some hundred objects a record, hardly any in cycles: at Python's own threshold, made for
     small programs, a sixth of a consumer's time goes into looking through them (docs/performance.md).
@@ -88,7 +88,7 @@ _begun: "weakref.WeakSet[threading.Event]" = weakref.WeakSet()
 
 
 def has_begun(stop: threading.Event) -> bool:
-    """Say whether actors were run until this stop: from then on there is work in hand."""
+    """Say whether `run_together` has started actors with this stop: from then on work may be in hand."""
     return stop in _begun
 
 

@@ -50,7 +50,7 @@ class _Signals:
         self._leaving = threading.Lock()
 
     def on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        # A stop may come from elsewhere: a signal after that is still the first.
+        # Counted, and not looked up in `stop`, which may have another cause: this signal would still be the first.
         self._handled += 1
         if self._handled > 1:
             self._leave()
@@ -64,7 +64,7 @@ class _Signals:
                 self._last()
             finally:
                 os._exit(ExitCode.INTERRUPTED)
-        while True:  # another thread is at it: nothing more happens in this one
+        while True:  # another thread ends the process
             signal.pause()
 
     @contextlib.contextmanager
@@ -85,7 +85,7 @@ class _Signals:
 
             thread = threading.Thread(target=read, name="signals", daemon=True)
             thread.start()
-            # A full buffer loses nothing that counts: two numbers in it are enough.
+            # A full buffer loses nothing: two numbers in it are enough.
             before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
             try:
                 yield

@@ -87,7 +87,7 @@ class Homes:
     def require_channel(self, chosen: Sequence["ParkedEvent"]) -> None:
         """Raise UsageError where a redrive by this process would not do what a group's nodes do.
 
-        If the nodes use lanes, such as for the webhook, and this process does not, it would write rows and call nobody.
+        If the nodes use lanes, as for the webhook, and this process does not, it would write rows and make no call.
         """
         from brewctl.delivery.inbox import waiting_events
         from brewctl.delivery.schema import homes

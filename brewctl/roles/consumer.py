@@ -25,7 +25,7 @@ def run(
     node: str,
     health: Health | None = None,
 ) -> None:
-    """Consume until `stop` is set. `name`: the downstream's MODULE:NAME. `health` is told what it depends on.
+    """Consume until `stop` is set. `name`: the downstream's MODULE:NAME. `health` gets its checks.
 
     Raises UnreachableError if a server is away, BrewError if its database lacks its tables or its group is another
     downstream's, and what its lifespan raises.

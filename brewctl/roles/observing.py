@@ -84,7 +84,7 @@ def observed_crew(
 ) -> Iterator[tuple[Path | None, Health]]:
     """Serve the three pages for several worker processes while the block runs.
 
-    Yield the folder that they share, None without `where`, and the health to be told that all of them are up. A worker
+    Yield the folder that they share, None without `where`, and the health to be set up when all of them are. A worker
     that does not answer within `within_s` seconds is stuck; without `where` none is asked. Raises what `observed` does.
     """
     health = Health(stop)

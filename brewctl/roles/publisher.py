@@ -2,9 +2,9 @@
 
     PostgreSQL ──rows of any service──► this node ──records──► Kafka
 
-For services that write their events with SQL alone, and for order-services that run with `--no-publisher`. Nobody tells
-it of a commit: it looks, soon again after rows and less often while there are none. Rows of a topic that is not there,
-or of a Kafka that is away, wait.
+For services that write their events with SQL alone, and for order-services that run with `--no-publisher`. No
+commit notifies it: it polls the outbox, often while there are rows and less often while there are none. Rows wait while
+their topic is missing or Kafka is away.
 """
 
 import contextlib

@@ -40,16 +40,16 @@ logger = log.get(__name__)
 
 _PLAINTEXT = Security()
 
-# The worker's own lines that are read here.
+# The workers' lines that this process reads.
 _READY = "order-service ready"
 _LISTENING = "order-service listening on "
 _SLICE_S = 0.2
-# A worker that is late says so itself, after drain_s.
+# Beyond drain_s, after which a worker reports by itself that its drain is late.
 _LATE_S = 2.0
 
 
 def await_go(node: str, told: threading.Event, stop: threading.Event) -> bool:
-    """Say that this worker is ready, and wait until it is `told` to open the port: False where a stop came first."""
+    """Report that this worker is ready, and wait until `told` is set; False if a stop came first."""
     log.say(node, _READY)
     while not told.wait(_SLICE_S) and not stop.is_set():
         pass
@@ -65,7 +65,7 @@ class _Inputs:
         self._going = self._over = False
 
     def open(self, name: str) -> int:
-        """Return the end that a new worker reads, to be closed by the caller; what was told to all is in it."""
+        """Return the end that a new worker reads, to be closed by the caller. What all were told is in it."""
         reading, writing = os.pipe()
         with self._lock:
             self._drop(name)
@@ -91,7 +91,7 @@ class _Inputs:
                 self._drop(name)
 
     def _go(self, writing: int) -> None:
-        with contextlib.suppress(BrokenPipeError):  # it is dead: whoever waits for its end says so
+        with contextlib.suppress(BrokenPipeError):  # the worker is dead; `_keep` handles that
             os.write(writing, b"\n")
 
     def _drop(self, name: str) -> None:
@@ -100,7 +100,7 @@ class _Inputs:
 
 
 class Workers:
-    """A number of processes, of which a dead one is replaced once it has listened. None is ever left behind."""
+    """Runs a number of worker processes, and replaces one that dies after it has listened. Leaves none behind."""
 
     def __init__(
         self,
@@ -125,15 +125,15 @@ class Workers:
         self._log_format = log_format
         self._verbose = verbose
         self._publishes = publishes
-        self._wait_s = wait_s  # for its servers: each worker does so itself
+        self._wait_s = wait_s  # passed on: each worker waits for its servers itself
         self._security = security
         self._http = http
-        self._numbers = ""  # the folder with what workers count
-        self._health: Health | None = None  # hears that all of them listen
+        self._numbers = ""  # the folder of the workers' metrics
+        self._health: Health | None = None  # set up when all of them listen
         self._processes: dict[str, subprocess.Popen[str]] = {}
         self._inputs = _Inputs()
         self._lock = threading.Lock()
-        # The names of those that were ready to listen, and of those that have listened, once at least.
+        # The names of workers that were ready to listen, and of workers that have listened, at least once.
         self._ready: set[str] = set()
         self.listening: set[str] = set()
         self._first_ready = threading.Event()
@@ -167,7 +167,7 @@ class Workers:
         return observed_crew(self._http, stop, node=self._node, role="order", names=self._names, within_s=look_s)
 
     def kill(self) -> None:
-        """End by SIGKILL whatever still runs."""
+        """Kill the workers that still run, with SIGKILL."""
         for process in list(self._processes.values()):
             process.kill()
 
@@ -181,7 +181,7 @@ class Workers:
             self._inputs.end()
 
     def _await_all_ready(self, stop: threading.Event) -> bool:
-        """Wait until every worker is ready: False where a stop came first. Raises BrewError for one that does not."""
+        """Wait until every worker is ready; False if a stop came first. Raises BrewError if one takes too long."""
         # The time limit begins anew with each worker that gets ready: many of them take long on few cores.
         were, since = 0, time.monotonic()
         while not stop.wait(_SLICE_S / 10):
@@ -195,7 +195,7 @@ class Workers:
             if time.monotonic() > since + limit_s:
                 self._late = missing if were else missing[:1]  # the others wait for the first
                 for process in [self._processes[name] for name in self._late if name in self._processes]:
-                    process.kill()  # it has nothing in hand
+                    process.kill()  # it has no call in hand yet
                 raise BrewError(
                     f"{' and '.join(self._late)} did not get ready to listen within {limit_s:g} s",
                     hint="see what is slow with `brewctl doctor`, or start fewer workers",
@@ -205,7 +205,7 @@ class Workers:
     def _keep(self, name: str, port: int, stop: threading.Event) -> None:
         """Start a worker, again and again, until a stop."""
         backoff = lifecycle.Backoff(stop)
-        # The first worker starts alone: what keeps all of them from starting is said once.
+        # The first worker starts alone, so that an error which concerns all of them is reported once.
         while name != self._names[0] and not self._first_ready.wait(_SLICE_S) and not stop.is_set():
             pass
         while not stop.is_set():
@@ -222,7 +222,7 @@ class Workers:
             backoff.pause()
 
     def _is_stopped_early(self, name: str, stop: threading.Event) -> bool:
-        """Say whether a stop that was meant for all of the service's processes has met one that did not know it yet."""
+        """Say whether SIGTERM to all processes has ended a worker before it could handle the signal."""
         return name not in self.listening and stop.wait(_SLICE_S)
 
     def _play(self, name: str, port: int) -> int:
@@ -231,7 +231,7 @@ class Workers:
         try:
             process = subprocess.Popen(  # noqa: S603 - ourselves
                 [
-                    # -P: whatever lies in this folder is no module of ours.
+                    # -P: no module is imported from the current folder.
                     *(sys.executable, "-P", "-m", "brewctl", *(["--verbose"] if self._verbose else [])),
                     *("serve", "order", "--worker", "--node", name, "--host", self._host, "--port", str(port)),
                     *("--log-format", self._log_format),
@@ -250,7 +250,7 @@ class Workers:
                 stdout=subprocess.PIPE,
                 encoding="utf-8",
                 errors="replace",
-                start_new_session=True,  # a Ctrl-C is ours to hand on
+                start_new_session=True,  # this process passes a Ctrl-C on
             )
         finally:
             os.close(stdin)

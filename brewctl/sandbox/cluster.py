@@ -32,26 +32,26 @@ from brewctl.signals import interrupts_held
 # The folders of a home.
 _PARTS = ("postgres", "kafka", "logs", "nodes")
 _SECURED_PARTS = ("tls",)
-# Less is too little to begin with.
+# The least free disk space for a new sandbox.
 ROOM_BYTES = 200 * 10**6
 _PORT_CHOICES = 3
-_LAST_CHILDREN_S = 5.0  # an ended server's own children go a moment later
+_LAST_CHILDREN_S = 5.0  # for the children of an ended server to end, too
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the user fixed; None is what the sandbox has, or for a new one a free port, 3 brokers, the bundled Java."""
+    """The user's options. None: as the sandbox has it; for a new one a free port, 3 brokers, the bundled Java."""
 
     brokers: int | None = None
     postgres_port: int | None = None
-    kafka_port: int | None = None  # the first broker's; the others follow
+    kafka_port: int | None = None  # the first broker's; the others get the next ports
     java: str | None = None
     secure: bool | None = None  # TLS and passwords for PostgreSQL and Kafka
     separate: bool | None = None  # databases of their own for the story's downstreams
 
 
 def up(home: Path, options: Options, progress: kafka.Progress) -> State:
-    """Start what doesn't run, wait until every server answers, apply the schema, create the topics.
+    """Start the servers that don't run, wait until all answer, apply the schema, create the topics.
 
     Harmless where all of it runs. What this call started is ended again where it fails or is interrupted.
     """
@@ -92,7 +92,7 @@ def _bring_up(home: Path, known: State, options: Options, progress: kafka.Progre
         if missing:
             progress.step("schema and topics")
         with database.connect(settings) as connection:
-            # Only where need be: it locks tables that roles may be using.
+            # Only if tables are missing: it locks tables that roles may be using.
             if setup.missing_tables(connection, tables=registration.story_tables(settings)):
                 registration.initialize_story(settings, connection)
         for full in registration.apart(settings):
@@ -101,7 +101,7 @@ def _bring_up(home: Path, known: State, options: Options, progress: kafka.Progre
 
 
 def down(home: Path, *, purge: bool = False) -> list[str]:
-    """End all servers, each within a bound; `purge` removes the data too. Returns the names of those that ran.
+    """End all servers, each within a time limit; `purge` also removes the data. Returns the names of those that ran.
 
     Touches nothing where nothing is remembered. Background nodes are left alone; nothing is removed while one runs.
     """
@@ -129,7 +129,7 @@ def down(home: Path, *, purge: bool = False) -> list[str]:
 
 
 def _require_unused(home: Path) -> None:
-    """Raise BrewError where a process works there: one that a damaged state does not know."""
+    """Raise BrewError if a process that a damaged state file does not name works in this home."""
     folders = [home / "postgres", home / "kafka", home / "nodes"]
     deadline = time.monotonic() + _LAST_CHILDREN_S
     while strangers := [process for folder in folders for process in processes.working_in(folder)]:
@@ -146,7 +146,7 @@ def running(home: Path) -> bool:
 
 
 def _require(home: Path, known: State, missing: list[str]) -> None:
-    """Raise BrewError where what is missing can't be started here, before anything is made or downloaded."""
+    """Raise BrewError if the missing servers can't be started here, before anything is created or downloaded."""
     surroundings.require_usable(home, "BREW_HOME")
     for name in missing:
         for port in known.ports[name]:
@@ -176,7 +176,7 @@ def _ports(options: Options, brokers: int, *, secure: bool) -> ports.Chosen:
 
 
 def _check(known: State, options: Options) -> None:
-    """A sandbox keeps its shape: brokers remember how many they are."""
+    """Raise UsageError for options that an existing sandbox can't change: its brokers, ports and security."""
     hint = "run `brewctl down --purge` first, which removes its data"
     if options.secure is not None and options.secure != known.secure:
         raise UsageError(f"this sandbox was made {'with' if known.secure else 'without'} --secure", hint=hint)
@@ -196,7 +196,7 @@ def _check(known: State, options: Options) -> None:
 
 
 def _secure(home: Path, known: State, missing: list[str], progress: kafka.Progress) -> None:
-    """See to the files that servers and clients of a secured sandbox read."""
+    """Write the certificates and passwords that servers and clients of a secured sandbox read."""
     parts.require(secure=True)
     from brewctl.sandbox import certificates  # noqa: PLC0415 - a library that no other sandbox needs
 
@@ -224,7 +224,7 @@ def _start(home: Path, known: State, missing: list[str], options: Options, progr
 
 
 def _resume(known: State) -> None:
-    """Let servers go on that are paused: they would never answer."""
+    """Continue paused servers, which would never answer."""
     for server in known.servers.values():
         process = processes.find(server)
         if process and processes.is_paused(process):
@@ -258,6 +258,6 @@ def _undo(home: Path, known: State, missing: list[str]) -> None:
 
 
 def _end(servers: list[Server]) -> None:
-    # Clients of each other: brokers first, all at once, then the database.
+    # Brokers first, all at once, then the database.
     kafka.stop([server for server in servers if server.name != "postgres"])
     processes.end([server for server in servers if server.name == "postgres"], postgres.STOP)

@@ -1,4 +1,4 @@
-"""How the servers of the sandbox are."""
+"""Which servers of the sandbox run and answer."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ class ServerHealth:
     """One server of the sandbox."""
 
     name: str
-    pid: int | None  # None where it doesn't run
+    pid: int | None  # None if it doesn't run
     port: int
     memory_bytes: int
     answers: bool
@@ -20,7 +20,7 @@ class ServerHealth:
 
 
 def of_servers(home: Path) -> list[ServerHealth]:
-    """Ask every server of the sandbox; empty where there is no sandbox."""
+    """Ask every server of the sandbox; empty without a sandbox."""
     known = state.load(home)
     if known is None or not known.has_sandbox:
         return []

@@ -1,4 +1,4 @@
-"""Child processes that outlive the command that started them. Ended by the pid that we started, never by name."""
+"""Processes that outlive the command that started them. They are ended by the pid that we started, never by name."""
 
 import errno
 import os
@@ -16,7 +16,7 @@ import psutil
 from brewctl.errors import BrewError
 from brewctl.sandbox.server import Server
 
-# Where a process's start is told by the clock alone, which may be adjusted a little.
+# How far two readings of a process's start may differ if only the clock tells it, which may be adjusted.
 _SAME_START_S = 1.0
 _LARGE_LOG_BYTES = 10 * 1024 * 1024
 _RECENT_BYTES = 64 * 1024
@@ -24,7 +24,7 @@ _PORTS = (15_000, 32_000)
 _PORT_TRIES = 200
 _LOOK_EVERY_S = 0.05
 _PORT_TAKEN = os.strerror(errno.EADDRINUSE)  # Java and PostgreSQL log it in the system's words
-# What a server says of a bound of the shell or the disk, and what mends it.
+# What servers log at a limit of the shell or the disk, and what mends it.
 _MENDS = {
     "Too many open files": "raise `ulimit -n`",
     "Could not reserve": "raise `ulimit -v`, or let other programs have less memory",
@@ -48,7 +48,7 @@ def spawn(
     env: Mapping[str, str] | None = None,
     role: str = "",
 ) -> Server:
-    """Start a process in a session of its own, so that no Ctrl-C of ours reaches it.
+    """Start a process in a session of its own: a Ctrl-C in this terminal does not reach it.
 
     What it prints is appended to `console`, for one that writes its `log` itself, else to `log`.
     """
@@ -73,7 +73,7 @@ def spawn(
 
 
 def find(server: Server) -> psutil.Process | None:
-    """Return the running process; None where it ended, or where its pid belongs to another one now."""
+    """Return the running process; None if it has ended, also if another process has its pid now."""
     try:
         process = psutil.Process(server.pid)
         if process.status() == psutil.STATUS_ZOMBIE:
@@ -87,14 +87,14 @@ def find(server: Server) -> psutil.Process | None:
 
 
 def is_paused(process: psutil.Process) -> bool:
-    """Say whether a process was stopped by a signal, and can be continued; one that has ended was not."""
+    """Say whether a process is stopped by a signal and can be continued. An ended process is not."""
     with suppress(psutil.Error):
         return bool(process.status() == psutil.STATUS_STOPPED)
     return False
 
 
 def working_in(folder: Path) -> list[psutil.Process]:
-    """Return the processes whose working directory is the folder or below it, whoever started them."""
+    """Return the processes whose working directory is the folder or below it, also those of other commands."""
     place, found = folder.resolve(), []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
@@ -104,7 +104,7 @@ def working_in(folder: Path) -> list[psutil.Process]:
 
 
 def _birth(pid: int) -> str:
-    """Tell a process from all others that ever had its pid: this boot's id, and its start in ticks since then.
+    """Return what tells a process from earlier ones with its pid: this boot's id, and its start in ticks since then.
 
     Linux only (proc_pid_stat(5), field 22), else ""; a start time moves when the clock is set, as after a suspend.
     """
@@ -117,7 +117,7 @@ def _birth(pid: int) -> str:
 
 
 def end(servers: Iterable[Server], steps: Sequence[tuple[signal.Signals, float]]) -> None:
-    """Send each step's signal to all that still run and wait for them, at most that many seconds."""
+    """Send each step's signal to the servers that still run, and wait for them at most that step's seconds."""
     running = [server for server in servers if find(server)]
     for number, wait_s in steps:
         for server in running:
@@ -125,7 +125,7 @@ def end(servers: Iterable[Server], steps: Sequence[tuple[signal.Signals, float]]
                 with suppress(psutil.NoSuchProcess):
                     process.send_signal(number)
         deadline = time.monotonic() + wait_s
-        # psutil's own wait goes on while nobody has asked how it ended, as PID 1 of many containers never does.
+        # psutil waits until a parent has reaped the process, which PID 1 of many containers never does.
         while (running := [server for server in running if find(server)]) and time.monotonic() < deadline:
             time.sleep(_LOOK_EVERY_S)
         if not running:
@@ -200,7 +200,7 @@ def tail(server: Server, lines: int = 20) -> str:
 
 
 def recent(log: Path, *, start: int = 0) -> list[str]:
-    """Return the last lines of a log from byte `start` on, 64 KiB of them at most; none where it can't be read."""
+    """Return the last lines of a log after byte `start`, from 64 KiB at most; none if it can't be read."""
     with suppress(OSError), log.open("rb") as file:
         end = file.seek(0, os.SEEK_END)
         file.seek(max(start, end - _RECENT_BYTES))
@@ -209,12 +209,12 @@ def recent(log: Path, *, start: int = 0) -> list[str]:
 
 
 def indented(lines: Iterable[str]) -> str:
-    """Write lines of a log as they stand in an error."""
+    """Return lines of a log as an error shows them."""
     return "\n".join(f"  {line}" for line in lines) or "  (nothing in its log)"
 
 
 def memory(process: psutil.Process) -> int:
-    """Resident bytes of a process and its children; shared pages are counted once where the system tells."""
+    """Resident bytes of a process and its children; shared pages are counted once if the system tells them."""
     total, members = 0, [process]
     with suppress(psutil.Error):
         members += process.children(recursive=True)

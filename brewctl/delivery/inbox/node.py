@@ -35,9 +35,9 @@ def consume(
 ) -> None:
     """Run a downstream until `stop` is set, then print its counters.
 
-    `name`: the MODULE:NAME under which it is registered. `own`: its database, where that is not the story's. `tables`:
+    `name`: the MODULE:NAME under which it is registered. `own`: its database, if that is not the story's. `tables`:
     those that must be there; default: all. `needs`: the sections of grants.sql whose rights it must have there.
-    `health` is told what it depends on.
+    `health` gets its checks.
 
     Raises UnreachableError where a server is away at the start, BrewError where a table or a topic is missing, or
     where the open transaction was not finished in time after a stop: it is rolled back then.

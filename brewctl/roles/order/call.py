@@ -168,7 +168,7 @@ class Call:
         """Run a step of the call. An exception is logged and ends this call alone."""
         try:
             step()
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is about this call
+        except Exception as error:  # noqa: BLE001 - any error concerns this call alone
             self._door.failed(error)
             self.end(Status(grpc.StatusCode.INTERNAL, "this call failed: the log of the replica says why"))
 
