@@ -43,7 +43,8 @@ def test_the_tour_in_a_terminal(rig: Rig, tmp_path: Path) -> None:
 def test_a_tour_that_q_ended_leaves_no_process_behind_and_is_played_again(rig: Rig, tmp_path: Path) -> None:
     """Kafka has the killed node as a member still, and the second tour waits until it hasn't."""
     env = {**rig.env, "BREW_HOME": str(tmp_path)}
-    with opened(*TOUR, "--step", "--kill-at", "5", env=env) as terminal:
+    # Not fast: the session of the killed node must last until the second tour looks, on a slow machine too.
+    with opened("demo", "--yes", "--step", "--kill-at", "5", env=env) as terminal:
         for act in range(2, 6):
             terminal.wait_for(f"any key: act {act} of 6", timeout_s=60)
             nodes = psutil.Process(terminal.process.pid).children(recursive=True)
