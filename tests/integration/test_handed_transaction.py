@@ -274,7 +274,7 @@ def test_a_thread_that_still_uses_tx_when_the_handler_returns_is_an_error(rig: R
 
     # The pool's end ends what its sessions do; else the thread waits for its answer until this bound.
     hurried = limited(rig.settings, database_connect_s=5, database_statement_s=7.0, database_answer_s=8.0)
-    with database.open_pool(hurried, name="test", size=1) as pool, pytest.raises(HandlerError, match="was running"):
+    with database.open_pool(hurried, name="test", size=1) as pool, pytest.raises(HandlerError, match="still running"):
         handled(rig, pool, handler)
     threads[0].join()
     assert kept(rig) == (0, 0)
@@ -300,7 +300,7 @@ def test_what_a_handler_left_open_is_an_error_and_the_pool_goes_on(rig: Rig, poo
         tx.pgconn.enter_pipeline_mode()
 
     for handler in (stream, pipeline):
-        with pytest.raises(HandlerError, match="was running"):
+        with pytest.raises(HandlerError, match="still running"):
             handled(rig, pool, handler)
         assert kept(rig) == (0, 0)
     assert handled(rig, pool, lambda event, tx: insert(tx, event.outbox_id)).tally.effects == 1

@@ -85,7 +85,7 @@ def test_a_refusal_leaves_everything_as_it_was(rig: Rig, admin: Admin, other: st
     with member(rig.settings, group, rig.settings.topic):
         done = rig.brewctl("topic", "create", "--recreate", "--yes")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
-    assert done.stderr.startswith(f"brewctl: consumer group {group} has live members: stop those")
+    assert done.stderr.startswith(f"brewctl: consumer group {group} has live members: stop the members")
     assert len(read_topic(rig.settings)) == 1
     assert offsets(admin, rig.settings.topic, rig.settings.dead_letter_topic, other) == [{0: 3, 1: 4}] * 6
 
