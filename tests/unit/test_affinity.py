@@ -1,5 +1,6 @@
 """One core for a busy process: which one, and that its threads really are there."""
 
+import contextlib
 import logging
 import os
 import subprocess
@@ -133,7 +134,11 @@ def policies_of(process: "subprocess.Popen[str]") -> set[int]:
 
 
 def policies_of_us() -> set[int]:
-    return {os.sched_getscheduler(int(task.name)) for task in Path("/proc/self/task").iterdir()}
+    found = set()
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(ProcessLookupError):  # the thread has ended meanwhile
+            found.add(os.sched_getscheduler(int(task.name)))
+    return found
 
 
 def listed(text: str) -> set[int]:
