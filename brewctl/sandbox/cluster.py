@@ -171,7 +171,7 @@ def _new_state(options: Options) -> State:
     )
 
 
-def _ports(options: Options, brokers: int, *, secure: bool) -> ports.Chosen:
+def _ports(options: Options, brokers: int, *, secure: bool) -> ports.ChosenPorts:
     return ports.choose(brokers, secure=secure, postgres=options.postgres_port, kafka=options.kafka_port)
 
 

@@ -5,7 +5,7 @@ from typing import TypedDict
 from brewctl.sandbox.processes import free_port
 
 
-class Chosen(TypedDict):
+class ChosenPorts(TypedDict):
     """Ports as the sandbox's state names them."""
 
     postgres_port: int
@@ -14,7 +14,7 @@ class Chosen(TypedDict):
     kafka_detours: list[tuple[int, int]]
 
 
-def choose(brokers: int, *, secure: bool, postgres: int | None = None, kafka: int | None = None) -> Chosen:
+def choose(brokers: int, *, secure: bool, postgres: int | None = None, kafka: int | None = None) -> ChosenPorts:
     """Choose free ports, but for those that the user has: of PostgreSQL, and of the first broker, which others follow.
 
     Another program may take one before its server listens. Raises BrewError where none is free.

@@ -104,7 +104,7 @@ def test_equal_keys_of_a_batch_are_one_order_a_tenant_and_a_body(rig: Rig, node:
     assert [rows_of(rig, customer) for customer in (same, torn, shared)] == [(1, 1), (1, 1), (2, 2)]
 
 
-def test_an_order_gives_its_place_back_before_its_client_is_answered(
+def test_an_order_releases_its_slot_before_its_client_is_answered(
     node: HeldNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else a client that asks again at once could be refused for its own order before."""

@@ -1,6 +1,6 @@
 """Which calls are let in, how many are in hand, and how the others end.
 
-call ──► interceptor ──► message ──► admitted ──► in hand, until its Place is left
+call ──► interceptor ──► message ──► admitted ──► in hand, until its Slot is released
 ├─ stopping?               └─ full? RESOURCE_EXHAUSTED
 └─ away? UNAVAILABLE, before anything waits for the message
 """
@@ -23,7 +23,7 @@ class Admission:
     """Bounds the calls in hand to `concurrent_calls`; lets none in while the replica stops or its database is away.
 
     A call is in hand from its message until its work is done. That may be after its caller's deadline: an order in the
-    writer's queue keeps its place until it is written or dropped.
+    writer's queue keeps its slot until it is written or dropped.
     """
 
     def __init__(self, limits: Limits, availability: Availability, stop: threading.Event) -> None:
@@ -42,19 +42,19 @@ class Admission:
 
     @property
     def in_hand(self) -> int:
-        """How many calls have a place."""
+        """How many calls have a slot."""
         return self._in_hand
 
-    def enter(self) -> "Place":
-        """Take a place for a call that was admitted, when its work is handed on."""
+    def enter(self) -> "Slot":
+        """Take a slot for an admitted call, when its work is handed on."""
         with self._lock:
             self._in_hand += 1
-        return Place(self._leave)
+        return Slot(self._exit)
 
     def admitted(self, handle: Callable[[R, Call], None]) -> Callable[[R, Call], None]:
-        """Return a `handle` that has the calls for which there is a place. Only gRPC's serving thread may call it.
+        """Return a `handle` that is called only while there is a free slot. Only gRPC's serving thread may call it.
 
-        That one thread alone compares the count and adds to it, so no two calls can take the last place.
+        That one thread alone compares the count and adds to it, so no two calls can take the last slot.
         """
 
         def admit(request: R, call: Call) -> None:
@@ -81,25 +81,25 @@ class Admission:
         """End the calls that came while the replica stopped, and from now on each new one at once."""
         self._kept.end(self.stopping)
 
-    def _leave(self) -> None:
+    def _exit(self) -> None:
         with self._lock:
             self._in_hand -= 1
 
 
-class Place:
-    """A call's place among those in hand. `leave` gives it back, once, however often it is called."""
+class Slot:
+    """A call's slot among those in hand. A second `release` does nothing."""
 
-    __slots__ = ("_leave", "_left")
+    __slots__ = ("_release", "_released")
 
-    def __init__(self, leave: Callable[[], None]) -> None:
-        self._leave = leave
-        self._left = False
+    def __init__(self, release: Callable[[], None]) -> None:
+        self._release = release
+        self._released = False
 
-    def leave(self) -> None:
-        """Give the place back. Not for two threads at a time."""
-        if not self._left:
-            self._left = True
-            self._leave()
+    def release(self) -> None:
+        """Give the slot back. Not for two threads at a time."""
+        if not self._released:
+            self._released = True
+            self._release()
 
 
 class _Kept:

@@ -14,7 +14,7 @@ from brewctl.delivery.orders import acceptance, cancellation, refusals, store
 from brewctl.delivery.orders.group_commit import GroupCommit
 from brewctl.proto import orders_pb2
 from brewctl.proto.orders_pb2 import CancelResponse, Order
-from brewctl.roles.order.admission import Admission, Place
+from brewctl.roles.order.admission import Admission, Slot
 from brewctl.roles.order.call import Call
 from brewctl.roles.order.cancelling import Cancelling
 from brewctl.roles.order.status import NEVER, Status, retry_later
@@ -87,10 +87,10 @@ class OrderService:
             call.end(early)
             return
 
-        place = self._admission.enter()
+        slot = self._admission.enter()
 
         def told(end: CancelResponse | Exception | None) -> None:
-            place.leave()
+            slot.release()
             match end:
                 case CancelResponse():
                     call.answer(end.SerializeToString())
@@ -161,11 +161,11 @@ class OrderService:
         self._refused.warn(reason=said, sqlstate=error.sqlstate if isinstance(error, psycopg.Error) else None)
         return Status(grpc.StatusCode.FAILED_PRECONDITION, f"postgres does not take this order: {said}", NEVER)
 
-    def _read(self, request: orders_pb2.GetRequest, call: Call, place: Place) -> None:
+    def _read(self, request: orders_pb2.GetRequest, call: Call, slot: Slot) -> None:
         try:
             call.guarded(lambda: self._answer_get(request, call))
         finally:
-            place.leave()
+            slot.release()
 
     def _answer_get(self, request: orders_pb2.GetRequest, call: Call) -> None:
         if early := self._early(call):
@@ -204,21 +204,21 @@ def _no_order(order_id: str) -> Status:
 class _Create:
     """An order in the writer's hands. It may outlive its caller's deadline, but is not written after that."""
 
-    __slots__ = ("_call", "_place", "_service", "left_s", "new")
+    __slots__ = ("_call", "_service", "_slot", "left_s", "new")
 
-    def __init__(self, service: OrderService, new: acceptance.NewOrder, call: Call, place: Place) -> None:
+    def __init__(self, service: OrderService, new: acceptance.NewOrder, call: Call, slot: Slot) -> None:
         self._service = service
         self._call = call
-        self._place = place
+        self._slot = slot
         self.new = new
         self.left_s = call.left_s
 
-    # The place is given back before the client is answered, which may then call again at once.
+    # The slot is released before the client is answered, which may then call again at once.
 
     def on_created(self, order: Order) -> None:
-        self._place.leave()
+        self._slot.release()
         self._call.answer(orders_pb2.CreateResponse(order_id=order.order_id, status=order.status).SerializeToString())
 
     def on_failed(self, error: Exception) -> None:
-        self._place.leave()
+        self._slot.release()
         self._call.end(self._service.status_for(error, self._call))
