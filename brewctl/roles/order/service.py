@@ -110,8 +110,8 @@ class OrderService:
         self._readers.submit(self._read, request, call, self._admission.enter())
 
     def shutdown(self) -> None:
-        """End the threads: reads are finished, cancels that no thread has begun are dropped."""
-        self._readers.shutdown()
+        """End the threads without waiting. Calls that no thread has begun are dropped: their clients are gone."""
+        self._readers.shutdown(wait=False, cancel_futures=True)
         self._cancelling.shutdown()
 
     def status_for(self, error: Exception, call: Call, *, again: str = _SAME_KEY) -> Status:
