@@ -1,8 +1,10 @@
 """Which calls are let in, how many are in hand, and how the others end.
 
-call ──► interceptor ──► message ──► admitted ──► in hand, until its Slot is released
-├─ stopping?               └─ full? RESOURCE_EXHAUSTED
-└─ away? UNAVAILABLE, before anything waits for the message
+    call ──► interceptor ──► message ──► admitted ──► in hand, until its Slot is released
+                 ├─ stopping?               └─ full? RESOURCE_EXHAUSTED
+                 └─ away? UNAVAILABLE, before anything waits for the message
+
+The interceptor stands before the port; `admitted` before the methods of OrderService.
 """
 
 import threading
@@ -13,7 +15,7 @@ import grpc
 
 from brewctl.delivery.database.availability import Availability
 from brewctl.limits import Limits
-from brewctl.roles.order.call import Call, R, method
+from brewctl.roles.order.call import Call, Interceptor, R, method
 from brewctl.roles.order.status import Status, retry_later
 
 _AWAY = "the database is away: retry"
@@ -123,20 +125,13 @@ class _Kept:
             call.end(status)
 
 
-class _TurnAway(grpc.ServerInterceptor):  # type: ignore[misc] # grpc has no types
+class _TurnAway(Interceptor):
     """Ends the calls that admission does not let in before anything waits for their message."""
 
     def __init__(self, admission: Admission, methods: str) -> None:
+        super().__init__(methods)
         self._admission = admission
-        self._methods = methods
 
-    def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler | None],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler | None:
-        """Return the call's own method, or what ends the call instead."""
-        handler = continuation(handler_call_details)
-        if handler is None or not handler_call_details.method.startswith(self._methods):
-            return handler
+    def instead(self, _name: str, handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
+        """Return the call's own method, or what ends the call."""
         return self._admission.turned_away() or handler

@@ -207,3 +207,31 @@ def with_message(parse: Callable[[bytes], R], handle: Callable[[R, Call], object
         call.receive(received)
 
     return method(begin)
+
+
+class Interceptor(grpc.ServerInterceptor):  # type: ignore[misc] # grpc has no types
+    """Stands before the calls of one service. Calls of other services pass."""
+
+    def __init__(self, methods: str) -> None:
+        """`methods`: how the names of the service's methods begin, such as "/brew.OrderService/"."""
+        self._methods = methods
+
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler | None],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler | None:
+        """Return the call's method, or what `instead` makes of it."""
+        handler = continuation(handler_call_details)
+        if handler is None:
+            self.unknown()
+            return None
+        name: str = handler_call_details.method
+        return self.instead(name.removeprefix(self._methods), handler) if name.startswith(self._methods) else handler
+
+    def unknown(self) -> None:
+        """Note a call of a method that does not exist."""
+
+    def instead(self, name: str, handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
+        """Return what a call of the service's method `name` gets in place of `handler`."""
+        raise NotImplementedError

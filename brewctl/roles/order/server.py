@@ -6,7 +6,7 @@ call ──► interceptors ──► door ──message──► admission ─�
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import grpc
@@ -17,7 +17,7 @@ from brewctl.errors import PortError
 from brewctl.proto import orders_pb2
 from brewctl.roles.order import health, reflection, service, traced
 from brewctl.roles.order.admission import Admission
-from brewctl.roles.order.call import Call, method, with_message
+from brewctl.roles.order.call import Call, Interceptor, method, with_message
 from brewctl.roles.order.door import Door
 from brewctl.roles.order.health import HealthService
 from brewctl.roles.order.reflection import Reflection
@@ -143,25 +143,20 @@ class OrderServer:
         self._door.close()
 
 
-class _Counting(grpc.ServerInterceptor):  # type: ignore[misc] # grpc has no types
+class _Counting(Interceptor):
     """Counts and times the service's calls, also those that are refused; not those of health."""
 
     def __init__(self, calls: metrics.Calls) -> None:
+        super().__init__(_METHODS)
         self._calls = calls
 
-    def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler | None],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler | None:
+    def unknown(self) -> None:
+        """Count a call of an unknown method: one label for all of their names."""
+        self._calls.unknown()
+
+    def instead(self, name: str, handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
         """Return the call's method, counted at its end."""
-        handler = continuation(handler_call_details)
-        if handler is None:
-            self._calls.unknown()  # one label for all unknown names
-            return None
-        if not handler_call_details.method.startswith(_METHODS):
-            return handler
-        name, handle = handler_call_details.method.removeprefix(_METHODS), handler.stream_stream
+        handle = handler.stream_stream
 
         def begin(call: Call) -> None:
             began = time.monotonic()

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from brewctl.roles.order.call import Call, method
+from brewctl.roles.order.call import Call, Interceptor, method
 from brewctl.tracing import in_force
 
 if TYPE_CHECKING:
@@ -29,27 +29,20 @@ def interceptors(methods: str) -> list[grpc.ServerInterceptor]:
     return [_Traced(traces, methods)] if (traces := in_force()) else []
 
 
-class _Traced(grpc.ServerInterceptor):  # type: ignore[misc] # grpc has no types
+class _Traced(Interceptor):
     """Makes a span of each call, from its arrival until the transport has finished with it."""
 
     def __init__(self, traces: "Tracing", methods: str) -> None:
+        super().__init__(methods)
         self._traces = traces
-        self._methods = methods
+        self._service = methods.removeprefix("/")
 
-    def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler | None],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler | None:
+    def instead(self, name: str, handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
         """Return the call's method within a span."""
-        handler = continuation(handler_call_details)
-        name: str = handler_call_details.method
-        if handler is None or not name.startswith(self._methods):
-            return handler
         go_on: Callable[[Call], None] = handler.stream_stream
 
         def begin(call: Call) -> None:
-            span = self._traces.call(name[1:], call.metadata())
+            span = self._traces.call(f"{self._service}{name}", call.metadata())
             call.context = span.traceparent
 
             def end(_call: object) -> None:
